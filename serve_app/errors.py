@@ -1,0 +1,104 @@
+"""Every error a caller can meet.
+
+TranscriptionError                      500 internal_error
+├── InvalidRequest                      400 invalid_request       an option or the body is wrong
+├── PayloadTooLarge                     413 payload_too_large     more bytes than the server takes
+├── UnusableAudio                       422 undecodable_audio     the bytes hold no usable audio
+│   ├── EmptyAudio                      422 empty_audio           nothing to decode, or nothing decoded
+│   ├── NoAudioStream                   422 no_audio_stream       a file without a sound track
+│   └── AudioTooLong                    422 audio_too_long        more seconds than the server takes
+├── SourceUnavailable                   424 source_unavailable    the audio URL could not be fetched
+├── Overloaded                          503 overloaded            try again later
+├── DeadlineExceeded                    504 deadline_exceeded     the request took too long
+└── ModelUnavailable                    503 model_unavailable     a model cannot be loaded or used
+
+All arguments are positional: an exception with keyword-only arguments does not survive the way
+from one Ray replica to another. `str()` of an error that crossed replicas is a remote traceback,
+so answers are built from `message`, never from `str()`.
+"""
+
+
+class TranscriptionError(Exception):
+    """Base class. `message` is one plain sentence that says what to do."""
+
+    status = 500
+    type = "server_error"
+    code = "internal_error"
+
+    def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message, param, code)
+        self.message = message
+        self.param = param
+        if code is not None:
+            self.code = code
+
+
+class InvalidRequest(TranscriptionError):
+    """The request itself is wrong; sending it again will not help."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = "invalid_request"
+
+
+class PayloadTooLarge(TranscriptionError):
+    """The upload or the fetched file has more bytes than the configured limit."""
+
+    status = 413
+    type = "invalid_request_error"
+    code = "payload_too_large"
+
+
+class UnusableAudio(TranscriptionError):
+    """The bytes arrived but cannot be decoded."""
+
+    status = 422
+    type = "invalid_request_error"
+    code = "undecodable_audio"
+
+
+class EmptyAudio(UnusableAudio):
+    """There is nothing to decode, or decoding gave no samples."""
+
+    code = "empty_audio"
+
+
+class NoAudioStream(UnusableAudio):
+    """The file is readable but has no sound track."""
+
+    code = "no_audio_stream"
+
+
+class AudioTooLong(UnusableAudio):
+    """Decoding passed the configured number of seconds."""
+
+    code = "audio_too_long"
+
+
+class SourceUnavailable(TranscriptionError):
+    """The audio URL could not be fetched; `code` says why (`dns_failure`, `timeout`, ...)."""
+
+    status = 424
+    type = "source_error"
+    code = "source_unavailable"
+
+
+class Overloaded(TranscriptionError):
+    """No capacity now; the answer carries `Retry-After`."""
+
+    status = 503
+    code = "overloaded"
+
+
+class DeadlineExceeded(TranscriptionError):
+    """The server-side deadline of the request passed."""
+
+    status = 504
+    code = "deadline_exceeded"
+
+
+class ModelUnavailable(TranscriptionError):
+    """A model is unknown, gated, unreachable or broken; the message says how to get it."""
+
+    status = 503
+    code = "model_unavailable"

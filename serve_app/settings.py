@@ -1,0 +1,104 @@
+"""What runs: the `args:` of serve_config.yaml, typed. How many and where stands in `deployments:`.
+
+Nothing is read from the environment here; secrets (HF_TOKEN) are read where they are used.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Share = Annotated[float, Field(gt=0, le=1)]
+Seconds = Annotated[float, Field(gt=0)]
+Probability = Annotated[float, Field(gt=0, lt=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class AsrSettings(_Strict):
+    """Whisper: windows to text."""
+
+    compute_type: str = Field(
+        "auto", description="CTranslate2 type; auto = int8_float16 on a GPU, int8 on a CPU."
+    )
+    beam_size: int = Field(5, ge=1, le=20, description="Beam width, as whisperx's default.")
+    window_s: float | None = Field(
+        None, gt=0, le=30, description="Longest window; empty = 30, or what the bundled model was trained for."
+    )
+    cpus: int = Field(1, ge=1, description="CPU threads of one replica, when it runs on a CPU.")
+    gpu_share: Share = Field(0.5, description="Part of a GPU that one replica books.")
+
+
+class SpeechSettings(_Strict):
+    """Voice activity detection: where the speech is."""
+
+    method: Literal["pyannote", "silero"] = Field(
+        "pyannote", description="pyannote = whisperx's default; silero = 25x cheaper on a CPU, slightly less exact."
+    )
+    onset: Probability = Field(0.500, description="Speech starts above this probability.")
+    offset: Probability = Field(0.363, description="Speech ends below this probability.")
+    cpus: int = Field(1, ge=1, description="CPU threads of one replica.")
+
+
+class AlignmentSettings(_Strict):
+    """wav2vec2: text to word times."""
+
+    models: dict[str, str] = Field(
+        default_factory=dict,
+        description="Language code to model (hub name, torchaudio bundle or directory); others use whisperx's default.",
+    )
+    max_loaded_languages: int = Field(3, ge=1, description="Models of this many languages stay in memory.")
+    cpus: int = Field(1, ge=1, description="CPU threads of one replica, when it runs on a CPU.")
+    gpu_share: Share = Field(0.2, description="Part of a GPU that one replica books.")
+
+
+class DiarizationSettings(_Strict):
+    """pyannote: who speaks when."""
+
+    model: str = Field(
+        "auto",
+        description="auto = bundled beside the bundled recogniser, community-1 where HF_TOKEN is set, else off; "
+        "off, bundled, a hub name or a local directory.",
+    )
+    cpus: int = Field(1, ge=1, description="CPU threads of one replica, when it runs on a CPU.")
+    gpu_share: Share = Field(0.3, description="Part of a GPU that one replica books.")
+
+
+class IntakeSettings(_Strict):
+    """Limits on what comes in."""
+
+    max_bytes: int = Field(1 << 30, gt=0, description="Largest upload or fetched file, in bytes.")
+    max_audio_s: Seconds = Field(4 * 3600, description="Longest audio, in decoded seconds.")
+    fetch_timeout_s: Seconds = Field(300, description="Longest time to fetch an audio URL.")
+    allowed_hosts: tuple[str, ...] = Field(
+        (),
+        description="host or host:port that may be fetched although its address is private or its port unusual.",
+    )
+
+
+class Settings(_Strict):
+    """The builder's argument: `args:` in serve_config.yaml."""
+
+    model: str = Field(
+        "large-v2",
+        description="Whisper model: bundled, a name (tiny ... large-v3-turbo), a hub repository or a directory.",
+    )
+    device: Literal["auto", "cuda", "cpu"] = Field(
+        "auto", description="auto = GPUs where the cluster has any, else CPU."
+    )
+    request_timeout_s: Seconds = Field(3600, description="A request that takes longer is answered 504.")
+    windows_in_flight: int = Field(
+        64, ge=1, description="Windows of one request that wait or run at the same time."
+    )
+    asr: AsrSettings = AsrSettings()
+    speech: SpeechSettings = SpeechSettings()
+    alignment: AlignmentSettings = AlignmentSettings()
+    diarization: DiarizationSettings = DiarizationSettings()
+    intake: IntakeSettings = IntakeSettings()
+
+    @model_validator(mode="after")
+    def _offset_below_onset(self) -> "Settings":
+        if self.speech.offset > self.speech.onset:
+            raise ValueError("speech.offset must not be above speech.onset")
+        return self

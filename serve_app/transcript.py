@@ -1,0 +1,121 @@
+"""What flows between the stages: audio, windows, words, segments, turns. Frozen, no I/O.
+
+All times are seconds from the start of the file.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+SAMPLE_RATE_HZ = 16_000
+
+Samples = npt.NDArray[np.int16]  # mono, 16 kHz; read-only once it has crossed a replica
+
+
+@dataclass(frozen=True, slots=True)
+class StageWarning:
+    """Something the caller should know although the request went through."""
+
+    stage: str
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Audio:
+    """Decoded audio: mono 16 kHz int16, half the memory of float32 and what ffmpeg gives whisperx."""
+
+    samples: Samples
+    warnings: tuple[StageWarning, ...] = ()
+
+    @property
+    def duration_s(self) -> float:
+        return len(self.samples) / SAMPLE_RATE_HZ
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A stretch of speech of at most the model's window length: the unit of work."""
+
+    start_s: float
+    end_s: float
+
+    def cut(self, samples: Samples) -> Samples:
+        """The window's samples, a view (whisperx's own rounding: int of start and end)."""
+        return samples[int(self.start_s * SAMPLE_RATE_HZ) : int(self.end_s * SAMPLE_RATE_HZ)]
+
+
+@dataclass(frozen=True, slots=True)
+class Speech:
+    """What voice activity detection found in one file."""
+
+    windows: tuple[Window, ...]
+    duration_s: float
+    warnings: tuple[StageWarning, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class WindowText:
+    """What the recogniser heard in one window."""
+
+    text: str
+    language: str
+    language_probability: float | None  # None when the caller named the language
+    avg_logprob: float
+    no_speech_prob: float
+    compression_ratio: float
+    tokens: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """One word; times are None where it could not be aligned."""
+
+    text: str
+    start_s: float | None = None
+    end_s: float | None = None
+    score: float | None = None
+    speaker: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One sentence after alignment, or one whole window where alignment was not possible."""
+
+    start_s: float
+    end_s: float
+    text: str
+    words: tuple[Word, ...] = ()
+    speaker: str | None = None
+    avg_logprob: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One speaker speaking."""
+
+    start_s: float
+    end_s: float
+    speaker: str
+
+
+@dataclass(frozen=True, slots=True)
+class Diarization:
+    """Who speaks when. `turns` may overlap; `exclusive_turns` never do (one speaker at a time)."""
+
+    turns: tuple[Turn, ...]
+    exclusive_turns: tuple[Turn, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """The result of one request."""
+
+    segments: tuple[Segment, ...]
+    language: str | None  # None when there was no speech to detect it from
+    duration_s: float
+    model: str
+    turns: tuple[Turn, ...] = ()
+    warnings: tuple[StageWarning, ...] = ()
+    timings: dict[str, float] = field(default_factory=dict)  # stage -> wall seconds
