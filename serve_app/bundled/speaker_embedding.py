@@ -1,0 +1,87 @@
+"""The architecture of the bundled speaker embedding: a small x-vector behind pyannote's Model interface."""
+
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from pyannote.audio.core.model import Model
+from pyannote.audio.models.blocks.pooling import StatsPool
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchaudio.transforms import MelSpectrogram
+
+_HOP = 160  # samples between frames: 10 ms
+_N_FFT = 640
+_LAYERS = ((5, 1), (3, 2), (3, 3), (1, 1))  # kernel, dilation of each convolution
+
+
+class TinyXVector(Model):
+    """64 log-mels, four dilated convolutions over time, statistics pooling, one linear layer.
+
+    Waveforms (batch, 1, samples) at 16 kHz and optional frame weights (batch, frames) or
+    (batch, speakers, frames) give embeddings (batch, dimension) or (batch, speakers, dimension).
+    x-vectors: Snyder et al., "X-Vectors: Robust DNN Embeddings for Speaker Recognition", 2018.
+    """
+
+    def __init__(
+        self,
+        sample_rate: int = 16_000,
+        num_channels: int = 1,
+        channels: int = 128,
+        dimension: int = 64,
+        task: None = None,
+    ) -> None:
+        super().__init__(sample_rate=sample_rate, num_channels=num_channels, task=task)
+        self.save_hyperparameters("channels", "dimension")
+        self.mel = MelSpectrogram(
+            sample_rate, n_fft=_N_FFT, win_length=480, hop_length=_HOP, f_min=60, f_max=7000, n_mels=64
+        )
+        widths = (64, channels, channels, channels, 2 * channels)
+        layers: list[nn.Module] = []
+        for (kernel, dilation), n_in, n_out in zip(_LAYERS, widths[:-1], widths[1:], strict=True):
+            padding = (kernel // 2) * dilation
+            layers += [
+                nn.Conv1d(n_in, n_out, kernel, dilation=dilation, padding=padding),
+                nn.BatchNorm1d(n_out),
+                nn.ReLU(),
+            ]
+        self.net = nn.Sequential(*layers)
+        self.stats_pool = StatsPool()
+        self.embedding = nn.Linear(4 * channels, dimension)
+
+    @property
+    def dimension(self) -> int:
+        return int(self.hparams.dimension)
+
+    @lru_cache  # noqa: B019  (pyannote's own models cache it the same way; models live as long as the replica)
+    def num_frames(self, num_samples: int) -> int:
+        return 1 + num_samples // _HOP
+
+    def receptive_field_size(self, num_frames: int = 1) -> int:
+        span = sum((kernel - 1) * dilation for kernel, dilation in _LAYERS)
+        return _N_FFT + (num_frames - 1 + span) * _HOP
+
+    def receptive_field_center(self, frame: int = 0) -> int:
+        return frame * _HOP
+
+    def forward_frames(self, waveforms: Tensor) -> Tensor:
+        """(batch, 1, samples) -> (batch, channels, frames), the part that no speaker mask touches."""
+        log_mel = self.mel(waveforms.squeeze(1)).clamp(min=1e-9).log10()
+        loudest = log_mel.amax((1, 2), keepdim=True)
+        frames: Tensor = self.net((torch.maximum(log_mel, loudest - 5) - loudest + 2.5) / 1.2)
+        return frames
+
+    def forward_embedding(self, frames: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Pools the frames under each speaker's weights and projects them."""
+        embedding: Tensor = self.embedding(self.stats_pool(frames, weights=weights))
+        return embedding
+
+    def forward(self, waveforms: Tensor, weights: Tensor | None = None) -> Tensor:
+        return self.forward_embedding(self.forward_frames(waveforms), weights=weights)
+
+
+def load_speaker_embedding(path: Path) -> TinyXVector:
+    """The shipped weights (safetensors: loading them runs no pickled code), ready for inference."""
+    model = TinyXVector()
+    model.load_state_dict(load_file(path))
+    return model.eval()
