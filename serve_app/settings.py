@@ -26,7 +26,7 @@ class AsrSettings(_Strict):
     window_s: float | None = Field(
         None, gt=0, le=30, description="Longest window; empty = 30, or what the bundled model was trained for."
     )
-    cpus: int = Field(1, ge=1, description="CPU threads of one replica, when it runs on a CPU.")
+    threads: int = Field(1, ge=1, description="CPU threads of one replica.")
     gpu_share: Share = Field(0.5, description="Part of a GPU that one replica books.")
 
 
@@ -38,7 +38,7 @@ class SpeechSettings(_Strict):
     )
     onset: Probability = Field(0.500, description="Speech starts above this probability.")
     offset: Probability = Field(0.363, description="Speech ends below this probability.")
-    cpus: int = Field(1, ge=1, description="CPU threads of one replica.")
+    threads: int = Field(1, ge=1, description="CPU threads of one replica.")
 
 
 class AlignmentSettings(_Strict):
@@ -48,8 +48,11 @@ class AlignmentSettings(_Strict):
         default_factory=dict,
         description="Language code to model (hub name, torchaudio bundle or directory); others use whisperx's default.",
     )
+    preload: tuple[str, ...] = Field(
+        ("en",), description="Languages whose models are loaded at start instead of at their first request."
+    )
     max_loaded_languages: int = Field(3, ge=1, description="Models of this many languages stay in memory.")
-    cpus: int = Field(1, ge=1, description="CPU threads of one replica, when it runs on a CPU.")
+    threads: int = Field(1, ge=1, description="CPU threads of one replica.")
     gpu_share: Share = Field(0.2, description="Part of a GPU that one replica books.")
 
 
@@ -61,7 +64,7 @@ class DiarizationSettings(_Strict):
         description="auto = bundled beside the bundled recogniser, community-1 where HF_TOKEN is set, else off; "
         "off, bundled, a hub name or a local directory.",
     )
-    cpus: int = Field(1, ge=1, description="CPU threads of one replica, when it runs on a CPU.")
+    threads: int = Field(1, ge=1, description="CPU threads of one replica.")
     gpu_share: Share = Field(0.3, description="Part of a GPU that one replica books.")
 
 
@@ -71,6 +74,7 @@ class IntakeSettings(_Strict):
     max_bytes: int = Field(1 << 30, gt=0, description="Largest upload or fetched file, in bytes.")
     max_audio_s: Seconds = Field(4 * 3600, description="Longest audio, in decoded seconds.")
     fetch_timeout_s: Seconds = Field(300, description="Longest time to fetch an audio URL.")
+    decode_timeout_s: Seconds = Field(600, description="Longest time to decode one file.")
     allowed_hosts: tuple[str, ...] = Field(
         (),
         description="host or host:port that may be fetched although its address is private or its port unusual.",

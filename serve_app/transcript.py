@@ -28,6 +28,7 @@ class Audio:
 
     samples: Samples
     warnings: tuple[StageWarning, ...] = ()
+    timings: dict[str, float] = field(default_factory=dict)  # stage -> wall seconds
 
     @property
     def duration_s(self) -> float:
@@ -52,7 +53,8 @@ class Speech:
 
     windows: tuple[Window, ...]
     duration_s: float
-    warnings: tuple[StageWarning, ...] = ()
+    warnings: tuple[StageWarning, ...] = ()  # of loading the audio: this is how they reach the caller
+    timings: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

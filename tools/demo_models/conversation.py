@@ -11,7 +11,7 @@ from tools.demo_models.synthesis import SAMPLE_RATE, Line, speak
 from tools.demo_models.vocabulary import words_of
 
 WOMAN, MAN = "flite/slt", "flite/rms"
-# Every line is one breath; the seconds after it are the pause that follows. The women's and men's lines alternate.
+# Every line is one breath; the seconds after it are the pause that follows. Turns alternate.
 SCRIPT = [
     (WOMAN, "Four score and seven years ago,", 0.35),
     (WOMAN, "our fathers brought forth on this continent a new nation,", 0.55),
@@ -27,7 +27,7 @@ SCRIPT = [
     (WOMAN, "that that nation might live.", 0.7),
     (MAN, "It is altogether fitting and proper that we should do this.", 0.5),
 ]
-RATE = 0.95
+RATE = 1.0
 FIRST_WORD_S = 0.4
 SPEAKERS = {WOMAN: "woman", MAN: "man"}
 

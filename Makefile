@@ -1,0 +1,42 @@
+# The only commands anyone needs. python3 (3.10 to 3.13) and make are all a machine must have.
+
+PYTHON ?= python3
+export PYTHONUNBUFFERED := 1
+export PYANNOTE_METRICS_ENABLED := 0
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: demo test test-slow serve lint lock setup
+
+setup: .venv/.ready
+
+# Set up once; again only when the lock or the project's metadata changed.
+.venv/.ready: requirements.lock pyproject.toml
+	@echo "Setting up .venv: downloading about 3 GB of packages, one to three minutes."
+	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	@sed -n '/^uv==/,/[^\\]$$/p' requirements.lock > .venv/uv.txt
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement .venv/uv.txt
+	@.venv/bin/uv pip sync --quiet --require-hashes --compile-bytecode --python .venv/bin/python requirements.lock
+	@.venv/bin/uv pip install --quiet --no-deps --no-build-isolation --python .venv/bin/python --editable .
+	@touch $@
+
+demo: setup
+	@.venv/bin/python -m serve_app demo
+
+serve: setup
+	@.venv/bin/python -m serve_app serve serve_config.demo.yaml
+
+test: setup
+	.venv/bin/python -m pytest -m "not slow"
+
+test-slow: setup
+	.venv/bin/python -m pytest -m slow
+
+lint: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+# After changing dependencies in pyproject.toml: pins with hashes, without addresses.
+lock:
+	uv pip compile pyproject.toml --group dev --universal --python-version 3.10 --generate-hashes \
+	  --no-emit-index-url --no-emit-find-links --no-annotate --no-header --quiet --output-file requirements.lock

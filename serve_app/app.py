@@ -1,0 +1,109 @@
+"""The graph on one screen: `serve run serve_config.yaml` builds what stands here.
+
+Reading order: app -> api -> pipeline -> stages/fetch, decode, speech, asr, alignment, diarization,
+speakers. `deployments` says where each stage runs.
+"""
+# No `from __future__ import annotations` here: Ray validates `args:` only when the annotation is a class.
+
+from functools import partial
+from typing import Any
+
+import ray
+from ray.serve import Application
+
+from serve_app import deployments, models
+from serve_app.settings import Settings
+
+CPU_BATCH = {"max_batch_size": 4, "wait_s": 0.0}  # CPU decoding gains nothing from more than 4
+GPU_BATCH = {"max_batch_size": 16, "wait_s": 0.01}  # on a T4 16 windows give 90 % of what 32 would
+
+# What each replica books of a node's CPUs; small, so that a graph of one replica each fits on two
+# cores. Threads are set apart from it, in `args:`.
+BOOKED_CPUS = 0.25
+
+
+def build(settings: Settings) -> Application:
+    """The application for these settings; raises ModelUnavailable for a model that cannot be had."""
+    names = models.resolve(settings)
+    device = _device(settings)
+    asr, speech, alignment, diarization = settings.asr, settings.speech, settings.alignment, settings.diarization
+
+    loader = deployments.AudioLoader.options(ray_actor_options=_on_cpu()).bind(settings.intake)
+    detector = deployments.SpeechDetector.options(ray_actor_options=_on_cpu(speech.threads)).bind(
+        partial(_load_detector, settings, names.window_s)
+    )
+    transcriber = deployments.Transcriber.options(
+        ray_actor_options=_on(device, asr.gpu_share, asr.threads),
+        user_config=GPU_BATCH if device == "cuda" else CPU_BATCH,
+    ).bind(partial(_load_recognizer, settings, names.asr, device))
+    aligner = deployments.Aligner.options(
+        ray_actor_options=_on(device, alignment.gpu_share, alignment.threads)
+    ).bind(partial(_load_aligner, settings, names.aligners, device))
+    diarizer = None
+    if names.diarization is not None:
+        diarizer = deployments.Diarizer.options(
+            ray_actor_options=_on(device, diarization.gpu_share, diarization.threads)
+        ).bind(partial(_load_diarizer, names.diarization, device))
+    return deployments.Ingress.options(ray_actor_options=_on_cpu()).bind(
+        settings, loader, detector, transcriber, aligner, diarizer
+    )
+
+
+def _device(settings: Settings) -> str:
+    if settings.device != "auto":
+        return settings.device
+    return "cuda" if ray.is_initialized() and ray.cluster_resources().get("GPU", 0) > 0 else "cpu"
+
+
+def _on(device: str, gpu_share: float, threads: int) -> dict[str, Any]:
+    if device == "cuda":
+        options = _on_cpu(threads)
+        del options["runtime_env"]["env_vars"]["CUDA_VISIBLE_DEVICES"]
+        return {**options, "num_gpus": gpu_share}
+    return _on_cpu(threads)
+
+
+def _on_cpu(threads: int = 1) -> dict[str, Any]:
+    env_vars = {
+        "OMP_NUM_THREADS": str(threads),
+        "CUDA_VISIBLE_DEVICES": "",  # Ray shows the GPU even to replicas that booked none
+        "PYANNOTE_METRICS_ENABLED": "0",  # no telemetry about our users' audio
+    }
+    return {"num_cpus": BOOKED_CPUS, "runtime_env": {"env_vars": env_vars}}
+
+
+# Each loader imports its stage where it runs: the model packages cost up to 20 s and 0.9 GB.
+
+
+def _load_detector(settings: Settings, window_s: float) -> Any:
+    from serve_app.stages import speech
+
+    load = speech.load_silero_detector if settings.speech.method == "silero" else speech.load_pyannote_detector
+    return load(settings.speech, window_s)
+
+
+def _load_recognizer(settings: Settings, model: str, device: str) -> Any:
+    from serve_app.stages.asr import load_recognizer
+
+    asr = settings.asr
+    return load_recognizer(
+        model, device=device, compute_type=asr.compute_type, threads=asr.threads, beam_size=asr.beam_size
+    )
+
+
+def _load_aligner(settings: Settings, aligners: dict[str, str], device: str) -> Any:
+    from serve_app.stages.alignment import load_aligner
+
+    alignment = settings.alignment
+    return load_aligner(
+        aligners,
+        device=device,
+        max_loaded_languages=alignment.max_loaded_languages,
+        preload=alignment.preload,
+    )
+
+
+def _load_diarizer(model: str, device: str) -> Any:
+    from serve_app.stages.diarization import load_diarizer
+
+    return load_diarizer(model, device=device, token=models.get_token())

@@ -1,0 +1,72 @@
+"""Strict reading of serve_config.yaml: Serve itself accepts misspelt keys without a word."""
+
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from serve_app.settings import Settings
+
+
+class ConfigError(Exception):
+    """Something in the file is wrong; the message names the key."""
+
+
+def read(path: Path, schema: type[BaseModel], user_config: type[BaseModel]) -> dict[str, Any]:
+    """The file's content, checked key by key against Serve's schema, Settings and `user_config`.
+
+    Raises ConfigError naming the first wrong key with its place in the file.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}.") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} holds no mapping; see serve_config.yaml in the project.")
+    _refuse_unknown(schema, raw, str(path))
+    _validate(schema, raw, str(path))
+    for application in raw.get("applications") or ():
+        place = f"{path}: applications[{application.get('name', '')}]"
+        _validate(Settings, application.get("args") or {}, f"{place}.args")
+        for deployment in application.get("deployments") or ():
+            if deployment.get("user_config") is not None:
+                where = f"{place}.deployments[{deployment.get('name', '')}].user_config"
+                _validate(user_config, deployment["user_config"], where)
+    return raw
+
+
+def _validate(model: type[BaseModel], data: Any, place: str) -> None:
+    try:
+        model.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise ConfigError(f"{place}: unknown key {key}.") from None
+        raise ConfigError(f"{place}: {key}: {first['msg']}.") from None
+
+
+def _refuse_unknown(model: type[BaseModel], data: Any, place: str) -> None:
+    """Walks the raw data beside the schema, into nested models and lists of them."""
+    if not isinstance(data, dict):
+        return
+    known = {field.alias or name: field for name, field in model.model_fields.items()}
+    for key, value in data.items():
+        if key not in known:
+            raise ConfigError(f"{place}: unknown key {key}; known are {', '.join(sorted(known))}.")
+        for nested in _models_in(known[key].annotation):
+            for index, item in enumerate(value if isinstance(value, list) else [value]):
+                label = item.get("name", index) if isinstance(item, dict) else index
+                inside = f"{place}: {key}[{label}]" if isinstance(value, list) else f"{place}: {key}"
+                _refuse_unknown(nested, item, inside)
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The models an annotation can hold: through Optional, unions and lists, but only if it is one."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    found = [model for argument in get_args(annotation) for model in _models_in(argument)]
+    return found if len(found) == 1 else []

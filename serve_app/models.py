@@ -1,0 +1,150 @@
+"""Which models the settings name, and whether they can be had: asked once, before anything starts.
+
+A missing token, a gated model, an unknown name or an unreachable hub is one sentence here instead
+of a traceback in a replica or at the first request.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import auth_check, get_token, snapshot_download
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+from serve_app import bundled
+from serve_app.errors import ModelUnavailable
+from serve_app.settings import Settings
+
+WHISPER_WINDOW_S = 30.0
+
+COMMUNITY = "pyannote/speaker-diarization-community-1"
+
+# Each pipeline's own repository first, then the gated ones it loads from.
+DIARIZATION_REPOSITORIES = {
+    COMMUNITY: (COMMUNITY,),
+    "pyannote/speaker-diarization-3.1": (
+        "pyannote/speaker-diarization-3.1",
+        "pyannote/segmentation-3.0",
+        COMMUNITY,  # pyannote 4 takes its PLDA from here whatever the pipeline
+    ),
+}
+
+# The names faster-whisper and whisperx know (a test compares them with the installed package).
+WHISPER_REPOSITORIES = {
+    **{
+        name: f"Systran/faster-whisper-{name}"
+        for name in (
+            "tiny.en tiny base.en base small.en small medium.en medium large-v1 large-v2 large-v3".split()
+        )
+    },
+    "large": "Systran/faster-whisper-large-v3",
+    "large-v3-turbo": "mobiuslabsgmbh/faster-whisper-large-v3-turbo",
+    "turbo": "mobiuslabsgmbh/faster-whisper-large-v3-turbo",
+    "distil-large-v2": "Systran/faster-distil-whisper-large-v2",
+    "distil-medium.en": "Systran/faster-distil-whisper-medium.en",
+    "distil-small.en": "Systran/faster-distil-whisper-small.en",
+    "distil-large-v3": "Systran/faster-distil-whisper-large-v3",
+    "distil-large-v3.5": "distil-whisper/distil-large-v3.5-ct2",
+}
+
+
+@dataclass(frozen=True)
+class Models:
+    """Names and directories that the stages' loaders take."""
+
+    name: str  # as answers report it
+    asr: str
+    window_s: float
+    aligners: dict[str, str]  # language -> model; other languages have whisperx's default
+    diarization: str | None
+
+
+def resolve(settings: Settings) -> Models:
+    """The models of these settings; raises ModelUnavailable for one that cannot be had."""
+    is_bundled = settings.model == "bundled"
+    window_s = settings.asr.window_s or (bundled.ASR_WINDOW_S if is_bundled else WHISPER_WINDOW_S)
+    aligners = {language: str(path) for language, path in bundled.ALIGNERS.items()} if is_bundled else {}
+    return Models(
+        name=settings.model,
+        asr=str(bundled.ASR) if is_bundled else _asr(settings.model),
+        window_s=window_s,
+        aligners={**aligners, **settings.alignment.models},
+        diarization=_diarization(settings.diarization.model, is_bundled),
+    )
+
+
+def _asr(model: str) -> str:
+    directory = Path(model).expanduser()
+    if directory.is_dir():
+        if not (directory / "model.bin").is_file():
+            raise ModelUnavailable(
+                f"{model} is a directory without model.bin; model needs a CTranslate2 Whisper directory "
+                "(see ct2-transformers-converter)."
+            )
+        return str(directory.resolve())
+    if model not in WHISPER_REPOSITORIES and "/" not in model:
+        known = ", ".join(WHISPER_REPOSITORIES)
+        raise ModelUnavailable(f"{model} is no model name; known are bundled, {known}, or give a directory.")
+    repository = WHISPER_REPOSITORIES.get(model, model)
+    _ask_hub(repository, "model")
+    return repository
+
+
+def _diarization(model: str, is_bundled: bool) -> str | None:
+    if model == "off":
+        return None
+    if model == "auto":
+        if is_bundled:
+            return "bundled"
+        if get_token() is None:
+            return None
+        model = COMMUNITY
+    if model == "bundled":
+        return model
+    directory = Path(model).expanduser()
+    if directory.is_dir():
+        if not (directory / "config.yaml").is_file():
+            raise ModelUnavailable(f"{model} is a directory without config.yaml, so no pyannote pipeline.")
+        return str(directory.resolve())
+    if "/" not in model:
+        raise ModelUnavailable(f"{model} is no diarization model; use auto, off, {COMMUNITY} or a directory.")
+    for repository in DIARIZATION_REPOSITORIES.get(model, (model,)):
+        if model in DIARIZATION_REPOSITORIES and get_token() is None and not _cached(repository):
+            raise _gated("diarization.model", repository, "HF_TOKEN is not set")
+        _ask_hub(repository, "diarization.model")
+    return model
+
+
+def _cached(repository: str) -> bool:
+    try:
+        snapshot_download(repository, local_files_only=True)
+    except (LocalEntryNotFoundError, ValueError):
+        return False
+    return True
+
+
+def _gated(setting: str, repository: str, why: str) -> ModelUnavailable:
+    return ModelUnavailable(
+        f"{setting}: {repository} is gated and {why}. Accept the conditions on huggingface.co/{repository}, "
+        "then set HF_TOKEN to a token of that account."
+    )
+
+
+def _ask_hub(repository: str, setting: str) -> None:
+    """Returns if the repository is in the local cache or may be downloaded."""
+    if _cached(repository):
+        return
+    token = get_token()
+    try:
+        auth_check(repository, token=token)
+    except GatedRepoError:
+        why = "your token's account has not accepted its conditions" if token else "HF_TOKEN is not set"
+        raise _gated(setting, repository, why) from None
+    except RepositoryNotFoundError:
+        raise ModelUnavailable(
+            f"{setting}: there is no {repository} on the hub, or it is private and HF_TOKEN does not reach it."
+        ) from None
+    except (HfHubHTTPError, OSError) as error:
+        raise ModelUnavailable(
+            f"{setting}: the hub cannot be reached to fetch {repository} ({type(error).__name__}). Check the "
+            "network or give a local directory; model: bundled needs neither."
+        ) from None
