@@ -5,6 +5,8 @@ speakers. `deployments` says where each stage runs.
 """
 # No `from __future__ import annotations` here: Ray validates `args:` only when the annotation is a class.
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,28 +24,52 @@ GPU_BATCH = {"max_batch_size": 16, "wait_s": 0.01}  # on a T4 16 windows give 90
 BOOKED_CPUS = 0.25
 
 
+@dataclass(frozen=True)
+class Loaders:
+    """Functions that load each stage's model in the process where the stage runs."""
+
+    detector: Callable[[], Any]
+    recognizer: Callable[[], Any]
+    aligner: Callable[[], Any]
+    diarizer: Callable[[], Any] | None
+
+
 def build(settings: Settings) -> Application:
     """The application for these settings; raises ModelUnavailable for a model that cannot be had."""
     names = models.resolve(settings)
     device = _device(settings)
+    return graph(
+        settings,
+        Loaders(
+            detector=partial(_load_detector, settings, names.window_s),
+            recognizer=partial(_load_recognizer, settings, names.asr, device),
+            aligner=partial(_load_aligner, settings, names.aligners, device),
+            diarizer=partial(_load_diarizer, names.diarization, device) if names.diarization else None,
+        ),
+        device,
+    )
+
+
+def graph(settings: Settings, load: Loaders, device: str) -> Application:
+    """The six deployments and how they are composed."""
     asr, speech, alignment, diarization = settings.asr, settings.speech, settings.alignment, settings.diarization
 
     loader = deployments.AudioLoader.options(ray_actor_options=_on_cpu()).bind(settings.intake)
-    detector = deployments.SpeechDetector.options(ray_actor_options=_on_cpu(speech.threads)).bind(
-        partial(_load_detector, settings, names.window_s)
-    )
+    detector = deployments.SpeechDetector.options(ray_actor_options=_on_cpu(speech.threads)).bind(load.detector)
     transcriber = deployments.Transcriber.options(
         ray_actor_options=_on(device, asr.gpu_share, asr.threads),
         user_config=GPU_BATCH if device == "cuda" else CPU_BATCH,
-    ).bind(partial(_load_recognizer, settings, names.asr, device))
+    ).bind(load.recognizer)
     aligner = deployments.Aligner.options(
         ray_actor_options=_on(device, alignment.gpu_share, alignment.threads)
-    ).bind(partial(_load_aligner, settings, names.aligners, device))
-    diarizer = None
-    if names.diarization is not None:
-        diarizer = deployments.Diarizer.options(
+    ).bind(load.aligner)
+    diarizer = (
+        deployments.Diarizer.options(
             ray_actor_options=_on(device, diarization.gpu_share, diarization.threads)
-        ).bind(partial(_load_diarizer, names.diarization, device))
+        ).bind(load.diarizer)
+        if load.diarizer
+        else None
+    )
     return deployments.Ingress.options(ray_actor_options=_on_cpu()).bind(
         settings, loader, detector, transcriber, aligner, diarizer
     )

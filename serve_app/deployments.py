@@ -28,11 +28,11 @@ from serve_app.errors import DeadlineExceeded, InvalidRequest, Overloaded, Trans
 from serve_app.pipeline import Source, Stages, transcribe
 from serve_app.schemas import Options, parse_options, predict_response
 from serve_app.settings import IntakeSettings, Settings
-from serve_app.stages.alignment import AlignRequest
-from serve_app.stages.asr import AsrRequest
 from serve_app.stages.decode import decode
 from serve_app.stages.fetch import fetch
 from serve_app.transcript import (
+    AlignRequest,
+    AsrRequest,
     Audio,
     Diarization,
     Samples,
@@ -199,12 +199,7 @@ class Aligner:
     async def align(
         self, ref: AudioRef, window: Window, text: WindowText, request_id: str
     ) -> tuple[Segment, ...]:
-        samples = (await _audio(ref)).samples
-        # whisperx aligns with times rounded to milliseconds; so do we, for the same words
-        rounded = Window(round(window.start_s, 3), round(window.end_s, 3))
-        request = AlignRequest(
-            rounded.cut(samples), rounded.start_s, rounded.end_s, text.text, text.language, text.avg_logprob
-        )
+        request = AlignRequest.for_window((await _audio(ref)).samples, window, text)
         return await self._batcher.submit(request, request_id)
 
     async def ready(self) -> bool:

@@ -4,6 +4,7 @@ All times are seconds from the start of the file.
 """
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -58,6 +59,15 @@ class Speech:
 
 
 @dataclass(frozen=True, slots=True)
+class AsrRequest:
+    """One window to recognise; `language` None asks for detection on this window."""
+
+    features: npt.NDArray[np.float32]  # log-mel, (n_mels, 3000)
+    language: str | None = None
+    task: Literal["transcribe", "translate"] = "transcribe"
+
+
+@dataclass(frozen=True, slots=True)
 class WindowText:
     """What the recogniser heard in one window."""
 
@@ -68,6 +78,29 @@ class WindowText:
     no_speech_prob: float
     compression_ratio: float
     tokens: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AlignRequest:
+    """One window's samples and what was heard in it.
+
+    For whisperx's numbers, times have three digits and samples are cut at them: `for_window` does both.
+    """
+
+    samples: Samples  # of the window alone; empty where it starts after the end of the audio
+    start_s: float
+    end_s: float
+    text: str
+    language: str
+    avg_logprob: float | None = None
+
+    @classmethod
+    def for_window(cls, samples: Samples, window: Window, text: WindowText) -> "AlignRequest":
+        """The request for one window of a file's samples, rounded and cut as whisperx does."""
+        rounded = Window(round(float(window.start_s), 3), round(float(window.end_s), 3))
+        return cls(
+            rounded.cut(samples), rounded.start_s, rounded.end_s, text.text, text.language, text.avg_logprob
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,6 +89,6 @@ class Corpus:
 
 
 def pronounce(programs: Path) -> dict[str, tuple[str, ...]]:
-    """The phones of every word of the vocabulary, as flite says it alone."""
-    spoken = speak([Line("flite/slt", word) for word in WORDS], programs)
-    return {utterance.line.text: utterance.words[0].phones for utterance in spoken}
+    """The phones of every word of the vocabulary, as flite says it."""
+    spoken = speak([Line("flite/slt", f"{word} one") for word in WORDS], programs)
+    return {utterance.words[0].word: utterance.words[0].phones for utterance in spoken}

@@ -1,0 +1,216 @@
+"""Window texts to sentences with word times, by each language's wav2vec2 model.
+
+The arithmetic is in forced_alignment; here are the models, their languages and the sentence
+splitter. Importing this module is light: whisperx.alignment (14 s, 0.9 GB) and nltk (8 s) are
+imported by the functions that load. Nothing but alignment models is ever downloaded.
+"""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from serve_app.errors import ModelUnavailable, TranscriptionError
+from serve_app.stages.forced_alignment import Emission, assemble, blank_token, letter_times, spell
+from serve_app.transcript import Samples, Segment, Window
+
+_MIN_SAMPLES = 400  # one frame of wav2vec2
+_RETRY_AFTER_S = 60.0  # a model that could not be loaded is not asked for again sooner
+
+# Without the last dot, as punkt keeps them: English, German, French, Spanish and Portuguese, Italian.
+_ABBREVIATIONS = """
+adm approx apt assn ave bldg blvd capt cf cmdr co col corp dept dr e.g esp et al etc fig gen gov hon i.e inc
+jr lt ltd maj messrs mr mrs ms mt nos p.m a.m ph.d prof pvt rep rev sen sgt sr st u.k u.s vol vs
+bzw d.h dipl geb ggf hr inkl nr str u.a usw vgl z.b mlle mme p.ex dra p.ej sra srta dott ecc sig
+"""
+
+SentenceSplitter = Callable[[str], Sequence[tuple[int, int]]]
+
+
+@dataclass(frozen=True, slots=True)
+class AlignRequest:
+    """One window's samples and what was heard in it. Times are seconds from the start of the file.
+
+    For whisperx's numbers, times have three digits and samples are cut at them: `for_window` does both.
+    """
+
+    samples: Samples  # of the window alone; empty where it starts after the end of the audio
+    start_s: float
+    end_s: float
+    text: str
+    language: str
+    avg_logprob: float | None = None
+
+    @classmethod
+    def for_window(
+        cls, samples: Samples, window: Window, text: str, language: str, avg_logprob: float | None = None
+    ) -> "AlignRequest":
+        """The request for one window of a file's samples, rounded and cut as whisperx does."""
+        rounded = Window(round(float(window.start_s), 3), round(float(window.end_s), 3))
+        return cls(rounded.cut(samples), rounded.start_s, rounded.end_s, text, language, avg_logprob)
+
+
+def whole_window(request: AlignRequest) -> tuple[Segment, ...]:
+    """What whisperx gives where a text cannot be aligned: the window as one segment, no words."""
+    return (Segment(request.start_s, request.end_s, request.text, avg_logprob=request.avg_logprob),)
+
+
+def load_sentence_splitter(language: str) -> SentenceSplitter:
+    """Text -> (first, end) positions of its sentences, by NLTK's punkt.
+
+    With the language's trained data where it is installed (English for languages without any, like
+    whisperx), else untrained with a list of abbreviations. Never a download, unlike whisperx.
+    """
+    from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer, PunktTokenizer  # noqa: PLC0415
+    from whisperx.utils import PUNKT_LANGUAGES  # noqa: PLC0415
+
+    try:
+        tokenizer = PunktTokenizer(PUNKT_LANGUAGES.get(language, "english"))
+    except LookupError:
+        parameters = PunktParameters()
+        parameters.abbrev_types = set(_ABBREVIATIONS.split())
+        tokenizer = PunktSentenceTokenizer(parameters)
+    return lambda text: list(tokenizer.span_tokenize(text))
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageModel:
+    """What aligning one language takes."""
+
+    acoustic: Any  # wav2vec2 with a CTC head, of torchaudio or transformers
+    from_torchaudio: bool
+    device: str
+    dictionary: Mapping[str, int]  # lower-case character -> token
+    split_sentences: SentenceSplitter
+
+
+def load_language_model(language: str, name: str | None, device: str) -> LanguageModel:
+    """`name` is a torchaudio bundle, a hub name or a directory; None = whisperx's default.
+
+    Raises ModelUnavailable for a language without a default and for a model that cannot be loaded.
+    """
+    from whisperx import alignment  # noqa: PLC0415
+
+    defaults = alignment.DEFAULT_ALIGN_MODELS_TORCH | alignment.DEFAULT_ALIGN_MODELS_HF
+    if name is None and language not in defaults:
+        raise ModelUnavailable(
+            f"There is no default alignment model for the language {language!r}; "
+            f"name a wav2vec2 model for it under alignment.models, or go without word times.",
+            None,
+            "alignment_unavailable",
+        )
+    try:
+        acoustic, metadata = alignment.load_align_model(language, device, name)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ModelUnavailable(
+            f"The alignment model {name or defaults[language]!r} for the language {language!r} could not be "
+            f"loaded; check its name and the network, or name a local directory under alignment.models.",
+            None,
+            "alignment_unavailable",
+        ) from error
+    return LanguageModel(
+        acoustic,
+        metadata["type"] == "torchaudio",
+        device,
+        metadata["dictionary"],
+        load_sentence_splitter(language),
+    )
+
+
+def _emissions(model: LanguageModel, windows: Sequence[Samples]) -> Iterator[tuple[Emission, Emission]]:
+    """Log-probabilities and probabilities, (frames, tokens) each, of every window in turn.
+
+    The only place that runs the acoustic model; one forward pass for each window.
+    """
+    import torch  # noqa: PLC0415
+
+    for samples in windows:
+        waveform = torch.from_numpy(samples.astype(np.float32) / 32768)[None].to(model.device)
+        lengths = None
+        if len(samples) < _MIN_SAMPLES:
+            lengths = torch.as_tensor([len(samples)]).to(model.device)
+            waveform = torch.nn.functional.pad(waveform, (0, _MIN_SAMPLES - len(samples)))
+        with torch.inference_mode():
+            if model.from_torchaudio:
+                logits, _ = model.acoustic(waveform, lengths=lengths)
+            else:
+                logits = model.acoustic(waveform).logits
+            log_probs = torch.log_softmax(logits, dim=-1)[0].cpu()
+            yield log_probs.numpy(), log_probs.exp().numpy()
+
+
+def align_language(model: LanguageModel, requests: Sequence[AlignRequest]) -> list[tuple[Segment, ...]]:
+    """The sentences of every window, all of the model's language; never fails on odd text or audio."""
+    blank = blank_token(model.dictionary)
+    letters = [spell(request.text, request.language, model.dictionary) for request in requests]
+    results = [whole_window(request) for request in requests]
+    alignable = [i for i, request in enumerate(requests) if letters[i] and len(request.samples)]
+    emissions = _emissions(model, [requests[i].samples for i in alignable])
+    for i, (log_probs, probs) in zip(alignable, emissions, strict=True):
+        request = requests[i]
+        times = letter_times(letters[i], log_probs, probs, blank, Window(request.start_s, request.end_s))
+        if times is not None:
+            sentences = model.split_sentences(request.text)
+            segments = assemble(request.text, request.language, times, sentences, request.avg_logprob)
+            results[i] = segments or results[i]
+    return results
+
+
+class Aligner:
+    """Aligns windows of any language; the models of the last few languages stay in memory."""
+
+    def __init__(self, models: Mapping[str, str], *, device: str, max_loaded_languages: int) -> None:
+        self._models = models
+        self._device = device
+        self._max_loaded_languages = max_loaded_languages
+        self._loaded: OrderedDict[str, LanguageModel] = OrderedDict()  # least recently used first
+        self._failed: dict[str, tuple[float, ModelUnavailable]] = {}  # when it may be tried again
+
+    def load(self, language: str) -> LanguageModel:
+        """The language's model, from memory or loaded now; raises ModelUnavailable."""
+        if language not in self._loaded:
+            again_at, failure = self._failed.get(language, (0.0, None))
+            if failure is not None and time.monotonic() < again_at:
+                raise failure
+            while len(self._loaded) >= self._max_loaded_languages:
+                self._loaded.popitem(last=False)  # before loading: two models may not fit beside each other
+            try:
+                self._loaded[language] = load_language_model(
+                    language, self._models.get(language), self._device
+                )
+            except ModelUnavailable as failure:
+                self._failed[language] = (time.monotonic() + _RETRY_AFTER_S, failure)
+                raise
+        self._loaded.move_to_end(language)
+        return self._loaded[language]
+
+    def align(self, requests: Sequence[AlignRequest]) -> list[tuple[Segment, ...] | TranscriptionError]:
+        """The sentences of every window in the order given; ModelUnavailable as the value where its
+        language has no usable model. A text that cannot be aligned is one segment without words."""
+        results: list[tuple[Segment, ...] | TranscriptionError] = [()] * len(requests)
+        for language in dict.fromkeys(request.language for request in requests):
+            chosen = [i for i, request in enumerate(requests) if request.language == language]
+            try:
+                model = self.load(language)
+            except ModelUnavailable as error:
+                for i in chosen:
+                    results[i] = error
+                continue
+            aligned = align_language(model, [requests[i] for i in chosen])
+            for i, segments in zip(chosen, aligned, strict=True):
+                results[i] = segments
+        return results
+
+
+def load_aligner(models: Mapping[str, str], *, device: str, max_loaded_languages: int) -> Aligner:
+    """An aligner with `models` (language -> bundle, hub name or directory) over whisperx's defaults.
+
+    Imports whisperx.alignment now, so that no request waits for it; the languages' models are loaded
+    when first used, or by `Aligner.load`.
+    """
+    from whisperx import alignment  # noqa: F401, PLC0415
+
+    return Aligner(models, device=device, max_loaded_languages=max_loaded_languages)

@@ -1,0 +1,199 @@
+"""Windows of speech to text: Whisper on CTranslate2, many windows of many requests at a time.
+
+One batch is one encoder pass and one beam search, and each item has its own prompt, so languages
+and tasks mix. Texts and scores are whisperx's; its pipeline object is not used, because it keeps
+the language and options of a request on itself and costs 20 s and 0.9 GB (torch) to import.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import ctranslate2
+import numpy as np
+import numpy.typing as npt
+from faster_whisper import WhisperModel
+from faster_whisper.feature_extractor import FeatureExtractor
+from faster_whisper.tokenizer import Tokenizer
+from faster_whisper.transcribe import get_compression_ratio, get_ctranslate2_storage
+
+from serve_app.errors import InvalidRequest, ModelUnavailable, TranscriptionError
+from serve_app.transcript import SAMPLE_RATE_HZ, Samples, WindowText
+
+ENCODER_SAMPLES = 30 * SAMPLE_RATE_HZ  # Whisper's encoder always sees 30 s
+
+Features = npt.NDArray[np.float32]  # log-mel, (n_mels, 3000)
+
+
+@dataclass(frozen=True)
+class AsrRequest:
+    """One window to recognise; `language` None asks for detection on this window."""
+
+    features: Features
+    language: str | None = None
+    task: Literal["transcribe", "translate"] = "transcribe"
+
+
+def choose_compute_type(compute_type: str, device: str) -> str:
+    """CTranslate2's name for "auto": int8 weights, with float16 arithmetic on a GPU."""
+    if compute_type != "auto":
+        return compute_type
+    return "int8_float16" if device == "cuda" else "int8"
+
+
+def average_logprob(score: float, tokens: int) -> float:
+    """Mean log-probability of the tokens and the end token, as faster-whisper and whisperx count it.
+
+    CTranslate2's `score` is the sum divided by the tokens alone (length penalty 1).
+    """
+    return score * tokens / (tokens + 1)
+
+
+def load_recognizer(model: str, *, device: str, compute_type: str, cpus: int, beam_size: int) -> "Recognizer":
+    """Loads a CTranslate2 Whisper from a directory or, by faster-whisper name or repository, the hub.
+
+    Raises ModelUnavailable where that fails, whatever the reason.
+    """
+    try:
+        whisper = WhisperModel(
+            model,
+            device=device,
+            compute_type=choose_compute_type(compute_type, device),
+            cpu_threads=cpus,
+        )
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise ModelUnavailable(
+            f"The Whisper model {model!r} could not be loaded ({reason}): `model` must be a CTranslate2 "
+            "directory, a name such as small or large-v2, or a hub repository that this machine can reach, "
+            "and `device` and `asr.compute_type` must be ones it has.",
+            "model",
+        ) from error
+    return Recognizer(whisper, model, beam_size)
+
+
+class Recognizer:
+    """A loaded Whisper. No call changes it, so requests cannot affect each other."""
+
+    def __init__(self, whisper: WhisperModel, name: str, beam_size: int) -> None:
+        self._whisper = whisper
+        self._model: ctranslate2.models.Whisper = whisper.model
+        self._tokenizer = whisper.hf_tokenizer
+        self._name = name
+        self._beam_size = beam_size
+        # The weights say how many mel bands they want; preprocessor_config.json is often missing.
+        self._extract = FeatureExtractor(feature_size=self._model.n_mels)
+        self._start_token: int = self._tokenizer.token_to_id("<|startoftranscript|>")
+        self._end_token: int = self._tokenizer.token_to_id("<|endoftext|>")
+        self.multilingual: bool = self._model.is_multilingual
+        # faster-whisper lists every language there is; large-v2 and smaller have no token for Cantonese.
+        self.languages: frozenset[str] = frozenset(
+            code
+            for code in whisper.supported_languages
+            if not self.multilingual or self._tokenizer.token_to_id(f"<|{code}|>") is not None
+        )
+
+    def features(self, samples: Samples) -> Features:
+        """Log-mel features (n_mels, 3000) of a window of at most 30 s, padded with zeros to 30 s.
+
+        Equal to whisperx's `log_mel_spectrogram` within 1e-4. Raises ValueError for a longer window.
+        """
+        if len(samples) > ENCODER_SAMPLES:
+            raise ValueError(f"a window has at most {ENCODER_SAMPLES} samples, not {len(samples)}")
+        padded = np.zeros(ENCODER_SAMPLES, np.float32)
+        np.divide(samples, 32768, out=padded[: len(samples)])
+        features: Features = self._extract(padded, padding=0)
+        return features
+
+    def batch_key(self, request: AsrRequest) -> Hashable:
+        """Index of the start token in the prompt: CTranslate2 wants the same in a whole batch.
+
+        Language and task come after that token, so they do not matter.
+        """
+        return self._prompt("en", "transcribe").index(self._start_token)
+
+    def transcribe(self, requests: Sequence[AsrRequest]) -> list[WindowText | TranscriptionError]:
+        """Recognises windows of equal `batch_key`, with whisperx's default options, in order.
+
+        InvalidRequest stands for an item whose language or task the model does not have. A failure of
+        the model itself is raised: it concerns all items.
+        """
+        answers: list[WindowText | TranscriptionError | None] = [self._refusal(r) for r in requests]
+        accepted = [index for index, answer in enumerate(answers) if answer is None]
+        texts = self._recognise([requests[index] for index in accepted]) if accepted else []
+        for index, text in zip(accepted, texts, strict=True):
+            answers[index] = text
+        return [answer for answer in answers if answer is not None]
+
+    def _refusal(self, request: AsrRequest) -> InvalidRequest | None:
+        if request.task == "translate" and not self.multilingual:
+            return InvalidRequest(
+                f"The model {self._name} is English-only and cannot translate: use the task transcribe, "
+                "or a server with a multilingual model.",
+                "task",
+            )
+        if request.language is not None and request.language not in self.languages:
+            known = f"one of its {len(self.languages)} languages" if self.multilingual else "en"
+            return InvalidRequest(
+                f"The model {self._name} does not know the language {request.language!r}: give {known}, "
+                "or leave it out.",
+                "language",
+            )
+        return None
+
+    def _recognise(self, requests: list[AsrRequest]) -> list[WindowText]:
+        encoded = self._model.encode(get_ctranslate2_storage(np.stack([r.features for r in requests])))
+        languages = self._languages(encoded, requests)
+        prompts = [
+            self._prompt(language, r.task) for (language, _), r in zip(languages, requests, strict=True)
+        ]
+        results = self._model.generate(
+            encoded,
+            prompts,
+            beam_size=self._beam_size,
+            patience=1,
+            length_penalty=1,
+            repetition_penalty=1,
+            no_repeat_ngram_size=0,
+            max_length=self._whisper.max_length,
+            suppress_blank=True,
+            suppress_tokens=[-1],  # the list in the model's own config.json
+            return_scores=True,
+            return_no_speech_prob=True,
+        )
+        text_tokens = [
+            [token for token in result.sequences_ids[0] if token < self._end_token] for result in results
+        ]
+        texts = self._tokenizer.decode_batch(text_tokens)
+        return [
+            WindowText(
+                text=text,
+                language=language,
+                language_probability=probability,
+                avg_logprob=average_logprob(result.scores[0], len(result.sequences_ids[0])),
+                no_speech_prob=result.no_speech_prob,
+                compression_ratio=get_compression_ratio(text.strip()),
+                tokens=tuple(tokens),
+            )
+            for text, (language, probability), result, tokens in zip(
+                texts, languages, results, text_tokens, strict=True
+            )
+        ]
+
+    def _languages(
+        self, encoded: ctranslate2.StorageView, requests: list[AsrRequest]
+    ) -> list[tuple[str, float | None]]:
+        """Each item's language, with the probability where it was detected (one step for all items)."""
+        languages: list[tuple[str, float | None]] = [(r.language or "en", None) for r in requests]
+        unnamed = [index for index, request in enumerate(requests) if request.language is None]
+        if unnamed and self.multilingual:
+            rankings = self._model.detect_language(encoded)
+            for index in unnamed:
+                token, probability = rankings[index][0]
+                languages[index] = (token.removeprefix("<|").removesuffix("|>"), probability)
+        return languages
+
+    def _prompt(self, language: str, task: str) -> list[int]:
+        tokenizer = Tokenizer(self._tokenizer, self.multilingual, task=task, language=language)
+        prompt: list[int] = self._whisper.get_prompt(tokenizer, [], without_timestamps=True)
+        return prompt

@@ -1,0 +1,180 @@
+"""Bytes of any container to mono 16 kHz samples, in a child process that can do nothing else.
+
+The bytes are hostile: ffmpeg runs with an empty environment, hard limits and one open file, and
+may use neither file names nor the network. What it gives is counted while it comes, because
+headers lie about length in both directions.
+"""
+
+import asyncio
+import math
+import os
+import re
+import resource
+import signal
+from contextlib import suppress
+from typing import BinaryIO
+
+import imageio_ffmpeg
+import numpy as np
+
+from serve_app.errors import (
+    AudioTooLong,
+    DeadlineExceeded,
+    EmptyAudio,
+    NoAudioStream,
+    Overloaded,
+    UnusableAudio,
+)
+from serve_app.transcript import SAMPLE_RATE_HZ, Audio, StageWarning
+
+# Containers only: playlists (hls, concat, dash, sdp) name other files and addresses.
+FORMATS = "wav,w64,mp3,flac,ogg,mov,matroska,aac,aiff,caf,amr,asf,avi,flv,mpegts,mpeg,ac3,eac3,au,wv,ape,tta"
+MAX_MEMORY_BYTES = 1 << 30  # address space; 300 MB is enough for every container measured
+MAX_LOG_BYTES = 1 << 16
+BYTES_PER_SAMPLE = 2
+
+# Two spaces: the banner's own line. Lines from the file's metadata are indented further.
+_DURATION = re.compile(rb"^  Duration: (\d+):(\d\d):(\d\d(?:\.\d+)?)", re.MULTILINE)
+
+
+async def decode(file: BinaryIO, *, max_audio_s: float, timeout_s: float) -> Audio:
+    """Decodes the first sound track of `file`, a file on disk (it must have a descriptor).
+
+    The samples are what `whisperx.load_audio` gives, as int16 and read-only. A file that holds
+    less than it declares is decoded as far as it goes, with a warning. The position of `file` is
+    neither used nor changed.
+
+    Raises EmptyAudio, NoAudioStream, AudioTooLong (more than `max_audio_s` decoded seconds),
+    UnusableAudio, DeadlineExceeded (after `timeout_s`), Overloaded (no process or descriptor left).
+    """
+    file.flush()
+    if os.fstat(file.fileno()).st_size == 0:
+        raise EmptyAudio("The file is empty; send a file that holds audio.")
+    process = await _start(file)
+    log = asyncio.create_task(_read_log(process))
+    try:
+        _limit(process.pid, timeout_s)
+        pcm = await asyncio.wait_for(_read_samples(process, max_audio_s), timeout_s)
+    except asyncio.TimeoutError:
+        raise DeadlineExceeded(
+            f"Decoding took longer than {timeout_s:g} s; send a shorter file or a simpler format such as WAV."
+        ) from None
+    finally:
+        await _end(process, log)
+    return _judge(pcm, log.result(), process.returncode)
+
+
+async def _start(file: BinaryIO) -> asyncio.subprocess.Process:
+    try:
+        # Opened again, for a position of its own; works for files without a name, too.
+        source = os.open(f"/proc/self/fd/{file.fileno()}", os.O_RDONLY)
+        try:
+            return await asyncio.create_subprocess_exec(
+                *[imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-nostdin", "-nostats"],
+                *["-threads", "1", "-filter_threads", "1"],
+                # A descriptor is the only thing this child can open: `file:` is not on the list.
+                *["-protocol_whitelist", "fd", "-format_whitelist", FORMATS, "-fd", str(source), "-i", "fd:"],
+                # s16le, not f32le: ffmpeg's float downmix is 3 dB louder than whisperx's.
+                *["-map", "0:a:0", "-vn", "-sn", "-dn"],
+                *["-f", "s16le", "-ac", "1", "-ar", str(SAMPLE_RATE_HZ), "pipe:1"],
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                env={},
+                start_new_session=True,
+                pass_fds=(source,),
+                limit=1 << 20,
+            )
+        finally:
+            os.close(source)
+    except OSError as error:
+        raise Overloaded("The server cannot start a decoder now; try again later.") from error
+
+
+def _limit(pid: int, timeout_s: float) -> None:
+    """Limits that the kernel keeps, the one on processor time even when this process is gone."""
+    cpu_s = 2 * math.ceil(timeout_s)
+    with suppress(ProcessLookupError):  # it has already finished
+        resource.prlimit(pid, resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
+        resource.prlimit(pid, resource.RLIMIT_CPU, (cpu_s, cpu_s))
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, 0))
+        resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0))
+
+
+async def _read_samples(process: asyncio.subprocess.Process, max_audio_s: float) -> bytearray:
+    assert process.stdout is not None
+    max_bytes = int(max_audio_s * SAMPLE_RATE_HZ) * BYTES_PER_SAMPLE
+    pcm = bytearray()
+    while chunk := await process.stdout.read(1 << 20):
+        pcm += chunk
+        if len(pcm) > max_bytes:
+            raise AudioTooLong(
+                f"The audio is longer than {max_audio_s:g} s, the most this server takes; "
+                "send it in shorter parts."
+            )
+    await process.wait()
+    return pcm
+
+
+async def _read_log(process: asyncio.subprocess.Process) -> bytes:
+    """The first and the last half of what fits: the banner and the reason of the end."""
+    assert process.stderr is not None
+    head, tail = b"", b""
+    while chunk := await process.stderr.read(MAX_LOG_BYTES // 2):
+        tail += chunk
+        if not head and len(tail) >= MAX_LOG_BYTES // 2:
+            head, tail = tail[: MAX_LOG_BYTES // 2], tail[MAX_LOG_BYTES // 2 :]
+        tail = tail[-(MAX_LOG_BYTES // 2) :]
+    return head + tail
+
+
+async def _end(process: asyncio.subprocess.Process, log: "asyncio.Task[bytes]") -> None:
+    """Leaves neither a process nor an open pipe behind."""
+    assert process.stdout is not None
+    if process.returncode is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    await process.stdout.read()
+    await log
+    await process.wait()
+
+
+def _judge(pcm: bytearray, log: bytes, exit_code: int | None) -> Audio:
+    """Audio with its warnings, or the error that ffmpeg's end means. Shows nothing of the log."""
+    if exit_code == -signal.SIGKILL:  # by the kernel: what `decode` kills never comes this far
+        raise DeadlineExceeded("Decoding took too much time or memory; send a shorter or simpler file.")
+    if b"matches no streams" in log:
+        raise NoAudioStream("The file has no sound track; send one that has.")
+    if b"moov atom not found" in log:
+        raise UnusableAudio("The MP4 file is incomplete (its index is missing); send the whole file.")
+    if exit_code != 0:
+        raise UnusableAudio(
+            "The file cannot be decoded; send intact audio or video in a common format such as "
+            "MP3, M4A, MP4, WAV, FLAC, OGG or WEBM."
+        )
+    samples = np.frombuffer(pcm, dtype="<i2", count=len(pcm) // BYTES_PER_SAMPLE)
+    if not len(samples):
+        raise EmptyAudio("The file holds no audio samples; send a file that holds audio.")
+    samples.flags.writeable = False  # as it will be once it has crossed a replica
+    return Audio(samples, _warnings(len(samples) / SAMPLE_RATE_HZ, log))
+
+
+def _warnings(decoded_s: float, log: bytes) -> tuple[StageWarning, ...]:
+    """Exit code 0 proves nothing: half an MP3 decodes without an error."""
+    missing = f"Only {decoded_s:.1f} s of sound could be decoded"
+    declared = _DURATION.search(log)
+    # An estimate from the bit rate is no declaration.
+    if declared and b"Estimating duration from bitrate" not in log:
+        hours, minutes, seconds = (float(part) for part in declared.groups())
+        declared_s = 3600 * hours + 60 * minutes + seconds
+        if declared_s - decoded_s > max(1.0, 0.02 * declared_s):
+            message = (
+                f"{missing} where the file declares {declared_s:.1f} s; it is cut off or damaged, "
+                "or its sound track is shorter than the file."
+            )
+            return (StageWarning("decode", "truncated_audio", message),)
+    # A WAV header written to a pipe declares the largest size there is; that is no truncation.
+    if b"corrupt input packet" in log and b"Ignoring maximum wav data size" not in log:
+        message = f"{missing}: the file breaks off in the middle of its data; send the whole file."
+        return (StageWarning("decode", "truncated_audio", message),)
+    return ()

@@ -1,0 +1,123 @@
+"""The graph on a real local Ray with fake models: HTTP, handles, batches, errors, draining."""
+
+import base64
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+from ray import serve
+from ray.exceptions import RayTaskError
+
+from fakes import recording
+from loopback import Files
+from serve_app.errors import InvalidRequest
+from sounds import wav
+
+TWO_VOICES = wav(recording(1, 2, 0, 3))
+EXPECTED = [
+    {"start": 0.0, "end": 1.0, "text": "word1", "speaker": "SPEAKER_01"},
+    {"start": 1.0, "end": 2.0, "text": "word2", "speaker": "SPEAKER_00"},
+    {"start": 3.0, "end": 4.0, "text": "word3", "speaker": "SPEAKER_01"},
+]
+
+URL = "http://127.0.0.1:18000"
+
+pytestmark = pytest.mark.usefixtures("app")
+
+
+def post(**kwargs: Any) -> httpx.Response:
+    return httpx.post(f"{URL}/predict", timeout=60, **kwargs)
+
+
+def segments(response: httpx.Response) -> Any:
+    assert response.status_code == 200, response.text
+    return response.json()["model_output"]
+
+
+def test_a_url_an_upload_and_base64_give_the_same_answer(files: Files) -> None:
+    """The three ways in, over HTTP."""
+    url = files.url("/two.wav", TWO_VOICES)
+    by_url = post(json={"audio_file": url, "headers": {"X-Token": "t"}})
+    assert segments(by_url) == EXPECTED
+    assert files.seen_headers["/two.wav"]["X-Token"] == "t"
+    assert segments(post(files={"file": TWO_VOICES})) == EXPECTED
+    assert segments(post(json={"audio_b64": base64.b64encode(TWO_VOICES).decode()})) == EXPECTED
+    body = by_url.json()
+    assert (body["language"], body["duration"], body["model"], body["warnings"]) == ("en", 4.0, "fake", [])
+    stages = {"fetch", "decode", "speech", "asr", "alignment", "diarization", "total"}
+    assert set(body["timings"]) == stages
+
+
+def test_a_python_handle_gives_the_same_answer(files: Files) -> None:
+    """serve.get_app_handle("whisperx").transcribe takes a URL or bytes, and the same options."""
+    handle = serve.get_app_handle("whisperx")
+    by_url = handle.transcribe.remote(files.url("/handle.wav", TWO_VOICES), word_timestamps=True)
+    by_bytes = handle.transcribe.remote(TWO_VOICES)
+    assert by_bytes.result(timeout_s=60)["model_output"] == EXPECTED
+    segment = by_url.result(timeout_s=60)["model_output"][0]
+    assert segment["words"] == [
+        {"word": "word1", "start": 0.0, "end": 1.0, "score": 0.9, "speaker": "SPEAKER_01"}
+    ]
+
+
+def test_a_handle_call_with_a_wrong_option_raises_our_error() -> None:
+    """The caller of a handle gets InvalidRequest with its message and parameter."""
+    with pytest.raises(RayTaskError) as raised:
+        serve.get_app_handle("whisperx").transcribe.remote(TWO_VOICES, beam=3).result(timeout_s=60)
+    assert isinstance(raised.value, InvalidRequest)
+    assert raised.value.param == "beam"
+
+
+def test_windows_of_different_requests_share_batches() -> None:
+    """Eight one-window requests at once run in far fewer batches than eight."""
+    counters = serve.get_deployment_handle("Transcriber", "whisperx").counters
+    before = counters.remote().result(timeout_s=60)
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda n: post(files={"file": wav(recording(n))}), range(1, 9)))
+    after = counters.remote().result(timeout_s=60)
+    assert [segments(answer)[0]["text"] for answer in answers] == [f"word{n}" for n in range(1, 9)]
+    assert after["items"] - before["items"] == 8
+    assert after["batches"] - before["batches"] <= 5
+
+
+def test_errors_of_every_stage_reach_the_caller_plainly(files: Files) -> None:
+    """Fetch, decode and option errors keep status, code and a message without a traceback."""
+    missing = post(json={"audio_file": f"http://{files.host}/none.mp3"})
+    blocked = post(json={"audio_file": "http://127.0.0.1/x.mp3"})
+    html = post(files={"file": b"<html><body>404</body></html>"})
+    empty = post(files={"file": b""})
+    wrong = post(files={"file": TWO_VOICES}, data={"num_speakers": "many"})
+    found = [(r.status_code, r.json()["error"]["code"]) for r in (missing, blocked, html, empty, wrong)]
+    assert found == [
+        (424, "http_status"),
+        (424, "blocked_address"),
+        (422, "undecodable_audio"),
+        (422, "empty_audio"),
+        (400, "invalid_request"),
+    ]
+    assert not any("Traceback" in r.text or "ray::" in r.text for r in (missing, blocked, html, empty, wrong))
+
+
+def test_silence_is_an_empty_list() -> None:
+    """No speech, no segments, no language."""
+    response = post(files={"file": wav(recording(0, 0))})
+    assert segments(response) == []
+    assert response.json()["language"] is None
+
+
+def test_readiness_names_every_stage() -> None:
+    """/readyz is 200 with each stage of the graph in it; /healthz and /docs answer."""
+    response = httpx.get(f"{URL}/readyz", timeout=60)
+    stages = ("loader", "speech", "asr", "alignment", "diarization", "accepting")
+    assert (response.status_code, response.json()["stages"]) == (200, dict.fromkeys(stages, True))
+    assert httpx.get(f"{URL}/healthz", timeout=60).json() == {"status": "ok"}
+    assert httpx.get(f"{URL}/docs", timeout=60).status_code == 200
+
+
+def test_many_windows_of_one_file_come_back_in_order() -> None:
+    """Forty windows, transcribed in whatever batches, are forty segments in order of time."""
+    numbers = list(range(1, 41))
+    assert [s["text"] for s in segments(post(files={"file": wav(recording(*numbers))}))] == [
+        f"word{n}" for n in numbers
+    ]

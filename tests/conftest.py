@@ -1,0 +1,69 @@
+"""Fixtures for every test, and the versions that matter in the report's header.
+
+The cluster fixtures are one local Ray for the whole session, with the graph on fake models.
+"""
+
+import importlib.metadata
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import ray
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from fakes import FakeAligner, FakeDiarizer, FakeRecognizer, FakeSpeechModel
+from loopback import Files
+from serve_app.app import Loaders, graph
+from serve_app.settings import IntakeSettings, Settings
+
+HTTP_PORT = 18_000  # below the range Ray takes its workers' ports from
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"  # larger real inputs, where the folder is there
+
+
+def pytest_report_header() -> str:
+    packages = ("ray", "whisperx", "faster-whisper", "ctranslate2", "pyannote.audio", "torch")
+    return "  ".join(f"{package} {importlib.metadata.version(package)}" for package in packages)
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No token of the developer's and no telemetry in any test."""
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PYANNOTE_METRICS_ENABLED", "0")
+    yield
+
+
+@pytest.fixture(scope="session")
+def files() -> Iterator[Files]:
+    server = Files()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """Ray and Serve's HTTP proxy, up once for the session."""
+    # Replicas unpickle the fakes by name, so they must find the tests too.
+    ray.init(
+        address="local",
+        namespace="serve",
+        include_dashboard=False,
+        num_cpus=4,
+        runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parent)}},
+    )
+    serve.start(http_options={"host": "127.0.0.1", "port": HTTP_PORT})
+    yield
+    serve.shutdown()
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def app(cluster: None, files: Files) -> DeploymentHandle[object]:
+    """The whole graph on fake models whose device takes 0.2 s a batch; its ingress handle."""
+    settings = Settings(model="fake", device="cpu", intake=IntakeSettings(allowed_hosts=(files.host,)))
+    loaders = Loaders(FakeSpeechModel, partial(FakeRecognizer, batch_s=0.2), FakeAligner, FakeDiarizer)
+    return serve.run(graph(settings, loaders, "cpu"), name="whisperx", route_prefix="/")

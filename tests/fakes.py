@@ -1,0 +1,156 @@
+"""Fake stages and fake models: plain functions whose answers can be computed from their input.
+
+A fake "recording" is int16 samples whose value in each window says what is spoken there.
+"""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from serve_app.pipeline import Source, Stages
+from serve_app.schemas import Options
+from serve_app.transcript import (
+    SAMPLE_RATE_HZ,
+    AlignRequest,
+    AsrRequest,
+    Audio,
+    Diarization,
+    Samples,
+    Segment,
+    Speech,
+    Turn,
+    Window,
+    WindowText,
+    Word,
+)
+
+WINDOW_S = 1.0
+
+
+def recording(*spoken: int) -> Samples:
+    """One second per number: 0 is silence, any other number is that word."""
+    return np.repeat(np.array(spoken, np.int16), SAMPLE_RATE_HZ)
+
+
+def window_text(number: int, language: str | None) -> WindowText:
+    return WindowText(f" word{number}", language or "en", None if language else 0.9, -0.1, 0.0, 1.0)
+
+
+def one_word_segment(start_s: float, end_s: float, text: str) -> Segment:
+    said = text.strip()
+    return Segment(start_s, end_s, said, (Word(said, start_s, end_s, 0.9),), avg_logprob=-0.1)
+
+
+def windows_of(samples: Samples) -> tuple[Window, ...]:
+    seconds = samples[::SAMPLE_RATE_HZ]
+    return tuple(Window(float(t), float(t + 1)) for t, number in enumerate(seconds) if number)
+
+
+def turns_of(samples: Samples) -> tuple[Turn, ...]:
+    """Odd numbers are spoken by SPEAKER_01, even ones by SPEAKER_00."""
+    seconds = samples[::SAMPLE_RATE_HZ]
+    return tuple(
+        Turn(float(t), float(t + 1), f"SPEAKER_0{number % 2}") for t, number in enumerate(seconds) if number
+    )
+
+
+@dataclass
+class FakeStages:
+    """Coroutines for `pipeline.Stages` over one recording, with what was called."""
+
+    samples: Samples
+    calls: Counter[str] = field(default_factory=Counter)
+    languages: dict[float, str] = field(default_factory=dict)  # window start -> language heard there
+    fail: dict[str, Exception] = field(default_factory=dict)  # stage -> what it raises
+    transcribed_in: list[tuple[float, str | None]] = field(default_factory=list)
+    most_in_flight: int = 0
+    _in_flight: int = 0
+
+    def stages(self, *, diarizes: bool = True, windows_in_flight: int = 64) -> Stages:
+        return Stages(
+            load=self._load,
+            detect_speech=self._detect_speech,
+            transcribe=self._transcribe,
+            align=self._align,
+            diarize=self._diarize if diarizes else None,
+            model="fake",
+            windows_in_flight=windows_in_flight,
+        )
+
+    def _called(self, stage: str) -> None:
+        self.calls[stage] += 1
+        if stage in self.fail:
+            raise self.fail[stage]
+
+    async def _load(self, source: Source) -> Samples:
+        self._called("load")
+        return self.samples
+
+    async def _detect_speech(self, audio: Any, request_id: str) -> Speech:
+        self._called("speech")
+        return Speech(windows_of(audio), len(audio) / SAMPLE_RATE_HZ)
+
+    async def _transcribe(
+        self, audio: Any, window: Window, language: str | None, task: str, request_id: str
+    ) -> WindowText:
+        self._called("asr")
+        self.transcribed_in.append((window.start_s, language))
+        self._in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self._in_flight)
+        await asyncio.sleep(0)
+        self._in_flight -= 1
+        heard = language or self.languages.get(window.start_s)
+        text = window_text(int(window.cut(audio)[0]), heard)
+        if language is None:
+            return WindowText(text.text, heard or "en", 0.9, -0.1, 0.0, 1.0)
+        return text
+
+    async def _align(
+        self, audio: Any, window: Window, text: WindowText, request_id: str
+    ) -> tuple[Segment, ...]:
+        self._called("align")
+        return (one_word_segment(window.start_s, window.end_s, text.text),)
+
+    async def _diarize(self, audio: Any, options: Options, request_id: str) -> Diarization:
+        self._called("diarize")
+        turns = turns_of(audio)
+        return Diarization(turns, turns)
+
+
+@dataclass
+class FakeRecognizer:
+    """Hears the number in each window, on a device that takes `batch_s` for a batch of any size."""
+
+    batch_s: float = 0.0
+
+    def features(self, samples: Samples) -> npt.NDArray[np.float32]:
+        return samples[:1].astype(np.float32)
+
+    def batch_key(self, request: AsrRequest) -> str:
+        return request.task
+
+    def transcribe(self, requests: Sequence[AsrRequest]) -> list[Any]:
+        time.sleep(self.batch_s)
+        return [window_text(int(request.features[0]), request.language) for request in requests]
+
+
+class FakeSpeechModel:
+    def detect(self, audio: Audio) -> Speech:
+        return Speech(windows_of(audio.samples), audio.duration_s)
+
+
+class FakeAligner:
+    def align(self, requests: Sequence[AlignRequest]) -> list[Any]:
+        return [(one_word_segment(request.start_s, request.end_s, request.text),) for request in requests]
+
+
+class FakeDiarizer:
+    def diarize(self, samples: Samples, **bounds: int | None) -> Diarization:
+        turns = turns_of(samples)
+        return Diarization(turns, turns)

@@ -1,0 +1,154 @@
+"""Speech detection with the real models: whisperx's windows, and inputs that are hardly any."""
+
+import asyncio
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from serve_app import bundled
+from serve_app.settings import SpeechSettings
+from serve_app.stages import speech
+from serve_app.stages.decode import decode
+from serve_app.stages.speech import (
+    SpeechDetector,
+    load_pyannote_detector,
+    load_silero_detector,
+    merge,
+    to_float32,
+)
+from serve_app.transcript import SAMPLE_RATE_HZ, Audio, Window
+
+pytestmark = [
+    # whisperx imports pyannote's file reader, which no test uses.
+    pytest.mark.filterwarnings(r"ignore:\s*torchcodec is not installed correctly:UserWarning"),
+    # pyannote switches TF32 off for the process and warns where it was on.
+    pytest.mark.filterwarnings("ignore:TensorFloat-32:Warning"),
+]
+
+SETTINGS = SpeechSettings()
+WINDOW_S = 8
+
+
+def real_recording() -> Path:
+    if bundled.SAMPLE.exists():
+        return bundled.SAMPLE
+    import pyannote.audio
+
+    return Path(pyannote.audio.__file__).parent / "sample" / "sample.wav"
+
+
+@pytest.fixture(scope="module")
+def audio() -> Audio:
+    with real_recording().open("rb") as file:
+        whole = asyncio.run(decode(file, max_audio_s=600, timeout_s=60))
+    return Audio(whole.samples[: 30 * SAMPLE_RATE_HZ])
+
+
+@pytest.fixture(scope="module")
+def silero() -> SpeechDetector:
+    return load_silero_detector(SETTINGS, WINDOW_S)
+
+
+@pytest.fixture(scope="module")
+def pyannote() -> SpeechDetector:
+    return load_pyannote_detector(SETTINGS, WINDOW_S)
+
+
+@pytest.fixture(params=["silero", "pyannote"])
+def detector(request: pytest.FixtureRequest) -> SpeechDetector:
+    found: SpeechDetector = request.getfixturevalue(request.param)
+    return found
+
+
+def speech_mask(windows: tuple[Window, ...], duration_s: float) -> np.ndarray:
+    """One flag per 10 ms."""
+    mask = np.zeros(int(duration_s * 100), bool)
+    for window in windows:
+        mask[int(window.start_s * 100) : int(window.end_s * 100)] = True
+    return mask
+
+
+def test_windows_are_whisperx_own(audio: Audio, pyannote: SpeechDetector) -> None:
+    """Windows are whisperx's to the last digit, except that none reaches beyond the audio."""
+    import torch
+    from whisperx.vads import Pyannote
+
+    reference = Pyannote(torch.device("cpu"), vad_onset=SETTINGS.onset, vad_offset=SETTINGS.offset)
+    scores = reference(
+        {"waveform": Pyannote.preprocess_audio(to_float32(audio.samples)), "sample_rate": SAMPLE_RATE_HZ}
+    )
+    expected = Pyannote.merge_chunks(scores, WINDOW_S, SETTINGS.onset, SETTINGS.offset)
+    assert len(expected) >= 3
+    assert pyannote.detect(audio).windows == tuple(
+        Window(chunk["start"], min(chunk["end"], audio.duration_s)) for chunk in expected
+    )
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_merge_is_whisperx_own(seed: int) -> None:
+    """`merge` equals Vad.merge_chunks on segments of any length, touching or not."""
+    from whisperx.diarize import Segment
+    from whisperx.vads import Vad
+
+    random = np.random.default_rng(seed)
+    edges_s = np.cumsum(random.exponential(1.5, 120) * random.integers(0, 3, 120)).tolist()
+    segments = list(zip(edges_s[::2], edges_s[1::2], strict=True))
+    chunks = Vad.merge_chunks([Segment(start, end) for start, end in segments], WINDOW_S, 0.5, None)
+    assert merge(segments, WINDOW_S) == tuple(Window(chunk["start"], chunk["end"]) for chunk in chunks)
+
+
+def test_methods_agree_on_where_speech_is(
+    audio: Audio, silero: SpeechDetector, pyannote: SpeechDetector
+) -> None:
+    """Silero's windows cover pyannote's for at least nine tenths of the recording, within the limit."""
+    by_silero, by_pyannote = silero.detect(audio).windows, pyannote.detect(audio).windows
+    assert all(window.end_s - window.start_s <= WINDOW_S for window in by_silero + by_pyannote)
+    duration_s = audio.duration_s
+    same = speech_mask(by_silero, duration_s) == speech_mask(by_pyannote, duration_s)
+    assert same.mean() >= 0.9
+
+
+def test_silence_has_no_windows(detector: SpeechDetector) -> None:
+    """Ten seconds of zeros hold no speech."""
+    silent = detector.detect(Audio(np.zeros(10 * SAMPLE_RATE_HZ, np.int16)))
+    assert (silent.windows, silent.duration_s) == ((), 10.0)
+
+
+@pytest.mark.parametrize("samples", [1, 800, 1600])
+def test_hardly_any_audio_is_no_error(audio: Audio, detector: SpeechDetector, samples: int) -> None:
+    """A single sample, 50 ms and 100 ms of a recording give no error and no window beyond the end."""
+    middle = len(audio.samples) // 2
+    found = detector.detect(Audio(audio.samples[middle : middle + samples]))
+    assert found.duration_s == samples / SAMPLE_RATE_HZ
+    assert all(0 <= window.start_s < window.end_s <= found.duration_s for window in found.windows)
+
+
+def test_samples_may_be_read_only(audio: Audio, detector: SpeechDetector) -> None:
+    """Samples out of another replica's memory are read, never written to, and nothing warns."""
+    before = audio.samples.copy()
+    assert not audio.samples.flags.writeable
+    assert detector.detect(audio).windows
+    np.testing.assert_array_equal(audio.samples, before)
+
+
+def test_long_file_in_stretches_is_the_same_to_silero(
+    audio: Audio, silero: SpeechDetector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stretches of a minute, which keep memory small, find the speech that one piece has."""
+    samples = np.tile(audio.samples, 7)
+    whole = silero.detect(Audio(samples))
+    monkeypatch.setattr(speech, "SILERO_STRETCH_SAMPLES", 60 * SAMPLE_RATE_HZ)
+    pieces = silero.detect(Audio(samples))
+    duration_s = whole.duration_s
+    same = speech_mask(whole.windows, duration_s) == speech_mask(pieces.windows, duration_s)
+    assert same.mean() >= 0.995
+
+
+def test_pyannote_loads_without_a_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading writes nothing to torch.hub's directory, which whisperx would create."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    load_pyannote_detector(SETTINGS, WINDOW_S)
+    assert not (tmp_path / "torch").exists()
+    assert "torch" in sys.modules

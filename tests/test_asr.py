@@ -1,0 +1,197 @@
+"""Recognition without a model: what is asked of CTranslate2, and what is made of its answers."""
+
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from faster_whisper import WhisperModel
+from tokenizers import Tokenizer  # type: ignore[import-untyped]
+
+from serve_app import bundled
+from serve_app.errors import InvalidRequest, ModelUnavailable
+from serve_app.stages.asr import (
+    ENCODER_SAMPLES,
+    AsrRequest,
+    Recognizer,
+    average_logprob,
+    choose_compute_type,
+    load_recognizer,
+)
+from serve_app.transcript import WindowText
+
+TOKENIZER = Tokenizer.from_file(str(bundled.ASR / "tokenizer.json"))
+FEATURES = np.zeros((80, 3000), np.float32)
+HELLO = (2425, 1002)  # two text tokens
+
+
+class FakeCTranslate2:
+    """Hears the same two tokens in every window, in French, and counts its calls."""
+
+    n_mels = 80
+
+    def __init__(self, *, multilingual: bool) -> None:
+        self.is_multilingual = multilingual
+        self.calls: list[tuple[str, int]] = []
+        self.prompts: list[list[str]] = []
+
+    def encode(self, features: Any) -> list[int]:
+        self.calls.append(("encode", features.shape[0]))
+        return list(range(features.shape[0]))
+
+    def detect_language(self, encoded: list[int]) -> list[list[tuple[str, float]]]:
+        self.calls.append(("detect_language", len(encoded)))
+        return [[("<|fr|>", 0.75), ("<|en|>", 0.25)] for _ in encoded]
+
+    def generate(self, encoded: list[int], prompts: list[list[int]], **options: Any) -> list[Any]:
+        self.calls.append(("generate", len(encoded)))
+        self.prompts = [[TOKENIZER.id_to_token(token) for token in prompt] for prompt in prompts]
+        tokens = [*HELLO, TOKENIZER.token_to_id("<|0.00|>")]
+        return [SimpleNamespace(sequences_ids=[tokens], scores=[-0.4], no_speech_prob=0.1) for _ in prompts]
+
+
+def recognizer_of(model: FakeCTranslate2) -> Recognizer:
+    languages = ["en", "de", "fr", "yue"] if model.is_multilingual else ["en"]
+    whisper = SimpleNamespace(
+        model=model, hf_tokenizer=TOKENIZER, max_length=448, supported_languages=languages
+    )
+    whisper.get_prompt = partial(WhisperModel.get_prompt, whisper)
+    return Recognizer(whisper, "fake", 5)
+
+
+@pytest.fixture
+def model() -> FakeCTranslate2:
+    return FakeCTranslate2(multilingual=True)
+
+
+@pytest.fixture
+def recognizer(model: FakeCTranslate2) -> Recognizer:
+    return recognizer_of(model)
+
+
+def test_compute_type_auto_depends_on_the_device() -> None:
+    """`auto` is int8 with float16 arithmetic on a GPU and plain int8 on a CPU; a named type stays."""
+    assert choose_compute_type("auto", "cuda") == "int8_float16"
+    assert choose_compute_type("auto", "cpu") == "int8"
+    assert choose_compute_type("float32", "cuda") == "float32"
+
+
+def test_average_logprob_counts_the_end_token() -> None:
+    """A mean over 3 tokens becomes one over 4, and a window without tokens gives 0."""
+    assert average_logprob(-0.4, 3) == pytest.approx(-0.3)
+    assert average_logprob(-0.4, 0) == 0
+
+
+def test_mixed_batch_is_one_call_of_each_kind(model: FakeCTranslate2, recognizer: Recognizer) -> None:
+    """Languages, tasks and a missing language share one encoding, one detection and one search."""
+    recognizer.transcribe(
+        [AsrRequest(FEATURES, "de"), AsrRequest(FEATURES, "en", "translate"), AsrRequest(FEATURES)]
+    )
+    assert model.calls == [("encode", 3), ("detect_language", 3), ("generate", 3)]
+    start, end = "<|startoftranscript|>", "<|notimestamps|>"
+    assert model.prompts == [
+        [start, "<|de|>", "<|transcribe|>", end],
+        [start, "<|en|>", "<|translate|>", end],
+        [start, "<|fr|>", "<|transcribe|>", end],
+    ]
+
+
+def test_named_languages_are_not_detected(model: FakeCTranslate2, recognizer: Recognizer) -> None:
+    """Detection runs only when an item needs it, and only that item gets a probability."""
+    [named] = recognizer.transcribe([AsrRequest(FEATURES, "de")])
+    assert model.calls == [("encode", 1), ("generate", 1)]
+    named_again, detected = recognizer.transcribe([AsrRequest(FEATURES, "de"), AsrRequest(FEATURES)])
+    assert named == named_again
+    assert isinstance(named, WindowText)
+    assert isinstance(detected, WindowText)
+    assert (named.language, named.language_probability) == ("de", None)
+    assert (detected.language, detected.language_probability) == ("fr", 0.75)
+
+
+def test_text_keeps_its_leading_space_and_loses_special_tokens(recognizer: Recognizer) -> None:
+    """The text is what whisperx gives: text tokens only, unstripped; scores count all tokens."""
+    [answer] = recognizer.transcribe([AsrRequest(FEATURES, "en")])
+    assert isinstance(answer, WindowText)
+    assert answer.text == TOKENIZER.decode(list(HELLO))
+    assert answer.text.startswith(" ")
+    assert answer.tokens == HELLO
+    assert answer.avg_logprob == pytest.approx(-0.3)
+    assert answer.no_speech_prob == 0.1
+    assert 0 < answer.compression_ratio < 1
+
+
+def test_unknown_language_concerns_its_item_only(model: FakeCTranslate2, recognizer: Recognizer) -> None:
+    """An error takes the place of its item; the others are recognised, without it, in order."""
+    answers = recognizer.transcribe(
+        [AsrRequest(FEATURES, "xx"), AsrRequest(FEATURES, "de"), AsrRequest(FEATURES, "transcribe")]
+    )
+    assert [type(answer) for answer in answers] == [InvalidRequest, WindowText, InvalidRequest]
+    assert isinstance(answers[0], InvalidRequest)
+    assert answers[0].param == "language"
+    assert "'xx'" in answers[0].message
+    assert model.calls == [("encode", 1), ("generate", 1)]
+
+
+def test_language_needs_a_token_of_the_model(recognizer: Recognizer) -> None:
+    """Cantonese is refused by a model from before large-v3, although faster-whisper lists it."""
+    assert recognizer.languages == {"en", "de", "fr"}
+
+
+def test_english_only_model_refuses_other_languages_and_translation() -> None:
+    """An English-only model takes English and no language, and says which option it cannot follow."""
+    model = FakeCTranslate2(multilingual=False)
+    english, unnamed, german, translation = recognizer_of(model).transcribe(
+        [
+            AsrRequest(FEATURES, "en"),
+            AsrRequest(FEATURES),
+            AsrRequest(FEATURES, "de"),
+            AsrRequest(FEATURES, "en", "translate"),
+        ]
+    )
+    assert english == unnamed
+    assert isinstance(unnamed, WindowText)
+    assert (unnamed.language, unnamed.language_probability) == ("en", None)
+    assert isinstance(german, InvalidRequest)
+    assert german.param == "language"
+    assert isinstance(translation, InvalidRequest)
+    assert translation.param == "task"
+    assert model.calls == [("encode", 2), ("generate", 2)]
+    assert model.prompts == [["<|startoftranscript|>", "<|notimestamps|>"]] * 2
+
+
+def test_nothing_to_recognise_never_reaches_the_model(model: FakeCTranslate2, recognizer: Recognizer) -> None:
+    """No items, or only refused ones, cost no call."""
+    assert recognizer.transcribe([]) == []
+    recognizer.transcribe([AsrRequest(FEATURES, "xx")])
+    assert model.calls == []
+
+
+def test_batch_key_does_not_split_languages_and_tasks(recognizer: Recognizer) -> None:
+    """Items that differ in language and task, even in a wrong language, may share a batch."""
+    requests = [AsrRequest(FEATURES), AsrRequest(FEATURES, "de", "translate"), AsrRequest(FEATURES, "xx")]
+    assert len({recognizer.batch_key(request) for request in requests}) == 1
+
+
+def test_features_are_those_of_the_window_padded_to_30_s(recognizer: Recognizer) -> None:
+    """Any window, even read-only or of no samples, gives 3000 frames of float32; a longer one is refused."""
+    samples = np.full(ENCODER_SAMPLES, 1000, np.int16)
+    samples.flags.writeable = False
+    for length in (0, 1, 800, 16_000, ENCODER_SAMPLES):
+        features = recognizer.features(samples[:length])
+        assert features.shape == (80, 3000)
+        assert features.dtype == np.float32
+    with pytest.raises(ValueError, match="480000"):
+        recognizer.features(np.zeros(ENCODER_SAMPLES + 1, np.int16))
+
+
+@pytest.mark.parametrize("model", ["larg-v2", "/no/such/directory", "empty"])
+def test_model_that_cannot_be_loaded_says_so(model: str, tmp_path: Path) -> None:
+    """An unknown name, a missing and an empty directory become ModelUnavailable with the reason."""
+    name = str(tmp_path) if model == "empty" else model
+    with pytest.raises(ModelUnavailable) as caught:
+        load_recognizer(name, device="cpu", compute_type="auto", cpus=1, beam_size=5)
+    assert name in caught.value.message
+    assert "\n" not in caught.value.message
+    assert caught.value.__cause__ is not None

@@ -1,0 +1,198 @@
+"""The batcher: late cut, fair, one result or error per item. Plain asyncio, no Ray, no sleeps."""
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+
+from serve_app.batching import Batcher
+
+
+class Device:
+    """Runs batches only when let, and remembers what was in them."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[Any]] = []
+        self.begun = threading.Semaphore(0)
+        self.may_end = threading.Semaphore(0)
+
+    def run(self, items: list[Any]) -> list[Any]:
+        self.batches.append(items)
+        self.begun.release()
+        assert self.may_end.acquire(timeout=10)
+        return [ValueError(item) if item == "bad" else f"<{item}>" for item in items]
+
+    async def busy(self) -> None:
+        """Returns once the device has begun a batch."""
+        assert await asyncio.to_thread(self.begun.acquire, timeout=10)
+
+    def free(self, batches: int = 1) -> None:
+        self.may_end.release(batches)
+
+
+async def settle() -> None:
+    """Lets every task that can run now do so."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+def test_items_that_arrive_while_the_device_is_busy_share_the_next_batch() -> None:
+    """A batch is cut when the device is free, so it holds all that waited meanwhile."""
+
+    async def scenario() -> list[list[Any]]:
+        device = Device()
+        batcher: Batcher[Any, Any] = Batcher(device.run, max_batch_size=8)
+        first = asyncio.create_task(batcher.submit(0, "request-0"))
+        await device.busy()
+        others = [asyncio.create_task(batcher.submit(n, f"request-{n}")) for n in range(1, 8)]
+        await settle()
+        device.free(2)
+        assert await asyncio.gather(first, *others) == [f"<{n}>" for n in range(8)]
+        assert (batcher.counters.batches, batcher.counters.items) == (2, 8)
+        batcher.close()
+        return device.batches
+
+    assert asyncio.run(scenario()) == [[0], [1, 2, 3, 4, 5, 6, 7]]
+
+
+def test_a_short_request_does_not_wait_behind_a_long_one() -> None:
+    """Requests take turns: a newcomer's item is in the very next batch although 40 others wait."""
+
+    async def scenario() -> list[list[Any]]:
+        device = Device()
+        batcher: Batcher[Any, Any] = Batcher(device.run, max_batch_size=4)
+        long = [asyncio.create_task(batcher.submit(f"long-{n}", "long")) for n in range(40)]
+        await device.busy()
+        short = asyncio.create_task(batcher.submit("short", "short"))
+        await settle()
+        device.free(2)
+        assert await short == "<short>"
+        device.free(100)
+        assert len(await asyncio.gather(*long)) == 40
+        batcher.close()
+        return device.batches
+
+    batches = asyncio.run(scenario())
+    assert "short" in batches[1]
+    assert [item for batch in batches for item in batch if item != "short"] == [
+        f"long-{n}" for n in range(40)
+    ]
+    assert all(len(batch) == 4 for batch in batches[:-1])
+
+
+def test_an_error_belongs_to_its_item_alone() -> None:
+    """An exception standing in the result list is raised for that item; the others get results."""
+
+    async def scenario() -> None:
+        device = Device()
+        batcher: Batcher[Any, Any] = Batcher(device.run, max_batch_size=8, wait_s=5)
+        batcher.max_batch_size = 3
+        tasks = [asyncio.create_task(batcher.submit(item, item)) for item in ("a", "bad", "c")]
+        await device.busy()
+        device.free()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert results[0] == "<a>"
+        assert isinstance(results[1], ValueError)
+        assert results[2] == "<c>"
+        assert len(device.batches) == 1
+        batcher.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_failing_model_call_fails_its_batch_and_not_the_batcher() -> None:
+    """When the call itself raises, its items hear of it and the next batch runs as ever."""
+
+    def run(items: list[int]) -> list[int]:
+        if -1 in items:
+            raise RuntimeError("out of memory")
+        return items
+
+    async def scenario() -> None:
+        batcher: Batcher[int, int] = Batcher(run, max_batch_size=1)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            await batcher.submit(-1, "a")
+        assert await batcher.submit(7, "b") == 7
+        batcher.close()
+
+    asyncio.run(scenario())
+
+
+def test_cancelled_items_never_reach_the_device() -> None:
+    """An item whose caller has gone while it queued is dropped and counted."""
+
+    async def scenario() -> None:
+        device = Device()
+        batcher: Batcher[Any, Any] = Batcher(device.run, max_batch_size=4)
+        first = asyncio.create_task(batcher.submit("first", "a"))
+        await device.busy()
+        gone = asyncio.create_task(batcher.submit("gone", "b"))
+        stays = asyncio.create_task(batcher.submit("stays", "c"))
+        await settle()
+        gone.cancel()
+        device.free(2)
+        await asyncio.gather(first, stays)
+        assert device.batches == [["first"], ["stays"]]
+        assert batcher.counters.dropped == 1
+        assert batcher.queued == 0
+        batcher.close()
+
+    asyncio.run(scenario())
+
+
+def test_only_items_with_equal_keys_share_a_batch() -> None:
+    """Options that are per model call split batches, and no key starves."""
+
+    async def scenario() -> None:
+        device = Device()
+        batcher: Batcher[Any, Any] = Batcher(device.run, max_batch_size=8, key=lambda item: item[0])
+        first = asyncio.create_task(batcher.submit("x0", "r0"))
+        await device.busy()
+        rest = [
+            asyncio.create_task(batcher.submit(item, f"r{n}"))
+            for n, item in enumerate(("x1", "y1", "x2", "y2"), 1)
+        ]
+        await settle()
+        device.free(3)
+        await asyncio.gather(first, *rest)
+        assert device.batches == [["x0"], ["x1", "x2"], ["y1", "y2"]]
+        batcher.close()
+
+    asyncio.run(scenario())
+
+
+def test_an_idle_device_waits_for_company_only_until_the_batch_is_full() -> None:
+    """With a wait set, a burst runs as one batch, and a full one does not wait out its time."""
+
+    async def scenario() -> None:
+        device = Device()
+        batcher: Batcher[Any, Any] = Batcher(device.run, max_batch_size=3, wait_s=3600)
+        tasks = []
+        for n in range(3):
+            tasks.append(asyncio.create_task(batcher.submit(n, n)))
+            await settle()
+        await device.busy()
+        device.free()
+        await asyncio.gather(*tasks)
+        assert device.batches == [[0, 1, 2]]
+        batcher.close()
+
+    asyncio.run(scenario())
+
+
+def test_the_batch_size_changes_while_running() -> None:
+    """A new size holds from the next batch on."""
+
+    async def scenario() -> None:
+        device = Device()
+        batcher: Batcher[Any, Any] = Batcher(device.run, max_batch_size=1)
+        tasks = [asyncio.create_task(batcher.submit(n, "r")) for n in range(5)]
+        await device.busy()
+        batcher.max_batch_size = 4
+        device.free(2)
+        await asyncio.gather(*tasks)
+        assert device.batches == [[0], [1, 2, 3, 4]]
+        batcher.close()
+
+    asyncio.run(scenario())

@@ -1,0 +1,84 @@
+"""serve_config.yaml is read strictly: a wrong key anywhere is named."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+from ray.serve.schema import ServeDeploySchema
+
+from serve_app.config_file import ConfigError, read
+from serve_app.deployments import BatchConfig
+from serve_app.settings import Settings
+
+PROJECT = Path(__file__).parents[1]
+
+
+def load(path: Path) -> dict[str, Any]:
+    return read(path, ServeDeploySchema, BatchConfig)
+
+
+@pytest.mark.parametrize("name", ["serve_config.yaml", "serve_config.demo.yaml"])
+def test_the_shipped_files_are_right(name: str) -> None:
+    """Both shipped files pass their own check."""
+    assert load(PROJECT / name)["applications"][0]["import_path"] == "serve_app.app:build"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda raw: raw.update(http_option={}), "unknown key http_option"),
+        (lambda raw: raw["http_options"].update(prot=1), "unknown key prot"),
+        (lambda raw: raw["applications"][0].update(arg={}), "unknown key arg"),
+        (lambda raw: raw["applications"][0]["args"].update(modle="x"), "unknown key modle"),
+        (lambda raw: raw["applications"][0]["args"]["asr"].update(beam=1), "unknown key asr.beam"),
+        (lambda raw: raw["applications"][0]["args"].update(device="tpu"), "device"),
+        (lambda raw: raw["applications"][0]["args"].update(speech={"onset": 0.2}), "speech.offset"),
+        (
+            lambda raw: raw["applications"][0]["deployments"].append({"name": "Aligner", "num_replica": 2}),
+            "unknown key num_replica",
+        ),
+        (
+            lambda raw: raw["applications"][0]["deployments"].append(
+                {"name": "Aligner", "autoscaling_config": {"max_replica": 2}}
+            ),
+            "unknown key max_replica",
+        ),
+        (
+            lambda raw: raw["applications"][0]["deployments"].append(
+                {"name": "Transcriber", "user_config": {"batch_size": 2}}
+            ),
+            "unknown key batch_size",
+        ),
+    ],
+)
+def test_a_wrong_key_is_named(tmp_path: Path, change: Any, says: str) -> None:
+    """Misspelt keys at every level of the file, which Serve itself would accept in silence."""
+    raw = yaml.safe_load((PROJECT / "serve_config.yaml").read_text())
+    change(raw)
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    with pytest.raises(ConfigError, match=says):
+        load(path)
+
+
+def test_files_that_are_no_config_say_so(tmp_path: Path) -> None:
+    """A missing file, broken YAML and a list each get their sentence."""
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [")
+    listing = tmp_path / "list.yaml"
+    listing.write_text("- a")
+    for path, says in (
+        (tmp_path / "none.yaml", "No such file"),
+        (broken, "not valid YAML"),
+        (listing, "mapping"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            load(path)
+
+
+def test_settings_refuse_what_they_do_not_know() -> None:
+    """The builder's argument is strict by itself, whoever builds it."""
+    with pytest.raises(ValidationError, match="extra_forbidden|Extra inputs"):
+        Settings.model_validate({"modle": "large-v2"})

@@ -1,0 +1,180 @@
+"""One request through fake stages: order, concurrency, language, degradation."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from fakes import FakeStages, recording
+from serve_app.errors import InvalidRequest, ModelUnavailable, UnusableAudio
+from serve_app.pipeline import Source, in_parallel, transcribe
+from serve_app.schemas import Options
+from serve_app.transcript import Transcript
+
+SOURCE = Source(url="http://example/x.mp3")
+
+
+def run(fake: FakeStages, diarizes: bool = True, **options: Any) -> Transcript:
+    return asyncio.run(transcribe(fake.stages(diarizes=diarizes), SOURCE, Options(**options)))
+
+
+def test_segments_come_in_order_with_words_and_speakers() -> None:
+    """Windows become segments in order of time, each with its speaker and its words'."""
+    transcript = run(FakeStages(recording(1, 2, 0, 3)))
+    assert [(s.start_s, s.text, s.speaker) for s in transcript.segments] == [
+        (0.0, "word1", "SPEAKER_01"),
+        (1.0, "word2", "SPEAKER_00"),
+        (3.0, "word3", "SPEAKER_01"),
+    ]
+    assert [word.speaker for segment in transcript.segments for word in segment.words] == [
+        "SPEAKER_01",
+        "SPEAKER_00",
+        "SPEAKER_01",
+    ]
+    assert (transcript.language, transcript.duration_s, transcript.warnings) == ("en", 4.0, ())
+    assert {"speech", "asr", "alignment", "diarization", "total"} <= set(transcript.timings)
+
+
+def test_silence_is_an_empty_list_and_no_language() -> None:
+    """Without speech nothing is transcribed and no language is invented."""
+    fake = FakeStages(recording(0, 0))
+    transcript = run(fake)
+    assert (transcript.segments, transcript.language) == ((), None)
+    assert fake.calls["asr"] == 0
+
+
+def test_a_named_language_reaches_every_window_and_detection_does_not_run() -> None:
+    """`language` goes to each window once."""
+    fake = FakeStages(recording(1, 2, 3))
+    transcript = run(fake, language="de")
+    assert fake.transcribed_in == [(0.0, "de"), (1.0, "de"), (2.0, "de")]
+    assert transcript.language == "de"
+
+
+def test_one_language_per_file_by_vote() -> None:
+    """The first windows vote; a window that heard another language is transcribed again."""
+    fake = FakeStages(recording(1, 2, 3, 4, 5), languages={1.0: "cy"})
+    transcript = run(fake)
+    assert transcript.language == "en"
+    assert sorted(fake.transcribed_in, key=str) == sorted(
+        [(0.0, None), (1.0, None), (2.0, None), (3.0, None), (1.0, "en"), (4.0, "en")], key=str
+    )
+
+
+def test_an_uncertain_language_comes_with_a_warning() -> None:
+    """Four windows in four languages: the answer says that the language is a guess."""
+    fake = FakeStages(recording(1, 2, 3, 4), languages={0.0: "en", 1.0: "cy", 2.0: "de", 3.0: "fr"})
+    assert [warning.code for warning in run(fake).warnings] == ["language_uncertain"]
+
+
+def test_a_failing_alignment_keeps_the_text() -> None:
+    """The text comes back with window times and one warning, not one per window."""
+    fake = FakeStages(
+        recording(1, 2), fail={"align": ModelUnavailable("no model", None, "alignment_unavailable")}
+    )
+    transcript = run(fake)
+    assert [(s.text, s.start_s, s.words, s.speaker) for s in transcript.segments] == [
+        ("word1", 0.0, (), "SPEAKER_01"),
+        ("word2", 1.0, (), "SPEAKER_00"),
+    ]
+    assert [(w.stage, w.code) for w in transcript.warnings] == [("alignment", "alignment_unavailable")]
+
+
+def test_a_failing_diarization_keeps_the_text() -> None:
+    """The text comes back without speakers, and the inner error text stays inside."""
+    transcript = run(FakeStages(recording(1), fail={"diarize": RuntimeError("secret path")}))
+    assert [(s.text, s.speaker) for s in transcript.segments] == [("word1", None)]
+    (warning,) = transcript.warnings
+    assert (warning.stage, warning.code) == ("diarization", "diarization_failed")
+    assert "secret" not in warning.message
+
+
+def test_unusable_audio_is_the_callers_error() -> None:
+    """What loading raised comes out as it is, whichever stage meets it first."""
+    error = UnusableAudio("not audio")
+    with pytest.raises(UnusableAudio, match="not audio"):
+        run(FakeStages(recording(1), fail={"speech": error, "diarize": error}))
+
+
+def test_asking_for_speakers_where_there_is_no_model_is_refused() -> None:
+    """diarize=true or a speaker count without a model is a 400 that says how to get one."""
+    for options in ({"diarize": True}, {"num_speakers": 2}):
+        with pytest.raises(InvalidRequest, match="HF_TOKEN"):
+            run(FakeStages(recording(1)), diarizes=False, **options)
+
+
+def test_diarization_is_off_on_request_or_without_a_model() -> None:
+    """diarize=false, and a server without a model, give speakers of null."""
+    fake = FakeStages(recording(1))
+    assert run(fake, diarize=False).segments[0].speaker is None
+    assert run(FakeStages(recording(1)), diarizes=False).segments[0].speaker is None
+    assert fake.calls["diarize"] == 0
+
+
+def test_translation_is_not_aligned() -> None:
+    """English text is not aligned to speech in another language."""
+    fake = FakeStages(recording(1, 2))
+    transcript = run(fake, task="translate", language="de")
+    assert fake.calls["align"] == 0
+    assert [(s.start_s, s.end_s, s.words) for s in transcript.segments] == [(0.0, 1.0, ()), (1.0, 2.0, ())]
+
+
+def test_windows_in_flight_are_bounded() -> None:
+    """A long file never has more windows under way than the limit."""
+    fake = FakeStages(recording(*range(1, 41)))
+    asyncio.run(transcribe(fake.stages(windows_in_flight=5), SOURCE, Options(language="en")))
+    assert fake.calls["asr"] == 40
+    assert fake.most_in_flight == 5
+
+
+def test_diarization_and_recognition_run_side_by_side() -> None:
+    """Each waits for the other to have begun: one after the other would never end."""
+    fake = FakeStages(recording(1))
+    stages = fake.stages()
+    both = asyncio.Event()
+    begun: set[str] = set()
+
+    async def meet(name: str) -> None:
+        begun.add(name)
+        if len(begun) == 2:
+            both.set()
+        await asyncio.wait_for(both.wait(), 5)
+
+    async def transcribe_window(*arguments: Any) -> Any:
+        await meet("asr")
+        return await stages.transcribe(*arguments)
+
+    async def diarize(*arguments: Any) -> Any:
+        await meet("diarize")
+        assert stages.diarize is not None
+        return await stages.diarize(*arguments)
+
+    async def scenario() -> Transcript:
+        nonlocal both
+        both = asyncio.Event()
+        from dataclasses import replace
+
+        together = replace(stages, transcribe=transcribe_window, diarize=diarize)
+        return await transcribe(together, SOURCE, Options())
+
+    assert asyncio.run(scenario()).segments[0].speaker == "SPEAKER_01"
+
+
+def test_the_first_error_cancels_the_siblings() -> None:
+    """When one of several parallel steps fails, the others are cancelled before the error is raised."""
+    cancelled = []
+
+    async def waits() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.append(True)
+            raise
+
+    async def fails() -> None:
+        await asyncio.sleep(0)
+        raise ValueError("first")
+
+    with pytest.raises(ValueError, match="first"):
+        asyncio.run(in_parallel([waits(), fails(), waits()]))  # type: ignore[arg-type]
+    assert cancelled == [True, True]

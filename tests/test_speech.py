@@ -1,0 +1,111 @@
+"""Speech detection without a model: merging, clipping, stretches, and what importing it costs."""
+
+import itertools
+import subprocess
+import sys
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from serve_app.stages.speech import Segments, SpeechDetector, clip, in_stretches, merge, to_float32
+from serve_app.transcript import SAMPLE_RATE_HZ, Audio, StageWarning, Window
+
+
+def random_segments(seed: int, *, longest_s: float) -> list[tuple[float, float]]:
+    """Up to 60 segments in order, which do not overlap and may touch."""
+    random = np.random.default_rng(seed)
+    count = int(random.integers(1, 60))
+    # Multiples of 1/64 s, which floats add without error.
+    pauses_s = random.integers(0, 128, count) * random.integers(0, 2, count) / 64
+    lengths_s = random.integers(1, int(longest_s * 64), count) / 64
+    ends_s = np.cumsum(pauses_s + lengths_s)
+    return [(float(end - length), float(end)) for end, length in zip(ends_s, lengths_s, strict=True)]
+
+
+def test_no_segments_give_no_windows() -> None:
+    """Silence has no windows."""
+    assert merge([], 30.0) == ()
+
+
+def test_segments_join_until_the_window_is_full() -> None:
+    """A window takes the silence between its segments along, and ends where the next would not fit."""
+    segments = [(1.0, 9.0), (10.0, 20.0), (21.0, 31.0), (31.5, 40.0)]
+    assert merge(segments, 30.0) == (Window(1.0, 31.0), Window(31.5, 40.0))
+
+
+def test_long_segment_stays_one_window() -> None:
+    """A segment longer than the window is not cut here: the detectors cut where speech is weakest."""
+    assert merge([(0.0, 45.0), (46.0, 47.0)], 30.0) == (Window(0.0, 45.0), Window(46.0, 47.0))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_windows_cover_all_segments_within_the_limit(seed: int) -> None:
+    """Each segment lies in one window; windows are in order, disjoint, full and never too long."""
+    window_s = 12.0
+    segments = random_segments(seed, longest_s=window_s)
+    windows = merge(segments, window_s)
+    assert all(sum(w.start_s <= start and end <= w.end_s for w in windows) == 1 for start, end in segments)
+    assert all(window.end_s - window.start_s <= window_s for window in windows)
+    assert all(one.end_s <= other.start_s for one, other in itertools.pairwise(windows))
+    for one, other in itertools.pairwise(windows):
+        next_end_s = next(end for start, end in segments if start == other.start_s)
+        assert next_end_s - one.start_s > window_s
+
+
+def test_windows_are_clipped_to_the_audio() -> None:
+    """What reaches over an end is cut off, and what lies behind it is dropped."""
+    windows = (Window(-0.1, 2.0), Window(3.0, 10.1), Window(10.05, 10.2))
+    assert clip(windows, 10.0) == (Window(0.0, 2.0), Window(3.0, 10.0))
+
+
+def test_conversion_leaves_read_only_samples_alone() -> None:
+    """Samples of another replica are read-only; the float32 copy is whisperx's and writable."""
+    samples = np.array([-32768, -1, 0, 32767], np.int16)
+    samples.flags.writeable = False
+    waveform = to_float32(samples)
+    assert waveform.dtype == np.float32
+    assert waveform.flags.writeable
+    np.testing.assert_array_equal(waveform, samples.astype(np.float32) / 32768.0)
+
+
+def test_detector_passes_warnings_and_duration_on() -> None:
+    """What the loader had to say about the audio reaches the caller with the windows."""
+    warning = StageWarning("decode", "truncated", "Half of it is missing.")
+    audio = Audio(np.zeros(3 * SAMPLE_RATE_HZ, np.int16), (warning,), {"decode": 0.5})
+    speech = SpeechDetector(lambda samples: [(0.5, 1.0), (1.5, 3.01)], 30.0).detect(audio)
+    assert speech.windows == (Window(0.5, 3.0),)
+    assert speech.duration_s == 3.0
+    assert speech.warnings == (warning,)
+    assert speech.timings == {"decode": 0.5}
+
+
+def test_audio_without_samples_has_no_speech() -> None:
+    """The models, which refuse an empty waveform, are not asked."""
+
+    def find(samples: npt.NDArray[np.int16]) -> Segments:
+        raise AssertionError("asked")
+
+    assert SpeechDetector(find, 30.0).detect(Audio(np.zeros(0, np.int16))).windows == ()
+
+
+def runs(samples: npt.NDArray[np.int16]) -> list[tuple[int, int]]:
+    """A detector without memory: runs of sound, too short ones left out."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], samples != 0, [0]])))
+    return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True) if b - a > 400]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_stretches_find_what_the_whole_would(seed: int) -> None:
+    """A long file, worked on in stretches, has the segments it has in one piece."""
+    random = np.random.default_rng(seed)
+    lengths = random.integers(1, 5_000, 80)
+    samples = np.repeat(np.arange(80) % 2, lengths).astype(np.int16)
+    assert in_stretches(runs, samples, stretch=20_480, context=1_024) == runs(samples)
+
+
+def test_importing_the_module_brings_no_torch() -> None:
+    """A replica that uses Silero, and everything that only needs `merge`, does without torch."""
+    script = "import sys, serve_app.stages.speech; print({'torch', 'faster_whisper'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
