@@ -29,8 +29,10 @@ from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 from rich.console import Console
 from rich.table import Table
 
-from serve_app import bundled, config_file
+from serve_app import bundled, config_file, models
 from serve_app.deployments import BatchConfig
+from serve_app.errors import ModelUnavailable
+from serve_app.settings import Settings
 
 DEMO_CONFIG = Path(__file__).parent.parent / "serve_config.demo.yaml"
 GRACE_S = 30.0  # how long running requests may take to end after SIGTERM
@@ -66,7 +68,7 @@ def demo() -> None:
     """Starts the graph on the bundled models, transcribes a sample by URL over HTTP, and stops."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         raw = _read(DEMO_CONFIG)
-        sample_host = "127.0.0.1:%d" % listener.getsockname()[1]
+        sample_host = f"127.0.0.1:{listener.getsockname()[1]}"
         raw["applications"][0]["args"]["intake"] = {"allowed_hosts": [sample_host]}
         raw["http_options"]["port"] = _free_port()
         with _graph(raw):
@@ -122,11 +124,16 @@ def _graph(raw: dict[str, Any]) -> Iterator[threading.Event]:
     """Ray and the application up and ready; on leaving drained and gone. Yields the stop event."""
     stop = threading.Event()
     address = os.environ.get("RAY_ADDRESS", "local")
-    note.print("Starting Ray." if address == "local" else f"Connecting to Ray at {address}.")
+    # Serve logs every inner call at INFO; whoever wants that sets logging_config.
+    raw.setdefault("logging_config", {"log_level": "WARNING"})
+    schema = ServeDeploySchema.model_validate(raw)
     if address == "local":
-        ray.init(address="local", namespace="serve", include_dashboard=False, logging_level=logging.WARNING)
+        _refuse_missing_models(schema)
+        note.print("Starting Ray and the graph.")
+        ray.init(address="local", namespace="serve", include_dashboard=False, logging_level=logging.ERROR)
     else:
-        ray.init(address=address, namespace="serve", logging_level=logging.WARNING)
+        note.print(f"Connecting to Ray at {address}.")
+        ray.init(address=address, namespace="serve", logging_level=logging.ERROR)
 
     def on_signal(signum: int, frame: FrameType | None) -> None:
         stop.set()
@@ -135,9 +142,11 @@ def _graph(raw: dict[str, Any]) -> Iterator[threading.Event]:
         signal.signal(signum, on_signal)
     try:
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        schema = ServeDeploySchema.model_validate(raw)
-        http = schema.http_options.model_dump()
-        serve.start(proxy_location=schema.proxy_location, http_options=http)
+        serve.start(
+            proxy_location=schema.proxy_location,
+            http_options=schema.http_options.model_dump(),
+            logging_config=schema.logging_config,
+        )
         client = _get_global_client()
         assert client is not None
         client.deploy_apps(schema)
@@ -147,6 +156,15 @@ def _graph(raw: dict[str, Any]) -> Iterator[threading.Event]:
     finally:
         serve.shutdown()
         ray.shutdown()
+
+
+def _refuse_missing_models(schema: ServeDeploySchema) -> None:
+    """What the builder will find out too, before anything is started for it."""
+    for application in schema.applications:
+        try:
+            models.resolve(Settings.model_validate(application.args))
+        except ModelUnavailable as error:
+            raise _failed(error.message) from None
 
 
 def _wait_until_running(names: list[str], stop: threading.Event) -> None:
@@ -173,7 +191,7 @@ def _reason(messages: list[str]) -> str:
     for line in "\n".join(messages).splitlines():
         for marker in ("ModelUnavailable: ", "Value error, "):
             if marker in line:
-                return line.split(marker, 1)[1].removesuffix("', None, None)").removeprefix("('").removeprefix('("')
+                return line.split(marker, 1)[1]
     return "the graph did not start.\n" + "\n".join(message for message in messages if message)
 
 
@@ -220,7 +238,10 @@ def _show(answer: dict[str, Any]) -> None:
     table = Table("start", "end", "speaker", "text", title="Gettysburg Address, two synthesized voices")
     for segment in answer["model_output"]:
         table.add_row(
-            f"{segment['start']:.2f}", f"{segment['end']:.2f}", segment["speaker"] or "", segment["text"].strip()
+            f"{segment['start']:.2f}",
+            f"{segment['end']:.2f}",
+            segment["speaker"] or "",
+            segment["text"].strip(),
         )
     output = Console(file=sys.stdout)
     output.print(table)

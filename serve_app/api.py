@@ -141,7 +141,9 @@ class LimitBody:
         await self.app(scope, counted, send)
 
     def _too_large(self) -> PayloadTooLarge:
-        return PayloadTooLarge(f"The request body is over {self.max_bytes} bytes; send a shorter or smaller file.")
+        return PayloadTooLarge(
+            f"The request body is over {self.max_bytes} bytes; send a shorter or smaller file."
+        )
 
 
 async def _json_object(request: Request) -> dict[str, Any]:
@@ -154,7 +156,9 @@ async def _json_object(request: Request) -> dict[str, Any]:
     return body
 
 
-def _source(body: PredictRequest, spool: "BinaryIO | tempfile.SpooledTemporaryFile[bytes]", max_bytes: int) -> Source:
+def _source(
+    body: PredictRequest, spool: "BinaryIO | tempfile.SpooledTemporaryFile[bytes]", max_bytes: int
+) -> Source:
     """The URL to fetch, or the base64 file written to `spool`."""
     if body.audio_b64 is None:
         return Source(url=body.audio_file, headers=body.headers)
@@ -163,7 +167,9 @@ def _source(body: PredictRequest, spool: "BinaryIO | tempfile.SpooledTemporaryFi
     except (binascii.Error, ValueError):
         raise InvalidRequest("audio_b64: not valid base64.", "audio_b64") from None
     if len(data) > max_bytes:
-        raise PayloadTooLarge(f"The file is over {max_bytes} bytes; send a shorter or smaller one.", "audio_b64")
+        raise PayloadTooLarge(
+            f"The file is over {max_bytes} bytes; send a shorter or smaller one.", "audio_b64"
+        )
     spool.write(data)
     spool.seek(0)
     return Source(file=spool)  # type: ignore[arg-type]  # a spooled file is a BinaryIO in all but name

@@ -11,10 +11,14 @@ from functools import partial
 from typing import Any
 
 import ray
+from huggingface_hub import get_token
 from ray.serve import Application
 
-from serve_app import deployments, models
+from serve_app import deployments as untyped_deployments
+from serve_app import models
 from serve_app.settings import Settings
+
+deployments: Any = untyped_deployments  # Serve decorators turn classes into Deployments, unknown to mypy
 
 CPU_BATCH = {"max_batch_size": 4, "wait_s": 0.0}  # CPU decoding gains nothing from more than 4
 GPU_BATCH = {"max_batch_size": 16, "wait_s": 0.01}  # on a T4 16 windows give 90 % of what 32 would
@@ -52,10 +56,17 @@ def build(settings: Settings) -> Application:
 
 def graph(settings: Settings, load: Loaders, device: str) -> Application:
     """The six deployments and how they are composed."""
-    asr, speech, alignment, diarization = settings.asr, settings.speech, settings.alignment, settings.diarization
+    asr, speech, alignment, diarization = (
+        settings.asr,
+        settings.speech,
+        settings.alignment,
+        settings.diarization,
+    )
 
     loader = deployments.AudioLoader.options(ray_actor_options=_on_cpu()).bind(settings.intake)
-    detector = deployments.SpeechDetector.options(ray_actor_options=_on_cpu(speech.threads)).bind(load.detector)
+    detector = deployments.SpeechDetector.options(ray_actor_options=_on_cpu(speech.threads)).bind(
+        load.detector
+    )
     transcriber = deployments.Transcriber.options(
         ray_actor_options=_on(device, asr.gpu_share, asr.threads),
         user_config=GPU_BATCH if device == "cuda" else CPU_BATCH,
@@ -70,9 +81,10 @@ def graph(settings: Settings, load: Loaders, device: str) -> Application:
         if load.diarizer
         else None
     )
-    return deployments.Ingress.options(ray_actor_options=_on_cpu()).bind(
+    application: Application = deployments.Ingress.options(ray_actor_options=_on_cpu()).bind(
         settings, loader, detector, transcriber, aligner, diarizer
     )
+    return application
 
 
 def _device(settings: Settings) -> str:
@@ -104,7 +116,9 @@ def _on_cpu(threads: int = 1) -> dict[str, Any]:
 def _load_detector(settings: Settings, window_s: float) -> Any:
     from serve_app.stages import speech
 
-    load = speech.load_silero_detector if settings.speech.method == "silero" else speech.load_pyannote_detector
+    load = (
+        speech.load_silero_detector if settings.speech.method == "silero" else speech.load_pyannote_detector
+    )
     return load(settings.speech, window_s)
 
 
@@ -132,4 +146,4 @@ def _load_aligner(settings: Settings, aligners: dict[str, str], device: str) -> 
 def _load_diarizer(model: str, device: str) -> Any:
     from serve_app.stages.diarization import load_diarizer
 
-    return load_diarizer(model, device=device, token=models.get_token())
+    return load_diarizer(model, device=device, token=get_token())

@@ -155,7 +155,7 @@ class Batcher(Generic[Item, Result]):
     def _run_batch(self, batch: list[_Waiting[Item, Result]]) -> Sequence[Result | BaseException]:
         try:
             return self._run([waiting.item for waiting in batch])
-        except Exception as error:  # the whole call failed: every item of this batch hears of it
+        except Exception as error:  # noqa: BLE001  (the whole call failed: every item of this batch hears of it)
             return [error] * len(batch)
 
     def _count(self, batch: list[_Waiting[Item, Result]], begun_s: float) -> None:

@@ -38,6 +38,7 @@ from serve_app.transcript import (
     Samples,
     Segment,
     Speech,
+    Task,
     Transcript,
     Window,
     WindowText,
@@ -51,7 +52,7 @@ READY_TIMEOUT_S = 2.0
 # A queue in front of a replica costs Serve's router back-off; ours is inside, so replicas take many
 # calls, and where one is full after all the router looks again soon.
 _MANY = 1024
-_ROUTER = RequestRouterConfig(initial_backoff_s=0.005, max_backoff_s=0.02)
+_ROUTER = RequestRouterConfig.model_validate({"initial_backoff_s": 0.005, "max_backoff_s": 0.02})
 _QUEUES_INSIDE: dict[str, Any] = {"max_ongoing_requests": _MANY, "request_router_config": _ROUTER}
 
 
@@ -168,7 +169,7 @@ class Transcriber:
         _reconfigure(self._batcher, config)
 
     async def transcribe(
-        self, ref: AudioRef, window: Window, language: str | None, task: str, request_id: str
+        self, ref: AudioRef, window: Window, language: str | None, task: Task, request_id: str
     ) -> WindowText:
         samples = window.cut((await _audio(ref)).samples)
         loop = asyncio.get_running_loop()
@@ -296,7 +297,7 @@ class Ingress:
         """Per stage, whether a replica with its models answers."""
 
         async def ready(handle: DeploymentHandle[Any]) -> bool:
-            response = handle.ready.remote()
+            response: Any = handle.ready.remote()
             try:
                 return bool(await asyncio.wait_for(_await(response), READY_TIMEOUT_S))
             except Exception:  # noqa: BLE001  (whatever the reason, the stage is not ready)
@@ -325,7 +326,9 @@ class Ingress:
         try:
             return await asyncio.wait_for(transcribe(self._stages, source, options), limit_s)
         except asyncio.TimeoutError:
-            raise DeadlineExceeded(f"The request took longer than {limit_s:g} s; send a shorter file.") from None
+            raise DeadlineExceeded(
+                f"The request took longer than {limit_s:g} s; send a shorter file."
+            ) from None
         finally:
             self._running -= 1
             if not self._running:
@@ -333,7 +336,7 @@ class Ingress:
 
 
 def _caller(method: Any) -> Callable[..., Any]:
-    """A handle method as a plain async callable: our errors come back plain, and cancelling it cancels the call."""
+    """A handle method as a plain async callable: raises our errors, and cancelling it cancels the call."""
 
     async def call(*args: Any) -> Any:
         response = method.remote(*args)
@@ -361,7 +364,7 @@ def _load_with(loader: DeploymentHandle[Any]) -> Callable[[Source], Any]:
 
     async def load(source: Source) -> AudioRef:
         chunks = await asyncio.to_thread(_put_chunks, source.file) if source.file else []
-        response = loader.load.remote(source.url, source.headers, chunks)
+        response: Any = loader.load.remote(source.url, source.headers, chunks)
         return [await response._to_object_ref()]
 
     return load

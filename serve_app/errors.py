@@ -32,6 +32,9 @@ class TranscriptionError(Exception):
         if code is not None:
             self.code = code
 
+    def __str__(self) -> str:  # in a log or a traceback: the sentence, not the tuple of arguments
+        return self.message
+
 
 class InvalidRequest(TranscriptionError):
     """The request itself is wrong; sending it again will not help."""

@@ -8,7 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import auth_check, get_token, snapshot_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 
 from serve_app import bundled
 from serve_app.errors import ModelUnavailable
@@ -33,7 +38,19 @@ WHISPER_REPOSITORIES = {
     **{
         name: f"Systran/faster-whisper-{name}"
         for name in (
-            "tiny.en tiny base.en base small.en small medium.en medium large-v1 large-v2 large-v3".split()
+            [
+                "tiny.en",
+                "tiny",
+                "base.en",
+                "base",
+                "small.en",
+                "small",
+                "medium.en",
+                "medium",
+                "large-v1",
+                "large-v2",
+                "large-v3",
+            ]
         )
     },
     "large": "Systran/faster-whisper-large-v3",
@@ -141,7 +158,7 @@ def _ask_hub(repository: str, setting: str) -> None:
         raise _gated(setting, repository, why) from None
     except RepositoryNotFoundError:
         raise ModelUnavailable(
-            f"{setting}: there is no {repository} on the hub, or it is private and HF_TOKEN does not reach it."
+            f"{setting}: there is no {repository} on the hub, or HF_TOKEN does not reach it."
         ) from None
     except (HfHubHTTPError, OSError) as error:
         raise ModelUnavailable(

@@ -52,7 +52,9 @@ class Stages:
 
     load: Callable[[Source], Awaitable[Any]]  # -> audio, possibly not there yet
     detect_speech: Callable[[Any, str], Awaitable[Speech]]  # audio, request id
-    transcribe: Callable[[Any, Window, str | None, str, str], Awaitable[WindowText]]  # language, task, request id
+    transcribe: Callable[
+        [Any, Window, str | None, str, str], Awaitable[WindowText]
+    ]  # language, task, request id
     align: Callable[[Any, Window, WindowText, str], Awaitable[tuple[Segment, ...]]]  # request id
     diarize: Callable[[Any, Options, str], Awaitable[Diarization]] | None  # None: the server has no model
     model: str
@@ -96,8 +98,8 @@ def _wants_speakers(stages: Stages, options: Options) -> bool:
     asked = options.diarize is True or any(count is not None for count in counts)
     if asked and stages.diarize is None:
         raise InvalidRequest(
-            "This server has no diarization model. Start it with HF_TOKEN set to a Hugging Face token that may "
-            "use pyannote/speaker-diarization-community-1, or send diarize=false.",
+            "This server has no diarization model. Start it with HF_TOKEN set to a Hugging Face token that "
+            "may use pyannote/speaker-diarization-community-1, or send diarize=false.",
             "diarize",
             "diarization_unavailable",
         )
@@ -164,7 +166,9 @@ class _Request:
             votes[text.language] += 1.0 if text.language_probability is None else text.language_probability
         language = max(votes, key=lambda code: votes[code])
         if votes[language] / len(texts) < UNSURE_BELOW:
-            message = f"The language was taken to be {language}, with little certainty; name it with `language`."
+            message = (
+                f"The language was taken to be {language}, with little certainty; name it with `language`."
+            )
             self.warnings.append(StageWarning("asr", "language_uncertain", message))
         pairs = zip(voters, texts, strict=True)
         return language, {window: text for window, text in pairs if text.language == language}
@@ -176,7 +180,9 @@ class _Request:
             text = await self._transcribe(audio, window, language)
         if not text.text.strip():
             return ()
-        whole = Segment(round(window.start_s, 3), round(window.end_s, 3), text.text, avg_logprob=text.avg_logprob)
+        whole = Segment(
+            round(window.start_s, 3), round(window.end_s, 3), text.text, avg_logprob=text.avg_logprob
+        )
         if self.options.task == "translate":
             return (whole,)  # the English words were never spoken, so there is nothing to align them to
         try:

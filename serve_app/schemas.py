@@ -3,13 +3,15 @@
 Option names are the same over HTTP, multipart and Python handles.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from serve_app.errors import InvalidRequest
 from serve_app.languages import LANGUAGES
 from serve_app.transcript import Segment, Transcript, Word
+
+Model = TypeVar("Model", bound=BaseModel)
 
 SpeakerCount = Annotated[int, Field(ge=1, le=50)]
 
@@ -50,7 +52,9 @@ class Options(BaseModel):
         if self.min_speakers and self.max_speakers and self.min_speakers > self.max_speakers:
             raise ValueError("min_speakers must not be above max_speakers")
         if self.word_timestamps and self.task == "translate":
-            raise ValueError("word_timestamps cannot be combined with task=translate: the words are not spoken")
+            raise ValueError(
+                "word_timestamps cannot be combined with task=translate: the words are not spoken"
+            )
         return self
 
 
@@ -66,7 +70,9 @@ class PredictRequest(Options):
     @model_validator(mode="after")
     def _one_source(self) -> "PredictRequest":
         if (self.audio_file is None) == (self.audio_b64 is None):
-            raise ValueError("give either audio_file (a URL) or audio_b64 (the file), or upload a multipart file")
+            raise ValueError(
+                "give either audio_file (a URL) or audio_b64 (the file), or upload a multipart file"
+            )
         if self.headers and self.audio_file is None:
             raise ValueError("headers are for fetching audio_file")
         return self
@@ -139,7 +145,7 @@ def parse_options(fields: dict[str, Any]) -> Options:
     return _checked(Options, fields)
 
 
-def _checked(model: type[Any], fields: dict[str, Any]) -> Any:
+def _checked(model: type[Model], fields: dict[str, Any]) -> Model:
     try:
         return model.model_validate(fields)
     except ValidationError as error:
@@ -176,6 +182,4 @@ def _segment_out(segment: Segment, *, words: bool) -> SegmentOut:
 
 
 def _word_out(word: Word) -> WordOut:
-    return WordOut(
-        word=word.text, start=word.start_s, end=word.end_s, score=word.score, speaker=word.speaker
-    )
+    return WordOut(word=word.text, start=word.start_s, end=word.end_s, score=word.score, speaker=word.speaker)

@@ -24,7 +24,10 @@ class AsrSettings(_Strict):
     )
     beam_size: int = Field(5, ge=1, le=20, description="Beam width, as whisperx's default.")
     window_s: float | None = Field(
-        None, gt=0, le=30, description="Longest window; empty = 30, or what the bundled model was trained for."
+        None,
+        gt=0,
+        le=30,
+        description="Longest window; empty = 30, or what the bundled model was trained for.",
     )
     threads: int = Field(1, ge=1, description="CPU threads of one replica.")
     gpu_share: Share = Field(0.5, description="Part of a GPU that one replica books.")
@@ -34,7 +37,8 @@ class SpeechSettings(_Strict):
     """Voice activity detection: where the speech is."""
 
     method: Literal["pyannote", "silero"] = Field(
-        "pyannote", description="pyannote = whisperx's default; silero = 25x cheaper on a CPU, slightly less exact."
+        "pyannote",
+        description="pyannote = whisperx's default; silero = 25x cheaper on a CPU, slightly less exact.",
     )
     onset: Probability = Field(0.500, description="Speech starts above this probability.")
     offset: Probability = Field(0.363, description="Speech ends below this probability.")
@@ -46,7 +50,7 @@ class AlignmentSettings(_Strict):
 
     models: dict[str, str] = Field(
         default_factory=dict,
-        description="Language code to model (hub name, torchaudio bundle or directory); others use whisperx's default.",
+        description="Language code to model (hub name, torchaudio bundle, directory); else whisperx's.",
     )
     preload: tuple[str, ...] = Field(
         ("en",), description="Languages whose models are loaded at start instead of at their first request."
@@ -61,7 +65,7 @@ class DiarizationSettings(_Strict):
 
     model: str = Field(
         "auto",
-        description="auto = bundled beside the bundled recogniser, community-1 where HF_TOKEN is set, else off; "
+        description="auto = bundled with a bundled recogniser, community-1 where HF_TOKEN is set, else off; "
         "off, bundled, a hub name or a local directory.",
     )
     threads: int = Field(1, ge=1, description="CPU threads of one replica.")
@@ -77,7 +81,7 @@ class IntakeSettings(_Strict):
     decode_timeout_s: Seconds = Field(600, description="Longest time to decode one file.")
     allowed_hosts: tuple[str, ...] = Field(
         (),
-        description="host or host:port that may be fetched although its address is private or its port unusual.",
+        description="host or host:port that may be fetched although private or on an unusual port.",
     )
 
 
@@ -86,7 +90,7 @@ class Settings(_Strict):
 
     model: str = Field(
         "large-v2",
-        description="Whisper model: bundled, a name (tiny ... large-v3-turbo), a hub repository or a directory.",
+        description="Whisper model: bundled, a name (tiny ... large-v3-turbo), hub repository, directory.",
     )
     device: Literal["auto", "cuda", "cpu"] = Field(
         "auto", description="auto = GPUs where the cluster has any, else CPU."

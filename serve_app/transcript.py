@@ -11,6 +11,8 @@ import numpy.typing as npt
 
 SAMPLE_RATE_HZ = 16_000
 
+Task = Literal["transcribe", "translate"]
+
 Samples = npt.NDArray[np.int16]  # mono, 16 kHz; read-only once it has crossed a replica
 
 
@@ -64,7 +66,7 @@ class AsrRequest:
 
     features: npt.NDArray[np.float32]  # log-mel, (n_mels, 3000)
     language: str | None = None
-    task: Literal["transcribe", "translate"] = "transcribe"
+    task: Task = "transcribe"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import ray
+from fakes import FakeAligner, FakeDiarizer, FakeRecognizer, FakeSpeechModel
+from loopback import Files
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from fakes import FakeAligner, FakeDiarizer, FakeRecognizer, FakeSpeechModel
-from loopback import Files
 from serve_app.app import Loaders, graph
 from serve_app.settings import IntakeSettings, Settings
 
@@ -28,13 +28,28 @@ def pytest_report_header() -> str:
     return "  ".join(f"{package} {importlib.metadata.version(package)}" for package in packages)
 
 
+FIGURES: list[str] = []
+
+
+@pytest.fixture(scope="session")
+def figures() -> list[str]:
+    """Lines to print at the end of the run: measured, not asserted."""
+    return FIGURES
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if FIGURES:
+        terminalreporter.section("figures")
+        for line in FIGURES:
+            terminalreporter.line(line)
+
+
 @pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No token of the developer's and no telemetry in any test."""
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PYANNOTE_METRICS_ENABLED", "0")
-    yield
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,7 @@ class Files:
                 """Tests read results, not access logs."""
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.host = "127.0.0.1:%d" % self._server.server_port
+        self.host = f"127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def url(self, path: str, content: bytes) -> str:

@@ -8,19 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 from faster_whisper import WhisperModel
-from tokenizers import Tokenizer  # type: ignore[import-untyped]
+from tokenizers import Tokenizer
 
 from serve_app import bundled
 from serve_app.errors import InvalidRequest, ModelUnavailable
 from serve_app.stages.asr import (
     ENCODER_SAMPLES,
-    AsrRequest,
     Recognizer,
     average_logprob,
     choose_compute_type,
     load_recognizer,
 )
-from serve_app.transcript import WindowText
+from serve_app.transcript import AsrRequest, WindowText
 
 TOKENIZER = Tokenizer.from_file(str(bundled.ASR / "tokenizer.json"))
 FEATURES = np.zeros((80, 3000), np.float32)
@@ -191,7 +190,7 @@ def test_model_that_cannot_be_loaded_says_so(model: str, tmp_path: Path) -> None
     """An unknown name, a missing and an empty directory become ModelUnavailable with the reason."""
     name = str(tmp_path) if model == "empty" else model
     with pytest.raises(ModelUnavailable) as caught:
-        load_recognizer(name, device="cpu", compute_type="auto", cpus=1, beam_size=5)
+        load_recognizer(name, device="cpu", compute_type="auto", threads=1, beam_size=5)
     assert name in caught.value.message
     assert "\n" not in caught.value.message
     assert caught.value.__cause__ is not None

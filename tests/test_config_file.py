@@ -80,5 +80,5 @@ def test_files_that_are_no_config_say_so(tmp_path: Path) -> None:
 
 def test_settings_refuse_what_they_do_not_know() -> None:
     """The builder's argument is strict by itself, whoever builds it."""
-    with pytest.raises(ValidationError, match="extra_forbidden|Extra inputs"):
+    with pytest.raises(ValidationError, match="Extra inputs"):
         Settings.model_validate({"modle": "large-v2"})

@@ -4,8 +4,8 @@ import asyncio
 from typing import Any
 
 import pytest
-
 from fakes import FakeStages, recording
+
 from serve_app.errors import InvalidRequest, ModelUnavailable, UnusableAudio
 from serve_app.pipeline import Source, in_parallel, transcribe
 from serve_app.schemas import Options
@@ -176,5 +176,5 @@ def test_the_first_error_cancels_the_siblings() -> None:
         raise ValueError("first")
 
     with pytest.raises(ValueError, match="first"):
-        asyncio.run(in_parallel([waits(), fails(), waits()]))  # type: ignore[arg-type]
+        asyncio.run(in_parallel([waits(), fails(), waits()]))
     assert cancelled == [True, True]

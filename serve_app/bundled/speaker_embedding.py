@@ -15,7 +15,7 @@ _N_FFT = 640
 _LAYERS = ((5, 1), (3, 2), (3, 3), (1, 1))  # kernel, dilation of each convolution
 
 
-class TinyXVector(Model):
+class TinyXVector(Model):  # type: ignore[misc]  # pyannote is untyped here
     """64 log-mels, four dilated convolutions over time, statistics pooling, one linear layer.
 
     Waveforms (batch, 1, samples) at 16 kHz and optional frame weights (batch, frames) or
@@ -84,4 +84,5 @@ def load_speaker_embedding(path: Path) -> TinyXVector:
     """The shipped weights (safetensors: loading them runs no pickled code), ready for inference."""
     model = TinyXVector()
     model.load_state_dict(load_file(path))
-    return model.eval()
+    model.eval()
+    return model

@@ -5,6 +5,7 @@ splitter. Importing this module is light: whisperx.alignment (14 s, 0.9 GB) and 
 imported by the functions that load. Nothing but alignment models is ever downloaded.
 """
 
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +16,9 @@ import numpy as np
 
 from serve_app.errors import ModelUnavailable, TranscriptionError
 from serve_app.stages.forced_alignment import Emission, assemble, blank_token, letter_times, spell
-from serve_app.transcript import Samples, Segment, Window
+from serve_app.transcript import AlignRequest, Samples, Segment, Window
+
+logger = logging.getLogger("ray.serve")
 
 _MIN_SAMPLES = 400  # one frame of wav2vec2
 _RETRY_AFTER_S = 60.0  # a model that could not be loaded is not asked for again sooner
@@ -30,29 +33,6 @@ bzw d.h dipl geb ggf hr inkl nr str u.a usw vgl z.b mlle mme p.ex dra p.ej sra s
 SentenceSplitter = Callable[[str], Sequence[tuple[int, int]]]
 
 
-@dataclass(frozen=True, slots=True)
-class AlignRequest:
-    """One window's samples and what was heard in it. Times are seconds from the start of the file.
-
-    For whisperx's numbers, times have three digits and samples are cut at them: `for_window` does both.
-    """
-
-    samples: Samples  # of the window alone; empty where it starts after the end of the audio
-    start_s: float
-    end_s: float
-    text: str
-    language: str
-    avg_logprob: float | None = None
-
-    @classmethod
-    def for_window(
-        cls, samples: Samples, window: Window, text: str, language: str, avg_logprob: float | None = None
-    ) -> "AlignRequest":
-        """The request for one window of a file's samples, rounded and cut as whisperx does."""
-        rounded = Window(round(float(window.start_s), 3), round(float(window.end_s), 3))
-        return cls(rounded.cut(samples), rounded.start_s, rounded.end_s, text, language, avg_logprob)
-
-
 def whole_window(request: AlignRequest) -> tuple[Segment, ...]:
     """What whisperx gives where a text cannot be aligned: the window as one segment, no words."""
     return (Segment(request.start_s, request.end_s, request.text, avg_logprob=request.avg_logprob),)
@@ -64,8 +44,8 @@ def load_sentence_splitter(language: str) -> SentenceSplitter:
     With the language's trained data where it is installed (English for languages without any, like
     whisperx), else untrained with a list of abbreviations. Never a download, unlike whisperx.
     """
-    from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer, PunktTokenizer  # noqa: PLC0415
-    from whisperx.utils import PUNKT_LANGUAGES  # noqa: PLC0415
+    from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer, PunktTokenizer
+    from whisperx.utils import PUNKT_LANGUAGES
 
     try:
         tokenizer = PunktTokenizer(PUNKT_LANGUAGES.get(language, "english"))
@@ -92,7 +72,7 @@ def load_language_model(language: str, name: str | None, device: str) -> Languag
 
     Raises ModelUnavailable for a language without a default and for a model that cannot be loaded.
     """
-    from whisperx import alignment  # noqa: PLC0415
+    from whisperx import alignment
 
     defaults = alignment.DEFAULT_ALIGN_MODELS_TORCH | alignment.DEFAULT_ALIGN_MODELS_HF
     if name is None and language not in defaults:
@@ -125,7 +105,7 @@ def _emissions(model: LanguageModel, windows: Sequence[Samples]) -> Iterator[tup
 
     The only place that runs the acoustic model; one forward pass for each window.
     """
-    import torch  # noqa: PLC0415
+    import torch
 
     for samples in windows:
         waveform = torch.from_numpy(samples.astype(np.float32) / 32768)[None].to(model.device)
@@ -205,12 +185,21 @@ class Aligner:
         return results
 
 
-def load_aligner(models: Mapping[str, str], *, device: str, max_loaded_languages: int) -> Aligner:
+def load_aligner(
+    models: Mapping[str, str], *, device: str, max_loaded_languages: int, preload: Sequence[str] = ()
+) -> Aligner:
     """An aligner with `models` (language -> bundle, hub name or directory) over whisperx's defaults.
 
-    Imports whisperx.alignment now, so that no request waits for it; the languages' models are loaded
-    when first used, or by `Aligner.load`.
+    Imports whisperx.alignment now, so that no request waits for it. The models of `preload`'s
+    languages are loaded now too, the others when first used; one that cannot be loaded is no reason
+    not to start, its windows get the error.
     """
-    from whisperx import alignment  # noqa: F401, PLC0415
+    from whisperx import alignment  # noqa: F401
 
-    return Aligner(models, device=device, max_loaded_languages=max_loaded_languages)
+    aligner = Aligner(models, device=device, max_loaded_languages=max_loaded_languages)
+    for language in preload[:max_loaded_languages]:
+        try:
+            aligner.load(language)
+        except ModelUnavailable as error:
+            logger.warning("%s", error)
+    return aligner

@@ -6,8 +6,6 @@ the language and options of a request on itself and costs 20 s and 0.9 GB (torch
 """
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import ctranslate2
 import numpy as np
@@ -18,20 +16,11 @@ from faster_whisper.tokenizer import Tokenizer
 from faster_whisper.transcribe import get_compression_ratio, get_ctranslate2_storage
 
 from serve_app.errors import InvalidRequest, ModelUnavailable, TranscriptionError
-from serve_app.transcript import SAMPLE_RATE_HZ, Samples, WindowText
+from serve_app.transcript import SAMPLE_RATE_HZ, AsrRequest, Samples, WindowText
 
 ENCODER_SAMPLES = 30 * SAMPLE_RATE_HZ  # Whisper's encoder always sees 30 s
 
 Features = npt.NDArray[np.float32]  # log-mel, (n_mels, 3000)
-
-
-@dataclass(frozen=True)
-class AsrRequest:
-    """One window to recognise; `language` None asks for detection on this window."""
-
-    features: Features
-    language: str | None = None
-    task: Literal["transcribe", "translate"] = "transcribe"
 
 
 def choose_compute_type(compute_type: str, device: str) -> str:
@@ -49,7 +38,9 @@ def average_logprob(score: float, tokens: int) -> float:
     return score * tokens / (tokens + 1)
 
 
-def load_recognizer(model: str, *, device: str, compute_type: str, cpus: int, beam_size: int) -> "Recognizer":
+def load_recognizer(
+    model: str, *, device: str, compute_type: str, threads: int, beam_size: int
+) -> "Recognizer":
     """Loads a CTranslate2 Whisper from a directory or, by faster-whisper name or repository, the hub.
 
     Raises ModelUnavailable where that fails, whatever the reason.
@@ -59,7 +50,7 @@ def load_recognizer(model: str, *, device: str, compute_type: str, cpus: int, be
             model,
             device=device,
             compute_type=choose_compute_type(compute_type, device),
-            cpu_threads=cpus,
+            cpu_threads=threads,
         )
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

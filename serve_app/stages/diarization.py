@@ -39,7 +39,7 @@ def exclusive_turns(turns: Sequence[Turn]) -> tuple[Turn, ...]:
 
 def why_unavailable(model: str, token: str | None, error: Exception) -> str:
     """One sentence: what went wrong with loading `model` and what to do about it."""
-    from huggingface_hub.errors import (  # noqa: PLC0415
+    from huggingface_hub.errors import (
         HfHubHTTPError,
         HFValidationError,
         LocalEntryNotFoundError,
@@ -60,42 +60,6 @@ def why_unavailable(model: str, token: str | None, error: Exception) -> str:
         return f"{here} could not be downloaded: check its name and the network{remedy}, or name a directory."
     reason = str(error).strip().partition("\n")[0]
     return f"{here} could not be loaded ({type(error).__name__}: {reason}); check its files and versions."
-
-
-class Diarizer:
-    """One pyannote pipeline. Not thread-safe: pyannote keeps state while it runs."""
-
-    def __init__(self, pipeline: Any) -> None:
-        self._pipeline = pipeline
-        _bound_clusters(pipeline)
-
-    def diarize(
-        self,
-        samples: Samples,
-        *,
-        num_speakers: int | None = None,
-        min_speakers: int | None = None,
-        max_speakers: int | None = None,
-    ) -> Diarization:
-        """The turns of a whole file, times in seconds; none for silence or no samples.
-
-        Speakers are SPEAKER_00, SPEAKER_01, ... as pyannote names them. Numbers of speakers are
-        wishes: a clip too short for that many gives fewer.
-        """
-        import torch  # noqa: PLC0415
-
-        if not len(samples):
-            return Diarization((), ())
-        waveform = torch.from_numpy(samples.astype(np.float32) / 32768)[None]
-        output = self._pipeline(
-            {"waveform": waveform, "sample_rate": SAMPLE_RATE_HZ},
-            num_speakers=num_speakers,
-            min_speakers=min(min_speakers, max_speakers) if min_speakers and max_speakers else min_speakers,
-            max_speakers=max_speakers,
-        )
-        turns = _turns(getattr(output, "speaker_diarization", output))
-        exclusive = getattr(output, "exclusive_speaker_diarization", None)
-        return Diarization(turns, exclusive_turns(turns) if exclusive is None else _turns(exclusive))
 
 
 def _turns(annotation: Any) -> tuple[Turn, ...]:
@@ -131,12 +95,12 @@ def _bound_clusters(pipeline: Any) -> None:
 
 def _bundled_pipeline() -> Any:
     """pyannote's pipeline around the segmentation model in the whisperx wheel and our embedding."""
-    import whisperx  # noqa: PLC0415
-    from pyannote.audio import Model  # noqa: PLC0415
-    from pyannote.audio.core.plda import PLDA  # noqa: PLC0415
-    from pyannote.audio.pipelines import SpeakerDiarization  # noqa: PLC0415
+    import whisperx
+    from pyannote.audio import Model
+    from pyannote.audio.core.plda import PLDA
+    from pyannote.audio.pipelines import SpeakerDiarization
 
-    from serve_app.bundled.speaker_embedding import load_speaker_embedding  # noqa: PLC0415
+    from serve_app.bundled.speaker_embedding import load_speaker_embedding
 
     pipeline = SpeakerDiarization(
         segmentation=Model.from_pretrained(Path(whisperx.__file__).parent / "assets" / "pytorch_model.bin"),
@@ -151,6 +115,42 @@ def _bundled_pipeline() -> Any:
     return pipeline
 
 
+class Diarizer:
+    """One pyannote pipeline. Not thread-safe: pyannote keeps state while it runs."""
+
+    def __init__(self, pipeline: Any) -> None:
+        self._pipeline = pipeline
+        _bound_clusters(pipeline)
+
+    def diarize(
+        self,
+        samples: Samples,
+        *,
+        num_speakers: int | None = None,
+        min_speakers: int | None = None,
+        max_speakers: int | None = None,
+    ) -> Diarization:
+        """The turns of a whole file, times in seconds; none for silence or no samples.
+
+        Speakers are SPEAKER_00, SPEAKER_01, ... as pyannote names them. Numbers of speakers are
+        wishes: a clip too short for that many gives fewer.
+        """
+        import torch
+
+        if not len(samples):
+            return Diarization((), ())
+        waveform = torch.from_numpy(samples.astype(np.float32) / 32768)[None]
+        output = self._pipeline(
+            {"waveform": waveform, "sample_rate": SAMPLE_RATE_HZ},
+            num_speakers=num_speakers,
+            min_speakers=min(min_speakers, max_speakers) if min_speakers and max_speakers else min_speakers,
+            max_speakers=max_speakers,
+        )
+        turns = _turns(getattr(output, "speaker_diarization", output))
+        exclusive = getattr(output, "exclusive_speaker_diarization", None)
+        return Diarization(turns, exclusive_turns(turns) if exclusive is None else _turns(exclusive))
+
+
 def load_diarizer(model: str, *, device: str, token: str | None) -> Diarizer:
     """`model` is "bundled", a directory with config.yaml, or a hub name (`token`: HF_TOKEN's value).
 
@@ -158,8 +158,8 @@ def load_diarizer(model: str, *, device: str, token: str | None) -> Diarizer:
     trust them or do not load them.
     """
     os.environ["PYANNOTE_METRICS_ENABLED"] = "0"  # else every call reports duration and speakers home
-    import torch  # noqa: PLC0415
-    from pyannote.audio import Pipeline  # noqa: PLC0415
+    import torch
+    from pyannote.audio import Pipeline
 
     try:
         pipeline = _bundled_pipeline() if model == "bundled" else Pipeline.from_pretrained(model, token=token)

@@ -26,9 +26,8 @@ LOW_SPEED_WINDOW_S = 30.0  # a source that is slower than this for this long is 
 LOW_SPEED_BYTES_PER_S = 1_024
 
 # Headers that belong to the connection or would contradict ours.
-OWN_HEADERS = frozenset(
-    "accept-encoding connection content-length expect host keep-alive proxy-authenticate "
-    "proxy-authorization proxy-connection te trailer transfer-encoding upgrade".split()
+_OWN_HEADERS = re.compile(
+    "accept-encoding|connection|content-length|expect|host|keep-alive|proxy-.*|te|trailer|transfer-encoding|upgrade"
 )
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
@@ -37,6 +36,19 @@ _GLOBAL_V6 = ipaddress.ip_network("2000::/3")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 # Public by the registry, but answered inside clouds: Azure's and Oracle's metadata services.
 _CLOUD_V4 = (ipaddress.ip_network("168.63.129.16/32"), ipaddress.ip_network("192.0.0.0/24"))
+
+_UNREACHABLE = "cannot be reached or closed the connection"
+_FAILURES: tuple[tuple[type[Exception], str, str], ...] = (  # the first that fits
+    (aiohttp.ClientSSLError, "tls_failure", "has no valid certificate or does not speak TLS"),
+    (aiohttp.ClientConnectorDNSError, "dns_failure", "has a host name that does not resolve"),
+    (UnicodeError, "dns_failure", "has a host name that does not resolve"),
+    (aiohttp.InvalidURL, "bad_address", "has a host that is neither a name nor a full IP address"),
+    (aiohttp.SocketTimeoutError, "too_slow", "sends too slowly"),
+    (aiohttp.ClientPayloadError, "truncated", "broke off before its end"),
+    (OSError, "connection_failed", _UNREACHABLE),
+    (aiohttp.ClientConnectionError, "connection_failed", _UNREACHABLE),
+    (aiohttp.ClientError, "bad_response", "does not answer in proper HTTP"),
+)
 
 
 async def fetch(url: str, headers: Mapping[str, str], into: BinaryIO, intake: IntakeSettings) -> None:
@@ -83,9 +95,9 @@ def _parsed(url: str) -> URL:
 def _check_headers(headers: Mapping[str, str]) -> None:
     for name, value in headers.items():
         if not _HEADER_NAME.fullmatch(name) or _CONTROL.search(value):
-            raise InvalidRequest("headers holds a name or a value that HTTP does not allow.", "headers")
-        if name.lower() in OWN_HEADERS:
-            raise InvalidRequest(f"The header {name} cannot be set; remove it from headers.", "headers")
+            raise InvalidRequest("headers holds a name or value that HTTP forbids; remove it.", "headers")
+        if _OWN_HEADERS.fullmatch(name.lower()):
+            raise InvalidRequest(f"The header {name} cannot be set; remove it.", "headers")
 
 
 def _shown(url: URL) -> str:
@@ -169,10 +181,8 @@ async def _request(
         if blocked:
             what = "is not on the public internet (intake.allowed_hosts opens a private host)"
             raise _unavailable(url, "blocked_address", what) from None
-        for kind, code, what in _FAILURES:
-            if isinstance(error, kind):
-                raise _unavailable(url, code, what) from error
-        raise _unavailable(url, "bad_response", "does not answer in proper HTTP") from error
+        code, what = next((code, what) for kind, code, what in _FAILURES if isinstance(error, kind))
+        raise _unavailable(url, code, what) from None  # the cause may quote the whole URL
     return None
 
 
@@ -206,17 +216,6 @@ def _check_size(size_bytes: int, max_bytes: int) -> None:
             f"The file has more than {max_bytes} bytes, the most this server takes; send a smaller file.",
             "audio_file",
         )
-
-
-_FAILURES: tuple[tuple[type[Exception], str, str], ...] = (  # the first that fits
-    (aiohttp.ClientSSLError, "tls_failure", "has no valid certificate or does not speak TLS"),
-    (aiohttp.ClientConnectorDNSError, "dns_failure", "has a host name that does not resolve"),
-    (UnicodeError, "dns_failure", "has a host name that does not resolve"),
-    (aiohttp.SocketTimeoutError, "too_slow", "sends too slowly"),
-    (aiohttp.ClientPayloadError, "truncated", "broke off before its end"),
-    (OSError, "connection_failed", "cannot be reached or closed the connection"),
-    (aiohttp.ClientConnectionError, "connection_failed", "cannot be reached or closed the connection"),
-)
 
 
 def _unavailable(url: URL, code: str, what: str) -> SourceUnavailable:

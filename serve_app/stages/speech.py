@@ -78,13 +78,13 @@ def load_pyannote_detector(settings: SpeechSettings, window_s: float, device: st
     Segments are cut where speech is least probable once they reach `window_s` (whisperx's Binarize).
     Raises ModelUnavailable where the wheel's model file is missing.
     """
-    os.environ.setdefault("PYANNOTE_METRICS_ENABLED", "0")  # else each file's duration is sent to its makers
+    os.environ["PYANNOTE_METRICS_ENABLED"] = "0"  # else each file's duration is sent to its makers
     with warnings.catch_warnings():
         # Files are decoded elsewhere, so a broken torchcodec is none of pyannote's business here.
         warnings.filterwarnings("ignore", r"\s*torchcodec is not installed correctly", UserWarning)
-        import torch  # noqa: PLC0415  (imported only where this method is used)
-        from pyannote.audio import Model  # noqa: PLC0415
-        from whisperx.vads.pyannote import Binarize, VoiceActivitySegmentation  # noqa: PLC0415
+        import torch
+        from pyannote.audio import Model
+        from whisperx.vads.pyannote import Binarize, VoiceActivitySegmentation
 
     # As whisperx's load_vad_model, which also creates torch.hub's home directory for no use: that
     # fails in a container with a read-only home.
@@ -119,7 +119,7 @@ def load_silero_detector(settings: SpeechSettings, window_s: float) -> SpeechDet
 
     The times are Silero's own defaults, which whisperx's Silero uses too (faster-whisper's differ).
     """
-    from faster_whisper.vad import VadOptions, get_speech_timestamps, get_vad_model  # noqa: PLC0415
+    from faster_whisper.vad import VadOptions, get_speech_timestamps, get_vad_model
 
     get_vad_model()  # now rather than in the first request
     options = VadOptions(

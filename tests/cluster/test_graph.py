@@ -6,13 +6,13 @@ from typing import Any
 
 import httpx
 import pytest
-from ray import serve
-from ray.exceptions import RayTaskError
-
 from fakes import recording
 from loopback import Files
-from serve_app.errors import InvalidRequest
+from ray import serve
+from ray.exceptions import RayTaskError
 from sounds import wav
+
+from serve_app.errors import InvalidRequest
 
 TWO_VOICES = wav(recording(1, 2, 0, 3))
 EXPECTED = [

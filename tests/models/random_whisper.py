@@ -23,7 +23,7 @@ def build_random_whisper(
     """
     import torch
     from ctranslate2.converters import TransformersConverter
-    from tokenizers import Tokenizer  # type: ignore[import-untyped]
+    from tokenizers import Tokenizer
     from transformers import (
         GenerationConfig,
         WhisperConfig,

@@ -43,7 +43,7 @@ def real_recording() -> Path:
 def audio() -> Audio:
     with real_recording().open("rb") as file:
         whole = asyncio.run(decode(file, max_audio_s=600, timeout_s=60))
-    return Audio(whole.samples[: 30 * SAMPLE_RATE_HZ])
+    return Audio(whole.samples[: 24 * SAMPLE_RATE_HZ])
 
 
 @pytest.fixture(scope="module")

@@ -48,7 +48,10 @@ class Alphabet:
 
     @cached_property
     def phone_number(self) -> dict[str, int]:
-        return {p: number for number, p in enumerate(sorted({p for ps in self.phones_of.values() for p in ps}), start=1)}
+        return {
+            p: number
+            for number, p in enumerate(sorted({p for ps in self.phones_of.values() for p in ps}), start=1)
+        }
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,12 @@ def make_batch(corpus: Corpus, alphabet: Alphabet, rng: random.Random, count: in
     words, phones = np.zeros((2, count, frames), np.int64)
     for row, window in enumerate(windows):
         _label_frames(window, alphabet, words[row], phones[row])
-    return Batch(log_mel(samples, rng), *_label_tokens(windows, alphabet), *map(torch.from_numpy, (words, phones)), *_spans(windows, alphabet))
+    return Batch(
+        log_mel(samples, rng),
+        *_label_tokens(windows, alphabet),
+        *map(torch.from_numpy, (words, phones)),
+        *_spans(windows, alphabet),
+    )
 
 
 def _label_frames(window: Window, alphabet: Alphabet, words: np.ndarray, phones: np.ndarray) -> None:
@@ -129,8 +137,9 @@ _BANDS = torch.linspace(-1, 1, MEL_BANDS)
 def log_mel(samples: Tensor, rng: random.Random | None) -> Tensor:
     """Whisper's log-mel (batch, bands, frames of 10 ms) of (batch, samples).
 
-    With `rng`, as if spoken by another vocal tract and recorded in another way. That happens before the floor is taken
-    8 (that is, 80 dB) under the loudest point, as at inference, where the floor is all there is of the padding.
+    With `rng`, as if spoken by another vocal tract and recorded in another way. That happens before the
+    floor is taken, 80 dB under the loudest point, as at inference, where the floor is all there is of the
+    padding.
     """
     spectrum = torch.stft(samples, 400, 160, window=_HANN, return_complex=True)[..., :-1].abs() ** 2
     mel = torch.clamp(_FILTERS @ spectrum, min=1e-10).log10()
@@ -142,13 +151,14 @@ def log_mel(samples: Tensor, rng: random.Random | None) -> Tensor:
 
 def _recolour(mel: Tensor, rng: random.Random) -> Tensor:
     rows = []
-    for row in mel:
-        if rng.random() < 0.6:  # shift the formants
-            position = (torch.arange(MEL_BANDS) * rng.uniform(0.91, 1.1)).clamp(max=MEL_BANDS - 1)
+    for plain in mel:
+        row = plain
+        if rng.random() < 0.35:  # shift the formants
+            position = (torch.arange(MEL_BANDS) * rng.uniform(0.95, 1.06)).clamp(max=MEL_BANDS - 1)
             below = position.long().clamp(max=MEL_BANDS - 2)
             share = (position - below)[:, None]
             row = row[below] * (1 - share) + row[below + 1] * share
-        tilt, bow = rng.gauss(0, 0.2), rng.gauss(0, 0.12)
-        ripple = rng.gauss(0, 0.12) * torch.sin(_BANDS * rng.uniform(2, 7) + rng.uniform(0, 6.3))
+        tilt, bow = rng.gauss(0, 0.12), rng.gauss(0, 0.08)
+        ripple = rng.gauss(0, 0.07) * torch.sin(_BANDS * rng.uniform(2, 7) + rng.uniform(0, 6.3))
         rows.append(row + (tilt * _BANDS + bow * (_BANDS**2 - 0.33) + ripple)[:, None] * (row > -9.9))
     return torch.stack(rows)

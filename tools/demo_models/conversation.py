@@ -7,6 +7,7 @@ from pathlib import Path
 import imageio_ffmpeg
 import numpy as np
 
+from tools.demo_models.recordings import Recording, TrueTurn, TrueWord
 from tools.demo_models.synthesis import SAMPLE_RATE, Line, speak
 from tools.demo_models.vocabulary import words_of
 
@@ -42,7 +43,12 @@ def write_conversation(programs: Path, out: Path) -> None:
         utterance, speaker = spoken[text], SPEAKERS[voice]
         for word in utterance.words:
             words.append(
-                {"word": word.word, "start": round(at + word.start, 3), "end": round(at + word.end, 3), "speaker": speaker}
+                {
+                    "word": word.word,
+                    "start": round(at + word.start, 3),
+                    "end": round(at + word.end, 3),
+                    "speaker": speaker,
+                }
             )
         end = at + utterance.seconds
         if turns and turns[-1]["speaker"] == speaker:
@@ -66,5 +72,26 @@ def encode_mp3(samples: np.ndarray, target: Path) -> None:
     """Write (samples,) in -1..1 at 16 kHz as a mono MP3."""
     pcm = (np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes()
     source = ["-f", "s16le", "-ar", str(SAMPLE_RATE), "-ac", "1", "-i", "pipe:0"]
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-y", *source, "-b:a", "48k", str(target)]
+    command = [
+        imageio_ffmpeg.get_ffmpeg_exe(),
+        "-loglevel",
+        "error",
+        "-y",
+        *source,
+        "-b:a",
+        "48k",
+        str(target),
+    ]
     subprocess.run(command, input=pcm, check=True)
+
+
+def conversation_recording(folder: Path) -> Recording:
+    """The conversation as it sounds after MP3, with its truth."""
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-i", str(folder / "gettysburg.mp3")]
+    pcm = subprocess.run(
+        [*command, "-f", "s16le", "-ar", str(SAMPLE_RATE), "-"], capture_output=True, check=True
+    ).stdout
+    truth = json.loads((folder / "gettysburg.json").read_text())
+    words = tuple(TrueWord(w["word"], w["start"], w["end"], True, w["speaker"]) for w in truth["words"])
+    turns = tuple(TrueTurn(t["start"], t["end"], t["speaker"]) for t in truth["turns"])
+    return Recording("conversation", np.frombuffer(pcm, "<i2").astype(np.float32) / 32767, words, turns)

@@ -1,4 +1,4 @@
-"""The training speech: sampled sentences in many voices, stored in shards that can grow while training runs."""
+"""The training speech: sampled sentences in many voices, in shards that can grow while training runs."""
 
 import json
 import random
@@ -13,7 +13,7 @@ from tools.demo_models.synthesis import Line, Utterance, speak
 from tools.demo_models.vocabulary import WORDS, sample_sentence
 from tools.demo_models.voices import sample_line
 
-# Speech has short answers and long breaths; a corpus of short sentences alone taught nothing about the long ones.
+# Speech has short answers and long breaths: short sentences alone taught nothing about the long ones.
 SENTENCE_WORDS = [(1, 3), (4, 10), (9, 24)]
 SHARE_OF_LENGTHS = [0.15, 0.5, 0.35]
 COMMA_AFTER_WORD = 0.07

@@ -33,7 +33,7 @@ def speech_detector() -> "RememberingDetector":
 
 
 class RememberingDetector:
-    """whisperx's own speech detector, run once for each recording: its scores do not depend on the recogniser."""
+    """whisperx's own speech detector, run once for each recording: no recogniser changes its scores."""
 
     def __init__(self) -> None:
         import torch
@@ -50,7 +50,12 @@ class RememberingDetector:
 
 def load_recogniser(folder: Path, threads: int = 1, language: str | None = "en") -> Any:
     return whisperx.load_model(
-        str(folder), "cpu", compute_type="int8", language=language, threads=threads, vad_model=speech_detector()
+        str(folder),
+        "cpu",
+        compute_type="int8",
+        language=language,
+        threads=threads,
+        vad_model=speech_detector(),
     )
 
 
@@ -59,7 +64,9 @@ def word_errors(recogniser: Any, recording: Recording, chunk_size: int) -> WordE
     result = recogniser.transcribe(recording.samples, batch_size=4, chunk_size=chunk_size)
     heard = " ".join(words_of(" ".join(segment["text"] for segment in result["segments"])))
     counts = jiwer.process_words(recording.text, heard or "-")
-    return WordErrors(counts.substitutions + counts.deletions + counts.insertions, len(recording.words), heard)
+    return WordErrors(
+        counts.substitutions + counts.deletions + counts.insertions, len(recording.words), heard
+    )
 
 
 def total(results: Sequence[WordErrors]) -> float:

@@ -17,14 +17,15 @@ from tools.demo_models.whisper_tokenizer import LANGUAGES, VOCABULARY_SIZE
 
 NEVER = -30.0  # logit of a token that was not trained
 PREPROCESSOR = {
-    "chunk_length": 30, "feature_extractor_type": "WhisperFeatureExtractor", "feature_size": 80, "hop_length": 160,
-    "n_fft": 400, "n_samples": 480000, "nb_max_frames": 3000, "padding_side": "right", "padding_value": 0.0,
-    "processor_class": "WhisperProcessor", "return_attention_mask": False, "sampling_rate": 16000,
+    "chunk_length": 30, "feature_extractor_type": "WhisperFeatureExtractor", "feature_size": 80,
+    "hop_length": 160, "n_fft": 400, "n_samples": 480000, "nb_max_frames": 3000, "padding_side": "right",
+    "padding_value": 0.0, "processor_class": "WhisperProcessor", "return_attention_mask": False,
+    "sampling_rate": 16000,
 }  # fmt: skip
 
 
 def export(checkpoint: Path, tokenizer: Tokenizer, out: Path, quantization: str = "int8") -> None:
-    """Write model.bin, config.json, vocabulary.json, tokenizer.json and preprocessor_config.json into `out`."""
+    """Write model.bin and its configuration, vocabulary, tokenizer and features' settings into `out`."""
     trained = torch.load(checkpoint, weights_only=True)
     size = Size(**trained["size"])
     whisper = WhisperForConditionalGeneration(_configuration(size)).eval()
@@ -51,7 +52,8 @@ def export(checkpoint: Path, tokenizer: Tokenizer, out: Path, quantization: str 
 def _configuration(size: Size) -> WhisperConfig:
     return WhisperConfig(
         vocab_size=VOCABULARY_SIZE, d_model=size.width, encoder_layers=size.encoder_layers,
-        decoder_layers=size.decoder_layers, encoder_attention_heads=size.heads, decoder_attention_heads=size.heads,
+        decoder_layers=size.decoder_layers, encoder_attention_heads=size.heads,
+        decoder_attention_heads=size.heads,
         encoder_ffn_dim=size.inner, decoder_ffn_dim=size.inner, max_target_positions=DECODER_POSITIONS,
         pad_token_id=END, bos_token_id=END, eos_token_id=END, decoder_start_token_id=START,
         suppress_tokens=[], begin_suppress_tokens=[END],
@@ -61,10 +63,12 @@ def _configuration(size: Size) -> WhisperConfig:
 def _weights(trained: dict[str, Tensor], used: list[int], size: Size) -> dict[str, Tensor]:
     """The weights under Hugging Face's names, with rows for the whole vocabulary.
 
-    Untrained tokens get NEVER in a column that the last layer norm holds at one, so they cannot be chosen; their rows
-    are all the same, so they take no room in a packed file.
+    Untrained tokens get NEVER in a column that the last layer norm holds at one, so they cannot be chosen;
+    their rows are all the same, so they take no room in a packed file.
     """
-    weights = {f"model.{name}": value for name, value in trained.items() if name.startswith(("encoder.", "decoder."))}
+    weights = {
+        f"model.{name}": value for name, value in trained.items() if name.startswith(("encoder.", "decoder."))
+    }
     learned = weights.pop("model.decoder.embed_tokens")
     embedding = torch.zeros(VOCABULARY_SIZE, size.width)
     embedding[:, -1] = NEVER

@@ -1,14 +1,14 @@
 """Whisper's encoder and decoder, small, with the two things that make a small one learn quickly.
 
-Names follow Hugging Face's WhisperForConditionalGeneration, so that the weights can be handed over as they are.
+Names follow Hugging Face's WhisperForConditionalGeneration, so that the weights can be handed over.
 """
 
 import math
 from dataclasses import asdict, dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 MEL_BANDS = 80
 ENCODER_POSITIONS = 1500  # 30 s in frames of 20 ms
@@ -56,14 +56,22 @@ class Attention(nn.Module):
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def forward(self, x: Tensor, source: Tensor, bias: Tensor | None = None, causal: bool = False) -> Tensor:
-        """x (batch, queries, width), source (batch, keys, width), bias (1, keys) added to every query's scores."""
-        q, k, v = self._split(self.q_proj(x)), self._split(self.k_proj(source)), self._split(self.v_proj(source))
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=causal)
+        """x (batch, queries, width), source (batch, keys, width), bias (1, keys) for every query's scores."""
+        q, k, v = (
+            self._split(self.q_proj(x)),
+            self._split(self.k_proj(source)),
+            self._split(self.v_proj(source)),
+        )
+        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=causal)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
     def forward_with_weights(self, x: Tensor, source: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """The same, and the weights (batch, heads, queries, keys)."""
-        q, k, v = self._split(self.q_proj(x)), self._split(self.k_proj(source)), self._split(self.v_proj(source))
+        q, k, v = (
+            self._split(self.q_proj(x)),
+            self._split(self.k_proj(source)),
+            self._split(self.v_proj(source)),
+        )
         weights = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5 + bias).softmax(-1)
         return self.out_proj((weights @ v).transpose(1, 2).flatten(2)), weights
 
@@ -80,7 +88,7 @@ class EncoderLayer(nn.Module):
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         normed = self.self_attn_layer_norm(x)
         x = x + self.self_attn(normed, normed, bias)
-        return x + self.fc2(F.gelu(self.fc1(self.final_layer_norm(x))))
+        return x + self.fc2(functional.gelu(self.fc1(self.final_layer_norm(x))))
 
 
 class Encoder(nn.Module):
@@ -97,11 +105,12 @@ class Encoder(nn.Module):
     def forward(self, mel: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """mel (batch, bands, 2 × frames), of which the last half second or more is padding.
 
-        whisperx pads every window to 30 s. All padded frames look the same but for their position, so only every 16th
-        is computed, and its attention score is raised by log 16: it draws as much attention as all of them would.
+        whisperx pads every window to 30 s. All padded frames look the same but for their position, so only
+        every 16th is computed, and its attention score is raised by log 16: it draws as much attention as all
+        of them would.
         Returns the states (batch, frames + kept padding, width), those before the last layer, and the bias.
         """
-        x = F.gelu(self.conv2(F.gelu(self.conv1(mel)))).transpose(1, 2)
+        x = functional.gelu(self.conv2(functional.gelu(self.conv1(mel)))).transpose(1, 2)
         frames = x.shape[1]
         kept = torch.arange(frames + PADDING_STRIDE // 2, ENCODER_POSITIONS, PADDING_STRIDE)
         silent = x[:, -2:-1]  # the last frame of all sees the edge
@@ -131,7 +140,7 @@ class DecoderLayer(nn.Module):
         x = x + self.self_attn(normed, normed, causal=True)
         found, weights = self.encoder_attn.forward_with_weights(self.encoder_attn_layer_norm(x), heard, bias)
         x = x + found
-        return x + self.fc2(F.gelu(self.fc1(self.final_layer_norm(x)))), weights
+        return x + self.fc2(functional.gelu(self.fc1(self.final_layer_norm(x)))), weights
 
 
 class Decoder(nn.Module):
@@ -141,7 +150,7 @@ class Decoder(nn.Module):
         self.embed_positions = nn.Parameter(sinusoids(DECODER_POSITIONS, size.width) * 0.1)
         self.layers = nn.ModuleList(DecoderLayer(size) for _ in range(size.decoder_layers))
         self.layer_norm = nn.LayerNorm(size.width)
-        # The last column stays free: the export uses it to switch off the 51,000 tokens that were never trained.
+        # The last column stays free: the export uses it to switch off the tokens that were never trained.
         free = torch.ones(size.width)
         free[-1] = 0
         self.register_buffer("used_columns", free, persistent=False)
@@ -172,8 +181,8 @@ class Recogniser(nn.Module):
 def look_nearby(attention: Attention, offsets: list[int], strength: float = 1.6) -> None:
     """Start a self-attention with each head looking at a fixed offset.
 
-    The product of two sinusoids depends on their distance alone, so a query that is a key rotated by `offset` frames
-    peaks there. Learning this from nothing took most of a training.
+    The product of two sinusoids depends on their distance alone, so a query that is a key rotated by `offset`
+    frames peaks there. Learning this from nothing took most of a training.
     """
     width = attention.q_proj.weight.shape[1]
     half, per_head = width // 2, width // attention.heads

@@ -58,7 +58,7 @@ def join(name: str, utterances: list[Utterance], rng: random.Random) -> Recordin
 
 
 def sample_recording(
-    name: str, voices: tuple[str, ...], seconds: float, rng: random.Random, programs: Path, known: set[str]
+    name: str, voices: tuple[str, ...], seconds: float, rng: random.Random, *, programs: Path, known: set[str]
 ) -> Recording:
     """About `seconds` of fresh sentences, two by each voice in turn; none of them is in `known`."""
     lines: list[Line] = []

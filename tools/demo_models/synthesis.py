@@ -17,7 +17,13 @@ SAMPLE_RATE = 16_000
 BATCH = 500  # lines for one run of an engine
 SOURCES = Path(__file__).parent
 LIBRARIES = {
-    "flite_words": [*(f"flite_cmu_us_{v}" for v in ("slt", "rms", "awb", "kal16")), "flite_usenglish", "flite_cmulex", "flite", "m"],
+    "flite_words": [
+        *(f"flite_cmu_us_{v}" for v in ("slt", "rms", "awb", "kal16")),
+        "flite_usenglish",
+        "flite_cmulex",
+        "flite",
+        "m",
+    ],
     "espeak_words": ["espeak-ng"],
 }
 ESPEAK_RATE = 155  # words a minute
@@ -94,10 +100,14 @@ def _run_flite(lines: Sequence[Line], programs: Path) -> Iterator[Raw]:
     orders = [f"{line.speaker}\t{1 / line.rate:.3f}\t{line.pitch:.3f}\t{line.text}\n" for line in lines]
     for line, (samples, _, words) in zip(lines, _run_program(programs / "flite_words", orders), strict=True):
         fields = [word.split(" ") for word in words.split(";") if word]
-        yield line, samples, [
-            SpokenWord(word, float(start), float(end), True, tuple(phones.split("-")))
-            for word, start, end, phones in fields
-        ]
+        yield (
+            line,
+            samples,
+            [
+                SpokenWord(word, float(start), float(end), True, tuple(phones.split("-")))
+                for word, start, end, phones in fields
+            ],
+        )
 
 
 def _run_espeak(lines: Sequence[Line], programs: Path) -> Iterator[Raw]:
@@ -106,13 +116,15 @@ def _run_espeak(lines: Sequence[Line], programs: Path) -> Iterator[Raw]:
         f"\t{ESPEAK_MIDDLE * line.liveliness:.0f}\t{line.text}\n"
         for line in lines
     ]
-    for line, (samples, rate, events) in zip(lines, _run_program(programs / "espeak_words", orders), strict=True):
+    for line, (samples, rate, events) in zip(
+        lines, _run_program(programs / "espeak_words", orders), strict=True
+    ):
         starts = {}
         for event in filter(None, events.split(";")):
             character, start_ms = event.split(" ")
             starts.setdefault(int(character), int(start_ms) / 1000)
-        samples = resample(samples, rate)
-        yield line, samples, _words_from_starts(line.text, starts, len(samples) / SAMPLE_RATE)
+        heard = resample(samples, rate)
+        yield line, heard, _words_from_starts(line.text, starts, len(heard) / SAMPLE_RATE)
 
 
 def _words_from_starts(text: str, starts: dict[int, float], end: float) -> list[SpokenWord]:
@@ -158,7 +170,7 @@ def _run_festival(lines: Sequence[Line], _programs: Path) -> Iterator[Raw]:
                 f"(voice_{line.speaker}) (Parameter.set 'Duration_Stretch {1 / line.rate:.3f})\n"
                 f'(set! u (Utterance Text "{line.text}")) (utt.synth u) (utt.wave.resample u {SAMPLE_RATE})\n'
                 f'(utt.save.wave u "{folder}/{number}.raw" \'raw) (format t "line {number}\\n")\n'
-                "(mapcar (lambda (w) (format t \"%s %f %f\\n\" (item.name w) (item.feat w 'word_start)"
+                '(mapcar (lambda (w) (format t "%s %f %f\\n" (item.name w) (item.feat w \'word_start)'
                 " (item.feat w 'word_end))) (utt.relation.items u 'Word))\n"
             )
         Path(folder, "say.scm").write_text("".join(script))
@@ -168,7 +180,9 @@ def _run_festival(lines: Sequence[Line], _programs: Path) -> Iterator[Raw]:
         ).stdout  # fmt: skip
         for part in told.split("line ")[1:]:
             number, *rows = part.strip().splitlines()
-            words = [SpokenWord(w.lower(), float(start), float(end)) for w, start, end in map(str.split, rows)]
+            words = [
+                SpokenWord(w.lower(), float(start), float(end)) for w, start, end in map(str.split, rows)
+            ]
             samples = np.fromfile(f"{folder}/{number}.raw", np.int16)
             yield lines[int(number)], samples, words
 
@@ -198,5 +212,7 @@ def _finish(line: Line, samples: NDArray[np.int16], words: list[SpokenWord]) -> 
         start = max(word.start, sounding[0] / 100)
         inside = sounding[(sounding >= start * 100) & (sounding < word.end * 100)]
         end = min(word.end, (inside[-1] + 1) / 100) if len(inside) else word.end
-        timed.append(SpokenWord(word.word, start - first, max(end, start + 0.02) - first, word.exact, word.phones))
+        timed.append(
+            SpokenWord(word.word, start - first, max(end, start + 0.02) - first, word.exact, word.phones)
+        )
     return Utterance(line, samples[int(first * SAMPLE_RATE) : int(last * SAMPLE_RATE)].copy(), tuple(timed))

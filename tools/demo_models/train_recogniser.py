@@ -12,16 +12,16 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from tools.demo_models.batches import FRAMES_PER_S, IGNORED, Alphabet, Batch, make_batch
 from tools.demo_models.corpus import Corpus
 from tools.demo_models.recogniser import Recogniser, Size
 
-# Of the whole training's length: the share at which a stage begins, and the longest windows it draws, in seconds.
-STAGES = [(0.0, (2, 3)), (0.2, (2, 3, 4, 6)), (0.4, (4, 6, 8)), (0.6, (5, 8, 10))]
-SPEECH_PER_STEP_S = 24  # for each process
+# The share of the whole training at which a stage begins, and the longest windows it draws, in seconds.
+STAGES = [(0.0, (2, 3)), (0.2, (2, 3, 4, 6)), (0.4, (4, 6, 8)), (0.6, (4, 6, 8, 10))]
+SPEECH_PER_STEP_S = 16  # for each process
 LOWEST_RATE = 2e-5
 WARM_UP_STEPS = 100
 AVERAGE_MEMORY = 0.998  # per step, of the averaged weights that are kept
@@ -90,21 +90,28 @@ def new_model(alphabet: Alphabet) -> Recogniser:
 
 
 def _rate(plan: Plan, step: int, clock: float) -> float:
-    return plan.rate * min(1, (step + 1) / WARM_UP_STEPS) * (0.5 + 0.5 * math.cos(math.pi * min(1, clock))) + LOWEST_RATE
+    return (
+        plan.rate * min(1, (step + 1) / WARM_UP_STEPS) * (0.5 + 0.5 * math.cos(math.pi * min(1, clock)))
+        + LOWEST_RATE
+    )
 
 
 def losses_of(model: Recogniser, batch: Batch) -> tuple[Tensor, ...]:
     """Tokens; word and phone of each frame; where the first layers look, where the last looks.
 
-    The synthesizer's timing is what a model this small needs: without the frame losses and the guidance it learned
-    nothing in an hour. The earlier decoder layers find the word just read, the last the word to come.
+    The synthesizer's timing is what a model this small needs: without the frame losses and the guidance it
+    learned nothing in an hour. The earlier decoder layers find the word just read, the last the word to come.
     """
     heard, before_last, bias = model.encoder(batch.mel)
     logits, looks = model.decoder(batch.tokens, heard, bias)
     frames = batch.words.shape[1]
-    tokens = F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORED, label_smoothing=0.03)
-    words = F.cross_entropy(model.word_head(heard[:, :frames]).flatten(0, 1), batch.words.flatten())
-    phones = F.cross_entropy(model.phone_head(before_last[:, :frames]).flatten(0, 1), batch.phones.flatten())
+    tokens = functional.cross_entropy(
+        logits.flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORED, label_smoothing=0.03
+    )
+    words = functional.cross_entropy(model.word_head(heard[:, :frames]).flatten(0, 1), batch.words.flatten())
+    phones = functional.cross_entropy(
+        model.phone_head(before_last[:, :frames]).flatten(0, 1), batch.phones.flatten()
+    )
     reading = torch.stack([_missed(weights, batch.read_span) for weights in looks[:-1]]).mean()
     return tokens, words, phones, reading, _missed(looks[-1], batch.next_span)
 

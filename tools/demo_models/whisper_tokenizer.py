@@ -1,15 +1,19 @@
-"""Whisper's multilingual tokenizer as a Hugging Face tokenizer.json, made from the ranks that openai-whisper ships."""
+"""Whisper's multilingual tokenizer for Hugging Face, made from the ranks that openai-whisper ships."""
 
 import base64
 import importlib.util
+import itertools
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 # Whisper numbers its languages in this order; it is not the alphabet's.
-LANGUAGES = """en zh de es ru ko fr ja pt tr pl ca nl ar sv it id hi fi vi he uk el ms cs ro da hu ta no th ur hr bg lt la
-mi ml cy sk te fa lv bn sr az sl kn et mk br eu is hy ne mn bs kk sq sw gl mr pa si km sn yo so af oc ka be tg sd gu am
-yi lo uz fo ht ps tk nn mt sa lb my bo tl mg as tt haw ln ha ba jw su""".split()
+_LANGUAGES = """
+en zh de es ru ko fr ja pt tr pl ca nl ar sv it id hi fi vi he uk el ms cs ro da hu ta no th ur hr bg lt la
+mi ml cy sk te fa lv bn sr az sl kn et mk br eu is hy ne mn bs kk sq sw gl mr pa si km sn yo so af oc ka be
+tg sd gu am yi lo uz fo ht ps tk nn mt sa lb my bo tl mg as tt haw ln ha ba jw su
+"""
+LANGUAGES = _LANGUAGES.split()
 SPECIALS = [
     "<|endoftext|>", "<|startoftranscript|>", *(f"<|{language}|>" for language in LANGUAGES),
     "<|translate|>", "<|transcribe|>", "<|startoflm|>", "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>",
@@ -23,7 +27,9 @@ def read_ranks() -> dict[bytes, int]:
     package = importlib.util.find_spec("whisper")
     if package is None or package.origin is None:
         raise FileNotFoundError("openai-whisper is not installed: its assets/multilingual.tiktoken is needed")
-    lines = Path(package.origin).with_name("assets").joinpath("multilingual.tiktoken").read_text().splitlines()
+    lines = (
+        Path(package.origin).with_name("assets").joinpath("multilingual.tiktoken").read_text().splitlines()
+    )
     pairs = (line.split() for line in lines if line)
     return {base64.b64decode(token): int(rank) for token, rank in pairs}
 
@@ -55,7 +61,7 @@ def _split(token: bytes, below: int, ranks: dict[bytes, int]) -> list[bytes]:
     """The token after all merges of a lower rank than `below`."""
     parts = [bytes([byte]) for byte in token]
     while len(parts) > 1:
-        pairs = [ranks.get(left + right, below) for left, right in zip(parts, parts[1:], strict=False)]
+        pairs = [ranks.get(left + right, below) for left, right in itertools.pairwise(parts)]
         best = min(range(len(pairs)), key=pairs.__getitem__)
         if pairs[best] >= below:
             break
@@ -64,7 +70,7 @@ def _split(token: bytes, below: int, ranks: dict[bytes, int]) -> list[bytes]:
 
 
 def _printable_bytes() -> dict[int, str]:
-    """GPT-2's letters for bytes: the printable ones stand for themselves, the others for letters from U+0100 on."""
+    """GPT-2's letters for bytes: printable ones stand for themselves, the others become U+0100 and on."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(others)}

@@ -1,0 +1,87 @@
+"""community-1's parts at their true sizes with random weights, in the layout of its hub repository."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+
+
+def save_plda(directory: Path, dimension: int, lda_dimension: int) -> None:
+    """The two files of a PLDA for embeddings of that dimension."""
+    rng = np.random.default_rng(0)
+    directory.mkdir(parents=True)
+    lda = rng.normal(size=(dimension, lda_dimension)) / dimension**0.5
+    np.savez(
+        directory / "xvec_transform.npz", mean1=np.zeros(dimension), mean2=np.zeros(lda_dimension), lda=lda
+    )
+    spread = np.linspace(2, 1, lda_dimension)
+    np.savez(directory / "plda.npz", mu=np.zeros(lda_dimension), tr=np.eye(lda_dimension), psi=spread)
+
+
+def save_model(model: Any, specifications: Any, directory: Path) -> None:
+    """One model as pyannote's checkpoints are: pytorch_model.bin in a directory of its own."""
+    directory.mkdir(parents=True)
+    model.specifications = specifications
+    checkpoint = {
+        "state_dict": model.state_dict(),
+        "hyper_parameters": dict(model.hparams),
+        "pytorch-lightning_version": lightning.__version__,
+        "epoch": 0,
+        "global_step": 0,
+    }
+    model.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, directory / "pytorch_model.bin")
+
+
+def save_community_1(directory: Path) -> None:
+    """PyanNet (powerset, 10 s), WeSpeaker ResNet34, PLDA and VBx.
+
+    Only the last layer of the segmentation is not random: it is biased to "the first speaker alone",
+    so that there is somebody to embed.
+    """
+    # pyannote warns while it is imported, which only a running test can say is expected
+    from pyannote.audio.core.task import Problem, Resolution, Specifications
+    from pyannote.audio.models.embedding import WeSpeakerResNet34
+    from pyannote.audio.models.segmentation import PyanNet
+
+    torch.manual_seed(0)
+    segmentation = PyanNet(
+        sincnet={"stride": 10}, lstm={"hidden_size": 128, "num_layers": 4, "bidirectional": True}
+    )
+    speech = Specifications(
+        problem=Problem.MONO_LABEL_CLASSIFICATION,
+        resolution=Resolution.FRAME,
+        duration=10.0,
+        classes=["speaker#1", "speaker#2", "speaker#3"],
+        powerset_max_classes=2,
+        permutation_invariant=True,
+    )
+    segmentation.specifications = speech
+    segmentation.setup()  # adds the classifier
+    with torch.no_grad():
+        segmentation.classifier.bias[1] += 5
+    save_model(segmentation, speech, directory / "segmentation")
+    voice = Specifications(problem=Problem.REPRESENTATION, resolution=Resolution.CHUNK, duration=10.0)
+    save_model(WeSpeakerResNet34(), voice, directory / "embedding")
+    save_plda(directory / "plda", 256, 128)
+    parameters = {
+        "clustering": "VBxClustering",
+        "segmentation": "$model/segmentation",
+        "segmentation_batch_size": 32,
+        "embedding": "$model/embedding",
+        "embedding_batch_size": 32,
+        "embedding_exclude_overlap": True,
+        "plda": "$model/plda",
+    }
+    config = {
+        "dependencies": {"pyannote.audio": "4.0.0"},
+        "pipeline": {"name": "pyannote.audio.pipelines.SpeakerDiarization", "params": parameters},
+        "params": {
+            "clustering": {"threshold": 0.6, "Fa": 0.07, "Fb": 0.8},
+            "segmentation": {"min_duration_off": 0.0},
+        },
+    }
+    (directory / "config.yaml").write_text(json.dumps(config))  # JSON is YAML

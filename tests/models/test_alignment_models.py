@@ -1,0 +1,347 @@
+"""The aligner against whisperx.align itself, on the same weights: equal to the last digit, and offline."""
+
+import random
+import wave
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import nltk
+import numpy as np
+import pytest
+import torch
+from random_wav2vec2 import save_torchaudio_base, save_transformers_base
+from whisperx import alignment as upstream
+from whisperx.utils import interpolate_nans
+
+from serve_app import bundled
+from serve_app.errors import ModelUnavailable
+from serve_app.stages.alignment import (
+    Aligner,
+    LanguageModel,
+    load_aligner,
+    load_sentence_splitter,
+)
+from serve_app.stages.forced_alignment import fill_nearest, letter_times, spell, word_ranges
+from serve_app.transcript import AlignRequest, Samples, Segment, Window, WindowText
+
+pytestmark = [
+    # torchaudio announces its next version's removals on import and on every use of a model.
+    pytest.mark.filterwarnings("ignore:.*torchaudio.*:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*torchaudio.*:DeprecationWarning"),
+    # torch's old weight_norm, which wav2vec2's loaders use.
+    pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning"),
+]
+
+WORDS = ["the", "cat.", "sat", "on", "my", "mat", "Dr.", "Smith!", "3rd", "50%", "don't", "été", "東京"]
+WORDS += ["a", "I?", "No...", "|", "ok,", "\t", "so\nit", "x"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """On a busy machine more threads only wait for each other."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n_threads)
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a hub nor NLTK's server is asked for anything."""
+
+    def download(*_: object, **__: object) -> None:
+        raise AssertionError("a download was attempted")
+
+    monkeypatch.setattr(nltk, "download", download)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("torch.hub.download_url_to_file", download)
+
+
+@pytest.fixture
+def _punkt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """English punkt data that knows nothing, the least that whisperx.align runs with."""
+    data = tmp_path / "nltk_data" / "tokenizers" / "punkt_tab" / "english"
+    data.mkdir(parents=True)
+    for name in ("abbrev_types.txt", "collocations.tab", "ortho_context.tab", "sent_starters.txt"):
+        (data / name).touch()
+    monkeypatch.setattr(nltk.data, "path", [str(tmp_path / "nltk_data")])
+    nltk.data.clear_cache()
+    yield
+    nltk.data.clear_cache()
+
+
+@pytest.fixture
+def _no_punkt(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No NLTK data on the machine."""
+    monkeypatch.setattr(nltk.data, "path", [])
+    nltk.data.clear_cache()
+    yield
+    nltk.data.clear_cache()
+
+
+@pytest.fixture(scope="module")
+def samples() -> Samples:
+    """Twelve seconds of two people talking."""
+    package = find_spec("pyannote.audio")
+    assert package is not None
+    assert package.origin is not None
+    with wave.open(str(Path(package.origin).parent / "sample" / "sample.wav")) as recording:
+        return np.frombuffer(recording.readframes(12 * 16_000), np.int16)
+
+
+def heard(text: str, language: str, avg_logprob: float = -0.5) -> WindowText:
+    return WindowText(text, language, None, avg_logprob, 0.0, 1.0)
+
+
+def bundled_aligner() -> Aligner:
+    return load_aligner({"en": str(bundled.ALIGNERS["en"])}, device="cpu", max_loaded_languages=2)
+
+
+def as_upstream(segments: tuple[Segment, ...]) -> list[dict[str, Any]]:
+    """Our segments as whisperx writes them: what is unknown is left out."""
+    named = []
+    for segment in segments:
+        words = [
+            {"word": word.text, "start": word.start_s, "end": word.end_s, "score": word.score}
+            for word in segment.words
+        ]
+        named.append(
+            {
+                "start": segment.start_s,
+                "end": segment.end_s,
+                "text": segment.text,
+                "words": [{k: v for k, v in word.items() if v is not None} for word in words],
+                "avg_logprob": segment.avg_logprob,
+            }
+        )
+    return named
+
+
+def random_segments(rng: random.Random, duration_s: float, count: int) -> list[dict[str, Any]]:
+    """Windows of 10 ms to 4 s, some past the end of the audio, with texts that fit and texts that do not."""
+    segments = []
+    for _ in range(count):
+        start_s = round(rng.uniform(0, duration_s + 0.5), 3)
+        length_s = rng.choice([0.01, 0.02, 0.2, 1.0, 2.5, 4.0])
+        text = " ".join(rng.choice(WORDS) for _ in range(rng.choice([0, 1, 2, 5, 12, 30])))
+        text = rng.choice(["", " "]) + text + rng.choice(["", " ", "  "])
+        segments.append(
+            {
+                "start": start_s,
+                "end": round(start_s + length_s, 3),
+                "text": text,
+                "avg_logprob": -rng.random(),
+            }
+        )
+    return segments
+
+
+def by_upstream(model: LanguageModel, language: str, segments: list[Any], samples: Samples) -> list[Any]:
+    metadata = {
+        "language": language,
+        "dictionary": model.dictionary,
+        "type": "torchaudio" if model.from_torchaudio else "huggingface",
+    }
+    audio = samples.astype(np.float32) / 32768
+    aligned = upstream.align(segments, model.acoustic, metadata, audio, "cpu")["segments"]
+    return [{key: value for key, value in segment.items() if key != "chars"} for segment in aligned]
+
+
+def by_ours(aligner: Aligner, language: str, segments: list[Any], samples: Samples) -> list[Any]:
+    requests = [
+        AlignRequest.for_window(
+            samples, Window(s["start"], s["end"]), heard(s["text"], language, s["avg_logprob"])
+        )
+        for s in segments
+    ]
+    ours = aligner.align(requests)
+    assert len(ours) == len(requests)
+    named = []
+    for result in ours:
+        assert isinstance(result, tuple)
+        named += as_upstream(result)
+    return named
+
+
+@pytest.mark.usefixtures("_punkt")
+@pytest.mark.parametrize(("language", "count"), [("en", 40), ("ja", 15)])
+def test_windows_align_exactly_as_with_whisperx(language: str, count: int, samples: Samples) -> None:
+    """Words, times, scores and segments of random texts and windows are whisperx.align's own."""
+    aligner = load_aligner({language: str(bundled.ALIGNERS["en"])}, device="cpu", max_loaded_languages=1)
+    segments = random_segments(random.Random(language), len(samples) / 16_000, count)
+    expected = by_upstream(aligner.load(language), language, segments, samples)
+    assert by_ours(aligner, language, segments, samples) == expected
+
+
+def test_letters_align_exactly_as_with_whisperx() -> None:
+    """First and last frame and score of every letter, on random emissions soft and sharp."""
+    rng = np.random.default_rng(0)
+    dictionary = {"<pad>": 0, "|": 1} | {chr(ord("a") + i): 2 + i for i in range(26)}
+    for case in range(100):
+        n_frames = int(rng.integers(1, 80))
+        text = "".join(rng.choice(list("abcdefgh ij7é"), size=int(rng.integers(1, 60)))).strip()
+        letters = spell(text, "en", dictionary)
+        if not letters:
+            continue
+        raw = torch.from_numpy(rng.normal(size=(n_frames, 28)) * rng.choice([0.1, 1, 5]))
+        emission = torch.log_softmax(raw.float(), -1)
+        log_probs, probs = emission.numpy(), emission.exp().numpy()
+        ours = letter_times(letters, log_probs, probs, 0, Window(0.0, float(n_frames)))
+        if any(letter.token is None for letter in letters):
+            emission = torch.cat([emission, emission[:, 1:].max(1).values[:, None]], 1)
+        tokens = [28 if letter.token is None else letter.token for letter in letters]
+        path = upstream.backtrack(upstream.get_trellis(emission, tokens), emission, tokens)
+        if path is None:
+            assert ours is None, case
+            continue
+        assert ours is not None, case
+        theirs = [(s.start, s.end, round(s.score, 3)) for s in upstream.merge_repeats(path, tokens)]
+        assert [(t.start_s, t.end_s, t.score) for t in ours.values()] == theirs, case
+
+
+def test_gaps_are_filled_exactly_as_with_whisperx() -> None:
+    """pandas' nearest interpolation, ties and borders included."""
+    pandas: Any = pytest.importorskip("pandas")
+
+    rng = random.Random(0)
+    for _ in range(300):
+        values = [rng.choice([None, rng.random()]) for _ in range(rng.randint(1, 12))]
+        if set(values) == {None}:
+            continue
+        assert fill_nearest(values) == interpolate_nans(pandas.Series(values, dtype=float)).tolist()
+
+
+@pytest.mark.usefixtures("_punkt")
+def test_wav2vec2_base_of_torchaudio_aligns_exactly_as_with_whisperx(
+    samples: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """whisperx's English default at its true size, random weights, found where downloads are kept."""
+    save_torchaudio_base(tmp_path)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    compare_briefly(
+        load_aligner({}, device="cpu", max_loaded_languages=1), from_torchaudio=True, samples=samples
+    )
+
+
+@pytest.mark.usefixtures("_punkt")
+def test_wav2vec2_base_of_transformers_aligns_exactly_as_with_whisperx(
+    samples: Samples, tmp_path: Path
+) -> None:
+    """A directory with a Hugging Face model of true size, random weights, named in the settings."""
+    save_transformers_base(tmp_path / "model")
+    aligner = load_aligner({"en": str(tmp_path / "model")}, device="cpu", max_loaded_languages=1)
+    compare_briefly(aligner, from_torchaudio=False, samples=samples)
+
+
+def compare_briefly(aligner: Aligner, *, from_torchaudio: bool, samples: Samples) -> None:
+    assert aligner.load("en").from_torchaudio is from_torchaudio
+    times = [(7.0, 8.2), (9.5, 9.51), (20.0, 21.0)]  # speech, less than one frame, after the end
+    segments = [
+        {"start": start, "end": end, "text": " Hello, 2 you. And you?", "avg_logprob": -0.5}
+        for start, end in times
+    ]
+    segments[1]["text"] = "a"
+    expected = by_upstream(aligner.load("en"), "en", segments, samples)
+    assert by_ours(aligner, "en", segments, samples) == expected
+    assert len(expected) == 4
+
+
+@pytest.mark.usefixtures("_no_punkt")
+def test_sentences_split_without_punkt_data() -> None:
+    """Abbreviations and initials do not end a sentence, and nothing is downloaded for it."""
+    split = load_sentence_splitter("en")
+    text = " Dr. Smith met J. Bach at 5 p.m. on Main St. here. Is it true? Yes! He said so."
+    sentences = [text[begin:end] for begin, end in split(text)]
+    assert sentences == [
+        " Dr. Smith met J. Bach at 5 p.m. on Main St. here.",
+        "Is it true?",
+        "Yes!",
+        "He said so.",
+    ]
+    assert split("") == []
+
+
+@pytest.mark.usefixtures("_punkt")
+def test_installed_punkt_data_is_used(tmp_path: Path) -> None:
+    """Trained data on the machine decides, as in whisperx."""
+    assert load_sentence_splitter("en")("Dr. Smith came.") == [(0, 3), (4, 15)]  # the empty data know no Dr.
+    trained = tmp_path / "nltk_data" / "tokenizers" / "punkt_tab" / "english" / "abbrev_types.txt"
+    trained.write_text("dr\n")
+    assert load_sentence_splitter("en")("Dr. Smith came.") == [(0, 15)]
+
+
+@pytest.mark.usefixtures("_no_punkt")
+def test_one_language_without_a_model_does_not_fail_the_others(samples: Samples) -> None:
+    """Its windows get the error as their value, in place."""
+    aligner = bundled_aligner()
+    english = AlignRequest.for_window(samples, Window(7.0, 9.0), heard("hello you", "en"))
+    results = aligner.align([replace(english, language="yo"), english, replace(english, language="yo")])
+    assert isinstance(results[1], tuple)
+    assert [word.text for word in results[1][0].words] == ["hello", "you"]
+    for result in (results[0], results[2]):
+        assert isinstance(result, ModelUnavailable)
+        assert (result.code, "'yo'" in result.message) == ("alignment_unavailable", True)
+
+
+def test_a_model_that_cannot_be_loaded_is_not_asked_for_at_every_window(
+    samples: Samples, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Failing without a network takes 20 s, so a failure holds for a minute; then it is tried again."""
+    now_s = 0.0
+    clock = SimpleNamespace(monotonic=lambda: now_s)
+    monkeypatch.setattr("serve_app.stages.alignment.time", clock)
+    attempts = []
+    load = upstream.load_align_model
+
+    def counted(*arguments: Any) -> Any:
+        attempts.append(arguments)
+        return load(*arguments)
+
+    monkeypatch.setattr(upstream, "load_align_model", counted)
+    aligner = load_aligner({"en": str(tmp_path / "none")}, device="cpu", max_loaded_languages=1)
+    request = AlignRequest.for_window(samples, Window(7.0, 9.0), heard("hello you", "en"))
+    for now_s, n_attempts in ((0.0, 1), (59.0, 1), (61.0, 2)):  # noqa: B007
+        [result] = aligner.align([request])
+        assert isinstance(result, ModelUnavailable)
+        assert result.message.startswith("The alignment model")
+        assert len(attempts) == n_attempts
+
+
+@pytest.mark.usefixtures("_no_punkt")
+def test_the_least_recently_used_language_makes_room(samples: Samples) -> None:
+    """No more than the given number of models stay in memory."""
+    directory = str(bundled.ALIGNERS["en"])
+    aligner = load_aligner(
+        {"en": directory, "de": directory, "fr": directory}, device="cpu", max_loaded_languages=2
+    )
+    english, german = aligner.load("en"), aligner.load("de")
+    assert aligner.load("en") is english
+    aligner.load("fr")
+    assert aligner.load("en") is english
+    assert aligner.load("de") is not german
+
+
+@pytest.mark.usefixtures("_no_punkt")
+def test_texts_and_audio_that_cannot_be_aligned_stay_whole(samples: Samples) -> None:
+    """No text, no samples or far too little time give the window as one segment, never an exception."""
+    aligner = bundled_aligner()
+    requests = [
+        AlignRequest(samples[:16_000], 1.0, 2.0, "", "en", -0.5),
+        AlignRequest(samples[:0], 20.0, 21.0, "hello", "en", -0.5),
+        AlignRequest(samples[:160], 1.0, 1.01, "far too many words", "en", -0.5),
+    ]
+    for request, result in zip(requests, aligner.align(requests), strict=True):
+        assert result == (Segment(request.start_s, request.end_s, request.text, avg_logprob=-0.5),)
+    assert aligner.align([]) == []
+
+
+def test_words_of_random_texts_cover_them() -> None:
+    """No character is lost between words."""
+    rng = random.Random(0)
+    for _ in range(50):
+        text = " ".join(rng.choices(["a", "bc", "", "d."], k=rng.randint(0, 9)))
+        assert "".join(text[begin:end] for begin, end in word_ranges(text, "en")) == text

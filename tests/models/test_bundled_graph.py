@@ -1,0 +1,201 @@
+"""The whole graph on the bundled models, over HTTP and through the handle, against plain whisperx."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from conftest import HTTP_PORT, SHARED
+from loopback import Files
+from plain_whisperx import PlainWhisperx
+from ray import serve
+from sounds import VIDEO, encode, silence, wav
+
+from serve_app import bundled
+from serve_app.app import build
+from serve_app.settings import IntakeSettings, Settings
+from serve_app.stages.decode import decode
+from serve_app.transcript import SAMPLE_RATE_HZ, Samples
+
+URL = f"http://127.0.0.1:{HTTP_PORT}/bundled"
+SAME_TIME_S = 0.020
+
+pytestmark = [
+    # whisperx imports pyannote's file reader, which nothing here uses.
+    pytest.mark.filterwarnings(r"ignore:\s*torchcodec is not installed correctly:UserWarning"),
+    pytest.mark.filterwarnings("ignore:TensorFloat-32:Warning"),
+]
+
+
+@pytest.fixture(scope="module")
+def graph(cluster: None, files: Files) -> Iterator[str]:
+    """The graph that `make serve` starts, beside the one on fake models."""
+    settings = Settings(model="bundled", device="cpu", intake=IntakeSettings(allowed_hosts=(files.host,)))
+    serve.run(build(settings), name="bundled", route_prefix="/bundled")
+    yield URL
+    serve.delete("bundled")
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlainWhisperx]:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        yield PlainWhisperx.load(tmp_path_factory.mktemp("whisperx"), monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def sample() -> Samples:
+    """The bundled conversation, decoded."""
+    import asyncio
+
+    with bundled.SAMPLE.open("rb") as file:
+        return asyncio.run(decode(file, max_audio_s=600, timeout_s=60)).samples
+
+
+def post(content: bytes, **data: Any) -> dict[str, Any]:
+    response = httpx.post(f"{URL}/predict", files={"file": content}, data=data, timeout=900)
+    assert response.status_code == 200, response.text
+    body: dict[str, Any] = response.json()
+    return body
+
+
+def assert_same(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> None:
+    """Same segments, text and speakers; times within 20 ms."""
+    assert [s["text"].strip() for s in ours] == [s["text"].strip() for s in theirs]
+    assert [s["speaker"] for s in ours] == [s.get("speaker") for s in theirs]
+    for segment, other in zip(ours, theirs, strict=True):
+        pairs = [(segment, other), *zip(segment["words"], other["words"], strict=True)]
+        for mine, its in pairs:
+            assert mine.get("word") == its.get("word")
+            for key in ("start", "end"):
+                assert mine[key] == pytest.approx(its[key], abs=SAME_TIME_S)
+        labelled = [
+            (mine["speaker"], its["speaker"])
+            for mine, its in zip(segment["words"], other["words"], strict=True)
+            if "speaker" in its  # whisperx leaves a word between two turns without one; we do not
+        ]
+        assert all(mine == its for mine, its in labelled)
+
+
+def test_the_sample_by_url_equals_plain_whisperx(graph: str, files: Files, plain: PlainWhisperx) -> None:
+    """The demo's conversation: same windows, text, word times and speakers as whisperx, two speakers."""
+    url = files.url("/sample.mp3", bundled.SAMPLE.read_bytes())
+    response = httpx.post(f"{graph}/predict", json={"audio_file": url, "word_timestamps": True}, timeout=300)
+    body = response.json()
+    assert_same(body["model_output"], plain.transcribe(bundled.SAMPLE))
+    assert {segment["speaker"] for segment in body["model_output"]} == {"SPEAKER_00", "SPEAKER_01"}
+    assert (body["language"], body["model"], body["warnings"]) == ("en", "bundled", [])
+
+
+def test_the_python_handle_equals_http(graph: str) -> None:
+    """serve.get_app_handle(...).transcribe gives the answer that HTTP gives."""
+    content = bundled.SAMPLE.read_bytes()
+    by_handle = serve.get_app_handle("bundled").transcribe.remote(content).result(timeout_s=300)
+    by_http = post(content)
+    assert {**by_handle, "timings": None} == {**by_http, "timings": None}
+    json.dumps(by_handle)
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("stereo.m4a", lambda s: encode(np.stack([s, s // 2], axis=1), SAMPLE_RATE_HZ, ".m4a")),
+        ("8khz.wav", lambda s: wav(s[::2], SAMPLE_RATE_HZ // 2)),
+        ("video.mp4", lambda s: encode(s, SAMPLE_RATE_HZ, ".mp4", *VIDEO, "-movflags", "+faststart")),
+        ("index-at-the-end.mp4", lambda s: encode(s, SAMPLE_RATE_HZ, ".mp4")),
+    ],
+)
+def test_containers_equal_plain_whisperx(
+    graph: str, plain: PlainWhisperx, sample: Samples, tmp_path: Path, name: str, make: Any
+) -> None:
+    """Ten seconds of the sample in other containers, rates and channels."""
+    path = tmp_path / name
+    path.write_bytes(make(sample[: 10 * SAMPLE_RATE_HZ]))
+    body = post(path.read_bytes(), word_timestamps="true")
+    assert body["duration"] == pytest.approx(10.0, abs=0.1)
+    assert body["model_output"]
+    assert_same(body["model_output"], plain.transcribe(path))
+
+
+def test_exactly_thirty_seconds_equal_plain_whisperx(
+    graph: str, plain: PlainWhisperx, sample: Samples, tmp_path: Path
+) -> None:
+    """30.0 s, Whisper's own window length, loses nothing at its edge."""
+    path = tmp_path / "thirty.wav"
+    path.write_bytes(wav(sample[: 30 * SAMPLE_RATE_HZ]))
+    body = post(path.read_bytes(), word_timestamps="true")
+    assert body["duration"] == 30.0
+    assert_same(body["model_output"], plain.transcribe(path))
+    assert body["model_output"][-1]["end"] > 29.0
+
+
+@pytest.mark.parametrize(
+    "content", [wav(silence(5.0)), wav(silence(0.1))], ids=["silence", "a tenth of silence"]
+)
+def test_silence_is_an_empty_list(graph: str, content: bytes) -> None:
+    """Nothing was said, so nothing is written: no "Thank you."."""
+    body = post(content)
+    assert (body["model_output"], body["language"], body["warnings"]) == ([], None, [])
+
+
+def test_a_tenth_of_a_second_of_speech_invents_nothing(graph: str, sample: Samples) -> None:
+    """0.1 s is answered, with at most the word it could hold."""
+    body = post(wav(sample[SAMPLE_RATE_HZ : SAMPLE_RATE_HZ + SAMPLE_RATE_HZ // 10]))
+    assert body["duration"] == 0.1
+    assert len(" ".join(s["text"] for s in body["model_output"]).split()) <= 1
+
+
+def _der(body: dict[str, Any], rttm: Path, uri: str) -> float:
+    """Diarization error rate of the segments' own turns, no collar, overlaps counted."""
+    from pyannote.core import Annotation, Segment
+    from pyannote.database.util import load_rttm
+    from pyannote.metrics.diarization import DiarizationErrorRate
+
+    reference = load_rttm(str(rttm))[uri]
+    hypothesis = Annotation(uri=uri)
+    for index, segment in enumerate(body["model_output"]):
+        hypothesis[Segment(segment["start"], segment["end"]), index] = segment["speaker"]
+    return float(DiarizationErrorRate()(reference, hypothesis))
+
+
+def test_real_speech_goes_through_the_whole_graph(graph: str, figures: list[str]) -> None:
+    """pyannote's sample (real, two speakers): speech is found and labelled; its DER is printed."""
+    import pyannote.audio
+
+    folder = Path(pyannote.audio.__file__).parent / "sample"
+    body = post((folder / "sample.wav").read_bytes())
+    assert body["duration"] == 30.0
+    assert body["model_output"]
+    assert all(segment["speaker"] for segment in body["model_output"])
+    figures.append(f"DER of pyannote's sample.wav: {_der(body, folder / 'sample.rttm', 'sample'):.3f}")
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the folder ../shared/data with real meetings is not there")
+def test_real_meetings_go_through_the_whole_graph(graph: str, figures: list[str]) -> None:
+    """Four minutes of real meetings: every segment has a speaker; their DER is printed."""
+    recordings = sorted((SHARED / "speech").glob("ami_*.wav"))
+    assert len(recordings) == 4
+    for path in recordings:
+        body = post(path.read_bytes())
+        assert all(segment["speaker"] for segment in body["model_output"])
+        uri = path.stem.removeprefix("ami_")
+        figures.append(f"DER of {path.name}: {_der(body, SHARED / 'speech' / 'ami.rttm', uri):.3f}")
+
+
+@pytest.mark.slow
+def test_sixty_one_minutes_lose_nothing(graph: str, sample: Samples, figures: list[str]) -> None:
+    """An hour and a minute: every repetition of the conversation is there, in order, with two speakers."""
+    repeats = 61 * 60 * SAMPLE_RATE_HZ // len(sample) + 1
+    long = np.tile(sample, repeats)[: 61 * 60 * SAMPLE_RATE_HZ]
+    body = post(encode(long, SAMPLE_RATE_HZ, ".mp3", "-b:a", "64k"), num_speakers="2")
+    segments = body["model_output"]
+    once_s = len(sample) / SAMPLE_RATE_HZ
+    heard = {int(segment["start"] // once_s) for segment in segments}
+    assert body["duration"] == pytest.approx(61 * 60, abs=0.2)
+    assert heard == set(range(repeats))
+    assert [s["start"] for s in segments] == sorted(s["start"] for s in segments)
+    assert {segment["speaker"] for segment in segments} == {"SPEAKER_00", "SPEAKER_01"}
+    assert body["warnings"] == []
+    figures.append(f"61 minutes: {body['timings']}")

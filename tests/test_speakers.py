@@ -1,0 +1,120 @@
+"""Who said which segment and word: overlap, ties, gaps, missing times, long files."""
+
+import random
+import time
+from dataclasses import replace
+
+from serve_app.stages.speakers import assign_speakers, longest_speakers
+from serve_app.transcript import Diarization, Segment, Turn, Word
+
+A, B, C = "SPEAKER_00", "SPEAKER_01", "SPEAKER_02"
+
+
+def diarization(*turns: tuple[float, float, str]) -> Diarization:
+    both = tuple(Turn(*turn) for turn in turns)
+    return Diarization(both, both)
+
+
+def test_the_speaker_with_the_largest_summed_overlap_wins() -> None:
+    """Two short turns of one speaker outweigh one longer turn of another."""
+    turns = [Turn(0.0, 1.0, A), Turn(1.0, 2.5, B), Turn(2.5, 4.0, A)]
+    assert longest_speakers([(0.0, 4.0), (0.9, 2.6), (2.0, 3.2)], turns) == [A, B, A]
+
+
+def test_of_equal_speakers_the_one_who_started_first_wins() -> None:
+    """Two speakers who both speak through a segment do not make its speaker random."""
+    turns = [Turn(2.0, 9.0, B), Turn(1.0, 9.0, A)]
+    assert longest_speakers([(3.0, 4.0)], turns) == [A]
+
+
+def test_no_overlap_takes_the_nearest_turn() -> None:
+    """A gap belongs to the turn whose edge is nearer, before, between and after all turns."""
+    turns = [Turn(1.0, 2.0, A), Turn(10.0, 20.0, B)]
+    assert longest_speakers([(0.0, 0.5), (3.0, 4.0), (8.0, 9.5), (30.0, 31.0)], turns) == [A, A, B, B]
+
+
+def test_the_nearest_turn_before_is_the_one_that_ended_last() -> None:
+    """A long turn that started early can still be the nearest one."""
+    turns = [Turn(0.0, 10.0, A), Turn(1.0, 2.0, B), Turn(50.0, 51.0, C)]
+    assert longest_speakers([(11.0, 12.0)], turns) == [A]
+
+
+def test_a_moment_inside_a_turn_belongs_to_it() -> None:
+    """A word of no length takes the turn around it, not the nearest edge of another one."""
+    turns = [Turn(0.0, 10.0, A), Turn(5.1, 5.2, B)]
+    assert longest_speakers([(5.0, 5.0), (0.0, 0.0), (5.15, 5.15)], turns) == [A, A, A]
+    assert longest_speakers([(7.0, 7.0)], [Turn(7.0, 8.0, B), Turn(0.0, 6.9, A)]) == [B]
+
+
+def test_words_follow_the_exclusive_turns_and_segments_the_regular_ones() -> None:
+    """An interruption inside a long turn names its words only."""
+    regular = (Turn(0.0, 10.0, A), Turn(4.0, 5.0, B))
+    exclusive = (Turn(0.0, 4.0, A), Turn(4.0, 5.0, B), Turn(5.0, 10.0, A))
+    segment = Segment(0.0, 10.0, "one yes two", (Word("one", 1, 2), Word("yes", 4.2, 4.9), Word("two", 6, 7)))
+    [assigned] = assign_speakers([segment], Diarization(regular, exclusive))
+    assert assigned.speaker == A
+    assert [word.speaker for word in assigned.words] == [A, B, A]
+
+
+def test_a_word_without_times_takes_its_segments_speaker() -> None:
+    """Unaligned words are not left without a speaker."""
+    segment = Segment(0.0, 2.0, "2 b", (Word("2"), Word("b", 1.5)))
+    [assigned] = assign_speakers([segment], diarization((0.0, 1.2, A), (1.2, 1.9, B)))
+    assert [word.speaker for word in assigned.words] == [A, B]
+
+
+def test_no_turns_leave_speakers_unknown() -> None:
+    """Only a file in which nobody speaks has segments without a speaker."""
+    segment = Segment(0.0, 2.0, "a", (Word("a", 0.0, 1.0),))
+    assert assign_speakers([segment], Diarization((), ())) == (segment,)
+    assert assign_speakers([], diarization((0.0, 1.0, A))) == ()
+
+
+def test_one_kind_of_turns_serves_for_both() -> None:
+    """A pipeline without exclusive turns still names the words."""
+    segment = Segment(0.0, 2.0, "a", (Word("a", 0.0, 1.0),))
+    [assigned] = assign_speakers([segment], Diarization((Turn(0.0, 2.0, B),), ()))
+    assert (assigned.speaker, assigned.words[0].speaker) == (B, B)
+
+
+def test_everything_else_is_kept_in_order() -> None:
+    """Only speakers change, whatever the order of the segments' times."""
+    segments = tuple(
+        Segment(start, start + 1, str(start), (Word("x", start, start + 0.5, 0.9),), avg_logprob=-0.1)
+        for start in (5.0, 0.0, 3.0)
+    )
+    assigned = assign_speakers(segments, diarization((0.0, 4.0, A), (4.0, 9.0, B)))
+    assert [segment.speaker for segment in assigned] == [B, A, A]
+    assert [segment.words[0].speaker for segment in assigned] == [B, A, A]
+    bare = [replace(s, speaker=None, words=(replace(s.words[0], speaker=None),)) for s in assigned]
+    assert tuple(bare) == segments
+
+
+def _speaker_one_by_one(span: tuple[float, float], turns: list[Turn]) -> str:
+    """The definition, turn by turn."""
+    spoken: dict[str, float] = {}
+    for turn in sorted(turns, key=lambda turn: turn.start_s):
+        if (shared := min(turn.end_s, span[1]) - max(turn.start_s, span[0])) > 0:
+            spoken[turn.speaker] = spoken.get(turn.speaker, 0.0) + shared
+    if spoken:
+        return max(spoken, key=lambda speaker: spoken[speaker])
+    return min(turns, key=lambda turn: max(turn.start_s - span[1], span[0] - turn.end_s)).speaker
+
+
+def test_random_turns_agree_with_the_definition() -> None:
+    """The sweep finds what looking at every turn for every span finds."""
+    rng = random.Random(0)
+    for _ in range(200):
+        starts = [rng.uniform(0, 100) for _ in range(rng.randint(1, 30))]
+        turns = [Turn(start, start + rng.expovariate(0.3), rng.choice((A, B, C))) for start in starts]
+        spans = [(start, start + rng.uniform(0.01, 5)) for start in (rng.uniform(-5, 120) for _ in range(40))]
+        assert longest_speakers(spans, turns) == [_speaker_one_by_one(span, turns) for span in spans]
+
+
+def test_four_hours_take_a_moment() -> None:
+    """Cost does not grow with words times turns, even beside one turn that never ends."""
+    words = [(0.4 * i, 0.4 * i + 0.3) for i in range(36_000)]
+    turns = [Turn(0.0, 14_400.0, A), *(Turn(2.0 * i, 2.0 * i + 1.5, B) for i in range(7_200))]
+    started = time.process_time()
+    assert len(longest_speakers(words, turns)) == 36_000
+    assert time.process_time() - started < 2.0  # every word against every turn would be 260 million steps
