@@ -55,7 +55,7 @@ def check(config: ConfigPath) -> None:
 def serve_forever(config: ConfigPath) -> None:
     """Starts the graph and keeps it up until SIGTERM or Ctrl-C; running requests get their answers."""
     raw = _read(config)
-    with _graph(raw) as stop:
+    with _graph(raw, show_logs=True) as stop:
         url = _url(raw)
         note.print(f"Ready on {url} (stop with Ctrl-C). Try it:\n")
         note.print(f"  curl -s {url}/predict -F file=@{_shown(bundled.SAMPLE)}\n")
@@ -71,7 +71,7 @@ def demo() -> None:
         sample_host = f"127.0.0.1:{listener.getsockname()[1]}"
         raw["applications"][0]["args"]["intake"] = {"allowed_hosts": [sample_host]}
         raw["http_options"]["port"] = _free_port()
-        with _graph(raw):
+        with _graph(raw, show_logs=False):
             answer = asyncio.run(_predict_sample(listener, _url(raw), f"http://{sample_host}"))
     _show(answer)
 
@@ -120,7 +120,7 @@ class _Waiting:
 
 
 @contextmanager
-def _graph(raw: dict[str, Any]) -> Iterator[threading.Event]:
+def _graph(raw: dict[str, Any], *, show_logs: bool) -> Iterator[threading.Event]:
     """Ray and the application up and ready; on leaving drained and gone. Yields the stop event."""
     stop = threading.Event()
     address = os.environ.get("RAY_ADDRESS", "local")
@@ -130,10 +130,15 @@ def _graph(raw: dict[str, Any]) -> Iterator[threading.Event]:
     if address == "local":
         _refuse_missing_models(schema)
         note.print("Starting Ray and the graph.")
-        ray.init(address="local", namespace="serve", include_dashboard=False, logging_level=logging.ERROR)
     else:
         note.print(f"Connecting to Ray at {address}.")
-        ray.init(address=address, namespace="serve", logging_level=logging.ERROR)
+    ray.init(
+        address=address,
+        namespace="serve",
+        logging_level=logging.ERROR,
+        log_to_driver=show_logs,
+        **({"include_dashboard": False} if address == "local" else {}),
+    )
 
     def on_signal(signum: int, frame: FrameType | None) -> None:
         stop.set()

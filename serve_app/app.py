@@ -105,6 +105,7 @@ def _on_cpu(threads: int = 1) -> dict[str, Any]:
     env_vars = {
         "OMP_NUM_THREADS": str(threads),
         "CUDA_VISIBLE_DEVICES": "",  # Ray shows the GPU even to replicas that booked none
+        "GRPC_VERBOSITY": "ERROR",  # else Ray says something for every child process of a decoder
         "PYANNOTE_METRICS_ENABLED": "0",  # no telemetry about our users' audio
     }
     return {"num_cpus": BOOKED_CPUS, "runtime_env": {"env_vars": env_vars}}

@@ -4,8 +4,10 @@ Pipelines get waveforms in memory, never paths. Importing this module is light: 
 0.9 GB) is imported by the loader, with its telemetry off.
 """
 
+import logging
 import os
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -158,8 +160,12 @@ def load_diarizer(model: str, *, device: str, token: str | None) -> Diarizer:
     trust them or do not load them.
     """
     os.environ["PYANNOTE_METRICS_ENABLED"] = "0"  # else every call reports duration and speakers home
-    import torch
-    from pyannote.audio import Pipeline
+    with warnings.catch_warnings():
+        # Files are decoded elsewhere, so a broken torchcodec is none of pyannote's business here.
+        warnings.filterwarnings("ignore", r"\s*torchcodec is not installed correctly", UserWarning)
+        import torch
+        from pyannote.audio import Pipeline
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # it advises to upgrade others' files
 
     try:
         pipeline = _bundled_pipeline() if model == "bundled" else Pipeline.from_pretrained(model, token=token)

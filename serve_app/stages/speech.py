@@ -5,6 +5,7 @@ faster-whisper. Importing this module is cheap; each loader imports what its met
 for pyannote is torch and some 20 s. Neither asks a hub.
 """
 
+import logging
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -86,6 +87,7 @@ def load_pyannote_detector(settings: SpeechSettings, window_s: float, device: st
         from pyannote.audio import Model
         from whisperx.vads.pyannote import Binarize, VoiceActivitySegmentation
 
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # it advises to upgrade whisperx's file
     # As whisperx's load_vad_model, which also creates torch.hub's home directory for no use: that
     # fails in a container with a read-only home.
     path = _whisperx_assets() / "pytorch_model.bin"

@@ -11,7 +11,7 @@ from tools.demo_models.recordings import Recording, TrueTurn, TrueWord
 from tools.demo_models.synthesis import SAMPLE_RATE, Line, speak
 from tools.demo_models.vocabulary import words_of
 
-WOMAN, MAN = "flite/slt", "flite/rms"
+WOMAN, MAN = "flite/slt", "flite/awb"
 # Every line is one breath; the seconds after it are the pause that follows. Turns alternate.
 SCRIPT = [
     (WOMAN, "Four score and seven years ago,", 0.35),
