@@ -5,41 +5,33 @@ cannot start, and on SIGTERM or Ctrl-C finishes running requests before it stops
 """
 
 import asyncio
-import json
 import logging
 import os
 import signal
 import socket
-import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
 
-import aiohttp
 import ray
 import typer
-from aiohttp import web
 from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus, ServeDeploySchema
-from rich.console import Console
-from rich.table import Table
 
 from serve_app import bundled, config_file, models
+from serve_app.demo import DemoFailed, Waiting, note, predict_sample, show
 from serve_app.deployments import BatchConfig
 from serve_app.errors import ModelUnavailable
 from serve_app.settings import Settings
 
 DEMO_CONFIG = Path(__file__).parent.parent / "serve_config.demo.yaml"
 GRACE_S = 30.0  # how long running requests may take to end after SIGTERM
-PROGRESS_S = 2.0  # waits longer than this are explained
 
 cli = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-note = Console(stderr=True, highlight=False, soft_wrap=True)
 
 ConfigPath = Annotated[Path, typer.Argument(help="A Serve config file, such as serve_config.yaml.")]
 
@@ -72,8 +64,11 @@ def demo() -> None:
         raw["applications"][0]["args"]["intake"] = {"allowed_hosts": [sample_host]}
         raw["http_options"]["port"] = _free_port()
         with _graph(raw, show_logs=False):
-            answer = asyncio.run(_predict_sample(listener, _url(raw), f"http://{sample_host}"))
-    _show(answer)
+            try:
+                answer = asyncio.run(predict_sample(listener, _url(raw), f"http://{sample_host}"))
+            except DemoFailed as error:
+                raise _failed(str(error)) from None
+    show(answer)
 
 
 def _read(config: Path) -> dict[str, Any]:
@@ -103,22 +98,6 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-class _Waiting:
-    """Says on stderr what is being waited for, as soon as it takes over two seconds, and when it changes."""
-
-    def __init__(self) -> None:
-        self._begun_s = time.monotonic()
-        self._said_s = self._begun_s
-        self._said: str | None = None
-
-    def on(self, what: str) -> None:
-        now_s = time.monotonic()
-        overdue = now_s - self._said_s >= (PROGRESS_S if what != self._said else 5 * PROGRESS_S)
-        if now_s - self._begun_s >= PROGRESS_S and overdue:
-            note.print(f"  {now_s - self._begun_s:3.0f} s  waiting for {what}")
-            self._said, self._said_s = what, now_s
-
-
 @contextmanager
 def _graph(raw: dict[str, Any], *, show_logs: bool) -> Iterator[threading.Event]:
     """Ray and the application up and ready; on leaving drained and gone. Yields the stop event."""
@@ -137,7 +116,7 @@ def _graph(raw: dict[str, Any], *, show_logs: bool) -> Iterator[threading.Event]
         namespace="serve",
         logging_level=logging.ERROR,
         log_to_driver=show_logs,
-        **({"include_dashboard": False} if address == "local" else {}),
+        include_dashboard=False if address == "local" else None,
     )
 
     def on_signal(signum: int, frame: FrameType | None) -> None:
@@ -173,7 +152,7 @@ def _refuse_missing_models(schema: ServeDeploySchema) -> None:
 
 
 def _wait_until_running(names: list[str], stop: threading.Event) -> None:
-    waiting = _Waiting()
+    waiting = Waiting()
     while not stop.wait(0.2):
         applications = serve.status().applications
         missing = []
@@ -205,56 +184,6 @@ def _drain(names: list[str]) -> None:
         handle = serve.get_app_handle(name)
         if not handle.drain.remote(GRACE_S).result(timeout_s=GRACE_S + 5):
             note.print(f"{name}: some requests were still running after {GRACE_S:g} s.")
-
-
-async def _predict_sample(listener: socket.socket, url: str, sample_url: str) -> dict[str, Any]:
-    """Serves the sample over HTTP and posts its URL to the graph."""
-
-    async def sample(_: web.Request) -> web.FileResponse:
-        return web.FileResponse(bundled.SAMPLE)
-
-    site = web.Application()
-    site.router.add_get(f"/{bundled.SAMPLE.name}", sample)
-    runner = web.AppRunner(site)
-    await runner.setup()
-    await web.SockSite(runner, listener).start()
-    body = {"audio_file": f"{sample_url}/{bundled.SAMPLE.name}"}
-    note.print(f"POST {url}/predict {json.dumps(body)}")
-    waiting = _Waiting()
-    try:
-        async with aiohttp.ClientSession() as session:
-            request = asyncio.create_task(_post(session, f"{url}/predict", body))
-            while not (await asyncio.wait([request], timeout=0.2))[0]:
-                waiting.on("the answer")
-            return request.result()
-    finally:
-        await runner.cleanup()
-
-
-async def _post(session: aiohttp.ClientSession, url: str, body: dict[str, Any]) -> dict[str, Any]:
-    async with session.post(url, json=body) as response:
-        answer: dict[str, Any] = await response.json()
-        if response.status != 200:
-            raise _failed(f"{response.status}: {answer['error']['message']}")
-        return answer
-
-
-def _show(answer: dict[str, Any]) -> None:
-    table = Table("start", "end", "speaker", "text", title="Gettysburg Address, two synthesized voices")
-    for segment in answer["model_output"]:
-        table.add_row(
-            f"{segment['start']:.2f}",
-            f"{segment['end']:.2f}",
-            segment["speaker"] or "",
-            segment["text"].strip(),
-        )
-    output = Console(file=sys.stdout)
-    output.print(table)
-    output.print(
-        "These are the bundled demo models: small, trained on synthesized speech, with wrong words. "
-        "The README says how to use real ones.\n"
-    )
-    print(json.dumps(answer, indent=2, ensure_ascii=False))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,11 @@
+"""Where the stages run: six thin Ray Serve classes in the order of a request. No algorithms here.
+
+Each model class gets a loader (a function of no arguments) and calls it in its constructor, so that
+tests pass fake models and no process imports a model package that it does not need.
+"""
+
+from serve_app.deployments.ingress import Ingress
+from serve_app.deployments.loader import AudioLoader
+from serve_app.deployments.models import Aligner, BatchConfig, Diarizer, SpeechDetector, Transcriber
+
+__all__ = ["Ingress", "AudioLoader", "SpeechDetector", "Transcriber", "Aligner", "Diarizer", "BatchConfig"]

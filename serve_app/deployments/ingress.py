@@ -1,0 +1,136 @@
+"""The ingress: HTTP and Python handles in, transcripts out."""
+
+import asyncio
+import tempfile
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+import ray
+from fastapi import FastAPI
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from serve_app.api import create_app
+from serve_app.deployments.handles import MANY, ROUTER, AudioRef, awaited, caller
+from serve_app.errors import DeadlineExceeded, InvalidRequest, Overloaded
+from serve_app.pipeline import Source, Stages, transcribe
+from serve_app.schemas import Options, parse_options, predict_response
+from serve_app.settings import Settings
+from serve_app.transcript import Transcript
+
+UPLOAD_CHUNK_BYTES = 8 << 20
+READY_TIMEOUT_S = 2.0
+
+
+@serve.deployment(max_ongoing_requests=MANY, request_router_config=ROUTER)
+@serve.ingress()
+class Ingress:
+    """HTTP and Python handles in, transcripts out. Owns the request, never touches samples."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        loader: DeploymentHandle[Any],
+        detector: DeploymentHandle[Any],
+        transcriber: DeploymentHandle[Any],
+        aligner: DeploymentHandle[Any],
+        diarizer: DeploymentHandle[Any] | None,
+    ) -> None:
+        self._settings = settings
+        self._handles = {
+            "loader": loader,
+            "speech": detector,
+            "asr": transcriber,
+            "alignment": aligner,
+            **({"diarization": diarizer} if diarizer else {}),
+        }
+        self._running = 0
+        self._idle = asyncio.Event()
+        self._draining = False
+        self._stages = Stages(
+            load=_load_with(loader),
+            detect_speech=caller(detector.detect),
+            transcribe=caller(transcriber.transcribe),
+            align=caller(aligner.align),
+            diarize=caller(diarizer.diarize) if diarizer else None,
+            model=settings.model,
+            windows_in_flight=settings.windows_in_flight,
+        )
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return create_app(self._run, self.readiness, max_bytes=self._settings.intake.max_bytes)
+
+    async def transcribe(self, source: str | bytes, **options: Any) -> dict[str, Any]:
+        """For Python handles: an audio URL or a file's bytes; options and answer as over HTTP."""
+        parsed = parse_options(options)
+        with tempfile.TemporaryFile() as file:
+            if isinstance(source, str):
+                transcript = await self._run(Source(url=source), parsed)
+            elif isinstance(source, bytes | bytearray | memoryview):
+                file.write(source)
+                file.seek(0)
+                transcript = await self._run(Source(file=file), parsed)
+            else:
+                raise InvalidRequest("source: give an http(s) URL or the bytes of a file.", "source")
+        return predict_response(transcript, words=parsed.word_timestamps)
+
+    async def readiness(self) -> dict[str, bool]:
+        """Per stage, whether a replica with its models answers."""
+
+        async def ready(handle: DeploymentHandle[Any]) -> bool:
+            response: Any = handle.ready.remote()
+            try:
+                return bool(await asyncio.wait_for(awaited(response), READY_TIMEOUT_S))
+            except Exception:  # noqa: BLE001  (whatever the reason, the stage is not ready)
+                response.cancel()
+                return False
+
+        answers = await asyncio.gather(*(ready(handle) for handle in self._handles.values()))
+        return dict(zip(self._handles, answers, strict=True)) | {"accepting": not self._draining}
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Refuses new requests with 503 and waits for the running ones; True when all have ended."""
+        self._draining = True
+        try:
+            while self._running:
+                self._idle.clear()
+                await asyncio.wait_for(self._idle.wait(), timeout_s)
+        except asyncio.TimeoutError:
+            return False
+        return True
+
+    async def _run(self, source: Source, options: Options) -> Transcript:
+        if self._draining:
+            raise Overloaded("The server is shutting down; try again.", None, "shutting_down")
+        self._running += 1
+        limit_s = self._settings.request_timeout_s
+        try:
+            return await asyncio.wait_for(transcribe(self._stages, source, options), limit_s)
+        except asyncio.TimeoutError:
+            raise DeadlineExceeded(
+                f"The request took longer than {limit_s:g} s; send a shorter file."
+            ) from None
+        finally:
+            self._running -= 1
+            if not self._running:
+                self._idle.set()
+
+
+def _load_with(loader: DeploymentHandle[Any]) -> Callable[[Source], Any]:
+    """Starts loading and returns the reference at once; whoever uses it waits for the samples.
+
+    The loader returns the audio, so this process owns the object and it outlives the loader.
+    """
+
+    async def load(source: Source) -> AudioRef:
+        chunks = await asyncio.to_thread(_put_chunks, source.file) if source.file else []
+        response: Any = loader.load.remote(source.url, source.headers, chunks)
+        return [await response._to_object_ref()]
+
+    return load
+
+
+def _put_chunks(file: BinaryIO) -> list[Any]:
+    """The upload in the object store, a piece at a time: it may go to a loader on another node."""
+    file.seek(0)
+    return [ray.put(chunk) for chunk in iter(lambda: file.read(UPLOAD_CHUNK_BYTES), b"")]

@@ -1,0 +1,170 @@
+"""The four deployments that hold a model: each a batcher in front of one device thread."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field
+from ray import serve
+
+from serve_app.batching import Batcher
+from serve_app.deployments.handles import QUEUES_INSIDE, AudioRef, audio_behind
+from serve_app.errors import TranscriptionError
+from serve_app.schemas import Options
+from serve_app.transcript import (
+    AlignRequest,
+    AsrRequest,
+    Audio,
+    Diarization,
+    Samples,
+    Segment,
+    Speech,
+    Task,
+    Window,
+    WindowText,
+)
+
+
+class BatchConfig(BaseModel):
+    """`user_config` of the batching deployments; changes at run time without a restart."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    max_batch_size: int = Field(8, ge=1, le=256)
+    wait_s: float = Field(0.0, ge=0, le=1)
+
+
+def _reconfigure(batcher: Batcher[Any, Any], config: dict[str, Any]) -> None:
+    batch = BatchConfig.model_validate(config)
+    batcher.max_batch_size, batcher.wait_s = batch.max_batch_size, batch.wait_s
+
+
+class Recognizer(Protocol):
+    def features(self, samples: Samples) -> npt.NDArray[np.float32]: ...
+    def batch_key(self, request: AsrRequest) -> Any: ...
+    def transcribe(self, requests: list[AsrRequest]) -> list[WindowText | TranscriptionError]: ...
+
+
+class SpeechModel(Protocol):
+    def detect(self, audio: Audio) -> Speech: ...
+
+
+class AlignModel(Protocol):
+    def align(self, requests: list[AlignRequest]) -> list[tuple[Segment, ...] | TranscriptionError]: ...
+
+
+class DiarizeModel(Protocol):
+    def diarize(
+        self,
+        samples: Samples,
+        *,
+        num_speakers: int | None,
+        min_speakers: int | None,
+        max_speakers: int | None,
+    ) -> Diarization: ...
+
+
+@serve.deployment(**QUEUES_INSIDE)
+class SpeechDetector:
+    """Samples to windows of speech."""
+
+    def __init__(self, load: Callable[[], SpeechModel]) -> None:
+        model = load()
+        self._batcher: Batcher[Audio, Speech] = Batcher(
+            lambda items: [model.detect(item) for item in items], max_batch_size=1, name="speech"
+        )
+
+    async def detect(self, ref: AudioRef, request_id: str) -> Speech:
+        audio = await audio_behind(ref)
+        speech = await self._batcher.submit(audio, request_id)
+        return replace(speech, warnings=audio.warnings, timings=audio.timings)
+
+    async def ready(self) -> bool:
+        return True
+
+
+@serve.deployment(**QUEUES_INSIDE)
+class Transcriber:
+    """Windows of all requests to text, batched on one device."""
+
+    def __init__(self, load: Callable[[], Recognizer]) -> None:
+        self._model = load()
+        self._batcher: Batcher[AsrRequest, WindowText] = Batcher(
+            self._model.transcribe, max_batch_size=8, key=self._model.batch_key, name="asr"
+        )
+        # Features of coming windows are computed while the device runs the present batch.
+        self._features_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="features")
+
+    def reconfigure(self, config: dict[str, Any]) -> None:
+        _reconfigure(self._batcher, config)
+
+    async def transcribe(
+        self, ref: AudioRef, window: Window, language: str | None, task: Task, request_id: str
+    ) -> WindowText:
+        samples = window.cut((await audio_behind(ref)).samples)
+        loop = asyncio.get_running_loop()
+        features = await loop.run_in_executor(self._features_thread, self._model.features, samples)
+        return await self._batcher.submit(AsrRequest(features, language, task), request_id)
+
+    async def counters(self) -> dict[str, float]:
+        """Batches, items and times so far: what batch occupancy is computed from."""
+        return vars(self._batcher.counters).copy()
+
+    async def ready(self) -> bool:
+        return True
+
+
+@serve.deployment(**QUEUES_INSIDE)
+class Aligner:
+    """Windows with text to sentences with word times."""
+
+    def __init__(self, load: Callable[[], AlignModel]) -> None:
+        model = load()
+        self._batcher: Batcher[AlignRequest, tuple[Segment, ...]] = Batcher(
+            model.align, max_batch_size=1, key=lambda request: request.language, name="align"
+        )
+
+    def reconfigure(self, config: dict[str, Any]) -> None:
+        _reconfigure(self._batcher, config)
+
+    async def align(
+        self, ref: AudioRef, window: Window, text: WindowText, request_id: str
+    ) -> tuple[Segment, ...]:
+        request = AlignRequest.for_window((await audio_behind(ref)).samples, window, text)
+        return await self._batcher.submit(request, request_id)
+
+    async def ready(self) -> bool:
+        return True
+
+
+@serve.deployment(**QUEUES_INSIDE)
+class Diarizer:
+    """The whole file to speaker turns."""
+
+    def __init__(self, load: Callable[[], DiarizeModel]) -> None:
+        model = load()
+
+        def run(items: list[tuple[Samples, Options]]) -> list[Diarization]:
+            return [
+                model.diarize(
+                    samples,
+                    num_speakers=options.num_speakers,
+                    min_speakers=options.min_speakers,
+                    max_speakers=options.max_speakers,
+                )
+                for samples, options in items
+            ]
+
+        self._batcher: Batcher[tuple[Samples, Options], Diarization] = Batcher(
+            run, max_batch_size=1, name="diarize"
+        )
+
+    async def diarize(self, ref: AudioRef, options: Options, request_id: str) -> Diarization:
+        return await self._batcher.submit(((await audio_behind(ref)).samples, options), request_id)
+
+    async def ready(self) -> bool:
+        return True
