@@ -4,6 +4,7 @@ The cluster fixtures are one local Ray for the whole session, with the graph on 
 """
 
 import importlib.metadata
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,8 @@ def pytest_report_header() -> str:
 
 FIGURES: list[str] = []
 
+os.environ["PYANNOTE_METRICS_ENABLED"] = "0"  # for the whole session: pyannote fails when it is unset later
+
 
 @pytest.fixture(scope="session")
 def figures() -> list[str]:
@@ -46,10 +49,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No token of the developer's and no telemetry in any test."""
+    """No token and no cluster of the developer's in any test."""
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("PYANNOTE_METRICS_ENABLED", "0")
 
 
 @pytest.fixture(scope="session")
@@ -68,9 +70,13 @@ def cluster() -> Iterator[None]:
         namespace="serve",
         include_dashboard=False,
         num_cpus=4,
+        log_to_driver=False,
+        logging_level="ERROR",
         runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parent)}},
     )
-    serve.start(http_options={"host": "127.0.0.1", "port": HTTP_PORT})
+    serve.start(
+        http_options={"host": "127.0.0.1", "port": HTTP_PORT}, logging_config={"log_level": "WARNING"}
+    )
     yield
     serve.shutdown()
     ray.shutdown()

@@ -10,11 +10,13 @@ class Files:
     def __init__(self) -> None:
         self.content: dict[str, bytes] = {}
         self.seen_headers: dict[str, dict[str, str]] = {}
+        self._requested: dict[str, threading.Event] = {}
         files = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 files.seen_headers[self.path] = dict(self.headers)
+                files.requested(self.path).set()
                 body = files.content.get(self.path)
                 self.send_response(404 if body is None else 200)
                 self.send_header("Content-Length", str(len(body or b"")))
@@ -30,7 +32,12 @@ class Files:
 
     def url(self, path: str, content: bytes) -> str:
         self.content[path] = content
+        self._requested.pop(path, None)
         return f"http://{self.host}{path}"
+
+    def requested(self, path: str) -> threading.Event:
+        """Set as soon as somebody has asked for the file."""
+        return self._requested.setdefault(path, threading.Event())
 
     def close(self) -> None:
         self._server.shutdown()

@@ -61,21 +61,18 @@ def test_the_config_files_name_deployments_that_exist(name: str) -> None:
 )
 def test_importing_does_not_load_model_packages(module: str) -> None:
     """The ingress, the loader and the launcher stay small: models are imported where they run."""
-    heavy = "torch, whisperx, pyannote, ctranslate2, transformers, nltk, pandas"
-    code = (
-        f"import sys, {module}\n"
-        f"print([name for name in '{heavy}'.split(', ') if name in sys.modules])"
+    heavy = "torch, whisperx, pyannote, ctranslate2, transformers, nltk"
+    code = f"import sys, {module}\nprint([name for name in '{heavy}'.split(', ') if name in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PROJECT
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PROJECT)
     assert done.stdout.strip() == "[]"
 
 
 def test_no_file_names_a_registry_or_this_machine() -> None:
     """Pins have hashes and no addresses."""
     lock = (PROJECT / "requirements.lock").read_text()
-    assert "http" not in lock.replace("http-", "").replace("-http", "").replace("aiohttp", "").replace(
-        "httpx", ""
-    ).replace("httpcore", "").replace("httptools", "")
+    assert "://" not in lock
     pins = [line for line in lock.splitlines() if line and not line.startswith((" ", "#"))]
     assert pins
     assert lock.count("--hash=") >= len(pins)

@@ -39,7 +39,7 @@ class PlainWhisperx:
 
         monkeypatch.setattr(nltk.data, "path", [str(folder / "nltk_data")])
         aligner, metadata = whisperx.load_align_model("en", "cpu", model_name=str(bundled.ALIGNERS["en"]))
-        asr = whisperx.load_model(str(bundled.ASR), "cpu", compute_type="int8", threads=2)
+        asr = whisperx.load_model(str(bundled.ASR), "cpu", compute_type="float32", threads=1)
         diarization = DiarizationPipeline.__new__(DiarizationPipeline)
         diarization.model = load_diarizer("bundled", device="cpu", token=None)._pipeline
         return cls(asr, aligner, metadata, diarization)

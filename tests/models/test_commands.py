@@ -1,0 +1,138 @@
+"""The command line as a user meets it: real processes, the bundled models, signals."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+from loopback import Files
+
+from serve_app import bundled
+
+PROJECT = Path(__file__).parents[2]
+PORT = 18_100
+URL = f"http://127.0.0.1:{PORT}"
+START_S = 300  # three processes import torch
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "serve_app", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, cwd=PROJECT)
+
+
+def demo_config(folder: Path, **args: object) -> Path:
+    """The demo's config file on a port of its own."""
+    raw = yaml.safe_load((PROJECT / "serve_config.demo.yaml").read_text())
+    raw["http_options"]["port"] = PORT
+    raw["applications"][0]["args"].update(args)
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    return path
+
+
+def processes_with(mark: str) -> list[int]:
+    """Processes that inherited the mark in their environment."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if mark.encode() in (entry / "environ").read_bytes():
+                    found.append(int(entry.name))
+            except OSError:
+                continue  # it ended meanwhile, or belongs to somebody else
+    return found
+
+
+def test_check_names_the_wrong_key(tmp_path: Path) -> None:
+    """`check` ends with 1 and one line for a misspelt key, and with 0 for the shipped file."""
+    wrong = run("check", str(demo_config(tmp_path, modle="small")))
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (1, 1)
+    assert "unknown key modle" in wrong.stderr
+    assert run("check", "serve_config.yaml").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ({"model": "larg-v2"}, "larg-v2 is no model name"),
+        ({"diarization": {"model": "pyannote/speaker-diarization-community-1"}}, "HF_TOKEN is not set"),
+    ],
+)
+def test_a_model_that_cannot_be_had_is_one_sentence(
+    tmp_path: Path, args: dict[str, object], says: str
+) -> None:
+    """The server does not start, and says why in one line instead of a traceback."""
+    done = run("serve", str(demo_config(tmp_path, **args)))
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert says in done.stderr
+
+
+@pytest.fixture
+def server(tmp_path: Path, files: Files) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    """`python -m serve_app serve`, ready, and the mark that its processes carry."""
+    mark = f"whisperx-test-{uuid.uuid4().hex}"
+    config = demo_config(tmp_path, intake={"allowed_hosts": [files.host]})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "serve_app", "serve", str(config)],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        cwd=PROJECT,
+        env={**os.environ, "WHISPERX_TEST_MARK": mark},
+    )
+    watchdog = threading.Timer(START_S, process.kill)
+    watchdog.start()
+    read_until(process, "Ready on")
+    watchdog.cancel()
+    yield process, mark
+    if process.poll() is None:
+        process.kill()
+    process.wait()
+    assert process.stderr is not None
+    process.stderr.close()
+
+
+def read_until(process: "subprocess.Popen[str]", marker: str) -> None:
+    assert process.stderr is not None
+    seen = []
+    for line in process.stderr:
+        seen.append(line)
+        if marker in line:
+            return
+    pytest.fail(f"ended before {marker!r}:\n{''.join(seen)}")
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+def test_stopping_answers_what_runs_and_leaves_no_process(
+    server: tuple["subprocess.Popen[str]", str], files: Files, signum: signal.Signals
+) -> None:
+    """A request in flight gets its answer, a new one a 503, and nothing stays behind."""
+    process, mark = server
+    url = files.url("/inflight.mp3", bundled.SAMPLE.read_bytes())
+    answers: list[httpx.Response] = []
+
+    def post() -> None:
+        answers.append(httpx.post(f"{URL}/predict", json={"audio_file": url}, timeout=120))
+
+    in_flight = threading.Thread(target=post)
+    in_flight.start()
+    assert files.requested("/inflight.mp3").wait(60)
+    process.send_signal(signum)
+    read_until(process, "Stopping")
+    refused = httpx.post(f"{URL}/predict", files={"file": b"RIFF"}, timeout=60)
+    while refused.status_code == 422:  # the stop had not reached the ingress yet
+        refused = httpx.post(f"{URL}/predict", files={"file": b"RIFF"}, timeout=60)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
+    assert "retry-after" in refused.headers
+    in_flight.join(120)
+    assert answers[0].status_code == 200
+    assert answers[0].json()["model_output"]
+    assert process.wait(60) == 0
+    assert processes_with(mark) == []
