@@ -154,7 +154,10 @@ class Batcher(Generic[Item, Result]):
 
     def _run_batch(self, batch: list[_Waiting[Item, Result]]) -> Sequence[Result | BaseException]:
         try:
-            return self._run([waiting.item for waiting in batch])
+            results = self._run([waiting.item for waiting in batch])
+            if len(results) != len(batch):
+                raise RuntimeError(f"{len(results)} results for {len(batch)} items")
+            return results
         except Exception as error:  # noqa: BLE001  (the whole call failed: every item of this batch hears of it)
             return [error] * len(batch)
 

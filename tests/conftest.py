@@ -4,6 +4,7 @@ The cluster fixtures are one local Ray for the whole session, with the graph on 
 """
 
 import importlib.metadata
+import logging
 import os
 from collections.abc import Iterator
 from functools import partial
@@ -71,7 +72,7 @@ def cluster() -> Iterator[None]:
         include_dashboard=False,
         num_cpus=4,
         log_to_driver=False,
-        logging_level="ERROR",
+        logging_level=logging.ERROR,
         runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parent)}},
     )
     serve.start(

@@ -119,6 +119,19 @@ def test_a_failing_model_call_fails_its_batch_and_not_the_batcher() -> None:
     asyncio.run(scenario())
 
 
+def test_a_model_that_loses_an_item_is_an_error_and_not_a_hang() -> None:
+    """Too few results fail the batch; the batcher goes on."""
+
+    async def scenario() -> None:
+        batcher: Batcher[int, int] = Batcher(lambda items: [n for n in items if n > 0], max_batch_size=1)
+        with pytest.raises(RuntimeError, match="0 results for 1 items"):
+            await batcher.submit(-1, "a")
+        assert await batcher.submit(7, "b") == 7
+        batcher.close()
+
+    asyncio.run(scenario())
+
+
 def test_cancelled_items_never_reach_the_device() -> None:
     """An item whose caller has gone while it queued is dropped and counted."""
 

@@ -62,7 +62,7 @@ def sample() -> Samples:
 
 
 def post(content: bytes, **data: Any) -> dict[str, Any]:
-    response = httpx.post(f"{URL}/predict", files={"file": content}, data=data, timeout=900)
+    response = httpx.post(f"{URL}/predict", files={"file": content}, data=data, timeout=3600)
     assert response.status_code == 200, response.text
     body: dict[str, Any] = response.json()
     return body

@@ -75,11 +75,16 @@ def make_batch(corpus: Corpus, alphabet: Alphabet, rng: random.Random, count: in
     words, phones = np.zeros((2, count, frames), np.int64)
     for row, window in enumerate(windows):
         _label_frames(window, alphabet, words[row], phones[row])
+    tokens, labels = _label_tokens(windows, alphabet)
+    read_span, next_span = _spans(windows, alphabet)
     return Batch(
-        log_mel(samples, rng),
-        *_label_tokens(windows, alphabet),
-        *map(torch.from_numpy, (words, phones)),
-        *_spans(windows, alphabet),
+        mel=log_mel(samples, rng),
+        tokens=tokens,
+        labels=labels,
+        words=torch.from_numpy(words),
+        phones=torch.from_numpy(phones),
+        read_span=read_span,
+        next_span=next_span,
     )
 
 
@@ -153,8 +158,8 @@ def _recolour(mel: Tensor, rng: random.Random) -> Tensor:
     rows = []
     for plain in mel:
         row = plain
-        if rng.random() < 0.35:  # shift the formants
-            position = (torch.arange(MEL_BANDS) * rng.uniform(0.95, 1.06)).clamp(max=MEL_BANDS - 1)
+        if rng.random() < 0.5:  # shift the formants
+            position = (torch.arange(MEL_BANDS) * rng.uniform(0.94, 1.07)).clamp(max=MEL_BANDS - 1)
             below = position.long().clamp(max=MEL_BANDS - 2)
             share = (position - below)[:, None]
             row = row[below] * (1 - share) + row[below + 1] * share

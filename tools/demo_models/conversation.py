@@ -3,6 +3,7 @@
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import imageio_ffmpeg
 import numpy as np
@@ -38,7 +39,8 @@ def write_conversation(programs: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     spoken = {u.line.text: u for u in speak([Line(voice, text, RATE) for voice, text, _ in SCRIPT], programs)}
     parts = [np.zeros(int(FIRST_WORD_S * SAMPLE_RATE), np.float32)]
-    at, words, turns = FIRST_WORD_S, [], []
+    at, words = FIRST_WORD_S, []
+    turns: list[dict[str, Any]] = []
     for voice, text, pause in SCRIPT:
         utterance, speaker = spoken[text], SPEAKERS[voice]
         for word in utterance.words:
@@ -94,4 +96,6 @@ def conversation_recording(folder: Path) -> Recording:
     truth = json.loads((folder / "gettysburg.json").read_text())
     words = tuple(TrueWord(w["word"], w["start"], w["end"], True, w["speaker"]) for w in truth["words"])
     turns = tuple(TrueTurn(t["start"], t["end"], t["speaker"]) for t in truth["turns"])
-    return Recording("conversation", np.frombuffer(pcm, "<i2").astype(np.float32) / 32767, words, turns)
+    return Recording(
+        "conversation", np.frombuffer(pcm, "<i2").astype(np.float32) / np.float32(32767), words, turns
+    )

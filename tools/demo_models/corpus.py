@@ -5,6 +5,7 @@ import random
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,7 +66,7 @@ class Corpus:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._shards: dict[Path, NDArray[np.int16]] = {}
-        self._index: list[tuple[NDArray[np.int16], dict]] = []
+        self._index: list[tuple[NDArray[np.int16], dict[str, Any]]] = []
         self.refresh()
 
     def __len__(self) -> int:

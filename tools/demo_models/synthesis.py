@@ -1,5 +1,6 @@
 """Speech from text with the times of its words, by flite, espeak-ng and festival."""
 
+import itertools
 import shutil
 import subprocess
 import tempfile
@@ -119,7 +120,7 @@ def _run_espeak(lines: Sequence[Line], programs: Path) -> Iterator[Raw]:
     for line, (samples, rate, events) in zip(
         lines, _run_program(programs / "espeak_words", orders), strict=True
     ):
-        starts = {}
+        starts: dict[int, float] = {}
         for event in filter(None, events.split(";")):
             character, start_ms = event.split(" ")
             starts.setdefault(int(character), int(start_ms) / 1000)
@@ -129,25 +130,25 @@ def _run_espeak(lines: Sequence[Line], programs: Path) -> Iterator[Raw]:
 
 def _words_from_starts(text: str, starts: dict[int, float], end: float) -> list[SpokenWord]:
     """Give every word its time; espeak speaks some pairs ("of the") as one, which is split by letters."""
-    words, position = [], 0
+    groups: list[tuple[float, list[str]]] = []  # start, and the words that begin there
+    position = 0
     for word in words_of(text):
         position = text.lower().index(word, position)
-        words.append((word, starts.get(position + 1)))
+        if position + 1 in starts:
+            groups.append((starts[position + 1], [word]))
+        elif groups:
+            groups[-1][1].append(word)
+        else:
+            return []
         position += len(word)
-    if not words or words[0][1] is None:
-        return []
-    timed, first = [], 0
-    while first < len(words):
-        after = first + 1
-        while after < len(words) and words[after][1] is None:
-            after += 1
-        group_end = words[after][1] if after < len(words) else end
-        at, letters = words[first][1], sum(len(word) + 1 for word, _ in words[first:after])
-        share = (group_end - at) / letters
-        for word, _ in words[first:after]:
-            timed.append(SpokenWord(word, at, at + share * (len(word) + 1), after == first + 1))
-            at += share * (len(word) + 1)
-        first = after
+    timed = []
+    for (at, words), (group_end, _) in itertools.pairwise([*groups, (end, [])]):
+        per_letter = (group_end - at) / sum(len(word) + 1 for word in words)
+        start = at
+        for word in words:
+            word_end = start + per_letter * (len(word) + 1)
+            timed.append(SpokenWord(word, start, word_end, exact=len(words) == 1))
+            start = word_end
     return timed
 
 
@@ -183,8 +184,13 @@ def _run_festival(lines: Sequence[Line], _programs: Path) -> Iterator[Raw]:
             words = [
                 SpokenWord(w.lower(), float(start), float(end)) for w, start, end in map(str.split, rows)
             ]
-            samples = np.fromfile(f"{folder}/{number}.raw", np.int16)
-            yield lines[int(number)], samples, words
+            yield lines[int(number)], _unwrap(np.fromfile(f"{folder}/{number}.raw", np.int16)), words
+
+
+def _unwrap(samples: NDArray[np.int16]) -> NDArray[np.int16]:
+    """Undo festival's overflows: ked's peaks do not fit into 16 bits and come out as clicks."""
+    whole = np.unwrap(samples.astype(np.int64), period=2**16)
+    return np.round(whole * min(1.0, 32767 / max(1, np.abs(whole).max()))).astype(np.int16)
 
 
 def resample(samples: NDArray[np.int16], rate: int) -> NDArray[np.int16]:
@@ -205,13 +211,13 @@ def _finish(line: Line, samples: NDArray[np.int16], words: list[SpokenWord]) -> 
     sounding = np.flatnonzero(loudness > max(60, QUIET * loudness.max()))
     if not len(sounding):
         return None
-    first = max(0, sounding[0] / 100 - LEAD_S)
-    last = min(len(samples) / SAMPLE_RATE, (sounding[-1] + 1) / 100 + TAIL_S)
+    sound_start, sound_end = float(sounding[0]) / 100, (float(sounding[-1]) + 1) / 100
+    first, last = max(0.0, sound_start - LEAD_S), min(len(samples) / SAMPLE_RATE, sound_end + TAIL_S)
     timed = []
     for word in words:
-        start = max(word.start, sounding[0] / 100)
+        start = max(word.start, sound_start)
         inside = sounding[(sounding >= start * 100) & (sounding < word.end * 100)]
-        end = min(word.end, (inside[-1] + 1) / 100) if len(inside) else word.end
+        end = min(word.end, (float(inside[-1]) + 1) / 100) if len(inside) else word.end
         timed.append(
             SpokenWord(word.word, start - first, max(end, start + 0.02) - first, word.exact, word.phones)
         )
