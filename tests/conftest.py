@@ -3,6 +3,7 @@
 The cluster fixtures are one local Ray for the whole session, with the graph on fake models.
 """
 
+import asyncio
 import importlib.metadata
 import logging
 import os
@@ -17,8 +18,11 @@ from loopback import Files
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
+from serve_app import bundled
 from serve_app.app import Loaders, graph
 from serve_app.settings import IntakeSettings, Settings
+from serve_app.stages.decode import decode
+from serve_app.transcript import SAMPLE_RATE_HZ, Audio, Samples
 
 HTTP_PORT = 18_000  # below the range Ray takes its workers' ports from
 
@@ -32,6 +36,7 @@ def pytest_report_header() -> str:
 
 FIGURES: list[str] = []
 
+os.environ["OMP_NUM_THREADS"] = "1"  # on a busy machine more threads only wait for each other
 os.environ["PYANNOTE_METRICS_ENABLED"] = "0"  # for the whole session: pyannote fails when it is unset later
 
 
@@ -53,6 +58,19 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No token and no cluster of the developer's in any test."""
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def sample() -> Samples:
+    """The bundled conversation, decoded: two voices, 37 s."""
+    with bundled.SAMPLE.open("rb") as file:
+        return asyncio.run(decode(file, max_audio_s=600, timeout_s=60)).samples
+
+
+@pytest.fixture(scope="session")
+def audio(sample: Samples) -> Audio:
+    """Its first 24 s, for tests that need no more."""
+    return Audio(sample[: 24 * SAMPLE_RATE_HZ])
 
 
 @pytest.fixture(scope="session")

@@ -40,15 +40,6 @@ WORDS = ["the", "cat.", "sat", "on", "my", "mat", "Dr.", "Smith!", "3rd", "50%",
 WORDS += ["a", "I?", "No...", "|", "ok,", "\t", "so\nit", "x"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """On a busy machine more threads only wait for each other."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
-
-
 @pytest.fixture(autouse=True)
 def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither a hub nor NLTK's server is asked for anything."""

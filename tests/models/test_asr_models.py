@@ -1,6 +1,5 @@
 """Recognition with real models: the same texts and scores as whisperx, whatever else is in the batch."""
 
-import asyncio
 import itertools
 from pathlib import Path
 from typing import Any
@@ -13,33 +12,10 @@ from serve_app import bundled
 from serve_app.errors import InvalidRequest
 from serve_app.settings import SpeechSettings
 from serve_app.stages.asr import Recognizer, load_recognizer
-from serve_app.stages.decode import decode
 from serve_app.stages.speech import load_pyannote_detector, to_float32
 from serve_app.transcript import SAMPLE_RATE_HZ, AsrRequest, Audio, Samples, WindowText
 
-pytestmark = [
-    # whisperx imports pyannote's file reader, which no test uses.
-    pytest.mark.filterwarnings(r"ignore:\s*torchcodec is not installed correctly:UserWarning"),
-    # pyannote switches TF32 off for the process and warns where it was on.
-    pytest.mark.filterwarnings("ignore:TensorFloat-32:Warning"),
-]
-
 WINDOW_S = bundled.ASR_WINDOW_S
-
-
-def real_recording() -> Path:
-    if bundled.SAMPLE.exists():
-        return bundled.SAMPLE
-    import pyannote.audio
-
-    return Path(pyannote.audio.__file__).parent / "sample" / "sample.wav"
-
-
-@pytest.fixture(scope="module")
-def audio() -> Audio:
-    with real_recording().open("rb") as file:
-        whole = asyncio.run(decode(file, max_audio_s=600, timeout_s=60))
-    return Audio(whole.samples[: 24 * SAMPLE_RATE_HZ])
 
 
 @pytest.fixture(scope="module")

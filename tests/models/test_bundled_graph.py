@@ -26,12 +26,6 @@ from serve_app.transcript import SAMPLE_RATE_HZ, Samples
 URL = f"http://127.0.0.1:{HTTP_PORT}/bundled"
 SAME_TIME_S = 0.020
 
-pytestmark = [
-    # whisperx imports pyannote's file reader, which nothing here uses.
-    pytest.mark.filterwarnings(r"ignore:\s*torchcodec is not installed correctly:UserWarning"),
-    pytest.mark.filterwarnings("ignore:TensorFloat-32:Warning"),
-]
-
 
 @pytest.fixture(scope="module")
 def graph(cluster: None, files: Files) -> Iterator[str]:
@@ -52,13 +46,6 @@ def graph(cluster: None, files: Files) -> Iterator[str]:
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlainWhisperx]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         yield PlainWhisperx.load(tmp_path_factory.mktemp("whisperx"), monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def sample() -> Samples:
-    """The bundled conversation, decoded."""
-    with bundled.SAMPLE.open("rb") as file:
-        return asyncio.run(decode(file, max_audio_s=600, timeout_s=60)).samples
 
 
 def post(content: bytes, **data: Any) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import itertools
 import wave
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,32 +19,17 @@ from serve_app.stages.diarization import Diarizer, exclusive_turns, load_diarize
 from serve_app.transcript import Diarization, Samples, Turn
 
 pytestmark = [
-    # whisperx imports pyannote's file reader, which no test uses.
-    pytest.mark.filterwarnings(r"ignore:\s*torchcodec is not installed correctly:UserWarning"),
     # pyannote says that a clip holds fewer speakers than asked for, which is what some tests ask for.
     pytest.mark.filterwarnings(r"ignore:\s*The detected number of speakers:UserWarning"),
     # its clustering takes the mean of no embeddings where nobody speaks alone for long.
     pytest.mark.filterwarnings("ignore:Mean of empty slice:RuntimeWarning"),
     pytest.mark.filterwarnings("ignore:invalid value encountered in divide:RuntimeWarning"),
-    # pyannote switches TF32 off for the process and warns where it was on.
-    pytest.mark.filterwarnings("ignore:TensorFloat-32:Warning"),
     # statistics pooling of a single frame.
     pytest.mark.filterwarnings("ignore:std.*degrees of freedom is <= 0:UserWarning"),
 ]
 
 GATED = "pyannote/speaker-diarization-community-1"
 EMPTY = Diarization((), ())
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """On a busy machine more threads only wait for each other."""
-    import torch
-
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
 
 
 @pytest.fixture(autouse=True)

@@ -1,16 +1,13 @@
 """Speech detection with the real models: whisperx's windows, and inputs that are hardly any."""
 
-import asyncio
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from serve_app import bundled
 from serve_app.settings import SpeechSettings
 from serve_app.stages import speech
-from serve_app.stages.decode import decode
 from serve_app.stages.speech import (
     SpeechDetector,
     load_pyannote_detector,
@@ -20,30 +17,8 @@ from serve_app.stages.speech import (
 )
 from serve_app.transcript import SAMPLE_RATE_HZ, Audio, Window
 
-pytestmark = [
-    # whisperx imports pyannote's file reader, which no test uses.
-    pytest.mark.filterwarnings(r"ignore:\s*torchcodec is not installed correctly:UserWarning"),
-    # pyannote switches TF32 off for the process and warns where it was on.
-    pytest.mark.filterwarnings("ignore:TensorFloat-32:Warning"),
-]
-
 SETTINGS = SpeechSettings()
 WINDOW_S = 8
-
-
-def real_recording() -> Path:
-    if bundled.SAMPLE.exists():
-        return bundled.SAMPLE
-    import pyannote.audio
-
-    return Path(pyannote.audio.__file__).parent / "sample" / "sample.wav"
-
-
-@pytest.fixture(scope="module")
-def audio() -> Audio:
-    with real_recording().open("rb") as file:
-        whole = asyncio.run(decode(file, max_audio_s=600, timeout_s=60))
-    return Audio(whole.samples[: 24 * SAMPLE_RATE_HZ])
 
 
 @pytest.fixture(scope="module")
