@@ -37,6 +37,6 @@ lint: setup
 	.venv/bin/mypy
 
 # After changing dependencies in pyproject.toml: pins with hashes, without addresses.
-lock:
-	uv pip compile pyproject.toml --group dev --universal --python-version 3.10 --generate-hashes \
+lock: setup
+	.venv/bin/uv pip compile pyproject.toml --group dev --universal --python-version 3.10 --generate-hashes \
 	  --no-emit-index-url --no-emit-find-links --no-annotate --no-header --quiet --output-file requirements.lock

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 from fastapi import FastAPI, Request
 from fastapi.exceptions import HTTPException
 from fastapi.responses import JSONResponse, RedirectResponse, Response
+from fastapi_offline import FastAPIOffline
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -44,7 +45,7 @@ RETRY_AFTER_S = 5
 
 def create_app(transcribe: Transcribe, readiness: Readiness, *, max_bytes: int) -> FastAPI:
     """The application: `transcribe` runs a request, `readiness` says per stage if it has its models."""
-    app = FastAPI(
+    app: FastAPI = FastAPIOffline(  # the documentation page loads nothing from elsewhere
         title="WhisperX on Ray Serve",
         version=__version__,
         description="Audio URL or file in; timed, speaker-labelled segments out.",
