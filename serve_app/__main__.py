@@ -6,7 +6,6 @@ cannot start, and on SIGTERM or Ctrl-C finishes running requests before it stops
 
 import asyncio
 import logging
-import os
 import signal
 import socket
 import threading
@@ -24,7 +23,7 @@ from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 
 from serve_app import bundled, config_file, models
 from serve_app.demo import DemoFailed, Waiting, note, predict_sample, show
-from serve_app.deployments import BatchConfig
+from serve_app.deployments import USER_CONFIGS
 from serve_app.errors import ModelUnavailable
 from serve_app.settings import Settings
 
@@ -63,9 +62,9 @@ def demo() -> None:
         sample_host = f"127.0.0.1:{listener.getsockname()[1]}"
         raw["applications"][0]["args"]["intake"] = {"allowed_hosts": [sample_host]}
         raw["http_options"]["port"] = _free_port()
-        with _graph(raw, show_logs=False):
+        with _graph(raw, show_logs=False) as stop:
             try:
-                answer = asyncio.run(predict_sample(listener, _url(raw), f"http://{sample_host}"))
+                answer = asyncio.run(predict_sample(listener, _url(raw), f"http://{sample_host}", stop))
             except DemoFailed as error:
                 raise _failed(str(error)) from None
     show(answer)
@@ -73,7 +72,7 @@ def demo() -> None:
 
 def _read(config: Path) -> dict[str, Any]:
     try:
-        return config_file.read(config, ServeDeploySchema, BatchConfig)
+        return config_file.read(config, ServeDeploySchema, USER_CONFIGS)
     except config_file.ConfigError as error:
         raise _failed(str(error)) from None
 
@@ -100,23 +99,20 @@ def _free_port() -> int:
 
 @contextmanager
 def _graph(raw: dict[str, Any], *, show_logs: bool) -> Iterator[threading.Event]:
-    """Ray and the application up and ready; on leaving drained and gone. Yields the stop event."""
+    """A local Ray and the application up and ready; on leaving drained and gone. Yields the stop event."""
     stop = threading.Event()
-    address = os.environ.get("RAY_ADDRESS", "local")
     # Serve logs every inner call at INFO; whoever wants that sets logging_config.
     raw.setdefault("logging_config", {"log_level": "WARNING"})
     schema = ServeDeploySchema.model_validate(raw)
-    if address == "local":
-        _refuse_missing_models(schema)
-        note.print("Starting Ray and the graph.")
-    else:
-        note.print(f"Connecting to Ray at {address}.")
+    _refuse_missing_models(schema)
+    note.print("Starting Ray and the graph.")
+    # A Ray of its own, whatever RAY_ADDRESS says: stopping it must not stop anybody else's.
     ray.init(
-        address=address,
+        address="local",
         namespace="serve",
         logging_level=logging.ERROR,
         log_to_driver=show_logs,
-        include_dashboard=False if address == "local" else None,
+        include_dashboard=False,
     )
 
     def on_signal(signum: int, frame: FrameType | None) -> None:

@@ -3,19 +3,20 @@
 `create_app` gets the two things it needs as callables, so it is tested with fakes and a client.
 """
 
+import asyncio
 import base64
 import binascii
+import io
 import json
 import logging
-import tempfile
 from collections.abc import Awaitable, Callable
-from typing import Any, BinaryIO
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import HTTPException
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 from fastapi_offline import FastAPIOffline
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -39,7 +40,6 @@ Transcribe = Callable[[Source, Options], Awaitable[Transcript]]
 Readiness = Callable[[], Awaitable[dict[str, bool]]]
 
 JSON_OVERHEAD_BYTES = 1 << 20  # room for everything in a JSON body that is not the base64 file
-MEMORY_BYTES = 1 << 20  # a file up to this size is not spooled to disk
 RETRY_AFTER_S = 5
 
 
@@ -58,25 +58,24 @@ def create_app(transcribe: Transcribe, readiness: Readiness, *, max_bytes: int) 
     async def predict(request: Request) -> JSONResponse:
         """Transcribes one audio URL or file. Errors come as `{"error": {message, type, param, code}}`."""
         content_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
-        with tempfile.SpooledTemporaryFile(max_size=MEMORY_BYTES) as spool:
-            if content_type == "multipart/form-data":
-                async with request.form(max_files=1, max_fields=50) as form:
-                    fields = dict(form)
-                    upload = fields.pop("file", None)
-                    if not isinstance(upload, UploadFile):
-                        raise InvalidRequest("file: upload the audio as a file part named file.", "file")
-                    options = parse_options(fields)
-                    transcript = await transcribe(Source(file=upload.file), options)
-            elif content_type == "application/json":
-                body = parse_predict(await _json_object(request))
-                options = body.options()
-                transcript = await transcribe(_source(body, spool, max_bytes), options)
-            else:
-                raise InvalidRequest(
-                    "Send application/json with audio_file or audio_b64, or multipart/form-data with a file.",
-                    None,
-                    "unsupported_content_type",
-                )
+        if content_type == "multipart/form-data":
+            async with request.form(max_files=1, max_fields=50) as form:
+                fields = _fields(form)
+                upload = fields.pop("file", None)
+                if not isinstance(upload, UploadFile):
+                    raise InvalidRequest("file: upload the audio as a file part named file.", "file")
+                options = parse_options(fields)
+                transcript = await transcribe(Source(file=upload.file), options)
+        elif content_type == "application/json":
+            # In a thread: a base64 file of some hundred MB would hold up every other request.
+            source, options = await asyncio.to_thread(_json_request, await request.body(), max_bytes)
+            transcript = await transcribe(source, options)
+        else:
+            raise InvalidRequest(
+                "Send application/json with audio_file or audio_b64, or multipart/form-data with a file.",
+                None,
+                "unsupported_content_type",
+            )
         return JSONResponse(predict_response(transcript, words=options.word_timestamps))
 
     for path in ("/predict", "/v1/models/whisperx:predict"):
@@ -147,22 +146,27 @@ class LimitBody:
         )
 
 
-async def _json_object(request: Request) -> dict[str, Any]:
+def _fields(form: FormData) -> dict[str, Any]:
+    """The form's fields; an empty one is as good as none, and a repeated one is refused."""
+    fields: dict[str, Any] = {}
+    for name, value in form.multi_items():
+        if name in fields:
+            raise InvalidRequest(f"{name}: given more than once; send it once.", name)
+        fields[name] = value
+    return {name: value for name, value in fields.items() if value != ""}
+
+
+def _json_request(content: bytes, max_bytes: int) -> tuple[Source, Options]:
+    """The URL to fetch or the base64 file, and the options."""
     try:
-        body = json.loads(await request.body())
-    except ValueError:
+        fields = json.loads(content)
+    except (ValueError, RecursionError):
         raise InvalidRequest("The body is not valid JSON.") from None
-    if not isinstance(body, dict):
+    if not isinstance(fields, dict):
         raise InvalidRequest('The body must be a JSON object such as {"audio_file": "https://..."}.')
-    return body
-
-
-def _source(
-    body: PredictRequest, spool: "BinaryIO | tempfile.SpooledTemporaryFile[bytes]", max_bytes: int
-) -> Source:
-    """The URL to fetch, or the base64 file written to `spool`."""
+    body = parse_predict(fields)
     if body.audio_b64 is None:
-        return Source(url=body.audio_file, headers=body.headers)
+        return Source(url=body.audio_file, headers=body.headers), body.options()
     try:
         data = base64.b64decode(body.audio_b64, validate=True)
     except (binascii.Error, ValueError):
@@ -171,9 +175,7 @@ def _source(
         raise PayloadTooLarge(
             f"The file is over {max_bytes} bytes; send a shorter or smaller one.", "audio_b64"
         )
-    spool.write(data)
-    spool.seek(0)
-    return Source(file=spool)  # type: ignore[arg-type]  # a spooled file is a BinaryIO in all but name
+    return Source(file=io.BytesIO(data)), body.options()
 
 
 def _error_response(error: TranscriptionError) -> JSONResponse:

@@ -16,6 +16,7 @@ from ray.serve import Application
 
 from serve_app import deployments as untyped_deployments
 from serve_app import models
+from serve_app.errors import ModelUnavailable
 from serve_app.settings import Settings
 
 deployments: Any = untyped_deployments  # Serve decorators turn classes into Deployments, unknown to mypy
@@ -88,9 +89,12 @@ def graph(settings: Settings, load: Loaders, device: str) -> Application:
 
 
 def _device(settings: Settings) -> str:
+    has_gpu = ray.is_initialized() and ray.cluster_resources().get("GPU", 0) > 0
+    if settings.device == "cuda" and not has_gpu:
+        raise ModelUnavailable("device: cuda, but this Ray cluster has no GPU; use auto or cpu.")
     if settings.device != "auto":
         return settings.device
-    return "cuda" if ray.is_initialized() and ray.cluster_resources().get("GPU", 0) > 0 else "cpu"
+    return "cuda" if has_gpu else "cpu"
 
 
 def _on(device: str, gpu_share: float, threads: int) -> dict[str, Any]:

@@ -99,7 +99,12 @@ class Batcher(Generic[Item, Result]):
             if not batch:
                 continue
             begun_s = time.monotonic()
-            results = await loop.run_in_executor(self._thread, self._run_batch, batch)
+            try:
+                results = await loop.run_in_executor(self._thread, self._run_batch, batch)
+            except BaseException:  # the loop or the interpreter is ending: nobody may wait for ever
+                for waiting in batch:
+                    waiting.answer.cancel()
+                raise
             self._count(batch, begun_s)
             for waiting, result in zip(batch, results, strict=True):
                 if waiting.answer.done():
@@ -139,7 +144,9 @@ class Batcher(Generic[Item, Result]):
                     break
             if len(batch) == before:
                 break
-        if not self._queues:
+        if self._queues:  # items of other keys: set again, for waiting for company clears it
+            self._arrived.set()
+        else:
             self._arrived.clear()
         return batch
 
@@ -157,9 +164,11 @@ class Batcher(Generic[Item, Result]):
             results = self._run([waiting.item for waiting in batch])
             if len(results) != len(batch):
                 raise RuntimeError(f"{len(results)} results for {len(batch)} items")
-            return results
+        except StopIteration as error:  # which no future can hold
+            return [RuntimeError(f"the model call ended with {error!r}")] * len(batch)
         except Exception as error:  # noqa: BLE001  (the whole call failed: every item of this batch hears of it)
             return [error] * len(batch)
+        return results
 
     def _count(self, batch: list[_Waiting[Item, Result]], begun_s: float) -> None:
         self.counters.batches += 1

@@ -1,5 +1,6 @@
 """Strict reading of serve_config.yaml: Serve itself accepts misspelt keys without a word."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -8,13 +9,17 @@ from pydantic import BaseModel, ValidationError
 
 from serve_app.settings import Settings
 
+IMPORT_PATH = "serve_app.app:build"
+
+UserConfigs = Mapping[str, type[BaseModel] | None]  # deployment -> what its user_config may hold
+
 
 class ConfigError(Exception):
     """Something in the file is wrong; the message names the key."""
 
 
-def read(path: Path, schema: type[BaseModel], user_config: type[BaseModel]) -> dict[str, Any]:
-    """The file's content, checked key by key against Serve's schema, Settings and `user_config`.
+def read(path: Path, schema: type[BaseModel], user_configs: UserConfigs) -> dict[str, Any]:
+    """The file's content, checked key by key against Serve's schema, Settings and `user_configs`.
 
     Raises ConfigError naming the first wrong key with its place in the file.
     """
@@ -30,12 +35,27 @@ def read(path: Path, schema: type[BaseModel], user_config: type[BaseModel]) -> d
     _validate(schema, raw, str(path))
     for application in raw.get("applications") or ():
         place = f"{path}: applications[{application.get('name', '')}]"
-        _validate(Settings, application.get("args") or {}, f"{place}.args")
-        for deployment in application.get("deployments") or ():
-            if deployment.get("user_config") is not None:
-                where = f"{place}.deployments[{deployment.get('name', '')}].user_config"
-                _validate(user_config, deployment["user_config"], where)
+        if application.get("import_path") == IMPORT_PATH:  # another application's args are its own business
+            _validate(Settings, application.get("args") or {}, f"{place}.args")
+            for deployment in application.get("deployments") or ():
+                _check_deployment(deployment, user_configs, place)
     return raw
+
+
+def _check_deployment(deployment: Any, user_configs: UserConfigs, place: str) -> None:
+    name = deployment.get("name")
+    if name not in user_configs:
+        raise ConfigError(f"{place}: there is no deployment {name}; there are {', '.join(user_configs)}.")
+    place = f"{place}.deployments[{name}]"
+    if "ray_actor_options" in deployment:
+        raise ConfigError(
+            f"{place}: ray_actor_options would replace what threads and gpu_share in args set; use those."
+        )
+    if deployment.get("user_config") is not None:
+        user_config = user_configs[name]
+        if user_config is None:
+            raise ConfigError(f"{place}: {name} has no user_config.")
+        _validate(user_config, deployment["user_config"], f"{place}.user_config")
 
 
 def _validate(model: type[BaseModel], data: Any, place: str) -> None:
@@ -61,6 +81,8 @@ def _refuse_unknown(model: type[BaseModel], data: Any, place: str) -> None:
             for index, item in enumerate(value if isinstance(value, list) else [value]):
                 label = item.get("name", index) if isinstance(item, dict) else index
                 inside = f"{place}: {key}[{label}]" if isinstance(value, list) else f"{place}: {key}"
+                if isinstance(value, list) and not isinstance(item, dict):
+                    raise ConfigError(f"{inside} must be a mapping.")
                 _refuse_unknown(nested, item, inside)
 
 

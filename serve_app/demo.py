@@ -4,6 +4,7 @@ import asyncio
 import json
 import socket
 import sys
+import threading
 import time
 from typing import Any
 
@@ -39,8 +40,10 @@ class Waiting:
             self._said, self._said_s = what, now_s
 
 
-async def predict_sample(listener: socket.socket, url: str, sample_url: str) -> dict[str, Any]:
-    """Serves the sample over HTTP and posts its URL to the graph."""
+async def predict_sample(
+    listener: socket.socket, url: str, sample_url: str, stop: threading.Event
+) -> dict[str, Any]:
+    """Serves the sample over HTTP and posts its URL to the graph; raises DemoFailed, also when stopped."""
 
     async def sample(_: web.Request) -> web.FileResponse:
         return web.FileResponse(bundled.SAMPLE)
@@ -58,7 +61,12 @@ async def predict_sample(listener: socket.socket, url: str, sample_url: str) -> 
             request = asyncio.create_task(_post(session, f"{url}/predict", body))
             while not (await asyncio.wait([request], timeout=0.2))[0]:
                 waiting.on("the answer")
+                if stop.is_set():
+                    request.cancel()
+                    raise DemoFailed("stopped before the answer was there.")
             return request.result()
+    except (aiohttp.ClientError, asyncio.TimeoutError) as error:
+        raise DemoFailed(f"the graph does not answer ({type(error).__name__}).") from None
     finally:
         await runner.cleanup()
 

@@ -84,14 +84,14 @@ def resolve(settings: Settings) -> Models:
         name=settings.model,
         asr=str(bundled.ASR) if is_bundled else _asr(settings.model),
         window_s=window_s,
-        aligners={**aligners, **settings.alignment.models},
+        aligners={**aligners, **_aligners(settings.alignment.models)},
         diarization=_diarization(settings.diarization.model, is_bundled),
     )
 
 
 def _asr(model: str) -> str:
-    directory = Path(model).expanduser()
-    if directory.is_dir():
+    directory = _directory(model, "model")
+    if directory is not None:
         if not (directory / "model.bin").is_file():
             raise ModelUnavailable(
                 f"{model} is a directory without model.bin; model needs a CTranslate2 Whisper directory "
@@ -106,6 +106,12 @@ def _asr(model: str) -> str:
     return repository
 
 
+def _aligners(models: dict[str, str]) -> dict[str, str]:
+    for language, model in models.items():
+        _directory(model, f"alignment.models.{language}")
+    return models
+
+
 def _diarization(model: str, is_bundled: bool) -> str | None:
     if model == "off":
         return None
@@ -117,8 +123,8 @@ def _diarization(model: str, is_bundled: bool) -> str | None:
         model = COMMUNITY
     if model == "bundled":
         return model
-    directory = Path(model).expanduser()
-    if directory.is_dir():
+    directory = _directory(model, "diarization.model")
+    if directory is not None:
         if not (directory / "config.yaml").is_file():
             raise ModelUnavailable(f"{model} is a directory without config.yaml, so no pyannote pipeline.")
         return str(directory.resolve())
@@ -129,6 +135,16 @@ def _diarization(model: str, is_bundled: bool) -> str | None:
             raise _gated("diarization.model", repository, "HF_TOKEN is not set")
         _ask_hub(repository, "diarization.model")
     return model
+
+
+def _directory(model: str, setting: str) -> Path | None:
+    """The directory that `model` names, or None where it is some other kind of name."""
+    directory = Path(model).expanduser()
+    if directory.is_dir():
+        return directory
+    if model.startswith(("/", ".", "~")) or model.count("/") > 1:
+        raise ModelUnavailable(f"{setting}: there is no directory {model}.")
+    return None
 
 
 def _cached(repository: str) -> bool:

@@ -76,7 +76,7 @@ async def transcribe(stages: Stages, source: Source, options: Options) -> Transc
             speech = await stages.detect_speech(audio, request.id)
         request.warnings.extend(speech.warnings)
         segments, language = await request.segments(audio, speech.windows)
-        diarization = await diarizing if diarizing else None
+        diarization = await diarizing if diarizing and speech.windows else None
     finally:
         if diarizing:
             diarizing.cancel()
@@ -141,7 +141,7 @@ class _Request:
     ) -> tuple[tuple[Segment, ...], str | None]:
         """All segments in order, and the language they are in (None without speech)."""
         if not windows:
-            return (), self.options.language
+            return (), None
         language, heard = await self._language(audio, windows)
         per_window = await in_parallel(
             self._window(audio, window, language, heard.get(window)) for window in windows
@@ -186,8 +186,9 @@ class _Request:
         if self.options.task == "translate":
             return (whole,)  # the English words were never spoken, so there is nothing to align them to
         try:
-            with self.timings.stage("alignment"):
-                return await self.stages.align(audio, window, text, self.id)
+            async with self.in_flight:
+                with self.timings.stage("alignment"):
+                    return await self.stages.align(audio, window, text, self.id)
         except Exception as error:  # noqa: BLE001  (whatever went wrong, the text is not lost)
             self._degrade("alignment", error, "Segments have window times and no words.")
             return (whole,)

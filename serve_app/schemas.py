@@ -3,6 +3,7 @@
 Option names are the same over HTTP, multipart and Python handles.
 """
 
+import math
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -182,4 +183,10 @@ def _segment_out(segment: Segment, *, words: bool) -> SegmentOut:
 
 
 def _word_out(word: Word) -> WordOut:
-    return WordOut(word=word.text, start=word.start_s, end=word.end_s, score=word.score, speaker=word.speaker)
+    return WordOut(
+        word=word.text,
+        start=word.start_s,
+        end=word.end_s,
+        score=word.score if word.score is not None and math.isfinite(word.score) else None,  # JSON has no NaN
+        speaker=word.speaker,
+    )

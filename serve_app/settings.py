@@ -106,7 +106,9 @@ class Settings(_Strict):
     intake: IntakeSettings = IntakeSettings()
 
     @model_validator(mode="after")
-    def _offset_below_onset(self) -> "Settings":
+    def _agree(self) -> "Settings":
         if self.speech.offset > self.speech.onset:
             raise ValueError("speech.offset must not be above speech.onset")
+        if len(self.alignment.preload) > self.alignment.max_loaded_languages:
+            raise ValueError("alignment.preload has more languages than alignment.max_loaded_languages")
         return self

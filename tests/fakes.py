@@ -142,7 +142,7 @@ class FakeRecognizer:
 
 class FakeSpeechModel:
     def detect(self, audio: Audio) -> Speech:
-        return Speech(windows_of(audio.samples), audio.duration_s)
+        return Speech(windows_of(audio.samples), audio.duration_s, audio.warnings, audio.timings)
 
 
 class FakeAligner:

@@ -65,6 +65,8 @@ class Server:
         return self.request("POST", "/predict", **kwargs)
 
 
+JSON = {"content-type": "application/json"}
+TWO_LANGUAGES = [("file", b"x"), ("language", (None, "de")), ("language", (None, "en"))]
 URL = {"audio_file": "https://example.com/x.mp3"}
 
 
@@ -132,6 +134,13 @@ def test_options_arrive_from_json_and_from_forms() -> None:
     assert [got for _, got in server.got] == [wanted, wanted]
 
 
+def test_an_empty_form_field_is_as_good_as_none() -> None:
+    """A form sends its empty inputs too."""
+    server = Server()
+    server.post(files={"file": b"x"}, data={"language": "", "num_speakers": "", "diarize": ""})
+    assert server.got[0][1] == Options()
+
+
 def test_fetch_headers_go_with_the_url() -> None:
     """`headers` reach the fetch."""
     server = Server()
@@ -154,7 +163,9 @@ def test_fetch_headers_go_with_the_url() -> None:
         ({"json": {"audio_b64": "not base64!"}}, "audio_b64", "base64"),
         ({"json": {"audio_b64": "AA==", "headers": {"a": "b"}}}, None, "headers"),
         ({"json": [1]}, None, "JSON object"),
-        ({"content": b"{", "headers": {"content-type": "application/json"}}, None, "not valid JSON"),
+        ({"content": b"[" * 100_000, "headers": JSON}, None, "not valid JSON"),
+        ({"files": TWO_LANGUAGES}, "language", "once"),
+        ({"content": b"{", "headers": JSON}, None, "not valid JSON"),
         ({"content": b"RIFF", "headers": {"content-type": "audio/wav"}}, None, "multipart/form-data"),
         ({"data": {"language": "en"}, "files": {"audio": b"x"}}, "file", "file part"),
         ({"files": {"file": b"x"}, "data": {"nonsense": "1"}}, "nonsense", "unknown option"),

@@ -107,12 +107,16 @@ def test_a_failing_model_call_fails_its_batch_and_not_the_batcher() -> None:
     def run(items: list[int]) -> list[int]:
         if -1 in items:
             raise RuntimeError("out of memory")
+        if -2 in items:
+            raise StopIteration
         return items
 
     async def scenario() -> None:
         batcher: Batcher[int, int] = Batcher(run, max_batch_size=1)
         with pytest.raises(RuntimeError, match="out of memory"):
             await batcher.submit(-1, "a")
+        with pytest.raises(RuntimeError, match="StopIteration"):  # which a future cannot carry
+            await batcher.submit(-2, "a")
         assert await batcher.submit(7, "b") == 7
         batcher.close()
 
@@ -170,6 +174,20 @@ def test_only_items_with_equal_keys_share_a_batch() -> None:
         device.free(3)
         await asyncio.gather(first, *rest)
         assert device.batches == [["x0"], ["x1", "x2"], ["y1", "y2"]]
+        batcher.close()
+
+    asyncio.run(scenario())
+
+
+def test_waiting_for_company_forgets_no_key() -> None:
+    """With a wait set and two keys, the one that is not in the first batch runs next, unprompted."""
+
+    async def scenario() -> None:
+        batcher: Batcher[str, str] = Batcher(
+            lambda items: [f"<{item}>" for item in items], max_batch_size=8, wait_s=0.01, key=str
+        )
+        both = asyncio.gather(batcher.submit("a", "r0"), batcher.submit("b", "r1"))
+        assert list(await asyncio.wait_for(both, 10)) == ["<a>", "<b>"]
         batcher.close()
 
     asyncio.run(scenario())

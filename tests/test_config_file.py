@@ -9,14 +9,14 @@ from pydantic import ValidationError
 from ray.serve.schema import ServeDeploySchema
 
 from serve_app.config_file import ConfigError, read
-from serve_app.deployments import BatchConfig
+from serve_app.deployments import USER_CONFIGS
 from serve_app.settings import Settings
 
 PROJECT = Path(__file__).parents[1]
 
 
 def load(path: Path) -> dict[str, Any]:
-    return read(path, ServeDeploySchema, BatchConfig)
+    return read(path, ServeDeploySchema, USER_CONFIGS)
 
 
 @pytest.mark.parametrize("name", ["serve_config.yaml", "serve_config.demo.yaml"])
@@ -50,6 +50,27 @@ def test_the_shipped_files_are_right(name: str) -> None:
                 {"name": "Transcriber", "user_config": {"batch_size": 2}}
             ),
             "unknown key batch_size",
+        ),
+        (
+            lambda raw: raw["applications"][0]["deployments"].append({"name": "Diarizer", "user_config": {}}),
+            "Diarizer has no user_config",
+        ),
+        (
+            lambda raw: raw["applications"][0]["deployments"].append(
+                {"name": "Diarizer", "ray_actor_options": {"num_cpus": 2}}
+            ),
+            "ray_actor_options would replace",
+        ),
+        (
+            lambda raw: raw["applications"][0]["deployments"].append({"name": "Diariser"}),
+            "no deployment Diariser",
+        ),
+        (lambda raw: raw["applications"][0].update(deployments=[3]), "deployments"),
+        (
+            lambda raw: raw["applications"][0]["args"].update(
+                alignment={"preload": ["en", "de", "fr", "es"]}
+            ),
+            "alignment.preload",
         ),
     ],
 )

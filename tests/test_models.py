@@ -9,7 +9,7 @@ from requests import Response
 
 from serve_app import models
 from serve_app.errors import ModelUnavailable
-from serve_app.settings import DiarizationSettings, Settings
+from serve_app.settings import AlignmentSettings, DiarizationSettings, Settings
 
 
 @pytest.fixture
@@ -62,6 +62,20 @@ def test_a_local_directory_is_taken_as_it_is(hub: list[str], tmp_path: Path) -> 
         models.resolve(Settings(model=str(tmp_path)))
     (tmp_path / "model.bin").touch()
     assert models.resolve(Settings(model=str(tmp_path))).asr == str(tmp_path)
+    assert hub == []
+
+
+@pytest.mark.parametrize("model", ["/data/none", "./none", "~/none", "a/b/none"])
+def test_a_mistyped_directory_is_not_looked_up_on_the_hub(hub: list[str], model: str) -> None:
+    """What looks like a path is one, for each kind of model."""
+    aligners = AlignmentSettings(models={"de": model})
+    for settings in (
+        Settings(model=model),
+        diarization(model),
+        Settings(model="bundled", alignment=aligners),
+    ):
+        with pytest.raises(ModelUnavailable, match=f"there is no directory {model}"):
+            models.resolve(settings)
     assert hub == []
 
 

@@ -8,4 +8,23 @@ from serve_app.deployments.ingress import Ingress
 from serve_app.deployments.loader import AudioLoader
 from serve_app.deployments.models import Aligner, BatchConfig, Diarizer, SpeechDetector, Transcriber
 
-__all__ = ["Ingress", "AudioLoader", "SpeechDetector", "Transcriber", "Aligner", "Diarizer", "BatchConfig"]
+# What `user_config` of each deployment in a config file may hold.
+USER_CONFIGS: dict[str, type[BatchConfig] | None] = {
+    "Ingress": None,
+    "AudioLoader": None,
+    "SpeechDetector": None,
+    "Transcriber": BatchConfig,
+    "Aligner": None,
+    "Diarizer": None,
+}
+
+__all__ = [
+    "Ingress",
+    "AudioLoader",
+    "SpeechDetector",
+    "Transcriber",
+    "Aligner",
+    "Diarizer",
+    "BatchConfig",
+    "USER_CONFIGS",
+]

@@ -1,8 +1,9 @@
 """The ingress: HTTP and Python handles in, transcripts out."""
 
 import asyncio
-import tempfile
-from collections.abc import Callable
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 import ray
@@ -20,6 +21,41 @@ from serve_app.transcript import Transcript
 
 UPLOAD_CHUNK_BYTES = 8 << 20
 READY_TIMEOUT_S = 2.0
+
+
+class InFlight:
+    """How many requests are being received, worked on or answered; `none` is set while there are none."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self.none = asyncio.Event()
+        self.none.set()
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        self._count += 1
+        self.none.clear()
+        try:
+            yield
+        finally:
+            self._count -= 1
+            if not self._count:
+                self.none.set()
+
+
+class CountInFlight:
+    """ASGI middleware: a request counts from before its body is read until its answer is sent."""
+
+    def __init__(self, app: Any, in_flight: InFlight) -> None:
+        self.app = app
+        self.in_flight = in_flight
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        with self.in_flight.one():
+            await self.app(scope, receive, send)
 
 
 @serve.deployment(max_ongoing_requests=MANY, request_router_config=ROUTER)
@@ -44,8 +80,7 @@ class Ingress:
             "alignment": aligner,
             **({"diarization": diarizer} if diarizer else {}),
         }
-        self._running = 0
-        self._idle = asyncio.Event()
+        self._in_flight = InFlight()
         self._draining = False
         self._stages = Stages(
             load=_load_with(loader),
@@ -58,21 +93,23 @@ class Ingress:
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(self._run, self.readiness, max_bytes=self._settings.intake.max_bytes)
+        app = create_app(self._run, self.readiness, max_bytes=self._settings.intake.max_bytes)
+        app.add_middleware(CountInFlight, in_flight=self._in_flight)
+        return app
 
-    async def transcribe(self, source: str | bytes, **options: Any) -> dict[str, Any]:
-        """For Python handles: an audio URL or a file's bytes; options and answer as over HTTP."""
+    async def transcribe(
+        self, source: str | bytes, *, headers: dict[str, str] | None = None, **options: Any
+    ) -> dict[str, Any]:
+        """For Python handles: an audio URL or a file's bytes; headers, options and answer as over HTTP."""
         parsed = parse_options(options)
-        with tempfile.TemporaryFile() as file:
-            if isinstance(source, str):
-                transcript = await self._run(Source(url=source), parsed)
-            elif isinstance(source, bytes | bytearray | memoryview):
-                file.write(source)
-                file.seek(0)
-                transcript = await self._run(Source(file=file), parsed)
-            else:
-                raise InvalidRequest("source: give an http(s) URL or the bytes of a file.", "source")
-        return predict_response(transcript, words=parsed.word_timestamps)
+        if isinstance(source, str):
+            where = Source(url=source, headers=headers or {})
+        elif isinstance(source, bytes | bytearray | memoryview) and not headers:
+            where = Source(file=io.BytesIO(source))
+        else:
+            raise InvalidRequest("source: give an http(s) URL, with headers or without, or a file's bytes.")
+        with self._in_flight.one():
+            return predict_response(await self._run(where, parsed), words=parsed.word_timestamps)
 
     async def readiness(self) -> dict[str, bool]:
         """Per stage, whether a replica with its models answers."""
@@ -92,9 +129,7 @@ class Ingress:
         """Refuses new requests with 503 and waits for the running ones; True when all have ended."""
         self._draining = True
         try:
-            while self._running:
-                self._idle.clear()
-                await asyncio.wait_for(self._idle.wait(), timeout_s)
+            await asyncio.wait_for(self._in_flight.none.wait(), timeout_s)
         except asyncio.TimeoutError:
             return False
         return True
@@ -102,7 +137,6 @@ class Ingress:
     async def _run(self, source: Source, options: Options) -> Transcript:
         if self._draining:
             raise Overloaded("The server is shutting down; try again.", None, "shutting_down")
-        self._running += 1
         limit_s = self._settings.request_timeout_s
         try:
             return await asyncio.wait_for(transcribe(self._stages, source, options), limit_s)
@@ -110,10 +144,6 @@ class Ingress:
             raise DeadlineExceeded(
                 f"The request took longer than {limit_s:g} s; send a shorter file."
             ) from None
-        finally:
-            self._running -= 1
-            if not self._running:
-                self._idle.set()
 
 
 def _load_with(loader: DeploymentHandle[Any]) -> Callable[[Source], Any]:

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,17 +29,12 @@ from serve_app.transcript import (
 
 
 class BatchConfig(BaseModel):
-    """`user_config` of the batching deployments; changes at run time without a restart."""
+    """`user_config` of the Transcriber; changes at run time without a restart."""
 
     model_config = ConfigDict(extra="forbid")
 
     max_batch_size: int = Field(8, ge=1, le=256)
     wait_s: float = Field(0.0, ge=0, le=1)
-
-
-def _reconfigure(batcher: Batcher[Any, Any], config: dict[str, Any]) -> None:
-    batch = BatchConfig.model_validate(config)
-    batcher.max_batch_size, batcher.wait_s = batch.max_batch_size, batch.wait_s
 
 
 class Recognizer(Protocol):
@@ -79,9 +73,7 @@ class SpeechDetector:
         )
 
     async def detect(self, ref: AudioRef, request_id: str) -> Speech:
-        audio = await audio_behind(ref)
-        speech = await self._batcher.submit(audio, request_id)
-        return replace(speech, warnings=audio.warnings, timings=audio.timings)
+        return await self._batcher.submit(await audio_behind(ref), request_id)
 
     async def ready(self) -> bool:
         return True
@@ -100,7 +92,8 @@ class Transcriber:
         self._features_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="features")
 
     def reconfigure(self, config: dict[str, Any]) -> None:
-        _reconfigure(self._batcher, config)
+        batch = BatchConfig.model_validate(config)
+        self._batcher.max_batch_size, self._batcher.wait_s = batch.max_batch_size, batch.wait_s
 
     async def transcribe(
         self, ref: AudioRef, window: Window, language: str | None, task: Task, request_id: str
@@ -125,11 +118,8 @@ class Aligner:
     def __init__(self, load: Callable[[], AlignModel]) -> None:
         model = load()
         self._batcher: Batcher[AlignRequest, tuple[Segment, ...]] = Batcher(
-            model.align, max_batch_size=1, key=lambda request: request.language, name="align"
+            model.align, max_batch_size=1, name="align"
         )
-
-    def reconfigure(self, config: dict[str, Any]) -> None:
-        _reconfigure(self._batcher, config)
 
     async def align(
         self, ref: AudioRef, window: Window, text: WindowText, request_id: str

@@ -67,11 +67,8 @@ class LanguageModel:
     split_sentences: SentenceSplitter
 
 
-def load_language_model(language: str, name: str | None, device: str) -> LanguageModel:
-    """`name` is a torchaudio bundle, a hub name or a directory; None = whisperx's default.
-
-    Raises ModelUnavailable for a language without a default and for a model that cannot be loaded.
-    """
+def model_name(language: str, name: str | None) -> str:
+    """`name`, or whisperx's default model of the language; ModelUnavailable where it has none."""
     from whisperx import alignment
 
     defaults = alignment.DEFAULT_ALIGN_MODELS_TORCH | alignment.DEFAULT_ALIGN_MODELS_HF
@@ -82,11 +79,18 @@ def load_language_model(language: str, name: str | None, device: str) -> Languag
             None,
             "alignment_unavailable",
         )
+    return name or str(defaults[language])
+
+
+def load_language_model(language: str, name: str, device: str) -> LanguageModel:
+    """`name` is a torchaudio bundle, a hub name or a directory; ModelUnavailable if it cannot be loaded."""
+    from whisperx import alignment
+
     try:
         acoustic, metadata = alignment.load_align_model(language, device, name)
     except (OSError, RuntimeError, ValueError) as error:
         raise ModelUnavailable(
-            f"The alignment model {name or defaults[language]!r} for the language {language!r} could not be "
+            f"The alignment model {name!r} for the language {language!r} could not be "
             f"loaded; check its name and the network, or name a local directory under alignment.models.",
             None,
             "alignment_unavailable",
@@ -155,12 +159,11 @@ class Aligner:
             again_at, failure = self._failed.get(language, (0.0, None))
             if failure is not None and time.monotonic() < again_at:
                 raise failure
+            name = model_name(language, self._models.get(language))  # before another one has to go
             while len(self._loaded) >= self._max_loaded_languages:
                 self._loaded.popitem(last=False)  # before loading: two models may not fit beside each other
             try:
-                self._loaded[language] = load_language_model(
-                    language, self._models.get(language), self._device
-                )
+                self._loaded[language] = load_language_model(language, name, self._device)
             except ModelUnavailable as failure:
                 self._failed[language] = (time.monotonic() + _RETRY_AFTER_S, failure)
                 raise

@@ -78,6 +78,7 @@ class Recognizer:
         self._end_token: int = self._tokenizer.token_to_id("<|endoftext|>")
         self.multilingual: bool = self._model.is_multilingual
         # faster-whisper lists every language there is; large-v2 and smaller have no token for Cantonese.
+        self._batch_key = self._prompt("en", "transcribe").index(self._start_token)
         self.languages: frozenset[str] = frozenset(
             code
             for code in whisper.supported_languages
@@ -87,10 +88,10 @@ class Recognizer:
     def features(self, samples: Samples) -> Features:
         """Log-mel features (n_mels, 3000) of a window of at most 30 s, padded with zeros to 30 s.
 
-        Equal to whisperx's `log_mel_spectrogram` within 1e-4. Raises ValueError for a longer window.
+        Equal to whisperx's `log_mel_spectrogram` within 1e-4; like there, what is beyond 30 s (a sample,
+        by rounding) is cut.
         """
-        if len(samples) > ENCODER_SAMPLES:
-            raise ValueError(f"a window has at most {ENCODER_SAMPLES} samples, not {len(samples)}")
+        samples = samples[:ENCODER_SAMPLES]
         padded = np.zeros(ENCODER_SAMPLES, np.float32)
         np.divide(samples, 32768, out=padded[: len(samples)])
         features: Features = self._extract(padded, padding=0)
@@ -101,7 +102,7 @@ class Recognizer:
 
         Language and task come after that token, so they do not matter.
         """
-        return self._prompt("en", "transcribe").index(self._start_token)
+        return self._batch_key
 
     def transcribe(self, requests: Sequence[AsrRequest]) -> list[WindowText | TranscriptionError]:
         """Recognises windows of equal `batch_key`, with whisperx's default options, in order.

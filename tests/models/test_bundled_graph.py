@@ -152,6 +152,7 @@ def error_rates(path: Path, rttm: Path, uri: str) -> str:
     from pyannote.metrics.diarization import DiarizationErrorRate
 
     body = post(path.read_bytes())
+    assert body["model_output"]
     assert all(segment["speaker"] for segment in body["model_output"])
     with path.open("rb") as file:
         audio = asyncio.run(decode(file, max_audio_s=600, timeout_s=60))
@@ -165,7 +166,7 @@ def error_rates(path: Path, rttm: Path, uri: str) -> str:
             hypothesis[Segment(start_s, end_s), index] = speaker
         whole = Timeline([Segment(0, audio.duration_s)], uri=uri)
         rates.append(float(DiarizationErrorRate()(load_rttm(str(rttm))[uri], hypothesis, uem=whole)))
-    assert all(0 < rate < 1.2 for rate in rates)
+    assert all(0 < rate < 1 for rate in rates)  # 1 is what an empty answer has
     return f"DER of {path.name}: segments {rates[0]:.3f}, diarizer's turns {rates[1]:.3f}"
 
 
