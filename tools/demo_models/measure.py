@@ -16,7 +16,7 @@ from tools.demo_models.recordings import Recording
 from tools.demo_models.voices import SEEN_IN_EVALUATION, UNSEEN_IN_EVALUATION
 
 SECONDS = 60
-WINDOW_S = 8  # the card's
+WINDOW_S = 6  # the card's
 WINDOWS_S = (6, 8, 10, 30)
 NOISE_DECIBELS = 20
 
