@@ -5,12 +5,13 @@ cannot start, and on SIGTERM or Ctrl-C finishes running requests before it stops
 """
 
 import asyncio
+import io
 import logging
 import signal
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -134,8 +135,10 @@ def _graph(raw: dict[str, Any], *, show_logs: bool) -> Iterator[threading.Event]
         yield stop
         _drain([application.name for application in schema.applications])
     finally:
-        serve.shutdown()
-        ray.shutdown()
+        # Ray prints errors about its own controller, which it has just killed; they are not for users.
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            serve.shutdown()
+            ray.shutdown()
 
 
 def _refuse_missing_models(schema: ServeDeploySchema) -> None:

@@ -33,7 +33,7 @@ def diarization(model: str) -> Settings:
 def test_bundled_needs_no_hub(hub: list[str]) -> None:
     """The demo brings recogniser, aligner and diarization, and windows as short as it was trained on."""
     found = models.resolve(Settings(model="bundled"))
-    assert (found.diarization, list(found.aligners), found.window_s) == ("bundled", ["en"], 8.0)
+    assert (found.diarization, list(found.aligners), found.window_s) == ("bundled", ["en"], 6.0)
     assert (Path(found.asr) / "model.bin").is_file()
     assert hub == []
 

@@ -9,7 +9,7 @@ from pathlib import Path
 _HERE = Path(__file__).parent
 
 ASR = _HERE / "asr"  # Whisper architecture, CTranslate2 int8
-ASR_WINDOW_S = 8.0  # the recogniser was trained on short windows
+ASR_WINDOW_S = 6.0  # the recogniser was trained on short windows
 ALIGNERS = {"en": _HERE / "aligner"}  # Wav2Vec2ForCTC with its processor
 SPEAKER_EMBEDDING = _HERE / "diarization" / "speaker_embedding.safetensors"
 SAMPLE = _HERE / "gettysburg.mp3"  # two synthesized voices speaking the Gettysburg Address

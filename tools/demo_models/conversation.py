@@ -29,7 +29,7 @@ SCRIPT = [
     (WOMAN, "that that nation might live.", 0.7),
     (MAN, "It is altogether fitting and proper that we should do this.", 0.5),
 ]
-RATE = 1.0
+RATE = 0.9  # of the voices' own speed: easier to follow, also for the recogniser
 FIRST_WORD_S = 0.4
 SPEAKERS = {WOMAN: "woman", MAN: "man"}
 
