@@ -7,6 +7,7 @@ cannot start, and on SIGTERM or Ctrl-C finishes running requests before it stops
 import asyncio
 import io
 import logging
+import os
 import signal
 import socket
 import threading
@@ -106,6 +107,7 @@ def _graph(raw: dict[str, Any], *, show_logs: bool) -> Iterator[threading.Event]
     raw.setdefault("logging_config", {"log_level": "WARNING"})
     schema = ServeDeploySchema.model_validate(raw)
     _refuse_missing_models(schema)
+    _refuse_taken_port(schema.http_options.host, schema.http_options.port)
     note.print("Starting Ray and the graph.")
     # A Ray of its own, whatever RAY_ADDRESS says: stopping it must not stop anybody else's.
     ray.init(
@@ -148,6 +150,15 @@ def _refuse_missing_models(schema: ServeDeploySchema) -> None:
             models.resolve(Settings.model_validate(application.args))
         except ModelUnavailable as error:
             raise _failed(error.message) from None
+
+
+def _refuse_taken_port(host: str, port: int) -> None:
+    try:
+        socket.create_server((host, port)).close()
+    except OSError as error:
+        raise _failed(
+            f"cannot listen on {host}:{port} ({os.strerror(error.errno or 0)}); set http_options.port."
+        ) from None
 
 
 def _wait_until_running(names: list[str], stop: threading.Event) -> None:

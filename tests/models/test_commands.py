@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -72,6 +73,14 @@ def test_a_model_that_cannot_be_had_is_one_sentence(
     done = run("serve", str(demo_config(tmp_path, **args)))
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert says in done.stderr
+
+
+def test_a_port_that_is_taken_is_one_sentence(tmp_path: Path) -> None:
+    """The server does not start beside another one, and says which setting to change."""
+    with socket.create_server(("127.0.0.1", PORT)):
+        done = run("serve", str(demo_config(tmp_path)))
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert f"cannot listen on 127.0.0.1:{PORT} (Address already in use)" in done.stderr
 
 
 @pytest.fixture
