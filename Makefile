@@ -5,7 +5,7 @@ export PYTHONUNBUFFERED := 1
 export PYANNOTE_METRICS_ENABLED := 0
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test test-slow serve lint lock setup
+.PHONY: demo test test-slow serve eval lint lock setup
 
 setup: .venv/.ready
 
@@ -30,6 +30,11 @@ test: setup
 
 test-slow: setup
 	.venv/bin/python -m pytest -m slow
+
+# Errors of the graph in CONFIG beside plain whisperx with the same models: table, and out/eval.json.
+CONFIG ?= serve_config.demo.yaml
+eval: setup
+	@.venv/bin/python -m benchmarks.evaluate --config $(CONFIG)
 
 lint: setup
 	.venv/bin/ruff check .

@@ -2,21 +2,23 @@
 
 import asyncio
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
+import imageio_ffmpeg
 import numpy as np
 import pytest
 import ray
 from conftest import HTTP_PORT, SHARED
 from loopback import Files
-from plain_whisperx import PlainWhisperx
 from ray import serve
 from sounds import VIDEO, encode, silence, wav
 
-from serve_app import bundled
+from benchmarks.plain_whisperx import PlainWhisperx
+from serve_app import bundled, models
 from serve_app.app import build
 from serve_app.schemas import Options
 from serve_app.settings import AsrSettings, IntakeSettings, Settings
@@ -44,8 +46,17 @@ def graph(cluster: None, files: Files) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlainWhisperx]:
+    folder = tmp_path_factory.mktemp("bin")
+    (folder / "ffmpeg").symlink_to(imageio_ffmpeg.get_ffmpeg_exe())  # whisperx.load_audio looks for it
     with pytest.MonkeyPatch.context() as monkeypatch:
-        yield PlainWhisperx.load(tmp_path_factory.mktemp("whisperx"), monkeypatch)
+        monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+        yield PlainWhisperx.load(models.resolve(Settings(model="bundled")), compute_type="float32")
+
+
+def by_whisperx(plain: PlainWhisperx, path: Path) -> list[dict[str, Any]]:
+    import whisperx
+
+    return plain.transcribe(whisperx.load_audio(str(path)))
 
 
 def post(content: bytes, **data: Any) -> dict[str, Any]:
@@ -78,7 +89,7 @@ def test_the_sample_by_url_equals_plain_whisperx(graph: str, files: Files, plain
     url = files.url("/sample.mp3", bundled.SAMPLE.read_bytes())
     response = httpx.post(f"{graph}/predict", json={"audio_file": url, "word_timestamps": True}, timeout=300)
     body = response.json()
-    assert_same(body["model_output"], plain.transcribe(bundled.SAMPLE))
+    assert_same(body["model_output"], by_whisperx(plain, bundled.SAMPLE))
     assert {segment["speaker"] for segment in body["model_output"]} == {"SPEAKER_00", "SPEAKER_01"}
     assert (body["language"], body["model"], body["warnings"]) == ("en", "bundled", [])
 
@@ -110,7 +121,7 @@ def test_containers_equal_plain_whisperx(
     body = post(path.read_bytes(), word_timestamps="true")
     assert body["duration"] == pytest.approx(10.0, abs=0.1)
     assert body["model_output"]
-    assert_same(body["model_output"], plain.transcribe(path))
+    assert_same(body["model_output"], by_whisperx(plain, path))
 
 
 def test_exactly_thirty_seconds_equal_plain_whisperx(
@@ -121,7 +132,7 @@ def test_exactly_thirty_seconds_equal_plain_whisperx(
     path.write_bytes(wav(sample[: 30 * SAMPLE_RATE_HZ]))
     body = post(path.read_bytes(), word_timestamps="true")
     assert body["duration"] == 30.0
-    assert_same(body["model_output"], plain.transcribe(path))
+    assert_same(body["model_output"], by_whisperx(plain, path))
     assert body["model_output"][-1]["end"] > 29.0
 
 

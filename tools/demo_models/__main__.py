@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import truth
 from tools.demo_models import (
     export_recogniser,
     measure,
@@ -18,51 +19,49 @@ from tools.demo_models.batches import Alphabet
 from tools.demo_models.conversation import write_conversation
 from tools.demo_models.corpus import Corpus, pronounce, write_shard
 from tools.demo_models.model_card import write_card
+from tools.demo_models.recordings import choice_recordings, write_evaluation_set
 from tools.demo_models.synthesis import build_programs
 from tools.demo_models.whisper_tokenizer import build_tokenizer, read_ranks
 
 PROCESSES = 2
-SHARDS, UTTERANCES_PER_SHARD = 8, 2500
-CHOICE_SEED, REPORT_SEED = 101, 202
-LATEST_CHECKPOINTS = 8  # to choose from
-SHARE_OF_RECOGNISER = 0.8  # of the hours; the aligner and the embedding need little
-SHARE_OF_ALIGNER = 0.15
+SHARDS, UTTERANCES_PER_SHARD = 12, 2000
+LATEST_CHECKPOINTS = 5  # to choose from
+SHARE_OF_RECOGNISER = 0.85  # of the hours; the other two, side by side, need little
 
 
 def main() -> None:
     options = _options()
-    work, bundled = Path(options.work), Path(options.bundled)
-    programs, recordings = work / "programs", work / "recordings"
+    work, bundled, evaluation = Path(options.work), Path(options.bundled), Path(options.evaluation)
+    programs, corpus = work / "programs", work / "corpus"
     build_programs(programs)
-    synthesize(work / "corpus", programs)
-    known = Corpus(work / "corpus").texts()
-    if not recordings.exists():
-        measure.make_recordings("choice", CHOICE_SEED, programs, known, recordings)
-        measure.make_recordings("report", REPORT_SEED, programs, known, recordings)
-        write_conversation(programs, recordings)
+    synthesize(corpus, programs)
+    if not evaluation.exists():
+        write_evaluation_set(evaluation, programs)
+    _refuse_known_sentences(corpus, evaluation)
+    conversation = work / "gettysburg.mp3"
+    write_conversation(programs, work)
+
+    small_hours = options.hours * (1 - SHARE_OF_RECOGNISER)
+    embedding = work / "speaker_embedding.safetensors"
+    _side_by_side(
+        (train_aligner.train, (corpus, work / "aligner", small_hours)),
+        (train_speaker_embedding.train, (corpus, embedding, small_hours)),
+    )
     tokenizer = build_tokenizer(read_ranks())
     alphabet = Alphabet(tokenizer, pronounce(programs))
-
-    plan = train_recogniser.Plan(
-        corpus=work / "corpus",
-        checkpoints=work / "checkpoints",
-        hours=options.hours * (SHARE_OF_RECOGNISER if options.all else 1),
-        begin=options.begin,
-        initial=options.initial,
-    )
-    _in_processes(train_recogniser.train, [(plan, alphabet, rank, PROCESSES) for rank in range(PROCESSES)])
+    plan = train_recogniser.Plan(corpus, work / "checkpoints", options.hours * SHARE_OF_RECOGNISER)
+    _side_by_side(*((train_recogniser.train, (plan, alphabet, rank, PROCESSES)) for rank in range(PROCESSES)))
     checkpoints = sorted(plan.checkpoints.glob("checkpoint-*.pt"))[-LATEST_CHECKPOINTS:]
-    best = measure.choose_checkpoint(checkpoints, tokenizer, recordings, work / "candidate")
+    chosen = choice_recordings(programs)
+    best = measure.choose_checkpoint(checkpoints, tokenizer, chosen, work / "candidate")
+
     export_recogniser.export(best, tokenizer, bundled / "asr")
-    if options.all:
-        train_aligner.train(work / "corpus", bundled / "aligner", options.hours * SHARE_OF_ALIGNER)
-        embedding = bundled / "diarization" / "speaker_embedding.safetensors"
-        train_speaker_embedding.train(
-            work / "corpus", embedding, options.hours * (1 - SHARE_OF_RECOGNISER - SHARE_OF_ALIGNER)
-        )
-    shutil.copy(recordings / "gettysburg.mp3", bundled)
-    rows = measure.measure(bundled / "asr", recordings, recordings)
-    write_card(bundled, rows, f"Trained with `python -m tools.demo_models` for {options.hours:g} hours.")
+    shutil.copytree(work / "aligner", bundled / "aligner", dirs_exist_ok=True)
+    shutil.copy(embedding, bundled / "diarization")
+    shutil.copy(conversation, bundled)
+    shutil.copy(conversation.with_suffix(".json"), bundled)
+    rows = measure.measure(bundled / "asr", evaluation, truth.load(bundled / "gettysburg.mp3"))
+    write_card(bundled, rows, options.hours)
     print(measure.as_markdown(rows))
 
 
@@ -75,8 +74,17 @@ def synthesize(corpus: Path, programs: Path) -> None:
         )
 
 
-def _in_processes(run: Callable[..., None], calls: list[tuple[Any, ...]]) -> None:
-    processes = [multiprocessing.get_context("spawn").Process(target=run, args=call) for call in calls]
+def _refuse_known_sentences(corpus: Path, evaluation: Path) -> None:
+    """No sentence of the evaluation may have been trained on."""
+    known = Corpus(corpus).texts()
+    for path in evaluation.rglob("*.json"):
+        for text in truth.sentences(path):
+            if text in known:
+                raise SystemExit(f"{path}: training has heard {text!r}; synthesize with other seeds")
+
+
+def _side_by_side(*calls: tuple[Callable[..., None], tuple[Any, ...]]) -> None:
+    processes = [multiprocessing.get_context("spawn").Process(target=run, args=args) for run, args in calls]
     for process in processes:
         process.start()
     for process in processes:
@@ -87,18 +95,10 @@ def _in_processes(run: Callable[..., None], calls: list[tuple[Any, ...]]) -> Non
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tools.demo_models", description=__doc__)
-    parser.add_argument("--hours", type=float, default=5, help="to train for, all models together")
+    parser.add_argument("--hours", type=float, default=1.4, help="to train for, all models together")
     parser.add_argument("--work", default="build/demo_models", help="folder for speech and checkpoints")
-    parser.add_argument(
-        "--bundled", default="serve_app/bundled", help="folder that gets the models and their card"
-    )
-    parser.add_argument("--initial", type=Path, help="checkpoint of a recogniser to go on from")
-    parser.add_argument(
-        "--begin", type=float, default=0.0, help="share of the training that --initial has behind it"
-    )
-    parser.add_argument(
-        "--recogniser-only", dest="all", action="store_false", help="keep the other two models"
-    )
+    parser.add_argument("--bundled", default="serve_app/bundled", help="folder that gets models and card")
+    parser.add_argument("--evaluation", default="benchmarks/recordings", help="what `make eval` measures by")
     return parser.parse_args()
 
 

@@ -1,100 +1,105 @@
-"""Recordings to measure on: sentences one after the other, with the true words and turns."""
+"""Recordings to choose and to measure by: fresh sentences in several voices, with their truth."""
 
-import json
+import itertools
 import random
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from benchmarks.truth import Recording, TrueTurn, TrueWord, save
 from tools.demo_models.synthesis import SAMPLE_RATE, Line, Utterance, speak
 from tools.demo_models.vocabulary import sample_sentence
 
 PAUSE_S = (0.35, 1.0)
 SENTENCE_WORDS = (4, 16)
+FIRST_WORD_S = 0.5
+PEAK = (0.35, 0.7)  # of full scale
+SENTENCES_PER_TURN = 2
+CHOICE_SEED, EVALUATION_SEED = 101, 303
+
+SEEN = [
+    ("flite/slt", "flite/rms"), ("flite/awb", "espeak/en-us+f1"), ("espeak/en-us", "flite/slt"),
+    ("espeak/en-gb-x-rp", "espeak/en-us+Annie"), ("flite/rms", "espeak/en-gb-scotland+f3"),
+    ("festival/ked_diphone", "espeak/en-us+f2"),
+]  # fmt: skip
+UNSEEN = [
+    ("espeak/en-us+m5", "espeak/en-us+f5"),
+    ("flite/kal16", "espeak/en-us+victor"),
+    ("festival/kal_diphone", "espeak/en-us+f5"),
+]
+THREE = [
+    ("flite/slt", "flite/awb", "espeak/en-us+f2"),
+    ("flite/rms", "espeak/en-gb-x-rp", "espeak/en-us+Annie"),
+]
+# Folder of the evaluation set -> the voices of its recordings, and their length in seconds.
+EVALUATION = {
+    "seen": (SEEN, 60),
+    "unseen": (UNSEEN, 60),
+    "three-speakers": (THREE, 60),
+    "half-minute": ([("flite/slt", "flite/awb"), ("espeak/en-us+m5", "espeak/en-us+f5")], 30),
+    "ten-minutes": ([("flite/awb", "espeak/en-us+f1")], 600),
+}
 
 
-@dataclass(frozen=True)
-class TrueWord:
-    word: str
-    start: float
-    end: float
-    exact: bool
-    speaker: str
+def write_evaluation_set(folder: Path, programs: Path) -> None:
+    """Writes what `make eval` measures by. Done once: the files are part of the project."""
+    rng = random.Random(EVALUATION_SEED)
+    for name, (groups, seconds) in EVALUATION.items():
+        for voices in groups:
+            recording = sample_recording(voices, seconds, rng, programs)
+            save(recording, folder / name / f"{recording.name}.opus")
 
 
-@dataclass(frozen=True)
-class TrueTurn:
-    start: float
-    end: float
-    speaker: str
-
-
-@dataclass(frozen=True)
-class Recording:
-    name: str
-    samples: NDArray[np.float32]  # (samples,) at 16 kHz, -1..1
-    words: tuple[TrueWord, ...]
-    turns: tuple[TrueTurn, ...]
-
-    @property
-    def text(self) -> str:
-        return " ".join(word.word for word in self.words)
-
-
-def join(name: str, utterances: list[Utterance], rng: random.Random) -> Recording:
-    """The utterances one after the other at somewhat different levels."""
-    parts, words, turns, at = [np.zeros(SAMPLE_RATE // 2, np.float32)], [], [], 0.5
-    for utterance in utterances:
-        speaker = utterance.line.voice
-        words += [TrueWord(w.word, at + w.start, at + w.end, w.exact, speaker) for w in utterance.words]
-        turns.append(TrueTurn(at, at + utterance.seconds, speaker))
-        pause = int(rng.uniform(*PAUSE_S) * SAMPLE_RATE)
-        level = rng.uniform(0.35, 0.7) / np.abs(utterance.samples.astype(np.float32)).max()
-        parts += [utterance.samples * np.float32(level), np.zeros(pause, np.float32)]
-        at += (len(utterance.samples) + pause) / SAMPLE_RATE
-    return Recording(name, np.concatenate(parts), tuple(words), tuple(turns))
+def choice_recordings(programs: Path) -> list[Recording]:
+    """What a checkpoint is chosen by: other sentences, in seen voices only."""
+    rng = random.Random(CHOICE_SEED)
+    return [sample_recording(voices, 60, rng, programs) for voices in SEEN]
 
 
 def sample_recording(
-    name: str, voices: tuple[str, ...], seconds: float, rng: random.Random, *, programs: Path, known: set[str]
+    voices: tuple[str, ...], seconds: float, rng: random.Random, programs: Path
 ) -> Recording:
-    """About `seconds` of fresh sentences, two by each voice in turn; none of them is in `known`."""
-    lines: list[Line] = []
-    while len(lines) < seconds / 3:
-        text = sample_sentence(rng, rng.randint(*SENTENCE_WORDS))
-        if text not in known:
-            lines.append(Line(voices[len(lines) // 2 % len(voices)], text, rng.uniform(0.9, 1.1)))
+    """About `seconds` of fresh sentences, two by each voice in turn."""
+    lines = [
+        Line(voice, sample_sentence(rng, rng.randint(*SENTENCE_WORDS)), rng.uniform(0.9, 1.1))
+        for voice in itertools.islice(_turns(voices), int(seconds / 2))
+    ]
     spoken = {utterance.line: utterance for utterance in speak(lines, programs)}
-    chosen, total = [], 0.0
+    chosen, total_s = [], 0.0
     for line in lines:
-        if line in spoken and total < seconds:
+        if line in spoken and total_s < seconds:
             chosen.append(spoken[line])
-            total += spoken[line].seconds + sum(PAUSE_S) / 2
-    return join(name, chosen, rng)
+            total_s += spoken[line].seconds + sum(PAUSE_S) / 2
+    pauses = [rng.uniform(*PAUSE_S) for _ in chosen]
+    peaks = [rng.uniform(*PEAK) for _ in chosen]
+    name = "-".join(voice.partition("/")[2].replace("+", "-") for voice in voices)
+    return join(name, chosen, pauses, peaks, FIRST_WORD_S)
 
 
-def with_noise(recording: Recording, decibels: float, rng: np.random.Generator) -> Recording:
-    """The recording with white noise `decibels` below its speech."""
-    loud = np.sqrt(np.mean(recording.samples**2))
-    noise = rng.standard_normal(len(recording.samples)).astype(np.float32) * loud * 10 ** (-decibels / 20)
-    return Recording(recording.name + "-noisy", recording.samples + noise, recording.words, recording.turns)
+def _turns(voices: tuple[str, ...]) -> itertools.chain[str]:
+    return itertools.chain.from_iterable([voice] * SENTENCES_PER_TURN for voice in itertools.cycle(voices))
 
 
-def save(recording: Recording, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    np.save(folder / f"{recording.name}.npy", np.round(recording.samples * 32767).astype(np.int16))
-    truth = {"words": [asdict(w) for w in recording.words], "turns": [asdict(t) for t in recording.turns]}
-    (folder / f"{recording.name}.json").write_text(json.dumps(truth))
+def join(
+    name: str,
+    utterances: Sequence[Utterance],
+    pauses_s: Sequence[float],
+    peaks: Sequence[float],
+    first_word_s: float,
+) -> Recording:
+    """The utterances one after the other, each followed by its pause and with its peak of full scale.
 
-
-def load(folder: Path) -> list[Recording]:
-    """The recordings saved in `folder`, by name."""
-    found = []
-    for path in sorted(folder.glob("*.json")):
-        truth = json.loads(path.read_text())
-        samples = np.load(path.with_suffix(".npy")).astype(np.float32) / 32767
-        words, turns = (TrueWord(**w) for w in truth["words"]), (TrueTurn(**t) for t in truth["turns"])
-        found.append(Recording(path.stem, samples, tuple(words), tuple(turns)))
-    return found
+    Neighbouring utterances of one speaker are one turn each: a pause belongs to nobody.
+    """
+    parts, words, turns, at_s = [np.zeros(int(first_word_s * SAMPLE_RATE), np.float32)], [], [], first_word_s
+    for utterance, pause_s, peak in zip(utterances, pauses_s, peaks, strict=True):
+        speaker = utterance.line.voice
+        words += [TrueWord(w.word, at_s + w.start, at_s + w.end, w.exact, speaker) for w in utterance.words]
+        turns.append(TrueTurn(at_s, at_s + utterance.seconds, speaker))
+        samples = utterance.samples.astype(np.float32)
+        silence = np.zeros(int(pause_s * SAMPLE_RATE), np.float32)
+        parts += [samples * np.float32(peak / np.abs(samples).max()), silence]
+        at_s += (len(samples) + len(silence)) / SAMPLE_RATE
+    pcm = np.round(np.concatenate(parts) * 32767).astype(np.int16)
+    return Recording(name, pcm, tuple(words), tuple(turns))

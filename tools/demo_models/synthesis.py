@@ -29,6 +29,7 @@ LIBRARIES = {
 }
 ESPEAK_RATE = 155  # words a minute
 ESPEAK_MIDDLE = 50  # of espeak's pitch and of its range, 0..99
+FESTIVAL_PITCH_HZ, FESTIVAL_SPREAD_HZ = 105, 14  # as its American voices set them
 QUIET = 0.008  # of an utterance's peak: less is silence
 LEAD_S, TAIL_S = 0.02, 0.03  # of silence kept around an utterance
 
@@ -169,6 +170,7 @@ def _run_festival(lines: Sequence[Line], _programs: Path) -> Iterator[Raw]:
         for number, line in enumerate(lines):
             script.append(
                 f"(voice_{line.speaker}) (Parameter.set 'Duration_Stretch {1 / line.rate:.3f})\n"
+                f"{_festival_pitch(line)}"
                 f'(set! u (Utterance Text "{line.text}")) (utt.synth u) (utt.wave.resample u {SAMPLE_RATE})\n'
                 f'(utt.save.wave u "{folder}/{number}.raw" \'raw) (format t "line {number}\\n")\n'
                 '(mapcar (lambda (w) (format t "%s %f %f\\n" (item.name w) (item.feat w \'word_start)'
@@ -185,6 +187,17 @@ def _run_festival(lines: Sequence[Line], _programs: Path) -> Iterator[Raw]:
                 SpokenWord(w.lower(), float(start), float(end)) for w, start, end in map(str.split, rows)
             ]
             yield lines[int(number)], _unwrap(np.fromfile(f"{folder}/{number}.raw", np.int16)), words
+
+
+def _festival_pitch(line: Line) -> str:
+    """Scheme that moves the pitch; a diphone voice has one, an HTS voice brings its own contour."""
+    if not line.speaker.endswith("_diphone"):
+        return ""
+    mean, spread = FESTIVAL_PITCH_HZ * line.pitch, FESTIVAL_SPREAD_HZ * line.liveliness
+    return (
+        f"(set! int_lr_params '((target_f0_mean {mean:.0f}) (target_f0_std {spread:.0f})"
+        " (model_f0_mean 170) (model_f0_std 34)))\n"
+    )
 
 
 def _unwrap(samples: NDArray[np.int16]) -> NDArray[np.int16]:

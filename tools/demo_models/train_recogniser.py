@@ -17,10 +17,11 @@ from torch.nn import functional
 
 from tools.demo_models.batches import FRAMES_PER_S, IGNORED, Alphabet, Batch, make_batch
 from tools.demo_models.corpus import Corpus
+from tools.demo_models.muon import Muon
 from tools.demo_models.recogniser import Recogniser, Size
 
 # The share of the whole training at which a stage begins, and the longest windows it draws, in seconds.
-STAGES = [(0.0, (2, 3)), (0.2, (2, 3, 4, 6)), (0.4, (4, 6, 8)), (0.6, (4, 6, 8, 10))]
+STAGES = [(0.0, (2, 3)), (0.15, (2, 3, 4, 6)), (0.35, (3, 4, 6, 8)), (0.6, (4, 6, 6, 8, 10))]
 SPEECH_PER_STEP_S = 16  # for each process
 LOWEST_RATE = 2e-5
 WARM_UP_STEPS = 100
@@ -35,9 +36,7 @@ class Plan:
     corpus: Path
     checkpoints: Path
     hours: float
-    rate: float = 1.5e-3
-    begin: float = 0.0  # share of the training that `initial` has behind it
-    initial: Path | None = None
+    rate: float = 4e-3
 
 
 def train(plan: Plan, alphabet: Alphabet, rank: int, processes: int) -> None:
@@ -48,28 +47,26 @@ def train(plan: Plan, alphabet: Alphabet, rank: int, processes: int) -> None:
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
         os.environ.setdefault("MASTER_PORT", "29655")
         dist.init_process_group("gloo", rank=rank, world_size=processes)
-    rng = random.Random(f"{time.time()} {rank}")
+    rng = random.Random(rank)
     corpus = Corpus(plan.corpus)
     model = new_model(alphabet)
-    if plan.initial:
-        model.load_state_dict(torch.load(plan.initial)["model"])
     averaged = {name: value.clone() for name, value in model.state_dict().items()}
-    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
+    optimizers = optimizers_of(model)
     started = saved = time.monotonic()
     losses: list[list[float]] = []
     step, clock = 0, 0.0
     while clock < 1:
-        progress = plan.begin + (1 - plan.begin) * clock
-        for group in optimizer.param_groups:
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = _rate(plan, step, clock)
-        longest = rng.choice([lengths for begin, lengths in STAGES if progress >= begin][-1])
+        longest = rng.choice([lengths for begin, lengths in STAGES if clock >= begin][-1])
         batch = make_batch(corpus, alphabet, rng, max(1, round(SPEECH_PER_STEP_S / longest)), longest)
         parts = losses_of(model, batch)
-        optimizer.zero_grad()
+        model.zero_grad()
         total_loss(parts).backward()
         clock = _share_gradients(model, (time.monotonic() - started) / 3600 / plan.hours, processes)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         step += 1
         memory = min(AVERAGE_MEMORY, step / (step + 20))
         for name, value in model.state_dict().items():
@@ -78,7 +75,7 @@ def train(plan: Plan, alphabet: Alphabet, rank: int, processes: int) -> None:
         if rank:
             continue
         if step % REPORT_STEPS == 0:
-            _report(step, progress, losses[-REPORT_STEPS:], time.monotonic() - started)
+            _report(step, clock, losses[-REPORT_STEPS:], time.monotonic() - started)
             corpus.refresh()
         if time.monotonic() - saved > CHECKPOINT_S or clock >= 1:
             saved = time.monotonic()
@@ -87,6 +84,14 @@ def train(plan: Plan, alphabet: Alphabet, rank: int, processes: int) -> None:
 
 def new_model(alphabet: Alphabet) -> Recogniser:
     return Recogniser(Size(len(alphabet.used), len(alphabet.word_number), len(alphabet.phone_number)))
+
+
+def optimizers_of(model: Recogniser) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the layers, AdamW for the rest."""
+    matrices = [p for name, p in model.named_parameters() if ".layers." in name and p.ndim == 2]
+    chosen = {id(matrix) for matrix in matrices}
+    others = [p for p in model.parameters() if id(p) not in chosen]
+    return [Muon(matrices, lr=0), torch.optim.AdamW(others, lr=0, betas=(0.9, 0.98), weight_decay=0.01)]
 
 
 def _rate(plan: Plan, step: int, clock: float) -> float:

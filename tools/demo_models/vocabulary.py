@@ -55,9 +55,10 @@ COUNTABLE = {"score", "years", "people", "men", "children"}
 
 PHRASE_OF_ADDRESS = 4  # so many words in the Address's order never occur in a sampled sentence
 NUMBER_SENTENCE = 0.1
-FREQUENT_WORD = 0.25
-ADDRESS_WORD = 0.35
+FREQUENT_WORD = 0.3
+ADDRESS_WORD = 0.33
 REPEATED_PHRASE = 0.06
+REPEATED_WORD = 0.015
 CANNOT_END = {"to", "for", "a", "the", "two", "four"}
 
 
@@ -108,6 +109,8 @@ def _draw_sentence(rng: random.Random, length: int) -> list[str]:
             # place by the word just said has to learn which of several it was.
             first = rng.randrange(len(words))
             drawn = words[first : first + rng.randint(1, 4)]
+        elif words and rng.random() < REPEATED_WORD:
+            drawn = [words[-1]]  # "that that nation"
         else:
             drawn = [_draw(rng, numbers_only)]
         if may_follow(drawn[0], previous):

@@ -1,0 +1,225 @@
+"""`make eval`: word errors, word times and speaker errors of the running service, beside plain whisperx.
+
+Starts the graph of a config file, sends it every recording of benchmarks/recordings over HTTP, then gives the
+same recordings to plain whisperx with the same models, and prints one table. Also writes out/eval.json.
+"""
+
+import asyncio
+import json
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from ray.serve.schema import ServeDeploySchema
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import truth
+from benchmarks.accuracy import Score, diarization_errors, score, total
+from benchmarks.plain_whisperx import PlainWhisperx
+from benchmarks.systems import Plain, System, service
+from benchmarks.truth import Recording, TrueTurn
+from serve_app import bundled, config_file, models
+from serve_app.deployments import USER_CONFIGS
+from serve_app.launcher import CannotStart, free_port
+from serve_app.settings import Settings
+from serve_app.stages.asr import choose_compute_type
+from serve_app.stages.decode import decode
+
+PROJECT = Path(__file__).parents[1]
+RECORDINGS = Path(__file__).parent / "recordings"
+REAL_SPEECH = PROJECT.parent / "shared" / "data" / "speech"  # real meetings, where the folder is there
+NOISE_DB = 20
+
+say = Console(stderr=True, highlight=False, soft_wrap=True)
+
+# What the table calls the folders of benchmarks/recordings.
+GROUPS = {
+    "seen": "seen voices",
+    "seen-noisy": f"seen voices, noise at {NOISE_DB} dB",
+    "unseen": "unseen voices",
+    "three-speakers": "three speakers",
+    "half-minute": "30 s files",
+    "ten-minutes": "10 min file",
+    "demo": "the demo's sample",
+}
+
+
+@dataclass
+class Result:
+    """One system's figures."""
+
+    name: str
+    scores: dict[str, list[Score]] = field(default_factory=lambda: defaultdict(list))  # group -> recordings'
+    real_der: dict[str, tuple[float, float]] = field(default_factory=dict)  # file -> (seconds wrong, spoken)
+    wall_s: float = 0.0
+
+
+def main(
+    config: Annotated[Path, typer.Option(help="Config file of the graph to measure.")] = PROJECT
+    / "serve_config.demo.yaml",
+    plain: Annotated[bool, typer.Option(help="Measure plain whisperx too.")] = True,
+    out: Annotated[Path, typer.Option(help="Where the figures are written as JSON.")] = PROJECT
+    / "out"
+    / "eval.json",
+) -> None:
+    raw = config_file.read(config, ServeDeploySchema, USER_CONFIGS)
+    raw["http_options"] = {**(raw.get("http_options") or {}), "port": free_port()}
+    settings = Settings.model_validate(raw["applications"][0].get("args") or {})
+    names = models.resolve(settings)
+    groups, real = read_recordings(), read_real_speech()
+    try:
+        with service(raw, diarizes=names.diarization is not None) as system:
+            results = [measure("service", system, groups, real)]
+    except CannotStart as error:
+        say.print(f"error: {error}", markup=False)
+        raise typer.Exit(1) from None
+    if plain:
+        say.print("Loading plain whisperx.")
+        compute_type = choose_compute_type(settings.asr.compute_type, "cpu")
+        loaded = PlainWhisperx.load(names, compute_type=compute_type)
+        results.append(measure("whisperx", Plain(loaded), groups, real))
+    show(results, names.name)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(as_json(results, names.name), indent=1) + "\n")
+    say.print(f"Written to {out}.")
+
+
+def read_recordings() -> dict[str, list[Recording]]:
+    groups = {name: truth.load_folder(RECORDINGS / name) for name in GROUPS if (RECORDINGS / name).is_dir()}
+    noisy = [truth.with_noise(recording, NOISE_DB, seed) for seed, recording in enumerate(groups["seen"])]
+    groups |= {"seen-noisy": noisy, "demo": [truth.load(bundled.SAMPLE)]}
+    return {name: groups[name] for name in GROUPS}
+
+
+def read_real_speech() -> list[Recording]:
+    """pyannote's sample, and four minutes of meetings where they are there: turns, but no words."""
+    from pyannote.database.util import load_rttm
+
+    package = find_spec("pyannote.audio")
+    assert package is not None
+    assert package.origin is not None
+    sample = Path(package.origin).parent / "sample"
+    files = [(sample / "sample.wav", sample / "sample.rttm", "sample")]
+    files += [
+        (path, REAL_SPEECH / "ami.rttm", path.stem.removeprefix("ami_"))
+        for path in sorted(REAL_SPEECH.glob("ami_*.wav"))
+    ]
+    found = []
+    for path, rttm, uri in files:
+        with path.open("rb") as file:
+            samples = asyncio.run(decode(file, max_audio_s=600, timeout_s=60)).samples
+        tracks = load_rttm(str(rttm))[uri].itertracks(yield_label=True)
+        turns = tuple(TrueTurn(span.start, span.end, str(label)) for span, _, label in tracks)
+        found.append(Recording(path.stem, samples, (), turns))
+    return found
+
+
+def measure(
+    name: str, system: System, groups: dict[str, list[Recording]], real: Sequence[Recording]
+) -> Result:
+    result, begun_s = Result(name), time.monotonic()
+    for group, recordings in groups.items():
+        say.print(f"{name}: {GROUPS[group]}")
+        for recording in recordings:
+            answer = system.answer(recording.samples)
+            result.scores[group].append(score(recording, answer.segments, answer.turns))
+    for recording in real:
+        say.print(f"{name}: real speech, {recording.name}")
+        turns = system.answer(recording.samples).turns
+        result.real_der[recording.name] = diarization_errors(recording.turns, turns, recording.duration_s)
+    result.wall_s = time.monotonic() - begun_s
+    return result
+
+
+def summary(result: Result) -> dict[str, float]:
+    """The figures that are watched from one change to the next."""
+    seen, unseen = total(result.scores["seen"]), total(result.scores["unseen"])
+    clean = total([*result.scores["seen"], *result.scores["unseen"]])
+    return {
+        "wer_seen": seen.wer,
+        "wer_unseen": unseen.wer,
+        "word_start_median_ms": clean.start_ms(50),
+        "word_start_p95_ms": clean.start_ms(95),
+        "der_synthetic": clean.der,
+        "der_real": _ratio(result.real_der.values()),
+    }
+
+
+def _ratio(parts: Iterable[tuple[float, float]]) -> float:
+    wrong_s, spoken_s = (sum(column) for column in zip(*parts, strict=True))
+    return float(wrong_s / spoken_s)
+
+
+def as_json(results: Sequence[Result], model: str) -> dict[str, Any]:
+    return {
+        "model": model,
+        "summary": summary(results[0]),
+        "systems": {
+            result.name: {
+                "summary": summary(result),
+                "wall_s": result.wall_s,
+                "groups": {group: _figures(total(scores)) for group, scores in result.scores.items()},
+                "voices": _voices(result),
+                "real_der": {name: _ratio([parts]) for name, parts in result.real_der.items()},
+            }
+            for result in results
+        },
+    }
+
+
+def _figures(found: Score) -> dict[str, float]:
+    return {
+        "words": found.words.total(),
+        "errors": found.errors.total(),
+        "wer": found.wer,
+        "word_start_median_ms": found.start_ms(50),
+        "word_start_p95_ms": found.start_ms(95),
+        "der": found.der,
+    }
+
+
+def _voices(result: Result) -> dict[str, float]:
+    """Word error rate by voice, over the clean one-minute recordings."""
+    clean = total([*result.scores["seen"], *result.scores["unseen"]])
+    return {voice: clean.errors[voice] / clean.words[voice] for voice in sorted(clean.words)}
+
+
+def show(results: Sequence[Result], model: str) -> None:
+    """The table, a row a group of recordings, each figure once per system."""
+    systems = " | ".join(result.name for result in results)
+    columns = ("recordings", "words", "WER", "start median", "start p95", "DER")
+    table = Table(*columns, title=f"{model}: {systems}")
+    for group, title in GROUPS.items():
+        totals = [total(result.scores[group]) for result in results]
+        table.add_row(
+            title,
+            str(totals[0].words.total()),
+            " | ".join(f"{found.wer:.1%}" for found in totals),
+            " | ".join(f"{found.start_ms(50):.0f} ms" for found in totals),
+            " | ".join(f"{found.start_ms(95):.0f} ms" for found in totals),
+            " | ".join(f"{found.der:.1%}" for found in totals),
+        )
+    table.add_section()
+    per_voice = [_voices(result) for result in results]
+    unseen = set().union(*(found.words for found in results[0].scores["unseen"]))
+    for voice in sorted(per_voice[0], key=lambda voice: (voice in unseen, voice)):
+        rates = " | ".join(f"{voices[voice]:.1%}" for voices in per_voice)
+        table.add_row(f"{voice}{' (unseen)' if voice in unseen else ''}", "", rates)
+    table.add_section()
+    for name in results[0].real_der:
+        rates = " | ".join(f"{_ratio([result.real_der[name]]):.1%}" for result in results)
+        table.add_row(f"real speech: {name}", "", "", "", "", rates)
+    output = Console(width=120)
+    output.print(table)
+    output.print("DER: pyannote.metrics, collar 0.25 s, overlap counted, of the diarizer's turns.")
+    output.print(json.dumps(summary(results[0])), soft_wrap=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)

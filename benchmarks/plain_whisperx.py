@@ -1,0 +1,68 @@
+"""Plain whisperx called in its documented order, models kept warm: what the service is compared with."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve_app.models import Models
+
+PUNKT_FILES = ("collocations.tab", "sent_starters.txt", "abbrev_types.txt", "ortho_context.tab")
+BATCH_SIZE = 4
+
+
+@dataclass
+class PlainWhisperx:
+    """`whisperx.load_model`, `load_align_model` and `DiarizationPipeline`, loaded once."""
+
+    asr: Any
+    aligner: Any
+    aligner_metadata: Any
+    diarization: Any | None
+    chunk_size: float
+
+    @classmethod
+    def load(cls, models: Models, *, compute_type: str, threads: int = 1) -> "PlainWhisperx":
+        """Loads English models on the CPU. Changes nltk's data path, so that whisperx downloads nothing."""
+        import nltk
+        import whisperx
+
+        nltk.data.path.insert(0, _empty_punkt())
+        aligner, metadata = whisperx.load_align_model("en", "cpu", model_name=models.aligners.get("en"))
+        asr = whisperx.load_model(models.asr, "cpu", compute_type=compute_type, threads=threads)
+        diarization = _diarization(models.diarization) if models.diarization else None
+        return cls(asr, aligner, metadata, diarization, models.window_s)
+
+    def transcribe(self, audio: NDArray[np.float32]) -> list[dict[str, Any]]:
+        """Segments with words and speakers, as whisperx's README makes them of (samples,) at 16 kHz."""
+        import whisperx
+
+        result = self.asr.transcribe(audio, batch_size=BATCH_SIZE, chunk_size=self.chunk_size)
+        aligned = whisperx.align(result["segments"], self.aligner, self.aligner_metadata, audio, "cpu")
+        if self.diarization is not None:
+            aligned = whisperx.assign_word_speakers(self.diarization(audio), aligned)
+        return [segment for segment in aligned["segments"] if segment["text"].strip()]
+
+
+def _diarization(model: str) -> Any:
+    """whisperx's pipeline object around the model; its own constructor can only load from the hub."""
+    from whisperx.diarize import DiarizationPipeline
+
+    from serve_app.stages.diarization import load_diarizer
+
+    pipeline = DiarizationPipeline.__new__(DiarizationPipeline)
+    pipeline.model = load_diarizer(model, device="cpu", token=None)._pipeline
+    return pipeline
+
+
+def _empty_punkt() -> str:
+    """A folder with punkt data that splits at full stops."""
+    folder = Path(tempfile.mkdtemp(prefix="nltk_data-"))
+    punkt = folder / "tokenizers" / "punkt_tab" / "english"
+    punkt.mkdir(parents=True)
+    for name in PUNKT_FILES:
+        (punkt / name).touch()
+    return str(folder)

@@ -1,0 +1,89 @@
+"""What is measured side by side: the service over HTTP, and plain whisperx in this process."""
+
+import io
+import wave
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import httpx
+import numpy as np
+import ray
+from numpy.typing import NDArray
+from ray import serve
+
+from benchmarks.plain_whisperx import PlainWhisperx
+from benchmarks.truth import SAMPLE_RATE_HZ, TrueTurn
+from serve_app.launcher import running, url_of
+from serve_app.schemas import Options
+from serve_app.transcript import Audio
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one system makes of one recording."""
+
+    segments: list[dict[str, Any]]
+    turns: tuple[TrueTurn, ...]
+
+
+class System(Protocol):
+    def answer(self, samples: NDArray[np.int16]) -> Answer: ...
+
+
+@dataclass
+class Service:
+    """The graph over HTTP; its diarizer's own turns through the handle."""
+
+    url: str
+    application: str
+    diarizes: bool
+
+    def answer(self, samples: NDArray[np.int16]) -> Answer:
+        response = httpx.post(
+            f"{self.url}/predict",
+            files={"file": wav(samples)},
+            data={"language": "en", "word_timestamps": "true"},
+            timeout=3600,
+        )
+        response.raise_for_status()
+        return Answer(response.json()["model_output"], self._turns(samples) if self.diarizes else ())
+
+    def _turns(self, samples: NDArray[np.int16]) -> tuple[TrueTurn, ...]:
+        diarizer = serve.get_deployment_handle("Diarizer", self.application)
+        found = diarizer.diarize.remote([ray.put(Audio(samples))], Options(), "eval").result().turns
+        return tuple(TrueTurn(turn.start_s, turn.end_s, turn.speaker) for turn in found)
+
+
+@dataclass
+class Plain:
+    """Plain whisperx in this process."""
+
+    whisperx: PlainWhisperx
+
+    def answer(self, samples: NDArray[np.int16]) -> Answer:
+        audio = np.divide(samples, 32768, dtype=np.float32)
+        segments = self.whisperx.transcribe(audio)
+        if self.whisperx.diarization is None:
+            return Answer(segments, ())
+        rows = self.whisperx.diarization(audio).itertuples()
+        return Answer(segments, tuple(TrueTurn(row.start, row.end, row.speaker) for row in rows))
+
+
+@contextmanager
+def service(raw: dict[str, Any], *, diarizes: bool) -> Iterator[Service]:
+    """The graph of a config file's content while it runs; raises CannotStart."""
+    with running(raw, show_logs=False):
+        yield Service(url_of(raw), raw["applications"][0]["name"], diarizes)
+
+
+def wav(samples: NDArray[np.int16]) -> bytes:
+    """A mono 16 kHz WAV file of the samples."""
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(SAMPLE_RATE_HZ)
+        file.writeframes(samples.astype("<i2").tobytes())
+    return buffer.getvalue()

@@ -1,0 +1,141 @@
+"""A config file's graph on a local Ray of its own: started, waited for, drained and gone."""
+
+import io
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from types import FrameType
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ApplicationStatus, ServeDeploySchema
+
+from serve_app import models
+from serve_app.demo import Waiting, note
+from serve_app.errors import ModelUnavailable
+from serve_app.settings import Settings
+
+GRACE_S = 30.0  # how long running requests may take to end after SIGTERM
+
+
+class CannotStart(Exception):
+    """The graph did not come up; the message is one sentence that says why."""
+
+
+def url_of(raw: dict[str, Any]) -> str:
+    """Where the graph of this config file answers."""
+    http = raw.get("http_options") or {}
+    host = http.get("host", "0.0.0.0")  # noqa: S104  (Serve's default, shown, not bound here)
+    return f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{http.get('port', 8000)}"  # noqa: S104
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def running(raw: dict[str, Any], *, show_logs: bool) -> Iterator[threading.Event]:
+    """A local Ray and the application up and ready; on leaving drained and gone. Yields the stop event.
+
+    `raw` is a config file's content. SIGTERM and SIGINT set the event. Raises CannotStart.
+    """
+    stop = threading.Event()
+    # Serve logs every inner call at INFO; whoever wants that sets logging_config.
+    raw.setdefault("logging_config", {"log_level": "WARNING"})
+    schema = ServeDeploySchema.model_validate(raw)
+    _refuse_missing_models(schema)
+    _refuse_taken_port(schema.http_options.host, schema.http_options.port)
+    note.print("Starting Ray and the graph.")
+    # A Ray of its own, whatever RAY_ADDRESS says: stopping it must not stop anybody else's.
+    ray.init(
+        address="local",
+        namespace="serve",
+        logging_level=logging.ERROR,
+        log_to_driver=show_logs,
+        include_dashboard=False,
+    )
+
+    def on_signal(signum: int, frame: FrameType | None) -> None:
+        stop.set()
+
+    for signum in (signal.SIGTERM, signal.SIGINT):  # after ray.init, which sets handlers of its own
+        signal.signal(signum, on_signal)
+    try:
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        serve.start(
+            proxy_location=schema.proxy_location,
+            http_options=schema.http_options.model_dump(),
+            logging_config=schema.logging_config,
+        )
+        client = _get_global_client()
+        assert client is not None
+        client.deploy_apps(schema)
+        _wait_until_running([application.name for application in schema.applications], stop)
+        yield stop
+        _drain([application.name for application in schema.applications])
+    finally:
+        # Ray prints errors about its own controller, which it has just killed; they are not for users.
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            serve.shutdown()
+            ray.shutdown()
+
+
+def _refuse_missing_models(schema: ServeDeploySchema) -> None:
+    """What the builder will find out too, before anything is started for it."""
+    for application in schema.applications:
+        try:
+            models.resolve(Settings.model_validate(application.args))
+        except ModelUnavailable as error:
+            raise CannotStart(error.message) from None
+
+
+def _refuse_taken_port(host: str, port: int) -> None:
+    try:
+        socket.create_server((host, port)).close()
+    except OSError as error:
+        raise CannotStart(
+            f"cannot listen on {host}:{port} ({os.strerror(error.errno or 0)}); set http_options.port."
+        ) from None
+
+
+def _wait_until_running(names: list[str], stop: threading.Event) -> None:
+    waiting = Waiting()
+    while not stop.wait(0.2):
+        applications = serve.status().applications
+        missing = []
+        for name in names:
+            application = applications[name]
+            if application.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
+                details = [deployment.message for deployment in application.deployments.values()]
+                raise CannotStart(_reason([*details, application.message]))
+            if application.status != ApplicationStatus.RUNNING:
+                late = [n for n, d in application.deployments.items() if d.status != "HEALTHY"]
+                missing += late or ["the graph to be built"]
+        if not missing:
+            return
+        waiting.on(f"{', '.join(missing)} (models are being loaded)")
+    raise CannotStart("stopped before the graph was up.")
+
+
+def _reason(messages: list[str]) -> str:
+    """Our own sentence where a traceback ends in one, else everything there is."""
+    for line in "\n".join(messages).splitlines():
+        for marker in ("ModelUnavailable: ", "Value error, "):
+            if marker in line:
+                return line.split(marker, 1)[1]
+    return "the graph did not start.\n" + "\n".join(message for message in messages if message)
+
+
+def _drain(names: list[str]) -> None:
+    for name in names:
+        handle = serve.get_app_handle(name)
+        if not handle.drain.remote(GRACE_S).result(timeout_s=GRACE_S + 5):
+            note.print(f"{name}: some requests were still running after {GRACE_S:g} s.")

@@ -1,0 +1,82 @@
+"""The yardstick of `make eval`."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.accuracy import count_errors, score, tokens_of, total
+from benchmarks.truth import Recording, TrueTurn, TrueWord, load, save, sentences, with_noise
+
+WORDS = (
+    TrueWord("four", 1.0, 1.2, True, "ann"),
+    TrueWord("score", 1.3, 1.6, True, "ann"),
+    TrueWord("of", 3.0, 3.1, False, "bob"),
+    TrueWord("years", 3.2, 3.6, True, "bob"),
+)
+TURNS = (TrueTurn(1.0, 2.0, "ann"), TrueTurn(3.0, 4.0, "bob"))
+RECORDING = Recording("short", np.zeros(5 * 16_000, np.int16), WORDS, TURNS)
+
+
+def segments(*words: tuple[str, float | None]) -> list[dict[str, object]]:
+    return [{"words": [{"word": word, "start": start_s} for word, start_s in words]}]
+
+
+def test_a_perfect_answer_has_no_errors() -> None:
+    """Case, punctuation and digits do not count; only exact times are compared."""
+    found = score(RECORDING, segments(("4", 1.02), ("Score,", 1.3), ("of", 9.0), ("years.", 3.2)), TURNS)
+    assert (found.wer, found.der) == (0, 0)
+    assert found.start_errors_s == pytest.approx([0.02, 0.0, 0.0])
+
+
+def test_errors_count_for_the_voice_that_spoke() -> None:
+    """A substituted and an inserted word of ann's, a missing one of bob's: three of four words."""
+    found = score(RECORDING, segments(("for", 1.0), ("score", 1.3), ("score", 1.5), ("years", 3.2)), TURNS)
+    assert found.errors == {"ann": 1, "bob": 1}  # the second "score" stands for "of"
+    found = score(
+        RECORDING, segments(("four", 1.0), ("score", 1.3), ("oh", 1.5), ("of", 3), ("years", 3)), TURNS
+    )
+    assert found.errors == {"ann": 1}
+    assert count_errors(RECORDING, "four score oh of years") == 1
+
+
+def test_nothing_heard_is_every_word_wrong() -> None:
+    """An empty answer has an error rate of one, and all speech is missed."""
+    found = score(RECORDING, [], ())
+    assert (found.wer, found.der) == (1, 1)
+
+
+def test_a_swapped_speaker_is_confusion_and_names_do_not_matter() -> None:
+    """Who is called what is free; giving the second turn to the first speaker is half of it wrong."""
+    renamed = (TrueTurn(1.0, 2.0, "SPEAKER_01"), TrueTurn(3.0, 4.0, "SPEAKER_00"))
+    assert score(RECORDING, [], renamed).der == 0
+    one = (TrueTurn(1.0, 2.0, "x"), TrueTurn(3.0, 4.0, "x"))
+    assert score(RECORDING, [], one).der == pytest.approx(0.5)
+
+
+def test_scores_add_up() -> None:
+    """Rates of several recordings are errors over words, not a mean of rates."""
+    perfect = score(RECORDING, segments(*((word.word, word.start_s) for word in WORDS)), TURNS)
+    assert total([perfect, score(RECORDING, [], ())]).wer == 0.5
+    assert tokens_of("It's 1,000 o'clock!") == ["it's", "thousand", "o'clock"]
+
+
+def test_a_recording_survives_its_file(tmp_path: Path) -> None:
+    """Truth to the millisecond, sound within what the codec loses, and the sentences of its turns."""
+    time_s = np.arange(5 * 16_000) / 16_000
+    tone = (np.sin(2 * np.pi * 440 * time_s) * 8000).astype(np.int16)
+    save(Recording("tone", tone, WORDS, TURNS), tmp_path / "tone.opus")
+    back = load(tmp_path / "tone.opus")
+    assert (back.words, back.turns, back.name) == (WORDS, TURNS, "tone")
+    assert len(back.samples) == len(tone)
+    assert np.corrcoef(back.samples, tone)[0, 1] > 0.99
+    assert sentences(tmp_path / "tone.json") == ["four score", "of years"]
+
+
+def test_noise_has_the_level_asked_for() -> None:
+    """20 dB below the speech is a hundredth of its power; the same seed gives the same noise."""
+    tone = (np.sin(np.arange(16_000)) * 8000).astype(np.int16)
+    recording = Recording("tone", tone, (), ())
+    noise = with_noise(recording, 20, 1).samples.astype(float) - tone
+    assert np.mean(noise**2) == pytest.approx(np.mean(tone.astype(float) ** 2) / 100, rel=0.05)
+    assert np.array_equal(with_noise(recording, 20, 1).samples, with_noise(recording, 20, 1).samples)
