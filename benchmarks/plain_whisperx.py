@@ -51,10 +51,10 @@ def _diarization(model: str) -> Any:
     """whisperx's pipeline object around the model; its own constructor can only load from the hub."""
     from whisperx.diarize import DiarizationPipeline
 
-    from serve_app.stages.diarization import load_diarizer
+    from serve_app.stages.diarization import load_pipeline
 
     pipeline = DiarizationPipeline.__new__(DiarizationPipeline)
-    pipeline.model = load_diarizer(model, device="cpu", token=None)._pipeline
+    pipeline.model = load_pipeline(model, device="cpu", token=None)
     return pipeline
 
 

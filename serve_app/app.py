@@ -49,7 +49,9 @@ def build(settings: Settings) -> Application:
             detector=partial(_load_detector, settings, names.window_s),
             recognizer=partial(_load_recognizer, settings, names.asr, device),
             aligner=partial(_load_aligner, settings, names.aligners, device),
-            diarizer=partial(_load_diarizer, names.diarization, device) if names.diarization else None,
+            diarizer=partial(_load_diarizer, settings, names.diarization, device)
+            if names.diarization
+            else None,
         ),
         device,
     )
@@ -148,7 +150,9 @@ def _load_aligner(settings: Settings, aligners: dict[str, str], device: str) -> 
     )
 
 
-def _load_diarizer(model: str, device: str) -> Any:
+def _load_diarizer(settings: Settings, model: str, device: str) -> Any:
     from serve_app.stages.diarization import load_diarizer
 
-    return load_diarizer(model, device=device, token=get_token())
+    return load_diarizer(
+        model, device=device, token=get_token(), batch_windows=settings.diarization.batch_windows
+    )

@@ -68,6 +68,13 @@ class DiarizationSettings(_Strict):
         description="auto = bundled with a bundled recogniser, community-1 where HF_TOKEN is set, else off; "
         "off, bundled, a hub name or a local directory.",
     )
+    batch_windows: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="Windows the device takes at once; empty = 32 on a GPU, on a CPU what is fastest. "
+        "Out of memory, a replica halves it.",
+    )
     threads: int = Field(1, ge=1, description="CPU threads of one replica.")
     gpu_share: Share = Field(0.3, description="Part of a GPU that one replica books.")
 

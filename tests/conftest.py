@@ -7,10 +7,13 @@ import asyncio
 import importlib.metadata
 import logging
 import os
+import wave
 from collections.abc import Iterator
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 import ray
 from fakes import FakeAligner, FakeDiarizer, FakeRecognizer, FakeSpeechModel
@@ -71,6 +74,17 @@ def sample() -> Samples:
 def audio(sample: Samples) -> Audio:
     """Its first 24 s, for tests that need no more."""
     return Audio(sample[: 24 * SAMPLE_RATE_HZ])
+
+
+@pytest.fixture(scope="session")
+def meeting() -> Samples:
+    """Twelve seconds of two real people talking, at times at once, of the sample in pyannote's wheel."""
+    package = find_spec("pyannote.audio")
+    assert package is not None
+    assert package.origin is not None
+    with wave.open(str(Path(package.origin).parent / "sample" / "sample.wav")) as recording:
+        recording.setpos(6 * SAMPLE_RATE_HZ)
+        return np.frombuffer(recording.readframes(12 * SAMPLE_RATE_HZ), np.int16)
 
 
 @pytest.fixture(scope="session")

@@ -1,21 +1,19 @@
 """Diarization with real pipelines: whisperx's own turns, short and silent clips, models that do not load."""
 
 import itertools
-import wave
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from huggingface_hub.errors import GatedRepoError
-from random_pyannote import save_community_1, save_plda
 from requests import Response
 
-from serve_app import bundled
+from benchmarks.random_pyannote import bundled_vbx_pipeline, save_community_1
 from serve_app.errors import ModelUnavailable
-from serve_app.stages.diarization import Diarizer, exclusive_turns, load_diarizer
+from serve_app.stages.diarization import Diarizer, exclusive_turns, load_diarizer, load_pipeline
 from serve_app.transcript import Diarization, Samples, Turn
 
 pytestmark = [
@@ -39,57 +37,18 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def samples() -> Samples:
-    """Twelve seconds of two people talking, at times at once; pyannote's sample has 30."""
-    package = find_spec("pyannote.audio")
-    assert package is not None
-    assert package.origin is not None
-    with wave.open(str(Path(package.origin).parent / "sample" / "sample.wav")) as recording:
-        recording.setpos(6 * 16_000)
-        return np.frombuffer(recording.readframes(12 * 16_000), np.int16)
-
-
-@pytest.fixture(scope="module")
 def diarizer() -> Diarizer:
     return load_diarizer("bundled", device="cpu", token=None)
 
 
-def vbx_pipeline(directory: Path) -> Any:
-    """The bundled models under community-1's clustering, with a random PLDA."""
-    from pyannote.audio import Model
-    from pyannote.audio.core.plda import PLDA
-    from pyannote.audio.pipelines import SpeakerDiarization
-
-    from serve_app.bundled.speaker_embedding import load_speaker_embedding
-
-    save_plda(directory / "plda", 64, 32)
-    whisperx = find_spec("whisperx")
-    assert whisperx is not None
-    assert whisperx.origin is not None
-    pipeline = SpeakerDiarization(
-        segmentation=Model.from_pretrained(Path(whisperx.origin).parent / "assets" / "pytorch_model.bin"),
-        segmentation_batch_size=8,
-        embedding=load_speaker_embedding(bundled.SPEAKER_EMBEDDING),
-        embedding_batch_size=8,
-        plda=PLDA.from_pretrained(directory / "plda"),
-    )
-    pipeline.instantiate(
-        {
-            "segmentation": {"threshold": 0.5, "min_duration_off": 0.0},
-            "clustering": {"threshold": 0.6, "Fa": 0.07, "Fb": 0.8},
-        }
-    )
-    return pipeline
-
-
-def test_turns_are_those_of_whisperx(diarizer: Diarizer, samples: Samples) -> None:
+def test_turns_are_those_of_whisperx(diarizer: Diarizer, meeting: Samples) -> None:
     """whisperx's DiarizationPipeline around the same pipeline finds the same turns, to the last digit."""
     from whisperx.diarize import DiarizationPipeline
 
     theirs = DiarizationPipeline.__new__(DiarizationPipeline)
-    theirs.model = diarizer._pipeline
-    expected = theirs(samples.astype(np.float32) / 32768)
-    found = diarizer.diarize(samples)
+    theirs.model = load_pipeline("bundled", device="cpu", token=None)
+    expected = theirs(meeting.astype(np.float32) / 32768)
+    found = diarizer.diarize(meeting)
     assert [(t.start_s, t.end_s, t.speaker) for t in found.turns] == [
         (row.start, row.end, row.speaker) for row in expected.itertuples()
     ]
@@ -98,10 +57,10 @@ def test_turns_are_those_of_whisperx(diarizer: Diarizer, samples: Samples) -> No
     assert all(a.end_s <= b.start_s for a, b in itertools.pairwise(exclusive))
 
 
-def test_the_number_of_speakers_can_be_wished_for(diarizer: Diarizer, samples: Samples) -> None:
+def test_the_number_of_speakers_can_be_wished_for(diarizer: Diarizer, meeting: Samples) -> None:
     """One is one; minimum above maximum gives the maximum instead of an error."""
     for bounds in ({"num_speakers": 1}, {"max_speakers": 1}, {"min_speakers": 3, "max_speakers": 1}):
-        found = diarizer.diarize(samples[: 6 * 16_000], **bounds)
+        found = diarizer.diarize(meeting[: 6 * 16_000], **bounds)
         assert {turn.speaker for turn in found.turns} == {"SPEAKER_00"}
 
 
@@ -113,34 +72,30 @@ def test_silence_has_no_turns(diarizer: Diarizer, n_samples: int) -> None:
     assert diarizer.diarize(silence, num_speakers=5) == EMPTY
 
 
-def test_read_only_samples_are_taken(diarizer: Diarizer, samples: Samples) -> None:
+def test_read_only_samples_are_taken(diarizer: Diarizer, meeting: Samples) -> None:
     """Samples from Ray's object store cannot be written to; 50 ms of speech are too little to crash."""
-    assert not samples.flags.writeable
-    diarizer.diarize(samples[16_000:16_800], min_speakers=2)
+    assert not meeting.flags.writeable
+    diarizer.diarize(meeting[16_000:16_800], min_speakers=2)
 
 
-def test_more_speakers_than_a_clip_can_hold_are_cut_down(samples: Samples, tmp_path: Path) -> None:
+def test_more_speakers_than_a_clip_can_hold_are_cut_down(meeting: Samples, tmp_path: Path) -> None:
     """pyannote's default clustering crashes in KMeans; here the clip gives as many as it can."""
-    pipeline = vbx_pipeline(tmp_path)
-    clip = samples[: 6 * 16_000]
-    stock = Diarizer.__new__(Diarizer)  # without what the constructor does to the pipeline
-    stock._pipeline = pipeline
-    automatic = stock.diarize(clip)
-    with pytest.raises(ValueError, match="n_samples"):
-        stock.diarize(clip, num_speakers=50)
-    with pytest.raises(ValueError, match="n_samples"):
-        stock.diarize(clip, min_speakers=50)
+    pipeline = bundled_vbx_pipeline(tmp_path)
+    clip = meeting[: 6 * 16_000]
+    file = {"waveform": torch.from_numpy(clip.astype(np.float32) / 32768)[None], "sample_rate": 16_000}
+    for bounds in ({"num_speakers": 50}, {"min_speakers": 50}):
+        with pytest.raises(ValueError, match="n_samples"):
+            pipeline(file, **bounds)
     bounded = Diarizer(pipeline)
-    assert bounded.diarize(clip) == automatic
     assert bounded.diarize(clip, num_speakers=50).turns
     assert bounded.diarize(clip, min_speakers=50).turns
 
 
-def test_community_1_loads_from_a_directory(samples: Samples, tmp_path: Path) -> None:
+def test_community_1_loads_from_a_directory(meeting: Samples, tmp_path: Path) -> None:
     """A copy of the hub repository's layout (true architectures, random weights) needs no hub."""
     save_community_1(tmp_path)
     found = load_diarizer(str(tmp_path), device="cpu", token=None).diarize(
-        samples[: 3 * 16_000], num_speakers=2
+        meeting[: 3 * 16_000], num_speakers=2
     )
     assert found.turns
     assert found.exclusive_turns
@@ -215,6 +170,35 @@ def test_a_pipeline_without_exclusive_turns_gets_them() -> None:
     assert found.exclusive_turns == (Turn(0.0, 4.0, "SPEAKER_00"), Turn(4.0, 5.0, "SPEAKER_01"))
     output = SimpleNamespace(speaker_diarization=annotation, exclusive_speaker_diarization=Annotation())
     assert Diarizer(lambda *_, **__: output).diarize(np.zeros(16_000, np.int16)).exclusive_turns == ()
+
+
+class SmallDevice:
+    """A pipeline that fits `fits` windows of its embedding batch into memory."""
+
+    segmentation_batch_size = embedding_batch_size = 0
+
+    def __init__(self, fits: int) -> None:
+        self.fits = fits
+        self.runs: list[tuple[int, int]] = []
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        from pyannote.core import Annotation
+
+        self.runs.append((self.segmentation_batch_size, self.embedding_batch_size))
+        if self.embedding_batch_size > self.fits:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 10.00 GiB.")
+        return Annotation()
+
+
+def test_out_of_memory_is_tried_again_with_half_the_batch() -> None:
+    """Later files start with the half; where that is too much as well, the error is the caller's."""
+    device = SmallDevice(fits=16)
+    diarizer = Diarizer(device, batch_windows=32)
+    assert diarizer.diarize(np.zeros(16_000, np.int16)) == EMPTY
+    assert diarizer.diarize(np.zeros(16_000, np.int16)) == EMPTY
+    assert device.runs == [(32, 32), (16, 16), (16, 16)]
+    with pytest.raises(torch.OutOfMemoryError):
+        Diarizer(SmallDevice(fits=7), batch_windows=32).diarize(np.zeros(16_000, np.int16))
 
 
 def test_exclusive_turns_never_overlap() -> None:

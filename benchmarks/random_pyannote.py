@@ -1,12 +1,15 @@
-"""community-1's parts at their true sizes with random weights, in the layout of its hub repository."""
+"""pyannote's parts at their true sizes with random weights, in the layout of its hub repositories."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import lightning
 import numpy as np
 import torch
+
+from serve_app import bundled
 
 
 def save_plda(directory: Path, dimension: int, lda_dimension: int) -> None:
@@ -44,7 +47,6 @@ def save_community_1(directory: Path) -> None:
     """
     # pyannote warns while it is imported, which only a running test can say is expected
     from pyannote.audio.core.task import Problem, Resolution, Specifications
-    from pyannote.audio.models.embedding import WeSpeakerResNet34
     from pyannote.audio.models.segmentation import PyanNet
 
     torch.manual_seed(0)
@@ -64,12 +66,72 @@ def save_community_1(directory: Path) -> None:
     with torch.no_grad():
         segmentation.classifier.bias[1] += 5
     save_model(segmentation, speech, directory / "segmentation")
+    _save_pipeline(
+        directory,
+        {"clustering": "VBxClustering", "segmentation": "$model/segmentation"},
+        {
+            "clustering": {"threshold": 0.6, "Fa": 0.07, "Fb": 0.8},
+            "segmentation": {"min_duration_off": 0.0},
+        },
+    )
+
+
+def save_with_real_segmentation(directory: Path) -> None:
+    """The segmentation in the whisperx wheel (5 s, trained), WeSpeaker ResNet34, agglomerative clustering."""
+    torch.manual_seed(0)
+    _save_pipeline(
+        directory,
+        {"clustering": "AgglomerativeClustering", "segmentation": str(whisperx_segmentation())},
+        {
+            # 3.1 has 0.7, but random embeddings lie closer together
+            "clustering": {"method": "centroid", "min_cluster_size": 12, "threshold": 0.1},
+            "segmentation": {"threshold": 0.5, "min_duration_off": 0.0},
+        },
+    )
+
+
+def bundled_vbx_pipeline(directory: Path) -> Any:
+    """The bundled models under community-1's clustering, with a random PLDA."""
+    from pyannote.audio import Model
+    from pyannote.audio.core.plda import PLDA
+    from pyannote.audio.pipelines import SpeakerDiarization
+
+    from serve_app.bundled.speaker_embedding import load_speaker_embedding
+
+    save_plda(directory / "plda", 64, 32)
+    pipeline = SpeakerDiarization(
+        segmentation=Model.from_pretrained(whisperx_segmentation()),
+        segmentation_batch_size=8,
+        embedding=load_speaker_embedding(bundled.SPEAKER_EMBEDDING),
+        embedding_batch_size=8,
+        plda=PLDA.from_pretrained(directory / "plda"),
+    )
+    pipeline.instantiate(
+        {
+            "segmentation": {"threshold": 0.5, "min_duration_off": 0.0},
+            "clustering": {"threshold": 0.6, "Fa": 0.07, "Fb": 0.8},
+        }
+    )
+    return pipeline
+
+
+def whisperx_segmentation() -> Path:
+    """The checkpoint that the whisperx wheel brings."""
+    package = find_spec("whisperx")
+    assert package is not None
+    assert package.origin is not None
+    return Path(package.origin).parent / "assets" / "pytorch_model.bin"
+
+
+def _save_pipeline(directory: Path, parts: dict[str, str], parameters: dict[str, Any]) -> None:
+    """config.yaml around `parts`, a random ResNet34 and a random PLDA; batches as community-1 has them."""
+    from pyannote.audio.core.task import Problem, Resolution, Specifications
+    from pyannote.audio.models.embedding import WeSpeakerResNet34
+
     voice = Specifications(problem=Problem.REPRESENTATION, resolution=Resolution.CHUNK, duration=10.0)
     save_model(WeSpeakerResNet34(), voice, directory / "embedding")
     save_plda(directory / "plda", 256, 128)
-    parameters = {
-        "clustering": "VBxClustering",
-        "segmentation": "$model/segmentation",
+    common = {
         "segmentation_batch_size": 32,
         "embedding": "$model/embedding",
         "embedding_batch_size": 32,
@@ -78,10 +140,7 @@ def save_community_1(directory: Path) -> None:
     }
     config = {
         "dependencies": {"pyannote.audio": "4.0.0"},
-        "pipeline": {"name": "pyannote.audio.pipelines.SpeakerDiarization", "params": parameters},
-        "params": {
-            "clustering": {"threshold": 0.6, "Fa": 0.07, "Fb": 0.8},
-            "segmentation": {"min_duration_off": 0.0},
-        },
+        "pipeline": {"name": "pyannote.audio.pipelines.SpeakerDiarization", "params": {**parts, **common}},
+        "params": parameters,
     }
     (directory / "config.yaml").write_text(json.dumps(config))  # JSON is YAML
