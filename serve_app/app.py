@@ -23,6 +23,8 @@ deployments: Any = untyped_deployments  # Serve decorators turn classes into Dep
 
 CPU_BATCH = {"max_batch_size": 4, "wait_s": 0.0}  # CPU decoding gains nothing from more than 4
 GPU_BATCH = {"max_batch_size": 16, "wait_s": 0.01}  # on a T4 16 windows give 90 % of what 32 would
+NO_BATCH = {"max_batch_size": 1, "wait_s": 0.0}
+GPU_PADDED_S = 60.0  # a base model then takes 1.7 GB of a GPU, a large one 2.9 GB (computed, not measured)
 
 # What each replica books of a node's CPUs; small, so that a graph of one replica each fits on two
 # cores. Threads are set apart from it, in `args:`.
@@ -46,7 +48,7 @@ def build(settings: Settings) -> Application:
     return graph(
         settings,
         Loaders(
-            detector=partial(_load_detector, settings, names.window_s),
+            detector=partial(_load_detector, settings, names.window_s, _detector_device(settings, device)),
             recognizer=partial(_load_recognizer, settings, names.asr, device),
             aligner=partial(_load_aligner, settings, names.aligners, device),
             diarizer=partial(_load_diarizer, settings, names.diarization, device)
@@ -67,15 +69,17 @@ def graph(settings: Settings, load: Loaders, device: str) -> Application:
     )
 
     loader = deployments.AudioLoader.options(ray_actor_options=_on_cpu()).bind(settings.intake)
-    detector = deployments.SpeechDetector.options(ray_actor_options=_on_cpu(speech.threads)).bind(
-        load.detector
-    )
+    detector = deployments.SpeechDetector.options(
+        ray_actor_options=_on(_detector_device(settings, device), speech.gpu_share, speech.threads)
+    ).bind(load.detector)
     transcriber = deployments.Transcriber.options(
         ray_actor_options=_on(device, asr.gpu_share, asr.threads),
         user_config=GPU_BATCH if device == "cuda" else CPU_BATCH,
     ).bind(load.recognizer)
     aligner = deployments.Aligner.options(
-        ray_actor_options=_on(device, alignment.gpu_share, alignment.threads)
+        ray_actor_options=_on(device, alignment.gpu_share, alignment.threads),
+        # What one Transcriber batch delivers: enough to fill a pass, and to choose windows of similar length.
+        user_config=GPU_BATCH if _max_padded_s(settings, device) else NO_BATCH,
     ).bind(load.aligner)
     diarizer = (
         deployments.Diarizer.options(
@@ -99,6 +103,10 @@ def _device(settings: Settings) -> str:
     return "cuda" if has_gpu else "cpu"
 
 
+def _detector_device(settings: Settings, device: str) -> str:
+    return device if settings.speech.gpu_share else "cpu"
+
+
 def _on(device: str, gpu_share: float, threads: int) -> dict[str, Any]:
     if device == "cuda":
         options = _on_cpu(threads)
@@ -120,13 +128,12 @@ def _on_cpu(threads: int = 1) -> dict[str, Any]:
 # Each loader imports its stage where it runs: the model packages cost up to 20 s and 0.9 GB.
 
 
-def _load_detector(settings: Settings, window_s: float) -> Any:
+def _load_detector(settings: Settings, window_s: float, device: str) -> Any:
     from serve_app.stages import speech
 
-    load = (
-        speech.load_silero_detector if settings.speech.method == "silero" else speech.load_pyannote_detector
-    )
-    return load(settings.speech, window_s)
+    if settings.speech.method == "silero":
+        return speech.load_silero_detector(settings.speech, window_s)
+    return speech.load_pyannote_detector(settings.speech, window_s, device)
 
 
 def _load_recognizer(settings: Settings, model: str, device: str) -> Any:
@@ -138,6 +145,14 @@ def _load_recognizer(settings: Settings, model: str, device: str) -> Any:
     )
 
 
+def _max_padded_s(settings: Settings, device: str) -> float:
+    """Seconds of audio, padding included, that the alignment model takes at once."""
+    chosen = settings.alignment.max_padded_s
+    if chosen is not None:
+        return chosen
+    return GPU_PADDED_S if device == "cuda" else 0.0
+
+
 def _load_aligner(settings: Settings, aligners: dict[str, str], device: str) -> Any:
     from serve_app.stages.alignment import load_aligner
 
@@ -145,6 +160,7 @@ def _load_aligner(settings: Settings, aligners: dict[str, str], device: str) -> 
     return load_aligner(
         aligners,
         device=device,
+        max_padded_s=_max_padded_s(settings, device),
         max_loaded_languages=alignment.max_loaded_languages,
         preload=alignment.preload,
     )

@@ -1,20 +1,26 @@
 """One device, many callers: a late-cut, fair batcher in plain asyncio.
 
-Items wait in one queue per request. Only when the device's single thread is free is a batch cut,
-so it holds everything that arrived meanwhile (`@serve.batch` cuts before the device is free: 24
-requests ran as 24 batches of one). A batch takes one item per request in turn, so a long file
-cannot keep a short clip waiting, and holds only items with equal keys, because some options are
-per model call. Items whose caller has gone are dropped; each item gets its own result or error.
+Items wait in one queue per request. Only when the device's thread is free is a batch cut, so it holds
+everything that arrived meanwhile (`@serve.batch` cuts before the device is free: 24 requests ran as 24
+batches of one). A batch takes one item per request in turn, so a long file cannot keep a short clip waiting,
+and holds only items with equal keys, because some options are per model call. Items whose caller has gone are
+dropped; each item gets its own result or error.
+
+A second lane is for newcomers, the first items of each request: while the first lane runs a batch of a long
+file, they run beside it, because waiting for it and in it would take a short clip ten times as long as alone.
+Nothing else ever runs there, so that batches stay full.
 """
 
 import asyncio
 import contextvars
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
+
+NEWCOMERS = 2  # so many items of a request are newcomers
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -39,12 +45,15 @@ class _Waiting(Generic[Item, Result]):
     since_s: float
 
 
+Queues = OrderedDict[Hashable, deque[_Waiting[Item, Result]]]  # by request, whose turn is next first
+
+
 class Batcher(Generic[Item, Result]):
     """Runs `run(items)` on one thread, with at most `max_batch_size` items of equal key at a time.
 
-    `run` gets a list and returns a list of the same length and order, an exception standing for
-    an item that failed. `wait_s` is how long an idle device waits for company before it cuts a
-    batch that is not full; while the device is busy nobody waits for it.
+    `run` gets a list and returns a list of the same length and order, an exception standing for an item
+    that failed. `wait_s` is how long an idle device waits for company before it cuts a batch that is not
+    full. With two `lanes`, `run` must bear being called by two threads.
     """
 
     def __init__(
@@ -54,6 +63,7 @@ class Batcher(Generic[Item, Result]):
         max_batch_size: int,
         wait_s: float = 0.0,
         key: Callable[[Item], Hashable] = lambda item: None,
+        lanes: int = 1,
         name: str = "device",
     ) -> None:
         self._run = run
@@ -61,103 +71,151 @@ class Batcher(Generic[Item, Result]):
         self.max_batch_size = max_batch_size
         self.wait_s = wait_s
         self.counters = BatchCounters()
-        self._queues: OrderedDict[Hashable, deque[_Waiting[Item, Result]]] = OrderedDict()
-        self._arrived = asyncio.Event()
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
-        self._loop_task: asyncio.Task[None] | None = None
+        self._queues: Queues[Item, Result] = OrderedDict()
+        self._newcomers: Queues[Item, Result] = OrderedDict() if lanes > 1 else self._queues
+        self._present: Counter[Hashable] = Counter()  # items of each request, waiting or running
+        self._submitted: Counter[Hashable] = Counter()  # since it last had none
+        self._running = 0
+        self._long_batch = False  # the first lane is busy with one
+        self._news = [asyncio.Event() for _ in range(lanes)]
+        self._thread = ThreadPoolExecutor(max_workers=lanes, thread_name_prefix=name)
+        self._loop_tasks: list[asyncio.Task[None]] = []
 
     async def submit(self, item: Item, request_id: Hashable) -> Result:
         """Waits for the item's turn and returns its result or raises its error."""
-        if self._loop_task is None:
+        if not self._loop_tasks:
             # Here, because a constructor has no running loop; in an empty context, because Ray Serve
             # ties what is started in a request's context to that request's client.
-            self._loop_task = contextvars.Context().run(asyncio.create_task, self._cut_batches())
+            self._loop_tasks = [
+                contextvars.Context().run(asyncio.create_task, self._serve(lane))
+                for lane in range(len(self._news))
+            ]
         waiting: _Waiting[Item, Result] = _Waiting(
             item, self._key(item), asyncio.get_running_loop().create_future(), time.monotonic()
         )
-        self._queues.setdefault(request_id, deque()).append(waiting)
-        self._arrived.set()
-        return await waiting.answer
+        queues = self._newcomers if self._submitted[request_id] < NEWCOMERS else self._queues
+        queues.setdefault(request_id, deque()).append(waiting)
+        self._present[request_id] += 1
+        self._submitted[request_id] += 1
+        self._wake()
+        try:
+            return await waiting.answer
+        finally:
+            self._present[request_id] -= 1
+            if not self._present[request_id]:
+                del self._present[request_id], self._submitted[request_id]
 
     @property
     def queued(self) -> int:
         """Items not yet on the device."""
-        return sum(len(queue) for queue in self._queues.values())
+        waiting = sum(len(queue) for queue in self._queues.values())
+        if self._newcomers is not self._queues:
+            waiting += sum(len(queue) for queue in self._newcomers.values())
+        return waiting
+
+    @property
+    def running(self) -> int:
+        """Items on the device."""
+        return self._running
 
     def close(self) -> None:
-        """Stops cutting batches and frees the thread once its present batch is done."""
-        if self._loop_task is not None:
-            self._loop_task.cancel()
+        """Stops cutting batches and frees the threads once their present batches are done."""
+        for task in self._loop_tasks:
+            task.cancel()
         self._thread.shutdown(wait=False)
 
-    async def _cut_batches(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            await self._arrived.wait()
-            await self._wait_for_company(loop.time() + self.wait_s)
-            batch = self._cut()
-            if not batch:
-                continue
-            begun_s = time.monotonic()
-            try:
-                results = await loop.run_in_executor(self._thread, self._run_batch, batch)
-            except BaseException:  # the loop or the interpreter is ending: nobody may wait for ever
-                for waiting in batch:
-                    waiting.answer.cancel()
-                raise
-            self._count(batch, begun_s)
-            for waiting, result in zip(batch, results, strict=True):
-                if waiting.answer.done():
-                    continue
-                if isinstance(result, BaseException):
-                    waiting.answer.set_exception(result)
-                else:
-                    waiting.answer.set_result(result)
+    def _wake(self) -> None:
+        for news in self._news:
+            news.set()
 
-    async def _wait_for_company(self, until_s: float) -> None:
-        while self.queued < self.max_batch_size:
-            left_s = until_s - asyncio.get_running_loop().time()
+    async def _serve(self, lane: int) -> None:
+        while True:
+            await self._news[lane].wait()
+            self._news[lane].clear()
+            while True:
+                if lane == 0:
+                    await self._wait_for_company()
+                batch = self._cut_first_lane() if lane == 0 else self._cut_second_lane()
+                if not batch:
+                    break
+                try:
+                    await self._serve_batch(batch)
+                finally:
+                    if lane == 0:
+                        self._long_batch = False
+
+    async def _serve_batch(self, batch: list[_Waiting[Item, Result]]) -> None:
+        begun_s = time.monotonic()
+        self._running += len(batch)
+        try:
+            results = await asyncio.get_running_loop().run_in_executor(self._thread, self._run_batch, batch)
+        except BaseException:  # the loop or the interpreter is ending: nobody may wait for ever
+            for waiting in batch:
+                waiting.answer.cancel()
+            raise
+        finally:
+            self._running -= len(batch)
+        self._count(batch, begun_s)
+        for waiting, result in zip(batch, results, strict=True):
+            if waiting.answer.done():
+                continue
+            if isinstance(result, BaseException):
+                waiting.answer.set_exception(result)
+            else:
+                waiting.answer.set_result(result)
+
+    async def _wait_for_company(self) -> None:
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + self.wait_s
+        while 0 < self.queued < self.max_batch_size:
+            left_s = until_s - loop.time()
             if left_s <= 0:
                 return
-            self._arrived.clear()
+            self._news[0].clear()
             try:
-                await asyncio.wait_for(self._arrived.wait(), left_s)
+                await asyncio.wait_for(self._news[0].wait(), left_s)
             except asyncio.TimeoutError:
                 return
 
-    def _cut(self) -> list[_Waiting[Item, Result]]:
+    def _cut_first_lane(self) -> list[_Waiting[Item, Result]]:
+        batch = self._cut(self._queues)
+        if batch:
+            self._long_batch = True
+            self._wake()  # newcomers need not wait for it
+        return batch or self._cut(self._newcomers)
+
+    def _cut_second_lane(self) -> list[_Waiting[Item, Result]]:
+        return self._cut(self._newcomers) if self._long_batch else []
+
+    def _cut(self, queues: Queues[Item, Result]) -> list[_Waiting[Item, Result]]:
         """One item per request in turn, all with the key of whoever's turn is first."""
         batch: list[_Waiting[Item, Result]] = []
-        self._drop_cancelled()
+        self._drop_cancelled(queues)
         while len(batch) < self.max_batch_size:
             before = len(batch)
-            for request_id in list(self._queues):
-                queue = self._queues[request_id]
+            for request_id in list(queues):
+                queue = queues[request_id]
                 if batch and queue[0].key != batch[0].key:
                     continue
                 batch.append(queue.popleft())
                 if queue:
-                    self._queues.move_to_end(request_id)  # its next item goes behind the others
+                    queues.move_to_end(request_id)  # its next item goes behind the others
                 else:
-                    del self._queues[request_id]
+                    del queues[request_id]
                 if len(batch) == self.max_batch_size:
                     break
             if len(batch) == before:
                 break
-        if self._queues:  # items of other keys: set again, for waiting for company clears it
-            self._arrived.set()
-        else:
-            self._arrived.clear()
         return batch
 
-    def _drop_cancelled(self) -> None:
-        for request_id, queue in list(self._queues.items()):
+    def _drop_cancelled(self, queues: Queues[Item, Result]) -> None:
+        for request_id, queue in list(queues.items()):
             alive = deque(waiting for waiting in queue if not waiting.answer.done())
             self.counters.dropped += len(queue) - len(alive)
             if alive:
-                self._queues[request_id] = alive
+                queues[request_id] = alive
             else:
-                del self._queues[request_id]
+                del queues[request_id]
 
     def _run_batch(self, batch: list[_Waiting[Item, Result]]) -> Sequence[Result | BaseException]:
         try:

@@ -17,6 +17,7 @@ from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 
 from serve_app import models
+from serve_app.config_file import IMPORT_PATH
 from serve_app.demo import Waiting, note
 from serve_app.errors import ModelUnavailable
 from serve_app.settings import Settings
@@ -42,10 +43,13 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(raw: dict[str, Any], *, show_logs: bool) -> Iterator[threading.Event]:
+def running(
+    raw: dict[str, Any], *, show_logs: bool, num_cpus: int | None = None
+) -> Iterator[threading.Event]:
     """A local Ray and the application up and ready; on leaving drained and gone. Yields the stop event.
 
-    `raw` is a config file's content. SIGTERM and SIGINT set the event. Raises CannotStart.
+    `raw` is a config file's content. SIGTERM and SIGINT set the event. `num_cpus` is what
+    replicas can book, None for what the machine has. Raises CannotStart.
     """
     stop = threading.Event()
     # Serve logs every inner call at INFO; whoever wants that sets logging_config.
@@ -61,6 +65,7 @@ def running(raw: dict[str, Any], *, show_logs: bool) -> Iterator[threading.Event
         logging_level=logging.ERROR,
         log_to_driver=show_logs,
         include_dashboard=False,
+        num_cpus=num_cpus,
     )
 
     def on_signal(signum: int, frame: FrameType | None) -> None:
@@ -91,6 +96,8 @@ def running(raw: dict[str, Any], *, show_logs: bool) -> Iterator[threading.Event
 def _refuse_missing_models(schema: ServeDeploySchema) -> None:
     """What the builder will find out too, before anything is started for it."""
     for application in schema.applications:
+        if application.import_path != IMPORT_PATH:
+            continue
         try:
             models.resolve(Settings.model_validate(application.args))
         except ModelUnavailable as error:

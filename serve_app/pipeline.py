@@ -11,16 +11,17 @@ import logging
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
 from serve_app.errors import InvalidRequest, TranscriptionError
 from serve_app.schemas import Options
 from serve_app.stages.speakers import assign_speakers
 from serve_app.transcript import (
     Diarization,
+    Progress,
     Segment,
     Speech,
     StageWarning,
@@ -33,8 +34,6 @@ logger = logging.getLogger("ray.serve")  # Serve's logger adds the request id to
 
 LANGUAGE_VOTERS = 4  # windows that decide the language when the caller does not
 UNSURE_BELOW = 0.5  # mean probability under which the detected language comes with a warning
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Stages:
     """The stages of the graph. Each may be called at any time from any request."""
 
     load: Callable[[Source], Awaitable[Any]]  # -> audio, possibly not there yet
-    detect_speech: Callable[[Any, str], Awaitable[Speech]]  # audio, request id
+    detect_speech: Callable[[Any, str], AsyncGenerator[Speech, None]]  # audio, request id -> part after part
     transcribe: Callable[
         [Any, Window, str | None, str, str], Awaitable[WindowText]
     ]  # language, task, request id
@@ -61,35 +60,38 @@ class Stages:
     windows_in_flight: int = 64
 
 
-async def transcribe(stages: Stages, source: Source, options: Options) -> Transcript:
-    """Runs one request. Raises TranscriptionError when there is no text to give.
+def unheard(progress: Progress) -> None:
+    """For callers who only want the transcript."""
 
-    A failing alignment or diarization does not lose the text: it comes back with a warning.
+
+async def transcribe(
+    stages: Stages, source: Source, options: Options, report: Callable[[Progress], None] = unheard
+) -> Transcript:
+    """Runs one request and tells `report` of every window that is done.
+
+    Raises TranscriptionError when there is no text to give. A failing alignment or diarization does not lose the text: it comes back with a warning.
     """
     diarize = _wants_speakers(stages, options)
-    request = _Request(stages, options, uuid.uuid4().hex, asyncio.Semaphore(stages.windows_in_flight))
+    request = _Request(stages, options, report)
     begun_s = time.monotonic()
     audio = await stages.load(source)
     diarizing = asyncio.create_task(request.diarize(audio)) if diarize else None
     try:
-        with request.timings.stage("speech"):
-            speech = await stages.detect_speech(audio, request.id)
-        request.warnings.extend(speech.warnings)
-        segments, language = await request.segments(audio, speech.windows)
-        diarization = await diarizing if diarizing and speech.windows else None
+        segments = await request.segments(audio)
+        diarization = await diarizing if diarizing and request.windows_found else None
     finally:
         if diarizing:
             diarizing.cancel()
     if diarization is not None:
         segments = await asyncio.to_thread(assign_speakers, segments, diarization)
     return Transcript(
-        segments=tuple(replace(segment, text=segment.text.strip()) for segment in segments),
-        language=language,
-        duration_s=speech.duration_s,
+        segments=segments,
+        language=request.language.result() if request.windows_found else None,
+        duration_s=request.duration_s,
         model=stages.model,
         turns=diarization.turns if diarization else (),
         warnings=tuple(request.warnings),
-        timings={**speech.timings, **request.timings.wall_s(), "total": time.monotonic() - begun_s},
+        timings={**request.load_timings, **request.timings.wall_s(), "total": time.monotonic() - begun_s},
     )
 
 
@@ -125,59 +127,111 @@ class Timings:
         return {name: end_s - begun_s for name, (begun_s, end_s) in self._spans.items()}
 
 
-@dataclass
 class _Request:
     """What the steps of one request share."""
 
-    stages: Stages
-    options: Options
-    id: str
-    in_flight: asyncio.Semaphore
-    timings: Timings = field(default_factory=Timings)
-    warnings: list[StageWarning] = field(default_factory=list)
+    def __init__(self, stages: Stages, options: Options, report: Callable[[Progress], None]) -> None:
+        self.stages = stages
+        self.options = options
+        self.id = uuid.uuid4().hex
+        self.report = report
+        self.in_flight = asyncio.Semaphore(stages.windows_in_flight)
+        self.timings = Timings()
+        self.load_timings: dict[str, float] = {}
+        self.warnings: list[StageWarning] = []
+        self.duration_s = 0.0
+        self.windows_found = 0
+        self.all_found = False
+        self.language: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.votes: list[WindowText] = []
+        self.done: dict[int, tuple[Segment, ...]] = {}  # window's number -> its segments
+        self.reported = 0  # so many windows, from the first
 
-    async def segments(
-        self, audio: Any, windows: tuple[Window, ...]
-    ) -> tuple[tuple[Segment, ...], str | None]:
-        """All segments in order, and the language they are in (None without speech)."""
-        if not windows:
-            return (), None
-        language, heard = await self._language(audio, windows)
-        per_window = await in_parallel(
-            self._window(audio, window, language, heard.get(window)) for window in windows
-        )
-        segments = tuple(segment for window in per_window for segment in window if segment.text.strip())
-        return segments, language
-
-    async def _language(
-        self, audio: Any, windows: tuple[Window, ...]
-    ) -> tuple[str, dict[Window, WindowText]]:
-        """The file's language, and the windows already transcribed in it.
-
-        One file has one language. Where the caller does not name it, the first windows are
-        transcribed in the language each seems to have, and the most probable one wins.
-        """
+    async def segments(self, audio: Any) -> tuple[Segment, ...]:
+        """All segments in order. Windows are worked on side by side, from the first on, as they are found."""
         if self.options.language is not None:
-            return self.options.language, {}
-        voters = windows[:LANGUAGE_VOTERS]
-        texts = await in_parallel(self._transcribe(audio, window, None) for window in voters)
+            self.language.set_result(self.options.language)
+        windows: list[asyncio.Task[None]] = []
+        failed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
+        search = asyncio.create_task(self._search(audio, windows, failed))
+        try:
+            watched: set[asyncio.Future[Any]] = {search, failed}
+            await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
+            if failed.done():
+                raise failed.result()
+            await search
+            await asyncio.gather(*windows)
+        finally:
+            for task in (search, *windows):
+                task.cancel()
+            await asyncio.gather(search, *windows, return_exceptions=True)
+        return tuple(segment for number in sorted(self.done) for segment in self.done[number])
+
+    async def _search(
+        self, audio: Any, windows: list[asyncio.Task[None]], failed: asyncio.Future[BaseException]
+    ) -> None:
+        """Follows the search for speech and starts a task for every window; `failed` gets the first error."""
+
+        def note_error(task: asyncio.Task[None]) -> None:
+            if not task.cancelled() and not failed.done() and (error := task.exception()):
+                failed.set_result(error)
+
+        with self.timings.stage("speech"):
+            async with aclosing(self.stages.detect_speech(audio, self.id)) as parts:
+                async for part in parts:
+                    self.duration_s = part.duration_s
+                    self.load_timings |= part.timings
+                    self.warnings.extend(part.warnings)
+                    for window in part.windows:
+                        task = asyncio.create_task(self._window(audio, window, self.windows_found))
+                        task.add_done_callback(note_error)
+                        windows.append(task)
+                        self.windows_found += 1
+        self.all_found = True
+        self._decide_language()
+
+    async def _window(self, audio: Any, window: Window, number: int) -> None:
+        text = None
+        if number < LANGUAGE_VOTERS and not self.language.done():
+            async with self.in_flight:
+                text = await self._transcribe(audio, window, None)
+            self.votes.append(text)
+            self._decide_language()
+        language = await asyncio.shield(self.language)
+        async with self.in_flight:
+            if text is None or text.language != language:
+                text = await self._transcribe(audio, window, language)
+            segments = await self._align(audio, window, text)
+        self.done[number] = tuple(
+            replace(segment, text=said) for segment in segments if (said := segment.text.strip())
+        )
+        self._report()
+
+    def _decide_language(self) -> None:
+        """The file's language, once its first windows have been heard.
+
+        One file has one language. Where the caller does not name it, the first windows are transcribed in
+        the language each seems to have, and the most probable one wins.
+        """
+        voters = min(LANGUAGE_VOTERS, self.windows_found) if self.all_found else LANGUAGE_VOTERS
+        if self.language.done() or not voters or len(self.votes) < voters:
+            return
         votes: dict[str, float] = defaultdict(float)
-        for text in texts:
+        for text in self.votes:
             votes[text.language] += 1.0 if text.language_probability is None else text.language_probability
         language = max(votes, key=lambda code: votes[code])
-        if votes[language] / len(texts) < UNSURE_BELOW:
+        if votes[language] / len(self.votes) < UNSURE_BELOW:
             message = (
                 f"The language was taken to be {language}, with little certainty; name it with `language`."
             )
             self.warnings.append(StageWarning("asr", "language_uncertain", message))
-        pairs = zip(voters, texts, strict=True)
-        return language, {window: text for window, text in pairs if text.language == language}
+        self.language.set_result(language)
 
-    async def _window(
-        self, audio: Any, window: Window, language: str, text: WindowText | None
-    ) -> tuple[Segment, ...]:
-        if text is None:
-            text = await self._transcribe(audio, window, language)
+    async def _transcribe(self, audio: Any, window: Window, language: str | None) -> WindowText:
+        with self.timings.stage("asr"):
+            return await self.stages.transcribe(audio, window, language, self.options.task, self.id)
+
+    async def _align(self, audio: Any, window: Window, text: WindowText) -> tuple[Segment, ...]:
         if not text.text.strip():
             return ()
         whole = Segment(
@@ -186,17 +240,19 @@ class _Request:
         if self.options.task == "translate":
             return (whole,)  # the English words were never spoken, so there is nothing to align them to
         try:
-            async with self.in_flight:
-                with self.timings.stage("alignment"):
-                    return await self.stages.align(audio, window, text, self.id)
+            with self.timings.stage("alignment"):
+                return await self.stages.align(audio, window, text, self.id)
         except Exception as error:  # noqa: BLE001  (whatever went wrong, the text is not lost)
             self._degrade("alignment", error, "Segments have window times and no words.")
             return (whole,)
 
-    async def _transcribe(self, audio: Any, window: Window, language: str | None) -> WindowText:
-        async with self.in_flight:
-            with self.timings.stage("asr"):
-                return await self.stages.transcribe(audio, window, language, self.options.task, self.id)
+    def _report(self) -> None:
+        """Hands on what is final: the segments of all windows up to the first one still being worked on."""
+        segments: list[Segment] = []
+        while self.reported in self.done:
+            segments += self.done[self.reported]
+            self.reported += 1
+        self.report(Progress(len(self.done), self.windows_found, self.all_found, tuple(segments)))
 
     async def diarize(self, audio: Any) -> Diarization | None:
         """Who speaks when, or None with a warning."""
@@ -217,15 +273,3 @@ class _Request:
         warning = StageWarning(stage, code, f"{message} {consequence}")
         if warning not in self.warnings:  # once, not once per window
             self.warnings.append(warning)
-
-
-async def in_parallel(coroutines: Iterable[Awaitable[Result]]) -> list[Result]:
-    """All results in order; the first error cancels the others and is raised once they have ended."""
-    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
-    try:
-        return await asyncio.gather(*tasks)
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from serve_app.errors import InvalidRequest
 from serve_app.languages import LANGUAGES
-from serve_app.transcript import Segment, Transcript, Word
+from serve_app.transcript import Progress, Segment, Transcript, Word
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -172,6 +172,17 @@ def predict_response(transcript: Transcript, *, words: bool) -> dict[str, Any]:
         timings={stage: round(seconds, 3) for stage, seconds in transcript.timings.items()},
     )
     return response.model_dump(exclude_unset=True)
+
+
+def progress_response(progress: Progress, *, words: bool) -> dict[str, Any]:
+    """A report on a running request as JSON-ready data."""
+    segments = [_segment_out(s, words=words).model_dump(exclude_unset=True) for s in progress.segments]
+    return {
+        "windows_done": progress.windows_done,
+        "windows_found": progress.windows_found,
+        "all_found": progress.all_found,
+        "segments": segments,
+    }
 
 
 def _segment_out(segment: Segment, *, words: bool) -> SegmentOut:

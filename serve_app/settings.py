@@ -42,7 +42,16 @@ class SpeechSettings(_Strict):
     )
     onset: Probability = Field(0.500, description="Speech starts above this probability.")
     offset: Probability = Field(0.363, description="Speech ends below this probability.")
+    step_s: float = Field(
+        0.5,
+        gt=0,
+        le=5,
+        description="pyannote looks at 5 s every so many seconds; 0.5 = whisperx's windows, 1 = half the cost.",
+    )
     threads: int = Field(1, ge=1, description="CPU threads of one replica.")
+    gpu_share: float = Field(
+        0.0, ge=0, le=1, description="Part of a GPU that one replica books; 0 = on the CPU."
+    )
 
 
 class AlignmentSettings(_Strict):
@@ -56,6 +65,12 @@ class AlignmentSettings(_Strict):
         ("en",), description="Languages whose models are loaded at start instead of at their first request."
     )
     max_loaded_languages: int = Field(3, ge=1, description="Models of this many languages stay in memory.")
+    max_padded_s: float | None = Field(
+        None,
+        ge=0,
+        description="Seconds of audio, padding included, that the model takes at once; 0 = every window alone; "
+        "empty = 60 on a GPU, 0 on a CPU, where that is faster.",
+    )
     threads: int = Field(1, ge=1, description="CPU threads of one replica.")
     gpu_share: Share = Field(0.2, description="Part of a GPU that one replica books.")
 
@@ -116,6 +131,8 @@ class Settings(_Strict):
     def _agree(self) -> "Settings":
         if self.speech.offset > self.speech.onset:
             raise ValueError("speech.offset must not be above speech.onset")
+        if self.speech.method == "silero" and self.speech.gpu_share:
+            raise ValueError("speech.gpu_share is for pyannote; silero runs on the CPU")
         if len(self.alignment.preload) > self.alignment.max_loaded_languages:
             raise ValueError("alignment.preload has more languages than alignment.max_loaded_languages")
         return self

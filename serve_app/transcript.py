@@ -3,6 +3,7 @@
 All times are seconds from the start of the file.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -12,6 +13,8 @@ import numpy.typing as npt
 SAMPLE_RATE_HZ = 16_000
 
 Task = Literal["transcribe", "translate"]
+
+Segments = Sequence[tuple[float, float]]  # start and end of speech, in seconds, in order
 
 Samples = npt.NDArray[np.int16]  # mono, 16 kHz; read-only once it has crossed a replica
 
@@ -52,11 +55,12 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Speech:
-    """What voice activity detection found in one file."""
+    """What voice activity detection found in one more part of a file: its windows, in order, maybe none."""
 
     windows: tuple[Window, ...]
-    duration_s: float
-    warnings: tuple[StageWarning, ...] = ()  # of loading the audio: this is how they reach the caller
+    duration_s: float  # of the whole file
+    # Of loading the audio, in the first part: this is how they reach the caller.
+    warnings: tuple[StageWarning, ...] = ()
     timings: dict[str, float] = field(default_factory=dict)
 
 
@@ -143,6 +147,19 @@ class Diarization:
 
     turns: tuple[Turn, ...]
     exclusive_turns: tuple[Turn, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a request is, with the segments that have become final since the last report.
+
+    Segments come in the order of the file, without speakers: those need the whole file.
+    """
+
+    windows_done: int
+    windows_found: int
+    all_found: bool  # the whole file has been searched for speech
+    segments: tuple[Segment, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,8 +116,14 @@ def cluster() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def app(cluster: None, files: Files) -> DeploymentHandle[object]:
-    """The whole graph on fake models whose device takes 0.2 s a batch; its ingress handle."""
+def gate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """While this file is there, the fake recogniser's device ends no batch."""
+    return tmp_path_factory.mktemp("device") / "gate"
+
+
+@pytest.fixture(scope="session")
+def app(cluster: None, files: Files, gate: Path) -> DeploymentHandle[object]:
+    """The whole graph on fake models; its ingress handle."""
     settings = Settings(model="fake", device="cpu", intake=IntakeSettings(allowed_hosts=(files.host,)))
-    loaders = Loaders(FakeSpeechModel, partial(FakeRecognizer, batch_s=0.2), FakeAligner, FakeDiarizer)
+    loaders = Loaders(FakeSpeechModel, partial(FakeRecognizer, gate), FakeAligner, FakeDiarizer)
     return serve.run(graph(settings, loaders, "cpu"), name="whisperx", route_prefix="/")

@@ -6,8 +6,9 @@ A fake "recording" is int16 samples whose value in each window says what is spok
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -92,9 +93,11 @@ class FakeStages:
         self._called("load")
         return self.samples
 
-    async def _detect_speech(self, audio: Any, request_id: str) -> Speech:
+    async def _detect_speech(self, audio: Any, request_id: str) -> AsyncGenerator[Speech, None]:
         self._called("speech")
-        return Speech(windows_of(audio), len(audio) / SAMPLE_RATE_HZ)
+        for window in windows_of(audio):
+            yield Speech((window,), len(audio) / SAMPLE_RATE_HZ)
+        yield Speech((), len(audio) / SAMPLE_RATE_HZ)
 
     async def _transcribe(
         self, audio: Any, window: Window, language: str | None, task: str, request_id: str
@@ -125,9 +128,9 @@ class FakeStages:
 
 @dataclass
 class FakeRecognizer:
-    """Hears the number in each window, on a device that takes `batch_s` for a batch of any size."""
+    """Hears the number in each window, on a device that ends no batch while the file `gate` is there."""
 
-    batch_s: float = 0.0
+    gate: Path
 
     def features(self, samples: Samples) -> npt.NDArray[np.float32]:
         return samples[:1].astype(np.float32)
@@ -136,13 +139,14 @@ class FakeRecognizer:
         return request.task
 
     def transcribe(self, requests: Sequence[AsrRequest]) -> list[Any]:
-        time.sleep(self.batch_s)
+        while self.gate.exists():
+            time.sleep(0.01)
         return [window_text(int(request.features[0]), request.language) for request in requests]
 
 
 class FakeSpeechModel:
-    def detect(self, audio: Audio) -> Speech:
-        return Speech(windows_of(audio.samples), audio.duration_s, audio.warnings, audio.timings)
+    def scan(self, audio: Audio) -> Iterator[tuple[Window, ...]]:
+        return ((window,) for window in windows_of(audio.samples))
 
 
 class FakeAligner:

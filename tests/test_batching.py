@@ -227,3 +227,63 @@ def test_the_batch_size_changes_while_running() -> None:
         batcher.close()
 
     asyncio.run(scenario())
+
+
+def test_a_newcomer_does_not_wait_for_a_long_batch() -> None:
+    """With two lanes a short request runs beside a long one's batch and not in it."""
+
+    async def scenario() -> list[list[Any]]:
+        device = Device()
+        batcher: Batcher[Any, Any] = Batcher(device.run, max_batch_size=4, lanes=2)
+        long = [asyncio.create_task(batcher.submit(f"long-{n}", "long")) for n in range(10)]
+        await device.busy()
+        await device.busy()  # its first two are newcomers themselves, and run beside its next four
+        device.free(2)
+        await device.busy()
+        short = asyncio.create_task(batcher.submit("short", "short"))
+        await device.busy()  # while the other still runs
+        device.free(100)
+        assert await short == "<short>"
+        assert len(await asyncio.gather(*long)) == 10
+        batcher.close()
+        return device.batches
+
+    batches = asyncio.run(scenario())
+    assert sorted(batches[:2]) == [["long-0", "long-1"], ["long-2", "long-3", "long-4", "long-5"]]
+    assert batches[2:] == [["long-6", "long-7", "long-8", "long-9"], ["short"]]
+
+
+def test_the_second_lane_splits_no_batches_of_newcomers() -> None:
+    """While newcomers run, others wait and share the next batch: the second lane is for long batches only."""
+
+    async def scenario() -> list[list[Any]]:
+        device = Device()
+        batcher: Batcher[Any, Any] = Batcher(device.run, max_batch_size=8, lanes=2)
+        first = asyncio.create_task(batcher.submit(0, "request-0"))
+        await device.busy()
+        others = [asyncio.create_task(batcher.submit(n, f"request-{n}")) for n in range(1, 8)]
+        await settle()
+        device.free(2)
+        await asyncio.gather(first, *others)
+        batcher.close()
+        return device.batches
+
+    assert asyncio.run(scenario()) == [[0], [1, 2, 3, 4, 5, 6, 7]]
+
+
+def test_a_long_request_never_starves() -> None:
+    """However many newcomers there are, the first lane goes on with the long request."""
+
+    async def scenario() -> None:
+        device = Device()
+        batcher: Batcher[Any, Any] = Batcher(device.run, max_batch_size=2, lanes=2)
+        long = [asyncio.create_task(batcher.submit(f"long-{n}", "long")) for n in range(6)]
+        short = [asyncio.create_task(batcher.submit("short", f"short-{n}")) for n in range(20)]
+        device.free(100)
+        await asyncio.gather(*long, *short)
+        first_lane = [batch for batch in device.batches if not {"long-0", "long-1", "short"} & set(batch)]
+        assert first_lane == [["long-2", "long-3"], ["long-4", "long-5"]]
+        assert device.batches.index(["long-4", "long-5"]) <= 4
+        batcher.close()
+
+    asyncio.run(scenario())

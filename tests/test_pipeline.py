@@ -1,15 +1,17 @@
 """One request through fake stages: order, concurrency, language, degradation."""
 
 import asyncio
+from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from fakes import FakeStages, recording
 
 from serve_app.errors import InvalidRequest, ModelUnavailable, UnusableAudio
-from serve_app.pipeline import Source, in_parallel, transcribe
+from serve_app.pipeline import Source, transcribe
 from serve_app.schemas import Options
-from serve_app.transcript import Transcript
+from serve_app.transcript import Progress, Speech, Transcript, Window
 
 SOURCE = Source(url="http://example/x.mp3")
 
@@ -152,29 +154,90 @@ def test_diarization_and_recognition_run_side_by_side() -> None:
     async def scenario() -> Transcript:
         nonlocal both
         both = asyncio.Event()
-        from dataclasses import replace
-
         together = replace(stages, transcribe=transcribe_window, diarize=diarize)
         return await transcribe(together, SOURCE, Options())
 
     assert asyncio.run(scenario()).segments[0].speaker == "SPEAKER_01"
 
 
-def test_the_first_error_cancels_the_siblings() -> None:
-    """When one of several parallel steps fails, the others are cancelled before the error is raised."""
-    cancelled = []
+def test_a_failing_window_ends_the_request_and_its_siblings() -> None:
+    """The error is raised at once: other windows and the search for speech are cancelled."""
+    stages = FakeStages(recording(1, 2, 3)).stages()
+    cancelled: list[str] = []
 
-    async def waits() -> None:
+    async def until_cancelled(name: str) -> None:
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
-            cancelled.append(True)
+            cancelled.append(name)
             raise
 
-    async def fails() -> None:
-        await asyncio.sleep(0)
-        raise ValueError("first")
+    async def transcribe_window(audio: Any, window: Window, *others: Any) -> Any:
+        if window.start_s:
+            await until_cancelled(f"window at {window.start_s:g}")
+        raise UnusableAudio("broken")
 
-    with pytest.raises(ValueError, match="first"):
-        asyncio.run(in_parallel([waits(), fails(), waits()]))
-    assert cancelled == [True, True]
+    async def detect(*arguments: Any) -> AsyncGenerator[Speech, None]:
+        async for part in stages.detect_speech(*arguments):
+            if not part.windows:
+                await until_cancelled("search")
+            yield part
+
+    with pytest.raises(UnusableAudio, match="broken"):
+        asyncio.run(
+            transcribe(
+                replace(stages, transcribe=transcribe_window, detect_speech=detect),
+                SOURCE,
+                Options(language="en", diarize=False),
+            )
+        )
+    assert sorted(cancelled) == ["search", "window at 1", "window at 2"]
+
+
+def test_windows_are_transcribed_while_the_search_goes_on() -> None:
+    """The search for speech waits for the first window's text here, so it must be under way already."""
+    stages = FakeStages(recording(1, 2)).stages()
+    aligned = asyncio.Event()
+
+    async def align(*arguments: Any) -> Any:
+        aligned.set()
+        return await stages.align(*arguments)
+
+    async def detect(*arguments: Any) -> AsyncGenerator[Speech, None]:
+        async for part in stages.detect_speech(*arguments):
+            yield part
+            await asyncio.wait_for(aligned.wait(), 5)
+
+    streamed = replace(stages, align=align, detect_speech=detect)
+    transcript = asyncio.run(transcribe(streamed, SOURCE, Options(language="en")))
+    assert [segment.text for segment in transcript.segments] == ["word1", "word2"]
+
+
+def test_progress_is_reported_window_by_window_and_in_order() -> None:
+    """Reported segments are the transcript's, in order and each once, although later windows end first."""
+    stages = FakeStages(recording(1, 2, 3, 4)).stages(diarizes=False)
+    reports: list[Progress] = []
+    last_aligned = asyncio.Event()
+
+    async def align(audio: Any, window: Window, *others: Any) -> Any:
+        if window.start_s == 0:
+            await asyncio.wait_for(last_aligned.wait(), 5)
+        if window.start_s == 3:
+            last_aligned.set()
+        return await stages.align(audio, window, *others)
+
+    slow_first = replace(stages, align=align)
+    transcript = asyncio.run(transcribe(slow_first, SOURCE, Options(language="en"), reports.append))
+    assert [segment for report in reports for segment in report.segments] == list(transcript.segments)
+    assert [report.windows_done for report in reports] == [1, 2, 3, 4]
+    assert all(not report.segments for report in reports[:3])  # the first window is not there yet
+    assert (reports[-1].windows_found, reports[-1].all_found) == (4, True)
+
+
+@pytest.mark.parametrize("windows_in_flight", [1, 2])
+def test_few_windows_in_flight_do_not_stop_the_vote(windows_in_flight: int) -> None:
+    """Voters that wait for each other's languages keep no place that the others need."""
+    fake = FakeStages(recording(1, 2, 3, 4, 5))
+    stages = fake.stages(windows_in_flight=windows_in_flight)
+    transcript = asyncio.run(asyncio.wait_for(transcribe(stages, SOURCE, Options()), 10))
+    assert len(transcript.segments) == 5

@@ -3,13 +3,15 @@
 import itertools
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from serve_app.stages.speech import Segments, SpeechDetector, clip, in_stretches, merge, to_float32
-from serve_app.transcript import SAMPLE_RATE_HZ, Audio, StageWarning, Window
+from serve_app.stages.segmentation import Hysteresis
+from serve_app.stages.speech import SpeechDetector, clip, in_stretches, to_float32, windows_in_steps
+from serve_app.transcript import Audio, Segments, Window
 
 
 def random_segments(seed: int, *, longest_s: float) -> list[tuple[float, float]]:
@@ -21,6 +23,11 @@ def random_segments(seed: int, *, longest_s: float) -> list[tuple[float, float]]
     lengths_s = random.integers(1, int(longest_s * 64), count) / 64
     ends_s = np.cumsum(pauses_s + lengths_s)
     return [(float(end - length), float(end)) for end, length in zip(ends_s, lengths_s, strict=True)]
+
+
+def merge(segments: Segments, window_s: float) -> tuple[Window, ...]:
+    """The windows of a whole file's segments."""
+    return tuple(itertools.chain.from_iterable(windows_in_steps([segments], window_s, 1e9)))
 
 
 def test_no_segments_give_no_windows() -> None:
@@ -69,24 +76,46 @@ def test_conversion_leaves_read_only_samples_alone() -> None:
     np.testing.assert_array_equal(waveform, samples.astype(np.float32) / 32768.0)
 
 
-def test_detector_passes_warnings_and_duration_on() -> None:
-    """What the loader had to say about the audio reaches the caller with the windows."""
-    warning = StageWarning("decode", "truncated", "Half of it is missing.")
-    audio = Audio(np.zeros(3 * SAMPLE_RATE_HZ, np.int16), (warning,), {"decode": 0.5})
-    speech = SpeechDetector(lambda samples: [(0.5, 1.0), (1.5, 3.01)], 30.0).detect(audio)
-    assert speech.windows == (Window(0.5, 3.0),)
-    assert speech.duration_s == 3.0
-    assert speech.warnings == (warning,)
-    assert speech.timings == {"decode": 0.5}
+@pytest.mark.parametrize("seed", range(20))
+def test_windows_do_not_depend_on_the_steps(seed: int) -> None:
+    """However a file's segments arrive, its windows are the same, and each is there as soon as it is sure."""
+    segments = random_segments(seed, longest_s=12.0)
+    random = np.random.default_rng(seed)
+    edges = [0, *sorted(random.integers(0, len(segments) + 1, 5).tolist()), len(segments)]
+    steps = [segments[a:b] for a, b in itertools.pairwise(edges)]
+    found = list(windows_in_steps(steps, 12.0, 1e9))
+    assert tuple(itertools.chain.from_iterable(found)) == merge(segments, 12.0)
+    for n in range(len(steps)):  # what the first steps gave is all but the window that may still grow
+        known = tuple(itertools.chain.from_iterable(found[: n + 1]))
+        assert known == merge(list(itertools.chain.from_iterable(steps[: n + 1])), 12.0)[:-1]
+
+
+def test_speech_switches_with_hysteresis() -> None:
+    """On above the onset, off below the offset, however the scores are split into pieces."""
+    scores = [0.1, 0.6, 0.4, 0.4, 0.3, 0.4, 0.9, 0.2, 0.8, 0.8]
+    times_s = [float(n) for n in range(len(scores))]
+    for split in range(len(scores) + 1):
+        hysteresis = Hysteresis(0.5, 0.363, 30.0)
+        found = hysteresis.feed(times_s[:split], scores[:split])
+        found += hysteresis.feed(times_s[split:], scores[split:])
+        assert found + hysteresis.finish() == [(1.0, 4.0), (6.0, 7.0), (8.0, 9.0)]
+
+
+def test_long_speech_is_cut_where_it_is_least_probable() -> None:
+    """Beyond the window the segment ends at the lowest score of its second half and goes on from there."""
+    scores = [0.9, 0.9, 0.5, 0.9, 0.9, 0.6, 0.9, 0.9, 0.9]
+    hysteresis = Hysteresis(0.5, 0.363, 6.0)
+    found = hysteresis.feed([float(n) for n in range(len(scores))], scores)
+    assert found + hysteresis.finish() == [(0.0, 5.0), (5.0, 8.0)]
 
 
 def test_audio_without_samples_has_no_speech() -> None:
     """The models, which refuse an empty waveform, are not asked."""
 
-    def find(samples: npt.NDArray[np.int16]) -> Segments:
+    def find(samples: npt.NDArray[np.int16]) -> Iterator[Segments]:
         raise AssertionError("asked")
 
-    assert SpeechDetector(find, 30.0).detect(Audio(np.zeros(0, np.int16))).windows == ()
+    assert list(SpeechDetector(find, 30.0).scan(Audio(np.zeros(0, np.int16)))) == []
 
 
 def runs(samples: npt.NDArray[np.int16]) -> list[tuple[int, int]]:
@@ -101,7 +130,8 @@ def test_stretches_find_what_the_whole_would(seed: int) -> None:
     random = np.random.default_rng(seed)
     lengths = random.integers(1, 5_000, 80)
     samples = np.repeat(np.arange(80) % 2, lengths).astype(np.int16)
-    assert in_stretches(runs, samples, stretch=20_480, context=1_024) == runs(samples)
+    stretches = in_stretches(runs, samples, stretch=20_480, context=1_024)
+    assert list(itertools.chain.from_iterable(stretches)) == runs(samples)
 
 
 def test_importing_the_module_brings_no_torch() -> None:

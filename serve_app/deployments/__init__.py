@@ -14,7 +14,7 @@ USER_CONFIGS: dict[str, type[BatchConfig] | None] = {
     "AudioLoader": None,
     "SpeechDetector": None,
     "Transcriber": BatchConfig,
-    "Aligner": None,
+    "Aligner": BatchConfig,
     "Diarizer": None,
 }
 

@@ -1,7 +1,7 @@
 """What every deployment shares: queues, references to audio, and errors that cross replicas."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from ray.exceptions import RayTaskError
@@ -48,6 +48,23 @@ def caller(method: Any) -> Callable[..., Any]:
             raise
 
     return call
+
+
+def streamer(method: Any) -> Callable[..., AsyncGenerator[Any, None]]:
+    """A streaming handle method as a plain async generator: raises our errors, and leaving it ends the call."""
+
+    async def stream(*args: Any) -> AsyncGenerator[Any, None]:
+        responses = method.remote(*args)
+        try:
+            async for response in responses:
+                yield response
+        except RayTaskError as error:
+            raise own_error(error) from None
+        except (asyncio.CancelledError, GeneratorExit):
+            responses.cancel()
+            raise
+
+    return stream
 
 
 async def awaited(response: Any) -> Any:

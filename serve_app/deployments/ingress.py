@@ -2,7 +2,7 @@
 
 import asyncio
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
@@ -12,12 +12,12 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.api import create_app
-from serve_app.deployments.handles import MANY, ROUTER, AudioRef, awaited, caller
+from serve_app.deployments.handles import MANY, ROUTER, AudioRef, awaited, caller, streamer
 from serve_app.errors import DeadlineExceeded, InvalidRequest, Overloaded
-from serve_app.pipeline import Source, Stages, transcribe
-from serve_app.schemas import Options, parse_options, predict_response
+from serve_app.pipeline import Source, Stages, transcribe, unheard
+from serve_app.schemas import Options, parse_options, predict_response, progress_response
 from serve_app.settings import Settings
-from serve_app.transcript import Transcript
+from serve_app.transcript import Progress, Transcript
 
 UPLOAD_CHUNK_BYTES = 8 << 20
 READY_TIMEOUT_S = 2.0
@@ -84,7 +84,7 @@ class Ingress:
         self._draining = False
         self._stages = Stages(
             load=_load_with(loader),
-            detect_speech=caller(detector.detect),
+            detect_speech=streamer(detector.options(stream=True).detect),
             transcribe=caller(transcriber.transcribe),
             align=caller(aligner.align),
             diarize=caller(diarizer.diarize) if diarizer else None,
@@ -101,15 +101,29 @@ class Ingress:
         self, source: str | bytes, *, headers: dict[str, str] | None = None, **options: Any
     ) -> dict[str, Any]:
         """For Python handles: an audio URL or a file's bytes; headers, options and answer as over HTTP."""
-        parsed = parse_options(options)
-        if isinstance(source, str):
-            where = Source(url=source, headers=headers or {})
-        elif isinstance(source, bytes | bytearray | memoryview) and not headers:
-            where = Source(file=io.BytesIO(source))
-        else:
-            raise InvalidRequest("source: give an http(s) URL, with headers or without, or a file's bytes.")
+        where, parsed = _source(source, headers), parse_options(options)
         with self._in_flight.one():
             return predict_response(await self._run(where, parsed), words=parsed.word_timestamps)
+
+    async def stream(
+        self, source: str | bytes, *, headers: dict[str, str] | None = None, **options: Any
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """The same for `handle.options(stream=True)`: progress as windows are done, then the answer.
+
+        Every item but the last has `windows_done`, `windows_found`, `all_found` and `segments`: those that
+        have become final, in order, without speakers. The last one is the answer.
+        """
+        where, parsed = _source(source, headers), parse_options(options)
+        news: asyncio.Queue[Progress | None] = asyncio.Queue()
+        with self._in_flight.one():
+            run = asyncio.create_task(self._run(where, parsed, news.put_nowait))
+            run.add_done_callback(lambda _: news.put_nowait(None))
+            try:
+                while (progress := await news.get()) is not None:
+                    yield progress_response(progress, words=parsed.word_timestamps)
+                yield predict_response(await run, words=parsed.word_timestamps)
+            finally:
+                run.cancel()
 
     async def readiness(self) -> dict[str, bool]:
         """Per stage, whether a replica with its models answers."""
@@ -134,16 +148,26 @@ class Ingress:
             return False
         return True
 
-    async def _run(self, source: Source, options: Options) -> Transcript:
+    async def _run(
+        self, source: Source, options: Options, report: Callable[[Progress], None] = unheard
+    ) -> Transcript:
         if self._draining:
             raise Overloaded("The server is shutting down; try again.", None, "shutting_down")
         limit_s = self._settings.request_timeout_s
         try:
-            return await asyncio.wait_for(transcribe(self._stages, source, options), limit_s)
+            return await asyncio.wait_for(transcribe(self._stages, source, options, report), limit_s)
         except asyncio.TimeoutError:
             raise DeadlineExceeded(
                 f"The request took longer than {limit_s:g} s; send a shorter file."
             ) from None
+
+
+def _source(source: str | bytes, headers: dict[str, str] | None) -> Source:
+    if isinstance(source, str):
+        return Source(url=source, headers=headers or {})
+    if isinstance(source, bytes | bytearray | memoryview) and not headers:
+        return Source(file=io.BytesIO(source))
+    raise InvalidRequest("source: give an http(s) URL, with headers or without, or a file's bytes.")
 
 
 def _load_with(loader: DeploymentHandle[Any]) -> Callable[[Source], Any]:

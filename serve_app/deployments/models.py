@@ -1,8 +1,6 @@
 """The four deployments that hold a model: each a batcher in front of one device thread."""
 
-import asyncio
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,7 +27,7 @@ from serve_app.transcript import (
 
 
 class BatchConfig(BaseModel):
-    """`user_config` of the Transcriber; changes at run time without a restart."""
+    """`user_config` of the Transcriber and the Aligner; changes at run time without a restart."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -44,7 +42,7 @@ class Recognizer(Protocol):
 
 
 class SpeechModel(Protocol):
-    def detect(self, audio: Audio) -> Speech: ...
+    def scan(self, audio: Audio) -> Iterator[tuple[Window, ...]]: ...
 
 
 class AlignModel(Protocol):
@@ -64,16 +62,22 @@ class DiarizeModel(Protocol):
 
 @serve.deployment(**QUEUES_INSIDE)
 class SpeechDetector:
-    """Samples to windows of speech."""
+    """Samples to windows of speech. Files take turns, a second of work at a time."""
 
     def __init__(self, load: Callable[[], SpeechModel]) -> None:
-        model = load()
-        self._batcher: Batcher[Audio, Speech] = Batcher(
-            lambda items: [model.detect(item) for item in items], max_batch_size=1, name="speech"
+        self._model = load()
+        self._batcher: Batcher[Iterator[tuple[Window, ...]], tuple[Window, ...] | None] = Batcher(
+            lambda scans: [next(scan, None) for scan in scans], max_batch_size=1, name="speech"
         )
 
-    async def detect(self, ref: AudioRef, request_id: str) -> Speech:
-        return await self._batcher.submit(await audio_behind(ref), request_id)
+    async def detect(self, ref: AudioRef, request_id: str) -> AsyncIterator[Speech]:
+        """Part after part, as soon as the windows in it are sure; the first one comes at once, empty."""
+        audio = await audio_behind(ref)
+        yield Speech((), audio.duration_s, audio.warnings, audio.timings)
+        scan = self._model.scan(audio)
+        while (windows := await self._batcher.submit(scan, request_id)) is not None:
+            if windows:
+                yield Speech(windows, audio.duration_s)
 
     async def ready(self) -> bool:
         return True
@@ -86,10 +90,14 @@ class Transcriber:
     def __init__(self, load: Callable[[], Recognizer]) -> None:
         self._model = load()
         self._batcher: Batcher[AsrRequest, WindowText] = Batcher(
-            self._model.transcribe, max_batch_size=8, key=self._model.batch_key, name="asr"
+            self._model.transcribe, max_batch_size=8, key=self._model.batch_key, lanes=2, name="asr"
         )
-        # Features of coming windows are computed while the device runs the present batch.
-        self._features_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="features")
+        # Features of coming windows are computed while the device runs, requests taking turns here too.
+        self._features: Batcher[Samples, npt.NDArray[np.float32]] = Batcher(
+            lambda items: [self._model.features(samples) for samples in items],
+            max_batch_size=1,
+            name="features",
+        )
 
     def reconfigure(self, config: dict[str, Any]) -> None:
         batch = BatchConfig.model_validate(config)
@@ -99,13 +107,13 @@ class Transcriber:
         self, ref: AudioRef, window: Window, language: str | None, task: Task, request_id: str
     ) -> WindowText:
         samples = window.cut((await audio_behind(ref)).samples)
-        loop = asyncio.get_running_loop()
-        features = await loop.run_in_executor(self._features_thread, self._model.features, samples)
+        features = await self._features.submit(samples, request_id)
         return await self._batcher.submit(AsrRequest(features, language, task), request_id)
 
     async def counters(self) -> dict[str, float]:
         """Batches, items and times so far: what batch occupancy is computed from."""
-        return vars(self._batcher.counters).copy()
+        batcher = self._batcher
+        return vars(batcher.counters) | {"queued": batcher.queued, "running": batcher.running}
 
     async def ready(self) -> bool:
         return True
@@ -113,19 +121,27 @@ class Transcriber:
 
 @serve.deployment(**QUEUES_INSIDE)
 class Aligner:
-    """Windows with text to sentences with word times."""
+    """Windows with text to sentences with word times, windows of all requests in one language together."""
 
     def __init__(self, load: Callable[[], AlignModel]) -> None:
         model = load()
         self._batcher: Batcher[AlignRequest, tuple[Segment, ...]] = Batcher(
-            model.align, max_batch_size=1, name="align"
+            model.align, max_batch_size=16, key=lambda request: request.language, name="align"
         )
+
+    def reconfigure(self, config: dict[str, Any]) -> None:
+        batch = BatchConfig.model_validate(config)
+        self._batcher.max_batch_size, self._batcher.wait_s = batch.max_batch_size, batch.wait_s
 
     async def align(
         self, ref: AudioRef, window: Window, text: WindowText, request_id: str
     ) -> tuple[Segment, ...]:
         request = AlignRequest.for_window((await audio_behind(ref)).samples, window, text)
         return await self._batcher.submit(request, request_id)
+
+    async def counters(self) -> dict[str, float]:
+        """Batches, items and times so far, as the Transcriber's."""
+        return vars(self._batcher.counters).copy()
 
     async def ready(self) -> bool:
         return True

@@ -51,6 +51,7 @@ def load_recognizer(
             device=device,
             compute_type=choose_compute_type(compute_type, device),
             cpu_threads=threads,
+            num_workers=2,  # the batcher's lanes; they share the weights
         )
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -2,6 +2,7 @@
 
 import base64
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -69,16 +70,29 @@ def test_a_handle_call_with_a_wrong_option_raises_our_error() -> None:
     assert raised.value.param == "beam"
 
 
-def test_windows_of_different_requests_share_batches() -> None:
-    """Eight one-window requests at once run in far fewer batches than eight."""
-    counters = serve.get_deployment_handle("Transcriber", "whisperx").counters
-    before = counters.remote().result(timeout_s=60)
-    with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda n: post(files={"file": wav(recording(n))}), range(1, 9)))
-    after = counters.remote().result(timeout_s=60)
-    assert [segments(answer)[0]["text"] for answer in answers] == [f"word{n}" for n in range(1, 9)]
-    assert after["items"] - before["items"] == 8
-    assert after["batches"] - before["batches"] <= 5
+def test_windows_of_different_requests_share_batches(gate: Path) -> None:
+    """Eight requests of one window that wait for a busy device run as one batch when it is free."""
+    counters: Any = serve.get_deployment_handle("Transcriber", "whisperx").counters
+
+    def now() -> dict[str, float]:
+        found: dict[str, float] = counters.remote().result(timeout_s=60)
+        return found
+
+    before = now()
+    with ThreadPoolExecutor(9) as pool:
+        gate.touch()  # the device ends no batch
+        try:
+            first = pool.submit(post, files={"file": wav(recording(9))})
+            while now()["waited"] == before["waited"]:
+                pass
+            others = [pool.submit(post, files={"file": wav(recording(n))}) for n in range(1, 9)]
+            while now()["queued"] < 8:
+                pass
+        finally:
+            gate.unlink()
+        texts = [segments(answer.result())[0]["text"] for answer in (*others, first)]
+    assert texts == [f"word{n}" for n in range(1, 10)]
+    assert now()["batches"] - before["batches"] == 1 + 8 / 4  # of four on a CPU
 
 
 def test_errors_of_every_stage_reach_the_caller_plainly(files: Files) -> None:
@@ -121,3 +135,27 @@ def test_many_windows_of_one_file_come_back_in_order() -> None:
     assert [s["text"] for s in segments(post(files={"file": wav(recording(*numbers))}))] == [
         f"word{n}" for n in numbers
     ]
+
+
+def test_a_streaming_handle_reports_segments_before_the_answer() -> None:
+    """handle.stream gives every segment once, in order and without speaker, then the whole answer."""
+    handle: Any = serve.get_app_handle("whisperx").options(stream=True)
+    *reports, answer = list(handle.stream.remote(wav(recording(*range(1, 21))), language="en"))
+    assert [s["text"] for r in reports for s in r["segments"]] == [f"word{n}" for n in range(1, 21)]
+    assert all(s["speaker"] is None for r in reports for s in r["segments"])
+    assert reports[-1]["windows_done"] == 20
+    assert [s["text"] for s in answer["model_output"]] == [f"word{n}" for n in range(1, 21)]
+    assert answer["model_output"][0]["speaker"] == "SPEAKER_01"
+
+
+def test_a_stream_that_is_left_frees_its_windows() -> None:
+    """Whoever stops listening has windows that wait dropped before they reach the device."""
+    counters = serve.get_deployment_handle("Transcriber", "whisperx").counters
+    before = counters.remote().result(timeout_s=60)
+    handle: Any = serve.get_app_handle("whisperx").options(stream=True)
+    responses = handle.stream.remote(wav(recording(*range(1, 61))), language="en")
+    next(iter(responses))
+    responses.cancel()
+    assert segments(post(files={"file": TWO_VOICES})) == EXPECTED  # behind them in the same queue
+    after = counters.remote().result(timeout_s=60)
+    assert after["items"] - before["items"] < 60

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from random_whisper import build_random_whisper
+from benchmarks.random_whisper import build_random_whisper
 
 from serve_app import bundled
 from serve_app.errors import InvalidRequest
@@ -62,7 +62,8 @@ def test_transcript_is_whisperx_own(audio: Audio) -> None:
     segments = load_whisperx(bundled.ASR, "float32").transcribe(
         to_float32(audio.samples), batch_size=4, chunk_size=int(WINDOW_S), language="en"
     )["segments"]
-    windows = load_pyannote_detector(SpeechSettings(), int(WINDOW_S)).detect(audio).windows
+    scan = load_pyannote_detector(SpeechSettings(), int(WINDOW_S)).scan(audio)
+    windows = tuple(itertools.chain.from_iterable(scan))
     recognizer = load_recognizer(
         str(bundled.ASR), device="cpu", compute_type="float32", threads=2, beam_size=5
     )

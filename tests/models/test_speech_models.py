@@ -1,5 +1,6 @@
 """Speech detection with the real models: whisperx's windows, and inputs that are hardly any."""
 
+import itertools
 import sys
 from pathlib import Path
 
@@ -8,12 +9,13 @@ import pytest
 
 from serve_app.settings import SpeechSettings
 from serve_app.stages import speech
+from serve_app.stages.segmentation import SegmentationScan
 from serve_app.stages.speech import (
     SpeechDetector,
     load_pyannote_detector,
     load_silero_detector,
-    merge,
     to_float32,
+    windows_in_steps,
 )
 from serve_app.transcript import SAMPLE_RATE_HZ, Audio, Window
 
@@ -37,6 +39,10 @@ def detector(request: pytest.FixtureRequest) -> SpeechDetector:
     return found
 
 
+def windows_of(detector: SpeechDetector, audio: Audio) -> tuple[Window, ...]:
+    return tuple(itertools.chain.from_iterable(detector.scan(audio)))
+
+
 def speech_mask(windows: tuple[Window, ...], duration_s: float) -> np.ndarray:
     """One flag per 10 ms."""
     mask = np.zeros(int(duration_s * 100), bool)
@@ -56,29 +62,53 @@ def test_windows_are_whisperx_own(audio: Audio, pyannote: SpeechDetector) -> Non
     )
     expected = Pyannote.merge_chunks(scores, WINDOW_S, SETTINGS.onset, SETTINGS.offset)
     assert len(expected) >= 3
-    assert pyannote.detect(audio).windows == tuple(
+    assert windows_of(pyannote, audio) == tuple(
         Window(chunk["start"], min(chunk["end"], audio.duration_s)) for chunk in expected
     )
 
 
+@pytest.mark.parametrize("seconds", [3.0, 5.0, 11.3, 20.5, 24.0])
+def test_scores_are_pyannotes_own(audio: Audio, pyannote: SpeechDetector, seconds: float) -> None:
+    """Step by step or over the whole file at once: the same probability in every frame, none missing."""
+    import torch
+    from whisperx.vads import Pyannote
+
+    samples = audio.samples[: int(seconds * SAMPLE_RATE_HZ)]
+    assert isinstance(pyannote.find, SegmentationScan)
+    found = np.concatenate(list(pyannote.find.scores(samples)))
+    reference = Pyannote(torch.device("cpu"), vad_onset=SETTINGS.onset, vad_offset=SETTINGS.offset)
+    waveform = Pyannote.preprocess_audio(to_float32(samples))
+    expected = reference({"waveform": waveform, "sample_rate": SAMPLE_RATE_HZ}).data[:, 0]
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_the_first_window_is_there_long_before_the_last(audio: Audio, pyannote: SpeechDetector) -> None:
+    """Two minutes: the first window comes within the first quarter of the steps."""
+    steps = list(pyannote.scan(Audio(np.tile(audio.samples, 5))))
+    first = next(n for n, windows in enumerate(steps) if windows)
+    assert first < len(steps) / 4
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_merge_is_whisperx_own(seed: int) -> None:
-    """`merge` equals Vad.merge_chunks on segments of any length, touching or not."""
+    """Joining segments equals Vad.merge_chunks on segments of any length, touching or not."""
     from whisperx.diarize import Segment
     from whisperx.vads import Vad
 
     random = np.random.default_rng(seed)
     edges_s = np.cumsum(random.exponential(1.5, 120) * random.integers(0, 3, 120)).tolist()
-    segments = list(zip(edges_s[::2], edges_s[1::2], strict=True))
+    segments = [(start, end) for start, end in zip(edges_s[::2], edges_s[1::2], strict=True) if start < end]
     chunks = Vad.merge_chunks([Segment(start, end) for start, end in segments], WINDOW_S, 0.5, None)
-    assert merge(segments, WINDOW_S) == tuple(Window(chunk["start"], chunk["end"]) for chunk in chunks)
+    found = itertools.chain.from_iterable(windows_in_steps([segments], WINDOW_S, 1e9))
+    assert tuple(found) == tuple(Window(chunk["start"], chunk["end"]) for chunk in chunks)
 
 
 def test_methods_agree_on_where_speech_is(
     audio: Audio, silero: SpeechDetector, pyannote: SpeechDetector
 ) -> None:
     """Silero's windows cover pyannote's for at least nine tenths of the recording, within the limit."""
-    by_silero, by_pyannote = silero.detect(audio).windows, pyannote.detect(audio).windows
+    by_silero, by_pyannote = windows_of(silero, audio), windows_of(pyannote, audio)
     assert all(window.end_s - window.start_s <= WINDOW_S for window in by_silero + by_pyannote)
     duration_s = audio.duration_s
     same = speech_mask(by_silero, duration_s) == speech_mask(by_pyannote, duration_s)
@@ -87,24 +117,22 @@ def test_methods_agree_on_where_speech_is(
 
 def test_silence_has_no_windows(detector: SpeechDetector) -> None:
     """Ten seconds of zeros hold no speech."""
-    silent = detector.detect(Audio(np.zeros(10 * SAMPLE_RATE_HZ, np.int16)))
-    assert (silent.windows, silent.duration_s) == ((), 10.0)
+    assert windows_of(detector, Audio(np.zeros(10 * SAMPLE_RATE_HZ, np.int16))) == ()
 
 
 @pytest.mark.parametrize("samples", [1, 800, 1600])
 def test_hardly_any_audio_is_no_error(audio: Audio, detector: SpeechDetector, samples: int) -> None:
     """A single sample, 50 ms and 100 ms of a recording give no error and no window beyond the end."""
     middle = len(audio.samples) // 2
-    found = detector.detect(Audio(audio.samples[middle : middle + samples]))
-    assert found.duration_s == samples / SAMPLE_RATE_HZ
-    assert all(0 <= window.start_s < window.end_s <= found.duration_s for window in found.windows)
+    found = windows_of(detector, Audio(audio.samples[middle : middle + samples]))
+    assert all(0 <= window.start_s < window.end_s <= samples / SAMPLE_RATE_HZ for window in found)
 
 
 def test_samples_may_be_read_only(audio: Audio, detector: SpeechDetector) -> None:
     """Samples out of another replica's memory are read, never written to, and nothing warns."""
     before = audio.samples.copy()
     assert not audio.samples.flags.writeable
-    assert detector.detect(audio).windows
+    assert windows_of(detector, audio)
     np.testing.assert_array_equal(audio.samples, before)
 
 
@@ -113,11 +141,11 @@ def test_long_file_in_stretches_is_the_same_to_silero(
 ) -> None:
     """Stretches of a minute, which keep memory small, find the speech that one piece has."""
     samples = np.tile(audio.samples, 7)
-    whole = silero.detect(Audio(samples))
+    whole = windows_of(silero, Audio(samples))
     monkeypatch.setattr(speech, "SILERO_STRETCH_SAMPLES", 60 * SAMPLE_RATE_HZ)
-    pieces = silero.detect(Audio(samples))
-    duration_s = whole.duration_s
-    same = speech_mask(whole.windows, duration_s) == speech_mask(pieces.windows, duration_s)
+    pieces = windows_of(silero, Audio(samples))
+    duration_s = len(samples) / SAMPLE_RATE_HZ
+    same = speech_mask(whole, duration_s) == speech_mask(pieces, duration_s)
     assert same.mean() >= 0.995
 
 

@@ -10,16 +10,22 @@ from typing import Any
 from serve_app import bundled
 
 # Width, layers, heads (https://github.com/openai/whisper#available-models-and-languages and its model.py).
-DIMENSIONS = {"tiny": (384, 4, 6), "base": (512, 6, 8), "small": (768, 12, 12)}
+DIMENSIONS = {"tiny": (384, 4, 6), "base": (512, 6, 8), "small": (768, 12, 12), "large-v2": (1280, 32, 20)}
 
 
 def build_random_whisper(
-    directory: Path, name: str = "tiny", *, english_only: bool = False, mel_bands: int = 80
+    directory: Path,
+    name: str = "tiny",
+    *,
+    english_only: bool = False,
+    mel_bands: int = 80,
+    text_tokens: int | None = None,
 ) -> Path:
     """Writes a float32 CTranslate2 model with the multilingual tokenizer and returns its directory.
 
     `english_only` takes one text token away: CTranslate2 tells English-only models by their
-    vocabulary of 51,864 tokens.
+    vocabulary of 51,864 tokens. With `text_tokens` every text ends after about so many tokens, as a
+    trained model's does; without, decoding goes on to its limit.
     """
     import torch
     from ctranslate2.converters import TransformersConverter
@@ -56,6 +62,8 @@ def build_random_whisper(
             decoder_start_token_id=start,
         )
     )
+    if text_tokens is not None:
+        _end_after(model, text_tokens, end)
     model.generation_config = GenerationConfig(
         suppress_tokens=[1, 2, 7, *range(start, tokenizer.token_to_id("<|notimestamps|>"))],
         begin_suppress_tokens=[220, end],
@@ -74,6 +82,16 @@ def build_random_whisper(
     (source / "preprocessor_config.json").write_text(json.dumps({"feature_size": mel_bands}), "utf-8")
     converter = TransformersConverter(str(source), copy_files=["tokenizer.json", "preprocessor_config.json"])
     return Path(converter.convert(str(directory / name)))
+
+
+def _end_after(model: Any, text_tokens: int, end: int) -> None:
+    """From position `text_tokens` on one direction drowns all others, and only the end token points there."""
+    import torch
+
+    with torch.no_grad():
+        direction = torch.nn.functional.normalize(torch.randn(model.config.d_model), dim=0)
+        model.model.decoder.embed_positions.weight[text_tokens:] += 50 * direction
+        model.model.decoder.embed_tokens.weight[end] = 2 * direction
 
 
 def _remove_last_text_token(layout: dict[str, Any]) -> None:

@@ -1,0 +1,229 @@
+"""`python -m benchmarks.scheduling`: what the scheduling is worth, on simulated T4s.
+
+The real graph on a local Ray, with models that only take time. One JSON line on standard output:
+
+- burst: 32 clips of 3 to 25 s sent at once to one T4, against the same clips one after the other as
+  whisperx would take them on it (throughput_ratio_sim)
+- saturation: clients that always have another 30 s file waiting (occupancy_sim, busy_sim, and overhead_sim:
+  wall time over what the GPU needs for full batches)
+- company: clips of 10 s, one after the other, alone and beside a file of 3 hours
+  (short_beside_long_p95_ratio, long_beside_short_ratio, first_segment_fraction)
+- scaling: the file of 3 hours on 1, 2 and 4 GPUs, without speakers (scaling_2, scaling_4)
+"""
+
+import asyncio
+import json
+import os
+import platform
+import random
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from ray import serve
+from rich.console import Console
+
+from benchmarks.simulated import Gpu, align_s, asr_s, diarize_s, gpus_in, run_like_whisperx
+from benchmarks.systems import wav
+from benchmarks.truth import SAMPLE_RATE_HZ
+from serve_app.app import GPU_BATCH
+from serve_app.launcher import free_port, running
+
+BATCH = int(GPU_BATCH["max_batch_size"])
+WINDOW_S = 30.0
+CLIPS = 32
+CLIP_S = (3.0, 25.0)
+SHORT_S = 10.0
+LONG_S = 3 * 3600.0
+
+say = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+@dataclass
+class Simulation:
+    """The running application, its simulated GPUs, and what happened meanwhile."""
+
+    handle: Any
+    transcriber: Any
+    gpus: tuple[Gpu, ...]
+    options: dict[str, Any] = field(default_factory=dict)
+
+    async def transcribe(self, clip: bytes) -> float:
+        """Seconds until the answer."""
+        begun_s = time.monotonic()
+        await self.handle.transcribe.remote(clip, language="en", **self.options)
+        return time.monotonic() - begun_s
+
+    async def counters(self) -> dict[str, float]:
+        found: dict[str, float] = await self.transcriber.counters.remote()
+        return found
+
+
+@contextmanager
+def simulation(gpu_count: int) -> Iterator[Simulation]:
+    """The graph with one Transcriber on each of so many GPUs; the other models share the first one."""
+    with tempfile.TemporaryDirectory() as folder:
+        raw = {
+            "proxy_location": "HeadOnly",
+            "http_options": {"host": "127.0.0.1", "port": free_port()},
+            "applications": [
+                {
+                    "name": "simulated",
+                    "import_path": "benchmarks.simulated:build",
+                    "args": {"folder": folder, "gpu_count": gpu_count},
+                    "deployments": [
+                        {"name": "Transcriber", "num_replicas": gpu_count, "user_config": GPU_BATCH},
+                        {"name": "Aligner", "user_config": GPU_BATCH},
+                        # A short file need not wait for the speakers of a long one.
+                        {"name": "Diarizer", "num_replicas": 2},
+                    ],
+                }
+            ],
+        }
+        with running(raw, show_logs=False, num_cpus=8):
+            handle = serve.get_app_handle("simulated")
+            transcriber = serve.get_deployment_handle("Transcriber", "simulated")
+            yield Simulation(handle, transcriber, gpus_in(Path(folder), gpu_count))
+
+
+def silence(seconds: float) -> bytes:
+    """A WAV file; what is in it does not matter to a simulated model."""
+    return wav(np.zeros(int(seconds * SAMPLE_RATE_HZ), np.int16))
+
+
+async def burst(graph: Simulation, rng: random.Random) -> dict[str, float]:
+    """Clips sent at once, and the same clips one after the other through whisperx's stages."""
+    lengths_s = [rng.uniform(*CLIP_S) for _ in range(CLIPS)]
+    clips = [silence(length_s) for length_s in lengths_s]
+    begun_s = time.monotonic()
+    latencies_s = await asyncio.gather(*(graph.transcribe(clip) for clip in clips))
+    ours_s = time.monotonic() - begun_s
+    begun_s = time.monotonic()
+    for length_s in lengths_s:
+        await asyncio.to_thread(run_like_whisperx, length_s, graph.gpus[0])
+    whisperx_s = time.monotonic() - begun_s
+    return {
+        "throughput_ratio_sim": whisperx_s / ours_s,
+        "burst_ours_s": ours_s,
+        "burst_whisperx_s": whisperx_s,
+        "burst_first_answer_s": min(latencies_s),
+    }
+
+
+async def saturation(graph: Simulation, clients: int, files: int) -> dict[str, float]:
+    """So many clients, each with one file of one full window under way; measured in the middle of it."""
+    clip, left = silence(WINDOW_S), files
+    warm, emptied = asyncio.Event(), asyncio.Event()
+
+    async def client() -> None:
+        nonlocal left
+        while left:
+            left -= 1
+            if left <= files - 2 * clients:  # everybody has had an answer or so
+                warm.set()
+            await graph.transcribe(clip)
+        emptied.set()
+
+    tasks = [asyncio.create_task(client()) for _ in range(clients)]
+    await warm.wait()
+    first, begun_s = await graph.counters(), time.monotonic()
+    await emptied.wait()
+    last, ended_s = await graph.counters(), time.monotonic()
+    await asyncio.gather(*tasks)
+    items, batches = last["items"] - first["items"], last["batches"] - first["batches"]
+    ideal_s = items * (asr_s([WINDOW_S] * BATCH) / BATCH + align_s(WINDOW_S) + diarize_s(WINDOW_S))
+    return {
+        "clients": clients,
+        "occupancy_sim": items / (batches * BATCH),
+        "busy_sim": graph.gpus[0].busy_s(begun_s, ended_s) / (ended_s - begun_s),
+        "overhead_sim": (ended_s - begun_s) / ideal_s,
+        "windows": items,
+    }
+
+
+@dataclass
+class LongFile:
+    """What became of one."""
+
+    wall_s: float = 0.0
+    first_segment_s: float = float("nan")
+    done: bool = False
+
+
+async def long_file(graph: Simulation, clip: bytes) -> LongFile:
+    """The 3-hour file, without speakers: their one call of minutes is no matter of scheduling windows."""
+    result, begun_s = LongFile(), time.monotonic()
+    reports: AsyncIterator[dict[str, Any]] = graph.handle.options(stream=True).stream.remote(
+        clip, language="en", diarize=False
+    )
+    async for report in reports:
+        if report.get("segments") and np.isnan(result.first_segment_s):
+            result.first_segment_s = time.monotonic() - begun_s
+    result.wall_s, result.done = time.monotonic() - begun_s, True
+    return result
+
+
+async def company(graph: Simulation, clip: bytes, idle_runs: int) -> dict[str, float]:
+    """Short clips with nobody else there, then as many as fit in beside the long file."""
+    graph.options = {"diarize": False}
+    short = silence(SHORT_S)
+    await graph.transcribe(short)
+    idle_s = [await graph.transcribe(short) for _ in range(idle_runs)]
+    alone = await long_file(graph, clip)
+    together = asyncio.create_task(long_file(graph, clip))
+    beside_s = []
+    await asyncio.sleep(0.1 * alone.wall_s)  # until it is well under way
+    while not together.done():
+        beside_s.append(await graph.transcribe(short))
+        await asyncio.sleep(1.0)  # people are slower than machines: one clip in two seconds or so
+    busy = await together
+    graph.options = {}
+    return {
+        "short_idle_p95_s": float(np.percentile(idle_s, 95)),
+        "short_beside_long_p95_s": float(np.percentile(beside_s, 95)),
+        "short_beside_long_p95_ratio": float(np.percentile(beside_s, 95) / np.percentile(idle_s, 95)),
+        "shorts_beside_long": len(beside_s),
+        "long_beside_short_ratio": busy.wall_s / alone.wall_s,
+        "first_segment_fraction": alone.first_segment_s / alone.wall_s,
+        "long_1_s": alone.wall_s,
+    }
+
+
+def main(
+    long_s: Annotated[float, typer.Option(help="Length of the long file, in seconds.")] = LONG_S,
+    clients: Annotated[int, typer.Option(help="Clients at saturation.")] = 64,
+    files: Annotated[int, typer.Option(help="Files they send altogether.")] = 256,
+    gpu_counts: Annotated[str, typer.Option(help="GPUs of the scaling runs, first 1.")] = "1,2,4",
+    seed: int = 1,
+) -> None:
+    figures: dict[str, Any] = {}
+    long_clip = silence(long_s)
+    for count in map(int, gpu_counts.split(",")):
+        say.print(f"{count} simulated GPU{'s' * (count > 1)}")
+        with simulation(count) as graph:
+            if count == 1:
+                figures |= asyncio.run(burst(graph, random.Random(seed)))
+                say.print(json.dumps(figures))
+                figures |= asyncio.run(saturation(graph, clients, files))
+                say.print(json.dumps(figures))
+                figures |= asyncio.run(company(graph, long_clip, idle_runs=20))
+            else:
+                result = asyncio.run(long_file(graph, long_clip))
+                figures[f"long_{count}_s"] = result.wall_s
+                figures[f"scaling_{count}"] = figures["long_1_s"] / result.wall_s
+        say.print(json.dumps(figures))
+    figures |= {
+        "long_s": long_s,
+        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+    }
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    typer.run(main)

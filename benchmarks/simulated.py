@@ -1,0 +1,208 @@
+"""Models whose answers are trivial and whose time is that of `large-v2` and its companions on a T4.
+
+What is real around them is everything else: Ray Serve, HTTP, decoding, batching, the order of things. A model
+call holds its thread and its GPU for as long as a roofline says (../shared/research/perf_rel_sec.md A3 and
+whisperx.md; figures below), so two cores can show what the scheduling of many GPUs is worth.
+
+A GPU is a lock that processes take for a slice at a time, as CUDA kernels of several processes take turns.
+"""
+
+# No `from __future__ import annotations` here: Ray validates `args:` only when the annotation is a class.
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel
+from ray.serve import Application
+
+from serve_app.app import Loaders, graph
+from serve_app.settings import Settings
+from serve_app.transcript import (
+    SAMPLE_RATE_HZ,
+    AlignRequest,
+    AsrRequest,
+    Audio,
+    Diarization,
+    Samples,
+    Segment,
+    Turn,
+    Window,
+    WindowText,
+)
+
+SLICE_S = 0.02
+WINDOW_S = 30.0
+WINDOWS_IN_FLIGHT = 64  # of one request, for each GPU: four batches
+TOKENS_PER_S = 4.0  # of speech
+
+# large-v2, int8 weights, beam 5, on a T4 at 40 % of its arithmetic and 75 % of its bandwidth.
+ENCODE_S = 0.1  # each window, always padded to 30 s
+STEP_S = 0.0033  # each decoding step reads the weights once for the whole batch
+STEP_PER_WINDOW_S = 0.00103  # and each window's cross-attention keys and values
+
+# Seconds of GPU for each second of audio, at 40 % of 8.1 TFLOP/s (float32).
+ALIGN = 50 / 3600 / 3.2  # wav2vec2-base, 50 TFLOP an hour
+DIARIZE = 163 / 3600 / 3.2  # ResNet34 with one trunk for all speakers of a window
+STOCK_DIARIZE = 488 / 3600 / 3.2  # and once for each speaker, as pyannote does
+# Seconds of CPU for each second of audio.
+DETECT = 0.0021  # Silero on one core
+STOCK_DETECT = 0.052  # pyannote, whisperx's default
+STOCK_ALIGN_CPU = 50 * (73e-6 + 13e-6) + 0.0026  # per-frame torch operations at 50 frames a second, pandas
+
+
+def asr_s(windows_s: Sequence[float]) -> float:
+    """Seconds that one batch of windows takes; finished ones leave it, as CTranslate2 removes them."""
+    lengths = sorted(int(TOKENS_PER_S * seconds) for seconds in windows_s)
+    decoding_s, done = 0.0, 0
+    for n, length in enumerate(lengths):
+        left = len(lengths) - n
+        decoding_s += (length - done) * (STEP_S + STEP_PER_WINDOW_S * left)
+        done = length
+    return ENCODE_S * len(lengths) + decoding_s
+
+
+def align_s(duration_s: float) -> float:
+    return ALIGN * duration_s
+
+
+def diarize_s(duration_s: float) -> float:
+    return DIARIZE * duration_s
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One simulated GPU, shared by the processes that name the same file; its log says when it was busy."""
+
+    path: Path
+
+    def run(self, seconds: float) -> None:
+        """Holds the GPU for so long altogether, letting others in between slices."""
+        left_s = seconds
+        with self.path.open("ab", buffering=0) as log:
+            while left_s > 0:
+                fcntl.flock(log, fcntl.LOCK_EX)
+                begun_s = time.monotonic()
+                time.sleep(min(left_s, SLICE_S))
+                held_s = time.monotonic() - begun_s
+                log.write(f"{begun_s:.6f} {held_s:.6f}\n".encode())
+                fcntl.flock(log, fcntl.LOCK_UN)
+                left_s -= held_s
+                os.sched_yield()
+
+    def busy_s(self, begin_s: float, end_s: float) -> float:
+        """Seconds busy between two readings of the monotonic clock."""
+        if not self.path.exists():
+            return 0.0
+        rows = (map(float, line.split()) for line in self.path.read_text().splitlines())
+        return sum(held for begun, held in rows if begin_s <= begun < end_s)
+
+
+@dataclass(frozen=True)
+class SimulatedDetector:
+    """All of the file is speech: windows of 30 s, and one with the rest."""
+
+    def scan(self, audio: Audio) -> Iterator[tuple[Window, ...]]:
+        for start in np.arange(0, audio.duration_s, WINDOW_S):
+            window = Window(float(start), min(float(start) + WINDOW_S, audio.duration_s))
+            time.sleep(DETECT * (window.end_s - window.start_s))
+            yield (window,)
+
+
+class SimulatedRecognizer:
+    """Every window says how long it is, after the time its batch takes."""
+
+    def __init__(self, gpus: Sequence[Gpu]) -> None:
+        self._gpu, self._claim = _claim_one(gpus)
+
+    def features(self, samples: Samples) -> npt.NDArray[np.float32]:
+        return np.full((80, 3000), len(samples) / SAMPLE_RATE_HZ, np.float32)
+
+    def batch_key(self, request: AsrRequest) -> Any:
+        return None
+
+    def transcribe(self, requests: Sequence[AsrRequest]) -> list[Any]:
+        windows_s = [float(request.features[0, 0]) for request in requests]
+        self._gpu.run(asr_s(windows_s))
+        return [WindowText(f"{seconds:.3f} s.", "en", None, -0.1, 0.0, 1.0) for seconds in windows_s]
+
+
+def _claim_one(gpus: Sequence[Gpu]) -> tuple[Gpu, BinaryIO]:
+    """The first GPU that no other replica has, and the file whose lock keeps it."""
+    for gpu in gpus:
+        claim = gpu.path.with_suffix(".claim").open("ab")
+        try:
+            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            claim.close()
+        else:
+            return gpu, claim
+    raise RuntimeError(f"all {len(gpus)} simulated GPUs are taken")
+
+
+@dataclass(frozen=True)
+class SimulatedAligner:
+    """One segment a window."""
+
+    gpu: Gpu
+
+    def align(self, requests: Sequence[AlignRequest]) -> list[Any]:
+        self.gpu.run(sum(align_s(request.end_s - request.start_s) for request in requests))
+        return [(Segment(request.start_s, request.end_s, request.text),) for request in requests]
+
+
+@dataclass(frozen=True)
+class SimulatedDiarizer:
+    """One speaker."""
+
+    gpu: Gpu
+
+    def diarize(self, samples: Samples, **_: Any) -> Diarization:
+        duration_s = len(samples) / SAMPLE_RATE_HZ
+        self.gpu.run(diarize_s(duration_s))
+        turns = (Turn(0.0, duration_s, "SPEAKER_00"),)
+        return Diarization(turns, turns)
+
+
+class Simulated(BaseModel):
+    """What to simulate: `args:` of the application."""
+
+    folder: Path  # of the GPUs' files
+    gpu_count: int = 1
+
+
+def gpus_in(folder: Path, count: int) -> tuple[Gpu, ...]:
+    return tuple(Gpu(folder / f"gpu-{number}") for number in range(count))
+
+
+def build(simulated: Simulated) -> Application:
+    """The graph around simulated models."""
+    gpus = gpus_in(simulated.folder, simulated.gpu_count)
+    settings = Settings(
+        model="simulated", device="cpu", windows_in_flight=WINDOWS_IN_FLIGHT * simulated.gpu_count
+    )
+    loaders = Loaders(
+        detector=SimulatedDetector,
+        recognizer=partial(SimulatedRecognizer, gpus),
+        aligner=partial(SimulatedAligner, gpus[0]),
+        diarizer=partial(SimulatedDiarizer, gpus[0]),
+    )
+    return graph(settings, loaders, "cpu")
+
+
+def run_like_whisperx(duration_s: float, gpu: Gpu) -> None:
+    """The time whisperx takes for one file on the same T4, called in its documented order."""
+    time.sleep(STOCK_DETECT * duration_s)
+    windows_s = [min(WINDOW_S, duration_s - start) for start in np.arange(0, duration_s, WINDOW_S)]
+    for first in range(0, len(windows_s), 16):
+        gpu.run(asr_s(windows_s[first : first + 16]))
+    gpu.run(align_s(duration_s))
+    time.sleep(STOCK_ALIGN_CPU * duration_s)
+    gpu.run(STOCK_DIARIZE * duration_s)
