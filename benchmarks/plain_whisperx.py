@@ -30,7 +30,7 @@ class PlainWhisperx:
         import nltk
         import whisperx
 
-        nltk.data.path.insert(0, _empty_punkt())
+        nltk.data.path.insert(0, empty_punkt())
         aligner, metadata = whisperx.load_align_model("en", "cpu", model_name=models.aligners.get("en"))
         asr = whisperx.load_model(models.asr, "cpu", compute_type=compute_type, threads=threads)
         diarization = _diarization(models.diarization) if models.diarization else None
@@ -58,7 +58,7 @@ def _diarization(model: str) -> Any:
     return pipeline
 
 
-def _empty_punkt() -> str:
+def empty_punkt() -> str:
     """A folder with punkt data that splits at full stops."""
     folder = Path(tempfile.mkdtemp(prefix="nltk_data-"))
     punkt = folder / "tokenizers" / "punkt_tab" / "english"

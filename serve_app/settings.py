@@ -68,8 +68,8 @@ class AlignmentSettings(_Strict):
     max_padded_s: float | None = Field(
         None,
         ge=0,
-        description="Seconds of audio, padding included, that the model takes at once; 0 = every window alone; "
-        "empty = 60 on a GPU, 0 on a CPU, where that is faster.",
+        description="Seconds of audio, padding included, that the model takes at once; 0 = every window "
+        "alone; empty = 60 on a GPU, 0 on a CPU, where that is faster.",
     )
     threads: int = Field(1, ge=1, description="CPU threads of one replica.")
     gpu_share: Share = Field(0.2, description="Part of a GPU that one replica books.")

@@ -52,6 +52,12 @@ def test_the_shipped_files_are_right(name: str) -> None:
             "unknown key batch_size",
         ),
         (
+            lambda raw: raw["applications"][0]["deployments"].append(
+                {"name": "Aligner", "user_config": {"max_batch_size": 0}}
+            ),
+            "max_batch_size",
+        ),
+        (
             lambda raw: raw["applications"][0]["deployments"].append({"name": "Diarizer", "user_config": {}}),
             "Diarizer has no user_config",
         ),

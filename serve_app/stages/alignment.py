@@ -1,26 +1,26 @@
 """Window texts to sentences with word times, by each language's wav2vec2 model.
 
-The arithmetic is in forced_alignment; here are the models, their languages and the sentence
-splitter. Importing this module is light: whisperx.alignment (14 s, 0.9 GB) and nltk (8 s) are
-imported by the functions that load. Nothing but alignment models is ever downloaded.
+The arithmetic is in forced_alignment, the network in acoustic; here are the models' names, their
+languages and the sentence splitter. Importing this module is light: whisperx.alignment (14 s, 0.9 GB),
+torch and nltk (8 s) are imported by the functions that load. Nothing but alignment models is ever downloaded.
 """
 
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from serve_app.errors import ModelUnavailable, TranscriptionError
-from serve_app.stages.forced_alignment import Emission, assemble, blank_token, letter_times, spell
-from serve_app.transcript import AlignRequest, Samples, Segment, Window
+from serve_app.stages.forced_alignment import assemble, blank_token, letter_times, spell
+from serve_app.transcript import AlignRequest, Segment, Window
+
+if TYPE_CHECKING:
+    from serve_app.stages.acoustic import AcousticModel
 
 logger = logging.getLogger("ray.serve")
 
-_MIN_SAMPLES = 400  # one frame of wav2vec2
 _RETRY_AFTER_S = 60.0  # a model that could not be loaded is not asked for again sooner
 
 # Without the last dot, as punkt keeps them: English, German, French, Spanish and Portuguese, Italian.
@@ -60,9 +60,7 @@ def load_sentence_splitter(language: str) -> SentenceSplitter:
 class LanguageModel:
     """What aligning one language takes."""
 
-    acoustic: Any  # wav2vec2 with a CTC head, of torchaudio or transformers
-    from_torchaudio: bool
-    device: str
+    acoustic: "AcousticModel"
     dictionary: Mapping[str, int]  # lower-case character -> token
     split_sentences: SentenceSplitter
 
@@ -82,12 +80,14 @@ def model_name(language: str, name: str | None) -> str:
     return name or str(defaults[language])
 
 
-def load_language_model(language: str, name: str, device: str) -> LanguageModel:
+def load_language_model(language: str, name: str, device: str, max_padded_s: float) -> LanguageModel:
     """`name` is a torchaudio bundle, a hub name or a directory; ModelUnavailable if it cannot be loaded."""
     from whisperx import alignment
 
+    from serve_app.stages.acoustic import AcousticModel
+
     try:
-        acoustic, metadata = alignment.load_align_model(language, device, name)
+        model, metadata = alignment.load_align_model(language, device, name)
     except (OSError, RuntimeError, ValueError) as error:
         raise ModelUnavailable(
             f"The alignment model {name!r} for the language {language!r} could not be "
@@ -95,47 +95,30 @@ def load_language_model(language: str, name: str, device: str) -> LanguageModel:
             None,
             "alignment_unavailable",
         ) from error
-    return LanguageModel(
-        acoustic,
-        metadata["type"] == "torchaudio",
-        device,
-        metadata["dictionary"],
-        load_sentence_splitter(language),
+    acoustic = AcousticModel(
+        model, from_torchaudio=metadata["type"] == "torchaudio", device=device, max_padded_s=max_padded_s
     )
+    return LanguageModel(acoustic, metadata["dictionary"], load_sentence_splitter(language))
 
 
-def _emissions(model: LanguageModel, windows: Sequence[Samples]) -> Iterator[tuple[Emission, Emission]]:
-    """Log-probabilities and probabilities, (frames, tokens) each, of every window in turn.
+def align_language(
+    model: LanguageModel, requests: Sequence[AlignRequest]
+) -> list[tuple[Segment, ...] | TranscriptionError]:
+    """The sentences of every window, all of the model's language; never raises for odd text or audio.
 
-    The only place that runs the acoustic model; one forward pass for each window.
+    ModelUnavailable is the value of windows that found too little GPU memory.
     """
-    import torch
-
-    for samples in windows:
-        waveform = torch.from_numpy(samples.astype(np.float32) / 32768)[None].to(model.device)
-        lengths = None
-        if len(samples) < _MIN_SAMPLES:
-            lengths = torch.as_tensor([len(samples)]).to(model.device)
-            waveform = torch.nn.functional.pad(waveform, (0, _MIN_SAMPLES - len(samples)))
-        with torch.inference_mode():
-            if model.from_torchaudio:
-                logits, _ = model.acoustic(waveform, lengths=lengths)
-            else:
-                logits = model.acoustic(waveform).logits
-            log_probs = torch.log_softmax(logits, dim=-1)[0].cpu()
-            yield log_probs.numpy(), log_probs.exp().numpy()
-
-
-def align_language(model: LanguageModel, requests: Sequence[AlignRequest]) -> list[tuple[Segment, ...]]:
-    """The sentences of every window, all of the model's language; never fails on odd text or audio."""
     blank = blank_token(model.dictionary)
     letters = [spell(request.text, request.language, model.dictionary) for request in requests]
-    results = [whole_window(request) for request in requests]
+    results: list[tuple[Segment, ...] | TranscriptionError] = [whole_window(request) for request in requests]
     alignable = [i for i, request in enumerate(requests) if letters[i] and len(request.samples)]
-    emissions = _emissions(model, [requests[i].samples for i in alignable])
-    for i, (log_probs, probs) in zip(alignable, emissions, strict=True):
+    heard = model.acoustic.emissions([requests[i].samples for i in alignable])
+    for i, emissions in zip(alignable, heard, strict=True):
+        if isinstance(emissions, ModelUnavailable):
+            results[i] = emissions
+            continue
         request = requests[i]
-        times = letter_times(letters[i], log_probs, probs, blank, Window(request.start_s, request.end_s))
+        times = letter_times(letters[i], *emissions, blank, Window(request.start_s, request.end_s))
         if times is not None:
             sentences = model.split_sentences(request.text)
             segments = assemble(request.text, request.language, times, sentences, request.avg_logprob)
@@ -146,9 +129,12 @@ def align_language(model: LanguageModel, requests: Sequence[AlignRequest]) -> li
 class Aligner:
     """Aligns windows of any language; the models of the last few languages stay in memory."""
 
-    def __init__(self, models: Mapping[str, str], *, device: str, max_loaded_languages: int) -> None:
+    def __init__(
+        self, models: Mapping[str, str], *, device: str, max_padded_s: float, max_loaded_languages: int
+    ) -> None:
         self._models = models
         self._device = device
+        self._max_padded_s = max_padded_s
         self._max_loaded_languages = max_loaded_languages
         self._loaded: OrderedDict[str, LanguageModel] = OrderedDict()  # least recently used first
         self._failed: dict[str, tuple[float, ModelUnavailable]] = {}  # when it may be tried again
@@ -163,7 +149,7 @@ class Aligner:
             while len(self._loaded) >= self._max_loaded_languages:
                 self._loaded.popitem(last=False)  # before loading: two models may not fit beside each other
             try:
-                self._loaded[language] = load_language_model(language, name, self._device)
+                self._loaded[language] = load_language_model(language, name, self._device, self._max_padded_s)
             except ModelUnavailable as failure:
                 self._failed[language] = (time.monotonic() + _RETRY_AFTER_S, failure)
                 raise
@@ -189,17 +175,25 @@ class Aligner:
 
 
 def load_aligner(
-    models: Mapping[str, str], *, device: str, max_loaded_languages: int, preload: Sequence[str] = ()
+    models: Mapping[str, str],
+    *,
+    device: str,
+    max_padded_s: float,
+    max_loaded_languages: int,
+    preload: Sequence[str] = (),
 ) -> Aligner:
     """An aligner with `models` (language -> bundle, hub name or directory) over whisperx's defaults.
 
+    `max_padded_s` is the most audio, padding included, in one pass of a model; 0 = every window alone.
     Imports whisperx.alignment now, so that no request waits for it. The models of `preload`'s
     languages are loaded now too, the others when first used; one that cannot be loaded is no reason
     not to start, its windows get the error.
     """
     from whisperx import alignment  # noqa: F401
 
-    aligner = Aligner(models, device=device, max_loaded_languages=max_loaded_languages)
+    aligner = Aligner(
+        models, device=device, max_padded_s=max_padded_s, max_loaded_languages=max_loaded_languages
+    )
     for language in preload[:max_loaded_languages]:
         try:
             aligner.load(language)

@@ -13,10 +13,11 @@ import nltk
 import numpy as np
 import pytest
 import torch
-from random_wav2vec2 import save_torchaudio_base, save_transformers_base
 from whisperx import alignment as upstream
 from whisperx.utils import interpolate_nans
 
+from benchmarks import truth
+from benchmarks.random_wav2vec2 import save_torchaudio_base, save_transformers_base
 from serve_app import bundled
 from serve_app.errors import ModelUnavailable
 from serve_app.stages.alignment import (
@@ -26,7 +27,7 @@ from serve_app.stages.alignment import (
     load_sentence_splitter,
 )
 from serve_app.stages.forced_alignment import fill_nearest, letter_times, spell, word_ranges
-from serve_app.transcript import AlignRequest, Samples, Segment, Window, WindowText
+from serve_app.transcript import AlignRequest, Samples, Segment, Window, WindowText, Word
 
 pytestmark = [
     # torchaudio announces its next version's removals on import and on every use of a model.
@@ -35,6 +36,8 @@ pytestmark = [
     # torch's old weight_norm, which wav2vec2's loaders use.
     pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning"),
 ]
+
+RECORDINGS = Path(truth.__file__).parent / "recordings"
 
 WORDS = ["the", "cat.", "sat", "on", "my", "mat", "Dr.", "Smith!", "3rd", "50%", "don't", "été", "東京"]
 WORDS += ["a", "I?", "No...", "|", "ok,", "\t", "so\nit", "x"]
@@ -88,8 +91,9 @@ def heard(text: str, language: str, avg_logprob: float = -0.5) -> WindowText:
     return WindowText(text, language, None, avg_logprob, 0.0, 1.0)
 
 
-def bundled_aligner() -> Aligner:
-    return load_aligner({"en": str(bundled.ALIGNERS["en"])}, device="cpu", max_loaded_languages=2)
+def bundled_aligner(max_padded_s: float = 0) -> Aligner:
+    models = {"en": str(bundled.ALIGNERS["en"])}
+    return load_aligner(models, device="cpu", max_padded_s=max_padded_s, max_loaded_languages=2)
 
 
 def as_upstream(segments: tuple[Segment, ...]) -> list[dict[str, Any]]:
@@ -135,10 +139,10 @@ def by_upstream(model: LanguageModel, language: str, segments: list[Any], sample
     metadata = {
         "language": language,
         "dictionary": model.dictionary,
-        "type": "torchaudio" if model.from_torchaudio else "huggingface",
+        "type": "torchaudio" if model.acoustic.from_torchaudio else "huggingface",
     }
     audio = samples.astype(np.float32) / 32768
-    aligned = upstream.align(segments, model.acoustic, metadata, audio, "cpu")["segments"]
+    aligned = upstream.align(segments, model.acoustic.model, metadata, audio, "cpu")["segments"]
     return [{key: value for key, value in segment.items() if key != "chars"} for segment in aligned]
 
 
@@ -162,7 +166,9 @@ def by_ours(aligner: Aligner, language: str, segments: list[Any], samples: Sampl
 @pytest.mark.parametrize(("language", "count"), [("en", 40), ("ja", 15)])
 def test_windows_align_exactly_as_with_whisperx(language: str, count: int, samples: Samples) -> None:
     """Words, times, scores and segments of random texts and windows are whisperx.align's own."""
-    aligner = load_aligner({language: str(bundled.ALIGNERS["en"])}, device="cpu", max_loaded_languages=1)
+    aligner = load_aligner(
+        {language: str(bundled.ALIGNERS["en"])}, device="cpu", max_padded_s=0, max_loaded_languages=1
+    )
     segments = random_segments(random.Random(language), len(samples) / 16_000, count)
     expected = by_upstream(aligner.load(language), language, segments, samples)
     assert by_ours(aligner, language, segments, samples) == expected
@@ -214,7 +220,9 @@ def test_wav2vec2_base_of_torchaudio_aligns_exactly_as_with_whisperx(
     save_torchaudio_base(tmp_path)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     compare_briefly(
-        load_aligner({}, device="cpu", max_loaded_languages=1), from_torchaudio=True, samples=samples
+        load_aligner({}, device="cpu", max_padded_s=0, max_loaded_languages=1),
+        from_torchaudio=True,
+        samples=samples,
     )
 
 
@@ -224,12 +232,14 @@ def test_wav2vec2_base_of_transformers_aligns_exactly_as_with_whisperx(
 ) -> None:
     """A directory with a Hugging Face model of true size, random weights, named in the settings."""
     save_transformers_base(tmp_path / "model")
-    aligner = load_aligner({"en": str(tmp_path / "model")}, device="cpu", max_loaded_languages=1)
+    aligner = load_aligner(
+        {"en": str(tmp_path / "model")}, device="cpu", max_padded_s=0, max_loaded_languages=1
+    )
     compare_briefly(aligner, from_torchaudio=False, samples=samples)
 
 
 def compare_briefly(aligner: Aligner, *, from_torchaudio: bool, samples: Samples) -> None:
-    assert aligner.load("en").from_torchaudio is from_torchaudio
+    assert aligner.load("en").acoustic.from_torchaudio is from_torchaudio
     times = [(7.0, 8.2), (9.5, 9.51), (20.0, 21.0)]  # speech, less than one frame, after the end
     segments = [
         {"start": start, "end": end, "text": " Hello, 2 you. And you?", "avg_logprob": -0.5}
@@ -239,6 +249,32 @@ def compare_briefly(aligner: Aligner, *, from_torchaudio: bool, samples: Samples
     expected = by_upstream(aligner.load("en"), "en", segments, samples)
     assert by_ours(aligner, "en", segments, samples) == expected
     assert len(expected) == 4
+
+
+@pytest.mark.usefixtures("_no_punkt")
+def test_windows_in_one_pass_have_the_words_and_times_of_each_alone() -> None:
+    """Every turn of a recording, padded into batches and one by one, with the demo's trained model."""
+    recording = truth.load(RECORDINGS / "half-minute" / "slt-awb.opus")
+    texts = truth.sentences(RECORDINGS / "half-minute" / "slt-awb.json")
+    requests = [
+        AlignRequest.for_window(recording.samples, Window(turn.start_s, turn.end_s), heard(text, "en"))
+        for turn, text in zip(recording.turns, texts, strict=True)
+    ]
+    alone = by_requests(bundled_aligner(max_padded_s=0), requests)
+    together = by_requests(bundled_aligner(max_padded_s=60), requests)
+    assert len(alone) > 50
+    assert [(w.text, w.start_s, w.end_s) for w in together] == [(w.text, w.start_s, w.end_s) for w in alone]
+    scores = [word.score for word in alone]
+    assert [word.score for word in together] == pytest.approx(scores, abs=0.001)  # they have three digits
+
+
+def by_requests(aligner: Aligner, requests: list[AlignRequest]) -> list[Word]:
+    """All words, in order."""
+    words: list[Word] = []
+    for result in aligner.align(requests):
+        assert isinstance(result, tuple)
+        words += [word for segment in result for word in segment.words]
+    return words
 
 
 @pytest.mark.usefixtures("_no_punkt")
@@ -293,7 +329,9 @@ def test_a_model_that_cannot_be_loaded_is_not_asked_for_at_every_window(
         return load(*arguments)
 
     monkeypatch.setattr(upstream, "load_align_model", counted)
-    aligner = load_aligner({"en": str(tmp_path / "none")}, device="cpu", max_loaded_languages=1)
+    aligner = load_aligner(
+        {"en": str(tmp_path / "none")}, device="cpu", max_padded_s=0, max_loaded_languages=1
+    )
     request = AlignRequest.for_window(samples, Window(7.0, 9.0), heard("hello you", "en"))
     for now_s, n_attempts in ((0.0, 1), (59.0, 1), (61.0, 2)):  # noqa: B007
         [result] = aligner.align([request])
@@ -307,7 +345,10 @@ def test_the_least_recently_used_language_makes_room(samples: Samples) -> None:
     """No more than the given number of models stay in memory."""
     directory = str(bundled.ALIGNERS["en"])
     aligner = load_aligner(
-        {"en": directory, "de": directory, "fr": directory}, device="cpu", max_loaded_languages=2
+        {"en": directory, "de": directory, "fr": directory},
+        device="cpu",
+        max_padded_s=0,
+        max_loaded_languages=2,
     )
     english, german = aligner.load("en"), aligner.load("de")
     assert aligner.load("en") is english

@@ -1,0 +1,263 @@
+"""Alignment beside `whisperx.align`: `python -m benchmarks.alignment` prints one line of JSON.
+
+What is compared is the CPU time outside the acoustic model: text to tokens, trellis, backtracking, words,
+sentences. Both get the same windows, texts and emissions in one process with one thread, taking turns. An
+hour of each of two kinds:
+recordings  the bundled aligner's emissions of benchmarks/recordings, a window a turn, its true words as text
+random      random emissions with wav2vec2-base's 29 characters, windows of 30 s with 75 words
+The acoustic model runs once for each different window, and its answers are replayed; time in it is counted
+apart, and compared with the rest of the stage on a few windows only (`stage_ratio`, `stage_ratio_base`).
+"""
+
+import hashlib
+import itertools
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TextIO
+
+import numpy as np
+import typer
+
+from benchmarks import truth
+from benchmarks.plain_whisperx import empty_punkt
+from benchmarks.truth import SAMPLE_RATE_HZ, Recording
+from serve_app import bundled
+from serve_app.errors import TranscriptionError
+from serve_app.stages.alignment import (
+    LanguageModel,
+    align_language,
+    load_language_model,
+    load_sentence_splitter,
+)
+from serve_app.transcript import AlignRequest, Samples, Window, WindowText
+
+RECORDINGS = Path(__file__).parent / "recordings"
+CHARACTERS = "-|ETAONIHSRDLUMWCFGYPBVK'XJQZ"  # of torchaudio's WAV2VEC2_ASR_BASE_960H
+RANDOM_WINDOW_S = 30
+RANDOM_WINDOW_WORDS = 75  # 9 000 words an hour, as measured on meetings
+STAGE_S = 10  # seconds of windows for the whole stage
+
+TimedWord = tuple[str, float | None, float | None, float | None]  # text, start, end, score
+
+
+@dataclass(frozen=True)
+class Audio:
+    """One file and the windows to align in it."""
+
+    samples: Samples
+    segments: list[dict[str, Any]]  # start, end, text: whisperx's
+
+
+@dataclass
+class Costs:
+    """CPU seconds of both, and how many words are equal in text, start, end and score."""
+
+    ours_cpu_s: float = 0.0
+    whisperx_cpu_s: float = 0.0
+    words: int = 0
+    identical: int = 0
+    windows: int = 0
+    audio_s: float = 0.0
+
+    @property
+    def ratio(self) -> float:
+        return self.whisperx_cpu_s / self.ours_cpu_s
+
+    def figures(self) -> dict[str, float]:
+        return {"align_cpu_ratio": round(self.ratio, 1)} | {
+            name: round(value, 2) for name, value in vars(self).items()
+        }
+
+
+class Replay:
+    """A model's `forward` that computes the answer to each waveform once, and counts the time in itself."""
+
+    def __init__(self, forward: Callable[[Any], Any]) -> None:
+        self.cpu_s = 0.0
+        self._forward = forward
+        self._known: dict[bytes, Any] = {}
+
+    def __call__(self, waveform: Any, lengths: Any = None) -> Any:
+        begun_s = time.process_time()
+        key = hashlib.sha256(waveform.numpy()).digest()
+        if key not in self._known:
+            self._known[key] = self._forward(waveform)
+        self.cpu_s += time.process_time() - begun_s
+        return self._known[key]
+
+
+def main(
+    audio_s: Annotated[float, typer.Option(help="Seconds of windows of each kind.")] = 3600,
+    seed: Annotated[int, typer.Option(help="Of the random emissions and texts.")] = 0,
+) -> None:
+    stdout = _quiet_stdout()
+    import nltk
+    import torch
+
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    nltk.data.path.insert(0, empty_punkt())  # whisperx.align downloads where there is none
+    trained = load_language_model("en", str(bundled.ALIGNERS["en"]), "cpu", max_padded_s=0)
+    base = _random_base()
+    recordings = [truth.load(path) for path in sorted(RECORDINGS.glob("*/*.opus"))]
+    turns = [_turns_of(recording) for recording in recordings]
+    stage, stage_base = (_whole_stage(model, turns[0]) for model in (trained, base))
+    real = _outside(trained, _replayed(trained), _cycle(turns, audio_s))
+    random = _outside(base, _random_emissions(base, seed), _random_audio(recordings, seed, audio_s))
+    total = Costs(*(sum(pair) for pair in zip(vars(real).values(), vars(random).values(), strict=True)))
+    summary = {
+        **total.figures(),
+        "stage_ratio": round(stage.ratio, 2),
+        "stage_ratio_base": round(stage_base.ratio, 2),
+        "recordings": real.figures(),
+        "random": random.figures(),
+        "clock": "time.process_time, one thread",
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {platform.system()}",
+    }
+    print(json.dumps(summary), file=stdout, flush=True)
+
+
+def _random_base() -> LanguageModel:
+    """torchaudio's wav2vec2-base with random weights and English characters."""
+    import torchaudio
+
+    from serve_app.stages.acoustic import AcousticModel
+
+    model = torchaudio.models.wav2vec2_base(aux_num_out=len(CHARACTERS)).eval()
+    acoustic = AcousticModel(model, from_torchaudio=True, device="cpu", max_padded_s=0)
+    dictionary = {character.lower(): token for token, character in enumerate(CHARACTERS)}
+    return LanguageModel(acoustic, dictionary, load_sentence_splitter("en"))
+
+
+def _turns_of(recording: Recording) -> Audio:
+    segments = []
+    for turn in recording.turns:
+        said = [w.word for w in recording.words if turn.start_s - 0.01 <= w.start_s < turn.end_s]
+        segments.append({"start": turn.start_s, "end": turn.end_s, "text": " " + " ".join(said)})
+    return Audio(recording.samples, segments)
+
+
+def _cycle(files: Sequence[Audio], audio_s: float) -> Iterator[Audio]:
+    """The files over and over, until there are `audio_s` seconds of windows."""
+    left_s = audio_s
+    for file in itertools.cycle(files):
+        yield file
+        left_s -= sum(segment["end"] - segment["start"] for segment in file.segments)
+        if left_s <= 0:
+            return
+
+
+def _random_audio(recordings: Sequence[Recording], seed: int, audio_s: float) -> Iterator[Audio]:
+    """A window a file: noise, and words of the recordings in sentences of a dozen."""
+    rng = np.random.default_rng(seed)
+    words = [word.word for recording in recordings for word in recording.words]
+    for _ in range(round(audio_s / RANDOM_WINDOW_S)):
+        said = rng.choice(words, RANDOM_WINDOW_WORDS).tolist()
+        text = "".join(f" {word}{'.' if place % 12 == 11 else ''}" for place, word in enumerate(said))
+        samples = rng.integers(-3000, 3000, RANDOM_WINDOW_S * SAMPLE_RATE_HZ, np.int16)
+        yield Audio(samples, [{"start": 0.0, "end": float(RANDOM_WINDOW_S), "text": text}])
+
+
+def _replayed(model: LanguageModel) -> Replay:
+    """Puts a replay of the model's own answers in its place."""
+    network = model.acoustic.model
+    replay = network.forward = Replay(network.forward)
+    return replay
+
+
+def _random_emissions(model: LanguageModel, seed: int) -> Replay:
+    """Puts random logits in the model's place, soft for some windows and sharp for others."""
+    import torch
+
+    rng = np.random.default_rng(seed)
+
+    def forward(waveform: Any) -> tuple[Any, None]:
+        frames = (waveform.shape[1] - 400) // 320 + 1
+        logits = rng.normal(size=(1, frames, len(CHARACTERS))) * rng.choice([1, 5])
+        return torch.from_numpy(logits.astype(np.float32)), None
+
+    replay = model.acoustic.model.forward = Replay(forward)
+    return replay
+
+
+def _whole_stage(model: LanguageModel, file: Audio) -> Costs:
+    """The costs with the acoustic model, of the first windows of a file."""
+    ends_s = itertools.accumulate(segment["end"] - segment["start"] for segment in file.segments)
+    few = [segment for segment, end_s in zip(file.segments, ends_s, strict=True) if end_s <= STAGE_S]
+    _compare(model, Audio(file.samples, few[:1]), Costs(), ours_first=True)  # first runs are slow
+    costs = Costs()
+    for ours_first in (True, False):
+        _compare(model, Audio(file.samples, few), costs, ours_first=ours_first)
+    return costs
+
+
+def _outside(model: LanguageModel, replay: Replay, files: Iterator[Audio]) -> Costs:
+    """The costs without the acoustic model."""
+    costs = Costs()
+    for place, file in enumerate(files):
+        _compare(model, file, costs, replay, ours_first=place % 2 == 0)
+    return costs
+
+
+def _compare(
+    model: LanguageModel, file: Audio, costs: Costs, replay: Replay | None = None, *, ours_first: bool
+) -> None:
+    """Adds one file's costs, less the time in `replay`."""
+    audio = np.divide(file.samples, 32768, dtype=np.float32)  # as whisperx.load_audio gives it
+    found: dict[str, list[TimedWord]] = {}
+    for ours in (ours_first, not ours_first):
+        begun_s = time.process_time() - (replay.cpu_s if replay else 0)
+        words = _ours(model, file) if ours else _whisperx(model, file.segments, audio)
+        cpu_s = time.process_time() - (replay.cpu_s if replay else 0) - begun_s
+        if ours:
+            costs.ours_cpu_s += cpu_s
+        else:
+            costs.whisperx_cpu_s += cpu_s
+        found["ours" if ours else "whisperx"] = words
+    costs.words += max(map(len, found.values()))
+    costs.identical += sum(a == b for a, b in zip(found["ours"], found["whisperx"], strict=False))
+    costs.windows += len(file.segments)
+    costs.audio_s += sum(segment["end"] - segment["start"] for segment in file.segments)
+
+
+def _ours(model: LanguageModel, file: Audio) -> list[TimedWord]:
+    """A window at a time, as the Aligner does on a CPU."""
+    words: list[TimedWord] = []
+    for segment in file.segments:
+        text = WindowText(segment["text"], "en", None, -0.5, 0.0, 1.0)
+        request = AlignRequest.for_window(file.samples, Window(segment["start"], segment["end"]), text)
+        [result] = align_language(model, [request])
+        assert not isinstance(result, TranscriptionError)
+        words += [(w.text, w.start_s, w.end_s, w.score) for found in result for w in found.words]
+    return words
+
+
+def _whisperx(model: LanguageModel, segments: list[dict[str, Any]], audio: Any) -> list[TimedWord]:
+    import whisperx
+
+    kind = "torchaudio" if model.acoustic.from_torchaudio else "huggingface"
+    metadata = {"language": "en", "dictionary": model.dictionary, "type": kind}
+    aligned = whisperx.align(segments, model.acoustic.model, metadata, audio, "cpu")
+    return [
+        (word["word"], word.get("start"), word.get("end"), word.get("score"))
+        for word in aligned["word_segments"]
+    ]
+
+
+def _quiet_stdout() -> TextIO:
+    """Standard output for the line of JSON; whatever libraries print from now on goes to standard error."""
+    import warnings
+
+    warnings.simplefilter("ignore")  # torchaudio's advice
+    stdout = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return stdout
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,205 @@
+"""Windows in one padded pass against each window alone, for every kind of wav2vec2 that whisperx loads."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchaudio
+from torchaudio.pipelines._wav2vec2.utils import _extend_model
+from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
+
+from serve_app import bundled
+from serve_app.errors import ModelUnavailable
+from serve_app.stages.acoustic import AcousticModel, Emissions, group_by_length
+from serve_app.transcript import SAMPLE_RATE_HZ, Samples
+
+pytestmark = [
+    # torchaudio announces its next version's removals on import and on every use of a model.
+    pytest.mark.filterwarnings("ignore:.*torchaudio.*:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*torchaudio.*:DeprecationWarning"),
+]
+
+TOLERANCE = 5e-6  # relative or absolute; 1.4e-6 was measured for wav2vec2-base at its true size
+
+SECONDS = (1.0, 2.0, 0.02, 1.31, 1.7)  # four within a second of each other, and one shorter than a frame
+
+
+def bundled_aligner() -> Any:
+    return Wav2Vec2ForCTC.from_pretrained(bundled.ALIGNERS["en"])
+
+
+def of_transformers(**changes: Any) -> Any:
+    """Two narrow layers with random weights."""
+    config = Wav2Vec2Config(
+        vocab_size=32,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=128,
+        conv_dim=(32,) * 7,
+        num_conv_pos_embedding_groups=4,
+        initializer_range=0.2,
+        **changes,
+    )
+    return Wav2Vec2ForCTC(config).eval()
+
+
+def layer_norm_of_transformers() -> Any:
+    return of_transformers(feat_extract_norm="layer", do_stable_layer_norm=True, conv_bias=True)
+
+
+def of_torchaudio(mode: str) -> Any:
+    """Two narrow layers with random weights."""
+    shapes = [(32, 10, 5), *[(32, 3, 2)] * 4, *[(32, 2, 2)] * 2]
+    return torchaudio.models.wav2vec2_model(
+        extractor_mode=mode,
+        extractor_conv_layer_config=shapes,
+        extractor_conv_bias=mode == "layer_norm",
+        encoder_embed_dim=64,
+        encoder_projection_dropout=0.0,
+        encoder_pos_conv_kernel=128,
+        encoder_pos_conv_groups=4,
+        encoder_num_layers=2,
+        encoder_num_heads=4,
+        encoder_attention_dropout=0.0,
+        encoder_ff_interm_features=128,
+        encoder_ff_interm_dropout=0.0,
+        encoder_dropout=0.0,
+        encoder_layer_norm_first=mode == "layer_norm",
+        encoder_layer_drop=0.0,
+        aux_num_out=29,
+    ).eval()
+
+
+def normalizing_of_torchaudio() -> Any:
+    """As the large bundles are: normalized samples in, layer norm within."""
+    return _extend_model(of_torchaudio("layer_norm"), normalize_waveform=True).eval()
+
+
+def acoustic(model: Any, max_padded_s: float) -> AcousticModel:
+    from_torchaudio = not isinstance(model, Wav2Vec2ForCTC)
+    return AcousticModel(model, from_torchaudio=from_torchaudio, device="cpu", max_padded_s=max_padded_s)
+
+
+def windows_of(sample: Samples) -> list[Samples]:
+    """Pieces of speech of `SECONDS`, each louder than the one before."""
+    pieces = []
+    for place, seconds in enumerate(SECONDS):
+        piece = sample[place * 3 * SAMPLE_RATE_HZ :][: int(seconds * SAMPLE_RATE_HZ)]
+        pieces.append((piece // (len(SECONDS) - place)).astype(np.int16))
+    return pieces
+
+
+def passes(model: Any, fails_above: int = 99) -> list[int]:
+    """Batch sizes of the passes from now on; a pass of more than `fails_above` windows has no memory."""
+    sizes: list[int] = []
+
+    def before(_: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+        sizes.append(len(inputs[0]))
+        if len(inputs[0]) > fails_above:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    model.register_forward_pre_hook(before)
+    return sizes
+
+
+def assert_equal(
+    found: list[Emissions | ModelUnavailable], expected: list[Emissions | ModelUnavailable]
+) -> None:
+    """Same frames, and probabilities within the tolerance."""
+    assert len(found) == len(expected)
+    for batched, alone in zip(found, expected, strict=True):
+        assert not isinstance(batched, ModelUnavailable)
+        assert not isinstance(alone, ModelUnavailable)
+        for ours, theirs in zip(batched, alone, strict=True):
+            assert ours.shape == theirs.shape
+            np.testing.assert_allclose(ours, theirs, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    "load",
+    [
+        bundled_aligner,
+        layer_norm_of_transformers,
+        lambda: of_torchaudio("group_norm"),
+        lambda: of_torchaudio("layer_norm"),
+        normalizing_of_torchaudio,
+    ],
+    ids=[
+        "transformers, group norm",
+        "transformers, layer norm",
+        "torchaudio, group norm",
+        "torchaudio, layer norm",
+        "torchaudio, normalized samples",
+    ],
+)
+def test_windows_together_sound_as_each_alone(load: Callable[[], Any], sample: Samples) -> None:
+    """Padding changes neither the number of frames nor what is heard in them."""
+    torch.manual_seed(0)
+    model, windows = load(), windows_of(sample)
+    alone = acoustic(model, max_padded_s=0).emissions(windows)
+    sizes = passes(getattr(model, "model", model))
+    together = acoustic(model, max_padded_s=60).emissions(windows)
+    assert sizes == [4, 1]
+    assert_equal(together, alone)
+
+
+@pytest.mark.parametrize(
+    "load",
+    [
+        lambda: of_transformers(add_adapter=True),
+        lambda: _extend_model(of_torchaudio("group_norm"), True, append_star=True),
+    ],
+    ids=["adapter", "star"],
+)
+def test_models_that_cannot_take_padding_hear_each_window_alone(
+    load: Callable[[], Any], sample: Samples
+) -> None:
+    """An adapter mixes neighbouring frames, and torchaudio's star column is made for one window."""
+    torch.manual_seed(0)
+    model, windows = load(), windows_of(sample)[:2]
+    sizes = passes(model)
+    acoustic(model, max_padded_s=60).emissions(windows)
+    assert sizes == [1, 1]
+
+
+def test_out_of_memory_the_halves_are_tried(sample: Samples) -> None:
+    """A batch too large for the GPU costs a second attempt, not the words."""
+    model, windows = bundled_aligner(), windows_of(sample)
+    alone = acoustic(model, max_padded_s=0).emissions(windows)
+    sizes = passes(model, fails_above=2)
+    assert_equal(acoustic(model, max_padded_s=60).emissions(windows), alone)
+    assert sizes == [4, 2, 2, 1]
+
+
+def test_out_of_memory_twice_is_an_error_of_that_batch_alone(sample: Samples) -> None:
+    """Its windows get an error that names the setting; the others are heard."""
+    model, windows = bundled_aligner(), windows_of(sample)
+    passes(model, fails_above=1)
+    found = acoustic(model, max_padded_s=60).emissions(windows)
+    errors = [emissions for emissions in found if isinstance(emissions, ModelUnavailable)]
+    assert [isinstance(emissions, ModelUnavailable) for emissions in found] == [True, True, False, True, True]
+    assert {error.code for error in errors} == {"alignment_out_of_memory"}
+    assert "on 8 s of audio: set alignment.max_padded_s lower" in errors[0].message
+
+
+@pytest.mark.parametrize(
+    ("seconds", "max_padded_s", "groups"),
+    [
+        ([], 60, []),
+        ([3, 30, 2, 29, 28], 60, [[1, 3], [4], [0, 2]]),  # 3 x 30 s are too many
+        ([5, 5, 5], 10, [[0, 1], [2]]),
+        ([5, 5], 0, [[0], [1]]),
+        ([40], 10, [[0]]),  # longer than the cap: alone
+        ([20, 15, 14], 60, [[0, 1], [2]]),  # 14 s would be padded by more than a third
+        ([1.5, 0.6, 0.4], 60, [[0, 1], [2]]),  # by more than a second
+    ],
+)
+def test_windows_of_similar_length_go_together(
+    seconds: list[float], max_padded_s: float, groups: list[list[int]]
+) -> None:
+    """Little padding, and never more seconds in a pass than the cap."""
+    lengths = [int(s * SAMPLE_RATE_HZ) for s in seconds]
+    assert group_by_length(lengths, int(max_padded_s * SAMPLE_RATE_HZ)) == groups

@@ -1,0 +1,66 @@
+"""The deployments' classes without a cluster: what shares a batch, and sizes that change while they run."""
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from fakes import FakeAligner, one_word_segment, recording, window_text
+from pydantic import ValidationError
+
+from serve_app import deployments
+from serve_app.transcript import Audio, Segment, Window
+
+LANGUAGES = ("en", "de", "en", "de", "en", "en")
+
+
+@dataclass
+class NotingAligner(FakeAligner):
+    """Notes the languages of every batch."""
+
+    batches: list[list[str]] = field(default_factory=list)
+
+    def align(self, requests: Any) -> list[Any]:
+        self.batches.append([request.language for request in requests])
+        return super().align(requests)
+
+
+def deployed(model: NotingAligner) -> Any:
+    untyped: Any = deployments.Aligner  # Serve's decorator turns the class into a Deployment
+    return untyped.func_or_class(lambda: model)
+
+
+async def align_at_once(aligner: Any) -> list[tuple[Segment, ...]]:
+    """One window per language of `LANGUAGES`, each of a request of its own."""
+    audio: asyncio.Future[Audio] = asyncio.get_running_loop().create_future()
+    audio.set_result(Audio(recording(1)))
+    windows = (
+        aligner.align([audio], Window(0.0, 1.0), window_text(number, language), f"request {number}")
+        for number, language in enumerate(LANGUAGES)
+    )
+    return list(await asyncio.gather(*windows))
+
+
+def test_windows_of_different_requests_are_aligned_together_by_language() -> None:
+    """Each batch has one language, and every window gets its own answer."""
+    model = NotingAligner()
+    answers = asyncio.run(align_at_once(deployed(model)))
+    assert sorted(model.batches) == [["de"] * 2, ["en"] * 4]
+    assert answers == [(one_word_segment(0.0, 1.0, f"word{number}"),) for number in range(len(LANGUAGES))]
+
+
+def test_the_aligners_batch_size_changes_at_run_time() -> None:
+    """`user_config` of a running replica decides how many windows a batch has; wrong keys are refused."""
+    model = NotingAligner()
+
+    async def reconfigured() -> None:
+        aligner = deployed(model)
+        await align_at_once(aligner)
+        model.batches.clear()
+        aligner.reconfigure({"max_batch_size": 1})
+        await align_at_once(aligner)
+        with pytest.raises(ValidationError, match="batch_size"):
+            aligner.reconfigure({"batch_size": 2})
+
+    asyncio.run(reconfigured())
+    assert sorted(model.batches) == [["de"]] * 2 + [["en"]] * 4
