@@ -5,7 +5,7 @@ export PYTHONUNBUFFERED := 1
 export PYANNOTE_METRICS_ENABLED := 0
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test test-slow serve eval lint lock setup
+.PHONY: demo test test-slow serve eval bench lint lock setup
 
 setup: .venv/.ready
 
@@ -35,6 +35,10 @@ test-slow: setup
 CONFIG ?= serve_config.demo.yaml
 eval: setup
 	@.venv/bin/python -m benchmarks.evaluate --config $(CONFIG)
+
+# Speed, in ratios: table, out/bench.json and out/bench.png.
+bench: setup
+	@.venv/bin/python -m benchmarks.bench
 
 lint: setup
 	.venv/bin/ruff check .
