@@ -69,7 +69,8 @@ async def transcribe(
 ) -> Transcript:
     """Runs one request and tells `report` of every window that is done.
 
-    Raises TranscriptionError when there is no text to give. A failing alignment or diarization does not lose the text: it comes back with a warning.
+    Raises TranscriptionError when there is no text to give. A failing alignment or diarization does not
+    lose the text: it comes back with a warning.
     """
     diarize = _wants_speakers(stages, options)
     request = _Request(stages, options, report)

@@ -46,7 +46,7 @@ class SpeechSettings(_Strict):
         0.5,
         gt=0,
         le=5,
-        description="pyannote looks at 5 s every so many seconds; 0.5 = whisperx's windows, 1 = half the cost.",
+        description="pyannote looks at 5 s every so many seconds; 0.5 = whisperx, 1 = half the cost.",
     )
     threads: int = Field(1, ge=1, description="CPU threads of one replica.")
     gpu_share: float = Field(

@@ -51,7 +51,7 @@ def caller(method: Any) -> Callable[..., Any]:
 
 
 def streamer(method: Any) -> Callable[..., AsyncGenerator[Any, None]]:
-    """A streaming handle method as a plain async generator: raises our errors, and leaving it ends the call."""
+    """A streaming handle method as an async generator: raises our errors, and leaving it ends the call."""
 
     async def stream(*args: Any) -> AsyncGenerator[Any, None]:
         responses = method.remote(*args)

@@ -1,7 +1,7 @@
 """pyannote's segmentation network over a file of any length, a few seconds of work at a time.
 
-The network looks at overlapping chunks of 5 s and its scores are averaged where chunks overlap. Frames that no
-later chunk reaches are final, so speech is known up to there while the rest of the file is still unheard.
+The network looks at overlapping chunks of 5 s and its scores are averaged where chunks overlap. Frames
+that no later chunk reaches are final, so speech is known up to there while the rest is still unheard.
 Scores and segments are those of pyannote's `Inference` and whisperx's `Binarize` over the whole file.
 """
 
@@ -40,7 +40,7 @@ class SegmentationScan:
         yield hysteresis.finish()
 
     def scores(self, samples: Samples) -> Iterator[Scores]:
-        """Probabilities of speech, frame after frame, as pyannote's `Inference.slide` and `aggregate` make them."""
+        """Probabilities of speech, frame after frame: pyannote's `Inference.slide` and `aggregate`."""
         from pyannote.core import Segment, SlidingWindow
 
         inference = self.inference
@@ -125,7 +125,7 @@ class _Overlap:
 class Hysteresis:
     """Scores to segments: on above `onset`, off below `offset`; whisperx's `Binarize`, fed piece by piece.
 
-    A segment that grows beyond `window_s` is cut at its lowest score in the second half of what was kept of it
+    A segment that grows beyond `window_s` is cut at the lowest score in the second half of what was kept
     (Gelly and Gauvain 2015; the cut is whisperx's, https://arxiv.org/abs/2303.00747).
     """
 
