@@ -1,0 +1,124 @@
+"""`python -m benchmarks.memory`: what longer files and more clips cost in memory.
+
+The graph of a config file (default: the demo models), files of several lengths one after the other, then 64
+clips at once. Memory is the proportional set size of all the graph's processes together, object store
+included, sampled twice a second; each peak is counted from the rest state before it. The slope is a
+least-squares line through the files' peaks. One JSON line on standard output.
+"""
+
+import json
+import os
+import platform
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
+import numpy as np
+import psutil
+import typer
+from ray.serve.schema import ServeDeploySchema
+from rich.console import Console
+
+from benchmarks import truth
+from benchmarks.systems import service, wav
+from benchmarks.truth import SAMPLE_RATE_HZ
+from serve_app import config_file
+from serve_app.deployments import USER_CONFIGS
+from serve_app.launcher import free_port
+
+PROJECT = Path(__file__).parents[1]
+RECORDINGS = Path(__file__).parent / "recordings" / "ten-minutes"
+CLIP_S = 10
+MIB = 1 << 20
+
+say = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+@dataclass
+class Peak:
+    """Memory of this process's descendants, in MiB: at rest before, and at most."""
+
+    rest_mib: float
+    most_mib: float = 0.0
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def grown_mib(self) -> float:
+        return self.most_mib - self.rest_mib
+
+
+def graph_mib() -> float:
+    total = 0
+    for process in psutil.Process().children(recursive=True):
+        try:
+            total += process.memory_full_info().pss
+        except psutil.Error:
+            continue  # it has just ended
+    return total / MIB
+
+
+@contextmanager
+def watched() -> Iterator[Peak]:
+    peak = Peak(graph_mib())
+
+    def watch() -> None:
+        while not peak.stop.wait(0.5):
+            peak.most_mib = max(peak.most_mib, graph_mib())
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        peak.stop.set()
+        thread.join()
+
+
+def main(
+    config: Annotated[Path, typer.Option(help="Config file of the graph.")] = PROJECT
+    / "serve_config.demo.yaml",
+    minutes: Annotated[str, typer.Option(help="Lengths of the files, separated by commas.")] = "5,10,20",
+    clips: Annotated[int, typer.Option(help="Clips of 10 s sent at once.")] = 64,
+) -> None:
+    raw = config_file.read(config, ServeDeploySchema, USER_CONFIGS)
+    raw["http_options"] = {**(raw.get("http_options") or {}), "port": free_port()}
+    (recording,) = truth.load_folder(RECORDINGS)
+    lengths_min = [float(length) for length in minutes.split(",")]
+    figures: dict[str, Any] = {"machine": f"{platform.machine()}, {os.cpu_count()} cores"}
+    with service(raw, diarizes=False) as system:
+
+        def post(file: bytes) -> None:
+            data = {"language": "en"}
+            httpx.post(
+                f"{system.url}/predict", files={"file": file}, data=data, timeout=36000
+            ).raise_for_status()
+
+        clip = wav(recording.samples[: CLIP_S * SAMPLE_RATE_HZ])
+        post(clip)  # warm
+        grown: list[float] = []
+        for length_min in lengths_min:
+            file = wav(np.resize(recording.samples, int(length_min * 60 * SAMPLE_RATE_HZ)))
+            with watched() as peak:
+                post(file)
+            grown.append(peak.grown_mib)
+            say.print(f"{length_min:g} min: {peak.rest_mib:.0f} MiB at rest, {peak.grown_mib:.0f} MiB more")
+        with watched() as peak, ThreadPoolExecutor(clips) as pool:
+            list(pool.map(post, [clip] * clips))
+    slope, base = np.polyfit(np.array(lengths_min) / 60, grown, 1) if len(grown) > 1 else (float("nan"), 0.0)
+    figures |= {
+        "grown_mib": dict(zip(minutes.split(","), grown, strict=True)),
+        "slope_mib_per_hour": float(slope),
+        "base_mib": float(base),
+        "clips": clips,
+        "clips_grown_mib": peak.grown_mib,
+    }
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    typer.run(main)
