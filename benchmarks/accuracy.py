@@ -70,7 +70,7 @@ def score(recording: Recording, segments: Sequence[dict[str, Any]], turns: Seque
     said = [
         (token, word.get("start"))
         for segment in segments
-        for word in segment.get("words") or ()
+        for word in segment.get("words") or [{"word": segment["text"]}]  # not aligned: words without times
         for token in tokens_of(word["word"])
     ]
     found = Score(words=Counter(word.speaker for word in recording.words))

@@ -69,7 +69,8 @@ class Costs:
         return self.whisperx_cpu_s / self.ours_cpu_s
 
     def figures(self) -> dict[str, float]:
-        return {"align_cpu_ratio": round(self.ratio, 1)} | {
+        share = self.identical / self.words
+        return {"align_cpu_ratio": round(self.ratio, 1), "identical_share": share} | {
             name: round(value, 2) for name, value in vars(self).items()
         }
 

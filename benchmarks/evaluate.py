@@ -79,14 +79,18 @@ def main(
     except CannotStart as error:
         say.print(f"error: {error}", markup=False)
         raise typer.Exit(1) from None
-    if plain:
-        say.print("Loading plain whisperx.")
-        compute_type = choose_compute_type(settings.asr.compute_type, "cpu")
-        loaded = PlainWhisperx.load(names, compute_type=compute_type)
-        results.append(measure("whisperx", Plain(loaded), groups, real))
-    show(results, names.name)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(as_json(results, names.name), indent=1) + "\n")
+    if plain:
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() and settings.device != "cpu" else "cpu"
+        say.print(f"Loading plain whisperx on {device}, with its own defaults but for precision and windows.")
+        compute_type = choose_compute_type(settings.asr.compute_type, device)
+        loaded = PlainWhisperx.load(names, compute_type=compute_type, device=device)
+        results.append(measure("whisperx", Plain(loaded), groups, real))
+        out.write_text(json.dumps(as_json(results, names.name), indent=1) + "\n")
+    show(results, names.name)
     say.print(f"Written to {out}.")
 
 
@@ -128,6 +132,8 @@ def measure(
         say.print(f"{name}: {GROUPS[group]}")
         for recording in recordings:
             answer = system.answer(recording.samples)
+            for warning in answer.warnings:
+                say.print(f"  warning: {warning}")
             result.scores[group].append(score(recording, answer.segments, answer.turns))
     for recording in real:
         say.print(f"{name}: real speech, {recording.name}")
@@ -137,7 +143,7 @@ def measure(
     return result
 
 
-def summary(result: Result) -> dict[str, float]:
+def summary(result: Result) -> dict[str, float | None]:
     """The figures that are watched from one change to the next."""
     seen, unseen = total(result.scores["seen"]), total(result.scores["unseen"])
     clean = total([*result.scores["seen"], *result.scores["unseen"]])
@@ -147,13 +153,15 @@ def summary(result: Result) -> dict[str, float]:
         "word_start_median_ms": clean.start_ms(50),
         "word_start_p95_ms": clean.start_ms(95),
         "der_synthetic": clean.der,
-        "der_real": _ratio(result.real_der.values()),
+        "der_real": _ratio(parts for name, parts in result.real_der.items() if name == "sample"),
+        "der_meetings": _ratio(parts for name, parts in result.real_der.items() if name != "sample"),
     }
 
 
-def _ratio(parts: Iterable[tuple[float, float]]) -> float:
-    wrong_s, spoken_s = (sum(column) for column in zip(*parts, strict=True))
-    return float(wrong_s / spoken_s)
+def _ratio(parts: Iterable[tuple[float, float]]) -> float | None:
+    """Wrong over spoken, None without any recording."""
+    sums = [sum(column) for column in zip(*parts, strict=True)]
+    return float(sums[0] / sums[1]) if sums else None
 
 
 def as_json(results: Sequence[Result], model: str) -> dict[str, Any]:

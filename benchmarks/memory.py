@@ -2,8 +2,8 @@
 
 The graph of a config file (default: the demo models), files of several lengths one after the other, then 64
 clips at once. Memory is the proportional set size of all the graph's processes together, object store
-included, sampled twice a second; each peak is counted from the rest state before it. The slope is a
-least-squares line through the files' peaks. One JSON line on standard output.
+included, sampled twice a second; every peak is counted from the rest state before the first file. The slope is
+a least-squares line through the files' peaks. One JSON line on standard output.
 """
 
 import json
@@ -41,15 +41,10 @@ say = Console(stderr=True, highlight=False, soft_wrap=True)
 
 @dataclass
 class Peak:
-    """Memory of this process's descendants, in MiB: at rest before, and at most."""
+    """The most memory that this process's descendants had together, in MiB."""
 
-    rest_mib: float
     most_mib: float = 0.0
     stop: threading.Event = field(default_factory=threading.Event)
-
-    @property
-    def grown_mib(self) -> float:
-        return self.most_mib - self.rest_mib
 
 
 def graph_mib() -> float:
@@ -64,7 +59,7 @@ def graph_mib() -> float:
 
 @contextmanager
 def watched() -> Iterator[Peak]:
-    peak = Peak(graph_mib())
+    peak = Peak()
 
     def watch() -> None:
         while not peak.stop.wait(0.5):
@@ -100,22 +95,25 @@ def main(
 
         clip = wav(recording.samples[: CLIP_S * SAMPLE_RATE_HZ])
         post(clip)  # warm
-        grown: list[float] = []
+        rest_mib, grown = graph_mib(), list[float]()
         for length_min in lengths_min:
             file = wav(np.resize(recording.samples, int(length_min * 60 * SAMPLE_RATE_HZ)))
             with watched() as peak:
                 post(file)
-            grown.append(peak.grown_mib)
-            say.print(f"{length_min:g} min: {peak.rest_mib:.0f} MiB at rest, {peak.grown_mib:.0f} MiB more")
+            grown.append(peak.most_mib - rest_mib)
+            say.print(f"{length_min:g} min: {rest_mib:.0f} MiB at rest, {grown[-1]:.0f} MiB more")
         with watched() as peak, ThreadPoolExecutor(clips) as pool:
             list(pool.map(post, [clip] * clips))
+        rest_after_mib = graph_mib()
     slope, base = np.polyfit(np.array(lengths_min) / 60, grown, 1) if len(grown) > 1 else (float("nan"), 0.0)
     figures |= {
         "grown_mib": dict(zip(minutes.split(","), grown, strict=True)),
         "slope_mib_per_hour": float(slope),
         "base_mib": float(base),
         "clips": clips,
-        "clips_grown_mib": peak.grown_mib,
+        "clips_grown_mib": peak.most_mib - rest_mib,
+        "rest_before_mib": rest_mib,
+        "rest_after_mib": rest_after_mib,
     }
     print(json.dumps(figures))
 

@@ -23,38 +23,46 @@ class PlainWhisperx:
     aligner_metadata: Any
     diarization: Any | None
     chunk_size: float
+    device: str = "cpu"
 
     @classmethod
-    def load(cls, models: Models, *, compute_type: str, threads: int = 1) -> "PlainWhisperx":
-        """Loads English models on the CPU. Changes nltk's data path, so that whisperx downloads nothing."""
+    def load(
+        cls, models: Models, *, compute_type: str, threads: int = 1, device: str = "cpu"
+    ) -> "PlainWhisperx":
+        """Loads English models. Changes nltk's data path, so that whisperx downloads nothing."""
         import nltk
         import whisperx
 
         nltk.data.path.insert(0, empty_punkt())
-        aligner, metadata = whisperx.load_align_model("en", "cpu", model_name=models.aligners.get("en"))
-        asr = whisperx.load_model(models.asr, "cpu", compute_type=compute_type, threads=threads)
-        diarization = _diarization(models.diarization) if models.diarization else None
-        return cls(asr, aligner, metadata, diarization, models.window_s)
+        aligner, metadata = whisperx.load_align_model("en", device, model_name=models.aligners.get("en"))
+        asr = whisperx.load_model(models.asr, device, compute_type=compute_type, threads=threads)
+        diarization = _diarization(models.diarization, device) if models.diarization else None
+        return cls(asr, aligner, metadata, diarization, models.window_s, device)
 
-    def transcribe(self, audio: NDArray[np.float32]) -> list[dict[str, Any]]:
+    def transcribe(
+        self, audio: NDArray[np.float32], *, language: str | None = None, diarize: bool = True
+    ) -> list[dict[str, Any]]:
         """Segments with words and speakers, as whisperx's README makes them of (samples,) at 16 kHz."""
         import whisperx
 
-        result = self.asr.transcribe(audio, batch_size=BATCH_SIZE, chunk_size=self.chunk_size)
-        aligned = whisperx.align(result["segments"], self.aligner, self.aligner_metadata, audio, "cpu")
-        if self.diarization is not None:
+        result = self.asr.transcribe(
+            audio, batch_size=BATCH_SIZE, chunk_size=self.chunk_size, language=language
+        )
+        aligned = whisperx.align(result["segments"], self.aligner, self.aligner_metadata, audio, self.device)
+        if diarize and self.diarization is not None:
             aligned = whisperx.assign_word_speakers(self.diarization(audio), aligned)
         return [segment for segment in aligned["segments"] if segment["text"].strip()]
 
 
-def _diarization(model: str) -> Any:
+def _diarization(model: str, device: str) -> Any:
     """whisperx's pipeline object around the model; its own constructor can only load from the hub."""
+    from huggingface_hub import get_token
     from whisperx.diarize import DiarizationPipeline
 
     from serve_app.stages.diarization import load_pipeline
 
     pipeline = DiarizationPipeline.__new__(DiarizationPipeline)
-    pipeline.model = load_pipeline(model, device="cpu", token=None)
+    pipeline.model = load_pipeline(model, device=device, token=get_token())
     return pipeline
 
 

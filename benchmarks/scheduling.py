@@ -1,13 +1,15 @@
 """`python -m benchmarks.scheduling`: what the scheduling is worth, on simulated T4s.
 
-The real graph on a local Ray, with models that only take time. One JSON line on standard output:
+The real graph on a local Ray, called through its handle, with models that only take time
+(benchmarks/simulated.py). One JSON line on standard output:
 
 - burst: 32 clips of 3 to 25 s sent at once to one T4, against the same clips one after the other as
   whisperx would take them on it (throughput_ratio_sim)
-- saturation: clients that always have another 30 s file waiting (occupancy_sim, busy_sim, and overhead_sim:
-  wall time over what the GPU needs for full batches)
-- company: clips of 10 s, one after the other, alone and beside a file of 3 hours
-  (short_beside_long_p95_ratio, long_beside_short_ratio, first_segment_fraction)
+- saturation: clients that always have another 90 s file waiting, from the end of one batch to the end of
+  another (occupancy_sim, busy_sim, and overhead_sim: wall time over what the GPU needs for full batches)
+- company: clips of 10 s, one after the other, alone and beside a file of 3 hours, all without speakers: their
+  one call for the whole file is not scheduled in windows (short_beside_long_p95_ratio,
+  long_beside_short_ratio, first_segment_fraction)
 - scaling: the file of 3 hours on 1, 2 and 4 GPUs, without speakers (scaling_2, scaling_4)
 """
 
@@ -16,6 +18,7 @@ import json
 import os
 import platform
 import random
+import signal
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -29,7 +32,7 @@ import typer
 from ray import serve
 from rich.console import Console
 
-from benchmarks.simulated import Gpu, align_s, asr_s, diarize_s, gpus_in, run_like_whisperx
+from benchmarks.simulated import DETECT, Gpu, align_s, asr_s, diarize_s, gpus_in, run_like_whisperx
 from benchmarks.systems import wav
 from benchmarks.truth import SAMPLE_RATE_HZ
 from serve_app.app import GPU_BATCH
@@ -37,6 +40,7 @@ from serve_app.launcher import free_port, running
 
 BATCH = int(GPU_BATCH["max_batch_size"])
 WINDOW_S = 30.0
+FILE_S = 90.0  # three windows
 CLIPS = 32
 CLIP_S = (3.0, 25.0)
 SHORT_S = 10.0
@@ -87,6 +91,7 @@ def simulation(gpu_count: int) -> Iterator[Simulation]:
             ],
         }
         with running(raw, show_logs=False, num_cpus=8):
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             handle = serve.get_app_handle("simulated")
             transcriber = serve.get_deployment_handle("Transcriber", "simulated")
             yield Simulation(handle, transcriber, gpus_in(Path(folder), gpu_count))
@@ -117,8 +122,8 @@ async def burst(graph: Simulation, rng: random.Random) -> dict[str, float]:
 
 
 async def saturation(graph: Simulation, clients: int, files: int) -> dict[str, float]:
-    """So many clients, each with one file of one full window under way; measured in the middle of it."""
-    clip, left = silence(WINDOW_S), files
+    """So many clients, each with one file of three full windows under way."""
+    clip, left = silence(FILE_S), files
     warm, emptied = asyncio.Event(), asyncio.Event()
 
     async def client() -> None:
@@ -132,18 +137,23 @@ async def saturation(graph: Simulation, clients: int, files: int) -> dict[str, f
 
     tasks = [asyncio.create_task(client()) for _ in range(clients)]
     await warm.wait()
-    first, begun_s = await graph.counters(), time.monotonic()
-    await emptied.wait()
-    last, ended_s = await graph.counters(), time.monotonic()
+    ends: list[tuple[float, dict[str, float]]] = []  # of batches: the clock and the counters
+    while not emptied.is_set():
+        now = await graph.counters()
+        if not ends or now["batches"] > ends[-1][1]["batches"]:
+            ends.append((time.monotonic(), now))
     await asyncio.gather(*tasks)
-    items, batches = last["items"] - first["items"], last["batches"] - first["batches"]
-    ideal_s = items * (asr_s([WINDOW_S] * BATCH) / BATCH + align_s(WINDOW_S) + diarize_s(WINDOW_S))
+    (begun_s, first), (ended_s, last) = ends[1], ends[-1]  # the first is no batch's end
+    items = last["items"] + last["beside"] - first["items"] - first["beside"]
+    full_s = asr_s([WINDOW_S] * BATCH) / BATCH
+    ideal_s = items * (full_s + DETECT * WINDOW_S + align_s(WINDOW_S) + diarize_s(WINDOW_S))
     return {
         "clients": clients,
-        "occupancy_sim": items / (batches * BATCH),
+        "occupancy_sim": (last["items"] - first["items"]) / (last["slots"] - first["slots"]),
         "busy_sim": graph.gpus[0].busy_s(begun_s, ended_s) / (ended_s - begun_s),
         "overhead_sim": (ended_s - begun_s) / ideal_s,
         "windows": items,
+        "batches": last["batches"] - first["batches"],
     }
 
 
@@ -153,7 +163,6 @@ class LongFile:
 
     wall_s: float = 0.0
     first_segment_s: float = float("nan")
-    done: bool = False
 
 
 async def long_file(graph: Simulation, clip: bytes) -> LongFile:
@@ -165,7 +174,7 @@ async def long_file(graph: Simulation, clip: bytes) -> LongFile:
     async for report in reports:
         if report.get("segments") and np.isnan(result.first_segment_s):
             result.first_segment_s = time.monotonic() - begun_s
-    result.wall_s, result.done = time.monotonic() - begun_s, True
+    result.wall_s = time.monotonic() - begun_s
     return result
 
 
@@ -197,14 +206,17 @@ async def company(graph: Simulation, clip: bytes, idle_runs: int) -> dict[str, f
 
 def main(
     long_s: Annotated[float, typer.Option(help="Length of the long file, in seconds.")] = LONG_S,
-    clients: Annotated[int, typer.Option(help="Clients at saturation.")] = 64,
-    files: Annotated[int, typer.Option(help="Files they send altogether.")] = 256,
+    clients: Annotated[int, typer.Option(help="Clients at saturation.")] = 32,
+    files: Annotated[int, typer.Option(help="Files they send altogether.")] = 160,
     gpu_counts: Annotated[str, typer.Option(help="GPUs of the scaling runs, first 1.")] = "1,2,4",
     seed: int = 1,
 ) -> None:
+    counts = [int(count) for count in gpu_counts.split(",")]
+    if counts[0] != 1:
+        raise typer.BadParameter("the first number of GPUs must be 1, which the others are compared with")
     figures: dict[str, Any] = {}
     long_clip = silence(long_s)
-    for count in map(int, gpu_counts.split(",")):
+    for count in counts:
         say.print(f"{count} simulated GPU{'s' * (count > 1)}")
         with simulation(count) as graph:
             if count == 1:

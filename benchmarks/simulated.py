@@ -1,6 +1,6 @@
 """Models whose answers are trivial and whose time is that of `large-v2` and its companions on a T4.
 
-What is real around them is everything else: Ray Serve, HTTP, decoding, batching, the order of things. A model
+What is real around them is everything else: Ray Serve, handles, decoding, batching, the order of things. A model
 call holds its thread and its GPU for as long as a roofline says (../shared/research/perf_rel_sec.md A3 and
 whisperx.md; figures below), so two cores can show what the scheduling of many GPUs is worth.
 
@@ -40,7 +40,6 @@ from serve_app.transcript import (
 
 SLICE_S = 0.02
 WINDOW_S = 30.0
-WINDOWS_IN_FLIGHT = 64  # of one request, for each GPU: four batches
 TOKENS_PER_S = 4.0  # of speech
 
 # large-v2, int8 weights, beam 5, on a T4 at 40 % of its arithmetic and 75 % of its bandwidth.
@@ -52,9 +51,10 @@ STEP_PER_WINDOW_S = 0.00103  # and each window's cross-attention keys and values
 ALIGN = 50 / 3600 / 3.2  # wav2vec2-base, 50 TFLOP an hour
 DIARIZE = 163 / 3600 / 3.2  # ResNet34 with one trunk for all speakers of a window
 STOCK_DIARIZE = 488 / 3600 / 3.2  # and once for each speaker, as pyannote does
+DETECT = (
+    9.4 / 3600 / 3.2
+)  # pyannote's speech detection, 9.4 TFLOP an hour; on the GPU, as whisperx runs it there
 # Seconds of CPU for each second of audio.
-DETECT = 0.0021  # Silero on one core
-STOCK_DETECT = 0.052  # pyannote, whisperx's default
 STOCK_ALIGN_CPU = 50 * (73e-6 + 13e-6) + 0.0026  # per-frame torch operations at 50 frames a second, pandas
 
 
@@ -109,10 +109,12 @@ class Gpu:
 class SimulatedDetector:
     """All of the file is speech: windows of 30 s, and one with the rest."""
 
+    gpu: Gpu
+
     def scan(self, audio: Audio) -> Iterator[tuple[Window, ...]]:
         for start in np.arange(0, audio.duration_s, WINDOW_S):
             window = Window(float(start), min(float(start) + WINDOW_S, audio.duration_s))
-            time.sleep(DETECT * (window.end_s - window.start_s))
+            self.gpu.run(DETECT * (window.end_s - window.start_s))
             yield (window,)
 
 
@@ -185,11 +187,9 @@ def gpus_in(folder: Path, count: int) -> tuple[Gpu, ...]:
 def build(simulated: Simulated) -> Application:
     """The graph around simulated models."""
     gpus = gpus_in(simulated.folder, simulated.gpu_count)
-    settings = Settings(
-        model="simulated", device="cpu", windows_in_flight=WINDOWS_IN_FLIGHT * simulated.gpu_count
-    )
+    settings = Settings(model="simulated", device="cpu")
     loaders = Loaders(
-        detector=SimulatedDetector,
+        detector=partial(SimulatedDetector, gpus[0]),
         recognizer=partial(SimulatedRecognizer, gpus),
         aligner=partial(SimulatedAligner, gpus[0]),
         diarizer=partial(SimulatedDiarizer, gpus[0]),
@@ -199,7 +199,7 @@ def build(simulated: Simulated) -> Application:
 
 def run_like_whisperx(duration_s: float, gpu: Gpu) -> None:
     """The time whisperx takes for one file on the same T4, called in its documented order."""
-    time.sleep(STOCK_DETECT * duration_s)
+    gpu.run(DETECT * duration_s)
     windows_s = [min(WINDOW_S, duration_s - start) for start in np.arange(0, duration_s, WINDOW_S)]
     for first in range(0, len(windows_s), 16):
         gpu.run(asr_s(windows_s[first : first + 16]))

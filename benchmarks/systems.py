@@ -1,6 +1,7 @@
 """What is measured side by side: the service over HTTP, and plain whisperx in this process."""
 
 import io
+import signal
 import wave
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ class Answer:
 
     segments: list[dict[str, Any]]
     turns: tuple[TrueTurn, ...]
+    warnings: tuple[str, ...] = ()
 
 
 class System(Protocol):
@@ -44,11 +46,13 @@ class Service:
         response = httpx.post(
             f"{self.url}/predict",
             files={"file": wav(samples)},
-            data={"language": "en", "word_timestamps": "true"},
+            data={"language": "en", "word_timestamps": "true", "diarize": "false"},
             timeout=3600,
         )
         response.raise_for_status()
-        return Answer(response.json()["model_output"], self._turns(samples) if self.diarizes else ())
+        body = response.json()
+        warnings = tuple(f"{w['stage']}: {w['message']}" for w in body["warnings"])
+        return Answer(body["model_output"], self._turns(samples) if self.diarizes else (), warnings)
 
     def _turns(self, samples: NDArray[np.int16]) -> tuple[TrueTurn, ...]:
         diarizer = serve.get_deployment_handle("Diarizer", self.application)
@@ -64,7 +68,7 @@ class Plain:
 
     def answer(self, samples: NDArray[np.int16]) -> Answer:
         audio = np.divide(samples, 32768, dtype=np.float32)
-        segments = self.whisperx.transcribe(audio)
+        segments = self.whisperx.transcribe(audio, language="en", diarize=False)
         if self.whisperx.diarization is None:
             return Answer(segments, ())
         rows = self.whisperx.diarization(audio).itertuples()
@@ -73,8 +77,9 @@ class Plain:
 
 @contextmanager
 def service(raw: dict[str, Any], *, diarizes: bool) -> Iterator[Service]:
-    """The graph of a config file's content while it runs; raises CannotStart."""
+    """The graph of a config file's content while it runs; raises CannotStart. Ctrl-C ends it."""
     with running(raw, show_logs=False):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         yield Service(url_of(raw), raw["applications"][0]["name"], diarizes)
 
 

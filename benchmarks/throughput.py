@@ -101,10 +101,10 @@ def at_once(url: str, files: list[bytes], *, diarize: bool) -> float:
     return time.monotonic() - begun_s
 
 
-def one_by_one(plain: PlainWhisperx, chosen: list[NDArray[np.int16]]) -> float:
+def one_by_one(plain: PlainWhisperx, chosen: list[NDArray[np.int16]], *, diarize: bool) -> float:
     begun_s = time.monotonic()
     for samples in chosen:
-        plain.transcribe(np.divide(samples, 32768, dtype=np.float32))
+        plain.transcribe(np.divide(samples, 32768, dtype=np.float32), language="en", diarize=diarize)
     return time.monotonic() - begun_s
 
 
@@ -124,15 +124,13 @@ def main(
         raw = config(Path(folder))
         names = models.resolve(Settings.model_validate(raw["applications"][0]["args"]))
         plain = PlainWhisperx.load(names, compute_type="int8", threads=cores)
-        speakers = plain.diarization
         with service(raw, diarizes=True) as system:
             for diarize, samples in chosen.items():
-                plain.diarization = speakers if diarize else None
                 files = [wav(clip) for clip in samples]
                 at_once(system.url, files[:1], diarize=diarize)
-                one_by_one(plain, samples[:1])
+                one_by_one(plain, samples[:1], diarize=diarize)
                 ours_s = at_once(system.url, files, diarize=diarize)
-                measured[diarize] = Measured(ours_s, one_by_one(plain, samples))
+                measured[diarize] = Measured(ours_s, one_by_one(plain, samples, diarize=diarize))
                 say.print(f"speakers {diarize}: {measured[diarize]}")
     print(
         json.dumps(

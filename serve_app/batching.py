@@ -6,21 +6,23 @@ batches of one). A batch takes one item per request in turn, so a long file cann
 and holds only items with equal keys, because some options are per model call. Items whose caller has gone are
 dropped; each item gets its own result or error.
 
-A second lane is for newcomers, the first items of each request: while the first lane runs a batch of a long
-file, they run beside it, because waiting for it and in it would take a short clip ten times as long as alone.
-Nothing else ever runs there, so that batches stay full.
+A second lane runs a newcomer or two beside a long file's batch, because waiting for it and in it would take a
+short clip ten times as long as alone. Where more newcomers wait, they fill the next batch instead: the second
+lane never takes what would make the first one's batches emptier.
 """
 
 import asyncio
 import contextvars
 import time
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-NEWCOMERS = 2  # so many items of a request are newcomers
+NEWCOMER_ITEMS = 2  # so many items of a request are a newcomer's
+SECOND_LANE_ITEMS = 2  # at most: they are held in memory beside the first lane's batch
+REQUESTS_KNOWN = 4096  # whose items are counted
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -28,24 +30,24 @@ Result = TypeVar("Result")
 
 @dataclass
 class BatchCounters:
-    """What has run so far; occupancy is `items / (batches * max_batch_size)`."""
+    """What has run so far; the first lane's occupancy is `items / slots`."""
 
     batches: int = 0
     items: int = 0
+    slots: int = 0  # places that these batches had
+    beside: int = 0  # items in the second lane
     dropped: int = 0
     wait_s: float = 0.0
-    run_s: float = 0.0
+    busy_s: float = 0.0  # at least one lane was
 
 
 @dataclass(eq=False)
 class _Waiting(Generic[Item, Result]):
     item: Item
     key: Hashable
+    newcomer: bool
     answer: "asyncio.Future[Result]"
     since_s: float
-
-
-Queues = OrderedDict[Hashable, deque[_Waiting[Item, Result]]]  # by request, whose turn is next first
 
 
 class Batcher(Generic[Item, Result]):
@@ -71,12 +73,10 @@ class Batcher(Generic[Item, Result]):
         self.max_batch_size = max_batch_size
         self.wait_s = wait_s
         self.counters = BatchCounters()
-        self._queues: Queues[Item, Result] = OrderedDict()
-        self._newcomers: Queues[Item, Result] = OrderedDict() if lanes > 1 else self._queues
-        self._present: Counter[Hashable] = Counter()  # items of each request, waiting or running
-        self._submitted: Counter[Hashable] = Counter()  # since it last had none
-        self._running = 0
-        self._long_batch = False  # the first lane is busy with one
+        self._queues: OrderedDict[Hashable, deque[_Waiting[Item, Result]]] = OrderedDict()
+        self._submitted: OrderedDict[Hashable, int] = OrderedDict()  # by request, the latest last
+        self._running: list[list[_Waiting[Item, Result]]] = [[] for _ in range(lanes)]
+        self._busy_since_s = 0.0
         self._news = [asyncio.Event() for _ in range(lanes)]
         self._thread = ThreadPoolExecutor(max_workers=lanes, thread_name_prefix=name)
         self._loop_tasks: list[asyncio.Task[None]] = []
@@ -90,33 +90,30 @@ class Batcher(Generic[Item, Result]):
                 contextvars.Context().run(asyncio.create_task, self._serve(lane))
                 for lane in range(len(self._news))
             ]
+        number = self._submitted.pop(request_id, 0)
+        self._submitted[request_id] = number + 1
+        if len(self._submitted) > REQUESTS_KNOWN:
+            self._submitted.popitem(last=False)
         waiting: _Waiting[Item, Result] = _Waiting(
-            item, self._key(item), asyncio.get_running_loop().create_future(), time.monotonic()
+            item,
+            self._key(item),
+            number < NEWCOMER_ITEMS,
+            asyncio.get_running_loop().create_future(),
+            time.monotonic(),
         )
-        queues = self._newcomers if self._submitted[request_id] < NEWCOMERS else self._queues
-        queues.setdefault(request_id, deque()).append(waiting)
-        self._present[request_id] += 1
-        self._submitted[request_id] += 1
+        self._queues.setdefault(request_id, deque()).append(waiting)
         self._wake()
-        try:
-            return await waiting.answer
-        finally:
-            self._present[request_id] -= 1
-            if not self._present[request_id]:
-                del self._present[request_id], self._submitted[request_id]
+        return await waiting.answer
 
     @property
     def queued(self) -> int:
-        """Items not yet on the device."""
-        waiting = sum(len(queue) for queue in self._queues.values())
-        if self._newcomers is not self._queues:
-            waiting += sum(len(queue) for queue in self._newcomers.values())
-        return waiting
+        """Items that wait for the device."""
+        return sum(not waiting.answer.done() for queue in self._queues.values() for waiting in queue)
 
     @property
     def running(self) -> int:
         """Items on the device."""
-        return self._running
+        return sum(len(batch) for batch in self._running)
 
     def close(self) -> None:
         """Stops cutting batches and frees the threads once their present batches are done."""
@@ -135,18 +132,18 @@ class Batcher(Generic[Item, Result]):
             while True:
                 if lane == 0:
                     await self._wait_for_company()
-                batch = self._cut_first_lane() if lane == 0 else self._cut_second_lane()
+                self._drop_cancelled()
+                batch = self._cut() if lane == 0 else self._cut_newcomers()
                 if not batch:
                     break
-                try:
-                    await self._serve_batch(batch)
-                finally:
-                    if lane == 0:
-                        self._long_batch = False
+                await self._serve_batch(batch, lane)
 
-    async def _serve_batch(self, batch: list[_Waiting[Item, Result]]) -> None:
+    async def _serve_batch(self, batch: list[_Waiting[Item, Result]], lane: int) -> None:
         begun_s = time.monotonic()
-        self._running += len(batch)
+        if not self.running:
+            self._busy_since_s = begun_s
+        self._running[lane] = batch
+        self._wake()  # newcomers need not wait for it
         try:
             results = await asyncio.get_running_loop().run_in_executor(self._thread, self._run_batch, batch)
         except BaseException:  # the loop or the interpreter is ending: nobody may wait for ever
@@ -154,8 +151,8 @@ class Batcher(Generic[Item, Result]):
                 waiting.answer.cancel()
             raise
         finally:
-            self._running -= len(batch)
-        self._count(batch, begun_s)
+            self._running[lane] = []
+        self._count(batch, lane, begun_s)
         for waiting, result in zip(batch, results, strict=True):
             if waiting.answer.done():
                 continue
@@ -177,45 +174,53 @@ class Batcher(Generic[Item, Result]):
             except asyncio.TimeoutError:
                 return
 
-    def _cut_first_lane(self) -> list[_Waiting[Item, Result]]:
-        batch = self._cut(self._queues)
-        if batch:
-            self._long_batch = True
-            self._wake()  # newcomers need not wait for it
-        return batch or self._cut(self._newcomers)
-
-    def _cut_second_lane(self) -> list[_Waiting[Item, Result]]:
-        return self._cut(self._newcomers) if self._long_batch else []
-
-    def _cut(self, queues: Queues[Item, Result]) -> list[_Waiting[Item, Result]]:
+    def _cut(self) -> list[_Waiting[Item, Result]]:
         """One item per request in turn, all with the key of whoever's turn is first."""
         batch: list[_Waiting[Item, Result]] = []
-        self._drop_cancelled(queues)
         while len(batch) < self.max_batch_size:
             before = len(batch)
-            for request_id in list(queues):
-                queue = queues[request_id]
-                if batch and queue[0].key != batch[0].key:
+            for request_id in list(self._queues):
+                if batch and self._queues[request_id][0].key != batch[0].key:
                     continue
-                batch.append(queue.popleft())
-                if queue:
-                    queues.move_to_end(request_id)  # its next item goes behind the others
-                else:
-                    del queues[request_id]
+                batch.append(self._take(request_id))
                 if len(batch) == self.max_batch_size:
                     break
             if len(batch) == before:
                 break
         return batch
 
-    def _drop_cancelled(self, queues: Queues[Item, Result]) -> None:
-        for request_id, queue in list(queues.items()):
+    def _cut_newcomers(self) -> list[_Waiting[Item, Result]]:
+        """Newcomers that wait for a long file's batch, if they are few."""
+        if all(waiting.newcomer for waiting in self._running[0]):
+            return []
+        newcomers = sum(waiting.newcomer for queue in self._queues.values() for waiting in queue)
+        if newcomers > SECOND_LANE_ITEMS:
+            return []
+        batch: list[_Waiting[Item, Result]] = []
+        for request_id in list(self._queues):
+            while (queue := self._queues.get(request_id)) and queue[0].newcomer:
+                if batch and queue[0].key != batch[0].key:
+                    break
+                batch.append(self._take(request_id))
+        return batch
+
+    def _take(self, request_id: Hashable) -> _Waiting[Item, Result]:
+        queue = self._queues[request_id]
+        waiting = queue.popleft()
+        if queue:
+            self._queues.move_to_end(request_id)  # its next item goes behind the others
+        else:
+            del self._queues[request_id]
+        return waiting
+
+    def _drop_cancelled(self) -> None:
+        for request_id, queue in list(self._queues.items()):
             alive = deque(waiting for waiting in queue if not waiting.answer.done())
             self.counters.dropped += len(queue) - len(alive)
             if alive:
-                queues[request_id] = alive
+                self._queues[request_id] = alive
             else:
-                del queues[request_id]
+                del self._queues[request_id]
 
     def _run_batch(self, batch: list[_Waiting[Item, Result]]) -> Sequence[Result | BaseException]:
         try:
@@ -228,8 +233,14 @@ class Batcher(Generic[Item, Result]):
             return [error] * len(batch)
         return results
 
-    def _count(self, batch: list[_Waiting[Item, Result]], begun_s: float) -> None:
-        self.counters.batches += 1
-        self.counters.items += len(batch)
-        self.counters.wait_s += sum(begun_s - waiting.since_s for waiting in batch)
-        self.counters.run_s += time.monotonic() - begun_s
+    def _count(self, batch: list[_Waiting[Item, Result]], lane: int, begun_s: float) -> None:
+        counters = self.counters
+        if lane == 0:
+            counters.batches += 1
+            counters.items += len(batch)
+            counters.slots += self.max_batch_size
+        else:
+            counters.beside += len(batch)
+        counters.wait_s += sum(begun_s - waiting.since_s for waiting in batch)
+        if not self.running:
+            counters.busy_s += time.monotonic() - self._busy_since_s

@@ -71,8 +71,8 @@ def running(
     def on_signal(signum: int, frame: FrameType | None) -> None:
         stop.set()
 
-    for signum in (signal.SIGTERM, signal.SIGINT):  # after ray.init, which sets handlers of its own
-        signal.signal(signum, on_signal)
+    signals = (signal.SIGTERM, signal.SIGINT)  # after ray.init, which sets handlers of its own
+    before = {signum: signal.signal(signum, on_signal) for signum in signals}
     try:
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(
@@ -91,6 +91,8 @@ def running(
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             serve.shutdown()
             ray.shutdown()
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def _refuse_missing_models(schema: ServeDeploySchema) -> None:

@@ -11,14 +11,15 @@ import logging
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
 
 from serve_app.errors import InvalidRequest, TranscriptionError
 from serve_app.schemas import Options
 from serve_app.stages.speakers import assign_speakers
+from serve_app.timings import Timings
 from serve_app.transcript import (
     Diarization,
     Progress,
@@ -107,25 +108,6 @@ def _wants_speakers(stages: Stages, options: Options) -> bool:
             "diarization_unavailable",
         )
     return stages.diarize is not None and options.diarize is not False
-
-
-class Timings:
-    """Wall time per stage: from the first call's begin to the last call's end."""
-
-    def __init__(self) -> None:
-        self._spans: dict[str, tuple[float, float]] = {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        begun_s = time.monotonic()
-        try:
-            yield
-        finally:
-            first_s, _ = self._spans.get(name, (begun_s, begun_s))
-            self._spans[name] = (min(first_s, begun_s), time.monotonic())
-
-    def wall_s(self) -> dict[str, float]:
-        return {name: end_s - begun_s for name, (begun_s, end_s) in self._spans.items()}
 
 
 class _Request:

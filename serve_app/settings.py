@@ -29,7 +29,9 @@ class AsrSettings(_Strict):
         le=30,
         description="Longest window; empty = 30, or what the bundled model was trained for.",
     )
-    threads: int = Field(1, ge=1, description="CPU threads of one replica.")
+    threads: int = Field(
+        1, ge=1, description="CPU threads of one batch; a short clip beside a long file takes as many again."
+    )
     gpu_share: Share = Field(0.5, description="Part of a GPU that one replica books.")
 
 
@@ -119,7 +121,7 @@ class Settings(_Strict):
     )
     request_timeout_s: Seconds = Field(3600, description="A request that takes longer is answered 504.")
     windows_in_flight: int = Field(
-        64, ge=1, description="Windows of one request that wait or run at the same time."
+        128, ge=1, description="Windows of one request that wait or run; two batches for each GPU and more."
     )
     asr: AsrSettings = AsrSettings()
     speech: SpeechSettings = SpeechSettings()
@@ -131,8 +133,8 @@ class Settings(_Strict):
     def _agree(self) -> "Settings":
         if self.speech.offset > self.speech.onset:
             raise ValueError("speech.offset must not be above speech.onset")
-        if self.speech.method == "silero" and self.speech.gpu_share:
-            raise ValueError("speech.gpu_share is for pyannote; silero runs on the CPU")
+        if self.speech.method == "silero" and {"gpu_share", "step_s"} & self.speech.model_fields_set:
+            raise ValueError("speech.gpu_share and speech.step_s are for pyannote, not for silero")
         if len(self.alignment.preload) > self.alignment.max_loaded_languages:
             raise ValueError("alignment.preload has more languages than alignment.max_loaded_languages")
         return self

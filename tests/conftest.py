@@ -121,6 +121,14 @@ def gate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("device") / "gate"
 
 
+@pytest.fixture
+def closed_gate(gate: Path) -> Iterator[Path]:
+    """The gate, closed until the test opens it or ends."""
+    gate.touch()
+    yield gate
+    gate.unlink(missing_ok=True)
+
+
 @pytest.fixture(scope="session")
 def app(cluster: None, files: Files, gate: Path) -> DeploymentHandle[object]:
     """The whole graph on fake models; its ingress handle."""

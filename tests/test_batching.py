@@ -230,27 +230,48 @@ def test_the_batch_size_changes_while_running() -> None:
 
 
 def test_a_newcomer_does_not_wait_for_a_long_batch() -> None:
-    """With two lanes a short request runs beside a long one's batch and not in it."""
+    """With two lanes a short request runs beside a long one's batch, and the long one's batches stay full."""
 
     async def scenario() -> list[list[Any]]:
         device = Device()
         batcher: Batcher[Any, Any] = Batcher(device.run, max_batch_size=4, lanes=2)
-        long = [asyncio.create_task(batcher.submit(f"long-{n}", "long")) for n in range(10)]
-        await device.busy()
-        await device.busy()  # its first two are newcomers themselves, and run beside its next four
-        device.free(2)
+        long = [asyncio.create_task(batcher.submit(f"long-{n}", "long")) for n in range(8)]
         await device.busy()
         short = asyncio.create_task(batcher.submit("short", "short"))
         await device.busy()  # while the other still runs
         device.free(100)
         assert await short == "<short>"
-        assert len(await asyncio.gather(*long)) == 10
+        assert len(await asyncio.gather(*long)) == 8
+        counters = batcher.counters
+        assert (counters.items, counters.slots, counters.beside) == (8, 8, 1)
         batcher.close()
         return device.batches
 
     batches = asyncio.run(scenario())
-    assert sorted(batches[:2]) == [["long-0", "long-1"], ["long-2", "long-3", "long-4", "long-5"]]
-    assert batches[2:] == [["long-6", "long-7", "long-8", "long-9"], ["short"]]
+    assert batches[0] == [f"long-{n}" for n in range(4)]
+    assert sorted(batches[1:]) == [[f"long-{n}" for n in range(4, 8)], ["short"]]
+
+
+def test_many_newcomers_fill_the_next_batch_instead() -> None:
+    """The second lane takes one or two; where more wait they share a batch with the long file, in turn."""
+
+    async def scenario() -> list[list[Any]]:
+        device = Device()
+        batcher: Batcher[Any, Any] = Batcher(device.run, max_batch_size=4, lanes=2)
+        long = [asyncio.create_task(batcher.submit(f"long-{n}", "long")) for n in range(5)]
+        await device.busy()
+        short = [asyncio.create_task(batcher.submit(f"short-{n}", n)) for n in range(3)]
+        await settle()
+        device.free(100)
+        await asyncio.gather(*long, *short)
+        batcher.close()
+        return device.batches
+
+    batches = asyncio.run(scenario())
+    assert [sorted(batch) for batch in batches] == [
+        ["long-0", "long-1", "long-2", "long-3"],
+        ["long-4", "short-0", "short-1", "short-2"],
+    ]
 
 
 def test_the_second_lane_splits_no_batches_of_newcomers() -> None:
@@ -261,29 +282,50 @@ def test_the_second_lane_splits_no_batches_of_newcomers() -> None:
         batcher: Batcher[Any, Any] = Batcher(device.run, max_batch_size=8, lanes=2)
         first = asyncio.create_task(batcher.submit(0, "request-0"))
         await device.busy()
-        others = [asyncio.create_task(batcher.submit(n, f"request-{n}")) for n in range(1, 8)]
+        others = [asyncio.create_task(batcher.submit(n, f"request-{n}")) for n in range(1, 3)]
         await settle()
         device.free(2)
         await asyncio.gather(first, *others)
         batcher.close()
         return device.batches
 
-    assert asyncio.run(scenario()) == [[0], [1, 2, 3, 4, 5, 6, 7]]
+    assert asyncio.run(scenario()) == [[0], [1, 2]]
 
 
-def test_a_long_request_never_starves() -> None:
-    """However many newcomers there are, the first lane goes on with the long request."""
+def test_a_long_request_is_no_newcomer_again_after_a_pause() -> None:
+    """Windows of a long file that come in small numbers stay in the first lane, all in one batch."""
+
+    async def scenario() -> list[list[Any]]:
+        device = Device()
+        batcher: Batcher[Any, Any] = Batcher(device.run, max_batch_size=4, lanes=2)
+        for first in (0, 4, 8):
+            tasks = [asyncio.create_task(batcher.submit(n, "long")) for n in range(first, first + 4)]
+            await device.busy()
+            device.free()
+            await asyncio.gather(*tasks)
+        batcher.close()
+        return device.batches
+
+    assert asyncio.run(scenario()) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+
+
+def test_what_waits_is_counted_without_those_who_left() -> None:
+    """`queued` and `running` are what is really there; busy time goes on while either lane runs."""
 
     async def scenario() -> None:
         device = Device()
-        batcher: Batcher[Any, Any] = Batcher(device.run, max_batch_size=2, lanes=2)
-        long = [asyncio.create_task(batcher.submit(f"long-{n}", "long")) for n in range(6)]
-        short = [asyncio.create_task(batcher.submit("short", f"short-{n}")) for n in range(20)]
-        device.free(100)
-        await asyncio.gather(*long, *short)
-        first_lane = [batch for batch in device.batches if not {"long-0", "long-1", "short"} & set(batch)]
-        assert first_lane == [["long-2", "long-3"], ["long-4", "long-5"]]
-        assert device.batches.index(["long-4", "long-5"]) <= 4
+        batcher: Batcher[Any, Any] = Batcher(device.run, max_batch_size=1)
+        first = asyncio.create_task(batcher.submit("first", "a"))
+        await device.busy()
+        gone = asyncio.create_task(batcher.submit("gone", "b"))
+        await settle()
+        assert (batcher.queued, batcher.running) == (1, 1)
+        gone.cancel()
+        await settle()
+        assert (batcher.queued, batcher.running) == (0, 1)
+        device.free()
+        await first
+        assert batcher.counters.busy_s > 0
         batcher.close()
 
     asyncio.run(scenario())

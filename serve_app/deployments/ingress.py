@@ -124,6 +124,7 @@ class Ingress:
                 yield predict_response(await run, words=parsed.word_timestamps)
             finally:
                 run.cancel()
+                await asyncio.gather(run, return_exceptions=True)  # in flight until it has ended
 
     async def readiness(self) -> dict[str, bool]:
         """Per stage, whether a replica with its models answers."""

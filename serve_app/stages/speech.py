@@ -92,12 +92,14 @@ def load_pyannote_detector(settings: SpeechSettings, window_s: float, device: st
         warnings.filterwarnings("ignore", r"\s*torchcodec is not installed correctly", UserWarning)
         import torch
         from pyannote.audio import Inference, Model
+        from pyannote.audio.utils.reproducibility import fix_reproducibility
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # it advises to upgrade whisperx's file
     # As whisperx's load_vad_model, which also creates torch.hub's home directory for no use: that
     # fails in a container with a read-only home.
     path = _whisperx_assets() / "pytorch_model.bin"
     if not path.is_file():
         raise ModelUnavailable(f"The speech detection model {path} is missing: install whisperx again.")
+    fix_reproducibility(torch.device(device))  # TensorFloat-32 off, as pyannote does before each file
     inference = Inference(Model.from_pretrained(path), step=settings.step_s, device=torch.device(device))
     return SpeechDetector(SegmentationScan(inference, settings.onset, settings.offset, window_s), window_s)
 

@@ -50,6 +50,7 @@ def main() -> None:
     tokenizer = build_tokenizer(read_ranks())
     alphabet = Alphabet(tokenizer, pronounce(programs))
     plan = train_recogniser.Plan(corpus, work / "checkpoints", options.hours * SHARE_OF_RECOGNISER)
+    shutil.rmtree(plan.checkpoints, ignore_errors=True)  # of another training
     _side_by_side(*((train_recogniser.train, (plan, alphabet, rank, PROCESSES)) for rank in range(PROCESSES)))
     checkpoints = sorted(plan.checkpoints.glob("checkpoint-*.pt"))[-LATEST_CHECKPOINTS:]
     chosen = choice_recordings(programs)
