@@ -2,7 +2,8 @@
 
 The models of benchmarks/throughput.py, without speakers, every stage on all cores in both systems. A clip of
 5 s shows what the graph costs (HTTP, decoding, five processes), 5 minutes what it gains to work on windows
-side by side. The two systems take turns. One JSON line on standard output; medians, in seconds.
+side by side. The two systems take turns. One JSON line on standard output, in seconds:
+medians for the clip, a single run for the file.
 """
 
 import json

@@ -2,8 +2,8 @@
 
 The graph of a config file (default: the demo models), files of several lengths one after the other, then 64
 clips at once. Memory is the proportional set size of all the graph's processes together, object store
-included, sampled twice a second; every peak is counted from the rest state before the first file. The slope is
-a least-squares line through the files' peaks. One JSON line on standard output.
+included, sampled twice a second; every peak is counted from the rest state before the first file. The slope
+is a least-squares line through the files' peaks. One JSON line on standard output.
 """
 
 import json

@@ -1,8 +1,8 @@
 """Models whose answers are trivial and whose time is that of `large-v2` and its companions on a T4.
 
-What is real around them is everything else: Ray Serve, handles, decoding, batching, the order of things. A model
-call holds its thread and its GPU for as long as a roofline says (../shared/research/perf_rel_sec.md A3 and
-whisperx.md; figures below), so two cores can show what the scheduling of many GPUs is worth.
+What is real around them is everything else: Ray Serve, handles, decoding, batching, the order of things. A
+model call holds its thread and its GPU for as long as a roofline says (figures below), so two cores can show
+what the scheduling of many GPUs is worth.
 
 A GPU is a lock that processes take for a slice at a time, as CUDA kernels of several processes take turns.
 """

@@ -135,7 +135,7 @@ def test_stretches_find_what_the_whole_would(seed: int) -> None:
 
 
 def test_importing_the_module_brings_no_torch() -> None:
-    """A replica that uses Silero, and everything that only needs `merge`, does without torch."""
+    """A replica that uses Silero, and everything that only needs windows, does without torch."""
     script = "import sys, serve_app.stages.speech; print({'torch', 'faster_whisper'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -58,7 +58,7 @@ def clip(windows: Sequence[Window], duration_s: float) -> tuple[Window, ...]:
 
 
 def to_float32(samples: Samples) -> npt.NDArray[np.float32]:
-    """Samples in [-1, 1), exactly whisperx's; the only full copy of a long file that is made here."""
+    """Samples in [-1, 1), exactly whisperx's, as a copy."""
     waveform = samples.astype(np.float32)
     waveform /= 32768
     return waveform
