@@ -51,9 +51,7 @@ STEP_PER_WINDOW_S = 0.00103  # and each window's cross-attention keys and values
 ALIGN = 50 / 3600 / 3.2  # wav2vec2-base, 50 TFLOP an hour
 DIARIZE = 163 / 3600 / 3.2  # ResNet34 with one trunk for all speakers of a window
 STOCK_DIARIZE = 488 / 3600 / 3.2  # and once for each speaker, as pyannote does
-DETECT = (
-    9.4 / 3600 / 3.2
-)  # pyannote's speech detection, 9.4 TFLOP an hour; on the GPU, as whisperx runs it there
+DETECT = 9.4 / 3600 / 3.2  # pyannote's speech detection, on the GPU as in whisperx
 # Seconds of CPU for each second of audio.
 STOCK_ALIGN_CPU = 50 * (73e-6 + 13e-6) + 0.0026  # per-frame torch operations at 50 frames a second, pandas
 

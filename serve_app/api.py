@@ -22,7 +22,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app import __version__
 from serve_app.errors import InvalidRequest, Overloaded, PayloadTooLarge, TranscriptionError
-from serve_app.pipeline import Source
 from serve_app.schemas import (
     ErrorResponse,
     Options,
@@ -32,7 +31,7 @@ from serve_app.schemas import (
     parse_predict,
     predict_response,
 )
-from serve_app.transcript import Transcript
+from serve_app.transcript import Source, Transcript
 
 logger = logging.getLogger("ray.serve")
 

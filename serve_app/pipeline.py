@@ -13,8 +13,8 @@ import uuid
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
-from typing import Any, BinaryIO
+from dataclasses import dataclass, replace
+from typing import Any
 
 from serve_app.errors import InvalidRequest, TranscriptionError
 from serve_app.schemas import Options
@@ -24,6 +24,7 @@ from serve_app.transcript import (
     Diarization,
     Progress,
     Segment,
+    Source,
     Speech,
     StageWarning,
     Transcript,
@@ -35,15 +36,6 @@ logger = logging.getLogger("ray.serve")  # Serve's logger adds the request id to
 
 LANGUAGE_VOTERS = 4  # windows that decide the language when the caller does not
 UNSURE_BELOW = 0.5  # mean probability under which the detected language comes with a warning
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where the audio comes from: a URL with fetch headers, or an open file."""
-
-    url: str | None = None
-    headers: dict[str, str] = field(default_factory=dict)
-    file: BinaryIO | None = None
 
 
 @dataclass(frozen=True)

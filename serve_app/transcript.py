@@ -1,11 +1,11 @@
-"""What flows between the stages: audio, windows, words, segments, turns. Frozen, no I/O.
+"""What flows between the stages: source, audio, windows, words, segments, turns. Frozen, no I/O.
 
 All times are seconds from the start of the file.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,15 @@ class StageWarning:
     stage: str
     code: str
     message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the audio comes from: a URL with fetch headers, or an open file."""
+
+    url: str | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    file: BinaryIO | None = None
 
 
 @dataclass(frozen=True, slots=True)

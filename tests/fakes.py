@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from serve_app.pipeline import Source, Stages
+from serve_app.pipeline import Stages
 from serve_app.schemas import Options
 from serve_app.transcript import (
     SAMPLE_RATE_HZ,
@@ -24,6 +24,7 @@ from serve_app.transcript import (
     Diarization,
     Samples,
     Segment,
+    Source,
     Speech,
     Turn,
     Window,

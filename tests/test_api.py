@@ -17,9 +17,8 @@ from serve_app.errors import (
     SourceUnavailable,
     TranscriptionError,
 )
-from serve_app.pipeline import Source
 from serve_app.schemas import Options
-from serve_app.transcript import Segment, StageWarning, Transcript, Word
+from serve_app.transcript import Segment, Source, StageWarning, Transcript, Word
 
 MAX_BYTES = 3 << 20
 

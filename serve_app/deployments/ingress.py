@@ -14,10 +14,10 @@ from ray.serve.handle import DeploymentHandle
 from serve_app.api import create_app
 from serve_app.deployments.handles import MANY, ROUTER, AudioRef, awaited, caller, streamer
 from serve_app.errors import DeadlineExceeded, InvalidRequest, Overloaded
-from serve_app.pipeline import Source, Stages, transcribe, unheard
+from serve_app.pipeline import Stages, transcribe, unheard
 from serve_app.schemas import Options, parse_options, predict_response, progress_response
 from serve_app.settings import Settings
-from serve_app.transcript import Progress, Transcript
+from serve_app.transcript import Progress, Source, Transcript
 
 UPLOAD_CHUNK_BYTES = 8 << 20
 READY_TIMEOUT_S = 2.0
