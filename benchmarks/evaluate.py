@@ -9,6 +9,7 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,7 +23,7 @@ from rich.table import Table
 from benchmarks import truth
 from benchmarks.accuracy import Score, diarization_errors, score, total
 from benchmarks.plain_whisperx import PlainWhisperx
-from benchmarks.systems import Plain, System, service
+from benchmarks.systems import Answer, Plain, System, service
 from benchmarks.truth import Recording, TrueTurn
 from serve_app import bundled, config_file, models
 from serve_app.deployments import USER_CONFIGS
@@ -35,6 +36,7 @@ PROJECT = Path(__file__).parents[1]
 RECORDINGS = Path(__file__).parent / "recordings"
 REAL_SPEECH = PROJECT.parent / "shared" / "data" / "speech"  # real meetings, where the folder is there
 NOISE_DB = 20
+AT_ONCE = 4  # recordings that the service has at the same time
 
 say = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -75,7 +77,7 @@ def main(
     groups, real = read_recordings(), read_real_speech()
     try:
         with service(raw, diarizes=names.diarization is not None) as system:
-            results = [measure("service", system, groups, real)]
+            results = [measure("service", system, groups, real, at_once=AT_ONCE)]
     except CannotStart as error:
         say.print(f"error: {error}", markup=False)
         raise typer.Exit(1) from None
@@ -125,20 +127,32 @@ def read_real_speech() -> list[Recording]:
 
 
 def measure(
-    name: str, system: System, groups: dict[str, list[Recording]], real: Sequence[Recording]
+    name: str,
+    system: System,
+    groups: dict[str, list[Recording]],
+    real: Sequence[Recording],
+    at_once: int = 1,
 ) -> Result:
+    """Gives the system all recordings, so many at a time."""
     result, begun_s = Result(name), time.monotonic()
-    for group, recordings in groups.items():
-        say.print(f"{name}: {GROUPS[group]}")
-        for recording in recordings:
-            answer = system.answer(recording.samples)
-            for warning in answer.warnings:
-                say.print(f"  warning: {warning}")
-            result.scores[group].append(score(recording, answer.segments, answer.turns))
-    for recording in real:
-        say.print(f"{name}: real speech, {recording.name}")
-        turns = system.answer(recording.samples).turns
-        result.real_der[recording.name] = diarization_errors(recording.turns, turns, recording.duration_s)
+
+    def answer(recording: Recording) -> Answer:
+        found = system.answer(recording.samples)
+        say.print(f"{name}: {recording.name}")
+        for warning in found.warnings:
+            say.print(f"  warning: {warning}")
+        return found
+
+    with ThreadPoolExecutor(at_once) as pool:
+        answers = {group: pool.map(answer, recordings) for group, recordings in groups.items()}
+        of_real = pool.map(answer, real)
+        for group, recordings in groups.items():
+            for recording, found in zip(recordings, answers[group], strict=True):
+                result.scores[group].append(score(recording, found.segments, found.turns))
+        for recording, found in zip(real, of_real, strict=True):
+            result.real_der[recording.name] = diarization_errors(
+                recording.turns, found.turns, recording.duration_s
+            )
     result.wall_s = time.monotonic() - begun_s
     return result
 
