@@ -6,7 +6,7 @@ from benchmarks.truth import Recording, save
 from tools.demo_models.recordings import join
 from tools.demo_models.synthesis import Line, speak
 
-WOMAN, MAN = "flite/slt", "flite/awb"
+WOMAN, MAN = "festival/cmu_us_slt_arctic_hts", "flite/rms"
 # Every line is one breath; the seconds after it are the pause that follows. Turns alternate.
 SCRIPT = [
     (WOMAN, "Four score and seven years ago,", 0.35),
