@@ -44,6 +44,9 @@ sentences of 4 to 16 words.
 
 `make eval` measures more: per voice, word times, speakers, and plain whisperx beside the service.
 
+The demo's two voices were chosen because the recogniser makes no mistake with them: among eight pairs of
+voices and rates of the same script it had between 0 and 8 wrong words of 102.
+
 ## Again
 `python -m tools.demo_models` made everything here from nothing, training for {hours:g} hours on two CPU
 cores.
