@@ -4,7 +4,7 @@ The real graph on a local Ray, called through its handle, with models that only 
 (benchmarks/simulated.py). One JSON line on standard output:
 
 - burst: 32 clips of 3 to 25 s sent at once to one T4, against the same clips one after the other as
-  whisperx would take them on it (throughput_ratio_sim)
+  whisperx would take them on it (throughput_ratio_sim; throughput_bound_sim is what perfect sharing would give)
 - saturation: clients that always have another 90 s file waiting, from the end of one batch to the end of
   another (occupancy_sim, busy_sim, and overhead_sim: wall time over what the GPU needs for full batches)
 - company: clips of 10 s, one after the other, alone and beside a file of 3 hours, all without speakers: their
@@ -32,10 +32,10 @@ import typer
 from ray import serve
 from rich.console import Console
 
-from benchmarks.simulated import DETECT, Gpu, align_s, asr_s, diarize_s, gpus_in, run_like_whisperx
+from benchmarks.simulated import Gpu, align_s, asr_s, detect_s, diarize_s, gpus_in, run_like_whisperx
 from benchmarks.systems import wav
 from benchmarks.truth import SAMPLE_RATE_HZ
-from serve_app.app import GPU_BATCH
+from serve_app.app import ALIGN_GPU_BATCH, GPU_BATCH
 from serve_app.launcher import free_port, running
 
 BATCH = int(GPU_BATCH["max_batch_size"])
@@ -71,7 +71,7 @@ class Simulation:
 
 @contextmanager
 def simulation(gpu_count: int) -> Iterator[Simulation]:
-    """The graph with one Transcriber on each of so many GPUs; the other models share the first one."""
+    """The graph with a Transcriber and an Aligner on each of so many GPUs; the others share the first one."""
     with tempfile.TemporaryDirectory() as folder:
         raw = {
             "proxy_location": "HeadOnly",
@@ -83,7 +83,7 @@ def simulation(gpu_count: int) -> Iterator[Simulation]:
                     "args": {"folder": folder, "gpu_count": gpu_count},
                     "deployments": [
                         {"name": "Transcriber", "num_replicas": gpu_count, "user_config": GPU_BATCH},
-                        {"name": "Aligner", "user_config": GPU_BATCH},
+                        {"name": "Aligner", "num_replicas": gpu_count, "user_config": ALIGN_GPU_BATCH},
                         # A short file need not wait for the speakers of a long one.
                         {"name": "Diarizer", "num_replicas": 2},
                     ],
@@ -115,10 +115,18 @@ async def burst(graph: Simulation, rng: random.Random) -> dict[str, float]:
     whisperx_s = time.monotonic() - begun_s
     return {
         "throughput_ratio_sim": whisperx_s / ours_s,
+        "throughput_bound_sim": whisperx_s / _least_s(lengths_s),
         "burst_ours_s": ours_s,
         "burst_whisperx_s": whisperx_s,
         "burst_first_answer_s": min(latencies_s),
     }
+
+
+def _least_s(lengths_s: list[float]) -> float:
+    """Seconds that the GPU needs for these clips in full batches, with nothing lost between them."""
+    in_order = sorted(lengths_s)
+    recognition_s = sum(asr_s(in_order[first : first + BATCH]) for first in range(0, len(in_order), BATCH))
+    return recognition_s + sum(detect_s(s) + align_s(s) + diarize_s(s) for s in lengths_s)
 
 
 async def saturation(graph: Simulation, clients: int, files: int) -> dict[str, float]:
@@ -145,8 +153,8 @@ async def saturation(graph: Simulation, clients: int, files: int) -> dict[str, f
     await asyncio.gather(*tasks)
     (begun_s, first), (ended_s, last) = ends[1], ends[-1]  # the first is no batch's end
     items = last["items"] + last["beside"] - first["items"] - first["beside"]
-    full_s = asr_s([WINDOW_S] * BATCH) / BATCH
-    ideal_s = items * (full_s + DETECT * WINDOW_S + align_s(WINDOW_S) + diarize_s(WINDOW_S))
+    ideal_s = items / BATCH * asr_s([WINDOW_S] * BATCH)
+    ideal_s += items * WINDOW_S / FILE_S * (detect_s(FILE_S) + align_s(FILE_S) + diarize_s(FILE_S))
     return {
         "clients": clients,
         "occupancy_sim": (last["items"] - first["items"]) / (last["slots"] - first["slots"]),

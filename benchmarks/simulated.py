@@ -10,6 +10,7 @@ A GPU is a lock that processes take for a slice at a time, as CUDA kernels of se
 # No `from __future__ import annotations` here: Ray validates `args:` only when the annotation is a class.
 
 import fcntl
+import math
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -47,11 +48,13 @@ ENCODE_S = 0.1  # each window, always padded to 30 s
 STEP_S = 0.0033  # each decoding step reads the weights once for the whole batch
 STEP_PER_WINDOW_S = 0.00103  # and each window's cross-attention keys and values
 
-# Seconds of GPU for each second of audio, at 40 % of 8.1 TFLOP/s (float32).
-ALIGN = 50 / 3600 / 3.2  # wav2vec2-base, 50 TFLOP an hour
-DIARIZE = 163 / 3600 / 3.2  # ResNet34 with one trunk for all speakers of a window
+# Seconds of GPU at 40 % of 8.1 TFLOP/s (float32).
+ALIGN = 50 / 3600 / 3.2  # for each second of audio: wav2vec2-base, 50 TFLOP an hour
+DIARIZE_CHUNK_S, DIARIZE_STEP_S = 10.0, 1.0
+DIARIZE = 163 / 3600 / 3.2  # for each chunk: ResNet34 with one trunk for all its speakers, 163 TFLOP an hour
 STOCK_DIARIZE = 488 / 3600 / 3.2  # and once for each speaker, as pyannote does
-DETECT = 9.4 / 3600 / 3.2  # pyannote's speech detection, on the GPU as in whisperx
+DETECT_CHUNK_S, DETECT_STEP_S = 5.0, 0.5
+DETECT = 9.4 / 7200 / 3.2  # for each chunk: pyannote's speech detection, on the GPU as in whisperx
 # Seconds of CPU for each second of audio.
 STOCK_ALIGN_CPU = 50 * (73e-6 + 13e-6) + 0.0026  # per-frame torch operations at 50 frames a second, pandas
 
@@ -71,8 +74,17 @@ def align_s(duration_s: float) -> float:
     return ALIGN * duration_s
 
 
-def diarize_s(duration_s: float) -> float:
-    return DIARIZE * duration_s
+def diarize_s(duration_s: float, chunk: float = DIARIZE) -> float:
+    return chunk * _chunks(duration_s, DIARIZE_CHUNK_S, DIARIZE_STEP_S)
+
+
+def detect_s(duration_s: float) -> float:
+    return DETECT * _chunks(duration_s, DETECT_CHUNK_S, DETECT_STEP_S)
+
+
+def _chunks(duration_s: float, chunk_s: float, step_s: float) -> int:
+    """As pyannote cuts a file: overlapping, at least one, and the last one padded."""
+    return 1 + max(0, math.ceil((duration_s - chunk_s) / step_s))
 
 
 @dataclass(frozen=True)
@@ -110,9 +122,11 @@ class SimulatedDetector:
     gpu: Gpu
 
     def scan(self, audio: Audio) -> Iterator[tuple[Window, ...]]:
+        done_s = 0.0
         for start in np.arange(0, audio.duration_s, WINDOW_S):
             window = Window(float(start), min(float(start) + WINDOW_S, audio.duration_s))
-            self.gpu.run(DETECT * (window.end_s - window.start_s))
+            self.gpu.run(detect_s(window.end_s) - done_s)
+            done_s = detect_s(window.end_s)
             yield (window,)
 
 
@@ -120,7 +134,7 @@ class SimulatedRecognizer:
     """Every window says how long it is, after the time its batch takes."""
 
     def __init__(self, gpus: Sequence[Gpu]) -> None:
-        self._gpu, self._claim = _claim_one(gpus)
+        self._gpu, self._claim = _claim_one(gpus, "recognizer")
 
     def features(self, samples: Samples) -> npt.NDArray[np.float32]:
         return np.full((80, 3000), len(samples) / SAMPLE_RATE_HZ, np.float32)
@@ -134,10 +148,10 @@ class SimulatedRecognizer:
         return [WindowText(f"{seconds:.3f} s.", "en", None, -0.1, 0.0, 1.0) for seconds in windows_s]
 
 
-def _claim_one(gpus: Sequence[Gpu]) -> tuple[Gpu, BinaryIO]:
-    """The first GPU that no other replica has, and the file whose lock keeps it."""
+def _claim_one(gpus: Sequence[Gpu], model: str) -> tuple[Gpu, BinaryIO]:
+    """The first GPU that has no such model yet, and the file whose lock keeps it."""
     for gpu in gpus:
-        claim = gpu.path.with_suffix(".claim").open("ab")
+        claim = gpu.path.with_suffix(f".{model}").open("ab")
         try:
             fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -147,14 +161,14 @@ def _claim_one(gpus: Sequence[Gpu]) -> tuple[Gpu, BinaryIO]:
     raise RuntimeError(f"all {len(gpus)} simulated GPUs are taken")
 
 
-@dataclass(frozen=True)
 class SimulatedAligner:
     """One segment a window."""
 
-    gpu: Gpu
+    def __init__(self, gpus: Sequence[Gpu]) -> None:
+        self._gpu, self._claim = _claim_one(gpus, "aligner")
 
     def align(self, requests: Sequence[AlignRequest]) -> list[Any]:
-        self.gpu.run(sum(align_s(request.end_s - request.start_s) for request in requests))
+        self._gpu.run(sum(align_s(request.end_s - request.start_s) for request in requests))
         return [(Segment(request.start_s, request.end_s, request.text),) for request in requests]
 
 
@@ -189,7 +203,7 @@ def build(simulated: Simulated) -> Application:
     loaders = Loaders(
         detector=partial(SimulatedDetector, gpus[0]),
         recognizer=partial(SimulatedRecognizer, gpus),
-        aligner=partial(SimulatedAligner, gpus[0]),
+        aligner=partial(SimulatedAligner, gpus),
         diarizer=partial(SimulatedDiarizer, gpus[0]),
     )
     return graph(settings, loaders, "cpu")
@@ -197,10 +211,10 @@ def build(simulated: Simulated) -> Application:
 
 def run_like_whisperx(duration_s: float, gpu: Gpu) -> None:
     """The time whisperx takes for one file on the same T4, called in its documented order."""
-    gpu.run(DETECT * duration_s)
+    gpu.run(detect_s(duration_s))
     windows_s = [min(WINDOW_S, duration_s - start) for start in np.arange(0, duration_s, WINDOW_S)]
     for first in range(0, len(windows_s), 16):
         gpu.run(asr_s(windows_s[first : first + 16]))
     gpu.run(align_s(duration_s))
     time.sleep(STOCK_ALIGN_CPU * duration_s)
-    gpu.run(STOCK_DIARIZE * duration_s)
+    gpu.run(diarize_s(duration_s, STOCK_DIARIZE))

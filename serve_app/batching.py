@@ -3,8 +3,9 @@
 Items wait in one queue per request. Only when the device's thread is free is a batch cut, so it holds
 everything that arrived meanwhile (`@serve.batch` cuts before the device is free: 24 requests ran as 24
 batches of one). A batch takes one item per request in turn, so a long file cannot keep a short clip waiting,
-and holds only items with equal keys, because some options are per model call. Items whose caller has gone are
-dropped; each item gets its own result or error.
+and holds only items with equal keys, because some options are per model call. It may be bounded by its audio
+too: where full windows gain nothing together, many of them would only make others wait. Items whose caller has
+gone are dropped; each item gets its own result or error.
 
 A second lane runs a newcomer or two beside a long file's batch, because waiting for it and in it would take a
 short clip ten times as long as alone. Where more newcomers wait, they fill the next batch instead: the second
@@ -55,7 +56,8 @@ class Batcher(Generic[Item, Result]):
 
     `run` gets a list and returns a list of the same length and order, an exception standing for an item
     that failed. `wait_s` is how long an idle device waits for company before it cuts a batch that is not
-    full. With two `lanes`, `run` must bear being called by two threads.
+    full. With two `lanes`, `run` must bear being called by two threads. Where `max_batch_s` is set, a batch
+    holds no more seconds of audio than that, by `audio_s` of its items, or a single item.
     """
 
     def __init__(
@@ -65,12 +67,15 @@ class Batcher(Generic[Item, Result]):
         max_batch_size: int,
         wait_s: float = 0.0,
         key: Callable[[Item], Hashable] = lambda item: None,
+        audio_s: Callable[[Item], float] = lambda item: 0.0,
         lanes: int = 1,
         name: str = "device",
     ) -> None:
         self._run = run
         self._key = key
+        self._audio_s = audio_s
         self.max_batch_size = max_batch_size
+        self.max_batch_s: float | None = None
         self.wait_s = wait_s
         self.counters = BatchCounters()
         self._queues: OrderedDict[Hashable, deque[_Waiting[Item, Result]]] = OrderedDict()
@@ -177,11 +182,14 @@ class Batcher(Generic[Item, Result]):
     def _cut(self) -> list[_Waiting[Item, Result]]:
         """One item per request in turn, all with the key of whoever's turn is first."""
         batch: list[_Waiting[Item, Result]] = []
+        left_s = float("inf") if self.max_batch_s is None else self.max_batch_s
         while len(batch) < self.max_batch_size:
             before = len(batch)
             for request_id in list(self._queues):
-                if batch and self._queues[request_id][0].key != batch[0].key:
+                first = self._queues[request_id][0]
+                if batch and (first.key != batch[0].key or self._audio_s(first.item) > left_s):
                     continue
+                left_s -= self._audio_s(first.item)
                 batch.append(self._take(request_id))
                 if len(batch) == self.max_batch_size:
                     break

@@ -229,6 +229,26 @@ def test_the_batch_size_changes_while_running() -> None:
     asyncio.run(scenario())
 
 
+def test_a_batch_holds_no_more_audio_than_it_may() -> None:
+    """Long windows go by twos or alone and short ones by as many as fit, whoever's turn it is."""
+
+    async def scenario() -> list[list[Any]]:
+        device = Device()
+        batcher: Batcher[Any, Any] = Batcher(device.run, max_batch_size=16, audio_s=float)
+        batcher.max_batch_s = 60.0
+        first = asyncio.create_task(batcher.submit(70, "longest"))
+        await device.busy()
+        long = [asyncio.create_task(batcher.submit(30, "long")) for _ in range(3)]
+        short = [asyncio.create_task(batcher.submit(10, f"short-{n}")) for n in range(3)]
+        await settle()
+        device.free(100)
+        await asyncio.gather(first, *long, *short)
+        batcher.close()
+        return device.batches
+
+    assert asyncio.run(scenario()) == [[70], [30, 10, 10, 10], [30, 30]]
+
+
 def test_a_newcomer_does_not_wait_for_a_long_batch() -> None:
     """With two lanes a short request runs beside a long one's batch, and the long one's batches stay full."""
 

@@ -6,7 +6,7 @@ tests pass fake models and no process imports a model package that it does not n
 
 from serve_app.deployments.ingress import Ingress
 from serve_app.deployments.loader import AudioLoader
-from serve_app.deployments.models import Aligner, BatchConfig, Diarizer, SpeechDetector, Transcriber
+from serve_app.deployments.models import Aligner, AlignerConfig, BatchConfig, Diarizer, SpeechDetector, Transcriber
 
 # What `user_config` of each deployment in a config file may hold.
 USER_CONFIGS: dict[str, type[BatchConfig] | None] = {
@@ -14,7 +14,7 @@ USER_CONFIGS: dict[str, type[BatchConfig] | None] = {
     "AudioLoader": None,
     "SpeechDetector": None,
     "Transcriber": BatchConfig,
-    "Aligner": BatchConfig,
+    "Aligner": AlignerConfig,
     "Diarizer": None,
 }
 
@@ -25,6 +25,7 @@ __all__ = [
     "Transcriber",
     "Aligner",
     "Diarizer",
+    "AlignerConfig",
     "BatchConfig",
     "USER_CONFIGS",
 ]

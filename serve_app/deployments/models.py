@@ -27,12 +27,25 @@ from serve_app.transcript import (
 
 
 class BatchConfig(BaseModel):
-    """`user_config` of the Transcriber and the Aligner; changes at run time without a restart."""
+    """`user_config` of the Transcriber; changes at run time without a restart."""
 
     model_config = ConfigDict(extra="forbid")
 
     max_batch_size: int = Field(8, ge=1, le=256)
     wait_s: float = Field(0.0, ge=0, le=1)
+
+    def apply(self, batcher: Batcher[Any, Any]) -> None:
+        batcher.max_batch_size, batcher.wait_s = self.max_batch_size, self.wait_s
+
+
+class AlignerConfig(BatchConfig):
+    """`user_config` of the Aligner, whose windows take time by their length."""
+
+    max_batch_s: float | None = Field(None, gt=0)  # of audio; a longer window still goes, alone
+
+    def apply(self, batcher: Batcher[Any, Any]) -> None:
+        super().apply(batcher)
+        batcher.max_batch_s = self.max_batch_s
 
 
 class Recognizer(Protocol):
@@ -100,8 +113,7 @@ class Transcriber:
         )
 
     def reconfigure(self, config: dict[str, Any]) -> None:
-        batch = BatchConfig.model_validate(config)
-        self._batcher.max_batch_size, self._batcher.wait_s = batch.max_batch_size, batch.wait_s
+        BatchConfig.model_validate(config).apply(self._batcher)
 
     async def transcribe(
         self, ref: AudioRef, window: Window, language: str | None, task: Task, request_id: str
@@ -126,12 +138,15 @@ class Aligner:
     def __init__(self, load: Callable[[], AlignModel]) -> None:
         model = load()
         self._batcher: Batcher[AlignRequest, tuple[Segment, ...]] = Batcher(
-            model.align, max_batch_size=16, key=lambda request: request.language, name="align"
+            model.align,
+            max_batch_size=16,
+            key=lambda request: request.language,
+            audio_s=lambda request: request.end_s - request.start_s,
+            name="align",
         )
 
     def reconfigure(self, config: dict[str, Any]) -> None:
-        batch = BatchConfig.model_validate(config)
-        self._batcher.max_batch_size, self._batcher.wait_s = batch.max_batch_size, batch.wait_s
+        AlignerConfig.model_validate(config).apply(self._batcher)
 
     async def align(
         self, ref: AudioRef, window: Window, text: WindowText, request_id: str
