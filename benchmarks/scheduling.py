@@ -4,7 +4,7 @@ The real graph on a local Ray, called through its handle, with models that only 
 (benchmarks/simulated.py). One JSON line on standard output:
 
 - burst: 32 clips of 3 to 25 s sent at once to one T4, against the same clips one after the other as
-  whisperx would take them on it (throughput_ratio_sim; throughput_bound_sim is what perfect sharing would give)
+  whisperx would take them on it (throughput_ratio_sim, and throughput_bound_sim if nothing were lost)
 - saturation: clients that always have another 90 s file waiting, from the end of one batch to the end of
   another (occupancy_sim, busy_sim, and overhead_sim: wall time over what the GPU needs for full batches)
 - company: clips of 10 s, one after the other, alone and beside a file of 3 hours, all without speakers: their

@@ -3,9 +3,9 @@
 Items wait in one queue per request. Only when the device's thread is free is a batch cut, so it holds
 everything that arrived meanwhile (`@serve.batch` cuts before the device is free: 24 requests ran as 24
 batches of one). A batch takes one item per request in turn, so a long file cannot keep a short clip waiting,
-and holds only items with equal keys, because some options are per model call. It may be bounded by its audio
-too: where full windows gain nothing together, many of them would only make others wait. Items whose caller has
-gone are dropped; each item gets its own result or error.
+and holds only items with equal keys, because some options are per model call. Its audio may be bounded, too:
+long windows that gain nothing together would only make others wait. Items whose caller has gone are dropped;
+each item gets its own result or error.
 
 A second lane runs a newcomer or two beside a long file's batch, because waiting for it and in it would take a
 short clip ten times as long as alone. Where more newcomers wait, they fill the next batch instead: the second

@@ -50,7 +50,7 @@ def test_windows_of_different_requests_are_aligned_together_by_language() -> Non
 
 
 def test_the_aligners_batch_size_changes_at_run_time() -> None:
-    """`user_config` of a running replica decides how many windows or seconds a batch has; not by wrong keys."""
+    """`user_config` of a running replica decides how much a batch holds; wrong keys are refused."""
     model = NotingAligner()
 
     async def reconfigured() -> None:

@@ -6,7 +6,14 @@ tests pass fake models and no process imports a model package that it does not n
 
 from serve_app.deployments.ingress import Ingress
 from serve_app.deployments.loader import AudioLoader
-from serve_app.deployments.models import Aligner, AlignerConfig, BatchConfig, Diarizer, SpeechDetector, Transcriber
+from serve_app.deployments.models import (
+    Aligner,
+    AlignerConfig,
+    BatchConfig,
+    Diarizer,
+    SpeechDetector,
+    Transcriber,
+)
 
 # What `user_config` of each deployment in a config file may hold.
 USER_CONFIGS: dict[str, type[BatchConfig] | None] = {
