@@ -1,0 +1,56 @@
+"""Where the bytes of an upload are kept: a file on disk that no folder lists."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import BinaryIO, cast
+
+from serve_app.errors import Overloaded, PayloadTooLarge
+
+
+@contextmanager
+def nameless_file() -> Iterator[BinaryIO]:
+    """A file in the temporary directory (TMPDIR) that has no name, not even while it is written.
+
+    Nobody can open it by a name, and the kernel frees it with its last descriptor, also after SIGKILL:
+    nothing is ever left to clean up. TemporaryFile opens with O_TMPFILE; on a file system without that
+    it removes the name as soon as the file is there.
+
+    Raises Overloaded where no file can be opened.
+    """
+    try:
+        file = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115  (closed below)
+    except OSError as error:
+        raise no_room() from error
+    try:
+        yield file
+    finally:
+        with suppress(OSError):  # what a full disk refused before is refused again, and closed all the same
+            file.close()
+
+
+class LimitedFile:
+    """Writes to `file` and counts: PayloadTooLarge, with `param`, before there are more than `max_bytes`."""
+
+    def __init__(self, file: BinaryIO, max_bytes: int, param: str) -> None:
+        self.size = 0
+        self._file = file
+        self._max_bytes = max_bytes
+        self._param = param
+
+    def write(self, data: bytes) -> None:
+        self.size += len(data)
+        if self.size > self._max_bytes:
+            raise PayloadTooLarge(
+                f"The file is over {self._max_bytes} bytes; send a shorter or smaller one.", self._param
+            )
+        self._file.write(data)
+
+    def from_start(self) -> BinaryIO:
+        """The file, all of it written, at its first byte."""
+        self._file.seek(0)
+        return self._file
+
+
+def no_room() -> Overloaded:
+    return Overloaded("The server cannot store the upload now; try again later.", None, "no_room")
