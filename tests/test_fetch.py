@@ -19,7 +19,8 @@ from serve_app.errors import (
 )
 from serve_app.settings import IntakeSettings
 from serve_app.stages import fetch as module
-from serve_app.stages.fetch import fetch, is_public
+from serve_app.outbound import is_public
+from serve_app.stages.fetch import fetch
 
 BODY = bytes(range(256)) * 1_000
 INSIDE = """

@@ -1,28 +1,28 @@
-"""An audio URL to bytes in a file, without becoming a way into the private network.
-
-The address is checked where the socket is made, so nothing can change between check and use: not
-by a redirect, an unusual notation, an IPv6 disguise or a name that resolves anew.
-"""
+"""An audio URL to bytes in a file, from public hosts and those the operator opened, within limits."""
 
 import asyncio
-import ipaddress
 import re
-import socket
+import sys
 from collections.abc import Mapping
 from typing import BinaryIO
 
 import aiohttp
 from yarl import URL
 
-from serve_app import __version__
+from serve_app import outbound
 from serve_app.errors import InvalidRequest, Overloaded, PayloadTooLarge, SourceUnavailable
 from serve_app.settings import IntakeSettings
+
+if sys.version_info >= (3, 11):
+    from asyncio import timeout
+else:
+    from async_timeout import timeout  # aiohttp needs it there, too
 
 PORTS = frozenset({80, 443})
 MAX_REDIRECTS = 5
 MAX_URL_CHARACTERS = 8_192
-CONNECT_TIMEOUT_S = 15.0
-LOW_SPEED_WINDOW_S = 30.0  # a source that is slower than this for this long is given up
+MAX_HEADER_CHARACTERS = 16_384
+LOW_SPEED_WINDOW_S = 30.0  # for the answer's headers, and again for each so many bytes of its body
 LOW_SPEED_BYTES_PER_S = 1_024
 
 # Headers that belong to the connection or would contradict ours.
@@ -30,12 +30,8 @@ _OWN_HEADERS = re.compile(
     "accept-encoding|connection|content-length|expect|host|keep-alive|proxy-.*|te|trailer|transfer-encoding|upgrade"
 )
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
-
-_GLOBAL_V6 = ipaddress.ip_network("2000::/3")
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
-# Public by the registry, but answered inside clouds: Azure's and Oracle's metadata services.
-_CLOUD_V4 = (ipaddress.ip_network("168.63.129.16/32"), ipaddress.ip_network("192.0.0.0/24"))
+_NOT_IN_A_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")
+_NOT_IN_A_URL = re.compile(r"[\x00-\x20\x7f\\\ud800-\udfff]")
 
 _UNREACHABLE = "cannot be reached or closed the connection"
 _FAILURES: tuple[tuple[type[Exception], str, str], ...] = (  # the first that fits
@@ -43,7 +39,8 @@ _FAILURES: tuple[tuple[type[Exception], str, str], ...] = (  # the first that fi
     (aiohttp.ClientConnectorDNSError, "dns_failure", "has a host name that does not resolve"),
     (UnicodeError, "dns_failure", "has a host name that does not resolve"),
     (aiohttp.InvalidURL, "bad_address", "has a host that is neither a name nor a full IP address"),
-    (aiohttp.SocketTimeoutError, "too_slow", "sends too slowly"),
+    (aiohttp.ConnectionTimeoutError, "connect_timeout", "could not be reached in time"),
+    (asyncio.TimeoutError, "too_slow", "sends too slowly"),
     (aiohttp.ClientPayloadError, "truncated", "broke off before its end"),
     (OSError, "connection_failed", _UNREACHABLE),
     (aiohttp.ClientConnectionError, "connection_failed", _UNREACHABLE),
@@ -61,29 +58,19 @@ async def fetch(url: str, headers: Mapping[str, str], into: BinaryIO, intake: In
     target = _parsed(url)
     _check_headers(headers)
     try:
-        await asyncio.wait_for(_follow(target, headers, into, intake), intake.fetch_timeout_s)
+        async with timeout(intake.fetch_timeout_s):
+            await _follow(target, headers, into, intake)
     except asyncio.TimeoutError:
         what = f"did not arrive within {intake.fetch_timeout_s:g} s"
         raise _unavailable(target, "fetch_timeout", what) from None
 
 
-def is_public(address: str) -> bool:
-    """Whether an IP address belongs to the public internet, whatever IPv6 form it is wrapped in."""
-    ip = ipaddress.ip_address(address)
-    if isinstance(ip, ipaddress.IPv6Address):
-        embedded = ip.ipv4_mapped or ip.sixtofour or (ip.teredo and ip.teredo[1])
-        if ip in _NAT64:
-            embedded = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
-        if not embedded:
-            return ip in _GLOBAL_V6 and ip.is_global and not ip.is_multicast
-        ip = embedded
-    return ip.is_global and not ip.is_multicast and not any(ip in network for network in _CLOUD_V4)
-
-
 def _parsed(url: str) -> URL:
     try:
+        if len(url) > MAX_URL_CHARACTERS or _NOT_IN_A_URL.search(url):
+            raise ValueError
         target = URL(url)
-        if len(url) > MAX_URL_CHARACTERS or re.search(r"[\x00-\x20\x7f\\]", url) or not target.host:
+        if not target.host:
             raise ValueError
     except ValueError:  # yarl's own, too
         raise InvalidRequest(
@@ -93,8 +80,12 @@ def _parsed(url: str) -> URL:
 
 
 def _check_headers(headers: Mapping[str, str]) -> None:
+    if sum(len(name) + len(value) for name, value in headers.items()) > MAX_HEADER_CHARACTERS:
+        raise InvalidRequest(
+            f"headers has more than {MAX_HEADER_CHARACTERS} characters; send fewer.", "headers"
+        )
     for name, value in headers.items():
-        if not _HEADER_NAME.fullmatch(name) or _CONTROL.search(value):
+        if not _HEADER_NAME.fullmatch(name) or _NOT_IN_A_VALUE.search(value):
             raise InvalidRequest("headers holds a name or value that HTTP forbids; remove it.", "headers")
         if _OWN_HEADERS.fullmatch(name.lower()):
             raise InvalidRequest(f"The header {name} cannot be set; remove it.", "headers")
@@ -149,58 +140,47 @@ async def _request(
     url: URL, headers: Mapping[str, str], into: BinaryIO, intake: IntakeSettings
 ) -> str | None:
     """One hop: where it redirects to, or None once the whole body is in `into`."""
-    allowed, blocked = _is_allowed(url, intake), False
-
-    def checked_socket(info: aiohttp.AddrInfoType) -> socket.socket:
-        nonlocal blocked
-        family, kind, protocol, _, address = info
-        if not allowed and not is_public(str(address[0])):
-            blocked = True
-            raise OSError("not a public address")
-        return socket.socket(family, kind, protocol)
-
-    session = aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(socket_factory=checked_socket, force_close=True),
-        timeout=aiohttp.ClientTimeout(sock_connect=CONNECT_TIMEOUT_S, sock_read=LOW_SPEED_WINDOW_S),
-        headers={"User-Agent": f"whisperx-serve/{__version__}", "Accept-Encoding": "identity"},
-        cookie_jar=aiohttp.DummyCookieJar(),
-        auto_decompress=False,
-        trust_env=False,  # a proxy would make the connection, and our check would see the proxy only
-    )
+    session = outbound.session(anywhere=_is_allowed(url, intake))
     try:
-        async with session, session.get(url, headers=headers, allow_redirects=False) as response:
-            location = response.headers.get("Location")
-            if response.status in (301, 302, 303, 307, 308) and location:
-                return location
-            if response.status != 200:
-                raise _unavailable(url, "http_status", f"answered {response.status}")
-            if response.headers.get("Content-Encoding", "identity").lower() != "identity":
-                raise _unavailable(url, "encoded_response", "sends a compressed body although asked not to")
-            await _copy(response, into, intake.max_bytes)
-    except (aiohttp.ClientError, OSError, UnicodeError) as error:
-        if blocked:
+        async with session:
+            async with timeout(LOW_SPEED_WINDOW_S):
+                response = await session.get(url, headers=headers, allow_redirects=False)
+            async with response:
+                return await _read(response, into, intake.max_bytes)
+    except (aiohttp.ClientError, asyncio.TimeoutError, OSError, UnicodeError) as error:
+        if isinstance(getattr(error, "os_error", None), outbound.NotPublic):
             what = "is not on the public internet (intake.allowed_hosts opens a private host)"
             raise _unavailable(url, "blocked_address", what) from None
         code, what = next((code, what) for kind, code, what in _FAILURES if isinstance(error, kind))
         raise _unavailable(url, code, what) from None  # the cause may quote the whole URL
+
+
+async def _read(response: aiohttp.ClientResponse, into: BinaryIO, max_bytes: int) -> str | None:
+    """Where the answer redirects to, or None once its whole body is in `into`."""
+    location = response.headers.get("Location")
+    if response.status in (301, 302, 303, 307, 308) and location:
+        return location
+    if response.status != 200:
+        raise _unavailable(response.url, "http_status", f"answered {response.status}")
+    if (response.headers.get("Content-Encoding") or "identity").lower() != "identity":
+        raise _unavailable(response.url, "encoded_response", "sends a compressed body although asked not to")
+    await _copy(response, into, max_bytes)
     return None
 
 
 async def _copy(response: aiohttp.ClientResponse, into: BinaryIO, max_bytes: int) -> None:
-    """Counts bytes and speed; silence is caught by the client's own read timeout."""
+    """The body, counted. Raises asyncio.TimeoutError when it comes too slowly or not at all."""
     _check_size(response.content_length or 0, max_bytes)
-    now_s = asyncio.get_running_loop().time
-    received, window_bytes, window_start_s = 0, 0, now_s()
-    while chunk := await response.content.readany():
-        received += len(chunk)
-        window_bytes += len(chunk)
-        _check_size(received, max_bytes)
-        if now_s() - window_start_s >= LOW_SPEED_WINDOW_S:
-            if window_bytes < LOW_SPEED_BYTES_PER_S * LOW_SPEED_WINDOW_S:
-                raise _unavailable(response.url, "too_slow", "sends too slowly")
-            window_bytes, window_start_s = 0, now_s()
-        _write(chunk, into)
-    _write(b"", into)
+    received, ended = 0, False
+    while not ended:
+        due = received + LOW_SPEED_BYTES_PER_S * LOW_SPEED_WINDOW_S
+        async with timeout(LOW_SPEED_WINDOW_S):
+            while received < due and not ended:
+                chunk = await response.content.readany()
+                received += len(chunk)
+                _check_size(received, max_bytes)
+                _write(chunk, into)
+                ended = not chunk
 
 
 def _write(chunk: bytes, into: BinaryIO) -> None:

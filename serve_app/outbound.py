@@ -1,0 +1,99 @@
+"""Connections to hosts that callers name, without becoming a way into the private network.
+
+The address is checked where the socket is made, so nothing can change between check and use: not by a
+redirect, a retry, an unusual notation, an IPv6 disguise or a name that resolves anew.
+"""
+
+import asyncio
+import ipaddress
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+from serve_app import __version__
+
+CONNECT_TIMEOUT_S = 15.0  # look-up, TCP and TLS together, over all addresses of a name
+
+_GLOBAL_V6 = ipaddress.ip_network("2000::/3")
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+# Public by the registry, but answered inside clouds: Azure's and Oracle's metadata services.
+_CLOUD_V4 = (ipaddress.ip_network("168.63.129.16/32"), ipaddress.ip_network("192.0.0.0/24"))
+
+# Name servers that never answer would fill the event loop's own few threads, and stop decoding with them.
+_LOOK_UPS = ThreadPoolExecutor(128, "look-up")
+
+
+class NotPublic(OSError):
+    """A connection would have left the public internet."""
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address belongs to the public internet, whatever IPv6 form it is wrapped in."""
+    try:
+        ip = ipaddress.ip_address(address)
+    except ValueError:  # a scope such as %a%b gets this far
+        return False
+    if isinstance(ip, ipaddress.IPv6Address):
+        embedded = ip.ipv4_mapped or ip.sixtofour or (ip.teredo and ip.teredo[1])
+        if ip in _NAT64:
+            embedded = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if not embedded:
+            is_isatap = (int(ip) >> 32) & 0xFDFFFFFF == 0x5EFE
+            return ip in _GLOBAL_V6 and ip.is_global and not ip.is_multicast and not is_isatap
+        ip = embedded
+    return ip.is_global and not ip.is_multicast and not any(ip in network for network in _CLOUD_V4)
+
+
+def session(*, anywhere: bool = False) -> aiohttp.ClientSession:
+    """A session for one request to a host that a caller named; public addresses only, unless `anywhere`.
+
+    An attempt elsewhere raises aiohttp.ClientConnectorError with a NotPublic as `os_error`; connecting for
+    longer than CONNECT_TIMEOUT_S raises aiohttp.ConnectionTimeoutError. There is no other limit of time.
+    Bodies are not decompressed; cookies, and what the environment says of proxies and passwords, not used.
+    """
+
+    def checked_socket(info: aiohttp.AddrInfoType) -> socket.socket:
+        family, kind, protocol, _, address = info
+        if not anywhere and not is_public(str(address[0])):
+            raise NotPublic("not a public address")
+        return socket.socket(family, kind, protocol)
+
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(
+            socket_factory=checked_socket, resolver=_Resolver(), use_dns_cache=False, force_close=True
+        ),
+        timeout=aiohttp.ClientTimeout(connect=CONNECT_TIMEOUT_S),
+        headers={"User-Agent": f"whisperx-serve/{__version__}", "Accept-Encoding": "identity"},
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+        trust_env=False,  # a proxy would make the connection, and our check would see the proxy only
+    )
+
+
+class _Resolver(AbstractResolver):
+    """The system's look-up, in threads of its own."""
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        look_up = partial(
+            socket.getaddrinfo, host, port, family, socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG
+        )
+        found = await asyncio.get_running_loop().run_in_executor(_LOOK_UPS, look_up)
+        return [
+            ResolveResult(
+                hostname=host,
+                host=str(address[0]),
+                port=port,
+                family=family,
+                proto=protocol,
+                flags=socket.AI_NUMERICHOST,
+            )
+            for family, _, protocol, _, address in found
+        ]
+
+    async def close(self) -> None:
+        """Nothing is kept."""
