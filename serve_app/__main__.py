@@ -1,4 +1,4 @@
-"""The command line: `python -m serve_app serve | check | demo`.
+"""The command line: `python -m serve_app serve | check | key | demo`.
 
 `serve` does what `serve run` does, and more: it checks the whole file, says in one sentence why it
 cannot start, and on SIGTERM or Ctrl-C finishes running requests before it stops.
@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 from ray.serve.schema import ServeDeploySchema
 
 from serve_app import bundled, config_file
+from serve_app.access import new_key
 from serve_app.demo import DemoFailed, note, predict_sample, show
 from serve_app.deployments import USER_CONFIGS
 from serve_app.launcher import CannotStart, free_port, running, url_of
+from serve_app.settings import ApiKey
 
 DEMO_CONFIG = Path(__file__).parent.parent / "serve_config.demo.yaml"
 
@@ -44,6 +47,22 @@ def serve_forever(config: ConfigPath) -> None:
         note.print(f"  curl -s {url}/predict -F file=@{_shown(bundled.SAMPLE)}\n")
         stop.wait()
         note.print("Stopping: running requests get their answers, new ones a 503.")
+
+
+@cli.command()
+def key(name: Annotated[str, typer.Argument(help="Whose key it is; shown in logs.")]) -> None:
+    """Makes an API key and prints it once, with the lines that make a server accept it."""
+    secret, sha256 = new_key()
+    try:
+        ApiKey(name=name, sha256=sha256)
+    except ValidationError:
+        raise _failed(f"{name}: a name has 1 to 64 letters, digits, dots, dashes and underscores.") from None
+    note.print("The key, which stands nowhere else:\n")
+    print(secret)
+    note.print(
+        "\nIts lines for the config file, in args: (add max_requests or max_audio_s_per_minute to limit it)\n"
+    )
+    print(f'access:\n  keys:\n    - name: "{name}"\n      sha256: "{sha256}"')
 
 
 @cli.command()

@@ -69,7 +69,7 @@ def graph(settings: Settings, load: Loaders, device: str) -> Application:
         settings.diarization,
     )
 
-    loader = deployments.AudioLoader.options(ray_actor_options=_on_cpu()).bind(settings.intake)
+    loader = deployments.AudioLoader.options(ray_actor_options=_without_secrets()).bind(settings.intake)
     detector = deployments.SpeechDetector.options(
         ray_actor_options=_on(_detector_device(settings, device), speech.gpu_share, speech.threads)
     ).bind(load.detector)
@@ -88,7 +88,7 @@ def graph(settings: Settings, load: Loaders, device: str) -> Application:
         if load.diarizer
         else None
     )
-    application: Application = deployments.Ingress.options(ray_actor_options=_on_cpu()).bind(
+    application: Application = deployments.Ingress.options(ray_actor_options=_without_secrets()).bind(
         settings, loader, detector, transcriber, aligner, diarizer
     )
     return application
@@ -123,6 +123,13 @@ def _on_cpu(threads: int = 1) -> dict[str, Any]:
         "PYANNOTE_METRICS_ENABLED": "0",  # no telemetry about our users' audio
     }
     return {"num_cpus": BOOKED_CPUS, "runtime_env": {"env_vars": env_vars}}
+
+
+def _without_secrets() -> dict[str, Any]:
+    """For the two that read what strangers send, and load no model."""
+    options = _on_cpu()
+    options["runtime_env"]["env_vars"] |= {"HF_TOKEN": "", "HUGGING_FACE_HUB_TOKEN": ""}
+    return options
 
 
 # Each loader imports its stage where it runs: the model packages cost up to 20 s and 0.9 GB.

@@ -7,6 +7,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from serve_app.access import is_loopback
 from serve_app.settings import Settings
 
 IMPORT_PATH = "serve_app.app:build"
@@ -37,9 +38,23 @@ def read(path: Path, schema: type[BaseModel], user_configs: UserConfigs) -> dict
         place = f"{path}: applications[{application.get('name', '')}]"
         if application.get("import_path") == IMPORT_PATH:  # another application's args are its own business
             _validate(Settings, application.get("args") or {}, f"{place}.args")
+            _refuse_public(raw, Settings.model_validate(application.get("args") or {}), path)
             for deployment in application.get("deployments") or ():
                 _check_deployment(deployment, user_configs, place)
     return raw
+
+
+def _refuse_public(raw: dict[str, Any], settings: Settings, path: Path) -> None:
+    access = settings.access
+    if access.keys or access.public_without_keys or raw.get("proxy_location") == "Disabled":
+        return
+    host = (raw.get("http_options") or {}).get("host", "0.0.0.0")  # noqa: S104  (Serve's default)
+    if not is_loopback(host):
+        raise ConfigError(
+            f"{path}: http_options.host {host} lets other machines in, and there are no API keys. Set it to "
+            "127.0.0.1, or add args.access.keys (python -m serve_app key NAME makes one), or, to let "
+            "everybody in, set args.access.public_without_keys: true."
+        )
 
 
 def _check_deployment(deployment: Any, user_configs: UserConfigs, place: str) -> None:

@@ -2,12 +2,18 @@
 
 TranscriptionError                      500 internal_error
 ├── InvalidRequest                      400 invalid_request       an option or the body is wrong
+├── Unauthorized                        401 invalid_api_key       no key, or one that the server does not know
+├── NoApiKeys                           403 no_api_keys           a server without keys, asked from elsewhere
+├── UploadTooSlow                       408 upload_too_slow       the body did not arrive in time
 ├── PayloadTooLarge                     413 payload_too_large     more bytes than the server takes
 ├── UnusableAudio                       422 undecodable_audio     the bytes hold no usable audio
 │   ├── EmptyAudio                      422 empty_audio           nothing to decode, or nothing decoded
 │   ├── NoAudioStream                   422 no_audio_stream       a file without a sound track
-│   └── AudioTooLong                    422 audio_too_long        more seconds than the server takes
+│   ├── EncryptedAudio                  422 encrypted_audio       a copy-protected sound track
+│   ├── AudioTooLong                    422 audio_too_long        more seconds than the server takes
+│   └── AudioTooCostly                  422 audio_too_costly      decoding takes too much time or memory
 ├── SourceUnavailable                   424 source_unavailable    the audio URL could not be fetched
+├── RateLimited                         429 too_many_requests     the key's limit is reached
 ├── Overloaded                          503 overloaded            try again later
 ├── DeadlineExceeded                    504 deadline_exceeded     the request took too long
 └── ModelUnavailable                    503 model_unavailable     a model cannot be loaded or used
@@ -24,6 +30,7 @@ class TranscriptionError(Exception):
     status = 500
     type = "server_error"
     code = "internal_error"
+    retry_after_s: int | None = None  # whole seconds, for errors that pass by themselves
 
     def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message, param, code)
@@ -42,6 +49,30 @@ class InvalidRequest(TranscriptionError):
     status = 400
     type = "invalid_request_error"
     code = "invalid_request"
+
+
+class Unauthorized(TranscriptionError):
+    """The server has API keys, and the request came with none of them."""
+
+    status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
+
+
+class NoApiKeys(TranscriptionError):
+    """The server has no API keys, so it answers its own machine only."""
+
+    status = 403
+    type = "permission_error"
+    code = "no_api_keys"
+
+
+class UploadTooSlow(TranscriptionError):
+    """The body had not arrived whole when the time for receiving it was over."""
+
+    status = 408
+    type = "invalid_request_error"
+    code = "upload_too_slow"
 
 
 class PayloadTooLarge(TranscriptionError):
@@ -72,10 +103,22 @@ class NoAudioStream(UnusableAudio):
     code = "no_audio_stream"
 
 
+class EncryptedAudio(UnusableAudio):
+    """The sound track is copy-protected."""
+
+    code = "encrypted_audio"
+
+
 class AudioTooLong(UnusableAudio):
     """Decoding passed the configured number of seconds."""
 
     code = "audio_too_long"
+
+
+class AudioTooCostly(UnusableAudio):
+    """Decoding passed a limit on wall time, processor time or memory."""
+
+    code = "audio_too_costly"
 
 
 class SourceUnavailable(TranscriptionError):
@@ -86,11 +129,32 @@ class SourceUnavailable(TranscriptionError):
     code = "source_unavailable"
 
 
+class RateLimited(TranscriptionError):
+    """The key's limit is reached; the answer carries `Retry-After`, in whole seconds."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "too_many_requests"
+    retry_after_s = 5
+
+    def __init__(
+        self,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: int | None = None,
+    ) -> None:
+        super().__init__(message, param, code)
+        if retry_after_s is not None:
+            self.retry_after_s = retry_after_s
+
+
 class Overloaded(TranscriptionError):
     """No capacity now; the answer carries `Retry-After`."""
 
     status = 503
     code = "overloaded"
+    retry_after_s = 5
 
 
 class DeadlineExceeded(TranscriptionError):

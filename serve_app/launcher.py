@@ -7,7 +7,8 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -58,13 +59,14 @@ def running(
     _refuse_missing_models(schema)
     _refuse_taken_port(schema.http_options.host, schema.http_options.port)
     note.print("Starting Ray and the graph.")
+    _hide_ray_token()
     # A Ray of its own, whatever RAY_ADDRESS says: stopping it must not stop anybody else's.
     ray.init(
         address="local",
         namespace="serve",
         logging_level=logging.ERROR,
         log_to_driver=show_logs,
-        include_dashboard=False,
+        include_dashboard=False,  # whoever reaches it with Ray's token can run code
         num_cpus=num_cpus,
     )
 
@@ -113,6 +115,14 @@ def _refuse_taken_port(host: str, port: int) -> None:
         raise CannotStart(
             f"cannot listen on {host}:{port} ({os.strerror(error.errno or 0)}); set http_options.port."
         ) from None
+
+
+def _hide_ray_token() -> None:
+    """Ray's listeners ask for a token, and Ray keeps it in a file that all users of the machine may read."""
+    folder = Path.home() / ".ray"
+    with suppress(OSError):  # a home that cannot be written to holds no token either
+        folder.mkdir(exist_ok=True)
+        folder.chmod(0o700)
 
 
 def _wait_until_running(names: list[str], stop: threading.Event) -> None:

@@ -10,10 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Share = Annotated[float, Field(gt=0, le=1)]
 Seconds = Annotated[float, Field(gt=0)]
 Probability = Annotated[float, Field(gt=0, lt=1)]
+Threads = Annotated[int | None, Field(ge=1)]  # None: every core, at most 8, on a CPU, and one beside a GPU
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # What stands in the file is not repeated in errors: it might be a key where its hash belongs.
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 class AsrSettings(_Strict):
@@ -29,8 +31,10 @@ class AsrSettings(_Strict):
         le=30,
         description="Longest window; empty = 30, or what the bundled model was trained for.",
     )
-    threads: int = Field(
-        1, ge=1, description="CPU threads of one batch; a short clip beside a long file takes as many again."
+    threads: Threads = Field(
+        None,
+        description="CPU threads of one batch; empty = all cores, at most 8; one beside a GPU. A short clip "
+        "beside a long file takes as many again.",
     )
     gpu_share: Share = Field(0.5, description="Part of a GPU that one replica books.")
 
@@ -50,7 +54,9 @@ class SpeechSettings(_Strict):
         le=5,
         description="pyannote looks at 5 s every so many seconds; 0.5 = whisperx, 1 = half the cost.",
     )
-    threads: int = Field(1, ge=1, description="CPU threads of one replica.")
+    threads: Threads = Field(
+        None, description="CPU threads of one replica; empty = all cores, at most 8; one beside a GPU."
+    )
     gpu_share: float = Field(
         0.0, ge=0, le=1, description="Part of a GPU that one replica books; 0 = on the CPU."
     )
@@ -73,7 +79,9 @@ class AlignmentSettings(_Strict):
         description="Seconds of audio, padding included, that the model takes at once; 0 = every window "
         "alone; empty = 60 on a GPU, 0 on a CPU, where that is faster.",
     )
-    threads: int = Field(1, ge=1, description="CPU threads of one replica.")
+    threads: Threads = Field(
+        None, description="CPU threads of one replica; empty = all cores, at most 8; one beside a GPU."
+    )
     gpu_share: Share = Field(0.2, description="Part of a GPU that one replica books.")
 
 
@@ -92,7 +100,9 @@ class DiarizationSettings(_Strict):
         description="Windows the device takes at once; empty = 32 on a GPU, on a CPU what is fastest. "
         "Out of memory, a replica halves it.",
     )
-    threads: int = Field(1, ge=1, description="CPU threads of one replica.")
+    threads: Threads = Field(
+        None, description="CPU threads of one replica; empty = all cores, at most 8; one beside a GPU."
+    )
     gpu_share: Share = Field(0.3, description="Part of a GPU that one replica books.")
 
 
@@ -101,12 +111,45 @@ class IntakeSettings(_Strict):
 
     max_bytes: int = Field(1 << 30, gt=0, description="Largest upload or fetched file, in bytes.")
     max_audio_s: Seconds = Field(4 * 3600, description="Longest audio, in decoded seconds.")
+    receive_timeout_s: Seconds = Field(600, description="Longest time to receive a request's body.")
     fetch_timeout_s: Seconds = Field(300, description="Longest time to fetch an audio URL.")
     decode_timeout_s: Seconds = Field(600, description="Longest time to decode one file.")
     allowed_hosts: tuple[str, ...] = Field(
         (),
         description="host or host:port that may be fetched although private or on an unusual port.",
     )
+
+
+class ApiKey(_Strict):
+    """A client. The key itself stands nowhere; `python -m serve_app key NAME` makes one."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")  # shown in logs
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")  # of the key, in hex
+    max_requests: int | None = Field(None, ge=1)  # at once
+    max_audio_s_per_minute: Seconds | None = None
+
+
+class AccessSettings(_Strict):
+    """Who may ask."""
+
+    keys: tuple[ApiKey, ...] = Field(
+        (),
+        description="API keys, each with name and sha256, and if you like max_requests (at once) and "
+        "max_audio_s_per_minute.",
+    )
+    public_without_keys: bool = Field(
+        False, description="Without keys, answer other machines too, not only this one."
+    )
+    cors_origins: tuple[str, ...] = Field(
+        (), description="Web pages of these origins may use the API, such as https://example.com."
+    )
+
+    @model_validator(mode="after")
+    def _distinct(self) -> "AccessSettings":
+        for one_of in ({key.name for key in self.keys}, {key.sha256 for key in self.keys}):
+            if len(one_of) < len(self.keys):
+                raise ValueError("access.keys: each key needs a name and a sha256 of its own")
+        return self
 
 
 class Settings(_Strict):
@@ -128,6 +171,7 @@ class Settings(_Strict):
     alignment: AlignmentSettings = AlignmentSettings()
     diarization: DiarizationSettings = DiarizationSettings()
     intake: IntakeSettings = IntakeSettings()
+    access: AccessSettings = AccessSettings()
 
     @model_validator(mode="after")
     def _agree(self) -> "Settings":

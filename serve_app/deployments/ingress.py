@@ -3,7 +3,7 @@
 import asyncio
 import io
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from typing import Any, BinaryIO
 
 import ray
@@ -17,7 +17,8 @@ from serve_app.errors import DeadlineExceeded, InvalidRequest, Overloaded
 from serve_app.pipeline import Stages, transcribe, unheard
 from serve_app.schemas import Options, parse_options, predict_response, progress_response
 from serve_app.settings import Settings
-from serve_app.transcript import Progress, Source, Transcript
+from serve_app.transcript import Progress, Source, Speech, Transcript
+from serve_app.usage import charge
 
 UPLOAD_CHUNK_BYTES = 8 << 20
 READY_TIMEOUT_S = 2.0
@@ -84,7 +85,7 @@ class Ingress:
         self._draining = False
         self._stages = Stages(
             load=_load_with(loader),
-            detect_speech=streamer(detector.options(stream=True).detect),
+            detect_speech=_charged(streamer(detector.options(stream=True).detect)),
             transcribe=caller(transcriber.transcribe),
             align=caller(aligner.align),
             diarize=caller(diarizer.diarize) if diarizer else None,
@@ -93,7 +94,13 @@ class Ingress:
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        app = create_app(self._run, self.readiness, max_bytes=self._settings.intake.max_bytes)
+        app = create_app(
+            self._run,
+            self.readiness,
+            max_bytes=self._settings.intake.max_bytes,
+            access=self._settings.access,
+            receive_timeout_s=self._settings.intake.receive_timeout_s,
+        )
         app.add_middleware(CountInFlight, in_flight=self._in_flight)
         return app
 
@@ -183,6 +190,18 @@ def _load_with(loader: DeploymentHandle[Any]) -> Callable[[Source], Any]:
         return [await response._to_object_ref()]
 
     return load
+
+
+def _charged(detect_speech: Callable[..., AsyncGenerator[Speech, None]]) -> Callable[..., Any]:
+    """The first that is heard of a file says how long it is: then it is booked on the request's key."""
+
+    async def parts(*args: Any) -> AsyncGenerator[Speech, None]:
+        async with aclosing(detect_speech(*args)) as found:
+            async for part in found:
+                charge(part.duration_s)
+                yield part
+
+    return parts
 
 
 def _put_chunks(file: BinaryIO) -> list[Any]:

@@ -21,6 +21,7 @@ PROJECT = Path(__file__).parents[2]
 PORT = 18_100
 URL = f"http://127.0.0.1:{PORT}"
 START_S = 300  # three processes import torch
+TOKEN = "hf_of_nobody"
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -94,7 +95,7 @@ def server(tmp_path: Path, files: Files) -> Iterator[tuple["subprocess.Popen[str
         stdout=subprocess.DEVNULL,
         text=True,
         cwd=PROJECT,
-        env={**os.environ, "WHISPERX_TEST_MARK": mark},
+        env={**os.environ, "WHISPERX_TEST_MARK": mark, "HF_TOKEN": TOKEN},
     )
     watchdog = threading.Timer(START_S, process.kill)
     watchdog.start()
@@ -122,7 +123,10 @@ def read_until(process: "subprocess.Popen[str]", marker: str) -> None:
 def test_stopping_answers_what_runs_and_leaves_no_process(
     server: tuple["subprocess.Popen[str]", str], files: Files, signum: signal.Signals
 ) -> None:
-    """A request in flight gets its answer, a new one a 503, and nothing stays behind."""
+    """A request in flight gets its answer, a new one a 503, and nothing stays behind.
+
+    While it runs, the two replicas that read what strangers send have no Hugging Face token.
+    """
     process, mark = server
     url = files.url("/inflight.mp3", bundled.SAMPLE.read_bytes())
     answers: list[httpx.Response] = []
@@ -133,6 +137,9 @@ def test_stopping_answers_what_runs_and_leaves_no_process(
     in_flight = threading.Thread(target=post)
     in_flight.start()
     assert files.requested("/inflight.mp3").wait(60)
+    knowing = [Path(f"/proc/{pid}/cmdline").read_text() for pid in processes_with(f"HF_TOKEN={TOKEN}")]
+    assert any("Diarizer" in name for name in knowing)
+    assert not any("Ingress" in name or "AudioLoader" in name for name in knowing)
     process.send_signal(signum)
     read_until(process, "Stopping")
     refused = httpx.post(f"{URL}/predict", files={"file": b"RIFF"}, timeout=60)

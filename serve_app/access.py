@@ -1,0 +1,165 @@
+"""Who may ask: API keys, other machines, other web pages; and how long a body may take.
+
+All but the last is decided from a request's headers, before any of its body is read.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import ipaddress
+import logging
+import secrets
+from collections.abc import Iterable
+from contextlib import nullcontext
+from time import monotonic
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve_app.answers import error_response
+from serve_app.errors import NoApiKeys, RateLimited, TranscriptionError, Unauthorized, UploadTooSlow
+from serve_app.settings import AccessSettings
+from serve_app.usage import Usage
+
+logger = logging.getLogger("ray.serve")
+
+# For load balancers, which have no key, and for readers: the documentation knows nothing secret.
+OPEN_PATHS = ("/", "/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json")
+OPEN_FOLDER = "/static-offline-docs/"
+
+KEY_HEADERS = (b"authorization", b"api-key", b"x-api-key")
+SCHEMES = (b"bearer", b"api-key")  # OpenAI's clients send the first, Baseten's the second
+
+KEY_PREFIX = "wx_"  # by which a leaked key is recognised
+
+
+def new_key() -> tuple[str, str]:
+    """A fresh API key and its SHA-256 in hex."""
+    key = KEY_PREFIX + secrets.token_urlsafe(32)
+    return key, hashlib.sha256(key.encode()).hexdigest()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether this address or name is reached from this machine only."""
+    if host == "localhost":
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+
+
+def protect(app: FastAPI, access: AccessSettings, *, receive_timeout_s: float) -> None:
+    """Puts all of this in front of the application; what is added last sees a request first."""
+    app.add_middleware(ReceiveDeadline, timeout_s=receive_timeout_s)
+    app.add_middleware(Access, settings=access)
+    if access.cors_origins:  # in front of the keys: a browser asks for permission without one
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=access.cors_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=["Retry-After", "X-Request-ID"],
+        )
+
+
+class Access:
+    """ASGI middleware: answers 401, 403 or 429 itself, and hands everything else on without the key."""
+
+    def __init__(self, app: ASGIApp, settings: AccessSettings) -> None:
+        self.app = app
+        self.settings = settings
+        self.usages = {key.sha256: Usage(key) for key in settings.keys}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = scope["headers"]
+        # Nothing behind this can log the key, or send it on.
+        scope = {**scope, "headers": [pair for pair in headers if pair[0] not in KEY_HEADERS]}
+        try:
+            usage = None if _is_open(scope) else self._allowed(scope, headers)
+        except TranscriptionError as error:
+            await error_response(error)(scope, receive, send)
+            return
+        with usage.request() if usage else nullcontext():
+            await self.app(scope, receive, send)
+
+    def _allowed(self, scope: Scope, headers: Iterable[tuple[bytes, bytes]]) -> Usage | None:
+        """Whose request it is, None without keys; raises Unauthorized, NoApiKeys or RateLimited."""
+        if not self.usages:
+            client = scope.get("client")
+            if not self.settings.public_without_keys and not (client and is_loopback(client[0])):
+                raise NoApiKeys(
+                    "This server has no API keys and answers its own machine only. Its operator can add keys "
+                    "(python -m serve_app key NAME) or set access.public_without_keys."
+                )
+            return None
+        usage = self._owner(_presented(headers))
+        if scope["method"] != "POST":  # what only asks for something that is there costs nothing
+            return None
+        try:
+            usage.refuse_over_limit()
+        except RateLimited as error:
+            logger.info("API key %s: %s", usage.key.name, error.code)
+            raise
+        return usage
+
+    def _owner(self, key: bytes | None) -> Usage:
+        if key is None:
+            raise Unauthorized("Send an API key: `Authorization: Bearer KEY`.", None, "missing_api_key")
+        digest = hashlib.sha256(key).hexdigest()
+        owner = None
+        for known, usage in self.usages.items():  # all of them: the time taken tells nothing
+            if hmac.compare_digest(known, digest):
+                owner = usage
+        if owner is None:
+            raise Unauthorized("The server does not know this API key.")
+        return owner
+
+
+def _is_open(scope: Scope) -> bool:
+    path: str = scope["path"].removeprefix(scope.get("root_path", ""))  # Serve's route_prefix
+    return path in OPEN_PATHS or path.startswith(OPEN_FOLDER)
+
+
+def _presented(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
+    """The key in the request's headers: `Authorization: Bearer` or `Api-Key`, or a header `(X-)Api-Key`."""
+    given = dict(headers)
+    scheme, _, key = given.get(b"authorization", b"").partition(b" ")
+    if scheme.lower() in SCHEMES and key:
+        return key.strip()
+    return given.get(b"api-key") or given.get(b"x-api-key")
+
+
+class ReceiveDeadline:
+    """ASGI middleware: a body that takes longer is a 408, so that no client holds a connection for ever."""
+
+    def __init__(self, app: ASGIApp, timeout_s: float) -> None:
+        self.app = app
+        self.timeout_s = timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        deadline_s = monotonic() + self.timeout_s
+        complete = False
+
+        async def receive_in_time() -> Message:
+            nonlocal complete
+            if complete:  # what is awaited now is that the client leaves, for as long as the answer takes
+                return await receive()
+            try:
+                message = await asyncio.wait_for(receive(), deadline_s - monotonic())
+            except asyncio.TimeoutError:
+                raise UploadTooSlow(
+                    f"The body did not arrive within {self.timeout_s:g} s; send a smaller file, or its URL."
+                ) from None
+            complete = not message.get("more_body", False)
+            return message
+
+        await self.app(scope, receive_in_time, send)
