@@ -1,16 +1,19 @@
 """Bytes of any container to mono 16 kHz samples, in a child process that can do nothing else.
 
-The bytes are hostile: ffmpeg runs with an empty environment, hard limits and one open file, and
-may use neither file names nor the network. What it gives is counted while it comes, because
-headers lie about length in both directions.
+The bytes are hostile: ffmpeg runs with an empty environment, hard limits and one open file, may use
+neither file names nor the network, and has no network where the kernel allows that. What it gives is
+counted while it comes, because headers lie about length in both directions. Whatever a file does to
+ffmpeg is the file's fault, an UnusableAudio (422).
 """
 
 import asyncio
+import functools
+import logging
 import math
 import os
 import re
-import resource
 import signal
+import subprocess
 from contextlib import suppress
 from typing import BinaryIO
 
@@ -18,20 +21,24 @@ import imageio_ffmpeg
 import numpy as np
 
 from serve_app.errors import (
+    AudioTooCostly,
     AudioTooLong,
-    DeadlineExceeded,
     EmptyAudio,
+    EncryptedAudio,
     NoAudioStream,
     Overloaded,
     UnusableAudio,
 )
 from serve_app.transcript import SAMPLE_RATE_HZ, Audio, StageWarning
 
+logger = logging.getLogger("ray.serve")
+
 # Containers only: playlists (hls, concat, dash, sdp) name other files and addresses.
 FORMATS = "wav,w64,mp3,flac,ogg,mov,matroska,aac,aiff,caf,amr,asf,avi,flv,mpegts,mpeg,ac3,eac3,au,wv,ape,tta"
 MAX_MEMORY_BYTES = 1 << 30  # address space; 300 MB is enough for every container measured
 MAX_LOG_BYTES = 1 << 16
 BYTES_PER_SAMPLE = 2
+NO_DECODER = "The server cannot start a decoder now; try again later."
 
 # Two spaces: the banner's own line. Lines from the file's metadata are indented further.
 _DURATION = re.compile(rb"^  Duration: (\d+):(\d\d):(\d\d(?:\.\d+)?)", re.MULTILINE)
@@ -44,32 +51,39 @@ async def decode(file: BinaryIO, *, max_audio_s: float, timeout_s: float) -> Aud
     less than it declares is decoded as far as it goes, with a warning. The position of `file` is
     neither used nor changed.
 
-    Raises EmptyAudio, NoAudioStream, AudioTooLong (more than `max_audio_s` decoded seconds),
-    UnusableAudio, DeadlineExceeded (after `timeout_s`), Overloaded (no process or descriptor left).
+    Raises EmptyAudio, NoAudioStream, EncryptedAudio, AudioTooLong (more than `max_audio_s` decoded
+    seconds), AudioTooCostly (more than `timeout_s` or more memory than a file needs), UnusableAudio,
+    Overloaded (no process or descriptor left).
     """
     file.flush()
     if os.fstat(file.fileno()).st_size == 0:
         raise EmptyAudio("The file is empty; send a file that holds audio.")
-    process = await _start(file)
+    process = await _start(file, timeout_s)
     log = asyncio.create_task(_read_log(process))
     try:
-        _limit(process.pid, timeout_s)
         pcm = await asyncio.wait_for(_read_samples(process, max_audio_s), timeout_s)
     except asyncio.TimeoutError:
-        raise DeadlineExceeded(
+        raise AudioTooCostly(
             f"Decoding took longer than {timeout_s:g} s; send a shorter file or a simpler format such as WAV."
         ) from None
     finally:
         await _end(process, log)
+    if b"Input #0, mov,mp4" in log.result() and await asyncio.to_thread(_is_encrypted, file):
+        raise EncryptedAudio("The sound track is encrypted; send a file without copy protection.")
     return _judge(pcm, log.result(), process.returncode)
 
 
-async def _start(file: BinaryIO) -> asyncio.subprocess.Process:
+async def _start(file: BinaryIO, timeout_s: float) -> asyncio.subprocess.Process:
+    # The shell sets the limits before ffmpeg exists, so no byte is read without them, and the kernel keeps
+    # them when this process is gone. Where a limit cannot be set there is a stricter one already.
+    memory_kib, cpu_s = MAX_MEMORY_BYTES >> 10, 2 * math.ceil(timeout_s)
+    limits = f"ulimit -v {memory_kib}; ulimit -t {cpu_s}; ulimit -f 0; ulimit -c 0"
     try:
         # Opened again, for a position of its own; works for files without a name, too.
         source = os.open(f"/proc/self/fd/{file.fileno()}", os.O_RDONLY)
         try:
             return await asyncio.create_subprocess_exec(
+                *["/bin/sh", "-c", f'{{ {limits}; }} 2>/dev/null; exec "$@"', "decoder", *_without_network()],
                 *[imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-nostdin", "-nostats"],
                 *["-threads", "1", "-filter_threads", "1"],
                 # A descriptor is the only thing this child can open: `file:` is not on the list.
@@ -88,17 +102,24 @@ async def _start(file: BinaryIO) -> asyncio.subprocess.Process:
         finally:
             os.close(source)
     except OSError as error:
-        raise Overloaded("The server cannot start a decoder now; try again later.") from error
+        raise Overloaded(NO_DECODER) from error
 
 
-def _limit(pid: int, timeout_s: float) -> None:
-    """Limits that the kernel keeps, the one on processor time even when this process is gone."""
-    cpu_s = 2 * math.ceil(timeout_s)
-    with suppress(ProcessLookupError):  # it has already finished
-        resource.prlimit(pid, resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
-        resource.prlimit(pid, resource.RLIMIT_CPU, (cpu_s, cpu_s))
-        resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, 0))
-        resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0))
+@functools.cache
+def _without_network() -> tuple[str, ...]:
+    """What to put before a command so that it has no network and no rights; empty where that is forbidden.
+
+    Containers often forbid it. ffmpeg's whitelists, which hold anyway, are the only barrier then.
+    """
+    # No user is mapped, so the child is nobody: not even root keeps a capability.
+    prefix = ("unshare", "--user", "--net")
+    command = [*prefix, imageio_ffmpeg.get_ffmpeg_exe(), "-version"]
+    try:
+        subprocess.run(command, env={}, capture_output=True, check=True, timeout=10)  # noqa: S603 - ours
+    except (OSError, subprocess.SubprocessError) as error:
+        logger.warning("Decoders keep the network, which only their own whitelist forbids them: %s", error)
+        return ()
+    return prefix
 
 
 async def _read_samples(process: asyncio.subprocess.Process, max_audio_s: float) -> bytearray:
@@ -139,15 +160,29 @@ async def _end(process: asyncio.subprocess.Process, log: "asyncio.Task[bytes]") 
     await process.wait()
 
 
+def _is_encrypted(file: BinaryIO) -> bool:
+    """Whether an MP4 holds an encrypted sound track, which ffmpeg takes for noise without a word."""
+    box = b"enca" + bytes(7) + b"\x01"  # a sample entry: type, six reserved bytes, index 1
+    offset, tail = 0, b""
+    while chunk := os.pread(file.fileno(), 1 << 20, offset):
+        if box in tail + chunk:
+            return True
+        offset, tail = offset + len(chunk), chunk[-len(box) :]
+    return False
+
+
 def _judge(pcm: bytearray, log: bytes, exit_code: int | None) -> Audio:
     """Audio with its warnings, or the error that ffmpeg's end means. Shows nothing of the log."""
-    if exit_code == -signal.SIGKILL:  # by the kernel: what `decode` kills never comes this far
-        raise DeadlineExceeded("Decoding took too much time or memory; send a shorter or simpler file.")
+    if log.startswith((b"decoder: ", b"unshare: ")):  # ffmpeg never ran: nothing is known about the file
+        raise Overloaded(NO_DECODER)
+    # Killed by the kernel: what `decode` kills never comes this far.
+    if exit_code == -signal.SIGKILL or (exit_code != 0 and b"Cannot allocate memory" in log):
+        raise AudioTooCostly("Decoding took too much time or memory; send a shorter or simpler file.")
     if b"matches no streams" in log:
         raise NoAudioStream("The file has no sound track; send one that has.")
     if b"moov atom not found" in log:
         raise UnusableAudio("The MP4 file is incomplete (its index is missing); send the whole file.")
-    if exit_code != 0:
+    if exit_code != 0:  # or a signal: a file that crashes ffmpeg
         raise UnusableAudio(
             "The file cannot be decoded; send intact audio or video in a common format such as "
             "MP3, M4A, MP4, WAV, FLAC, OGG or WEBM."
