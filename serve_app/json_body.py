@@ -79,6 +79,8 @@ class Base64Decoder:
     def write(self, text: bytes) -> None:
         # PHP writes \/ for /; any other escape is none of base64's characters or a needless one.
         text = (self._carry + text).replace(rb"\/", b"/")
+        if text.find(b"\\") not in (-1, len(text) - 1):  # refused here, for a carry is unescaped again
+            raise _not_base64()
         whole = (len(text) - text.endswith(b"\\")) // 4 * 4
         self._carry = text[whole:]
         self._decode(text[:whole])
@@ -89,13 +91,17 @@ class Base64Decoder:
     def _decode(self, text: bytes) -> None:
         if not text:
             return
+        if self._padded:  # something after the end
+            raise _not_base64()
         try:
-            if self._padded:  # something after the end
-                raise binascii.Error
             self._file.write(base64.b64decode(text, validate=True))
         except binascii.Error:
-            raise InvalidRequest("audio_b64: not valid base64.", "audio_b64") from None
+            raise _not_base64() from None
         self._padded = text.endswith(b"=")
+
+
+def _not_base64() -> InvalidRequest:
+    return InvalidRequest("audio_b64: not valid base64.", "audio_b64")
 
 
 def _parsed(text: bytearray) -> dict[str, Any]:
