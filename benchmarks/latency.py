@@ -69,7 +69,7 @@ def main(
     long = recording.samples[: long_s * SAMPLE_RATE_HZ]
     with tempfile.TemporaryDirectory() as folder:
         say.print("Making the models.")
-        raw = config(Path(folder), threads=cores)
+        raw = config(Path(folder))
         names = models.resolve(Settings.model_validate(raw["applications"][0]["args"]))
         plain = PlainWhisperx.load(names, compute_type="int8", threads=cores)
         with service(raw, diarizes=True) as system:

@@ -54,8 +54,8 @@ class Measured:
         return self.whisperx_s / self.ours_s
 
 
-def config(folder: Path, threads: int = 1) -> dict[str, Any]:
-    """A config file's content with the models in `folder`, which are made here; `threads` for each stage."""
+def config(folder: Path) -> dict[str, Any]:
+    """A config file's content with the models in `folder`, which are made here."""
     for part in ("whisper", "pyannote"):
         (folder / part).mkdir()
     save_transformers_base(folder / "wav2vec2")
@@ -63,10 +63,8 @@ def config(folder: Path, threads: int = 1) -> dict[str, Any]:
     args = {
         "model": str(build_random_whisper(folder / "whisper", "base", text_tokens=TEXT_TOKENS)),
         "device": "cpu",
-        "asr": {"threads": threads},
-        "speech": {"threads": threads},
-        "alignment": {"models": {"en": str(folder / "wav2vec2")}, "threads": threads},
-        "diarization": {"model": str(folder / "pyannote"), "threads": threads},
+        "alignment": {"models": {"en": str(folder / "wav2vec2")}},
+        "diarization": {"model": str(folder / "pyannote")},
     }
     return {
         "proxy_location": "HeadOnly",

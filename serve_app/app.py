@@ -5,6 +5,7 @@ speakers. `deployments` says where each stage runs.
 """
 # No `from __future__ import annotations` here: Ray validates `args:` only when the annotation is a class.
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +31,7 @@ GPU_PADDED_S = 60.0  # a base model then takes 1.7 GB of a GPU, a large one 2.9 
 # What each replica books of a node's CPUs; small, so that a graph of one replica each fits on two
 # cores. Threads are set apart from it, in `args:`.
 BOOKED_CPUS = 0.25
+MOST_THREADS = 8  # of a replica that is not told otherwise; these models gain little beyond
 
 
 @dataclass(frozen=True)
@@ -107,17 +109,24 @@ def _detector_device(settings: Settings, device: str) -> str:
     return device if settings.speech.gpu_share else "cpu"
 
 
-def _on(device: str, gpu_share: float, threads: int) -> dict[str, Any]:
+def _threads(chosen: int | None, device: str) -> int:
+    if chosen is not None:
+        return chosen
+    return 1 if device == "cuda" else min(len(os.sched_getaffinity(0)), MOST_THREADS)
+
+
+def _on(device: str, gpu_share: float, threads: int | None) -> dict[str, Any]:
     if device == "cuda":
-        options = _on_cpu(threads)
+        options = _on_cpu(_threads(threads, device))
         del options["runtime_env"]["env_vars"]["CUDA_VISIBLE_DEVICES"]
         return {**options, "num_gpus": gpu_share}
-    return _on_cpu(threads)
+    return _on_cpu(_threads(threads, device))
 
 
 def _on_cpu(threads: int = 1) -> dict[str, Any]:
     env_vars = {
         "OMP_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "PASSIVE",  # replicas share the cores: threads that spin would steal them
         "CUDA_VISIBLE_DEVICES": "",  # Ray shows the GPU even to replicas that booked none
         "GRPC_VERBOSITY": "ERROR",  # else Ray says something for every child process of a decoder
         "PYANNOTE_METRICS_ENABLED": "0",  # no telemetry about our users' audio
@@ -148,7 +157,11 @@ def _load_recognizer(settings: Settings, model: str, device: str) -> Any:
 
     asr = settings.asr
     return load_recognizer(
-        model, device=device, compute_type=asr.compute_type, threads=asr.threads, beam_size=asr.beam_size
+        model,
+        device=device,
+        compute_type=asr.compute_type,
+        threads=_threads(asr.threads, device),
+        beam_size=asr.beam_size,
     )
 
 
