@@ -7,9 +7,10 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import HTTPException
 from fastapi.responses import JSONResponse, RedirectResponse, Response
+from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
@@ -65,6 +66,8 @@ def create_app(
             transcript = await transcribe(source, options)
         return JSONResponse(predict_response(transcript, words=options.word_timestamps))
 
+    # Gives /docs a field for the key. It is checked long before this, in front of the application.
+    key_field = [Depends(HTTPBearer(auto_error=False))] if access.keys else []
     for path in ("/predict", "/v1/models/whisperx:predict"):
         app.post(
             path,
@@ -73,6 +76,7 @@ def create_app(
             responses=_RESPONSES,
             openapi_extra={"requestBody": _request_body()},
             tags=["transcription"],
+            dependencies=key_field,
         )(predict)
 
     @app.get("/healthz", tags=["health"])

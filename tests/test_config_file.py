@@ -90,6 +90,36 @@ def test_a_wrong_key_is_named(tmp_path: Path, change: Any, says: str) -> None:
         load(path)
 
 
+@pytest.mark.parametrize(
+    ("http_options", "access", "refused"),
+    [
+        ({"host": "127.0.0.1"}, {}, False),
+        ({"host": "localhost"}, {}, False),
+        ({"host": "0.0.0.0"}, {}, True),
+        ({"host": "::"}, {}, True),
+        ({"host": "192.168.1.5"}, {}, True),
+        ({"host": "myhost"}, {}, True),
+        (None, {}, True),  # Serve's own default is 0.0.0.0
+        ({"host": "0.0.0.0"}, {"public_without_keys": True}, False),
+        ({"host": "0.0.0.0"}, {"keys": [{"name": "acme", "sha256": "0" * 64}]}, False),
+    ],
+)
+def test_no_public_address_without_keys(
+    tmp_path: Path, http_options: dict[str, Any] | None, access: dict[str, Any], refused: bool
+) -> None:
+    """Refused in one sentence that says what to do, unless there are keys or the operator says so."""
+    raw = yaml.safe_load((PROJECT / "serve_config.yaml").read_text())
+    raw["http_options"] = http_options or {}
+    raw["applications"][0]["args"]["access"] = access
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    if not refused:
+        load(path)
+        return
+    with pytest.raises(ConfigError, match=r"127\.0\.0\.1.*keys.*public_without_keys"):
+        load(path)
+
+
 def test_files_that_are_no_config_say_so(tmp_path: Path) -> None:
     """A missing file, broken YAML and a list each get their sentence."""
     broken = tmp_path / "broken.yaml"

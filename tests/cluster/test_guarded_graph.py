@@ -1,0 +1,107 @@
+"""Keys, strangers and deadlines behind Serve's own proxy, which sees every request first."""
+
+import hashlib
+import socket
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import httpx
+import pytest
+from fakes import FakeAligner, FakeDiarizer, FakeRecognizer, FakeSpeechModel, recording
+from ray import serve
+from sounds import wav
+
+from serve_app.app import Loaders, graph
+from serve_app.settings import AccessSettings, ApiKey, IntakeSettings, Settings
+
+ADDRESS = ("127.0.0.1", 18_000)
+URL = "http://127.0.0.1:18000"
+FOUR_SECONDS = wav(recording(1, 2, 0, 3))
+REQUEST_S = 6.0  # of a request; the fakes need much less
+
+
+def key(name: str, per_minute_s: float | None = None) -> ApiKey:
+    sha256 = hashlib.sha256(f"wx_{name}".encode()).hexdigest()
+    return ApiKey(name=name, sha256=sha256, max_audio_s_per_minute=per_minute_s)
+
+
+@pytest.fixture(scope="module")
+def device(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """While this file is there, the guarded graph's recogniser ends no batch."""
+    return tmp_path_factory.mktemp("guarded") / "gate"
+
+
+@pytest.fixture(scope="module")
+def guarded(cluster: None, device: Path) -> Iterator[str]:
+    """A graph with keys and short deadlines, beside the other one; its URL."""
+    settings = Settings(
+        model="fake",
+        device="cpu",
+        request_timeout_s=REQUEST_S,
+        intake=IntakeSettings(receive_timeout_s=1.0),
+        access=AccessSettings(keys=(key("acme"), key("small", 1.0))),
+    )
+    loaders = Loaders(FakeSpeechModel, partial(FakeRecognizer, device), FakeAligner, FakeDiarizer)
+    serve.run(graph(settings, loaders, "cpu"), name="guarded", route_prefix="/guarded")
+    deadline_s = time.monotonic() + 60
+    while httpx.get(f"{URL}/guarded/readyz", timeout=60).status_code != 200:  # the proxy hears of it later
+        assert time.monotonic() < deadline_s
+    yield f"{URL}/guarded"
+    serve.delete("guarded")
+
+
+def post(url: str, **headers: str) -> httpx.Response:
+    sent = {name.replace("_", "-"): value for name, value in headers.items()}
+    return httpx.post(f"{url}/predict", files={"file": FOUR_SECONDS}, headers=sent, timeout=60)
+
+
+def code(response: httpx.Response) -> tuple[int, str]:
+    return response.status_code, response.json()["error"]["code"]
+
+
+def test_keys_and_their_audio_through_the_whole_graph(guarded: str) -> None:
+    """Nothing without a key; a key's four seconds at one a minute keep it waiting for three minutes."""
+    assert code(post(guarded)) == (401, "missing_api_key")
+    assert httpx.get(f"{guarded}/readyz", timeout=60).status_code == 200
+    assert post(guarded, authorization="Bearer wx_acme").status_code == 200
+    assert post(guarded, authorization="Api-Key wx_small").status_code == 200
+    refused = post(guarded, authorization="Api-Key wx_small")
+    assert code(refused) == (429, "audio_limit_reached")
+    assert 120 < int(refused.headers["retry-after"]) <= 181
+    assert post(guarded, authorization="Bearer wx_acme").status_code == 200
+
+
+def test_no_header_lifts_the_deadline(guarded: str, device: Path) -> None:
+    """Serve lets callers raise its own limits; ours holds, and is answered in our words."""
+    device.touch()
+    try:
+        late = post(
+            guarded,
+            authorization="Bearer wx_acme",
+            x_request_timeout_seconds="9999",
+            x_request_disconnect_disabled="?1",
+        )
+    finally:
+        device.unlink()
+    assert code(late) == (504, "deadline_exceeded")
+    assert REQUEST_S <= late.elapsed.total_seconds() < 60
+
+
+def test_an_upload_that_never_ends_loses_its_connection(guarded: str) -> None:
+    """The client is told why, and can send no more."""
+    head = "POST /guarded/predict HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer wx_acme\r\n"
+    head += "Content-Type: multipart/form-data; boundary=b\r\nContent-Length: 1000000\r\n\r\n--b\r\n"
+    with socket.create_connection(ADDRESS, timeout=60) as connection:
+        connection.sendall(head.encode())
+        answer = b"".join(iter(lambda: connection.recv(65_536), b""))
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"upload_too_slow" in answer
+
+
+@pytest.mark.usefixtures("app")
+def test_without_keys_a_stranger_is_refused_behind_serve() -> None:
+    """The proxy hands on who really asks: here a client that a reverse proxy on this machine names."""
+    assert post(URL).status_code == 200
+    assert code(post(URL, x_forwarded_for="203.0.113.9")) == (403, "no_api_keys")
