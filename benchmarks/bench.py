@@ -62,27 +62,40 @@ SHORT = {
 def main(
     out: Annotated[Path, typer.Option(help="Folder for bench.json and bench.png.")] = PROJECT / "out",
     only: Annotated[str, typer.Option(help="Scripts to run, separated by commas.")] = ",".join(SHORT),
+    profile: Annotated[bool, typer.Option(help="A flame graph of each run's processes, by py-spy.")] = False,
 ) -> None:
     begun_s = time.monotonic()
+    out.mkdir(exist_ok=True)
     found: dict[str, dict[str, Any]] = {}
     for name in only.split(","):
         say.print(f"benchmarks.{name} {' '.join(SHORT[name][0])}")
-        found[name] = run(name, SHORT[name][0])
+        found[name] = run(name, SHORT[name][0], out / f"{name}.svg" if profile else None)
     rows = [(goal, float(found[name][goal.name])) for name in found for goal in SHORT[name][1]]
     table = Table("figure", "measured", "goal", "", title=f"{time.monotonic() - begun_s:.0f} s")
     for goal, value in rows:
         table.add_row(goal.name, f"{value:.2f}", str(goal), "" if goal.met(value) else "missed")
     Console().print(table)
-    out.mkdir(exist_ok=True)
     summary = {goal.name: value for goal, value in rows}
     (out / "bench.json").write_text(json.dumps({"summary": summary, "runs": found}, indent=1) + "\n")
     plot(rows, out / "bench.png")
     say.print(f"Written to {out / 'bench.json'} and {out / 'bench.png'}.")
 
 
-def run(name: str, options: tuple[str, ...]) -> dict[str, Any]:
-    """The JSON line of a benchmark that runs in a process of its own."""
+def run(name: str, options: tuple[str, ...], picture: Path | None) -> dict[str, Any]:
+    """The JSON line of a benchmark that runs in a process of its own; with a `picture` it runs slower."""
     command = [sys.executable, "-m", f"benchmarks.{name}", *options]
+    if picture:
+        py_spy = str(Path(sys.executable).with_name("py-spy"))
+        command = [
+            py_spy,
+            "record",
+            "--subprocesses",
+            "--nonblocking",
+            "--output",
+            str(picture),
+            "--",
+            *command,
+        ]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=PROJECT)
     figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return figures

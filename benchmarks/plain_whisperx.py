@@ -1,10 +1,12 @@
 """Plain whisperx called in its documented order, models kept warm: what the service is compared with."""
 
+import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import imageio_ffmpeg
 import numpy as np
 from numpy.typing import NDArray
 
@@ -64,6 +66,13 @@ def _diarization(model: str, device: str) -> Any:
     pipeline = DiarizationPipeline.__new__(DiarizationPipeline)
     pipeline.model = load_pipeline(model, device=device, token=get_token())
     return pipeline
+
+
+def put_ffmpeg_on_path() -> None:
+    """For `whisperx.load_audio`, which runs ffmpeg by that name; the wheel's has another."""
+    folder = Path(tempfile.mkdtemp(prefix="ffmpeg-"))
+    (folder / "ffmpeg").symlink_to(imageio_ffmpeg.get_ffmpeg_exe())
+    os.environ["PATH"] = f"{folder}{os.pathsep}{os.environ.get('PATH', '')}"
 
 
 def empty_punkt() -> str:

@@ -21,11 +21,12 @@ from typing import Annotated, Any
 import httpx
 import numpy as np
 import typer
+import whisperx
 from numpy.typing import NDArray
 from rich.console import Console
 
 from benchmarks import truth
-from benchmarks.plain_whisperx import PlainWhisperx
+from benchmarks.plain_whisperx import PlainWhisperx, put_ffmpeg_on_path
 from benchmarks.random_pyannote import save_with_real_segmentation
 from benchmarks.random_wav2vec2 import save_transformers_base
 from benchmarks.random_whisper import build_random_whisper
@@ -86,23 +87,23 @@ def clips(count: int, seed: int) -> list[NDArray[np.int16]]:
     return cut
 
 
-def at_once(url: str, files: list[bytes], *, diarize: bool) -> float:
+def at_once(url: str, paths: list[Path], *, diarize: bool) -> float:
     """Seconds until every clip, all sent at the same time, has its answer."""
 
-    def post(file: bytes) -> None:
-        data = {"language": "en", "diarize": str(diarize).lower()}
-        httpx.post(f"{url}/predict", files={"file": file}, data=data, timeout=3600).raise_for_status()
+    def post(path: Path) -> None:
+        files, data = {"file": path.read_bytes()}, {"language": "en", "diarize": str(diarize).lower()}
+        httpx.post(f"{url}/predict", files=files, data=data, timeout=3600).raise_for_status()
 
     begun_s = time.monotonic()
-    with ThreadPoolExecutor(len(files)) as pool:
-        list(pool.map(post, files))
+    with ThreadPoolExecutor(len(paths)) as pool:
+        list(pool.map(post, paths))
     return time.monotonic() - begun_s
 
 
-def one_by_one(plain: PlainWhisperx, chosen: list[NDArray[np.int16]], *, diarize: bool) -> float:
+def one_by_one(plain: PlainWhisperx, paths: list[Path], *, diarize: bool) -> float:
     begun_s = time.monotonic()
-    for samples in chosen:
-        plain.transcribe(np.divide(samples, 32768, dtype=np.float32), language="en", diarize=diarize)
+    for path in paths:
+        plain.transcribe(whisperx.load_audio(str(path)), language="en", diarize=diarize)
     return time.monotonic() - begun_s
 
 
@@ -115,6 +116,7 @@ def main(
 
     cores = os.cpu_count() or 1
     torch.set_num_threads(cores)
+    put_ffmpeg_on_path()
     chosen = {False: clips(asr_clips, seed), True: clips(diarized_clips, seed)}
     measured: dict[bool, Measured] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -124,11 +126,13 @@ def main(
         plain = PlainWhisperx.load(names, compute_type="int8", threads=cores)
         with service(raw, diarizes=True) as system:
             for diarize, samples in chosen.items():
-                files = [wav(clip) for clip in samples]
-                at_once(system.url, files[:1], diarize=diarize)
-                one_by_one(plain, samples[:1], diarize=diarize)
-                ours_s = at_once(system.url, files, diarize=diarize)
-                measured[diarize] = Measured(ours_s, one_by_one(plain, samples, diarize=diarize))
+                paths = [Path(folder) / f"{number}.wav" for number in range(len(samples))]
+                for path, clip in zip(paths, samples, strict=True):
+                    path.write_bytes(wav(clip))
+                at_once(system.url, paths[:1], diarize=diarize)
+                one_by_one(plain, paths[:1], diarize=diarize)
+                ours_s = at_once(system.url, paths, diarize=diarize)
+                measured[diarize] = Measured(ours_s, one_by_one(plain, paths, diarize=diarize))
                 say.print(f"speakers {diarize}: {measured[diarize]}")
     print(
         json.dumps(
