@@ -1,0 +1,197 @@
+"""`python -m benchmarks.fuzz`: what becomes of requests that nobody means.
+
+Half of them schemathesis makes from the service's own OpenAPI document, right and wrong ones; the other half
+are whole requests after random accidents to the file, the body, its type, its length, the cuts between its
+chunks, and clients that leave. They go to the application with a pipeline that really decodes and a fetch
+that always fails, one after the other. Prints one JSON line: answers by status, and what was left behind
+(descriptors, children, names in the temporary directory; zero each). The exit code is 1 where an answer was
+a 5xx or anything was left.
+"""
+
+import asyncio
+import base64
+import json
+import os
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Annotated, Any
+
+import schemathesis
+import typer
+from fastapi import FastAPI
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from rich.console import Console
+from schemathesis.core.result import Ok
+
+from benchmarks.hostile_files import mutated, whole_files
+from benchmarks.malformed import leftovers
+from serve_app.api import create_app
+from serve_app.errors import SourceUnavailable
+from serve_app.schemas import Options
+from serve_app.settings import AccessSettings
+from serve_app.stages.decode import decode
+from serve_app.transcript import Source, Transcript
+
+MAX_BYTES = 1 << 20
+CONTENT_TYPES = ("application/json", "multipart/form-data; boundary=x", "multipart/form-data", "audio/wav")
+FORM_START = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+FORM_OPTION = b'\r\n--x\r\nContent-Disposition: form-data; name="language"\r\n\r\nen'
+
+say = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class Request:
+    """A body in chunks, its headers, and whether the client leaves behind the last chunk."""
+
+    headers: dict[str, str]
+    chunks: tuple[bytes, ...]
+    leaves: bool = False
+
+
+async def transcribe(source: Source, options: Options) -> Transcript:
+    """Decodes the file; every URL is one that cannot be fetched."""
+    if source.file is None:
+        raise SourceUnavailable("No network here.", "audio_file")
+    audio = await decode(source.file, max_audio_s=60.0, timeout_s=30.0)
+    return Transcript((), "en", len(audio.samples) / 16_000, "none", warnings=audio.warnings)
+
+
+async def readiness() -> dict[str, bool]:
+    return {}
+
+
+def application() -> FastAPI:
+    anyone = AccessSettings(public_without_keys=True)
+    return create_app(transcribe, readiness, max_bytes=MAX_BYTES, access=anyone)
+
+
+def from_schema(app: FastAPI, count: int, number: int) -> Counter[int]:
+    """Statuses of `count` requests that fit the OpenAPI document, or just do not."""
+    statuses: Counter[int] = Counter()
+    document = schemathesis.openapi.from_asgi("/openapi.json", app)
+    operations = [found.ok() for found in document.get_all_operations() if isinstance(found, Ok)]
+    posts = [operation for operation in operations if operation.method.lower() == "post"]
+    modes = (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE)
+    kinds = [(operation, mode) for operation in posts for mode in modes]
+    for operation, mode in kinds:
+
+        @seed(number)
+        @settings(
+            max_examples=max(1, count // len(kinds)),
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+            deadline=None,
+            database=None,
+        )
+        @given(case=operation.as_strategy(generation_mode=mode))
+        def ask(case: Any) -> None:
+            statuses[case.call().status_code] += 1
+
+        ask()
+    return statuses
+
+
+def accidents(count: int, number: int) -> Iterator[Request]:
+    """Whole requests to which something happened."""
+    random = Random(number)
+    files = list(whole_files().values())
+    for _ in range(count):
+        file = mutated(files, random) if random.random() < 0.5 else random.choice(files)
+        kind, body = random.choice(_bodies(file))
+        if random.random() < 0.7:
+            body = mutated([body, *(other for _, other in _bodies(file[:100]))], random)
+        if random.random() < 0.1:
+            kind = random.choice(CONTENT_TYPES)
+        if random.random() < 0.1:
+            kind = mutated([kind.encode()], random).decode("latin-1")
+        headers = {"content-type": kind}
+        if random.random() < 0.3:
+            headers["content-length"] = random.choice((str(len(body)), "0", "x", "-1", "9" * 5000))
+        cut = sorted(random.randrange(len(body) + 1) for _ in range(random.randrange(4)))
+        chunks = tuple(body[start:end] for start, end in zip([0, *cut], [*cut, len(body)], strict=True))
+        yield Request(headers, chunks, leaves=random.random() < 0.1)
+
+
+def _bodies(file: bytes) -> list[tuple[str, bytes]]:
+    text = base64.b64encode(file)
+    return [
+        ("application/json", b'{"audio_file": "https://example.com/a.mp3", "headers": {"a": "b"}}'),
+        ("application/json", b'{"audio_b64": "' + text + b'", "num_speakers": 2, "diarize": true}'),
+        ("application/json", b'{"language": "en", "audio_b64": "' + text.replace(b"/", rb"\/") + b'"}'),
+        ("multipart/form-data; boundary=x", FORM_START + file + FORM_OPTION + b"\r\n--x--\r\n"),
+    ]
+
+
+async def answer(app: FastAPI, request: Request) -> int:
+    """The status; 500 also for an exception that left the application."""
+    chunks = iter(request.chunks)
+    status = 500
+
+    async def receive() -> dict[str, Any]:
+        for chunk in chunks:
+            return {"type": "http.request", "body": chunk, "more_body": True}
+        ends: dict[str, Any] = {"type": "http.request", "body": b"", "more_body": False}
+        return {"type": "http.disconnect"} if request.leaves else ends
+
+    async def send(message: Any) -> None:
+        nonlocal status
+        status = message.get("status", status)
+
+    headers = [(name.encode(), value.encode("latin-1")) for name, value in request.headers.items()]
+    scope = {"type": "http", "method": "POST", "path": "/predict", "query_string": b"", "headers": headers}
+    try:
+        await app(scope, receive, send)
+    except Exception as error:  # noqa: BLE001  (whatever it is, it is what is looked for)
+        say.print(f"{error!r} by {request.headers}, {len(request.chunks)} chunks")
+        return 500
+    return status
+
+
+def fuzz(count: int, number: int) -> tuple[Counter[int], dict[str, int]]:
+    """Answers by status, and what was left behind."""
+    app = application()
+    statuses: Counter[int] = Counter()
+
+    async def all_accidents(requests: Iterator[Request]) -> None:
+        for request in requests:
+            statuses[await answer(app, request)] += 1
+
+    from_schema(app, 4, number)  # what is made once: the document, the search for ffmpeg, threads
+    asyncio.run(all_accidents(accidents(4, number)))
+    statuses.clear()
+    folder = Path(tempfile.gettempdir())
+    before, names = leftovers(), set(os.listdir(folder))
+    asyncio.run(all_accidents(accidents(count - count // 2, number)))
+    statuses += from_schema(app, count // 2, number)
+    after = leftovers()
+    left = {
+        "descriptors": after[0] - before[0],
+        "children": len(after[1] - before[1]),
+        "names": len(set(os.listdir(folder)) - names),
+    }
+    return statuses, left
+
+
+def main(
+    requests: Annotated[int, typer.Option(help="How many.")] = 10_000,
+    number: Annotated[int, typer.Option("--seed", help="Where the accidents start.")] = 0,
+) -> None:
+    begun_s = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:  # of its own, so that what appears there is ours
+        tempfile.tempdir = folder
+        statuses, left = fuzz(requests, number)
+        tempfile.tempdir = None
+    figures = {"statuses": dict(sorted(statuses.items())), "left": left, "seed": number}
+    print(json.dumps({"requests": statuses.total(), **figures, "wall_s": round(time.monotonic() - begun_s)}))
+    if any(status >= 500 for status in statuses) or any(left.values()):
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    typer.run(main)
