@@ -1,6 +1,7 @@
 """The graph on a real local Ray with fake models: HTTP, handles, batches, errors, draining."""
 
 import base64
+import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -160,3 +161,20 @@ def test_a_stream_that_is_left_frees_its_windows(closed_gate: Path) -> None:
     closed_gate.unlink()
     after = until(lambda now: now["running"] == 0 and now["dropped"] > before["dropped"])
     assert after["dropped"] - before["dropped"] == 40 - running
+
+
+def test_a_client_that_hangs_up_frees_its_windows(closed_gate: Path) -> None:
+    """The windows of an HTTP client that has gone are dropped; only those on the device run to their end."""
+    before = until(lambda now: now["running"] == 0)
+    url, file = httpx.URL(f"{URL}/predict"), wav(recording(*range(1, 41)))
+    request = httpx.Request("POST", url, files={"file": file}, data={"language": "en"})
+    with socket.create_connection((url.host, url.port)) as client:
+        head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
+        client.sendall(f"POST {url.path} HTTP/1.1\r\n{head}\r\n".encode() + request.read())
+        until(lambda now: now["queued"] + now["running"] == 40)
+    running = until(lambda now: now["queued"] == 0)["running"]
+    closed_gate.unlink()
+    after = until(lambda now: now["running"] == 0 and now["dropped"] > before["dropped"])
+    assert after["dropped"] - before["dropped"] == 40 - running
+    ran = after["items"] + after["beside"] - before["items"] - before["beside"]
+    assert (ran, after["batches"] - before["batches"]) == (running, 1)
