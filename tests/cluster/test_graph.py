@@ -3,18 +3,20 @@
 import base64
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from fakes import recording
 from loopback import Files
 from ray import serve
 from ray.exceptions import RayTaskError
-from sounds import wav
+from sounds import ffmpeg, wav
 
 from serve_app.errors import InvalidRequest
 
@@ -163,14 +165,21 @@ def test_a_stream_that_is_left_frees_its_windows(closed_gate: Path) -> None:
     assert after["dropped"] - before["dropped"] == 40 - running
 
 
+@contextmanager
+def request_of(file: bytes) -> Iterator[None]:
+    """The file sent; at the end the connection is closed without waiting for an answer."""
+    url = httpx.URL(f"{URL}/predict")
+    request = httpx.Request("POST", url, files={"file": file}, data={"language": "en"})
+    head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
+    with socket.create_connection((url.host, url.port)) as client:
+        client.sendall(f"POST {url.path} HTTP/1.1\r\n{head}\r\n".encode() + request.read())
+        yield
+
+
 def test_a_client_that_hangs_up_frees_its_windows(closed_gate: Path) -> None:
     """The windows of an HTTP client that has gone are dropped; only those on the device run to their end."""
     before = until(lambda now: now["running"] == 0)
-    url, file = httpx.URL(f"{URL}/predict"), wav(recording(*range(1, 41)))
-    request = httpx.Request("POST", url, files={"file": file}, data={"language": "en"})
-    with socket.create_connection((url.host, url.port)) as client:
-        head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
-        client.sendall(f"POST {url.path} HTTP/1.1\r\n{head}\r\n".encode() + request.read())
+    with request_of(wav(recording(*range(1, 41)))):
         until(lambda now: now["queued"] + now["running"] == 40)
     running = until(lambda now: now["queued"] == 0)["running"]
     closed_gate.unlink()
@@ -178,3 +187,23 @@ def test_a_client_that_hangs_up_frees_its_windows(closed_gate: Path) -> None:
     assert after["dropped"] - before["dropped"] == 40 - running
     ran = after["items"] + after["beside"] - before["items"] - before["beside"]
     assert (ran, after["batches"] - before["batches"]) == (running, 1)
+
+
+def test_a_client_that_hangs_up_has_its_decoder_killed(tmp_path: Path) -> None:
+    """No decoder works for nobody: here one that was stopped, and would never end by itself."""
+    ffmpeg("-f", "lavfi", "-i", "anullsrc=r=16000:cl=mono", "-t", "7200", str(tmp_path / "long.flac"))
+    with request_of((tmp_path / "long.flac").read_bytes()):
+        decoder = one_decoder()
+        decoder.suspend()
+    decoder.wait(timeout=60)
+
+
+def one_decoder() -> psutil.Process:
+    """The decoder that runs now, or within a minute."""
+    deadline_s = time.monotonic() + 60
+    while time.monotonic() < deadline_s:
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                if process.name().startswith("ffmpeg"):
+                    return process
+    raise AssertionError("no decoder has run")
