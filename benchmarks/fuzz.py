@@ -11,11 +11,11 @@ a 5xx or anything was left.
 import asyncio
 import base64
 import json
-import os
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -156,26 +156,32 @@ async def answer(app: FastAPI, request: Request) -> int:
 def fuzz(count: int, number: int) -> tuple[Counter[int], dict[str, int]]:
     """Answers by status, and what was left behind."""
     app = application()
-    statuses: Counter[int] = Counter()
 
-    async def all_accidents(requests: Iterator[Request]) -> None:
-        for request in requests:
-            statuses[await answer(app, request)] += 1
+    async def all_accidents(count: int) -> Counter[int]:
+        return Counter([await answer(app, request) for request in accidents(count, number)])
 
-    from_schema(app, 4, number)  # what is made once: the document, the search for ffmpeg, threads
-    asyncio.run(all_accidents(accidents(4, number)))
-    statuses.clear()
-    folder = Path(tempfile.gettempdir())
-    before, names = leftovers(), set(os.listdir(folder))
-    asyncio.run(all_accidents(accidents(count - count // 2, number)))
-    statuses += from_schema(app, count // 2, number)
-    after = leftovers()
-    left = {
-        "descriptors": after[0] - before[0],
-        "children": len(after[1] - before[1]),
-        "names": len(set(os.listdir(folder)) - names),
-    }
+    with temporary_directory() as folder:
+        # What is made once comes first: the document, the search for ffmpeg, threads.
+        asyncio.run(all_accidents(4))
+        from_schema(app, 4, number)
+        before = leftovers()
+        statuses = asyncio.run(all_accidents(count - count // 2)) + from_schema(app, count // 2, number)
+        after = leftovers()
+        names = len(list(folder.iterdir()))
+    left = {"descriptors": after[0] - before[0], "children": len(after[1] - before[1]), "names": names}
     return statuses, left
+
+
+@contextmanager
+def temporary_directory() -> Iterator[Path]:
+    """A temporary directory for this process alone, so that whatever appears there is of its making."""
+    usual = tempfile.tempdir
+    with tempfile.TemporaryDirectory() as folder:
+        tempfile.tempdir = folder
+        try:
+            yield Path(folder)
+        finally:
+            tempfile.tempdir = usual
 
 
 def main(
@@ -183,10 +189,7 @@ def main(
     number: Annotated[int, typer.Option("--seed", help="Where the accidents start.")] = 0,
 ) -> None:
     begun_s = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:  # of its own, so that what appears there is ours
-        tempfile.tempdir = folder
-        statuses, left = fuzz(requests, number)
-        tempfile.tempdir = None
+    statuses, left = fuzz(requests, number)
     figures = {"statuses": dict(sorted(statuses.items())), "left": left, "seed": number}
     print(json.dumps({"requests": statuses.total(), **figures, "wall_s": round(time.monotonic() - begun_s)}))
     if any(status >= 500 for status in statuses) or any(left.values()):

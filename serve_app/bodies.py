@@ -18,7 +18,7 @@ from serve_app.schemas import Options
 from serve_app.spool import nameless_file, no_room
 from serve_app.transcript import Source
 
-PIECE_BYTES = 1 << 20
+PIECE_BYTES = 256 << 10
 OVERHEAD_BYTES = 256 << 10  # parsed JSON can take thirty times the memory of its text
 
 

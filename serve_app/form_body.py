@@ -1,5 +1,6 @@
 """A multipart form whose file goes to disk as it comes."""
 
+import logging
 from typing import Any, BinaryIO
 
 from python_multipart.exceptions import FormParserError
@@ -9,6 +10,9 @@ from serve_app.errors import InvalidRequest
 from serve_app.schemas import Options, parse_options
 from serve_app.spool import LimitedFile
 from serve_app.transcript import Source
+
+# A client's mistake is answered to the client; it does not fill the operator's log.
+logging.getLogger("python_multipart.multipart").setLevel(logging.ERROR)
 
 
 class FormBody:

@@ -239,7 +239,7 @@ def test_the_limit_is_exact_for_the_file_in_every_kind_of_body() -> None:
     [
         (JSON, b"", b" "),
         (JSON, b'{"audio_b64": "AAAA", "language": "', b"e"),
-        (FORM, b"\r\n", b"."),
+        (FORM, b"", b"\n"),
         (FORM, b'--x\r\nContent-Disposition: form-data; name="language"\r\n\r\n', b"e"),
         (FORM, form(b"x"), b"."),
     ],
