@@ -255,7 +255,7 @@ def test_name_servers_that_do_not_answer(monkeypatch: pytest.MonkeyPatch) -> Non
     async def run() -> tuple[bytes, list[TranscriptionError]]:
         async with serving(answering(b"there")) as port:
             hung = [asyncio.create_task(failure("http://hang.example/")) for _ in range(n_hanging)]
-            await asyncio.to_thread(lambda: [began.acquire(timeout=10) for _ in hung])
+            assert await asyncio.to_thread(lambda: all(began.acquire(timeout=10) for _ in hung))
             body = await fetched(f"http://localhost:{port}/")
             return body, await asyncio.gather(*hung)
 
