@@ -303,7 +303,7 @@ def test_encrypted_sound_is_called_encrypted(codec: str) -> None:
         asyncio.run(decoded(encode(tone(2.0), 16_000, ".mp4", *protection)))
 
 
-def test_encryption_is_found_wherever_it_stands(tmp_path: Path) -> None:
+def test_encryption_is_found_wherever_it_stands() -> None:
     """Also where the mark lies across two of the pieces in which the file is searched."""
     mark = b"enca" + bytes(7) + b"\x01"
     for before in (0, (1 << 20) - 5, 1 << 20, (2 << 20) - 11):
@@ -451,7 +451,7 @@ def test_cancellation_kills_the_child(new_loop: str, bomb: bytes, monkeypatch: p
         loop.close()
 
 
-def test_endless_log_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_endless_log_is_cut() -> None:
     """Of what the child says only the beginning and the end are kept."""
 
     async def read() -> bytes:
