@@ -53,4 +53,4 @@ class LimitedFile:
 
 
 def no_room() -> Overloaded:
-    return Overloaded("The server cannot store the upload now; try again later.", None, "no_room")
+    return Overloaded("The server cannot store the upload now; try again later.")

@@ -349,7 +349,7 @@ def test_a_full_disk_is_a_503(
     monkeypatch.setattr(tempfile, "TemporaryFile", lambda: open("/dev/full", "r+b"))  # noqa: SIM115
     server = Server()
     status, answer = server.post(content_type, body(b"x" * size))
-    assert (status, answer["error"]["code"]) == (503, "no_room")
+    assert (status, answer["error"]["code"]) == (503, "overloaded")
     assert server.sources == []
 
 
