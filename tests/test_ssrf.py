@@ -290,7 +290,7 @@ def test_private_addresses_among_public_ones(
         assert answer == b"public"
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "::ffff:7f00:1"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
 @pytest.mark.parametrize("with_port", [True, False])
 def test_a_host_that_the_operator_opened_is_reached(host: str, with_port: bool) -> None:
     """intake.allowed_hosts opens exactly that host; the canary can be reached by a fetch."""

@@ -10,7 +10,6 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
 from aiohttp import web
 from loopback import answering, failure, fetched, raw_serving, serving
@@ -285,13 +284,17 @@ def test_certificates_are_checked() -> None:
     answer = OK + b"Content-Length: 5\r\n\r\nthere"
 
     async def run() -> tuple[bytes, TranscriptionError]:
-        async with raw_serving(answer, tls=context) as port, aiohttp.ClientSession() as trusting:
-            url = f"https://127.0.0.1:{port}/"
-            async with trusting.get(url, ssl=ssl.create_default_context(cafile=CERTIFICATE)) as response:
-                return await response.read(), await failure(url)
+        async with raw_serving(answer, tls=context) as port:
+            trusting = ssl.create_default_context(cafile=CERTIFICATE)
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trusting)
+            writer.write(b"GET / HTTP/1.1\r\n\r\n")
+            received = await reader.read()
+            writer.close()
+            await writer.wait_closed()
+            return received, await failure(f"https://127.0.0.1:{port}/")
 
-    body, error = asyncio.run(run())
-    assert body == b"there"
+    received, error = asyncio.run(run())
+    assert received == answer
     assert (error.status, error.code) == (424, "tls_failure")
 
 
