@@ -44,6 +44,7 @@ FILE_S = 90.0  # three windows
 CLIPS = 32
 CLIP_S = (3.0, 25.0)
 SHORT_S = 10.0
+PAUSE_S = 5.0  # between two clips; one alone takes a third of a second of the GPU
 LONG_S = 3 * 3600.0
 
 say = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -198,7 +199,7 @@ async def company(graph: Simulation, clip: bytes, idle_runs: int) -> dict[str, f
     await asyncio.sleep(0.1 * alone.wall_s)  # until it is well under way
     while not together.done():
         beside_s.append(await graph.transcribe(short))
-        await asyncio.sleep(1.0)  # people are slower than machines: one clip in two seconds or so
+        await asyncio.sleep(PAUSE_S)
     busy = await together
     graph.options = {}
     return {

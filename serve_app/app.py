@@ -24,7 +24,7 @@ deployments: Any = untyped_deployments  # Serve decorators turn classes into Dep
 
 CPU_BATCH = {"max_batch_size": 4, "wait_s": 0.0}  # CPU decoding gains nothing from more than 4
 GPU_BATCH = {"max_batch_size": 16, "wait_s": 0.01}  # on a T4 16 windows give 90 % of what 32 would
-ALIGN_GPU_BATCH = GPU_BATCH | {"max_batch_s": 60.0}  # fills a T4; more would only keep others waiting
+ALIGN_GPU_BATCH = GPU_BATCH | {"max_batch_s": 30.0}  # fills a T4; more would only keep others waiting
 NO_BATCH = {"max_batch_size": 1, "wait_s": 0.0}
 GPU_PADDED_S = 60.0  # a base model then takes 1.7 GB of a GPU, a large one 2.9 GB (computed, not measured)
 

@@ -122,7 +122,7 @@ class AudioTooCostly(UnusableAudio):
 
 
 class SourceUnavailable(TranscriptionError):
-    """The audio URL could not be fetched; `code` says why (`dns_failure`, `timeout`, ...)."""
+    """The audio URL could not be fetched; `code` says why (`dns_failure`, `too_slow`, ...)."""
 
     status = 424
     type = "source_error"
