@@ -1,9 +1,9 @@
 """`python -m benchmarks.latency`: one file with nobody else there, against whisperx called directly.
 
-The models of benchmarks/throughput.py, without speakers, every stage on all cores in both systems, from a WAV
-file to segments. A clip of 5 s shows what the graph costs (HTTP and five processes), 5 minutes what it gains
-to work on windows side by side. The two systems take turns. One JSON line on standard output, in seconds:
-medians for the clip, a single run for the file.
+The models of benchmarks/throughput.py, every stage on all cores in both systems, from a WAV file to segments,
+without speakers and with. A clip of 5 s shows what the graph costs (HTTP and five processes), 5 minutes what
+it gains to work on windows side by side. The two systems take turns. One JSON line on standard output, in
+seconds: medians for the clip, a single run for the file.
 """
 
 import json
@@ -12,6 +12,8 @@ import platform
 import statistics
 import tempfile
 import time
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,30 +35,58 @@ SHORT_S, LONG_S = 5, 300
 say = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def ours(url: str, path: Path) -> tuple[float, dict[str, float]]:
-    """Seconds for the answer, and the service's own wall times of its stages."""
-    file, data = path.read_bytes(), {"language": "en", "diarize": "false"}
+@dataclass(frozen=True)
+class Run:
+    """Seconds until the segments were there, and each stage's (the service's overlap)."""
+
+    wall_s: float
+    stages_s: dict[str, float]
+
+
+def ours(url: str, path: Path, *, diarize: bool) -> Run:
+    files, data = {"file": path.read_bytes()}, {"language": "en", "diarize": str(diarize).lower()}
     begun_s = time.monotonic()
-    response = httpx.post(f"{url}/predict", files={"file": file}, data=data, timeout=3600)
+    response = httpx.post(f"{url}/predict", files=files, data=data, timeout=3600)
     wall_s = time.monotonic() - begun_s
     response.raise_for_status()
-    return wall_s, response.json()["timings"]
+    return Run(wall_s, response.json()["timings"])
 
 
-def direct(plain: PlainWhisperx, path: Path) -> tuple[float, dict[str, float]]:
-    """The same for whisperx; speech detection is a part of its `asr`."""
-    begun_s = time.monotonic()
+def direct(plain: PlainWhisperx, path: Path, *, diarize: bool) -> Run:
+    """Whisperx's documented order; speech detection is a part of its `asr`."""
+    clock_s = [time.monotonic()]
     audio = whisperx.load_audio(str(path))
-    decoded_s = time.monotonic()
+    clock_s.append(time.monotonic())
     result = plain.asr.transcribe(audio, batch_size=BATCH_SIZE, chunk_size=plain.chunk_size, language="en")
-    heard_s = time.monotonic()
-    whisperx.align(result["segments"], plain.aligner, plain.aligner_metadata, audio, "cpu")
-    ended_s = time.monotonic()
-    return ended_s - begun_s, {
-        "decode": decoded_s - begun_s,
-        "asr": heard_s - decoded_s,
-        "alignment": ended_s - heard_s,
+    clock_s.append(time.monotonic())
+    aligned = whisperx.align(result["segments"], plain.aligner, plain.aligner_metadata, audio, "cpu")
+    clock_s.append(time.monotonic())
+    if diarize:
+        assert plain.diarization is not None
+        whisperx.assign_word_speakers(plain.diarization(audio), aligned)
+        clock_s.append(time.monotonic())
+    stages = zip(("decode", "asr", "alignment", "diarization"), pairwise(clock_s), strict=False)
+    return Run(clock_s[-1] - clock_s[0], {stage: ended - begun for stage, (begun, ended) in stages})
+
+
+def compare(url: str, plain: PlainWhisperx, short: Path, long: Path, runs: int, *, diarize: bool) -> Any:
+    ours(url, short, diarize=diarize)
+    direct(plain, short, diarize=diarize)
+    pairs = [(ours(url, short, diarize=diarize), direct(plain, short, diarize=diarize)) for _ in range(runs)]
+    mine = statistics.median(run.wall_s for run, _ in pairs)
+    its = statistics.median(run.wall_s for _, run in pairs)
+    file = ours(url, long, diarize=diarize), direct(plain, long, diarize=diarize)
+    figures = {
+        "lone_clip_slower_s": mine - its,
+        "lone_clip_ours_s": mine,
+        "lone_clip_whisperx_s": its,
+        "lone_clip_stages_s": {"ours": pairs[-1][0].stages_s, "whisperx": pairs[-1][1].stages_s},
+        "lone_file_ratio": file[1].wall_s / file[0].wall_s,
+        "lone_file_wall_s": {"ours": file[0].wall_s, "whisperx": file[1].wall_s},
+        "lone_file_stages_s": {"ours": file[0].stages_s, "whisperx": file[1].stages_s},
     }
+    say.print(f"speakers {diarize}: {json.dumps(figures)}")
+    return figures
 
 
 def main(
@@ -78,20 +108,13 @@ def main(
         names = models.resolve(Settings.model_validate(raw["applications"][0]["args"]))
         plain = PlainWhisperx.load(names, compute_type="int8", threads=cores)
         with service(raw, diarizes=True) as system:
-            ours(system.url, short)
-            direct(plain, short)
-            shorts = [(ours(system.url, short), direct(plain, short)) for _ in range(runs)]
-            longs = (ours(system.url, long), direct(plain, long))
+            without, full = (
+                compare(system.url, plain, short, long, runs, diarize=diarize) for diarize in (False, True)
+            )
     figures: dict[str, Any] = {
-        "lone_clip_slower_s": statistics.median(mine[0] for mine, _ in shorts)
-        - statistics.median(its[0] for _, its in shorts),
-        "lone_clip_ours_s": statistics.median(mine[0] for mine, _ in shorts),
-        "lone_clip_whisperx_s": statistics.median(its[0] for _, its in shorts),
-        "lone_clip_stages_s": {"ours": shorts[-1][0][1], "whisperx": shorts[-1][1][1]},
-        "lone_file_ratio": longs[1][0] / longs[0][0],
+        "without_speakers": without,
+        "with_speakers": full,
         "lone_file_s": long_s,
-        "lone_file_ours_s": longs[0][1],
-        "lone_file_whisperx_s": longs[1][1] | {"total": longs[1][0]},
         "machine": f"{platform.machine()}, {cores} cores",
     }
     print(json.dumps(figures))

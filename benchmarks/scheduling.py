@@ -7,7 +7,8 @@ The real graph on a local Ray, called through its handle, with models that only 
   whisperx would take them on it (throughput_ratio_sim, and throughput_bound_sim if nothing were lost)
 - saturation: clients that always have another 90 s file waiting, from the end of one batch to the end of
   another (occupancy_sim, busy_sim, and overhead_sim: wall time over what the GPU needs for full batches)
-- company: clips of 10 s, one after the other, alone and beside a file of 3 hours, all without speakers: their
+- company: clips of 10 s, one after the other, alone (short_slower_than_whisperx_s: than its stages' times,
+  without reading the file) and beside a file of 3 hours, all without speakers: their
   one call for the whole file is not scheduled in windows (short_beside_long_p95_ratio,
   long_beside_short_ratio, first_segment_fraction)
 - scaling: the file of 3 hours on 1, 2 and 4 GPUs, without speakers (scaling_2, scaling_4)
@@ -192,7 +193,12 @@ async def company(graph: Simulation, clip: bytes, idle_runs: int) -> dict[str, f
     graph.options = {"diarize": False}
     short = silence(SHORT_S)
     await graph.transcribe(short)
-    idle_s = [await graph.transcribe(short) for _ in range(idle_runs)]
+    idle_s, direct_s = [], []
+    for _ in range(idle_runs):
+        idle_s.append(await graph.transcribe(short))
+        begun_s = time.monotonic()
+        await asyncio.to_thread(run_like_whisperx, SHORT_S, graph.gpus[0], diarize=False)
+        direct_s.append(time.monotonic() - begun_s)
     alone = await long_file(graph, clip)
     together = asyncio.create_task(long_file(graph, clip))
     beside_s = []
@@ -203,6 +209,7 @@ async def company(graph: Simulation, clip: bytes, idle_runs: int) -> dict[str, f
     busy = await together
     graph.options = {}
     return {
+        "short_slower_than_whisperx_s": float(np.median(idle_s) - np.median(direct_s)),
         "short_idle_p95_s": float(np.percentile(idle_s, 95)),
         "short_beside_long_p95_s": float(np.percentile(beside_s, 95)),
         "short_beside_long_p95_ratio": float(np.percentile(beside_s, 95) / np.percentile(idle_s, 95)),

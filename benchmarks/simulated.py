@@ -209,7 +209,7 @@ def build(simulated: Simulated) -> Application:
     return graph(settings, loaders, "cpu")
 
 
-def run_like_whisperx(duration_s: float, gpu: Gpu) -> None:
+def run_like_whisperx(duration_s: float, gpu: Gpu, *, diarize: bool = True) -> None:
     """The time whisperx takes for one file on the same T4, called in its documented order."""
     gpu.run(detect_s(duration_s))
     windows_s = [min(WINDOW_S, duration_s - start) for start in np.arange(0, duration_s, WINDOW_S)]
@@ -217,4 +217,5 @@ def run_like_whisperx(duration_s: float, gpu: Gpu) -> None:
         gpu.run(asr_s(windows_s[first : first + 16]))
     gpu.run(align_s(duration_s))
     time.sleep(STOCK_ALIGN_CPU * duration_s)
-    gpu.run(diarize_s(duration_s, STOCK_DIARIZE))
+    if diarize:
+        gpu.run(diarize_s(duration_s, STOCK_DIARIZE))
