@@ -96,8 +96,9 @@ def run(name: str, options: tuple[str, ...], picture: Path | None) -> dict[str, 
             "--",
             *command,
         ]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=PROJECT)
-    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=not picture, cwd=PROJECT)
+    # whisperx and py-spy write there too.
+    figures: dict[str, Any] = json.loads([x for x in done.stdout.splitlines() if x.startswith("{")][-1])
     return figures
 
 

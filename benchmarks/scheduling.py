@@ -16,6 +16,7 @@ The real graph on a local Ray, called through its handle, with models that only 
 
 import asyncio
 import json
+import math
 import os
 import platform
 import random
@@ -36,7 +37,7 @@ from rich.console import Console
 from benchmarks.simulated import Gpu, align_s, asr_s, detect_s, diarize_s, gpus_in, run_like_whisperx
 from benchmarks.systems import wav
 from benchmarks.truth import SAMPLE_RATE_HZ
-from serve_app.app import ALIGN_GPU_BATCH, GPU_BATCH
+from serve_app.app import ALIGN_GPU_BATCH, BOOKED_CPUS, GPU_BATCH
 from serve_app.launcher import free_port, running
 
 BATCH = int(GPU_BATCH["max_batch_size"])
@@ -92,7 +93,8 @@ def simulation(gpu_count: int) -> Iterator[Simulation]:
                 }
             ],
         }
-        with running(raw, show_logs=False, num_cpus=8):
+        replicas = 2 * gpu_count + 5
+        with running(raw, show_logs=False, num_cpus=math.ceil(BOOKED_CPUS * replicas)):
             signal.signal(signal.SIGINT, signal.default_int_handler)
             handle = serve.get_app_handle("simulated")
             transcriber = serve.get_deployment_handle("Transcriber", "simulated")
@@ -108,9 +110,10 @@ async def burst(graph: Simulation, rng: random.Random) -> dict[str, float]:
     """Clips sent at once, and the same clips one after the other through whisperx's stages."""
     lengths_s = [rng.uniform(*CLIP_S) for _ in range(CLIPS)]
     clips = [silence(length_s) for length_s in lengths_s]
-    begun_s = time.monotonic()
+    before, begun_s = await graph.counters(), time.monotonic()
     latencies_s = await asyncio.gather(*(graph.transcribe(clip) for clip in clips))
-    ours_s = time.monotonic() - begun_s
+    ended_s = time.monotonic()
+    ours_s, busy_s, after = ended_s - begun_s, graph.gpus[0].busy_s(begun_s, ended_s), await graph.counters()
     begun_s = time.monotonic()
     for length_s in lengths_s:
         await asyncio.to_thread(run_like_whisperx, length_s, graph.gpus[0])
@@ -118,6 +121,10 @@ async def burst(graph: Simulation, rng: random.Random) -> dict[str, float]:
     return {
         "throughput_ratio_sim": whisperx_s / ours_s,
         "throughput_bound_sim": whisperx_s / _least_s(lengths_s),
+        "burst_overhead_sim": ours_s / _least_s(lengths_s),
+        "burst_busy_sim": busy_s / ours_s,
+        "burst_occupancy_sim": (after["items"] - before["items"]) / (after["slots"] - before["slots"]),
+        "burst_beside": after["beside"] - before["beside"],
         "burst_ours_s": ours_s,
         "burst_whisperx_s": whisperx_s,
         "burst_first_answer_s": min(latencies_s),
@@ -143,6 +150,7 @@ async def saturation(graph: Simulation, clients: int, files: int) -> dict[str, f
             if left <= files - 2 * clients:  # everybody has had an answer or so
                 warm.set()
             await graph.transcribe(clip)
+        warm.set()
         emptied.set()
 
     tasks = [asyncio.create_task(client()) for _ in range(clients)]
@@ -152,6 +160,7 @@ async def saturation(graph: Simulation, clients: int, files: int) -> dict[str, f
         now = await graph.counters()
         if not ends or now["batches"] > ends[-1][1]["batches"]:
             ends.append((time.monotonic(), now))
+        await asyncio.sleep(0.02)
     await asyncio.gather(*tasks)
     (begun_s, first), (ended_s, last) = ends[1], ends[-1]  # the first is no batch's end
     items = last["items"] + last["beside"] - first["items"] - first["beside"]
@@ -163,6 +172,7 @@ async def saturation(graph: Simulation, clients: int, files: int) -> dict[str, f
         "busy_sim": graph.gpus[0].busy_s(begun_s, ended_s) / (ended_s - begun_s),
         "overhead_sim": (ended_s - begun_s) / ideal_s,
         "windows": items,
+        "windows_beside": last["beside"] - first["beside"],
         "batches": last["batches"] - first["batches"],
     }
 

@@ -22,10 +22,10 @@ from serve_app.settings import Settings
 
 deployments: Any = untyped_deployments  # Serve decorators turn classes into Deployments, unknown to mypy
 
-CPU_BATCH = {"max_batch_size": 4, "wait_s": 0.0}  # CPU decoding gains nothing from more than 4
+CPU_BATCH = {"max_batch_size": 4}  # CPU decoding gains nothing from more
 GPU_BATCH = {"max_batch_size": 16, "wait_s": 0.01}  # on a T4 16 windows give 90 % of what 32 would
 ALIGN_GPU_BATCH = GPU_BATCH | {"max_batch_s": 30.0}  # fills a T4; more would only keep others waiting
-NO_BATCH = {"max_batch_size": 1, "wait_s": 0.0}
+NO_BATCH = {"max_batch_size": 1}
 GPU_PADDED_S = 60.0  # a base model then takes 1.7 GB of a GPU, a large one 2.9 GB (computed, not measured)
 
 # What each replica books of a node's CPUs; small, so that a graph of one replica each fits on two
@@ -76,13 +76,14 @@ def graph(settings: Settings, load: Loaders, device: str) -> Application:
         ray_actor_options=_on(_detector_device(settings, device), speech.gpu_share, speech.threads)
     ).bind(load.detector)
     transcriber = deployments.Transcriber.options(
-        ray_actor_options=_on(device, asr.gpu_share, asr.threads),
-        user_config=GPU_BATCH if device == "cuda" else CPU_BATCH,
-    ).bind(load.recognizer)
+        ray_actor_options=_on(device, asr.gpu_share, asr.threads)
+    ).bind(load.recognizer, deployments.BatchConfig(**(GPU_BATCH if device == "cuda" else CPU_BATCH)))
     aligner = deployments.Aligner.options(
-        ray_actor_options=_on(device, alignment.gpu_share, alignment.threads),
-        user_config=ALIGN_GPU_BATCH if _max_padded_s(settings, device) else NO_BATCH,
-    ).bind(load.aligner)
+        ray_actor_options=_on(device, alignment.gpu_share, alignment.threads)
+    ).bind(
+        load.aligner,
+        deployments.AlignerConfig(**(ALIGN_GPU_BATCH if _max_padded_s(settings, device) else NO_BATCH)),
+    )
     diarizer = (
         deployments.Diarizer.options(
             ray_actor_options=_on(device, diarization.gpu_share, diarization.threads)

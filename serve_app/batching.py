@@ -8,8 +8,7 @@ long windows that gain nothing together would only make others wait. Items whose
 each item gets its own result or error.
 
 A second lane runs a newcomer or two beside a long file's batch, because waiting for it and in it would take a
-short clip ten times as long as alone. Where more newcomers wait, they fill the next batch instead: the second
-lane never takes what would make the first one's batches emptier.
+short clip ten times as long as alone. Where more newcomers wait, they fill the next batch instead.
 """
 
 import asyncio
@@ -55,9 +54,9 @@ class Batcher(Generic[Item, Result]):
     """Runs `run(items)` on one thread, with at most `max_batch_size` items of equal key at a time.
 
     `run` gets a list and returns a list of the same length and order, an exception standing for an item
-    that failed. `wait_s` is how long an idle device waits for company before it cuts a batch that is not
-    full. With two `lanes`, `run` must bear being called by two threads. Where `max_batch_s` is set, a batch
-    holds no more seconds of audio than that, by `audio_s` of its items, or a single item.
+    that failed. `wait_s` is how long a device that has been idle waits for company before it cuts a batch
+    that is not full. With two `lanes`, `run` must bear being called by two threads. Where `max_batch_s` is
+    set, a batch holds no more seconds of audio than that, by `audio_s` of its items, or a single item.
     """
 
     def __init__(
@@ -134,9 +133,9 @@ class Batcher(Generic[Item, Result]):
         while True:
             await self._news[lane].wait()
             self._news[lane].clear()
+            if lane == 0:
+                await self._wait_for_company()  # only now: after a batch, what came meanwhile is company
             while True:
-                if lane == 0:
-                    await self._wait_for_company()
                 self._drop_cancelled()
                 batch = self._cut() if lane == 0 else self._cut_newcomers()
                 if not batch:
@@ -202,7 +201,7 @@ class Batcher(Generic[Item, Result]):
         if all(waiting.newcomer for waiting in self._running[0]):
             return []
         newcomers = sum(waiting.newcomer for queue in self._queues.values() for waiting in queue)
-        if newcomers > SECOND_LANE_ITEMS:
+        if newcomers > min(SECOND_LANE_ITEMS, self.max_batch_size):
             return []
         batch: list[_Waiting[Item, Result]] = []
         for request_id in list(self._queues):

@@ -330,7 +330,7 @@ def test_a_long_request_is_no_newcomer_again_after_a_pause() -> None:
 
 
 def test_what_waits_is_counted_without_those_who_left() -> None:
-    """`queued` and `running` are what is really there; busy time goes on while either lane runs."""
+    """`queued` and `running` are what is really there, and busy time is counted."""
 
     async def scenario() -> None:
         device = Device()

@@ -25,9 +25,9 @@ class NotingAligner(FakeAligner):
         return super().align(requests)
 
 
-def deployed(model: NotingAligner) -> Any:
+def deployed(model: NotingAligner, max_batch_size: int = 16) -> Any:
     untyped: Any = deployments.Aligner  # Serve's decorator turns the class into a Deployment
-    return untyped.func_or_class(lambda: model)
+    return untyped.func_or_class(lambda: model, deployments.AlignerConfig(max_batch_size=max_batch_size))
 
 
 async def align_at_once(aligner: Any) -> list[tuple[Segment, ...]]:
@@ -67,3 +67,16 @@ def test_the_aligners_batch_size_changes_at_run_time() -> None:
     asyncio.run(reconfigured())
     assert sorted(model.batches[:6]) == [["de"]] * 2 + [["en"]] * 4
     assert sorted(model.batches[6:]) == [["de"] * 2, ["en"] * 2, ["en"] * 2]
+
+
+def test_what_a_user_config_leaves_out_stays_as_it_was() -> None:
+    """To change the wait is not to change the size that the device was given."""
+    model = NotingAligner()
+
+    async def reconfigured() -> None:
+        aligner = deployed(model, max_batch_size=1)
+        aligner.reconfigure({"wait_s": 0.0})
+        await align_at_once(aligner)
+
+    asyncio.run(reconfigured())
+    assert all(len(batch) == 1 for batch in model.batches)

@@ -27,25 +27,24 @@ from serve_app.transcript import (
 
 
 class BatchConfig(BaseModel):
-    """`user_config` of the Transcriber; changes at run time without a restart."""
+    """`user_config` of the Transcriber; changes at run time. What it leaves out stays as bound."""
 
     model_config = ConfigDict(extra="forbid")
 
     max_batch_size: int = Field(8, ge=1, le=256)
     wait_s: float = Field(0.0, ge=0, le=1)
 
-    def apply(self, batcher: Batcher[Any, Any]) -> None:
-        batcher.max_batch_size, batcher.wait_s = self.max_batch_size, self.wait_s
+    def apply(self, batcher: Batcher[Any, Any], changes: dict[str, Any]) -> None:
+        """Sets the batcher to this with `changes`; raises ValidationError for what is no setting."""
+        changed = self.model_validate(self.model_dump() | changes)
+        for name, value in changed:
+            setattr(batcher, name, value)
 
 
 class AlignerConfig(BatchConfig):
     """`user_config` of the Aligner, whose windows take time by their length."""
 
     max_batch_s: float | None = Field(None, gt=0)  # of audio; a longer window still goes, alone
-
-    def apply(self, batcher: Batcher[Any, Any]) -> None:
-        super().apply(batcher)
-        batcher.max_batch_s = self.max_batch_s
 
 
 class Recognizer(Protocol):
@@ -100,11 +99,17 @@ class SpeechDetector:
 class Transcriber:
     """Windows of all requests to text, batched on one device."""
 
-    def __init__(self, load: Callable[[], Recognizer]) -> None:
+    def __init__(self, load: Callable[[], Recognizer], batch: BatchConfig) -> None:
         self._model = load()
+        self._batch = batch
         self._batcher: Batcher[AsrRequest, WindowText] = Batcher(
-            self._model.transcribe, max_batch_size=8, key=self._model.batch_key, lanes=2, name="asr"
+            self._model.transcribe,
+            max_batch_size=batch.max_batch_size,
+            key=self._model.batch_key,
+            lanes=2,
+            name="asr",
         )
+        self.reconfigure({})
         # Features of coming windows are computed while the device runs, requests taking turns here too.
         self._features: Batcher[Samples, npt.NDArray[np.float32]] = Batcher(
             lambda items: [self._model.features(samples) for samples in items],
@@ -113,7 +118,7 @@ class Transcriber:
         )
 
     def reconfigure(self, config: dict[str, Any]) -> None:
-        BatchConfig.model_validate(config).apply(self._batcher)
+        self._batch.apply(self._batcher, config)
 
     async def transcribe(
         self, ref: AudioRef, window: Window, language: str | None, task: Task, request_id: str
@@ -135,18 +140,20 @@ class Transcriber:
 class Aligner:
     """Windows with text to sentences with word times, windows of all requests in one language together."""
 
-    def __init__(self, load: Callable[[], AlignModel]) -> None:
+    def __init__(self, load: Callable[[], AlignModel], batch: AlignerConfig) -> None:
         model = load()
+        self._batch = batch
         self._batcher: Batcher[AlignRequest, tuple[Segment, ...]] = Batcher(
             model.align,
-            max_batch_size=16,
+            max_batch_size=batch.max_batch_size,
             key=lambda request: request.language,
             audio_s=lambda request: request.end_s - request.start_s,
             name="align",
         )
+        self.reconfigure({})
 
     def reconfigure(self, config: dict[str, Any]) -> None:
-        AlignerConfig.model_validate(config).apply(self._batcher)
+        self._batch.apply(self._batcher, config)
 
     async def align(
         self, ref: AudioRef, window: Window, text: WindowText, request_id: str

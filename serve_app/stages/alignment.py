@@ -137,21 +137,21 @@ class Aligner:
         self._max_padded_s = max_padded_s
         self._max_loaded_languages = max_loaded_languages
         self._loaded: OrderedDict[str, LanguageModel] = OrderedDict()  # least recently used first
-        self._failed: dict[str, tuple[float, ModelUnavailable]] = {}  # when it may be tried again
+        self._failed: dict[str, tuple[float, str]] = {}  # when it may be tried again, and why not now
 
     def load(self, language: str) -> LanguageModel:
         """The language's model, from memory or loaded now; raises ModelUnavailable."""
         if language not in self._loaded:
-            again_at, failure = self._failed.get(language, (0.0, None))
-            if failure is not None and time.monotonic() < again_at:
-                raise failure
+            again_at, reason = self._failed.get(language, (0.0, ""))
+            if time.monotonic() < again_at:  # anew: an error that is raised twice keeps both callers' audio
+                raise ModelUnavailable(reason, None, "alignment_unavailable")
             name = model_name(language, self._models.get(language))  # before another one has to go
             while len(self._loaded) >= self._max_loaded_languages:
                 self._loaded.popitem(last=False)  # before loading: two models may not fit beside each other
             try:
                 self._loaded[language] = load_language_model(language, name, self._device, self._max_padded_s)
             except ModelUnavailable as failure:
-                self._failed[language] = (time.monotonic() + _RETRY_AFTER_S, failure)
+                self._failed[language] = (time.monotonic() + _RETRY_AFTER_S, failure.message)
                 raise
         self._loaded.move_to_end(language)
         return self._loaded[language]
