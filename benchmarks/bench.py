@@ -36,7 +36,7 @@ class Goal:
 
 # Script, the options that make it short, and its figures.
 SHORT = {
-    "scheduling": (("--long-s", "3600", "--files", "96"), (
+    "scheduling": (("--long-s", "1800", "--files", "64", "--clients", "24"), (
         Goal("throughput_ratio_sim", at_least=3),
         Goal("occupancy_sim", at_least=0.9),
         Goal("busy_sim", at_least=0.9),
@@ -47,7 +47,7 @@ SHORT = {
         Goal("long_beside_short_ratio", at_most=1.1),
         Goal("first_segment_fraction", at_most=0.05),
     )),
-    "throughput": (("--asr-clips", "16", "--diarized-clips", "4"), (
+    "throughput": (("--asr-clips", "8", "--diarized-clips", "2"), (
         Goal("throughput_ratio_cpu", at_least=2),
         Goal("throughput_ratio_cpu_asr", at_least=1.3),
     )),

@@ -1,18 +1,21 @@
 """`python -m benchmarks.memory`: what longer files and more clips cost in memory.
 
 The graph of a config file (default: the demo models), files of several lengths one after the other, then 64
-clips at once. Memory is the proportional set size of all the graph's processes together, object store
-included, sampled twice a second; every peak is counted from the rest state before the first file. The slope
-is a least-squares line through the files' peaks. One JSON line on standard output.
+clips at once. With `--simulated` its models only take time (benchmarks/simulated.py, four GPUs): minutes show
+what everything around the models holds for hours of audio. Memory is the proportional set size of all the
+graph's processes together, object store included, sampled twice a second; every peak is counted from the rest
+state before the first file. The slope is a least-squares line through the files' peaks. One JSON line on
+standard output.
 """
 
 import json
 import os
 import platform
+import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,7 +28,8 @@ from ray.serve.schema import ServeDeploySchema
 from rich.console import Console
 
 from benchmarks import truth
-from benchmarks.systems import service, wav
+from benchmarks.scheduling import cpus_for, graph_on_gpus
+from benchmarks.systems import Service, service, wav
 from benchmarks.truth import SAMPLE_RATE_HZ
 from serve_app import config_file
 from serve_app.deployments import USER_CONFIGS
@@ -74,18 +78,26 @@ def watched() -> Iterator[Peak]:
         thread.join()
 
 
+def _graph(config: Path, folder: Path, simulated: bool) -> AbstractContextManager[Service]:
+    if simulated:
+        raw = graph_on_gpus(folder, 4)
+        return service(raw, diarizes=False, num_cpus=cpus_for(4))
+    raw = config_file.read(config, ServeDeploySchema, USER_CONFIGS)
+    raw["http_options"] = {**(raw.get("http_options") or {}), "port": free_port()}
+    return service(raw, diarizes=False)
+
+
 def main(
     config: Annotated[Path, typer.Option(help="Config file of the graph.")] = PROJECT
     / "serve_config.demo.yaml",
-    minutes: Annotated[str, typer.Option(help="Lengths of the files, separated by commas.")] = "5,10,20",
+    minutes: Annotated[str, typer.Option(help="Lengths of the files, separated by commas.")] = "10,60,180",
     clips: Annotated[int, typer.Option(help="Clips of 10 s sent at once.")] = 64,
+    simulated: Annotated[bool, typer.Option(help="Simulated models instead of the config file's.")] = False,
 ) -> None:
-    raw = config_file.read(config, ServeDeploySchema, USER_CONFIGS)
-    raw["http_options"] = {**(raw.get("http_options") or {}), "port": free_port()}
     (recording,) = truth.load_folder(RECORDINGS)
     lengths_min = [float(length) for length in minutes.split(",")]
     figures: dict[str, Any] = {"machine": f"{platform.machine()}, {os.cpu_count()} cores"}
-    with service(raw, diarizes=False) as system:
+    with tempfile.TemporaryDirectory() as folder, _graph(config, Path(folder), simulated) as system:
 
         def post(file: bytes) -> None:
             data = {"language": "en"}

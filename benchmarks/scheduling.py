@@ -72,29 +72,39 @@ class Simulation:
         return found
 
 
+def graph_on_gpus(folder: Path, gpu_count: int) -> dict[str, Any]:
+    """A config file's content: a Transcriber and an Aligner on each GPU; the others share the first one."""
+    return {
+        "proxy_location": "HeadOnly",
+        "http_options": {"host": "127.0.0.1", "port": free_port()},
+        "applications": [
+            {
+                "name": "simulated",
+                "route_prefix": "/",
+                "import_path": "benchmarks.simulated:build",
+                "args": {"folder": str(folder), "gpu_count": gpu_count},
+                "deployments": [
+                    {"name": "Transcriber", "num_replicas": gpu_count, "user_config": GPU_BATCH},
+                    {"name": "Aligner", "num_replicas": gpu_count, "user_config": ALIGN_GPU_BATCH},
+                    # A short file need not wait for the speakers of a long one.
+                    {"name": "Diarizer", "num_replicas": 2},
+                ],
+            }
+        ],
+    }
+
+
+def cpus_for(gpu_count: int) -> int:
+    """What its replicas book: two on each GPU, and five."""
+    return math.ceil(BOOKED_CPUS * (2 * gpu_count + 5))
+
+
 @contextmanager
 def simulation(gpu_count: int) -> Iterator[Simulation]:
-    """The graph with a Transcriber and an Aligner on each of so many GPUs; the others share the first one."""
+    """That graph while it runs."""
     with tempfile.TemporaryDirectory() as folder:
-        raw = {
-            "proxy_location": "HeadOnly",
-            "http_options": {"host": "127.0.0.1", "port": free_port()},
-            "applications": [
-                {
-                    "name": "simulated",
-                    "import_path": "benchmarks.simulated:build",
-                    "args": {"folder": folder, "gpu_count": gpu_count},
-                    "deployments": [
-                        {"name": "Transcriber", "num_replicas": gpu_count, "user_config": GPU_BATCH},
-                        {"name": "Aligner", "num_replicas": gpu_count, "user_config": ALIGN_GPU_BATCH},
-                        # A short file need not wait for the speakers of a long one.
-                        {"name": "Diarizer", "num_replicas": 2},
-                    ],
-                }
-            ],
-        }
-        replicas = 2 * gpu_count + 5
-        with running(raw, show_logs=False, num_cpus=math.ceil(BOOKED_CPUS * replicas)):
+        raw = graph_on_gpus(Path(folder), gpu_count)
+        with running(raw, show_logs=False, num_cpus=cpus_for(gpu_count)):
             signal.signal(signal.SIGINT, signal.default_int_handler)
             handle = serve.get_app_handle("simulated")
             transcriber = serve.get_deployment_handle("Transcriber", "simulated")

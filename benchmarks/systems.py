@@ -76,9 +76,9 @@ class Plain:
 
 
 @contextmanager
-def service(raw: dict[str, Any], *, diarizes: bool) -> Iterator[Service]:
+def service(raw: dict[str, Any], *, diarizes: bool, num_cpus: int | None = None) -> Iterator[Service]:
     """The graph of a config file's content while it runs; raises CannotStart. Ctrl-C ends it."""
-    with running(raw, show_logs=False):
+    with running(raw, show_logs=False, num_cpus=num_cpus):
         signal.signal(signal.SIGINT, signal.default_int_handler)
         yield Service(url_of(raw), raw["applications"][0]["name"], diarizes)
 
