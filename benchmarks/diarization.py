@@ -53,6 +53,9 @@ class System:
     def diarize(self, samples: Samples) -> None:
         self.runs.append(self._process.submit(_run, samples).result())
 
+    def close(self) -> None:
+        self._process.shutdown()
+
     def figures(self, name: str) -> dict[str, Any]:
         """Seconds of the fastest run: the least disturbed one."""
         return {
@@ -97,6 +100,8 @@ def main(
         "machine": f"{platform.machine()}, {multiprocessing.cpu_count()} CPUs, {platform.system()}",
     }
     print(json.dumps(summary))
+    stock.close()
+    ours.close()
 
 
 def _save(directory: Path) -> None:
