@@ -76,7 +76,7 @@ class Trap:
 
 def generated(trap: Trap) -> dict[str, bytes]:
     """Every hostile file that this project makes itself; playlists name what `trap` watches."""
-    files = {**_without_audio(), **_headers(), **_tracks(), **_playlists(trap)}
+    files = {**_without_audio(), **_headers(), **_tracks(), **playlists(trap)}
     for suffix, content in whole_files().items():
         files[f"damaged: half of {suffix}"] = content[: len(content) // 2]
         files[f"damaged: end of {suffix}"] = content[len(content) // 2 :]
@@ -213,7 +213,8 @@ def _tracks() -> dict[str, bytes]:
     }
 
 
-def _playlists(trap: Trap) -> dict[str, bytes]:
+def playlists(trap: Trap) -> dict[str, bytes]:
+    """Files that lead a player to other files and addresses: to what `trap` watches."""
     files: dict[str, str] = {}
     for kind, target in (
         ("a neighbour", trap.neighbour.name),

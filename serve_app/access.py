@@ -8,6 +8,8 @@ import hashlib
 import hmac
 import ipaddress
 import logging
+import os
+import re
 import secrets
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -91,12 +93,8 @@ class Access:
     def _allowed(self, scope: Scope, headers: Iterable[tuple[bytes, bytes]]) -> Usage | None:
         """Whose request it is, None without keys; raises Unauthorized, NoApiKeys or RateLimited."""
         if not self.usages:
-            client = scope.get("client")
-            if not self.settings.public_without_keys and not (client and is_loopback(client[0])):
-                raise NoApiKeys(
-                    "This server has no API keys and answers its own machine only. Its operator can add keys "
-                    "(python -m serve_app key NAME) or set access.public_without_keys."
-                )
+            if not self.settings.public_without_keys:
+                _refuse_strangers(scope, headers)
             return None
         usage = self._owner(_presented(headers))
         if scope["method"] != "POST":  # what only asks for something that is there costs nothing
@@ -124,6 +122,27 @@ class Access:
 def _is_open(scope: Scope) -> bool:
     path: str = scope["path"].removeprefix(scope.get("root_path", ""))  # Serve's route_prefix
     return path in OPEN_PATHS or path.startswith(OPEN_FOLDER)
+
+
+def _refuse_strangers(scope: Scope, headers: Iterable[tuple[bytes, bytes]]) -> None:
+    """Raises NoApiKeys unless this machine asks, and asks for itself."""
+    open_it = "Its operator can add keys (python -m serve_app key NAME) or set access.public_without_keys."
+    client = scope.get("client")
+    # Serve's HAProxy runs on this machine and does not say for whom it asks.
+    hidden = os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1"
+    if hidden or not (client and is_loopback(client[0])):
+        raise NoApiKeys(f"This server has no API keys and answers its own machine only. {open_it}")
+    # A page in a browser here can have its own site's name lead to this machine, and then read the answers.
+    hosts = [value for name, value in headers if name == b"host"]
+    if len(hosts) != 1 or not is_loopback(_without_port(hosts[0])):
+        raise NoApiKeys(
+            "This server has no API keys and answers only where it is asked for as 127.0.0.1, [::1] or "
+            f"localhost; use one of these in the URL. {open_it}"
+        )
+
+
+def _without_port(host: bytes) -> str:
+    return re.sub(r":\d*$", "", host.decode("latin-1").lower()).removeprefix("[").removesuffix("]")
 
 
 def _presented(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:

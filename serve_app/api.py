@@ -126,7 +126,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
         for status, description in {
             400: "The request is wrong.",
             401: "No API key, or an unknown one.",
-            403: "The server has no API keys, and the request comes from another machine.",
+            403: "The server has no API keys, and the request is not its own machine's.",
             408: "The body arrived too slowly.",
             413: "Too many bytes.",
             422: "The audio cannot be used.",

@@ -11,6 +11,7 @@ from serve_app.access import is_loopback
 from serve_app.settings import Settings
 
 IMPORT_PATH = "serve_app.app:build"
+ALSO_OURS = "serve_app.app.build"  # Ray takes a dot as well
 
 UserConfigs = Mapping[str, type[BaseModel] | None]  # deployment -> what its user_config may hold
 
@@ -36,6 +37,8 @@ def read(path: Path, schema: type[BaseModel], user_configs: UserConfigs) -> dict
     _validate(schema, raw, str(path))
     for application in raw.get("applications") or ():
         place = f"{path}: applications[{application.get('name', '')}]"
+        if application.get("import_path") == ALSO_OURS:
+            application["import_path"] = IMPORT_PATH
         if application.get("import_path") == IMPORT_PATH:  # another application's args are its own business
             _validate(Settings, application.get("args") or {}, f"{place}.args")
             _refuse_public(raw, Settings.model_validate(application.get("args") or {}), path)
@@ -81,7 +84,7 @@ def _validate(model: type[BaseModel], data: Any, place: str) -> None:
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             raise ConfigError(f"{place}: unknown key {key}.") from None
-        raise ConfigError(f"{place}: {key}: {first['msg']}.") from None
+        raise ConfigError(f"{place}: {key}: {first['msg'].removeprefix('Value error, ')}.") from None
 
 
 def _refuse_unknown(model: type[BaseModel], data: Any, place: str) -> None:

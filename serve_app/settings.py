@@ -3,19 +3,40 @@
 Nothing is read from the environment here; secrets (HF_TOKEN) are read where they are used.
 """
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+
+def _host(entry: str) -> str:
+    host_and_port = r"([^\s/\\*?#@:\[\]]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?"
+    ipv6 = r"[0-9A-Fa-f]*:[0-9A-Fa-f]*:[0-9A-Fa-f:.]*"
+    if not re.fullmatch(f"{host_and_port}|{ipv6}", entry):
+        raise ValueError("write one host or host:port, such as media.internal:9000, without a scheme or *")
+    return entry
+
+
+def _origin(entry: str) -> str:
+    if entry != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\sA-Z/\\*?#@]+", entry):
+        raise ValueError(
+            "write an origin as browsers send it, in lower case and without a path or a slash at its end, "
+            "such as https://example.com"
+        )
+    return entry
+
+
+Host = Annotated[str, AfterValidator(_host)]
+Origin = Annotated[str, AfterValidator(_origin)]
 Share = Annotated[float, Field(gt=0, le=1)]
-Seconds = Annotated[float, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, le=1e9)]
 Probability = Annotated[float, Field(gt=0, lt=1)]
 Threads = Annotated[int | None, Field(ge=1)]  # None: every core, at most 8, on a CPU, and one beside a GPU
 
 
 class _Strict(BaseModel):
     # What stands in the file is not repeated in errors: it might be a key where its hash belongs.
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, allow_inf_nan=False)
 
 
 class AsrSettings(_Strict):
@@ -114,7 +135,7 @@ class IntakeSettings(_Strict):
     receive_timeout_s: Seconds = Field(600, description="Longest time to receive a request's body.")
     fetch_timeout_s: Seconds = Field(300, description="Longest time to fetch an audio URL.")
     decode_timeout_s: Seconds = Field(600, description="Longest time to decode one file.")
-    allowed_hosts: tuple[str, ...] = Field(
+    allowed_hosts: tuple[Host, ...] = Field(
         (),
         description="host or host:port that may be fetched although private or on an unusual port.",
     )
@@ -140,8 +161,10 @@ class AccessSettings(_Strict):
     public_without_keys: bool = Field(
         False, description="Without keys, answer other machines too, not only this one."
     )
-    cors_origins: tuple[str, ...] = Field(
-        (), description="Web pages of these origins may use the API, such as https://example.com."
+    cors_origins: tuple[Origin, ...] = Field(
+        (),
+        description="Web pages of these origins may use the API, such as https://example.com; "
+        "with keys also *, all of them.",
     )
 
     @model_validator(mode="after")
@@ -149,6 +172,8 @@ class AccessSettings(_Strict):
         for one_of in ({key.name for key in self.keys}, {key.sha256 for key in self.keys}):
             if len(one_of) < len(self.keys):
                 raise ValueError("access.keys: each key needs a name and a sha256 of its own")
+        if "*" in self.cors_origins and not self.keys:
+            raise ValueError("access.cors_origins: * would let every web page in, so it needs access.keys")
         return self
 
 

@@ -238,5 +238,5 @@ class Served:
         """How a request with this URL, and with a secret header for fetching it, is answered."""
         transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
         body = {"audio_file": url, "headers": {"Authorization": "Bearer secret"}}
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
             return await client.post("/predict", json=body)

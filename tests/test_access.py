@@ -81,7 +81,7 @@ class Server:
         self, method: str, path: str, client: tuple[str, int] = ("127.0.0.1", 1), **kwargs: Any
     ) -> httpx.Response:
         transport = httpx.ASGITransport(self.app, raise_app_exceptions=False, client=client)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
             return await http.request(method, path, **kwargs)
 
     async def predict(self, secret: str = KEY) -> httpx.Response:
@@ -269,6 +269,51 @@ def test_without_keys_other_machines_are_refused(client: str) -> None:
     assert Server().request("GET", "/healthz", client=(client, 1)).status_code == 200
 
 
+async def answer_where_asked_for(*hosts: bytes) -> httpx.Response:
+    """To a request of this machine with these Host headers, of a server without keys."""
+    request = httpx.Request("POST", "http://127.0.0.1/predict", files={"file": b"x"})
+    others = [pair for pair in request.headers.raw if pair[0].lower() != b"host"]
+    request.headers = httpx.Headers([*others, *((b"host", host) for host in hosts)])
+    transport = httpx.ASGITransport(Server().app, client=("127.0.0.1", 1))
+    async with httpx.AsyncClient(transport=transport) as client:
+        return await client.send(request)
+
+
+@pytest.mark.parametrize(
+    "host", [b"127.0.0.1:8000", b"[::1]:8000", b"[::1]", b"LocalHost", b"localhost:8000"]
+)
+def test_without_keys_the_own_machine_is_asked_for_by_its_own_names(host: bytes) -> None:
+    """Whichever of them, on whatever port."""
+    assert asyncio.run(answer_where_asked_for(host)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "hosts",
+    [
+        (b"rebind.example:8000",),
+        (b"127.0.0.1.rebind.example",),
+        (b"localhost.rebind.example:8000",),
+        (b"10.0.0.1:8000",),
+        (b"",),
+        (),
+        (b"127.0.0.1", b"rebind.example"),
+    ],
+)
+def test_without_keys_a_web_pages_own_name_does_not_lead_in(hosts: tuple[bytes, ...]) -> None:
+    """A page whose name is made to resolve to 127.0.0.1 (DNS rebinding) could else read every answer."""
+    refused = asyncio.run(answer_where_asked_for(*hosts))
+    assert code(refused) == (403, "no_api_keys")
+    assert "localhost" in refused.json()["error"]["message"]
+
+
+def test_without_keys_nobody_is_served_behind_haproxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Serve's HAProxy makes every stranger look like this machine."""
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
+    assert code(Server().post()) == (403, "no_api_keys")
+    assert Server(key()).post(headers=BEARER).status_code == 200
+    assert Server(public_without_keys=True).post().status_code == 200
+
+
 def test_other_machines_are_served_with_a_key_or_when_told_to() -> None:
     """The operator decides which."""
     assert Server(key()).post(client=ELSEWHERE, headers=BEARER).status_code == 200
@@ -297,6 +342,15 @@ def test_named_origins_may_use_the_api() -> None:
         assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (status, PAGE)
     other = server.request("OPTIONS", "/predict", headers={"Origin": "https://evil.example", **question})
     assert (other.status_code, other.headers.get("access-control-allow-origin")) == (400, None)
+
+
+def test_every_origin_may_use_the_api_where_keys_keep_strangers_out() -> None:
+    """Keys are sent by the page's own code, never by the browser itself; without keys * opens everything."""
+    answer = Server(key(), cors_origins=("*",)).post(headers={"Origin": PAGE, **BEARER})
+    assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, "*")
+    assert "access-control-allow-credentials" not in answer.headers
+    with pytest.raises(ValidationError, match=r"access\.keys"):
+        AccessSettings(cors_origins=("*",), public_without_keys=True)
 
 
 @pytest.mark.parametrize("content_type", ["application/json", "multipart/form-data; boundary=b"])

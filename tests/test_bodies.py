@@ -86,9 +86,11 @@ class Server:
             started.update(message)
             answer.extend(message.get("body", b""))
 
-        headers = [(b"content-type", content_type.encode()), (b"content-length", length.encode())]
+        headers = [(b"host", b"127.0.0.1"), (b"content-type", content_type.encode())]
+        if length:
+            headers.append((b"content-length", length.encode()))
         await self.app(
-            {**SCOPE, "headers": headers if length else headers[:1]},
+            {**SCOPE, "headers": headers},
             receive,
             send,
         )

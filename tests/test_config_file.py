@@ -1,5 +1,6 @@
 """serve_config.yaml is read strictly: a wrong key anywhere is named."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,13 @@ def test_the_shipped_files_are_right(name: str) -> None:
         ),
         (lambda raw: raw["applications"][0].update(deployments=[3]), "deployments"),
         (
+            lambda raw: raw["applications"][0].update(
+                import_path="serve_app.app.build",
+                args={"modle": "x"},  # Ray takes the dot, too
+            ),
+            "unknown key modle",
+        ),
+        (
             lambda raw: raw["applications"][0]["args"].update(
                 alignment={"preload": ["en", "de", "fr", "es"]}
             ),
@@ -88,6 +96,49 @@ def test_a_wrong_key_is_named(tmp_path: Path, change: Any, says: str) -> None:
     path.write_text(yaml.safe_dump(raw))
     with pytest.raises(ConfigError, match=says):
         load(path)
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "says"),
+    [
+        ("intake", {"allowed_hosts": ["https://media.internal/x"]}, "intake.allowed_hosts.0: write one host"),
+        ("intake", {"allowed_hosts": ["a.internal", "10.0.0.0/8"]}, "intake.allowed_hosts.1: write one host"),
+        ("intake", {"allowed_hosts": ["*.internal"]}, "host:port"),
+        ("intake", {"allowed_hosts": ["media.internal:"]}, "host:port"),
+        ("intake", {"allowed_hosts": [""]}, "host:port"),
+        ("access", {"cors_origins": ["https://page.example/"]}, "access.cors_origins.0: write an origin"),
+        ("access", {"cors_origins": ["https://page.example/app"]}, "https://example.com"),
+        ("access", {"cors_origins": ["https://Page.example"]}, "lower case"),
+        ("access", {"cors_origins": ["https://*.example"]}, "https://example.com"),
+        ("access", {"cors_origins": ["page.example"]}, "https://example.com"),
+        ("intake", {"max_audio_s": float("inf")}, "intake.max_audio_s"),
+        ("intake", {"max_audio_s": 1e305}, "intake.max_audio_s"),
+        ("intake", {"decode_timeout_s": float("inf")}, "intake.decode_timeout_s"),
+        ("intake", {"fetch_timeout_s": float("nan")}, "intake.fetch_timeout_s"),
+        ("alignment", {"max_padded_s": float("inf")}, "alignment.max_padded_s"),
+    ],
+)
+def test_a_value_that_could_never_work_is_named(
+    tmp_path: Path, section: str, values: dict[str, Any], says: str
+) -> None:
+    """With the form that does: hosts and origins that match nothing, times that are no number."""
+    raw = yaml.safe_load((PROJECT / "serve_config.yaml").read_text())
+    raw["applications"][0]["args"][section] = values
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        load(path)
+
+
+def test_hosts_and_origins_in_their_right_form_are_taken() -> None:
+    """Names and addresses, with and without a port; origins of apps, too."""
+    hosts = ["media.internal", "my_host:9000", "10.0.0.7", "10.0.0.7:80", "::1", "[::1]", "[fe80::1]:9000"]
+    origins = ["https://page.example", "http://localhost:3000", "http://[::1]:3000", "capacitor://localhost"]
+    settings = Settings.model_validate(
+        {"intake": {"allowed_hosts": hosts}, "access": {"cors_origins": origins}}
+    )
+    assert [*settings.intake.allowed_hosts] == hosts
+    assert [*settings.access.cors_origins] == origins
 
 
 @pytest.mark.parametrize(

@@ -252,6 +252,24 @@ def test_duration_in_the_metadata_is_not_believed() -> None:
     assert audio.warnings == ()
 
 
+@pytest.mark.parametrize(
+    "title", ["How a filter matches no streams", "moov atom not found", "corrupt input packet"]
+)
+def test_a_title_in_ffmpegs_words_decides_nothing(title: str) -> None:
+    """What ffmpeg shows of a file's text is not taken for what it says about the file."""
+    audio = asyncio.run(decoded(encode(tone(2.0), 16_000, ".mp3", "-metadata", f"title=x\n{title}")))
+    assert audio.duration_s == pytest.approx(2.0, abs=0.1)
+    assert audio.warnings == ()
+
+
+def test_a_title_in_ffmpegs_words_hides_no_truncation() -> None:
+    """Nor is a warning left out for it."""
+    title = "title=Estimating duration from bitrate\nIgnoring maximum wav data size"
+    content = encode(noise(20.0), 16_000, ".flac", "-metadata", title)
+    audio = asyncio.run(decoded(content[: len(content) // 2 + 1]))
+    assert [warning.code for warning in audio.warnings] == ["truncated_audio"]
+
+
 def test_24_hours_in_a_small_file_are_stopped(bomb: bytes) -> None:
     """Length is counted in decoded samples: a small file cannot unfold beyond the limit."""
     assert len(bomb) < 200_000
@@ -379,13 +397,13 @@ def test_file_that_needs_too_much_memory_is_unusable() -> None:
 
 def test_decoder_has_no_network() -> None:
     """Even an ffmpeg that may use every protocol reaches no address from where decoders run."""
-    if not module._without_network():
+    if not module._seclusion.prefix():
         pytest.skip("this kernel or container allows no network namespaces")
     with socket.create_server(("127.0.0.1", 0)) as canary:
         canary.setblocking(False)
         address = f"http://127.0.0.1:{canary.getsockname()[1]}/"
         fetch = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-rw_timeout", "100000", "-i", address]
-        subprocess.run([*module._without_network(), *fetch], check=False, capture_output=True, timeout=60)
+        subprocess.run([*module._seclusion.prefix(), *fetch], check=False, capture_output=True, timeout=60)
         with pytest.raises(BlockingIOError):
             canary.accept()
         subprocess.run(fetch, check=False, capture_output=True, timeout=60)
@@ -400,16 +418,53 @@ def test_decoding_goes_on_where_namespaces_are_forbidden(
     def forbid(*args: object, **kwargs: object) -> None:
         raise subprocess.CalledProcessError(1, "unshare")
 
-    module._without_network.cache_clear()
+    monkeypatch.setattr(module, "_seclusion", module.Seclusion())
+    monkeypatch.setattr(module, "RETRY_S", 0.0)
     monkeypatch.setattr(subprocess, "run", forbid)
     monkeypatch.setattr(module, "logger", logging.getLogger("decode"))  # Serve's own is not captured
-    try:
-        for _ in range(2):
-            assert asyncio.run(decoded(wav(tone(1.0)))).duration_s == 1.0
-    finally:
-        module._without_network.cache_clear()
+    for _ in range(2):
+        assert asyncio.run(decoded(wav(tone(1.0)))).duration_s == 1.0
     (line,) = caplog.messages
     assert "unshare" in line
+
+
+def test_a_refused_namespace_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One bad moment of the machine does not leave a replica's decoders with the network for ever."""
+    answers: list[Exception | None] = [subprocess.TimeoutExpired("unshare", 10), None]
+    now_s = [1000.0]
+
+    def run(*args: object, **kwargs: object) -> None:
+        if (answer := answers.pop(0)) is not None:
+            raise answer
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(module, "monotonic", lambda: now_s[0])
+    seclusion = module.Seclusion()
+    assert [seclusion.prefix(), seclusion.prefix()] == [(), ()]
+    now_s[0] += 60.0
+    expected = ("unshare", "--user", "--net")
+    assert [seclusion.prefix(), seclusion.prefix()] == [expected, expected]  # and not asked a third time
+
+
+def test_asking_for_a_namespace_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the kernel takes its time over the first file, the replica answers others."""
+    others = threading.Event()
+
+    async def scenario() -> None:
+        loop, asked = asyncio.get_running_loop(), asyncio.Event()
+
+        def run(*args: object, **kwargs: object) -> None:
+            loop.call_soon_threadsafe(asked.set)
+            assert others.wait(10)
+
+        monkeypatch.setattr(subprocess, "run", run)
+        monkeypatch.setattr(module, "_seclusion", module.Seclusion())
+        question = asyncio.create_task(decoded(wav(tone(1.0))))
+        await asked.wait()
+        others.set()
+        assert (await question).duration_s == 1.0
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("missing", ["unshare", "ffmpeg"])
@@ -418,7 +473,7 @@ def test_decoder_that_cannot_start_is_not_the_files_fault(
 ) -> None:
     """When the kernel refuses another namespace or program, the caller may try again later."""
     refused = ("unshare", "--no-such-namespace") if missing == "unshare" else ("/nonexistent/ffmpeg",)
-    monkeypatch.setattr(module, "_without_network", lambda: refused)
+    monkeypatch.setattr(module._seclusion, "prefix", lambda: refused)
     with pytest.raises(Overloaded, match="later"):
         asyncio.run(decoded(wav(tone(0.1))))
 

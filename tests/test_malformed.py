@@ -12,9 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.hostile_files import FOLDER, Trap, generated, mutated, whole_files
-from benchmarks.malformed import leftovers, outcomes, unexpected
+from benchmarks.hostile_files import FOLDER, Trap, generated, mutated, playlists, whole_files
+from benchmarks.malformed import leftovers, outcomes, unexpected, watched
+from serve_app.stages import decode
 
+MOST_KIB = 200 << 10  # that a decoder may hold; 60 MiB were the most, mapped libraries and all
 LIMITS = {"max_audio_s": 600.0, "timeout_s": 30.0}
 
 
@@ -50,9 +52,24 @@ def test_the_trap_springs(trap: Trap, tmp_path: Path) -> None:
 
 
 def test_generated_files_end_as_they_must(nothing_left: None, trap: Trap) -> None:
-    """Bombs, forged headers, playlists and the like: each kind has its own end, and none touches the trap."""
-    found = asyncio.run(outcomes(generated(trap).items(), **LIMITS))
+    """Bombs, forged headers, playlists: each kind has its own end, takes little memory, touches no trap."""
+    with watched() as peak_kib:
+        found = asyncio.run(outcomes(generated(trap).items(), **LIMITS))
+    assert 0 < peak_kib[0] < MOST_KIB
     assert [one.line() for one in found if one.failed] == []
+    assert unexpected(found) == []
+    assert trap.sprung() == []
+
+
+@pytest.mark.parametrize("also", ["", ",hls,dash,concat,sdp"], ids=["both lists", "protocols alone"])
+def test_playlists_lead_nowhere_even_with_the_network(
+    also: str, nothing_left: None, trap: Trap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a namespace ffmpeg's whitelists keep it from files and URLs; that of protocols alone does."""
+    monkeypatch.setattr(decode._seclusion, "prefix", lambda: ())
+    monkeypatch.setattr(decode, "FORMATS", decode.FORMATS + also)
+    found = asyncio.run(outcomes(playlists(trap).items(), **LIMITS))
+    assert len(found) > 20
     assert unexpected(found) == []
     assert trap.sprung() == []
 

@@ -13,7 +13,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.api import create_app
 from serve_app.deployments.handles import MANY, ROUTER, AudioRef, awaited, caller, streamer
-from serve_app.errors import DeadlineExceeded, InvalidRequest, Overloaded
+from serve_app.errors import AudioTooCostly, AudioTooLong, DeadlineExceeded, InvalidRequest, Overloaded
 from serve_app.pipeline import Stages, transcribe, unheard
 from serve_app.schemas import Options, parse_options, predict_response, progress_response
 from serve_app.settings import Settings
@@ -164,6 +164,10 @@ class Ingress:
         limit_s = self._settings.request_timeout_s
         try:
             return await asyncio.wait_for(transcribe(self._stages, source, options, report), limit_s)
+        except (AudioTooLong, AudioTooCostly) as error:  # a decoder worked on it all the same
+            intake = self._settings.intake
+            charge(intake.max_audio_s if isinstance(error, AudioTooLong) else intake.decode_timeout_s)
+            raise
         except asyncio.TimeoutError:
             raise DeadlineExceeded(
                 f"The request took longer than {limit_s:g} s; send a shorter file."

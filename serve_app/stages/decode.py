@@ -1,20 +1,22 @@
-"""Bytes of any container to mono 16 kHz samples, in a child process that can do nothing else.
+"""Bytes of a common container to mono 16 kHz samples, in a child process.
 
-The bytes are hostile: ffmpeg runs with an empty environment, hard limits and one open file, may use
-neither file names nor the network, and has no network where the kernel allows that. What it gives is
-counted while it comes, because headers lie about length in both directions. Whatever a file does to
-ffmpeg is the file's fault, an UnusableAudio (422).
+The bytes are hostile: ffmpeg runs with an empty environment and hard limits, its whitelists forbid it file
+names and addresses, it can write no file, and has no network where the kernel allows that. It is still the
+service's user: who takes over ffmpeg itself can read what that user may read. What it gives is counted
+while it comes, because headers lie about length in both directions. Whatever a file does to ffmpeg is the
+file's fault, an UnusableAudio (422).
 """
 
 import asyncio
-import functools
 import logging
 import math
 import os
 import re
 import signal
 import subprocess
+import threading
 from contextlib import suppress
+from time import monotonic
 from typing import BinaryIO
 
 import imageio_ffmpeg
@@ -38,6 +40,7 @@ FORMATS = "wav,w64,mp3,flac,ogg,mov,matroska,aac,aiff,caf,amr,asf,avi,flv,mpegts
 MAX_MEMORY_BYTES = 1 << 30  # address space; 300 MB is enough for every container measured
 MAX_LOG_BYTES = 1 << 16
 BYTES_PER_SAMPLE = 2
+RETRY_S = 60.0  # between two questions whether the kernel allows a namespace after all
 NO_DECODER = "The server cannot start a decoder now; try again later."
 
 # Two spaces: the banner's own line. Lines from the file's metadata are indented further.
@@ -68,7 +71,7 @@ async def decode(file: BinaryIO, *, max_audio_s: float, timeout_s: float) -> Aud
         ) from None
     finally:
         await _end(process, log)
-    if b"Input #0, mov,mp4" in log.result() and await asyncio.to_thread(_is_encrypted, file):
+    if _says(log.result(), b"Input #0, mov,mp4") and await asyncio.to_thread(_is_encrypted, file):
         raise EncryptedAudio("The sound track is encrypted; send a file without copy protection.")
     return _judge(pcm, log.result(), process.returncode)
 
@@ -78,15 +81,16 @@ async def _start(file: BinaryIO, timeout_s: float) -> asyncio.subprocess.Process
     # them when this process is gone. Where a limit cannot be set there is a stricter one already.
     memory_kib, cpu_s = MAX_MEMORY_BYTES >> 10, 2 * math.ceil(timeout_s)
     limits = f"ulimit -v {memory_kib}; ulimit -t {cpu_s}; ulimit -f 0; ulimit -c 0"
+    secluded = await asyncio.to_thread(_seclusion.prefix)
     try:
         # Opened again, for a position of its own; works for files without a name, too.
         source = os.open(f"/proc/self/fd/{file.fileno()}", os.O_RDONLY)
         try:
             return await asyncio.create_subprocess_exec(
-                *["/bin/sh", "-c", f'{{ {limits}; }} 2>/dev/null; exec "$@"', "decoder", *_without_network()],
+                *["/bin/sh", "-c", f'{{ {limits}; }} 2>/dev/null; exec "$@"', "decoder", *secluded],
                 *[imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-nostdin", "-nostats"],
                 *["-threads", "1", "-filter_threads", "1"],
-                # A descriptor is the only thing this child can open: `file:` is not on the list.
+                # A descriptor is the only thing ffmpeg will open: `file:` is not on the list.
                 *["-protocol_whitelist", "fd", "-format_whitelist", FORMATS, "-fd", str(source), "-i", "fd:"],
                 # s16le, not f32le: ffmpeg's float downmix is 3 dB louder than whisperx's.
                 *["-map", "0:a:0", "-vn", "-sn", "-dn"],
@@ -105,21 +109,40 @@ async def _start(file: BinaryIO, timeout_s: float) -> asyncio.subprocess.Process
         raise Overloaded(NO_DECODER) from error
 
 
-@functools.cache
-def _without_network() -> tuple[str, ...]:
-    """What to put before a command so that it has no network and no rights; empty where that is forbidden.
+class Seclusion:
+    """What to put before a command so that it has no network and no capabilities, where that is allowed.
 
-    Containers often forbid it. ffmpeg's whitelists, which hold anyway, are the only barrier then.
+    Containers often forbid it. ffmpeg's whitelists, which hold anyway, are the barrier then. A refusal may
+    be a moment's lack of something, so it is not for ever.
     """
-    # No user is mapped, so the child is nobody: not even root keeps a capability.
-    prefix = ("unshare", "--user", "--net")
-    command = [*prefix, imageio_ffmpeg.get_ffmpeg_exe(), "-version"]
-    try:
-        subprocess.run(command, env={}, capture_output=True, check=True, timeout=10)  # noqa: S603 - ours
-    except (OSError, subprocess.SubprocessError) as error:
-        logger.warning("Decoders keep the network, which only their own whitelist forbids them: %s", error)
-        return ()
-    return prefix
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # decodes that come meanwhile wait, and do not go without
+        self._prefix: tuple[str, ...] = ()
+        self._asked_s: float | None = None
+
+    def prefix(self) -> tuple[str, ...]:
+        """Empty where it is forbidden. May take seconds, so not for the event loop."""
+        with self._lock:
+            if not self._prefix and (self._asked_s is None or monotonic() - self._asked_s >= RETRY_S):
+                self._prefix = self._ask()
+                self._asked_s = monotonic()
+            return self._prefix
+
+    def _ask(self) -> tuple[str, ...]:
+        # No user is mapped there: not even root keeps a capability. To files it is the same user as before.
+        prefix = ("unshare", "--user", "--net")
+        command = [*prefix, imageio_ffmpeg.get_ffmpeg_exe(), "-version"]
+        try:
+            subprocess.run(command, env={}, capture_output=True, check=True, timeout=10)  # noqa: S603 - ours
+        except (OSError, subprocess.SubprocessError) as error:
+            if self._asked_s is None:
+                logger.warning("Decoders keep the network, which only ffmpeg's whitelist forbids: %s", error)
+            return ()
+        return prefix
+
+
+_seclusion = Seclusion()
 
 
 async def _read_samples(process: asyncio.subprocess.Process, max_audio_s: float) -> bytearray:
@@ -171,16 +194,21 @@ def _is_encrypted(file: BinaryIO) -> bool:
     return False
 
 
+def _says(log: bytes, words: bytes) -> bool:
+    """Whether ffmpeg itself says so: its own lines begin at the left, what it shows of a file is indented."""
+    return re.search(rb"^(?=\S).*" + re.escape(words), log, re.MULTILINE) is not None
+
+
 def _judge(pcm: bytearray, log: bytes, exit_code: int | None) -> Audio:
     """Audio with its warnings, or the error that ffmpeg's end means. Shows nothing of the log."""
     if log.startswith((b"decoder: ", b"unshare: ")):  # ffmpeg never ran: nothing is known about the file
         raise Overloaded(NO_DECODER)
     # Killed by the kernel: what `decode` kills never comes this far.
-    if exit_code == -signal.SIGKILL or (exit_code != 0 and b"Cannot allocate memory" in log):
+    if exit_code == -signal.SIGKILL or (exit_code != 0 and _says(log, b"Cannot allocate memory")):
         raise AudioTooCostly("Decoding took too much time or memory; send a shorter or simpler file.")
-    if b"matches no streams" in log:
+    if exit_code != 0 and _says(log, b"matches no streams"):
         raise NoAudioStream("The file has no sound track; send one that has.")
-    if b"moov atom not found" in log:
+    if exit_code != 0 and _says(log, b"moov atom not found"):
         raise UnusableAudio("The MP4 file is incomplete (its index is missing); send the whole file.")
     if exit_code != 0:  # or a signal: a file that crashes ffmpeg
         raise UnusableAudio(
@@ -199,7 +227,7 @@ def _warnings(decoded_s: float, log: bytes) -> tuple[StageWarning, ...]:
     missing = f"Only {decoded_s:.1f} s of sound could be decoded"
     declared = _DURATION.search(log)
     # An estimate from the bit rate is no declaration.
-    if declared and b"Estimating duration from bitrate" not in log:
+    if declared and not _says(log, b"Estimating duration from bitrate"):
         hours, minutes, seconds = (float(part) for part in declared.groups())
         declared_s = 3600 * hours + 60 * minutes + seconds
         if declared_s - decoded_s > max(1.0, 0.02 * declared_s):
@@ -209,7 +237,7 @@ def _warnings(decoded_s: float, log: bytes) -> tuple[StageWarning, ...]:
             )
             return (StageWarning("decode", "truncated_audio", message),)
     # A WAV header written to a pipe declares the largest size there is; that is no truncation.
-    if b"corrupt input packet" in log and b"Ignoring maximum wav data size" not in log:
+    if _says(log, b"corrupt input packet") and not _says(log, b"Ignoring maximum wav data size"):
         message = f"{missing}: the file breaks off in the middle of its data; send the whole file."
         return (StageWarning("decode", "truncated_audio", message),)
     return ()

@@ -5,7 +5,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from ray import serve
 from ray.exceptions import RayTaskError
 from sounds import ffmpeg, wav
 
+from benchmarks import hostile_files
 from serve_app.errors import InvalidRequest
 
 TWO_VOICES = wav(recording(1, 2, 0, 3))
@@ -115,6 +116,24 @@ def test_errors_of_every_stage_reach_the_caller_plainly(files: Files) -> None:
         (400, "invalid_request"),
     ]
     assert not any("Traceback" in r.text or "ray::" in r.text for r in (missing, blocked, html, empty, wrong))
+
+
+def test_hostile_files_are_never_the_servers_fault(tmp_path: Path) -> None:
+    """One of each kind through the whole graph: transcribed, or a 4xx that says what is wrong with it."""
+    ends = {}
+    with closing(hostile_files.Trap(tmp_path)) as trap:
+        files = {name.split(":")[0]: content for name, content in hostile_files.generated(trap).items()}
+        files["playlist"] = hostile_files.playlists(trap)["playlist: HLS of a URL"]
+        trap.sprung()
+        for kind, content in files.items():
+            response = post(files={"file": content})
+            assert response.status_code in (200, 422), (kind, response.text)
+            ends[kind] = "audio" if response.status_code == 200 else response.json()["error"]["code"]
+        assert trap.sprung() == []
+    right = hostile_files.EXPECTED
+    assert ends.keys() == right.keys()
+    assert {kind: end for kind, end in ends.items() if end not in right[kind]} == {}
+    assert segments(post(files={"file": TWO_VOICES})) == EXPECTED
 
 
 def test_silence_is_an_empty_list() -> None:

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from fakes import FakeAligner, FakeDiarizer, FakeRecognizer, FakeSpeechModel, recording
 from ray import serve
-from sounds import wav
+from sounds import encode, noise, silence, wav
 
 from serve_app.app import Loaders, graph
 from serve_app.settings import AccessSettings, ApiKey, IntakeSettings, Settings
@@ -40,8 +40,10 @@ def guarded(cluster: None, device: Path) -> Iterator[str]:
         model="fake",
         device="cpu",
         request_timeout_s=REQUEST_S,
-        intake=IntakeSettings(receive_timeout_s=1.0),
-        access=AccessSettings(keys=(key("acme"), key("small", 1.0))),
+        intake=IntakeSettings(receive_timeout_s=1.0, max_audio_s=10.0),
+        access=AccessSettings(
+            keys=(key("acme"), key("small", 1.0), key("long", 5.0), key("costly", 5.0)),
+        ),
     )
     loaders = Loaders(FakeSpeechModel, partial(FakeRecognizer, device), FakeAligner, FakeDiarizer)
     serve.run(graph(settings, loaders, "cpu"), name="guarded", route_prefix="/guarded")
@@ -52,9 +54,9 @@ def guarded(cluster: None, device: Path) -> Iterator[str]:
     serve.delete("guarded")
 
 
-def post(url: str, **headers: str) -> httpx.Response:
+def post(url: str, file: bytes = FOUR_SECONDS, **headers: str) -> httpx.Response:
     sent = {name.replace("_", "-"): value for name, value in headers.items()}
-    return httpx.post(f"{url}/predict", files={"file": FOUR_SECONDS}, headers=sent, timeout=60)
+    return httpx.post(f"{url}/predict", files={"file": file}, headers=sent, timeout=60)
 
 
 def code(response: httpx.Response) -> tuple[int, str]:
@@ -71,6 +73,19 @@ def test_keys_and_their_audio_through_the_whole_graph(guarded: str) -> None:
     assert code(refused) == (429, "audio_limit_reached")
     assert 120 < int(refused.headers["retry-after"]) <= 181
     assert post(guarded, authorization="Bearer wx_acme").status_code == 200
+
+
+def test_files_that_cost_a_decoder_are_paid_for(guarded: str) -> None:
+    """They come to no text, but who could send them for nothing would have the processor for nothing."""
+    block = ("-af", "asetrate=1", "-frame_size", "65535")
+    costly = encode(noise(5.0), 16_000, ".flac", *block)
+    for name, file, expected in (
+        ("long", wav(silence(11.0)), "audio_too_long"),
+        ("costly", costly, "audio_too_costly"),
+    ):
+        bearer = f"Bearer wx_{name}"
+        assert code(post(guarded, file, authorization=bearer)) == (422, expected)
+        assert code(post(guarded, authorization=bearer)) == (429, "audio_limit_reached")
 
 
 def test_no_header_lifts_the_deadline(guarded: str, device: Path) -> None:
@@ -105,3 +120,4 @@ def test_without_keys_a_stranger_is_refused_behind_serve() -> None:
     """The proxy hands on who really asks: here a client that a reverse proxy on this machine names."""
     assert post(URL).status_code == 200
     assert code(post(URL, x_forwarded_for="203.0.113.9")) == (403, "no_api_keys")
+    assert code(post(URL, host="rebind.example")) == (403, "no_api_keys")
