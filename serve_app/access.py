@@ -33,6 +33,9 @@ OPEN_FOLDER = "/static-offline-docs/"
 KEY_HEADERS = (b"authorization", b"api-key", b"x-api-key")
 SCHEMES = (b"bearer", b"api-key")  # OpenAI's clients send the first, Baseten's the second
 
+LOW_SPEED_WINDOW_S = 30.0  # as for fetching: at least so many bytes in so much waiting
+LOW_SPEED_BYTES = 30 << 10
+
 KEY_PREFIX = "wx_"  # by which a leaked key is recognised
 
 
@@ -155,7 +158,7 @@ def _presented(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
 
 
 class ReceiveDeadline:
-    """ASGI middleware: a body that takes longer is a 408, so that no client holds a connection for ever."""
+    """ASGI middleware: a body that takes longer, or trickles, is a 408: no client holds a place for ever."""
 
     def __init__(self, app: ASGIApp, timeout_s: float) -> None:
         self.app = app
@@ -166,18 +169,25 @@ class ReceiveDeadline:
             await self.app(scope, receive, send)
             return
         deadline_s = monotonic() + self.timeout_s
+        patience_s, due_bytes = LOW_SPEED_WINDOW_S, LOW_SPEED_BYTES
         complete = False
 
         async def receive_in_time() -> Message:
-            nonlocal complete
+            nonlocal complete, patience_s, due_bytes
             if complete:  # what is awaited now is that the client leaves, for as long as the answer takes
                 return await receive()
+            begun_s = monotonic()
             try:
-                message = await asyncio.wait_for(receive(), deadline_s - monotonic())
+                message = await asyncio.wait_for(receive(), min(deadline_s - begun_s, patience_s))
             except asyncio.TimeoutError:
                 raise UploadTooSlow(
-                    f"The body did not arrive within {self.timeout_s:g} s; send a smaller file, or its URL."
+                    f"The body came too slowly, or not within {self.timeout_s:g} s; send a smaller file, or "
+                    "its URL."
                 ) from None
+            patience_s -= monotonic() - begun_s  # not the time that we take to store it
+            due_bytes -= len(message.get("body", b""))
+            if due_bytes <= 0:
+                patience_s, due_bytes = LOW_SPEED_WINDOW_S, LOW_SPEED_BYTES
             complete = not message.get("more_body", False)
             return message
 

@@ -1,10 +1,13 @@
 """A config file's graph on a local Ray of its own: started, waited for, drained and gone."""
 
+import fcntl
 import io
 import logging
 import os
+import shutil
 import signal
 import socket
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
@@ -23,6 +26,7 @@ from serve_app.demo import Waiting, note
 from serve_app.errors import ModelUnavailable
 from serve_app.settings import Settings
 
+SPILL_PREFIX = "whisperx-serve-spill-"
 GRACE_S = 30.0  # how long running requests may take to end after SIGTERM
 
 
@@ -60,41 +64,71 @@ def running(
     _refuse_taken_port(schema.http_options.host, schema.http_options.port)
     note.print("Starting Ray and the graph.")
     _hide_ray_token()
-    # A Ray of its own, whatever RAY_ADDRESS says: stopping it must not stop anybody else's.
-    ray.init(
-        address="local",
-        namespace="serve",
-        logging_level=logging.ERROR,
-        log_to_driver=show_logs,
-        include_dashboard=False,  # whoever reaches it with Ray's token can run code
-        num_cpus=num_cpus,
-    )
-
-    def on_signal(signum: int, frame: FrameType | None) -> None:
-        stop.set()
-
-    signals = (signal.SIGTERM, signal.SIGINT)  # after ray.init, which sets handlers of its own
-    before = {signum: signal.signal(signum, on_signal) for signum in signals}
-    try:
-        logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        serve.start(
-            proxy_location=schema.proxy_location,
-            http_options=schema.http_options.model_dump(),
-            logging_config=schema.logging_config,
+    with spill_folder() as spilled:
+        # A Ray of its own, whatever RAY_ADDRESS says: stopping it must not stop anybody else's.
+        ray.init(
+            address="local",
+            namespace="serve",
+            logging_level=logging.ERROR,
+            log_to_driver=show_logs,
+            include_dashboard=False,  # whoever reaches it with Ray's token can run code
+            num_cpus=num_cpus,
+            object_spilling_directory=spilled,
         )
-        client = _get_global_client()
-        assert client is not None
-        client.deploy_apps(schema)
-        _wait_until_running([application.name for application in schema.applications], stop)
-        yield stop
-        _drain([application.name for application in schema.applications])
+
+        def on_signal(signum: int, frame: FrameType | None) -> None:
+            stop.set()
+
+        signals = (signal.SIGTERM, signal.SIGINT)  # after ray.init, which sets handlers of its own
+        before = {signum: signal.signal(signum, on_signal) for signum in signals}
+        try:
+            logging.getLogger("ray.serve").setLevel(logging.WARNING)
+            serve.start(
+                proxy_location=schema.proxy_location,
+                http_options=schema.http_options.model_dump(),
+                logging_config=schema.logging_config,
+            )
+            client = _get_global_client()
+            assert client is not None
+            client.deploy_apps(schema)
+            _wait_until_running([application.name for application in schema.applications], stop)
+            yield stop
+            _drain([application.name for application in schema.applications])
+        finally:
+            # Ray prints errors about its own controller, which it has just killed; they are not for users.
+            with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+                serve.shutdown()
+                ray.shutdown()
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+
+
+@contextmanager
+def spill_folder() -> Iterator[str]:
+    """Where Ray keeps audio that does not fit in memory: no other user can look in, and it goes at the end.
+
+    What servers that were killed have left is removed first; one that lives has its folder locked.
+    """
+    for left in Path(tempfile.gettempdir()).glob(f"{SPILL_PREFIX}*"):
+        with suppress(OSError), _locked(left):  # in use, or another user's
+            shutil.rmtree(left)
+    folder = tempfile.mkdtemp(prefix=SPILL_PREFIX)
+    with _locked(folder):
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: str | Path) -> Iterator[None]:
+    """Locked as long as this process lives, and to others in other containers, too."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
     finally:
-        # Ray prints errors about its own controller, which it has just killed; they are not for users.
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            serve.shutdown()
-            ray.shutdown()
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+        os.close(descriptor)
 
 
 def _refuse_missing_models(schema: ServeDeploySchema) -> None:

@@ -12,7 +12,7 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,7 +42,7 @@ UNSURE_BELOW = 0.5  # mean probability under which the detected language comes w
 class Stages:
     """The stages of the graph. Each may be called at any time from any request."""
 
-    load: Callable[[Source], Awaitable[Any]]  # -> audio, possibly not there yet
+    load: Callable[[Source], AbstractAsyncContextManager[Any]]  # audio, maybe not there yet, while entered
     detect_speech: Callable[[Any, str], AsyncGenerator[Speech, None]]  # audio, request id -> part after part
     transcribe: Callable[
         [Any, Window, str | None, str, str], Awaitable[WindowText]
@@ -68,14 +68,14 @@ async def transcribe(
     diarize = _wants_speakers(stages, options)
     request = _Request(stages, options, report)
     begun_s = time.monotonic()
-    audio = await stages.load(source)
-    diarizing = asyncio.create_task(request.diarize(audio)) if diarize else None
-    try:
-        segments = await request.segments(audio)
-        diarization = await diarizing if diarizing and request.windows_found else None
-    finally:
-        if diarizing:
-            diarizing.cancel()
+    async with stages.load(source) as audio:
+        diarizing = asyncio.create_task(request.diarize(audio)) if diarize else None
+        try:
+            segments = await request.segments(audio)
+            diarization = await diarizing if diarizing and request.windows_found else None
+        finally:
+            if diarizing:
+                diarizing.cancel()
     if diarization is not None:
         segments = await asyncio.to_thread(assign_speakers, segments, diarization)
     return Transcript(

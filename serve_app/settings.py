@@ -135,6 +135,11 @@ class IntakeSettings(_Strict):
     receive_timeout_s: Seconds = Field(600, description="Longest time to receive a request's body.")
     fetch_timeout_s: Seconds = Field(300, description="Longest time to fetch an audio URL.")
     decode_timeout_s: Seconds = Field(600, description="Longest time to decode one file.")
+    audio_in_flight_s: Seconds = Field(
+        24 * 3600,
+        description="Seconds of decoded audio of running requests, 32 kB each, from which on more are "
+        "answered 503.",
+    )
     allowed_hosts: tuple[Host, ...] = Field(
         (),
         description="host or host:port that may be fetched although private or on an unusual port.",
@@ -190,6 +195,9 @@ class Settings(_Strict):
     request_timeout_s: Seconds = Field(3600, description="A request that takes longer is answered 504.")
     windows_in_flight: int = Field(
         128, ge=1, description="Windows of one request that wait or run; two batches for each GPU and more."
+    )
+    requests_in_flight: int = Field(
+        256, ge=1, description="Requests received and worked on at once; more are answered 503."
     )
     asr: AsrSettings = AsrSettings()
     speech: SpeechSettings = SpeechSettings()

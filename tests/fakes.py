@@ -6,7 +6,8 @@ A fake "recording" is int16 samples whose value in each window says what is spok
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,9 +91,10 @@ class FakeStages:
         if stage in self.fail:
             raise self.fail[stage]
 
-    async def _load(self, source: Source) -> Samples:
+    @asynccontextmanager
+    async def _load(self, source: Source) -> AsyncIterator[Samples]:
         self._called("load")
-        return self.samples
+        yield self.samples
 
     async def _detect_speech(self, audio: Any, request_id: str) -> AsyncGenerator[Speech, None]:
         self._called("speech")

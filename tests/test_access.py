@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from serve_app import access, launcher, usage
 from serve_app.__main__ import cli
 from serve_app.access import Access, ReceiveDeadline
 from serve_app.api import create_app
+from serve_app.errors import UploadTooSlow
 from serve_app.schemas import Options
 from serve_app.settings import AccessSettings, ApiKey, Settings
 from serve_app.transcript import Source, Transcript
@@ -93,6 +95,10 @@ class Server:
 
     def post(self, **kwargs: Any) -> httpx.Response:
         return self.request("POST", "/predict", files={"file": b"x"}, **kwargs)
+
+
+async def unheard(message: Any) -> None:
+    """For answers that a test does not look at."""
 
 
 def code(response: httpx.Response) -> tuple[int, str]:
@@ -384,11 +390,34 @@ def test_the_time_for_a_body_ends_with_the_body(monkeypatch: pytest.MonkeyPatch)
         clock.now_s += 3600
         seen.append(await receive())
 
-    async def send(message: Any) -> None:
-        pass
-
-    asyncio.run(ReceiveDeadline(inner, 60.0)({"type": "http"}, receive, send))
+    asyncio.run(ReceiveDeadline(inner, 60.0)({"type": "http"}, receive, unheard))
     assert [message["type"] for message in seen] == ["http.request", "http.request", "http.disconnect"]
+
+
+@pytest.mark.parametrize(("bytes_each", "arrives"), [(1 << 10, 3), (11 << 10, 100)])
+def test_a_body_that_trickles_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, bytes_each: int, arrives: int
+) -> None:
+    """Less than 30 KiB in 30 s of waiting is too slow; the time that it takes to store it is not counted."""
+    clock = Clock()
+    monkeypatch.setattr(access, "monotonic", clock)
+    arrived: list[Any] = []
+
+    async def receive() -> Any:
+        clock.now_s += 10
+        return {"type": "http.request", "body": bytes(bytes_each), "more_body": len(arrived) < 99}
+
+    async def inner(scope: Any, receive: Any, send: Any) -> None:
+        while len(arrived) < 100:
+            arrived.append(await receive())
+            clock.now_s += 100
+
+    async def run() -> None:
+        with suppress(UploadTooSlow):
+            await ReceiveDeadline(inner, 1e6)({"type": "http"}, receive, unheard)
+
+    asyncio.run(run())
+    assert len(arrived) == arrives
 
 
 def test_a_fresh_key_and_its_lines_fit_together() -> None:

@@ -2,61 +2,32 @@
 
 import asyncio
 import io
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from contextvars import Context
+from time import monotonic
 from typing import Any, BinaryIO
 
 import ray
 from fastapi import FastAPI
 from ray import serve
+from ray.exceptions import ObjectStoreFullError, OutOfDiskError
 from ray.serve.handle import DeploymentHandle
 
+from serve_app.admission import AudioInFlight, CountInFlight, InFlight
 from serve_app.api import create_app
 from serve_app.deployments.handles import MANY, ROUTER, AudioRef, awaited, caller, streamer
 from serve_app.errors import AudioTooCostly, AudioTooLong, DeadlineExceeded, InvalidRequest, Overloaded
 from serve_app.pipeline import Stages, transcribe, unheard
 from serve_app.schemas import Options, parse_options, predict_response, progress_response
 from serve_app.settings import Settings
+from serve_app.spool import no_room
 from serve_app.transcript import Progress, Source, Speech, Transcript
 from serve_app.usage import charge
 
-UPLOAD_CHUNK_BYTES = 8 << 20
+UPLOAD_CHUNK_BYTES = 2 << 20  # each costs this process twice its size while it is stored
 READY_TIMEOUT_S = 2.0
-
-
-class InFlight:
-    """How many requests are being received, worked on or answered; `none` is set while there are none."""
-
-    def __init__(self) -> None:
-        self._count = 0
-        self.none = asyncio.Event()
-        self.none.set()
-
-    @contextmanager
-    def one(self) -> Iterator[None]:
-        self._count += 1
-        self.none.clear()
-        try:
-            yield
-        finally:
-            self._count -= 1
-            if not self._count:
-                self.none.set()
-
-
-class CountInFlight:
-    """ASGI middleware: a request counts from before its body is read until its answer is sent."""
-
-    def __init__(self, app: Any, in_flight: InFlight) -> None:
-        self.app = app
-        self.in_flight = in_flight
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        with self.in_flight.one():
-            await self.app(scope, receive, send)
+READY_FOR_S = 1.0  # so long an answer about readiness is given again
 
 
 @serve.deployment(max_ongoing_requests=MANY, request_router_config=ROUTER)
@@ -81,11 +52,14 @@ class Ingress:
             "alignment": aligner,
             **({"diarization": diarizer} if diarizer else {}),
         }
-        self._in_flight = InFlight()
+        self._in_flight = InFlight(settings.requests_in_flight)
+        self._audio = AudioInFlight(settings.intake.audio_in_flight_s)
+        self._asked: asyncio.Task[dict[str, bool]] | None = None
+        self._asked_at_s = 0.0
         self._draining = False
         self._stages = Stages(
-            load=_load_with(loader),
-            detect_speech=_charged(streamer(detector.options(stream=True).detect)),
+            load=_load_with(loader, self._audio),
+            detect_speech=_booked(streamer(detector.options(stream=True).detect), self._audio),
             transcribe=caller(transcriber.transcribe),
             align=caller(aligner.align),
             diarize=caller(diarizer.diarize) if diarizer else None,
@@ -134,8 +108,15 @@ class Ingress:
                 await asyncio.gather(run, return_exceptions=True)  # in flight until it has ended
 
     async def readiness(self) -> dict[str, bool]:
-        """Per stage, whether a replica with its models answers."""
+        """Per stage, whether a replica with its models answers: one question at a time, however many ask."""
+        now_s = monotonic()
+        if self._asked is None or (self._asked.done() and now_s - self._asked_at_s >= READY_FOR_S):
+            # In no request's context: Serve would end the calls with the request that happened to ask.
+            self._asked = Context().run(asyncio.create_task, self._ask_stages())
+            self._asked_at_s = now_s
+        return await asyncio.shield(self._asked) | {"accepting": not self._draining}
 
+    async def _ask_stages(self) -> dict[str, bool]:
         async def ready(handle: DeploymentHandle[Any]) -> bool:
             response: Any = handle.ready.remote()
             try:
@@ -145,7 +126,7 @@ class Ingress:
                 return False
 
         answers = await asyncio.gather(*(ready(handle) for handle in self._handles.values()))
-        return dict(zip(self._handles, answers, strict=True)) | {"accepting": not self._draining}
+        return dict(zip(self._handles, answers, strict=True))
 
     async def drain(self, timeout_s: float) -> bool:
         """Refuses new requests with 503 and waits for the running ones; True when all have ended."""
@@ -161,6 +142,7 @@ class Ingress:
     ) -> Transcript:
         if self._draining:
             raise Overloaded("The server is shutting down; try again.", None, "shutting_down")
+        self._audio.refuse_when_full()
         limit_s = self._settings.request_timeout_s
         try:
             return await asyncio.wait_for(transcribe(self._stages, source, options, report), limit_s)
@@ -182,26 +164,39 @@ def _source(source: str | bytes, headers: dict[str, str] | None) -> Source:
     raise InvalidRequest("source: give an http(s) URL, with headers or without, or a file's bytes.")
 
 
-def _load_with(loader: DeploymentHandle[Any]) -> Callable[[Source], Any]:
-    """Starts loading and returns the reference at once; whoever uses it waits for the samples.
+def _load_with(
+    loader: DeploymentHandle[Any], held: AudioInFlight
+) -> Callable[[Source], AbstractAsyncContextManager[AudioRef]]:
+    """Starts loading and gives the reference at once; whoever uses it waits for the samples.
 
     The loader returns the audio, so this process owns the object and it outlives the loader.
     """
 
-    async def load(source: Source) -> AudioRef:
+    @asynccontextmanager
+    async def load(source: Source) -> AsyncIterator[AudioRef]:
         chunks = await asyncio.to_thread(_put_chunks, source.file) if source.file else []
         response: Any = loader.load.remote(source.url, source.headers, chunks)
-        return [await response._to_object_ref()]
+        try:
+            audio = await response._to_object_ref()
+            try:
+                yield [audio]
+            finally:
+                held.remove(audio)
+        finally:
+            response.cancel()  # nobody waits for it any more; to one that has ended this does nothing
 
     return load
 
 
-def _charged(detect_speech: Callable[..., AsyncGenerator[Speech, None]]) -> Callable[..., Any]:
-    """The first that is heard of a file says how long it is: then it is booked on the request's key."""
+def _booked(
+    detect_speech: Callable[..., AsyncGenerator[Speech, None]], held: AudioInFlight
+) -> Callable[..., Any]:
+    """The first that is heard of a file says how long it is: then it is counted, and booked on its key."""
 
-    async def parts(*args: Any) -> AsyncGenerator[Speech, None]:
-        async with aclosing(detect_speech(*args)) as found:
+    async def parts(audio: AudioRef, request_id: str) -> AsyncGenerator[Speech, None]:
+        async with aclosing(detect_speech(audio, request_id)) as found:
             async for part in found:
+                held.add(audio[0], part.duration_s)
                 charge(part.duration_s)
                 yield part
 
@@ -211,4 +206,7 @@ def _charged(detect_speech: Callable[..., AsyncGenerator[Speech, None]]) -> Call
 def _put_chunks(file: BinaryIO) -> list[Any]:
     """The upload in the object store, a piece at a time: it may go to a loader on another node."""
     file.seek(0)
-    return [ray.put(chunk) for chunk in iter(lambda: file.read(UPLOAD_CHUNK_BYTES), b"")]
+    try:
+        return [ray.put(chunk) for chunk in iter(lambda: file.read(UPLOAD_CHUNK_BYTES), b"")]
+    except (ObjectStoreFullError, OutOfDiskError) as error:
+        raise no_room() from error

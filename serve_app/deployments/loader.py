@@ -2,20 +2,30 @@
 
 import asyncio
 import os
-import tempfile
+import sys
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, BinaryIO
 
 from ray import serve
 
 from serve_app.deployments.handles import QUEUES_INSIDE
+from serve_app.errors import Overloaded
 from serve_app.settings import IntakeSettings
+from serve_app.spool import nameless_file, no_room
 from serve_app.stages.decode import decode
 from serve_app.stages.fetch import fetch
 from serve_app.transcript import Audio
 
-MAX_FETCHES = 64  # at the same time in one replica
+if sys.version_info >= (3, 11):
+    from asyncio import timeout
+else:
+    from async_timeout import timeout  # aiohttp needs it there, too
+
+MAX_FILES = 64  # on the disk of one replica, being fetched or waiting for a decoder
+MAX_WAIT_S = 600.0  # for a place among them, and again for a decoder
 
 
 @serve.deployment(**QUEUES_INSIDE)
@@ -24,26 +34,52 @@ class AudioLoader:
 
     def __init__(self, intake: IntakeSettings) -> None:
         self._intake = intake
-        self._fetching = asyncio.Semaphore(MAX_FETCHES)
-        self._decoding = asyncio.Semaphore(os.cpu_count() or 1)  # each runs a child process at full speed
+        self._files = asyncio.Semaphore(MAX_FILES)
+        self._decoders = asyncio.Semaphore(os.cpu_count() or 1)  # each is a child process at full speed
 
     async def load(self, url: str | None, headers: dict[str, str], chunks: list[Any]) -> Audio:
         """Fetches the URL, or joins the upload's chunks (references to bytes), and decodes it."""
         begun_s = time.monotonic()
-        with tempfile.TemporaryFile(prefix="audio-") as file:
-            if url is not None:
-                async with self._fetching:
+        # A file that comes slowly holds no decoder, and one that waits for a decoder still holds its place.
+        async with _one_of(self._files):
+            with nameless_file() as file:
+                if url is not None:
                     await fetch(url, headers, file, self._intake)
-            for chunk in chunks:
-                await asyncio.to_thread(file.write, await chunk)
-            file.flush()
-            fetched_s = time.monotonic()
-            async with self._decoding:
-                audio = await decode(
-                    file, max_audio_s=self._intake.max_audio_s, timeout_s=self._intake.decode_timeout_s
-                )
+                await _join(chunks, file)
+                fetched_s = time.monotonic()
+                async with _one_of(self._decoders):
+                    audio = await decode(
+                        file, max_audio_s=self._intake.max_audio_s, timeout_s=self._intake.decode_timeout_s
+                    )
         timings = {"fetch": fetched_s - begun_s, "decode": time.monotonic() - fetched_s}
         return replace(audio, timings=timings)
 
     async def ready(self) -> bool:
         return True
+
+
+@asynccontextmanager
+async def _one_of(places: asyncio.Semaphore) -> AsyncIterator[None]:
+    """One of these places while it is entered; Overloaded when none became free in time."""
+    try:
+        async with timeout(MAX_WAIT_S):
+            await places.acquire()
+    except asyncio.TimeoutError:
+        raise Overloaded("Too many files wait to be decoded; try again later.") from None
+    try:
+        yield
+    finally:
+        places.release()
+
+
+async def _join(chunks: list[Any], file: BinaryIO) -> None:
+    for reference in chunks:
+        chunk = await reference
+        try:
+            await asyncio.to_thread(file.write, chunk)
+        except OSError as error:
+            raise no_room() from error
+    try:
+        file.flush()
+    except OSError as error:
+        raise no_room() from error

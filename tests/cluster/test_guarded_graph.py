@@ -4,6 +4,7 @@ import hashlib
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def guarded(cluster: None, device: Path) -> Iterator[str]:
         model="fake",
         device="cpu",
         request_timeout_s=REQUEST_S,
-        intake=IntakeSettings(receive_timeout_s=1.0, max_audio_s=10.0),
+        intake=IntakeSettings(receive_timeout_s=1.0, max_audio_s=10.0, allowed_hosts=("127.0.0.1",)),
         access=AccessSettings(
             keys=(key("acme"), key("small", 1.0), key("long", 5.0), key("costly", 5.0)),
         ),
@@ -102,6 +103,20 @@ def test_no_header_lifts_the_deadline(guarded: str, device: Path) -> None:
         device.unlink()
     assert code(late) == (504, "deadline_exceeded")
     assert REQUEST_S <= late.elapsed.total_seconds() < 60
+
+
+def test_the_deadline_ends_the_fetch(guarded: str) -> None:
+    """Nothing is loaded for a request that has been answered 504: here from a host that says nothing."""
+    headers = {"authorization": "Bearer wx_acme"}
+    with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor(1) as pool:
+        body = {"audio_file": f"http://127.0.0.1:{silent.getsockname()[1]}/"}
+        late = pool.submit(httpx.post, f"{guarded}/predict", json=body, headers=headers, timeout=60)
+        silent.settimeout(60)
+        connection, _ = silent.accept()
+        with connection:
+            assert code(late.result()) == (504, "deadline_exceeded")
+            connection.settimeout(10)
+            assert b"GET / " in b"".join(iter(lambda: connection.recv(65_536), b""))  # and then its end
 
 
 def test_an_upload_that_never_ends_loses_its_connection(guarded: str) -> None:

@@ -52,6 +52,15 @@ def processes_with(mark: str) -> list[int]:
     return found
 
 
+def spill_folder(mark: str) -> Path:
+    """Where Ray was told to move what does not fit in memory."""
+    for pid in processes_with(mark):
+        for argument in Path(f"/proc/{pid}/cmdline").read_text().split("\0"):
+            if argument.startswith("--fallback_directory="):
+                return Path(argument.partition("=")[2])
+    raise AssertionError("no raylet runs")
+
+
 def test_check_names_the_wrong_key(tmp_path: Path) -> None:
     """`check` ends with 1 and one line for a misspelt key, and with 0 for the shipped file."""
     wrong = run("check", str(demo_config(tmp_path, modle="small")))
@@ -125,7 +134,8 @@ def test_stopping_answers_what_runs_and_leaves_no_process(
 ) -> None:
     """A request in flight gets its answer, a new one a 503, and nothing stays behind.
 
-    While it runs, the two replicas that read what strangers send have no Hugging Face token.
+    While it runs, the two replicas that read what strangers send have no Hugging Face token, and what
+    Ray moves from memory to disk is for nobody else.
     """
     process, mark = server
     url = files.url("/inflight.mp3", bundled.SAMPLE.read_bytes())
@@ -140,6 +150,8 @@ def test_stopping_answers_what_runs_and_leaves_no_process(
     knowing = [Path(f"/proc/{pid}/cmdline").read_text() for pid in processes_with(f"HF_TOKEN={TOKEN}")]
     assert any("Diarizer" in name for name in knowing)
     assert not any("Ingress" in name or "AudioLoader" in name for name in knowing)
+    spilled = spill_folder(mark)
+    assert spilled.stat().st_mode & 0o777 == 0o700
     process.send_signal(signum)
     read_until(process, "Stopping")
     refused = httpx.post(f"{URL}/predict", files={"file": b"RIFF"}, timeout=60)
@@ -152,3 +164,4 @@ def test_stopping_answers_what_runs_and_leaves_no_process(
     assert answers[0].json()["model_output"]
     assert process.wait(60) == 0
     assert processes_with(mark) == []
+    assert not spilled.exists()

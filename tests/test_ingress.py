@@ -1,0 +1,265 @@
+"""The Ingress in front of a graph in this process: what it refuses, and what it ends with a request."""
+
+import asyncio
+import inspect
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from typing import Any
+
+import httpx
+import pytest
+import ray
+from fakes import recording
+from ray.exceptions import ObjectStoreFullError, OutOfDiskError
+
+from serve_app import deployments
+from serve_app.deployments import ingress as ingress_module
+from serve_app.errors import Overloaded
+from serve_app.settings import IntakeSettings, Settings
+from serve_app.transcript import Audio, Speech
+
+FILE_S = 2.0
+FORM = {"content-type": "multipart/form-data; boundary=b"}
+
+
+class Reference:
+    """To a result: whoever stops waiting for it leaves it alone."""
+
+    def __init__(self, result: "asyncio.Future[Any]") -> None:
+        self._result = result
+
+    def __await__(self) -> Iterator[Any]:
+        return asyncio.shield(self._result).__await__()
+
+
+class Call:
+    """What a handle gives: of one answer or of many."""
+
+    def __init__(self, result: Any) -> None:
+        self._result = asyncio.ensure_future(result) if inspect.isawaitable(result) else result
+
+    def __await__(self) -> Iterator[Any]:
+        return iter(self._result.__await__())
+
+    def __aiter__(self) -> Any:
+        return self._result
+
+    async def _to_object_ref(self) -> Reference:
+        return Reference(self._result)
+
+    def cancel(self) -> None:
+        if isinstance(self._result, asyncio.Future):
+            self._result.cancel()
+
+
+class Graph:
+    """Every deployment in one object; all files are two silent seconds."""
+
+    def __init__(self) -> None:
+        self.loading = 0
+        self.loaded = asyncio.Event()  # loading takes until then
+        self.loaded.set()
+        self.worked = asyncio.Event()  # what comes after it takes until then
+        self.worked.set()
+        self.abandoned = asyncio.Event()
+        self.questions = 0
+        self.asked = asyncio.Event()
+        self.news = asyncio.Condition()
+
+    async def load(self, url: str | None, headers: dict[str, str], chunks: list[Any]) -> Audio:
+        async with self.news:
+            self.loading += 1
+            self.news.notify_all()
+        try:
+            await self.loaded.wait()
+        except asyncio.CancelledError:
+            self.abandoned.set()
+            raise
+        return Audio(recording(0, 0))
+
+    async def detect(self, ref: list[Any], request_id: str) -> AsyncGenerator[Speech, None]:
+        yield Speech((), (await ref[0]).duration_s)
+        await self.worked.wait()
+
+    async def ready(self) -> bool:
+        self.questions += 1
+        self.asked.set()
+        return True
+
+    async def until_loading(self, files: int) -> None:
+        async with self.news:
+            await asyncio.wait_for(self.news.wait_for(lambda: self.loading == files), 60)
+
+
+class Handle:
+    """Calls a graph's methods as a deployment's handle does."""
+
+    def __init__(self, graph: Graph, name: str = "") -> None:
+        self._graph = graph
+        self._name = name
+
+    def __getattr__(self, name: str) -> "Handle":
+        return Handle(self._graph, name)
+
+    def options(self, **_: Any) -> "Handle":
+        return self
+
+    def remote(self, *args: Any) -> Call:
+        return Call(getattr(self._graph, self._name)(*args))
+
+
+class Server:
+    """An Ingress of these settings and its application."""
+
+    def __init__(self, graph: Graph, audio_in_flight_s: float = 3600.0, **settings: Any) -> None:
+        intake = IntakeSettings(audio_in_flight_s=audio_in_flight_s)
+        untyped: Any = deployments.Ingress
+        own_class = untyped.func_or_class.__mro__[1]  # without what Serve wraps around it
+        chosen = Settings(model="fake", intake=intake, **settings)
+        self.ingress = own_class(chosen, *[Handle(graph)] * 4, None)
+        transport = httpx.ASGITransport(self.ingress.__serve_build_asgi_app__())
+        self.http = httpx.AsyncClient(transport=transport, base_url="http://localhost")
+
+    async def post(self, **kwargs: Any) -> tuple[int, str | None]:
+        """The status, and an error's code."""
+        response = await self.http.post("/predict", **(kwargs or {"files": {"file": b"x"}}))
+        assert ("retry-after" in response.headers) == (response.status_code == 503)
+        return response.status_code, response.json().get("error", {}).get("code")
+
+
+OK = (200, None)
+FULL = (503, "overloaded")
+
+
+@pytest.fixture(autouse=True)
+def store(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """What is in the object store."""
+    stored: list[bytes] = []
+    monkeypatch.setattr(ray, "put", stored.append)
+    return stored
+
+
+def test_a_full_server_takes_no_more_requests() -> None:
+    """One too many is refused before its body is read, over HTTP and from handles; health is still told."""
+
+    async def run() -> None:
+        graph = Graph()
+        graph.worked.clear()
+        server = Server(graph, requests_in_flight=1)
+        read: list[bytes] = []
+
+        async def body() -> AsyncIterator[bytes]:
+            read.append(b"--b")
+            yield b"--b"
+
+        first = asyncio.create_task(server.post())
+        await graph.until_loading(1)
+        assert await server.post(content=body(), headers=FORM) == FULL
+        assert read == []
+        with pytest.raises(Overloaded):
+            await server.ingress.transcribe(b"x")
+        with pytest.raises(Overloaded):
+            await server.ingress.stream(b"x").__anext__()
+        assert (await server.http.get("/healthz")).status_code == 200
+        graph.worked.set()
+        assert await first == OK
+        assert await server.post() == OK
+        assert graph.loading == 2
+
+    asyncio.run(run())
+
+
+def test_audio_in_memory_has_a_limit() -> None:
+    """Of three files that are loaded at once two pass it, the third is refused, and so are new requests."""
+
+    async def run() -> None:
+        graph = Graph()
+        graph.loaded.clear()
+        graph.worked.clear()
+        server = Server(graph, audio_in_flight_s=1.5 * FILE_S)
+        requests = {asyncio.create_task(server.post()) for _ in range(3)}
+        await graph.until_loading(3)
+        graph.loaded.set()
+        refused, running = await asyncio.wait(requests, timeout=60, return_when=asyncio.FIRST_COMPLETED)
+        assert [request.result() for request in refused] == [FULL]
+        assert await server.post() == FULL
+        assert graph.loading == 3  # the last one was not even fetched
+        graph.worked.set()
+        assert await asyncio.gather(*running) == [OK, OK]
+        assert await server.post() == OK
+
+    asyncio.run(run())
+
+
+def test_a_file_over_the_limit_of_audio_passes_alone() -> None:
+    """The limit refuses company, not long files: `intake.max_audio_s` is for those."""
+    asyncio.run(_passes_alone())
+
+
+async def _passes_alone() -> None:
+    assert await Server(Graph(), audio_in_flight_s=FILE_S / 2).post() == OK
+
+
+def test_loading_ends_at_the_deadline() -> None:
+    """Nobody fetches or decodes for a request that has been answered 504."""
+
+    async def run() -> None:
+        graph = Graph()
+        graph.loaded.clear()
+        assert await Server(graph, request_timeout_s=0.05).post() == (504, "deadline_exceeded")
+        await asyncio.wait_for(graph.abandoned.wait(), 60)
+
+    asyncio.run(run())
+
+
+def test_loading_ends_when_a_stream_is_closed() -> None:
+    """A Python caller that stops following has its file given up."""
+
+    async def run() -> None:
+        graph = Graph()
+        graph.loaded.clear()
+        reports = Server(graph).ingress.stream(b"x")
+        following = asyncio.create_task(reports.__anext__())
+        await graph.until_loading(1)
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+        await asyncio.wait_for(graph.abandoned.wait(), 60)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("error", [ObjectStoreFullError, OutOfDiskError])
+def test_an_upload_that_the_object_store_cannot_hold_is_a_503(
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    """It is our trouble, to be tried again later."""
+
+    def refuse(_: bytes) -> None:
+        raise error
+
+    monkeypatch.setattr(ray, "put", refuse)
+
+    async def run() -> None:
+        assert await Server(Graph()).post() == FULL
+
+    asyncio.run(run())
+
+
+def test_readiness_costs_the_graph_one_question_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many ask, and although the first of them leaves."""
+    now_s = [1000.0]
+    monkeypatch.setattr(ingress_module, "monotonic", lambda: now_s[0])
+
+    async def run() -> None:
+        graph = Graph()
+        server = Server(graph)
+        impatient = asyncio.create_task(server.http.get("/readyz"))
+        await graph.asked.wait()
+        impatient.cancel()
+        answers = await asyncio.gather(*(server.http.get("/readyz") for _ in range(50)))
+        assert [answer.status_code for answer in answers] == [200] * 50
+        assert graph.questions == 4  # one of each stage
+        now_s[0] += 1.0
+        assert (await server.http.get("/readyz")).status_code == 200
+        assert graph.questions == 8
+
+    asyncio.run(run())

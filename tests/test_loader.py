@@ -1,0 +1,93 @@
+"""The audio loader's class without a cluster: disks that are full, and files that wait."""
+
+import asyncio
+import os
+import tempfile
+from collections.abc import Awaitable
+from typing import Any
+
+import pytest
+from aiohttp import web
+from fakes import recording as samples
+from loopback import answering, intake, recording, serving
+
+from serve_app import deployments
+from serve_app.deployments import loader as loader_module
+from serve_app.errors import Overloaded
+from serve_app.transcript import Audio
+
+
+def loader() -> Any:
+    untyped: Any = deployments.AudioLoader  # Serve's decorator turns the class into a Deployment
+    return untyped.func_or_class(intake())
+
+
+def stored(data: bytes) -> Awaitable[bytes]:
+    """Stands for a reference to bytes."""
+    found: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+    found.set_result(data)
+    return found
+
+
+@pytest.mark.parametrize("size", [10, 2 << 20])
+@pytest.mark.parametrize("by_url", [True, False])
+def test_a_full_disk_is_a_typed_error(monkeypatch: pytest.MonkeyPatch, size: int, by_url: bool) -> None:
+    """Whether it shows while the file is written, or only when the last of it is or the file is closed."""
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: open("/dev/full", "r+b"))  # noqa: SIM115
+
+    async def run() -> None:
+        if not by_url:
+            await loader().load(None, {}, [stored(b"x" * size)])
+        async with serving(answering(b"x" * size)) as port:
+            await loader().load(f"http://127.0.0.1:{port}/", {}, [])
+
+    with pytest.raises(Overloaded):
+        asyncio.run(run())
+
+
+def test_no_disk_at_all_is_a_typed_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So it is where not even an empty file can be made."""
+
+    def refuse(**_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+
+    async def run() -> None:
+        await loader().load(None, {}, [stored(b"x")])
+
+    with pytest.raises(Overloaded):
+        asyncio.run(run())
+
+
+@pytest.mark.parametrize(("files", "fetched"), [(1, 0), (2, 1)])
+def test_files_that_wait_are_few_and_do_not_wait_for_ever(
+    monkeypatch: pytest.MonkeyPatch, files: int, fetched: int
+) -> None:
+    """Where all places are taken nothing more is fetched; who waits too long is told to come back."""
+    monkeypatch.setattr(loader_module, "MAX_FILES", files)
+    monkeypatch.setattr(loader_module, "MAX_WAIT_S", 0.05)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    requests: list[web.Request] = []
+
+    async def run() -> None:
+        decoding, decoded = asyncio.Event(), asyncio.Event()
+
+        async def decode(*_: Any, **__: Any) -> Audio:
+            decoding.set()
+            await decoded.wait()
+            return Audio(samples(1))
+
+        monkeypatch.setattr(loader_module, "decode", decode)
+        replica = loader()
+        first = asyncio.create_task(replica.load(None, {}, [stored(b"x")]))
+        await decoding.wait()
+        async with serving(recording(requests, answering(b"x"))) as port:
+            with pytest.raises(Overloaded):
+                await replica.load(f"http://127.0.0.1:{port}/", {}, [])
+            assert len(requests) == fetched
+            decoded.set()
+            assert (await first).duration_s == 1.0
+            await replica.load(f"http://127.0.0.1:{port}/", {}, [])
+
+    asyncio.run(run())
