@@ -36,7 +36,7 @@ class Goal:
 
 # Script, the options that make it short, and its figures.
 SHORT = {
-    "scheduling": (("--long-s", "1800", "--files", "64", "--clients", "24"), (
+    "scheduling": (("--long-s", "900", "--files", "48", "--clients", "16"), (
         Goal("throughput_ratio_sim", at_least=3),
         Goal("occupancy_sim", at_least=0.9),
         Goal("busy_sim", at_least=0.9),
@@ -47,15 +47,15 @@ SHORT = {
         Goal("long_beside_short_ratio", at_most=1.1),
         Goal("first_segment_fraction", at_most=0.05),
     )),
-    "throughput": (("--asr-clips", "8", "--diarized-clips", "2"), (
+    "throughput": (("--asr-clips", "6", "--diarized-clips", "1"), (
         Goal("throughput_ratio_cpu", at_least=2),
         Goal("throughput_ratio_cpu_asr", at_least=1.3),
     )),
-    "diarization": (("--audio-s", "30"), (
+    "diarization": (("--audio-s", "20"), (
         Goal("diarize_ratio", at_least=3),
         Goal("identical_turns", at_least=1),
     )),
-    "alignment": ((), (Goal("align_cpu_ratio", at_least=10), Goal("identical_share", at_least=1))),
+    "alignment": (("--audio-s", "900"), (Goal("align_cpu_ratio", at_least=10), Goal("identical_share", at_least=1))),
 }  # fmt: skip
 
 
