@@ -55,7 +55,10 @@ SHORT = {
         Goal("diarize_ratio", at_least=3),
         Goal("identical_turns", at_least=1),
     )),
-    "alignment": (("--audio-s", "900"), (Goal("align_cpu_ratio", at_least=10), Goal("identical_share", at_least=1))),
+    "alignment": (("--audio-s", "900"), (
+        Goal("align_cpu_ratio", at_least=10),
+        Goal("identical_share", at_least=1),
+    )),
 }  # fmt: skip
 
 
