@@ -1,8 +1,8 @@
 """`python -m benchmarks.serve_upload`: what large uploads cost the Ingress and Ray Serve's proxy.
 
-The graph around simulated models gets files of 200 MiB that nobody can decode: at some rates, alone and four at
-once, and as fast as a client can. Memory is what each process's RssAnon rose by, sampled 50 times a second. One
-JSON line on standard output.
+The graph around simulated models gets files of 200 MiB that nobody can decode: at some rates, alone and four
+at once, and as fast as a client can. Memory is what each process's RssAnon rose by, 50 samples a second.
+One JSON line on standard output.
 """
 
 import json
