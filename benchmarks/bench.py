@@ -47,7 +47,7 @@ SHORT = {
         Goal("long_beside_short_ratio", at_most=1.1),
         Goal("first_segment_fraction", at_most=0.05),
     )),
-    "throughput": (("--asr-clips", "6", "--diarized-clips", "1"), (
+    "throughput": (("--asr-clips", "4", "--diarized-clips", "2"), (
         Goal("throughput_ratio_cpu", at_least=2),
         Goal("throughput_ratio_cpu_asr", at_least=1.3),
     )),
@@ -55,7 +55,7 @@ SHORT = {
         Goal("diarize_ratio", at_least=3),
         Goal("identical_turns", at_least=1),
     )),
-    "alignment": (("--audio-s", "900"), (
+    "alignment": (("--audio-s", "600"), (
         Goal("align_cpu_ratio", at_least=10),
         Goal("identical_share", at_least=1),
     )),
