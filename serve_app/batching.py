@@ -1,14 +1,12 @@
 """One device, many callers: a late-cut, fair batcher in plain asyncio.
 
-Items wait in one queue per request. Only when the device's thread is free is a batch cut, so it holds
-everything that arrived meanwhile (`@serve.batch` cuts before the device is free: 24 requests ran as 24
-batches of one). A batch takes one item per request in turn, so a long file cannot keep a short clip waiting,
-and holds only items with equal keys, because some options are per model call. Its audio may be bounded, too:
-long windows that gain nothing together would only make others wait. Items whose caller has gone are dropped;
-each item gets its own result or error.
+Items wait in one queue per request. Only when the device's thread is free is a batch cut, so it holds all
+that arrived meanwhile (`@serve.batch` cuts sooner: 24 requests ran as 24 batches of one). It takes one item
+per request in turn, so no long file keeps a short clip waiting, and only items with equal keys: some options
+are per model call. Items whose caller has gone are dropped; each item gets its own result or error.
 
-A second lane runs a newcomer or two beside a long file's batch, because waiting for it and in it would take a
-short clip ten times as long as alone. Where more newcomers wait, they fill the next batch instead.
+A second lane runs a newcomer or two beside a long file's batch: behind it, a short clip would take ten times
+as long as alone. Where more newcomers wait, they fill the next batch instead.
 """
 
 import asyncio
@@ -54,9 +52,8 @@ class Batcher(Generic[Item, Result]):
     """Runs `run(items)` on one thread, with at most `max_batch_size` items of equal key at a time.
 
     `run` gets a list and returns a list of the same length and order, an exception standing for an item
-    that failed. `wait_s` is how long a device that has been idle waits for company before it cuts a batch
-    that is not full. With two `lanes`, `run` must bear being called by two threads. Where `max_batch_s` is
-    set, a batch holds no more seconds of audio than that, by `audio_s` of its items, or a single item.
+    that failed. `wait_s` is how long an idle device waits for company. With two `lanes`, `run` must bear two
+    threads. `max_batch_s` bounds a batch's seconds of audio, by `audio_s` of its items; one item always goes.
     """
 
     def __init__(
@@ -236,7 +233,7 @@ class Batcher(Generic[Item, Result]):
                 raise RuntimeError(f"{len(results)} results for {len(batch)} items")
         except StopIteration as error:  # which no future can hold
             return [RuntimeError(f"the model call ended with {error!r}")] * len(batch)
-        except Exception as error:  # noqa: BLE001  (the whole call failed: every item of this batch hears of it)
+        except Exception as error:  # noqa: BLE001  (the whole call failed: each of its items hears of it)
             return [error] * len(batch)
         return results
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,6 +10,7 @@ from typing import Any, BinaryIO
 
 from ray import serve
 
+from serve_app.deadline import timeout
 from serve_app.deployments.handles import QUEUES_INSIDE
 from serve_app.errors import Overloaded
 from serve_app.settings import IntakeSettings
@@ -18,11 +18,6 @@ from serve_app.spool import nameless_file, no_room
 from serve_app.stages.decode import decode
 from serve_app.stages.fetch import fetch
 from serve_app.transcript import Audio
-
-if sys.version_info >= (3, 11):
-    from asyncio import timeout
-else:
-    from async_timeout import timeout  # aiohttp needs it there, too
 
 MAX_FILES = 64  # on the disk of one replica, being fetched or waiting for a decoder
 MAX_WAIT_S = 600.0  # for a place among them, and again for a decoder

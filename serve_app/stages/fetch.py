@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import sys
 from collections.abc import Mapping
 from typing import BinaryIO
 
@@ -10,13 +9,9 @@ import aiohttp
 from yarl import URL
 
 from serve_app import outbound
+from serve_app.deadline import timeout
 from serve_app.errors import InvalidRequest, Overloaded, PayloadTooLarge, SourceUnavailable
 from serve_app.settings import IntakeSettings
-
-if sys.version_info >= (3, 11):
-    from asyncio import timeout
-else:
-    from async_timeout import timeout  # aiohttp needs it there, too
 
 PORTS = frozenset({80, 443})
 MAX_REDIRECTS = 5
