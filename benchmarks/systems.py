@@ -17,7 +17,7 @@ from ray import serve
 from benchmarks.plain_whisperx import PlainWhisperx
 from benchmarks.truth import SAMPLE_RATE_HZ, TrueTurn
 from serve_app.launcher import running, url_of
-from serve_app.schemas import Options
+from serve_app.options import Options
 from serve_app.transcript import Audio
 
 

@@ -31,7 +31,7 @@ import uvicorn
 from rich.console import Console
 
 from serve_app.api import create_app
-from serve_app.schemas import Options
+from serve_app.options import Options
 from serve_app.transcript import Source, Transcript
 
 BLOCK = random.Random(0).randbytes(3_000_000)  # a multiple of 3: base64 of blocks can be joined

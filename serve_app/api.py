@@ -19,13 +19,8 @@ from serve_app.access import protect
 from serve_app.answers import error_response
 from serve_app.bodies import received
 from serve_app.errors import TranscriptionError
-from serve_app.schemas import (
-    ErrorResponse,
-    Options,
-    PredictRequest,
-    PredictResponse,
-    predict_response,
-)
+from serve_app.options import Options
+from serve_app.schemas import ErrorResponse, PredictRequest, PredictResponse, predict_response
 from serve_app.settings import AccessSettings
 from serve_app.transcript import Source, Transcript
 

@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from serve_app.errors import InvalidRequest, PayloadTooLarge
 from serve_app.form_body import FormBody
 from serve_app.json_body import JsonBody
-from serve_app.schemas import Options
+from serve_app.options import Options
 from serve_app.spool import nameless_file, no_room
 from serve_app.transcript import Source
 

@@ -7,7 +7,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from serve_app.errors import InvalidRequest
-from serve_app.schemas import Options, parse_options
+from serve_app.options import Options, parse_options
 from serve_app.spool import LimitedFile
 from serve_app.transcript import Source
 

@@ -8,7 +8,8 @@ import secrets
 from typing import Any, BinaryIO
 
 from serve_app.errors import InvalidRequest
-from serve_app.schemas import Options, parse_predict
+from serve_app.options import Options
+from serve_app.schemas import parse_predict
 from serve_app.spool import LimitedFile
 from serve_app.transcript import Source
 

@@ -10,17 +10,18 @@ import asyncio
 import logging
 import time
 import uuid
-from collections import defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
 from serve_app.errors import InvalidRequest, TranscriptionError
-from serve_app.schemas import Options
+from serve_app.language import Language
+from serve_app.options import Options
 from serve_app.stages.speakers import assign_speakers
 from serve_app.timings import Timings
 from serve_app.transcript import (
+    Decoding,
     Diarization,
     Progress,
     Segment,
@@ -34,9 +35,6 @@ from serve_app.transcript import (
 
 logger = logging.getLogger("ray.serve")  # Serve's logger adds the request id to every line
 
-LANGUAGE_VOTERS = 4  # windows that decide the language when the caller does not
-UNSURE_BELOW = 0.5  # mean probability under which the detected language comes with a warning
-
 
 @dataclass(frozen=True)
 class Stages:
@@ -45,8 +43,8 @@ class Stages:
     load: Callable[[Source], AbstractAsyncContextManager[Any]]  # audio, maybe not there yet, while entered
     detect_speech: Callable[[Any, str], AsyncGenerator[Speech, None]]  # audio, request id -> part after part
     transcribe: Callable[
-        [Any, Window, str | None, str, str], Awaitable[WindowText]
-    ]  # language, task, request id
+        [Any, Window, str | None, Decoding, str], Awaitable[WindowText]
+    ]  # language, how, request id
     align: Callable[[Any, Window, WindowText, str], Awaitable[tuple[Segment, ...]]]  # request id
     diarize: Callable[[Any, Options, str], Awaitable[Diarization]] | None  # None: the server has no model
     model: str
@@ -108,6 +106,7 @@ class _Request:
     def __init__(self, stages: Stages, options: Options, report: Callable[[Progress], None]) -> None:
         self.stages = stages
         self.options = options
+        self.decoding = Decoding(options.task)
         self.id = uuid.uuid4().hex
         self.report = report
         self.in_flight = asyncio.Semaphore(stages.windows_in_flight)
@@ -117,15 +116,12 @@ class _Request:
         self.duration_s = 0.0
         self.windows_found = 0
         self.all_found = False
-        self.language: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self.votes: list[WindowText] = []
+        self.language = Language(options.language)
         self.done: dict[int, tuple[Segment, ...]] = {}  # window's number -> its segments
         self.reported = 0  # so many windows, from the first
 
     async def segments(self, audio: Any) -> tuple[Segment, ...]:
         """All segments in order. Windows are worked on side by side, from the first on, as they are found."""
-        if self.options.language is not None:
-            self.language.set_result(self.options.language)
         windows: list[asyncio.Task[None]] = []
         failed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
         search = asyncio.create_task(self._search(audio, windows, failed))
@@ -163,48 +159,27 @@ class _Request:
                         windows.append(task)
                         self.windows_found += 1
         self.all_found = True
-        self._decide_language()
+        self._warn(self.language.no_more_windows(self.windows_found))
 
     async def _window(self, audio: Any, window: Window, number: int) -> None:
         text = None
-        if number < LANGUAGE_VOTERS and not self.language.done():
+        if self.language.asks(number):
             async with self.in_flight:
                 text = await self._transcribe(audio, window, None)
-            self.votes.append(text)
-            self._decide_language()
-        language = await asyncio.shield(self.language)
+            self._warn(self.language.vote(text))
+        language = await self.language.decided()
         async with self.in_flight:
             if text is None or text.language != language:
                 text = await self._transcribe(audio, window, language)
             segments = await self._align(audio, window, text)
         self.done[number] = tuple(
-            replace(segment, text=said) for segment in segments if (said := segment.text.strip())
+            replace(segment, text=said, heard=text) for segment in segments if (said := segment.text.strip())
         )
         self._report()
 
-    def _decide_language(self) -> None:
-        """The file's language, once its first windows have been heard.
-
-        One file has one language. Where the caller does not name it, the first windows are transcribed in
-        the language each seems to have, and the most probable one wins.
-        """
-        voters = min(LANGUAGE_VOTERS, self.windows_found) if self.all_found else LANGUAGE_VOTERS
-        if self.language.done() or not voters or len(self.votes) < voters:
-            return
-        votes: dict[str, float] = defaultdict(float)
-        for text in self.votes:
-            votes[text.language] += 1.0 if text.language_probability is None else text.language_probability
-        language = max(votes, key=lambda code: votes[code])
-        if votes[language] / len(self.votes) < UNSURE_BELOW:
-            message = (
-                f"The language was taken to be {language}, with little certainty; name it with `language`."
-            )
-            self.warnings.append(StageWarning("asr", "language_uncertain", message))
-        self.language.set_result(language)
-
     async def _transcribe(self, audio: Any, window: Window, language: str | None) -> WindowText:
         with self.timings.stage("asr"):
-            return await self.stages.transcribe(audio, window, language, self.options.task, self.id)
+            return await self.stages.transcribe(audio, window, language, self.decoding, self.id)
 
     async def _align(self, audio: Any, window: Window, text: WindowText) -> tuple[Segment, ...]:
         if not text.text.strip():
@@ -245,6 +220,8 @@ class _Request:
             logger.error("%s failed", stage, exc_info=error)
         message = error.message if isinstance(error, TranscriptionError) else f"The {stage} stage failed."
         code = error.code if isinstance(error, TranscriptionError) else f"{stage}_failed"
-        warning = StageWarning(stage, code, f"{message} {consequence}")
-        if warning not in self.warnings:  # once, not once per window
+        self._warn(StageWarning(stage, code, f"{message} {consequence}"))
+
+    def _warn(self, warning: StageWarning | None) -> None:
+        if warning is not None and warning not in self.warnings:  # once, not once per window
             self.warnings.append(warning)

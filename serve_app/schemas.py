@@ -1,62 +1,12 @@
-"""The wire: what a request may say and what an answer looks like. Pydantic models only.
-
-Option names are the same over HTTP, multipart and Python handles.
-"""
+"""The wire of our own API: the JSON body of a request, and what an answer looks like. Pydantic only."""
 
 import math
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, model_validator
 
-from serve_app.errors import InvalidRequest
-from serve_app.languages import LANGUAGES
+from serve_app.options import Options, checked
 from serve_app.transcript import Progress, Segment, Transcript, Word
-
-Model = TypeVar("Model", bound=BaseModel)
-
-SpeakerCount = Annotated[int, Field(ge=1, le=50)]
-
-
-class Options(BaseModel):
-    """What a caller can choose for one request."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    language: str | None = Field(None, description="ISO code such as `en`; empty = detected.")
-    task: Literal["transcribe", "translate"] = Field(
-        "transcribe", description="`translate` gives English text with segment times, without word alignment."
-    )
-    diarize: bool | None = Field(
-        None, description="Label speakers; empty = yes where the server has a diarization model."
-    )
-    num_speakers: SpeakerCount | None = Field(None, description="Exact number of speakers, if known.")
-    min_speakers: SpeakerCount | None = Field(None, description="At least this many speakers.")
-    max_speakers: SpeakerCount | None = Field(None, description="At most this many speakers.")
-    word_timestamps: bool = Field(False, description="Add `words` with times, scores and speakers.")
-
-    @field_validator("language", mode="before")
-    @classmethod
-    def _known_language(cls, value: object) -> object:
-        if value is None or value == "":
-            return None
-        if isinstance(value, str) and value.lower() in LANGUAGES:
-            return value.lower()
-        raise ValueError("must be a language code that Whisper knows, such as en, de or zh")
-
-    @model_validator(mode="after")
-    def _agree(self) -> "Options":
-        bounds = (self.num_speakers, self.min_speakers, self.max_speakers)
-        if self.diarize is False and any(bound is not None for bound in bounds):
-            raise ValueError("speaker counts need diarize to be true")
-        if self.num_speakers is not None and (self.min_speakers, self.max_speakers) != (None, None):
-            raise ValueError("num_speakers cannot be combined with min_speakers or max_speakers")
-        if self.min_speakers and self.max_speakers and self.min_speakers > self.max_speakers:
-            raise ValueError("min_speakers must not be above max_speakers")
-        if self.word_timestamps and self.task == "translate":
-            raise ValueError(
-                "word_timestamps cannot be combined with task=translate: the words are not spoken"
-            )
-        return self
 
 
 class PredictRequest(Options):
@@ -138,24 +88,7 @@ class ErrorResponse(BaseModel):
 
 def parse_predict(fields: dict[str, Any]) -> PredictRequest:
     """A JSON body, or InvalidRequest naming the field that is wrong."""
-    return _checked(PredictRequest, fields)
-
-
-def parse_options(fields: dict[str, Any]) -> Options:
-    """Form fields or keyword arguments, or InvalidRequest naming the one that is wrong."""
-    return _checked(Options, fields)
-
-
-def _checked(model: type[Model], fields: dict[str, Any]) -> Model:
-    try:
-        return model.model_validate(fields)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        name = ".".join(str(part) for part in first["loc"]) or None
-        message = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "extra_forbidden":
-            message = f"unknown option; known are {', '.join(sorted(model.model_fields))}"
-        raise InvalidRequest(f"{name}: {message}." if name else f"{message}.", name) from None
+    return checked(PredictRequest, fields)
 
 
 def predict_response(transcript: Transcript, *, words: bool) -> dict[str, Any]:

@@ -74,12 +74,19 @@ class Speech:
 
 
 @dataclass(frozen=True, slots=True)
+class Decoding:
+    """How a request wants its windows decoded."""
+
+    task: Task = "transcribe"
+
+
+@dataclass(frozen=True, slots=True)
 class AsrRequest:
     """One window to recognise; `language` None asks for detection on this window."""
 
     features: npt.NDArray[np.float32]  # log-mel, (n_mels, 3000)
     language: str | None = None
-    task: Task = "transcribe"
+    decoding: Decoding = Decoding()
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +146,7 @@ class Segment:
     words: tuple[Word, ...] = ()
     speaker: str | None = None
     avg_logprob: float | None = None
+    heard: WindowText | None = None  # what the recogniser heard in the window that this segment is from
 
 
 @dataclass(frozen=True, slots=True)

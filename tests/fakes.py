@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from serve_app.options import Options
 from serve_app.pipeline import Stages
-from serve_app.schemas import Options
 from serve_app.transcript import (
     SAMPLE_RATE_HZ,
     AlignRequest,
     AsrRequest,
     Audio,
+    Decoding,
     Diarization,
     Samples,
     Segment,
@@ -103,7 +104,7 @@ class FakeStages:
         yield Speech((), len(audio) / SAMPLE_RATE_HZ)
 
     async def _transcribe(
-        self, audio: Any, window: Window, language: str | None, task: str, request_id: str
+        self, audio: Any, window: Window, language: str | None, decoding: Decoding, request_id: str
     ) -> WindowText:
         self._called("asr")
         self.transcribed_in.append((window.start_s, language))
@@ -138,8 +139,8 @@ class FakeRecognizer:
     def features(self, samples: Samples) -> npt.NDArray[np.float32]:
         return samples[:1].astype(np.float32)
 
-    def batch_key(self, request: AsrRequest) -> str:
-        return request.task
+    def batch_key(self, request: AsrRequest) -> Decoding:
+        return request.decoding
 
     def transcribe(self, requests: Sequence[AsrRequest]) -> list[Any]:
         while self.gate.exists():

@@ -15,7 +15,7 @@ from aiohttp import web
 
 from serve_app.api import create_app
 from serve_app.errors import TranscriptionError
-from serve_app.schemas import Options
+from serve_app.options import Options
 from serve_app.settings import IntakeSettings
 from serve_app.stages.fetch import fetch
 from serve_app.transcript import Source, Transcript

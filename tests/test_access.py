@@ -19,7 +19,7 @@ from serve_app.__main__ import cli
 from serve_app.access import Access, ReceiveDeadline
 from serve_app.api import create_app
 from serve_app.errors import UploadTooSlow
-from serve_app.schemas import Options
+from serve_app.options import Options
 from serve_app.settings import AccessSettings, ApiKey, Settings
 from serve_app.transcript import Source, Transcript
 

@@ -17,7 +17,7 @@ from serve_app.errors import (
     SourceUnavailable,
     TranscriptionError,
 )
-from serve_app.schemas import Options
+from serve_app.options import Options
 from serve_app.transcript import Segment, Source, StageWarning, Transcript, Word
 
 MAX_BYTES = 3 << 20

@@ -19,7 +19,7 @@ from serve_app.stages.asr import (
     choose_compute_type,
     load_recognizer,
 )
-from serve_app.transcript import AsrRequest, WindowText
+from serve_app.transcript import AsrRequest, Decoding, WindowText
 
 TOKENIZER = Tokenizer.from_file(str(bundled.ASR / "tokenizer.json"))
 FEATURES = np.zeros((80, 3000), np.float32)
@@ -86,7 +86,7 @@ def test_average_logprob_counts_the_end_token() -> None:
 def test_mixed_batch_is_one_call_of_each_kind(model: FakeCTranslate2, recognizer: Recognizer) -> None:
     """Languages, tasks and a missing language share one encoding, one detection and one search."""
     recognizer.transcribe(
-        [AsrRequest(FEATURES, "de"), AsrRequest(FEATURES, "en", "translate"), AsrRequest(FEATURES)]
+        [AsrRequest(FEATURES, "de"), AsrRequest(FEATURES, "en", Decoding("translate")), AsrRequest(FEATURES)]
     )
     assert model.calls == [("encode", 3), ("detect_language", 3), ("generate", 3)]
     start, end = "<|startoftranscript|>", "<|notimestamps|>"
@@ -124,7 +124,7 @@ def test_text_keeps_its_leading_space_and_loses_special_tokens(recognizer: Recog
 def test_unknown_language_concerns_its_item_only(model: FakeCTranslate2, recognizer: Recognizer) -> None:
     """An error takes the place of its item; the others are recognised, without it, in order."""
     answers = recognizer.transcribe(
-        [AsrRequest(FEATURES, "xx"), AsrRequest(FEATURES, "de"), AsrRequest(FEATURES, "transcribe")]
+        [AsrRequest(FEATURES, "xx"), AsrRequest(FEATURES, "de"), AsrRequest(FEATURES, "yy")]
     )
     assert [type(answer) for answer in answers] == [InvalidRequest, WindowText, InvalidRequest]
     assert isinstance(answers[0], InvalidRequest)
@@ -146,7 +146,7 @@ def test_english_only_model_refuses_other_languages_and_translation() -> None:
             AsrRequest(FEATURES, "en"),
             AsrRequest(FEATURES),
             AsrRequest(FEATURES, "de"),
-            AsrRequest(FEATURES, "en", "translate"),
+            AsrRequest(FEATURES, "en", Decoding("translate")),
         ]
     )
     assert english == unnamed
@@ -169,7 +169,11 @@ def test_nothing_to_recognise_never_reaches_the_model(model: FakeCTranslate2, re
 
 def test_batch_key_does_not_split_languages_and_tasks(recognizer: Recognizer) -> None:
     """Items that differ in language and task, even in a wrong language, may share a batch."""
-    requests = [AsrRequest(FEATURES), AsrRequest(FEATURES, "de", "translate"), AsrRequest(FEATURES, "xx")]
+    requests = [
+        AsrRequest(FEATURES),
+        AsrRequest(FEATURES, "de", Decoding("translate")),
+        AsrRequest(FEATURES, "xx"),
+    ]
     assert len({recognizer.batch_key(request) for request in requests}) == 1
 
 

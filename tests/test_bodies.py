@@ -19,7 +19,7 @@ import pytest
 from serve_app import bodies
 from serve_app.api import create_app
 from serve_app.bodies import OVERHEAD_BYTES
-from serve_app.schemas import Options
+from serve_app.options import Options
 from serve_app.transcript import Source, Transcript
 
 MAX_BYTES = 3 << 20

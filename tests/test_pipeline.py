@@ -9,8 +9,8 @@ import pytest
 from fakes import FakeStages, recording
 
 from serve_app.errors import InvalidRequest, ModelUnavailable, UnusableAudio
+from serve_app.options import Options
 from serve_app.pipeline import transcribe
-from serve_app.schemas import Options
 from serve_app.transcript import Progress, Source, Speech, Transcript, Window
 
 SOURCE = Source(url="http://example/x.mp3")

@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel
 
 from serve_app import deployments
-from serve_app.schemas import Options
+from serve_app.options import Options
 from serve_app.settings import Settings
 
 PROJECT = Path(__file__).parents[1]

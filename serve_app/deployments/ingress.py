@@ -18,8 +18,9 @@ from serve_app.admission import AudioInFlight, CountInFlight, InFlight
 from serve_app.api import create_app
 from serve_app.deployments.handles import MANY, ROUTER, AudioRef, awaited, caller, streamer
 from serve_app.errors import AudioTooCostly, AudioTooLong, DeadlineExceeded, InvalidRequest, Overloaded
+from serve_app.options import Options, parse_options
 from serve_app.pipeline import Stages, transcribe, unheard
-from serve_app.schemas import Options, parse_options, predict_response, progress_response
+from serve_app.schemas import predict_response, progress_response
 from serve_app.settings import Settings
 from serve_app.spool import no_room
 from serve_app.transcript import Progress, Source, Speech, Transcript

@@ -11,16 +11,16 @@ from ray import serve
 from serve_app.batching import Batcher
 from serve_app.deployments.handles import QUEUES_INSIDE, AudioRef, audio_behind
 from serve_app.errors import TranscriptionError
-from serve_app.schemas import Options
+from serve_app.options import Options
 from serve_app.transcript import (
     AlignRequest,
     AsrRequest,
     Audio,
+    Decoding,
     Diarization,
     Samples,
     Segment,
     Speech,
-    Task,
     Window,
     WindowText,
 )
@@ -121,11 +121,11 @@ class Transcriber:
         self._batch.apply(self._batcher, config)
 
     async def transcribe(
-        self, ref: AudioRef, window: Window, language: str | None, task: Task, request_id: str
+        self, ref: AudioRef, window: Window, language: str | None, decoding: Decoding, request_id: str
     ) -> WindowText:
         samples = window.cut((await audio_behind(ref)).samples)
         features = await self._features.submit(samples, request_id)
-        return await self._batcher.submit(AsrRequest(features, language, task), request_id)
+        return await self._batcher.submit(AsrRequest(features, language, decoding), request_id)
 
     async def counters(self) -> dict[str, float]:
         """Batches, items and times so far: what batch occupancy is computed from."""

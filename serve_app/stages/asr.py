@@ -119,7 +119,7 @@ class Recognizer:
         return [answer for answer in answers if answer is not None]
 
     def _refusal(self, request: AsrRequest) -> InvalidRequest | None:
-        if request.task == "translate" and not self.multilingual:
+        if request.decoding.task == "translate" and not self.multilingual:
             return InvalidRequest(
                 f"The model {self._name} is English-only and cannot translate: use the task transcribe, "
                 "or a server with a multilingual model.",
@@ -138,7 +138,8 @@ class Recognizer:
         encoded = self._model.encode(get_ctranslate2_storage(np.stack([r.features for r in requests])))
         languages = self._languages(encoded, requests)
         prompts = [
-            self._prompt(language, r.task) for (language, _), r in zip(languages, requests, strict=True)
+            self._prompt(language, r.decoding.task)
+            for (language, _), r in zip(languages, requests, strict=True)
         ]
         results = self._model.generate(
             encoded,

@@ -13,7 +13,7 @@ from serve_app.errors import InvalidRequest
 from serve_app.settings import SpeechSettings
 from serve_app.stages.asr import Recognizer, load_recognizer
 from serve_app.stages.speech import load_pyannote_detector, to_float32
-from serve_app.transcript import SAMPLE_RATE_HZ, AsrRequest, Audio, Samples, WindowText
+from serve_app.transcript import SAMPLE_RATE_HZ, AsrRequest, Audio, Decoding, Samples, WindowText
 
 WINDOW_S = bundled.ASR_WINDOW_S
 
@@ -86,8 +86,8 @@ def test_mixed_batch_equals_each_item_alone(audio: Audio, recognizer: Recognizer
         AsrRequest(features[0], "en"),
         AsrRequest(features[1]),
         AsrRequest(features[2], "de"),
-        AsrRequest(features[0], "fr", "translate"),
-        AsrRequest(features[2], None, "translate"),
+        AsrRequest(features[0], "fr", Decoding("translate")),
+        AsrRequest(features[2], None, Decoding("translate")),
         AsrRequest(features[1], "en"),
     ]
     together = recognizer.transcribe(batch)
@@ -130,7 +130,7 @@ def test_english_only_model_speaks_english_or_says_no(audio: Audio, random_engli
     """Without a language it is English, undetected; German and translation are errors of their items."""
     features = random_english.features(windows_of(audio.samples, 1)[0])
     english, german, translation = random_english.transcribe(
-        [AsrRequest(features), AsrRequest(features, "de"), AsrRequest(features, "en", "translate")]
+        [AsrRequest(features), AsrRequest(features, "de"), AsrRequest(features, "en", Decoding("translate"))]
     )
     assert isinstance(english, WindowText)
     assert (english.language, english.language_probability) == ("en", None)

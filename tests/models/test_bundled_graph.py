@@ -20,7 +20,7 @@ from sounds import VIDEO, encode, silence, wav
 from benchmarks.plain_whisperx import PlainWhisperx
 from serve_app import bundled, models
 from serve_app.app import build
-from serve_app.schemas import Options
+from serve_app.options import Options
 from serve_app.settings import AsrSettings, IntakeSettings, Settings
 from serve_app.stages.decode import decode
 from serve_app.transcript import SAMPLE_RATE_HZ, Samples

@@ -1,0 +1,72 @@
+"""What a caller can choose for one request. The same names over HTTP, in forms and in Python."""
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from serve_app.errors import InvalidRequest
+from serve_app.languages import LANGUAGES
+
+Model = TypeVar("Model", bound=BaseModel)
+
+SpeakerCount = Annotated[int, Field(ge=1, le=50)]
+
+
+class Options(BaseModel):
+    """What a caller can choose for one request."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    language: str | None = Field(None, description="ISO code such as `en`; empty = detected.")
+    task: Literal["transcribe", "translate"] = Field(
+        "transcribe", description="`translate` gives English text with segment times, without word alignment."
+    )
+    diarize: bool | None = Field(
+        None, description="Label speakers; empty = yes where the server has a diarization model."
+    )
+    num_speakers: SpeakerCount | None = Field(None, description="Exact number of speakers, if known.")
+    min_speakers: SpeakerCount | None = Field(None, description="At least this many speakers.")
+    max_speakers: SpeakerCount | None = Field(None, description="At most this many speakers.")
+    word_timestamps: bool = Field(False, description="Add `words` with times, scores and speakers.")
+
+    @field_validator("language", mode="before")
+    @classmethod
+    def _known_language(cls, value: object) -> object:
+        if value is None or value == "":
+            return None
+        if isinstance(value, str) and value.lower() in LANGUAGES:
+            return value.lower()
+        raise ValueError("must be a language code that Whisper knows, such as en, de or zh")
+
+    @model_validator(mode="after")
+    def _agree(self) -> "Options":
+        bounds = (self.num_speakers, self.min_speakers, self.max_speakers)
+        if self.diarize is False and any(bound is not None for bound in bounds):
+            raise ValueError("speaker counts need diarize to be true")
+        if self.num_speakers is not None and (self.min_speakers, self.max_speakers) != (None, None):
+            raise ValueError("num_speakers cannot be combined with min_speakers or max_speakers")
+        if self.min_speakers and self.max_speakers and self.min_speakers > self.max_speakers:
+            raise ValueError("min_speakers must not be above max_speakers")
+        if self.word_timestamps and self.task == "translate":
+            raise ValueError(
+                "word_timestamps cannot be combined with task=translate: the words are not spoken"
+            )
+        return self
+
+
+def parse_options(fields: dict[str, Any]) -> Options:
+    """Form fields or keyword arguments, or InvalidRequest naming the one that is wrong."""
+    return checked(Options, fields)
+
+
+def checked(model: type[Model], fields: dict[str, Any]) -> Model:
+    """The fields as this model, or InvalidRequest naming the field that is wrong."""
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        name = ".".join(str(part) for part in first["loc"]) or None
+        message = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            message = f"unknown option; known are {', '.join(sorted(model.model_fields))}"
+        raise InvalidRequest(f"{name}: {message}." if name else f"{message}.", name) from None
