@@ -60,6 +60,7 @@ class Graph:
         self.loaded.set()
         self.worked = asyncio.Event()  # what comes after it takes until then
         self.worked.set()
+        self.heard = asyncio.Event()  # the length of a file is known
         self.abandoned = asyncio.Event()
         self.questions = 0
         self.asked = asyncio.Event()
@@ -78,6 +79,7 @@ class Graph:
 
     async def detect(self, ref: list[Any], request_id: str) -> AsyncGenerator[Speech, None]:
         yield Speech((), (await ref[0]).duration_s)
+        self.heard.set()
         await self.worked.wait()
 
     async def ready(self) -> bool:
@@ -186,6 +188,35 @@ def test_audio_in_memory_has_a_limit() -> None:
         graph.worked.set()
         assert await asyncio.gather(*running) == [OK, OK]
         assert await server.post() == OK
+
+    asyncio.run(run())
+
+
+def test_beside_long_files_a_large_upload_is_refused_unread_and_a_small_one_let_in() -> None:
+    """Nine tenths of the audio are taken; the refusal says when to come back, in whole seconds."""
+
+    async def run() -> None:
+        graph = Graph()
+        graph.worked.clear()
+        server = Server(graph, audio_in_flight_s=FILE_S / 0.95)
+        first = asyncio.create_task(server.post())
+        await graph.until_loading(1)
+        await asyncio.wait_for(graph.heard.wait(), 60)
+        read: list[bytes] = []
+
+        async def body() -> AsyncIterator[bytes]:
+            read.append(b"--b")
+            yield b"--b"
+
+        large = {**FORM, "content-length": str(200 << 20)}
+        refused = await server.http.post("/predict", content=body(), headers=large)
+        assert (refused.status_code, refused.json()["error"]["code"]) == FULL
+        assert 1 <= int(refused.headers["retry-after"]) <= 600
+        assert read == []
+        small = asyncio.create_task(server.post())
+        await graph.until_loading(2)
+        graph.worked.set()
+        assert await asyncio.gather(first, small) == [OK, OK]
 
     asyncio.run(run())
 

@@ -14,10 +14,10 @@ from ray import serve
 from ray.exceptions import ObjectStoreFullError, OutOfDiskError
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.admission import AudioInFlight, CountInFlight, InFlight
+from serve_app.admission import Admission, CountRequests
 from serve_app.api import create_app
 from serve_app.deployments.handles import MANY, ROUTER, AudioRef, awaited, caller, streamer
-from serve_app.errors import AudioTooCostly, AudioTooLong, DeadlineExceeded, InvalidRequest, Overloaded
+from serve_app.errors import AudioTooCostly, AudioTooLong, DeadlineExceeded, InvalidRequest
 from serve_app.options import Options, parse_options
 from serve_app.pipeline import Stages, transcribe, unheard
 from serve_app.schemas import predict_response, progress_response
@@ -53,14 +53,12 @@ class Ingress:
             "alignment": aligner,
             **({"diarization": diarizer} if diarizer else {}),
         }
-        self._in_flight = InFlight(settings.requests_in_flight)
-        self._audio = AudioInFlight(settings.intake.audio_in_flight_s)
+        self._admission = Admission(settings.requests_in_flight, settings.intake.audio_in_flight_s)
         self._asked: asyncio.Task[dict[str, bool]] | None = None
         self._asked_at_s = 0.0
-        self._draining = False
         self._stages = Stages(
-            load=_load_with(loader, self._audio),
-            detect_speech=_booked(streamer(detector.options(stream=True).detect), self._audio),
+            load=_load_with(loader, self._admission),
+            detect_speech=_booked(streamer(detector.options(stream=True).detect), self._admission),
             transcribe=caller(transcriber.transcribe),
             align=caller(aligner.align),
             diarize=caller(diarizer.diarize) if diarizer else None,
@@ -76,7 +74,7 @@ class Ingress:
             access=self._settings.access,
             receive_timeout_s=self._settings.intake.receive_timeout_s,
         )
-        app.add_middleware(CountInFlight, in_flight=self._in_flight)
+        app.add_middleware(CountRequests, admission=self._admission)
         return app
 
     async def transcribe(
@@ -84,7 +82,7 @@ class Ingress:
     ) -> dict[str, Any]:
         """For Python handles: an audio URL or a file's bytes; headers, options and answer as over HTTP."""
         where, parsed = _source(source, headers), parse_options(options)
-        with self._in_flight.one():
+        with self._admission.one():
             return predict_response(await self._run(where, parsed), words=parsed.word_timestamps)
 
     async def stream(
@@ -97,7 +95,7 @@ class Ingress:
         """
         where, parsed = _source(source, headers), parse_options(options)
         news: asyncio.Queue[Progress | None] = asyncio.Queue()
-        with self._in_flight.one():
+        with self._admission.one():
             run = asyncio.create_task(self._run(where, parsed, news.put_nowait))
             run.add_done_callback(lambda _: news.put_nowait(None))
             try:
@@ -115,7 +113,7 @@ class Ingress:
             # In no request's context: Serve would end the calls with the request that happened to ask.
             self._asked = Context().run(asyncio.create_task, self._ask_stages())
             self._asked_at_s = now_s
-        return await asyncio.shield(self._asked) | {"accepting": not self._draining}
+        return await asyncio.shield(self._asked) | {"accepting": not self._admission.draining}
 
     async def _ask_stages(self) -> dict[str, bool]:
         async def ready(handle: DeploymentHandle[Any]) -> bool:
@@ -131,9 +129,9 @@ class Ingress:
 
     async def drain(self, timeout_s: float) -> bool:
         """Refuses new requests with 503 and waits for the running ones; True when all have ended."""
-        self._draining = True
+        self._admission.draining = True
         try:
-            await asyncio.wait_for(self._in_flight.none.wait(), timeout_s)
+            await asyncio.wait_for(self._admission.none.wait(), timeout_s)
         except asyncio.TimeoutError:
             return False
         return True
@@ -141,12 +139,10 @@ class Ingress:
     async def _run(
         self, source: Source, options: Options, report: Callable[[Progress], None] = unheard
     ) -> Transcript:
-        if self._draining:
-            raise Overloaded("The server is shutting down; try again.", None, "shutting_down")
-        self._audio.refuse_when_full()
+        self._admission.refuse_new()  # its body may have taken a while
         limit_s = self._settings.request_timeout_s
         try:
-            return await asyncio.wait_for(transcribe(self._stages, source, options, report), limit_s)
+            transcript = await asyncio.wait_for(transcribe(self._stages, source, options, report), limit_s)
         except (AudioTooLong, AudioTooCostly) as error:  # a decoder worked on it all the same
             intake = self._settings.intake
             charge(intake.max_audio_s if isinstance(error, AudioTooLong) else intake.decode_timeout_s)
@@ -155,6 +151,8 @@ class Ingress:
             raise DeadlineExceeded(
                 f"The request took longer than {limit_s:g} s; send a shorter file."
             ) from None
+        self._admission.finished(transcript.duration_s)
+        return transcript
 
 
 def _source(source: str | bytes, headers: dict[str, str] | None) -> Source:
@@ -166,7 +164,7 @@ def _source(source: str | bytes, headers: dict[str, str] | None) -> Source:
 
 
 def _load_with(
-    loader: DeploymentHandle[Any], held: AudioInFlight
+    loader: DeploymentHandle[Any], held: Admission
 ) -> Callable[[Source], AbstractAsyncContextManager[AudioRef]]:
     """Starts loading and gives the reference at once; whoever uses it waits for the samples.
 
@@ -190,7 +188,7 @@ def _load_with(
 
 
 def _booked(
-    detect_speech: Callable[..., AsyncGenerator[Speech, None]], held: AudioInFlight
+    detect_speech: Callable[..., AsyncGenerator[Speech, None]], held: Admission
 ) -> Callable[..., Any]:
     """The first that is heard of a file says how long it is: then it is counted, and booked on its key."""
 
