@@ -15,8 +15,8 @@ from serve_app.answers import error_response
 from serve_app.errors import Overloaded
 
 SHORT_S = 600.0  # so long is a short file at most,
-SHORT_SHARE = 0.1  # this part of the audio is kept for short files,
-SHORT_BYTES = 100 << 20  # and ten minutes at the quality of a CD have so many bytes
+SHORT_SHARE = 0.1  # and this part of the audio is kept for short files
+SHORT_BYTES = 200 << 20  # twenty minutes at the quality of a CD; a larger upload is taken for a long file
 LATELY_S = 120.0  # of work; what is older counts for a third and less
 RETRY_AFTER_S = (1, 600)  # at least and at most, in whole seconds
 FIRST_RETRY_AFTER_S = 5.0  # before anything has been finished; then as long again as has been worked
@@ -60,9 +60,9 @@ class Pace:
 class Admission:
     """The requests that are being received, worked on or answered, and the decoded audio they hold.
 
-    How long a file is shows only when it is decoded, so the last one let in may pass `most_audio_s`; one
-    file alone always fits. Where long files have filled their share, short ones still come in: they are done
-    in seconds, and a house full of long files stays full for as long as those take.
+    How long a file is shows only when it is decoded, so the last one let in may pass `most_audio_s`. Long
+    files take nine tenths of it together, or one of them more, so that short ones still come in: they are
+    done in seconds, and a house full of long files stays full for as long as those take.
     """
 
     def __init__(
@@ -82,21 +82,21 @@ class Admission:
 
         `body_bytes` is what its client says it will send.
         """
-        self.refuse_new(short=body_bytes <= SHORT_BYTES)
+        self.refuse_new(2 * SHORT_S if body_bytes > SHORT_BYTES else 0.0)
         if self._requests >= self._most_requests:
             raise self._full("The server works on as many requests as it takes; try again later.")
         return self._counted()
 
-    def refuse_new(self, *, short: bool = True) -> None:
-        """Raises Overloaded while nothing new is begun: there is enough audio, or the server shuts down."""
+    def refuse_new(self, audio_s: float = 0.0) -> None:
+        """Raises Overloaded while no file of at least that length is begun on, also when shutting down."""
         if self.draining:
             raise Overloaded("The server is shutting down; try again.", None, "shutting_down")
-        self._refuse_when_full(short)
+        self._refuse_when_full(audio_s)
 
     def add(self, audio: Any, seconds: float) -> None:
         """Counts this audio, if it is new, until `remove`; raises Overloaded instead when full."""
         if audio not in self._held_s:
-            self._refuse_when_full(seconds <= SHORT_S)
+            self._refuse_when_full(seconds)
             self._held_s[audio] = seconds
             self._pace.work(True)
 
@@ -108,9 +108,13 @@ class Admission:
         """A request with so much audio has got its transcript: what the next refusal is computed from."""
         self._pace.finished(audio_s)
 
-    def _refuse_when_full(self, short: bool) -> None:
-        most_s = self._most_audio_s * (1.0 if short else 1.0 - SHORT_SHARE)
-        if sum(self._held_s.values()) >= most_s:
+    def _refuse_when_full(self, audio_s: float) -> None:
+        """`audio_s` is how long the file in question is, as far as that is known."""
+        full = sum(self._held_s.values()) >= self._most_audio_s
+        if audio_s > SHORT_S and not full:
+            long_s = sum(seconds for seconds in self._held_s.values() if seconds > SHORT_S)
+            full = long_s > 0 and long_s + audio_s > self._most_audio_s * (1 - SHORT_SHARE)
+        if full:
             raise self._full("The server holds as much audio as it takes; try again later.")
 
     def _full(self, message: str) -> Overloaded:

@@ -66,7 +66,7 @@ def test_a_refused_client_comes_back_when_half_of_the_audio_is_done() -> None:
 
 
 def test_requests_that_are_not_decoded_count_as_long_as_the_usual_ones() -> None:
-    """Ten that nobody knows the length of, among others of a minute each: 10 minutes of work, half is 15 s."""
+    """Ten of unknown length, where others have a minute: ten minutes of audio, 15 s for half of it."""
     house = House(requests=10)
     house.fill_and_finish(50, audio_s=60.0, each_s=3.0)
     for _ in range(10):
@@ -91,9 +91,9 @@ def test_files_that_run_side_by_side_have_their_true_pace() -> None:
     house.clock.now_s += 293.0
     for audio in audios:
         house.end(audio, HOUR_S, after_s=1.0)
-    for _ in range(22):
+    for _ in range(21):
         house.let_in(audio_s=HOUR_S)
-    assert retry_after_s(house.let_in, HOUR_S) == pytest.approx(22 * HOUR_S / 2 / 84, rel=0.1)
+    assert retry_after_s(house.let_in, HOUR_S) == pytest.approx(21 * HOUR_S / 2 / 84, rel=0.1)
 
 
 def test_nothing_finished_is_said_honestly() -> None:
@@ -122,7 +122,7 @@ def test_retry_after_stays_between_a_second_and_ten_minutes() -> None:
 
 
 def test_long_files_leave_room_for_short_ones() -> None:
-    """Where long files have filled nine tenths, the next is refused and clips still come in, up to the limit."""
+    """Long files have filled nine tenths: the next is refused, and clips come in up to the limit."""
     house = House(audio_s=10 * HOUR_S)
     for _ in range(9):
         house.let_in(audio_s=HOUR_S)
@@ -131,6 +131,14 @@ def test_long_files_leave_room_for_short_ones() -> None:
     for _ in range(6):
         house.let_in(audio_s=600.0, body_bytes=100 * MIB)
     retry_after_s(house.let_in, 10.0)
+
+
+def test_one_long_file_always_fits() -> None:
+    """However long: the limit refuses company."""
+    house = House(audio_s=HOUR_S)
+    house.let_in(audio_s=10.0)
+    house.let_in(audio_s=4 * HOUR_S)
+    retry_after_s(house.let_in)
 
 
 def test_what_has_ended_makes_room() -> None:
