@@ -5,9 +5,10 @@ They take time by the second of audio and load in a moment, so that a replica is
 
 # No `from __future__ import annotations` here: Ray validates `args:` only when the annotation is a class.
 
+import threading
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -63,11 +64,12 @@ class CountingDetector:
             yield (window,)
 
 
-@dataclass(frozen=True)
 class CountingRecognizer:
-    """Hears the checksum of each window's samples."""
+    """Hears the checksum of each window's samples, a batch at a time."""
 
-    pace: float
+    def __init__(self, pace: float) -> None:
+        self._pace = pace
+        self._device = threading.Lock()
 
     def features(self, samples: Samples) -> npt.NDArray[np.float32]:
         heard = checksum(samples)
@@ -77,7 +79,8 @@ class CountingRecognizer:
         return request.decoding
 
     def transcribe(self, requests: Sequence[AsrRequest]) -> list[Any]:
-        time.sleep(self.pace * sum(float(request.features[2]) for request in requests))
+        with self._device:
+            time.sleep(self._pace * sum(float(request.features[2]) for request in requests))
         return [
             WindowText(f"{int(high):04x}{int(low):04x}", "en", 0.9, -0.1, 0.0, 1.0)
             for high, low, _ in (request.features for request in requests)
@@ -117,18 +120,21 @@ class CountingDiarizer:
         return Diarization(turns, turns)
 
 
-def _loaded(model: Any, load_s: float) -> Any:
+def _load(model: Callable[[float], Any], pace: float, load_s: float) -> Any:
     time.sleep(load_s)
-    return model
+    return model(pace)
 
 
 def build(chaos: Chaos) -> Application:
     """The graph around these models."""
-    load = partial(partial, _loaded, load_s=chaos.load_s)
+
+    def loader(model: Callable[[float], Any], pace: float = chaos.others) -> Callable[[], Any]:
+        return partial(_load, model, pace, chaos.load_s)
+
     loaders = Loaders(
-        detector=load(CountingDetector(chaos.others)),
-        recognizer=load(CountingRecognizer(chaos.asr)),
-        aligner=load(CountingAligner(chaos.others)),
-        diarizer=load(CountingDiarizer(chaos.others)),
+        detector=loader(CountingDetector),
+        recognizer=loader(CountingRecognizer, chaos.asr),
+        aligner=loader(CountingAligner),
+        diarizer=loader(CountingDiarizer),
     )
     return graph(chaos.settings, loaders, "cpu")
