@@ -5,12 +5,13 @@ import signal
 import statistics
 import time
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import psutil
 from rich.console import Console
 
-from benchmarks.chaos.load import Clip, Load, Outcome, failures
+from benchmarks.chaos.load import Load, Outcome, failures
 from benchmarks.chaos.running_graph import STAGES, Graph, proxies, wait_for
 
 CLIENTS = 6
@@ -34,9 +35,9 @@ def kills(graph: Graph, load: Load, times: int, rng: random.Random, clients: int
             medians = f"{statistics.median(recovered_s[stage]):.1f} s"
             say.print(f"  {stage}: {times} killed, back after {medians}; {_so_far(outcomes)}")
         time.sleep(1.0)
-    every_s = sum(recovered_s.values(), [])
+    every_s = [seconds for found in recovered_s.values() for seconds in found]
     return {
-        **_counts(outcomes),
+        **counts(outcomes),
         "kills": len(every_s),
         "recover_s": statistics.median(every_s),
         "recover_max_s": max(every_s),
@@ -50,15 +51,15 @@ def front(graph: Graph, load: Load, times: int, rng: random.Random, clients: int
     """SIGKILL of the Ingress and of Serve's proxy: only requests open there fail, and not in silence."""
     load.learn()
     figures: dict[str, Any] = {}
-    for name, find in (("ingress", lambda: graph.replicas()["Ingress"]), ("proxy", proxies)):
+    for name in ("ingress", "proxy"):
         killed: list[tuple[float, float]] = []  # and when all was well again
         with load.steady(clients, load.send_until_answered) as outcomes:
             for _ in range(times):
                 time.sleep(rng.uniform(*BETWEEN_S))
-                (victim,) = find()
+                (victim,) = _in_front(graph, name)
                 killed_s = time.monotonic()
                 victim.kill()
-                wait_for(lambda victim=victim, find=find: _replaced(find(), victim), f"another {name}")
+                wait_for(partial(_replaced, graph, name, victim), f"another {name}")
                 graph.settle(victim)
                 load.send_until_answered(load.clips[0])  # the new one listens
                 killed.append((killed_s, time.monotonic()))
@@ -67,7 +68,12 @@ def front(graph: Graph, load: Load, times: int, rng: random.Random, clients: int
     return {**figures, "never_answered": load.gave_up}
 
 
-def _replaced(now: list[psutil.Process], victim: psutil.Process) -> bool:
+def _in_front(graph: Graph, name: str) -> list[psutil.Process]:
+    return proxies() if name == "proxy" else graph.replicas().get("Ingress", [])
+
+
+def _replaced(graph: Graph, name: str, victim: psutil.Process) -> bool:
+    now = _in_front(graph, name)
     return bool(now) and victim not in now
 
 
@@ -106,8 +112,10 @@ def hang(graph: Graph, load: Load, limit_s: float, clients: int = CLIENTS) -> di
         try:
             # Until all that were open have ended, and as many again after them.
             wait_for(
-                lambda: sum(outcome.begun_s > stopped_s for outcome in list(outcomes)) >= 3 * clients
-                and all(outcome.ended_s > stopped_s for outcome in outcomes[-clients:]),
+                lambda: (
+                    sum(outcome.begun_s > stopped_s for outcome in list(outcomes)) >= 3 * clients
+                    and all(outcome.ended_s > stopped_s for outcome in outcomes[-clients:])
+                ),
                 "requests end beside a hung replica",
                 limit_s * 3,
             )
@@ -117,7 +125,7 @@ def hang(graph: Graph, load: Load, limit_s: float, clients: int = CLIENTS) -> di
         graph.settle()
     after = [outcome for outcome in outcomes if outcome.ended_s > stopped_s]
     return {
-        **_counts(outcomes),
+        **counts(outcomes),
         "requests_during": len(after),
         "slowest_request_s": max(outcome.wall_s for outcome in after),
         "limit_s": limit_s,
@@ -125,7 +133,7 @@ def hang(graph: Graph, load: Load, limit_s: float, clients: int = CLIENTS) -> di
     }
 
 
-def _counts(outcomes: list[Outcome]) -> dict[str, Any]:
+def counts(outcomes: list[Outcome]) -> dict[str, Any]:
     return {
         "requests": len(outcomes),
         "failed_requests": sum(outcome.status != 200 for outcome in outcomes),
@@ -136,8 +144,8 @@ def _counts(outcomes: list[Outcome]) -> dict[str, Any]:
 
 
 def _so_far(outcomes: list[Outcome]) -> str:
-    counts = _counts(list(outcomes))
+    found = counts(list(outcomes))
     return (
-        f"{counts['requests']} requests, {counts['failed_requests']} failed, "
-        f"{counts['changed_transcripts']} changed"
+        f"{found['requests']} requests, {found['failed_requests']} failed, "
+        f"{found['changed_transcripts']} changed"
     )

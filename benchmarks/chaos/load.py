@@ -124,15 +124,15 @@ class Load:
     def _post(self, clip: Clip) -> tuple[int, Any, int | None]:
         if clip.by_url:
             host, port = self._files.server_address[:2]
-            options = {**clip.options, "word_timestamps": True}
+            options: dict[str, Any] = {**clip.options, "word_timestamps": True}
             if "diarize" in options:
                 options["diarize"] = False
-            body = {"audio_file": f"http://{host!s}:{port}/{clip.name}", **options}
-            answer = self.client.post(f"{self.url}/predict", json=body)
+            asked = {"audio_file": f"http://{host!s}:{port}/{clip.name}", **options}
+            answer = self.client.post(f"{self.url}/predict", json=asked)
         else:
             answer = self.client.post(f"{self.url}/predict", files={"file": clip.file}, data=clip.options)
         try:
-            body = answer.json()
+            body: Any = answer.json()
         except ValueError:  # Serve's own errors are plain text
             body = answer.text
         retry_after = answer.headers.get("retry-after")
@@ -164,12 +164,15 @@ class Load:
     def arriving(self, per_s: float, for_s: float, rng: random.Random) -> list[Outcome]:
         """Requests that come whether or not others have been answered, at random times."""
         outcomes: list[Outcome] = []
+
+        def send(clip: Clip) -> None:
+            outcomes.append(self.send(clip))
+
         begun_s = due_s = time.monotonic()
         with ThreadPoolExecutor(512) as pool:
             while due_s < begun_s + for_s:
                 time.sleep(max(0.0, due_s - time.monotonic()))
-                clip = rng.choice(self.clips)
-                pool.submit(lambda clip=clip: outcomes.append(self.send(clip)))
+                pool.submit(send, rng.choice(self.clips))
                 due_s += rng.expovariate(per_s)
         return outcomes
 

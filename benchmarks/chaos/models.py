@@ -48,7 +48,7 @@ class Chaos(BaseModel):
 
 
 def checksum(samples: Samples) -> int:
-    return zlib.crc32(np.ascontiguousarray(samples))
+    return zlib.crc32(samples.tobytes())
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ class Graph:
         self.settle()
 
     def replicas(self) -> dict[str, list[psutil.Process]]:
-        """The processes of each deployment. Ray names them: ray::ServeReplica:application:deployment.method."""
+        """The processes of each deployment, titled ray::ServeReplica:application:deployment.method by Ray."""
         start = f"ray::ServeReplica:{self.application['name']}:"
         found: dict[str, list[psutil.Process]] = {}
         for title, process in _ray_processes():
@@ -103,7 +103,7 @@ class Graph:
             replicas, status = self.replicas(), self._status()
             return (
                 status.status == ApplicationStatus.RUNNING
-                and gone not in sum(replicas.values(), [])
+                and not any(gone in processes for processes in replicas.values())
                 and all(
                     deployment.status == "HEALTHY"
                     and deployment.replica_states == {"RUNNING": len(replicas.get(name, ()))}
@@ -158,7 +158,7 @@ def spooled_bytes(process: psutil.Process) -> int:
     for descriptor in os.listdir(folder):
         with suppress(OSError):
             path = os.readlink(f"{folder}/{descriptor}")
-            if path.endswith("(deleted)") and path.startswith("/tmp/"):  # noqa: S108  (read, not written)
+            if path.endswith("(deleted)") and path.startswith("/tmp/"):
                 total += os.stat(f"{folder}/{descriptor}").st_size
     return total
 
