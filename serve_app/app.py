@@ -169,9 +169,11 @@ def _without_secrets() -> dict[str, Any]:
 
 def _load_detector(settings: Settings, window_s: float, device: str) -> Any:
     from serve_app.stages import speech
+    from serve_app.stages.gpu_memory import keep_within_share
 
     if settings.speech.method == "silero":
         return speech.load_silero_detector(settings.speech, window_s)
+    keep_within_share(settings.speech.gpu_share, device)
     return speech.load_pyannote_detector(settings.speech, window_s, device)
 
 
@@ -198,8 +200,10 @@ def _max_padded_s(settings: Settings, device: str) -> float:
 
 def _load_aligner(settings: Settings, aligners: dict[str, str], device: str) -> Any:
     from serve_app.stages.alignment import load_aligner
+    from serve_app.stages.gpu_memory import keep_within_share
 
     alignment = settings.alignment
+    keep_within_share(alignment.gpu_share, device)
     return load_aligner(
         aligners,
         device=device,
@@ -211,7 +215,9 @@ def _load_aligner(settings: Settings, aligners: dict[str, str], device: str) -> 
 
 def _load_diarizer(settings: Settings, model: str, device: str) -> Any:
     from serve_app.stages.diarization import load_diarizer
+    from serve_app.stages.gpu_memory import keep_within_share
 
+    keep_within_share(settings.diarization.gpu_share, device)
     return load_diarizer(
         model, device=device, token=get_token(), batch_windows=settings.diarization.batch_windows
     )

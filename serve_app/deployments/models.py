@@ -86,6 +86,10 @@ def _length_s(request: AlignRequest) -> float:
     return request.end_s - request.start_s
 
 
+def _duration_s(file: tuple[Samples, Options]) -> float:
+    return len(file[0]) / SAMPLE_RATE_HZ
+
+
 def _next_parts(scans: list[Iterator[tuple[Window, ...]]]) -> list[tuple[Window, ...] | None]:
     return [next(scan, None) for scan in scans]
 
@@ -97,7 +101,7 @@ class SpeechDetector:
     def __init__(self, load: Callable[[], SpeechModel], patience: Patience = PATIENCE) -> None:
         self._model = load()
         self._watch = Watch(patience)
-        run = self._watch.over(_next_parts)
+        run = by_halves(self._watch.over(_next_parts), "speech", Retries().note)
         self._batcher: Batcher[Iterator[tuple[Window, ...]], tuple[Window, ...] | None] = Batcher(
             run, max_batch_size=1, name="speech"
         )
@@ -224,7 +228,7 @@ class Diarizer:
             ]
 
         self._batcher: Batcher[tuple[Samples, Options], Diarization] = Batcher(
-            self._watch.over(run, lambda item: len(item[0]) / SAMPLE_RATE_HZ),
+            by_halves(self._watch.over(run, _duration_s), "diarization", Retries().note),
             max_batch_size=1,
             name="diarize",
         )
