@@ -131,6 +131,8 @@ SCENARIOS = {
         Goal("proxy_failed_otherwise", at_most=0),
         Goal("proxy_wrong_status", at_most=0),
         Goal("proxy_changed_transcripts", at_most=0),
+        Goal("controller_failed_open", at_most=0),
+        Goal("controller_failed_otherwise", at_most=0),
         Goal("never_answered", at_most=0),
     )),
     "hang": (run_hang, (
