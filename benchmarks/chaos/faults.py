@@ -4,6 +4,7 @@ import random
 import signal
 import statistics
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -47,11 +48,18 @@ def kills(graph: Graph, load: Load, times: int, rng: random.Random, clients: int
     }
 
 
-def front(graph: Graph, load: Load, times: int, rng: random.Random, clients: int = CLIENTS) -> dict[str, Any]:
+def front(
+    graph: Graph,
+    load: Load,
+    times: int,
+    rng: random.Random,
+    clients: int = CLIENTS,
+    parts: Sequence[str] = ("ingress", "proxy", "controller"),
+) -> dict[str, Any]:
     """SIGKILL of the Ingress, of Serve's proxy and controller: only requests open there fail, and audibly."""
     load.learn()
     figures: dict[str, Any] = {}
-    for name in ("ingress", "proxy", "controller"):
+    for name in parts:
         killed: list[tuple[float, float]] = []  # and when all was well again
         with load.steady(clients, load.send_until_answered) as outcomes:
             for _ in range(times):
