@@ -66,6 +66,8 @@ def running(
     # A replica that no longer answers cannot end its requests either: Serve need not give it time for that.
     os.environ.setdefault("RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS", "1")
     os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", proxy_errors.CALLBACK)
+    # How soon a proxy that was killed is missed: nobody listens until then. Serve's 10 s make half a minute.
+    os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "2")
     _hide_ray_token()
     with spill_folder() as spilled:
         # A Ray of its own, whatever RAY_ADDRESS says: stopping it must not stop anybody else's.

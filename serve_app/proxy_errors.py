@@ -14,23 +14,29 @@ RETRY_AFTER_S = 5
 
 
 class InOurWords:
-    """ASGI middleware: a 500 or 503 in plain text, which the application never sends, is a 503 as all are."""
+    """ASGI middleware: an exception, a 500 or a 503 in plain text, none of them the application's, is a 503."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        replaced = False
+        started = replaced = False
 
         async def send_ours(message: Any) -> None:
-            nonlocal replaced
+            nonlocal started, replaced
             if message["type"] == "http.response.start" and _is_serves_own(message):
-                replaced = True
-                await _answer(message)(scope, receive, send)
+                started = replaced = True
+                await _answer(message["headers"])(scope, receive, send)
             elif not replaced:
+                started = True
                 await send(message)
 
-        await self.app(scope, receive, send_ours)
+        try:
+            await self.app(scope, receive, send_ours)
+        except Exception:
+            if scope["type"] == "http" and not started:
+                await _answer(scope["headers"])(scope, receive, send)
+            raise  # to the proxy's log
 
 
 def middlewares() -> list[Any]:
@@ -45,7 +51,7 @@ def _is_serves_own(message: Any) -> bool:
     return message["status"] in (500, 503) and content_type.startswith(b"text/plain")
 
 
-def _answer(message: Any) -> Any:
+def _answer(headers: Any) -> Any:
     answer = error_response(
         Overloaded(
             "The process that worked on this request has ended, or none can take it; send it again.",
@@ -54,7 +60,7 @@ def _answer(message: Any) -> Any:
             RETRY_AFTER_S,
         )
     )
-    request_id = next((value for name, value in message["headers"] if name.lower() == b"x-request-id"), None)
+    request_id = next((value for name, value in headers if name.lower() == b"x-request-id"), None)
     if request_id is not None:
         answer.headers["X-Request-ID"] = request_id.decode("latin-1")
     return answer

@@ -1,6 +1,7 @@
 """Answers of Serve's own proxy: those of the application pass, Ray's reports do not."""
 
 import asyncio
+from typing import Any
 
 import httpx
 import pytest
@@ -28,6 +29,27 @@ def test_a_lost_ingress_is_a_503_to_be_tried_again(status: int) -> None:
     assert int(found.headers["retry-after"]) > 0
     assert found.headers["x-request-id"] == "7"
     assert "4711" not in found.text
+
+
+def test_a_proxy_that_fails_is_a_503_to_be_tried_again() -> None:
+    """Serve's proxy raises where it has nothing to say; the error still reaches its log."""
+
+    async def fail(scope: Any, receive: Any, send: Any) -> None:
+        raise RuntimeError(REPORT)
+
+    async def get() -> httpx.Response:
+        transport = httpx.ASGITransport(InOurWords(fail), raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return await client.get("/predict")
+
+    found = asyncio.run(get())
+    assert (found.status_code, found.json()["error"]["code"]) == (503, "ingress_lost")
+    with pytest.raises(RuntimeError):
+        asyncio.run(InOurWords(fail)({"type": "http", "headers": []}, None, _ignore))
+
+
+async def _ignore(message: Any) -> None:
+    """Whatever is sent."""
 
 
 @pytest.mark.parametrize(
