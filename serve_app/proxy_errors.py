@@ -14,7 +14,7 @@ RETRY_AFTER_S = 5
 
 
 class InOurWords:
-    """ASGI middleware: an exception, a 500 or a 503 in plain text, none of them the application's, is a 503."""
+    """ASGI middleware: exceptions, 500 and 503 in plain text, none of them the application's, are our 503."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
