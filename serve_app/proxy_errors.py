@@ -1,7 +1,7 @@
 """What Serve's HTTP proxy says by itself, in our words: it runs in the proxy, in front of the Ingress.
 
-Serve answers a request whose Ingress was killed with a plain 500 that holds Ray's own report; nothing is
-wrong with such a request, and its client may send it again.
+Serve says nothing to a request whose Ingress was killed, and its web server makes that a plain 500. But
+nothing is wrong with such a request, and its client may send it again.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ RETRY_AFTER_S = 5
 
 
 class InOurWords:
-    """ASGI middleware: exceptions, 500 and 503 in plain text, none of them the application's, are our 503."""
+    """ASGI middleware: no answer, or a 503 in plain text, which is Serve's, becomes a 503 as all others are."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
@@ -31,12 +31,9 @@ class InOurWords:
                 started = True
                 await send(message)
 
-        try:
-            await self.app(scope, receive, send_ours)
-        except Exception:
-            if scope["type"] == "http" and not started:
-                await _answer(scope["headers"])(scope, receive, send)
-            raise  # to the proxy's log
+        await self.app(scope, receive, send_ours)
+        if scope["type"] == "http" and not started:
+            await _answer(scope["headers"])(scope, receive, send)
 
 
 def middlewares() -> list[Any]:
@@ -47,8 +44,8 @@ def middlewares() -> list[Any]:
 
 
 def _is_serves_own(message: Any) -> bool:
-    content_type = dict(message["headers"]).get(b"content-type", b"")
-    return message["status"] in (500, 503) and content_type.startswith(b"text/plain")
+    content_type: bytes = dict(message["headers"]).get(b"content-type", b"")
+    return bool(message["status"] == 503) and content_type.startswith(b"text/plain")
 
 
 def _answer(headers: Any) -> Any:
