@@ -15,6 +15,7 @@ from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
+from serve_app.coverage import Coverage
 from serve_app.errors import InvalidRequest, TranscriptionError
 from serve_app.language import Language
 from serve_app.options import Options
@@ -117,6 +118,7 @@ class _Request:
         self.windows_found = 0
         self.all_found = False
         self.language = Language(options.language)
+        self.coverage = Coverage()
         self.done: dict[int, tuple[Segment, ...]] = {}  # window's number -> its segments
         self.reported = 0  # so many windows, from the first
 
@@ -132,6 +134,7 @@ class _Request:
                 raise failed.result()
             await search
             await asyncio.gather(*windows)
+            self._warn(self.coverage.warning())
         finally:
             for task in (search, *windows):
                 task.cancel()
@@ -171,6 +174,7 @@ class _Request:
         async with self.in_flight:
             if text is None or text.language != language:
                 text = await self._transcribe(audio, window, language)
+            self.coverage.heard(window, text.text)
             segments = await self._align(audio, window, text)
         self.done[number] = tuple(
             replace(segment, text=said, heard=text) for segment in segments if (said := segment.text.strip())

@@ -193,6 +193,14 @@ class Settings(_Strict):
         "auto", description="auto = GPUs where the cluster has any, else CPU."
     )
     request_timeout_s: Seconds = Field(3600, description="A request that takes longer is answered 504.")
+    call_timeout_s: Seconds = Field(
+        120,
+        description="A model call that lasts longer than this and the next together is taken for hung: its "
+        "replica is replaced, its calls are made again.",
+    )
+    call_timeout_per_audio_s: float | None = Field(
+        None, ge=0, description="Seconds for each second of audio in it; empty = 1 on a GPU, 20 on a CPU."
+    )
     windows_in_flight: int = Field(
         128, ge=1, description="Windows of one request that wait or run; two batches for each GPU and more."
     )

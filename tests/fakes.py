@@ -145,7 +145,10 @@ class FakeRecognizer:
     def transcribe(self, requests: Sequence[AsrRequest]) -> list[Any]:
         while self.gate.exists():
             time.sleep(0.01)
-        return [window_text(int(request.features[0]), request.language) for request in requests]
+        return [self.text(request) for request in requests]
+
+    def text(self, request: AsrRequest) -> WindowText:
+        return window_text(int(request.features[0]), request.language)
 
 
 class FakeSpeechModel:

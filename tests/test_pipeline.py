@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from fakes import FakeStages, recording
 
-from serve_app.errors import InvalidRequest, ModelUnavailable, UnusableAudio
+from serve_app.errors import InvalidRequest, ModelUnavailable, Overloaded, UnusableAudio
 from serve_app.options import Options
 from serve_app.pipeline import transcribe
 from serve_app.transcript import Progress, Source, Speech, Transcript, Window
@@ -89,6 +89,36 @@ def test_a_failing_diarization_keeps_the_text() -> None:
     (warning,) = transcript.warnings
     assert (warning.stage, warning.code) == ("diarization", "diarization_failed")
     assert "secret" not in warning.message
+
+
+@pytest.mark.parametrize(
+    ("stage", "code"), [("align", "alignment_failed"), ("diarize", "diarization_failed")]
+)
+def test_what_keeps_failing_is_a_warning(stage: str, code: str) -> None:
+    """After the last retry as after any other failure: one code for each of the two stages."""
+    error = Overloaded(f"The {code.partition('_')[0]} stage keeps failing; try again later.", None, code)
+    transcript = run(FakeStages(recording(1, 2), fail={stage: error}))
+    assert [segment.text for segment in transcript.segments] == ["word1", "word2"]
+    assert [warning.code for warning in transcript.warnings] == [code]
+
+
+@pytest.mark.parametrize(
+    ("silent", "spoken", "codes"),
+    [(6, 4, ["speech_without_text"]), (6, 30, []), (4, 1, []), (10, 0, ["speech_without_text"])],
+)
+def test_speech_that_came_to_no_text_is_a_warning(silent: int, spoken: int, codes: list[str]) -> None:
+    """Where it is a good part of the file's speech, and some seconds of it."""
+    fake = FakeStages(recording(*[1] * spoken, *[2] * silent))
+    stages = fake.stages()
+
+    async def hear(audio: Any, window: Window, *others: Any) -> Any:
+        text = await stages.transcribe(audio, window, *others)
+        return text if window.start_s < spoken else replace(text, text=" ")
+
+    deaf = replace(stages, transcribe=hear)
+    transcript = asyncio.run(transcribe(deaf, SOURCE, Options(language="en")))
+    assert len(transcript.segments) == spoken
+    assert [warning.code for warning in transcript.warnings] == codes
 
 
 def test_unusable_audio_is_the_callers_error() -> None:

@@ -4,6 +4,7 @@ Each model class gets a loader (a function of no arguments) and calls it in its 
 tests pass fake models and no process imports a model package that it does not need.
 """
 
+from serve_app.deployments.health import Patience
 from serve_app.deployments.ingress import Ingress
 from serve_app.deployments.loader import AudioLoader
 from serve_app.deployments.models import (
@@ -34,5 +35,6 @@ __all__ = [
     "Diarizer",
     "AlignerConfig",
     "BatchConfig",
+    "Patience",
     "USER_CONFIGS",
 ]
