@@ -106,7 +106,7 @@ class _Request:
     def __init__(self, stages: Stages, options: Options, report: Callable[[Progress], None]) -> None:
         self.stages = stages
         self.options = options
-        self.decoding = Decoding(options.task)
+        self.decoding = Decoding(options.task, options.initial_prompt, options.hotwords, options.temperature)
         self.id = uuid.uuid4().hex
         self.report = report
         self.in_flight = asyncio.Semaphore(stages.windows_in_flight)

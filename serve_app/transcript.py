@@ -78,6 +78,9 @@ class Decoding:
     """How a request wants its windows decoded."""
 
     task: Task = "transcribe"
+    initial_prompt: str | None = None
+    hotwords: str | None = None
+    temperature: float | None = None  # None: the server's choice; the recogniser takes it for 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,8 @@ class WindowText:
     no_speech_prob: float
     compression_ratio: float
     tokens: tuple[int, ...] = ()
+    temperature: float = 0.0  # that this text was decoded at
+    attempts: int = 1  # at how many temperatures the window was decoded
 
 
 @dataclass(frozen=True, slots=True)
