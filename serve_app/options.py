@@ -33,8 +33,8 @@ class Options(BaseModel):
     word_timestamps: bool = Field(False, description="Add `words` with times, scores and speakers.")
     initial_prompt: Prompt | None = Field(
         None,
-        description="Text in the style to write in, with its names and spellings, given to every window; of a "
-        "longer one Whisper sees the last 223 tokens, and a warning says so.",
+        description="Text in the style to write in, with its names and spellings, given to every window. Of "
+        "a long one Whisper reads the end: 223 tokens, less those of `hotwords`; a warning says so.",
     )
     hotwords: Prompt | None = Field(
         None, description="Words to expect, given to every window; at most 223 tokens."
@@ -44,8 +44,8 @@ class Options(BaseModel):
         ge=0,
         le=1,
         allow_inf_nan=False,
-        description="Above 0, samples at this temperature; 0 or empty = beam search, and where that gives "
-        "repetitions or unlikely text, again and hotter.",
+        description="Above 0, sample at this temperature, in hundredths. 0 or empty = beam search, and again "
+        "and hotter where its text repeats itself or is unlikely.",
     )
 
     @field_validator("language", mode="before")
@@ -61,6 +61,12 @@ class Options(BaseModel):
     @classmethod
     def _blank_is_none(cls, value: str | None) -> str | None:
         return value if value and value.strip() else None
+
+    @field_validator("temperature")
+    @classmethod
+    def _hundredths(cls, value: float | None) -> float | None:
+        # Few different ones, so that requests share batches; and none that overflows float16.
+        return None if value is None else round(value, 2)
 
     @model_validator(mode="after")
     def _agree(self) -> "Options":
