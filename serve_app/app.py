@@ -18,6 +18,7 @@ from ray.serve import Application
 from serve_app import deployments as untyped_deployments
 from serve_app import models
 from serve_app.errors import ModelUnavailable
+from serve_app.fallback import Fallback
 from serve_app.settings import Settings
 
 deployments: Any = untyped_deployments  # Serve decorators turn classes into Deployments, unknown to mypy
@@ -88,6 +89,12 @@ def graph(settings: Settings, load: Loaders, device: str) -> Application:
     ).bind(
         load.recognizer,
         deployments.BatchConfig(**(GPU_BATCH if device == "cuda" else CPU_BATCH)),
+        Fallback(
+            asr.temperature_fallback,
+            asr.compression_ratio_threshold,
+            asr.log_prob_threshold,
+            asr.no_speech_threshold,
+        ),
         patience,
     )
     aligner = deployments.Aligner.options(

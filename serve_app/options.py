@@ -11,6 +11,9 @@ Model = TypeVar("Model", bound=BaseModel)
 
 SpeakerCount = Annotated[int, Field(ge=1, le=50)]
 
+MAX_PROMPT_CHARS = 4000  # Whisper keeps 223 tokens, some 1000 letters of English
+Prompt = Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
+
 
 class Options(BaseModel):
     """What a caller can choose for one request."""
@@ -28,6 +31,22 @@ class Options(BaseModel):
     min_speakers: SpeakerCount | None = Field(None, description="At least this many speakers.")
     max_speakers: SpeakerCount | None = Field(None, description="At most this many speakers.")
     word_timestamps: bool = Field(False, description="Add `words` with times, scores and speakers.")
+    initial_prompt: Prompt | None = Field(
+        None,
+        description="Text in the style to write in, with its names and spellings, given to every window. Of "
+        "a long one Whisper reads the end: 223 tokens, less those of `hotwords`; a warning says so.",
+    )
+    hotwords: Prompt | None = Field(
+        None, description="Words to expect, given to every window; at most 223 tokens."
+    )
+    temperature: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Above 0, sample at this temperature, in hundredths. 0 or empty = beam search, and again "
+        "and hotter where its text repeats itself or is unlikely.",
+    )
 
     @field_validator("language", mode="before")
     @classmethod
@@ -37,6 +56,17 @@ class Options(BaseModel):
         if isinstance(value, str) and value.lower() in LANGUAGES:
             return value.lower()
         raise ValueError("must be a language code that Whisper knows, such as en, de or zh")
+
+    @field_validator("initial_prompt", "hotwords")
+    @classmethod
+    def _blank_is_none(cls, value: str | None) -> str | None:
+        return value if value and value.strip() else None
+
+    @field_validator("temperature")
+    @classmethod
+    def _hundredths(cls, value: float | None) -> float | None:
+        # Few different ones, so that requests share batches; and none that overflows float16.
+        return None if value is None else round(value, 2)
 
     @model_validator(mode="after")
     def _agree(self) -> "Options":

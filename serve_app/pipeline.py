@@ -17,6 +17,7 @@ from typing import Any
 
 from serve_app.coverage import Coverage
 from serve_app.errors import InvalidRequest, TranscriptionError
+from serve_app.fallback import decoding_warnings
 from serve_app.language import Language
 from serve_app.options import Options
 from serve_app.stages.speakers import assign_speakers
@@ -107,7 +108,7 @@ class _Request:
     def __init__(self, stages: Stages, options: Options, report: Callable[[Progress], None]) -> None:
         self.stages = stages
         self.options = options
-        self.decoding = Decoding(options.task)
+        self.decoding = Decoding(options.task, options.initial_prompt, options.hotwords, options.temperature)
         self.id = uuid.uuid4().hex
         self.report = report
         self.in_flight = asyncio.Semaphore(stages.windows_in_flight)
@@ -120,6 +121,7 @@ class _Request:
         self.language = Language(options.language)
         self.coverage = Coverage()
         self.done: dict[int, tuple[Segment, ...]] = {}  # window's number -> its segments
+        self.heard: dict[int, tuple[Window, WindowText]] = {}
         self.reported = 0  # so many windows, from the first
 
     async def segments(self, audio: Any) -> tuple[Segment, ...]:
@@ -139,6 +141,7 @@ class _Request:
             for task in (search, *windows):
                 task.cancel()
             await asyncio.gather(search, *windows, return_exceptions=True)
+        self.warnings += decoding_warnings(self.heard[number] for number in sorted(self.heard))
         return tuple(segment for number in sorted(self.done) for segment in self.done[number])
 
     async def _search(
@@ -175,6 +178,7 @@ class _Request:
             if text is None or text.language != language:
                 text = await self._transcribe(audio, window, language)
             self.coverage.heard(window, text.text)
+            self.heard[number] = window, text
             segments = await self._align(audio, window, text)
         self.done[number] = tuple(
             replace(segment, text=said, heard=text) for segment in segments if (said := segment.text.strip())

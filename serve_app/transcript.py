@@ -78,6 +78,9 @@ class Decoding:
     """How a request wants its windows decoded."""
 
     task: Task = "transcribe"
+    initial_prompt: str | None = None
+    hotwords: str | None = None
+    temperature: float | None = None  # None is 0: beam search
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,10 @@ class WindowText:
     no_speech_prob: float
     compression_ratio: float
     tokens: tuple[int, ...] = ()
+    temperature: float = 0.0  # that this text was decoded at
+    attempts: int = 1  # at so many temperatures was the window decoded
+    silence: bool = False  # there was text, too unlikely for what sounds like silence: it was left out
+    prompt_tokens_cut: int = 0  # from the start of `initial_prompt`
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """The four deployments that hold a model: each a batcher in front of one device thread."""
 
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,6 +13,7 @@ from serve_app.batching import Batcher
 from serve_app.deployments.handles import STAGE, AudioRef, audio_behind
 from serve_app.deployments.health import Patience, Watch, by_halves
 from serve_app.errors import TranscriptionError
+from serve_app.fallback import Fallback
 from serve_app.observability import Retries
 from serve_app.options import Options
 from serve_app.transcript import (
@@ -127,9 +129,14 @@ class Transcriber:
     """Windows of all requests to text, batched on one device."""
 
     def __init__(
-        self, load: Callable[[], Recognizer], batch: BatchConfig, patience: Patience = PATIENCE
+        self,
+        load: Callable[[], Recognizer],
+        batch: BatchConfig,
+        fallback: Fallback,
+        patience: Patience = PATIENCE,
     ) -> None:
         self._model = load()
+        self._fallback = fallback
         self._batch = batch
         self._watch = Watch(patience)
         self._batcher: Batcher[AsrRequest, WindowText] = Batcher(
@@ -153,9 +160,17 @@ class Transcriber:
     async def transcribe(
         self, ref: AudioRef, window: Window, language: str | None, decoding: Decoding, request_id: str
     ) -> WindowText:
+        """A text that is not believed comes again as a new item, so its first batch waits for nobody."""
         samples = window.cut((await audio_behind(ref)).samples)
         features = await self._features.submit(samples, request_id)
-        return await self._batcher.submit(AsrRequest(features, language, decoding), request_id)
+        attempts: list[WindowText] = []
+        for temperature in self._fallback.schedule(decoding):
+            request = AsrRequest(features, language, replace(decoding, temperature=temperature))
+            attempts.append(await self._batcher.submit(request, request_id))
+            if self._fallback.believes(attempts[-1]):
+                break
+            language = attempts[-1].language
+        return self._fallback.choose(attempts)
 
     async def counters(self) -> dict[str, float]:
         """Batches, items and times so far: what batch occupancy is computed from."""
