@@ -49,11 +49,12 @@ class Options(BaseModel):
         (),
         max_length=MOST_KNOWN_SPEAKERS,
         validate_default=True,  # names without any are an error
-        description="For each name, in the same order, 2 to 10 s of the voice alone as a data: URL with base64.",
+        description="For each name, in that order, 2 to 10 s of the voice alone as a data: URL with base64.",
     )
     word_timestamps: bool = Field(False, description="Add `words` with times, scores and speakers.")
     split_at_speaker_change: bool | None = Field(
-        None, description="Split a sentence where another speaker goes on; empty = yes where there are speakers."
+        None,
+        description="Split a sentence where another speaker goes on; empty = yes, where words have times.",
     )
 
     @field_validator("language", mode="before")
@@ -96,7 +97,7 @@ class Options(BaseModel):
         if value and info.data.get("diarize") is False:
             raise ValueError("needs diarize to be true")
         if value and info.data.get("task") == "translate":
-            raise ValueError("cannot be combined with task=translate: only spoken words have times to split at")
+            raise ValueError("cannot be combined with task=translate: only spoken words have times")
         return value
 
     @model_validator(mode="after")

@@ -176,7 +176,7 @@ def _load_with(
     @asynccontextmanager
     async def load(source: Source) -> AsyncIterator[AudioRef]:
         chunks = await asyncio.to_thread(_put_chunks, source.file) if source.file else []
-        response: Any = loader.load.remote(source.url, source.headers, chunks)
+        response: Any = loader.load.remote(source.url, source.headers, chunks, source.max_audio_s)
         try:
             audio = await response._to_object_ref()
             try:

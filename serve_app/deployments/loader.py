@@ -32,8 +32,13 @@ class AudioLoader:
         self._files = asyncio.Semaphore(MAX_FILES)
         self._decoders = asyncio.Semaphore(os.cpu_count() or 1)  # each is a child process at full speed
 
-    async def load(self, url: str | None, headers: dict[str, str], chunks: list[Any]) -> Audio:
-        """Fetches the URL, or joins the upload's chunks (references to bytes), and decodes it."""
+    async def load(
+        self, url: str | None, headers: dict[str, str], chunks: list[Any], max_audio_s: float | None = None
+    ) -> Audio:
+        """Fetches the URL, or joins the upload's chunks (references to bytes), and decodes it.
+
+        More than `max_audio_s` of sound, or more than the server takes, is AudioTooLong.
+        """
         begun_s = time.monotonic()
         # A file that comes slowly holds no decoder, and one that waits for a decoder still holds its place.
         async with _one_of(self._files):
@@ -44,7 +49,9 @@ class AudioLoader:
                 fetched_s = time.monotonic()
                 async with _one_of(self._decoders):
                     audio = await decode(
-                        file, max_audio_s=self._intake.max_audio_s, timeout_s=self._intake.decode_timeout_s
+                        file,
+                        max_audio_s=min(self._intake.max_audio_s, max_audio_s or self._intake.max_audio_s),
+                        timeout_s=self._intake.decode_timeout_s,
                     )
         timings = {"fetch": fetched_s - begun_s, "decode": time.monotonic() - fetched_s}
         return replace(audio, timings=timings)

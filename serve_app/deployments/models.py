@@ -1,6 +1,7 @@
 """The four deployments that hold a model: each a batcher in front of one device thread."""
 
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,6 +12,7 @@ from ray import serve
 from serve_app.batching import Batcher
 from serve_app.deployments.handles import QUEUES_INSIDE, AudioRef, audio_behind
 from serve_app.errors import TranscriptionError
+from serve_app.known_speakers import reference_samples
 from serve_app.options import Options
 from serve_app.transcript import (
     AlignRequest,
@@ -18,6 +20,7 @@ from serve_app.transcript import (
     Audio,
     Decoding,
     Diarization,
+    KnownSpeaker,
     Samples,
     Segment,
     Speech,
@@ -69,6 +72,7 @@ class DiarizeModel(Protocol):
         num_speakers: int | None,
         min_speakers: int | None,
         max_speakers: int | None,
+        known: tuple[KnownSpeaker, ...],
     ) -> Diarization: ...
 
 
@@ -176,23 +180,34 @@ class Diarizer:
     def __init__(self, load: Callable[[], DiarizeModel]) -> None:
         model = load()
 
-        def run(items: list[tuple[Samples, Options]]) -> list[Diarization]:
+        def run(
+            items: list[tuple[Samples, Options, tuple[KnownSpeaker, ...]]],
+        ) -> list[Diarization]:
             return [
                 model.diarize(
                     samples,
                     num_speakers=options.num_speakers,
                     min_speakers=options.min_speakers,
                     max_speakers=options.max_speakers,
+                    known=known,
                 )
-                for samples, options in items
+                for samples, options, known in items
             ]
 
-        self._batcher: Batcher[tuple[Samples, Options], Diarization] = Batcher(
+        self._batcher: Batcher[tuple[Samples, Options, tuple[KnownSpeaker, ...]], Diarization] = Batcher(
             run, max_batch_size=1, name="diarize"
         )
 
-    async def diarize(self, ref: AudioRef, options: Options, request_id: str) -> Diarization:
-        return await self._batcher.submit(((await audio_behind(ref)).samples, options), request_id)
+    async def diarize(
+        self, ref: AudioRef, options: Options, request_id: str, known: tuple[KnownSpeaker, ...] = ()
+    ) -> Diarization:
+        """The clips of `known` are references to audio; what is wrong with one is raised first."""
+        clips = [
+            await reference_samples(audio_behind(speaker.clip), number)
+            for number, speaker in enumerate(known)
+        ]
+        decoded = tuple(replace(speaker, clip=clip) for speaker, clip in zip(known, clips, strict=True))
+        return await self._batcher.submit(((await audio_behind(ref)).samples, options, decoded), request_id)
 
     async def ready(self) -> bool:
         return True

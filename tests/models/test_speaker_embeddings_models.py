@@ -16,7 +16,8 @@ from benchmarks.random_pyannote import (
     save_with_real_segmentation,
     whisperx_segmentation,
 )
-from serve_app.stages.diarization import Diarizer, load_pipeline
+from serve_app.stages.diarization import Diarizer
+from serve_app.stages.diarization_pipeline import load_pipeline
 from serve_app.stages.speaker_embeddings import share_trunk
 from serve_app.transcript import SAMPLE_RATE_HZ, Diarization, Samples, Turn
 
