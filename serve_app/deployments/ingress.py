@@ -17,7 +17,7 @@ from serve_app.api import create_app
 from serve_app.deployments.handles import HEALTH, MANY, ROUTER, awaited, caller, streamer
 from serve_app.deployments.health import Patience
 from serve_app.deployments.loading import LoadedAudio, loading_with
-from serve_app.deployments.retries import lasting, resuming
+from serve_app.deployments.retries import lasting, resuming, with_clips
 from serve_app.errors import AudioTooCostly, AudioTooLong, DeadlineExceeded, InvalidRequest, Overloaded
 from serve_app.observability import Retries
 from serve_app.options import Options, parse_options
@@ -67,7 +67,9 @@ class Ingress:
             ),
             transcribe=lasting("asr", caller(transcriber.transcribe), self._retries, patience),
             align=lasting("alignment", caller(aligner.align), self._retries, patience.with_model_load()),
-            diarize=lasting("diarization", caller(diarizer.diarize), self._retries) if diarizer else None,
+            diarize=lasting("diarization", with_clips(caller(diarizer.diarize)), self._retries)
+            if diarizer
+            else None,
             model=settings.model,
             windows_in_flight=settings.windows_in_flight,
         )

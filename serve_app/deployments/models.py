@@ -2,80 +2,34 @@
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 
 from serve_app.batching import Batcher
+from serve_app.deployments.batch_config import AlignerConfig, BatchConfig
 from serve_app.deployments.handles import STAGE, AudioRef, audio_behind
 from serve_app.deployments.health import Patience, Watch, by_halves
-from serve_app.errors import TranscriptionError
+from serve_app.deployments.protocols import AlignModel, DiarizeModel, DiarizeRequest, Recognizer, SpeechModel
 from serve_app.fallback import Fallback
+from serve_app.known_speakers import reference_samples
 from serve_app.observability import Retries
 from serve_app.options import Options
 from serve_app.transcript import (
     SAMPLE_RATE_HZ,
     AlignRequest,
     AsrRequest,
-    Audio,
     Decoding,
     Diarization,
+    KnownSpeaker,
     Samples,
     Segment,
     Speech,
     Window,
     WindowText,
 )
-
-
-class BatchConfig(BaseModel):
-    """`user_config` of the Transcriber; changes at run time. What it leaves out stays as bound."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    max_batch_size: int = Field(8, ge=1, le=256)
-    wait_s: float = Field(0.0, ge=0, le=1)
-
-    def apply(self, batcher: Batcher[Any, Any], changes: dict[str, Any]) -> None:
-        """Sets the batcher to this with `changes`; raises ValidationError for what is no setting."""
-        changed = self.model_validate(self.model_dump() | changes)
-        for name, value in changed:
-            setattr(batcher, name, value)
-
-
-class AlignerConfig(BatchConfig):
-    """`user_config` of the Aligner, whose windows take time by their length."""
-
-    max_batch_s: float | None = Field(None, gt=0)  # of audio; a longer window still goes, alone
-
-
-class Recognizer(Protocol):
-    def features(self, samples: Samples) -> npt.NDArray[np.float32]: ...
-    def batch_key(self, request: AsrRequest) -> Any: ...
-    def transcribe(self, requests: list[AsrRequest]) -> list[WindowText | TranscriptionError]: ...
-
-
-class SpeechModel(Protocol):
-    def scan(self, audio: Audio) -> Iterator[tuple[Window, ...]]: ...
-
-
-class AlignModel(Protocol):
-    def align(self, requests: list[AlignRequest]) -> list[tuple[Segment, ...] | TranscriptionError]: ...
-
-
-class DiarizeModel(Protocol):
-    def diarize(
-        self,
-        samples: Samples,
-        *,
-        num_speakers: int | None,
-        min_speakers: int | None,
-        max_speakers: int | None,
-    ) -> Diarization: ...
-
 
 PATIENCE = Patience()
 
@@ -88,8 +42,8 @@ def _length_s(request: AlignRequest) -> float:
     return request.end_s - request.start_s
 
 
-def _duration_s(file: tuple[Samples, Options]) -> float:
-    return len(file[0]) / SAMPLE_RATE_HZ
+def _duration_s(request: DiarizeRequest) -> float:
+    return len(request[0]) / SAMPLE_RATE_HZ
 
 
 def _next_parts(scans: list[Iterator[tuple[Window, ...]]]) -> list[tuple[Window, ...] | None]:
@@ -231,25 +185,34 @@ class Diarizer:
         model = load()
         self._watch = Watch(patience)
 
-        def run(items: list[tuple[Samples, Options]]) -> list[Diarization]:
+        def run(items: list[DiarizeRequest]) -> list[Diarization]:
             return [
                 model.diarize(
                     samples,
                     num_speakers=options.num_speakers,
                     min_speakers=options.min_speakers,
                     max_speakers=options.max_speakers,
+                    known=known,
                 )
-                for samples, options in items
+                for samples, options, known in items
             ]
 
-        self._batcher: Batcher[tuple[Samples, Options], Diarization] = Batcher(
+        self._batcher: Batcher[DiarizeRequest, Diarization] = Batcher(
             by_halves(self._watch.over(run, _duration_s), "diarization", Retries().note),
             max_batch_size=1,
             name="diarize",
         )
 
-    async def diarize(self, ref: AudioRef, options: Options, request_id: str) -> Diarization:
-        return await self._batcher.submit(((await audio_behind(ref)).samples, options), request_id)
+    async def diarize(
+        self, ref: AudioRef, options: Options, request_id: str, known: tuple[KnownSpeaker, ...] = ()
+    ) -> Diarization:
+        """The clips of `known` are references to audio; what is wrong with one is raised first."""
+        clips = [
+            await reference_samples(audio_behind(speaker.clip), number)
+            for number, speaker in enumerate(known)
+        ]
+        decoded = tuple(replace(speaker, clip=clip) for speaker, clip in zip(known, clips, strict=True))
+        return await self._batcher.submit(((await audio_behind(ref)).samples, options, decoded), request_id)
 
     async def check_health(self) -> None:
         self._watch.check()
