@@ -1,8 +1,17 @@
 """What a caller can choose for one request. The same names over HTTP, in forms and in Python."""
 
+import unicodedata
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from serve_app.errors import InvalidRequest
 from serve_app.languages import LANGUAGES
@@ -13,6 +22,9 @@ SpeakerCount = Annotated[int, Field(ge=1, le=50)]
 
 MAX_PROMPT_CHARS = 4000  # Whisper keeps 223 tokens, some 1000 letters of English
 Prompt = Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
+MOST_KNOWN_SPEAKERS = 4  # as OpenAI's API
+_LONGEST_NAME = 64  # characters
+_NOT_IN_A_NAME = {"Cc", "Cs", "Zl", "Zp"}  # control characters and line ends, as Unicode calls them
 
 
 class Options(BaseModel):
@@ -30,6 +42,17 @@ class Options(BaseModel):
     num_speakers: SpeakerCount | None = Field(None, description="Exact number of speakers, if known.")
     min_speakers: SpeakerCount | None = Field(None, description="At least this many speakers.")
     max_speakers: SpeakerCount | None = Field(None, description="At most this many speakers.")
+    known_speaker_names: tuple[str, ...] = Field(
+        (),
+        max_length=MOST_KNOWN_SPEAKERS,
+        description="Names of up to 4 speakers whose voices are in `known_speaker_references`.",
+    )
+    known_speaker_references: tuple[str, ...] = Field(
+        (),
+        max_length=MOST_KNOWN_SPEAKERS,
+        validate_default=True,  # names without any are an error
+        description="For each name, in the same order, 2 to 10 s of the voice alone as a data: URL with base64.",
+    )
     word_timestamps: bool = Field(False, description="Add `words` with times, scores and speakers.")
     initial_prompt: Prompt | None = Field(
         None,
@@ -47,6 +70,9 @@ class Options(BaseModel):
         description="Above 0, samples at this temperature; 0 or empty = beam search, and where that gives "
         "repetitions or unlikely text, again and hotter.",
     )
+    split_at_speaker_change: bool | None = Field(
+        None, description="Split a sentence where another speaker goes on; empty = yes where there are speakers."
+    )
 
     @field_validator("language", mode="before")
     @classmethod
@@ -61,6 +87,40 @@ class Options(BaseModel):
     @classmethod
     def _blank_is_none(cls, value: str | None) -> str | None:
         return value if value and value.strip() else None
+
+    @field_validator("known_speaker_names")
+    @classmethod
+    def _fit_for_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if not name or name != name.strip() or len(name) > _LONGEST_NAME:
+                raise ValueError(f"a name has 1 to {_LONGEST_NAME} characters and no space at its ends")
+            if any(unicodedata.category(character) in _NOT_IN_A_NAME for character in name):
+                raise ValueError("a name is one line without control characters")
+        if len(set(names)) < len(names):
+            raise ValueError("each speaker needs a name of its own")
+        return names
+
+    @field_validator("known_speaker_references")
+    @classmethod
+    def _one_for_each_name(cls, references: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        names = info.data.get("known_speaker_names", references)  # wrong names are an error of their own
+        if len(references) != len(names):
+            raise ValueError(
+                f"give one reference for each name in known_speaker_names: there are {len(references)} for "
+                f"{len(names)}"
+            )
+        if references and info.data.get("diarize") is False:
+            raise ValueError("known speakers need diarize to be true")
+        return references
+
+    @field_validator("split_at_speaker_change")
+    @classmethod
+    def _has_words_and_speakers(cls, value: bool | None, info: ValidationInfo) -> bool | None:
+        if value and info.data.get("diarize") is False:
+            raise ValueError("needs diarize to be true")
+        if value and info.data.get("task") == "translate":
+            raise ValueError("cannot be combined with task=translate: only spoken words have times to split at")
+        return value
 
     @model_validator(mode="after")
     def _agree(self) -> "Options":
