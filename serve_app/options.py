@@ -71,7 +71,8 @@ class Options(BaseModel):
         "repetitions or unlikely text, again and hotter.",
     )
     split_at_speaker_change: bool | None = Field(
-        None, description="Split a sentence where another speaker goes on; empty = yes where there are speakers."
+        None,
+        description="Split a sentence where another speaker goes on; empty = yes where there are speakers.",
     )
 
     @field_validator("language", mode="before")
@@ -119,7 +120,9 @@ class Options(BaseModel):
         if value and info.data.get("diarize") is False:
             raise ValueError("needs diarize to be true")
         if value and info.data.get("task") == "translate":
-            raise ValueError("cannot be combined with task=translate: only spoken words have times to split at")
+            raise ValueError(
+                "cannot be combined with task=translate: only spoken words have times to split at"
+            )
         return value
 
     @model_validator(mode="after")

@@ -103,6 +103,7 @@ class WindowText:
     no_speech_prob: float
     compression_ratio: float
     tokens: tuple[int, ...] = ()
+    token_ends: tuple[int, ...] = ()  # characters of `text` that are whole after each token; () = not known
     temperature: float = 0.0  # that this text was decoded at
     attempts: int = 1  # at how many temperatures the window was decoded
 
@@ -151,7 +152,8 @@ class Segment:
     words: tuple[Word, ...] = ()
     speaker: str | None = None
     avg_logprob: float | None = None
-    heard: WindowText | None = None  # what the recogniser heard in the window that this segment is from
+    window: Window | None = None  # that this segment is from
+    heard: WindowText | None = None  # what the recogniser heard there
 
 
 @dataclass(frozen=True, slots=True)

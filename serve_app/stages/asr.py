@@ -16,6 +16,7 @@ from faster_whisper.tokenizer import Tokenizer
 from faster_whisper.transcribe import get_compression_ratio, get_ctranslate2_storage
 
 from serve_app.errors import InvalidRequest, ModelUnavailable, TranscriptionError
+from serve_app.stages.token_ends import token_ends
 from serve_app.transcript import SAMPLE_RATE_HZ, AsrRequest, Samples, WindowText
 
 ENCODER_SAMPLES = 30 * SAMPLE_RATE_HZ  # Whisper's encoder always sees 30 s
@@ -168,6 +169,7 @@ class Recognizer:
                 no_speech_prob=result.no_speech_prob,
                 compression_ratio=get_compression_ratio(text.strip()),
                 tokens=tuple(tokens),
+                token_ends=token_ends(self._tokenizer, tokens, text),
             )
             for text, (language, probability), result, tokens in zip(
                 texts, languages, results, text_tokens, strict=True
