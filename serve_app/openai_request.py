@@ -135,9 +135,7 @@ def parse(fields: Sequence[FormField], task: Task, models: Collection[str]) -> A
         raise InvalidRequest(f"{unknown[0]}: unknown field; known are {', '.join(known)}.", unknown[0])
     theirs = checked(kind, given)
     if theirs.model not in models:
-        raise ModelNotFound(
-            f"The model {theirs.model!r} does not exist here; there are {', '.join(models)}.", "model"
-        )
+        raise unknown_model(theirs.model, models)
     same = [("prompt", "initial_prompt", theirs.prompt)]
     if isinstance(theirs, TranscriptionFields):
         same.append(("keywords", "hotwords", ", ".join(theirs.keywords)))
@@ -146,7 +144,8 @@ def parse(fields: Sequence[FormField], task: Task, models: Collection[str]) -> A
             raise InvalidRequest(f"{name}: cannot be combined with {own_name}, which is the same.", name)
         ours |= {own_name: value} if value else {}
     _choose_speakers(theirs.response_format, ours)
-    options = parse_options({**ours, "task": task})
+    own_format = theirs.response_format.removeprefix("verbose_").removeprefix("diarized_")
+    options = parse_options({**ours, "task": task, "response_format": own_format})
     if theirs.response_format == "diarized_json" and options.diarize is False:
         raise InvalidRequest("diarize: diarized_json needs it to be true.", "diarize")
     if not isinstance(theirs, TranscriptionFields):
@@ -154,6 +153,12 @@ def parse(fields: Sequence[FormField], task: Task, models: Collection[str]) -> A
     granularities = theirs.timestamp_granularities or ("segment",)
     return Ask(
         options, theirs.response_format, theirs.stream, "word" in granularities, "segment" in granularities
+    )
+
+
+def unknown_model(name: str, models: Collection[str]) -> ModelNotFound:
+    return ModelNotFound(
+        f"The model {name!r} does not exist here; there are {' and '.join(models)}.", "model"
     )
 
 

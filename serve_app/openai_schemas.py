@@ -1,22 +1,19 @@
-"""The wire of OpenAI's audio API: its answers, made from a transcript. Pydantic only."""
+"""The wire of OpenAI's audio API: what its answers and events look like. Pydantic only.
 
-import math
-from collections.abc import Iterable, Iterator, Sequence
-from string import ascii_uppercase
-from typing import Any, Literal
+`warnings`, and `speaker` in verbose_json, are not OpenAI's: they are left out where there are none.
+"""
+
+from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from serve_app.languages import LANGUAGES
-from serve_app.openai_request import Ask
 from serve_app.schemas import WarningOut
-from serve_app.stages.forced_alignment import LANGUAGES_WITHOUT_SPACES
-from serve_app.stages.token_ends import tokens_between
-from serve_app.transcript import Segment, Task, Transcript, WindowText
 
-AUDIO_TOKENS_PER_S = 50  # of Whisper's encoder
 
-NO_SPEAKER = "unknown"  # where OpenAI wants a name and there is none
+class WithWarnings(BaseModel):
+    """What went less well than it should, if anything did."""
+
+    warnings: list[WarningOut] | None = Field(None, description="Only where there are any; not OpenAI's.")
 
 
 class DurationUsage(BaseModel):
@@ -35,12 +32,11 @@ class TokenUsage(BaseModel):
     total_tokens: int
 
 
-class Transcription(BaseModel):
+class Transcription(WithWarnings):
     """The answer with `response_format=json`."""
 
     text: str
     usage: DurationUsage
-    warnings: list[WarningOut] | None = Field(None, description="Only where there are any; not OpenAI's.")
 
 
 class WordItem(BaseModel):
@@ -59,9 +55,7 @@ class SegmentItem(BaseModel):
     start: float
     end: float
     text: str
-    tokens: list[int] = Field(
-        description="The sentence's own; its window's where they cannot be told apart."
-    )
+    tokens: list[int] = Field(description="The sentence's own; its window's where they cannot be told apart.")
     temperature: float
     avg_logprob: float
     compression_ratio: float
@@ -69,7 +63,7 @@ class SegmentItem(BaseModel):
     speaker: str | None = Field(None, description="Only where speakers were asked for; not OpenAI's.")
 
 
-class VerboseTranscription(BaseModel):
+class VerboseTranscription(WithWarnings):
     """The answer with `response_format=verbose_json`."""
 
     task: Literal["transcribe", "translate"]
@@ -79,7 +73,6 @@ class VerboseTranscription(BaseModel):
     words: list[WordItem] | None = None
     segments: list[SegmentItem] | None = None
     usage: DurationUsage
-    warnings: list[WarningOut] | None = Field(None, description="Only where there are any; not OpenAI's.")
 
 
 class DiarizedSegment(BaseModel):
@@ -93,7 +86,7 @@ class DiarizedSegment(BaseModel):
     speaker: str = Field(description="A known speaker's name, or A, B, C in order of appearance.")
 
 
-class DiarizedTranscription(BaseModel):
+class DiarizedTranscription(WithWarnings):
     """The answer with `response_format=diarized_json`."""
 
     task: Literal["transcribe"] = "transcribe"
@@ -101,7 +94,6 @@ class DiarizedTranscription(BaseModel):
     text: str
     segments: list[DiarizedSegment]
     usage: DurationUsage
-    warnings: list[WarningOut] | None = Field(None, description="Only where there are any; not OpenAI's.")
 
 
 class TextDelta(BaseModel):
@@ -111,13 +103,12 @@ class TextDelta(BaseModel):
     delta: str
 
 
-class TextDone(BaseModel):
+class TextDone(WithWarnings):
     """All of the text: the last event of a stream."""
 
     type: Literal["transcript.text.done"] = "transcript.text.done"
     text: str
     usage: TokenUsage
-    warnings: list[WarningOut] | None = Field(None, description="Only where there are any; not OpenAI's.")
 
 
 class ModelItem(BaseModel):
@@ -127,17 +118,3 @@ class ModelItem(BaseModel):
     object: Literal["model"] = "model"
     created: int = 0
     owned_by: str = "whisperx-serve"
-
-
-def pieces(segments: Iterable[Segment], task: Task, *, first: bool = True) -> Iterator[str]:
-    """The text of each segment with what goes between it and the one before; joined, they are the text."""
-    for segment in segments:
-        written = segment.heard.language if segment.heard and task == "transcribe" else "en"
-        gap = "" if first or written in LANGUAGES_WITHOUT_SPACES else " "
-        first = False
-        yield gap + segment.text
-
-
-def text_of(transcript: Transcript, ask: Ask) -> str:
-    """All of the text in one line."""
-    return "".join(pieces(transcript.segments, ask.options.task))

@@ -18,7 +18,7 @@ import pytest
 
 from serve_app import bodies
 from serve_app.api import create_app
-from serve_app.bodies import BESIDE_BYTES, OVERHEAD_BYTES
+from serve_app.bodies import BESIDE_BYTES
 from serve_app.options import Options
 from serve_app.transcript import Source, Transcript
 
@@ -51,7 +51,7 @@ class Server:
         self.waiting = asyncio.Event()  # the app has used all chunks and wants more
         self.app = create_app(self.transcribe, self.readiness, max_bytes=MAX_BYTES)
 
-    async def transcribe(self, source: Source, options: Options) -> Transcript:
+    async def transcribe(self, source: Source, options: Options, report: object = None) -> Transcript:
         self.descriptors = open_descriptors()
         self.sources.append(source)
         self.bytes.append(source.file.read() if source.file else b"")
@@ -390,7 +390,7 @@ def test_a_large_file_is_never_in_memory(content_type: str) -> None:
     text = chunk if content_type == FORM else base64.b64encode(chunk)
     sizes = []
 
-    async def size(source: Source, options: Options) -> Transcript:
+    async def size(source: Source, options: Options, report: object = None) -> Transcript:
         assert source.file is not None
         sizes.append(source.file.seek(0, 2))
         return Transcript((), "en", 1.0, "fake")
