@@ -39,7 +39,8 @@ class JsonBody:
         """Raises InvalidRequest and PayloadTooLarge for the file; the rest is looked at in the end."""
         if self._word is None:
             self._rest += piece
-            name = _NAME.search(self._rest)
+            # The plain search is fifty times as fast, which counts where voices come before the file.
+            name = _NAME.search(self._rest) if b'"audio_b64"' in self._rest else None
             if name is None:
                 self._references_bytes = references_bytes(self._rest)
                 return
@@ -55,8 +56,9 @@ class JsonBody:
                 self._base64.finish()
                 self._in_value = False
                 piece = quote + piece
-        self._rest += piece
-        self._references_bytes = references_bytes(self._rest)
+        if piece:
+            self._rest += piece
+            self._references_bytes = references_bytes(self._rest)
 
     def beside_bytes(self) -> int:
         return len(self._rest) - self._references_bytes
