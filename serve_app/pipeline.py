@@ -195,7 +195,9 @@ class _Request:
             self.heard[number] = window, text
             segments = await self._align(audio, window, text)
         self.done[number] = tuple(
-            replace(segment, text=said, heard=text) for segment in segments if (said := segment.text.strip())
+            replace(segment, text=said, window=window, heard=text)
+            for segment in segments
+            if (said := segment.text.strip())
         )
         self._report()
 

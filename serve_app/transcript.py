@@ -104,6 +104,7 @@ class WindowText:
     no_speech_prob: float
     compression_ratio: float
     tokens: tuple[int, ...] = ()
+    token_ends: tuple[int, ...] = ()  # characters of `text` that are whole after each token; () = not known
     temperature: float = 0.0  # that this text was decoded at
     attempts: int = 1  # at so many temperatures was the window decoded
     silence: bool = False  # there was text, too unlikely for what sounds like silence: it was left out
@@ -154,7 +155,8 @@ class Segment:
     words: tuple[Word, ...] = ()
     speaker: str | None = None
     avg_logprob: float | None = None
-    heard: WindowText | None = None  # what the recogniser heard in the window that this segment is from
+    window: Window | None = None  # that this segment is from
+    heard: WindowText | None = None  # what the recogniser heard there
 
 
 @dataclass(frozen=True, slots=True)

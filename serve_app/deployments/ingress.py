@@ -5,6 +5,7 @@ import io
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from contextvars import Context
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -19,6 +20,7 @@ from serve_app.deployments.health import Patience
 from serve_app.deployments.loading import LoadedAudio, loading_with
 from serve_app.deployments.retries import lasting, resuming, with_clips
 from serve_app.errors import AudioTooCostly, AudioTooLong, DeadlineExceeded, InvalidRequest, Overloaded
+from serve_app.following import Report, followed
 from serve_app.observability import Retries
 from serve_app.options import Options, parse_options
 from serve_app.pipeline import Stages, transcribe, unheard
@@ -78,6 +80,7 @@ class Ingress:
         app = create_app(
             self._run,
             self.readiness,
+            model=self._settings.model,
             max_bytes=self._settings.intake.max_bytes,
             access=self._settings.access,
             receive_timeout_s=self._settings.intake.receive_timeout_s,
@@ -102,17 +105,11 @@ class Ingress:
         have become final, in order, without speakers. The last one is the answer.
         """
         where, parsed = _source(source, headers), parse_options(options)
-        news: asyncio.Queue[Progress | None] = asyncio.Queue()
         with self._in_flight.one():
-            run = asyncio.create_task(self._run(where, parsed, news.put_nowait))
-            run.add_done_callback(lambda _: news.put_nowait(None))
-            try:
-                while (progress := await news.get()) is not None:
-                    yield progress_response(progress, words=parsed.word_timestamps)
-                yield predict_response(await run, words=parsed.word_timestamps)
-            finally:
-                run.cancel()
-                await asyncio.gather(run, return_exceptions=True)  # in flight until it has ended
+            async with followed(partial(self._run, where, parsed)) as news:
+                while isinstance(item := await news.get(), Progress):
+                    yield progress_response(item, words=parsed.word_timestamps)
+                yield predict_response(item.result(), words=parsed.word_timestamps)
 
     async def readiness(self) -> dict[str, bool]:
         """Per stage, whether a replica with its models answers: one question at a time, however many ask."""
@@ -148,9 +145,7 @@ class Ingress:
             return False
         return True
 
-    async def _run(
-        self, source: Source, options: Options, report: Callable[[Progress], None] = unheard
-    ) -> Transcript:
+    async def _run(self, source: Source, options: Options, report: Report = unheard) -> Transcript:
         if self._draining:
             raise Overloaded("The server is shutting down; try again.", None, "shutting_down")
         self._audio.refuse_when_full()

@@ -16,6 +16,7 @@ from faster_whisper.transcribe import get_compression_ratio, get_ctranslate2_sto
 
 from serve_app.errors import InvalidRequest, ModelUnavailable, TranscriptionError
 from serve_app.stages.prompts import Prompts
+from serve_app.stages.token_ends import token_ends
 from serve_app.transcript import SAMPLE_RATE_HZ, AsrRequest, Samples, WindowText
 
 ENCODER_SAMPLES = 30 * SAMPLE_RATE_HZ  # Whisper's encoder always sees 30 s
@@ -178,6 +179,7 @@ class Recognizer:
                 tokens=tuple(tokens),
                 temperature=temperature,
                 prompt_tokens_cut=self._prompts.context(request.decoding)[1],
+                token_ends=token_ends(self._tokenizer, tokens, text),
             )
             for request, text, (language, probability), result, tokens in zip(
                 requests, texts, languages, results, text_tokens, strict=True
