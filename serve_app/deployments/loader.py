@@ -21,6 +21,7 @@ from serve_app.transcript import Audio
 
 MAX_FILES = 64  # on the disk of one replica, being fetched or waiting for a decoder
 MAX_WAIT_S = 600.0  # for a place among them, and again for a decoder
+RETRY_AFTER_S = 60  # a queue of so many minutes is not gone in seconds
 
 
 @serve.deployment(**STAGE)
@@ -79,7 +80,9 @@ async def _one_of(places: asyncio.Semaphore) -> AsyncIterator[None]:
         async with timeout(MAX_WAIT_S):
             await places.acquire()
     except asyncio.TimeoutError:
-        raise Overloaded("Too many files wait to be decoded; try again later.") from None
+        raise Overloaded(
+            "Too many files wait to be decoded; try again later.", None, None, RETRY_AFTER_S
+        ) from None
     try:
         yield
     finally:
