@@ -146,7 +146,7 @@ class DiarizationSettings(_Strict):
         None,
         ge=1,
         le=1024,
-        description="Windows the device takes at once; empty = 32 on a GPU, on a CPU what is fastest. "
+        description="Windows the device takes at once; empty = 16 on a GPU, on a CPU what is fastest. "
         "Out of memory, a replica halves it.",
     )
     known_speaker_threshold: float | None = Field(

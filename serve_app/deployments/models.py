@@ -177,14 +177,22 @@ class Aligner:
         return True
 
 
+SHORT_S = 60.0  # a file that is no longer does not wait for the speakers of long ones
+
+
 @serve.deployment(**STAGE)
 class Diarizer:
-    """The whole file to speaker turns."""
+    """The whole file to speaker turns.
+
+    One call is a whole file, minutes of work for some, so short files have a thread and a model of their own.
+    """
 
     def __init__(self, load: Callable[[], DiarizeModel], patience: Patience = PATIENCE) -> None:
-        model = load()
         self._watch = Watch(patience)
+        self._long = self._batcher(load(), "diarize")
+        self._short = self._batcher(load(), "diarize-short")
 
+    def _batcher(self, model: DiarizeModel, name: str) -> Batcher[DiarizeRequest, Diarization]:
         def run(items: list[DiarizeRequest]) -> list[Diarization]:
             return [
                 model.diarize(
@@ -197,10 +205,10 @@ class Diarizer:
                 for samples, options, known in items
             ]
 
-        self._batcher: Batcher[DiarizeRequest, Diarization] = Batcher(
+        return Batcher(
             by_halves(self._watch.over(run, _duration_s), "diarization", Retries().note),
             max_batch_size=1,
-            name="diarize",
+            name=name,
         )
 
     async def diarize(
@@ -212,7 +220,9 @@ class Diarizer:
             for number, speaker in enumerate(known)
         ]
         decoded = tuple(replace(speaker, clip=clip) for speaker, clip in zip(known, clips, strict=True))
-        return await self._batcher.submit(((await audio_behind(ref)).samples, options, decoded), request_id)
+        request = ((await audio_behind(ref)).samples, options, decoded)
+        lane = self._short if _duration_s(request) <= SHORT_S else self._long
+        return await lane.submit(request, request_id)
 
     async def check_health(self) -> None:
         self._watch.check()

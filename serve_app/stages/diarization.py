@@ -21,8 +21,9 @@ from serve_app.transcript import SAMPLE_RATE_HZ, Diarization, KnownSpeaker, Samp
 logger = logging.getLogger(__name__)
 
 # Windows that (the segmentation, the embedding) network takes at once. On a CPU ResNet34 is a third faster
-# one by one than eight by eight, in a quarter of the memory; the segmentation is not.
-_BATCH_WINDOWS = {"cuda": (32, 32), "cpu": (8, 1)}
+# one by one than eight by eight, in a quarter of the memory; the segmentation is not. On a GPU a replica may
+# run two files at a time, and 16 windows fill it.
+_BATCH_WINDOWS = {"cuda": (16, 16), "cpu": (8, 1)}
 
 # Cosine distance from which on two voices are not the same. For pyannote's WeSpeaker a usual value, not
 # measured here. With the bundled embedding clips of one voice were 0.01 to 0.17 away from the speaker in
