@@ -54,7 +54,7 @@ class Request:
     leaves: bool = False
 
 
-async def transcribe(source: Source, options: Options) -> Transcript:
+async def transcribe(source: Source, options: Options, report: object = None) -> Transcript:
     """Decodes the file; every URL is one that cannot be fetched."""
     if source.file is None:
         raise SourceUnavailable("No network here.", "audio_file")

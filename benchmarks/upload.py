@@ -42,7 +42,7 @@ FORM_START = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.w
 say = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-async def transcribe(source: Source, options: Options) -> Transcript:
+async def transcribe(source: Source, options: Options, report: object = None) -> Transcript:
     """Reads the file as the graph's ingress does, and answers its digest as the model's name."""
     assert source.file is not None
     return Transcript((), None, 0.0, await asyncio.to_thread(digest, source.file))

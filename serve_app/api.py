@@ -3,7 +3,6 @@
 `create_app` gets the two things it needs as callables, so it is tested with fakes and a client.
 """
 
-import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -19,14 +18,12 @@ from serve_app.access import protect
 from serve_app.answers import error_response
 from serve_app.bodies import received
 from serve_app.errors import TranscriptionError
+from serve_app.following import Transcribe
+from serve_app.openai_api import add_openai_routes
 from serve_app.options import Options
 from serve_app.schemas import ErrorResponse, PredictRequest, PredictResponse, predict_response
 from serve_app.settings import AccessSettings
-from serve_app.transcript import Source, Transcript
 
-logger = logging.getLogger("ray.serve")
-
-Transcribe = Callable[[Source, Options], Awaitable[Transcript]]
 Readiness = Callable[[], Awaitable[dict[str, bool]]]
 
 OWN_MACHINE_ONLY = AccessSettings()
@@ -36,12 +33,14 @@ def create_app(
     transcribe: Transcribe,
     readiness: Readiness,
     *,
+    model: str = "large-v2",
     max_bytes: int,
     access: AccessSettings = OWN_MACHINE_ONLY,
     receive_timeout_s: float = 600.0,
 ) -> FastAPI:
     """The application: `transcribe` runs a request, `readiness` says per stage if it has its models.
 
+    `model` is what OpenAI's clients call it.
     A file of more than `max_bytes` is refused in every kind of body, and so is a body that takes longer to
     arrive than `receive_timeout_s`. `access` says who may ask.
     """
@@ -51,9 +50,9 @@ def create_app(
         description="Audio URL or file in; timed, speaker-labelled segments out.",
     )
     protect(app, access, receive_timeout_s=receive_timeout_s)
-    app.add_exception_handler(TranscriptionError, _transcription_error)
+    app.add_exception_handler(TranscriptionError, _error)
     app.add_exception_handler(StarletteHTTPException, _http_error)
-    app.add_exception_handler(Exception, _unexpected_error)
+    app.add_exception_handler(Exception, _error)
 
     async def predict(request: Request) -> JSONResponse:
         """Transcribes one audio URL or file. Errors come as `{"error": {message, type, param, code}}`."""
@@ -73,6 +72,12 @@ def create_app(
             tags=["transcription"],
             dependencies=key_field,
         )(predict)
+
+    @app.get("/v1/models/whisperx", include_in_schema=False)  # Truss's question; no name of OpenAI's
+    async def truss_readiness() -> JSONResponse:
+        return await readyz()
+
+    add_openai_routes(app, transcribe, model, max_bytes=max_bytes, dependencies=key_field, errors=_ERRORS)
 
     @app.get("/healthz", tags=["health"])
     async def healthz() -> dict[str, str]:
@@ -96,11 +101,6 @@ def create_app(
     return app
 
 
-async def _transcription_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, TranscriptionError)
-    return error_response(error)
-
-
 async def _http_error(_: Request, error: Exception) -> Response:
     """Unknown routes, wrong methods and unreadable forms, in the same shape as every other error."""
     assert isinstance(error, StarletteHTTPException | HTTPException)
@@ -109,28 +109,29 @@ async def _http_error(_: Request, error: Exception) -> Response:
     return JSONResponse({"error": body}, error.status_code, error.headers)
 
 
-async def _unexpected_error(_: Request, error: Exception) -> Response:
-    logger.error("request failed", exc_info=error)
-    return error_response(TranscriptionError("The server failed; the operator's log has the details."))
+async def _error(_: Request, error: Exception) -> Response:
+    return error_response(error)
 
+
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorResponse, "description": description}
+    for status, description in {
+        400: "The request is wrong.",
+        401: "No API key, or an unknown one.",
+        403: "The server has no API keys, and the request is not its own machine's.",
+        408: "The body arrived too slowly.",
+        413: "Too many bytes.",
+        422: "The audio cannot be used.",
+        424: "The audio URL cannot be fetched.",
+        429: "The API key's limit is reached; see Retry-After.",
+        503: "No capacity now; see Retry-After.",
+        504: "The request took too long.",
+    }.items()
+}
 
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"model": PredictResponse, "description": "The segments, in order of time."},
-    **{
-        status: {"model": ErrorResponse, "description": description}
-        for status, description in {
-            400: "The request is wrong.",
-            401: "No API key, or an unknown one.",
-            403: "The server has no API keys, and the request is not its own machine's.",
-            408: "The body arrived too slowly.",
-            413: "Too many bytes.",
-            422: "The audio cannot be used.",
-            424: "The audio URL cannot be fetched.",
-            429: "The API key's limit is reached; see Retry-After.",
-            503: "No capacity now; see Retry-After.",
-            504: "The request took too long.",
-        }.items()
-    },
+    **_ERRORS,
 }
 
 

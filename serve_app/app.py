@@ -18,6 +18,7 @@ from ray.serve import Application
 from serve_app import deployments as untyped_deployments
 from serve_app import models
 from serve_app.errors import ModelUnavailable
+from serve_app.fallback import Fallback
 from serve_app.settings import Settings
 
 deployments: Any = untyped_deployments  # Serve decorators turn classes into Deployments, unknown to mypy
@@ -88,6 +89,12 @@ def graph(settings: Settings, load: Loaders, device: str) -> Application:
     ).bind(
         load.recognizer,
         deployments.BatchConfig(**(GPU_BATCH if device == "cuda" else CPU_BATCH)),
+        Fallback(
+            asr.temperature_fallback,
+            asr.compression_ratio_threshold,
+            asr.log_prob_threshold,
+            asr.no_speech_threshold,
+        ),
         patience,
     )
     aligner = deployments.Aligner.options(
@@ -219,5 +226,9 @@ def _load_diarizer(settings: Settings, model: str, device: str) -> Any:
 
     keep_within_share(settings.diarization.gpu_share, device)
     return load_diarizer(
-        model, device=device, token=get_token(), batch_windows=settings.diarization.batch_windows
+        model,
+        device=device,
+        token=get_token(),
+        batch_windows=settings.diarization.batch_windows,
+        max_voice_distance=settings.diarization.known_speaker_threshold,
     )

@@ -4,6 +4,7 @@ TranscriptionError                      500 internal_error
 ├── InvalidRequest                      400 invalid_request       an option or the body is wrong
 ├── Unauthorized                        401 invalid_api_key       no key, or one that the server does not know
 ├── NoApiKeys                           403 no_api_keys           a server without keys, asked from elsewhere
+├── ModelNotFound                       404 model_not_found       a model that this server does not have
 ├── UploadTooSlow                       408 upload_too_slow       the body did not arrive in time
 ├── PayloadTooLarge                     413 payload_too_large     more bytes than the server takes
 ├── UnusableAudio                       422 undecodable_audio     the bytes hold no usable audio
@@ -73,6 +74,14 @@ class NoApiKeys(TranscriptionError):
     status = 403
     type = "permission_error"
     code = "no_api_keys"
+
+
+class ModelNotFound(TranscriptionError):
+    """The request names a model that this server does not have."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "model_not_found"
 
 
 class UploadTooSlow(TranscriptionError):

@@ -1,36 +1,44 @@
 """A multipart form whose file goes to disk as it comes."""
 
 import logging
-from typing import Any, BinaryIO
+from collections.abc import Callable
+from typing import BinaryIO, Generic, TypeVar
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from serve_app.errors import InvalidRequest
-from serve_app.options import Options, parse_options
+from serve_app.form_fields import Field, named
+from serve_app.references import REFERENCES, limited
 from serve_app.spool import LimitedFile
 from serve_app.transcript import Source
+
+Parsed = TypeVar("Parsed")
 
 # A client's mistake is answered to the client; it does not fill the operator's log.
 logging.getLogger("python_multipart.multipart").setLevel(logging.ERROR)
 
 
-class FormBody:
-    """Writes the part `file` into `file`; every other part is a text field.
+class FormBody(Generic[Parsed]):
+    """Writes the part `file` into `file`; every other part is a text field, for `parse`.
 
     Not Starlette's form: that has no limit for the file alone, decodes text by any codec that the client
     names (some of them raise what is answered 500) and takes a form without its end for one without a file.
     """
 
-    def __init__(self, boundary: bytes, file: BinaryIO, max_bytes: int) -> None:
+    def __init__(
+        self, boundary: bytes, file: BinaryIO, max_bytes: int, parse: Callable[[list[Field]], Parsed]
+    ) -> None:
         """Raises InvalidRequest where `boundary` (of the Content-Type) cannot be one."""
         self.most_file_bytes = max_bytes
+        self._parse = parse
         self._file = LimitedFile(file, max_bytes, "file")
-        self._fields: dict[str, str] = {}
+        self._fields: list[Field] = []
+        self._references_bytes = 0
         self._received = 0
         self._header_name, self._header_value = bytearray(), bytearray()
         self._disposition = b""
-        self._name: str | None = None  # of the part
+        self._name = ""  # of the part
         self._is_file = self._has_file = self._ended = False
         self._text = bytearray()
         if not boundary:
@@ -61,17 +69,15 @@ class FormBody:
             raise _not_a_form() from None
 
     def beside_bytes(self) -> int:
-        return self._received - self._file.size
+        return self._received - self._file.size - self._references_bytes
 
-    def finish(self) -> tuple[Source, Options]:
-        """Raises InvalidRequest."""
+    def finish(self) -> tuple[Source, Parsed]:
+        """Raises InvalidRequest, and what `parse` raises."""
         if not self._ended:
             raise _not_a_form()
         if not self._has_file:
             raise _no_file()
-        # A form in a browser sends its empty inputs, too.
-        fields: dict[str, Any] = {name: value for name, value in self._fields.items() if value}
-        return Source(file=self._file.from_start()), parse_options(fields)
+        return Source(file=self._file.from_start()), self._parse(self._fields)
 
     def _begin(self) -> None:
         self._disposition, self._text = b"", bytearray()
@@ -91,24 +97,25 @@ class FormBody:
         _, parameters = parse_options_header(self._disposition)
         if b"name" not in parameters:
             raise InvalidRequest("A part of the form has no name.")
-        self._name = name = _text(parameters[b"name"])
+        self._name = _text(parameters[b"name"])
         self._is_file = b"filename" in parameters
-        if self._is_file and name != "file":
+        if self._is_file and self._name != "file":
             raise _no_file()
-        if name in self._fields or (name == "file" and self._has_file):
-            raise InvalidRequest(f"{name}: given more than once; send it once.", name)
+        if self._name == "file" and self._has_file:
+            raise InvalidRequest("file: given more than once; send it once.", "file")
         self._has_file |= self._is_file
 
     def _add_data(self, data: bytes, start: int, end: int) -> None:
         if self._is_file:
             self._file.write(data[start:end])
         else:
+            if named(self._name)[0] == REFERENCES:
+                self._references_bytes = limited(self._references_bytes + end - start)
             self._text += data[start:end]
 
     def _end_part(self) -> None:
-        assert self._name is not None
         if not self._is_file:
-            self._fields[self._name] = _text(self._text)
+            self._fields.append((self._name, _text(self._text)))
 
     def _end(self) -> None:
         self._ended = True

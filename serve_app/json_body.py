@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 
 from serve_app.errors import InvalidRequest
 from serve_app.options import Options
+from serve_app.references import references_bytes
 from serve_app.schemas import parse_predict
 from serve_app.spool import LimitedFile
 from serve_app.transcript import Source
@@ -32,13 +33,16 @@ class JsonBody:
         self._word: str | None = None  # in the place of the value, once there is one
         self._in_value = False
         self._rest = bytearray()
+        self._references_bytes = 0
 
     def write(self, piece: bytes) -> None:
         """Raises InvalidRequest and PayloadTooLarge for the file; the rest is looked at in the end."""
         if self._word is None:
             self._rest += piece
-            name = _NAME.search(self._rest)
+            # The plain search is fifty times as fast, which counts where voices come before the file.
+            name = _NAME.search(self._rest) if b'"audio_b64"' in self._rest else None
             if name is None:
+                self._references_bytes = references_bytes(self._rest)
                 return
             piece = bytes(self._rest[name.end() :])
             del self._rest[name.end() :]
@@ -52,10 +56,12 @@ class JsonBody:
                 self._base64.finish()
                 self._in_value = False
                 piece = quote + piece
-        self._rest += piece
+        if piece:
+            self._rest += piece
+            self._references_bytes = references_bytes(self._rest)
 
     def beside_bytes(self) -> int:
-        return len(self._rest)
+        return len(self._rest) - self._references_bytes
 
     def finish(self) -> tuple[Source, Options]:
         """Raises InvalidRequest."""

@@ -1,8 +1,17 @@
 """What a caller can choose for one request. The same names over HTTP, in forms and in Python."""
 
+import unicodedata
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from serve_app.errors import InvalidRequest
 from serve_app.languages import LANGUAGES
@@ -10,6 +19,12 @@ from serve_app.languages import LANGUAGES
 Model = TypeVar("Model", bound=BaseModel)
 
 SpeakerCount = Annotated[int, Field(ge=1, le=50)]
+
+MAX_PROMPT_CHARS = 4000  # Whisper keeps 223 tokens, some 1000 letters of English
+Prompt = Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
+MOST_KNOWN_SPEAKERS = 4  # as OpenAI's API
+_LONGEST_NAME = 64  # characters
+_NOT_IN_A_NAME = {"Cc", "Cs", "Zl", "Zp"}  # control characters and line ends, as Unicode calls them
 
 
 class Options(BaseModel):
@@ -27,7 +42,38 @@ class Options(BaseModel):
     num_speakers: SpeakerCount | None = Field(None, description="Exact number of speakers, if known.")
     min_speakers: SpeakerCount | None = Field(None, description="At least this many speakers.")
     max_speakers: SpeakerCount | None = Field(None, description="At most this many speakers.")
+    known_speaker_names: tuple[str, ...] = Field(
+        (),
+        max_length=MOST_KNOWN_SPEAKERS,
+        description="Names of up to 4 speakers whose voices are in `known_speaker_references`.",
+    )
+    known_speaker_references: tuple[str, ...] = Field(
+        (),
+        max_length=MOST_KNOWN_SPEAKERS,
+        validate_default=True,  # names without any are an error
+        description="For each name, in that order, 2 to 10 s of the voice alone as a data: URL with base64.",
+    )
     word_timestamps: bool = Field(False, description="Add `words` with times, scores and speakers.")
+    initial_prompt: Prompt | None = Field(
+        None,
+        description="Text in the style to write in, with its names and spellings, given to every window. Of "
+        "a long one Whisper reads the end: 223 tokens, less those of `hotwords`; a warning says so.",
+    )
+    hotwords: Prompt | None = Field(
+        None, description="Words to expect, given to every window; at most 223 tokens."
+    )
+    temperature: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Above 0, sample at this temperature, in hundredths. 0 or empty = beam search, and again "
+        "and hotter where its text repeats itself or is unlikely.",
+    )
+    split_at_speaker_change: bool | None = Field(
+        None,
+        description="Split a sentence where another speaker goes on; empty = yes, where words have times.",
+    )
 
     @field_validator("language", mode="before")
     @classmethod
@@ -37,6 +83,51 @@ class Options(BaseModel):
         if isinstance(value, str) and value.lower() in LANGUAGES:
             return value.lower()
         raise ValueError("must be a language code that Whisper knows, such as en, de or zh")
+
+    @field_validator("initial_prompt", "hotwords")
+    @classmethod
+    def _blank_is_none(cls, value: str | None) -> str | None:
+        return value if value and value.strip() else None
+
+    @field_validator("temperature")
+    @classmethod
+    def _hundredths(cls, value: float | None) -> float | None:
+        # Few different ones, so that requests share batches; and none that overflows float16.
+        return None if value is None else round(value, 2)
+
+    @field_validator("known_speaker_names")
+    @classmethod
+    def _fit_for_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if not name or name != name.strip() or len(name) > _LONGEST_NAME:
+                raise ValueError(f"a name has 1 to {_LONGEST_NAME} characters and no space at its ends")
+            if any(unicodedata.category(character) in _NOT_IN_A_NAME for character in name):
+                raise ValueError("a name is one line without control characters")
+        if len(set(names)) < len(names):
+            raise ValueError("each speaker needs a name of its own")
+        return names
+
+    @field_validator("known_speaker_references")
+    @classmethod
+    def _one_for_each_name(cls, references: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        names = info.data.get("known_speaker_names", references)  # wrong names are an error of their own
+        if len(references) != len(names):
+            raise ValueError(
+                f"give one reference for each name in known_speaker_names: there are {len(references)} for "
+                f"{len(names)}"
+            )
+        if references and info.data.get("diarize") is False:
+            raise ValueError("known speakers need diarize to be true")
+        return references
+
+    @field_validator("split_at_speaker_change")
+    @classmethod
+    def _has_words_and_speakers(cls, value: bool | None, info: ValidationInfo) -> bool | None:
+        if value and info.data.get("diarize") is False:
+            raise ValueError("needs diarize to be true")
+        if value and info.data.get("task") == "translate":
+            raise ValueError("cannot be combined with task=translate: only spoken words have times")
+        return value
 
     @model_validator(mode="after")
     def _agree(self) -> "Options":

@@ -15,15 +15,18 @@ from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
-from serve_app.coverage import Coverage
+from serve_app.coverage import coverage_warnings
 from serve_app.errors import InvalidRequest, TranscriptionError
+from serve_app.fallback import decoding_warnings
+from serve_app.known_speakers import is_about_reference, known_speakers, not_heard, without_clips
 from serve_app.language import Language
 from serve_app.options import Options
-from serve_app.stages.speakers import assign_speakers
+from serve_app.stages.speakers import assign_speakers, split_at_speaker_change
 from serve_app.timings import Timings
 from serve_app.transcript import (
     Decoding,
     Diarization,
+    KnownSpeaker,
     Progress,
     Segment,
     Source,
@@ -36,6 +39,11 @@ from serve_app.transcript import (
 
 logger = logging.getLogger("ray.serve")  # Serve's logger adds the request id to every line
 
+_NEED_SPEAKERS = (
+    *("diarize", "num_speakers", "min_speakers", "max_speakers"),
+    *("known_speaker_names", "split_at_speaker_change"),
+)
+
 
 @dataclass(frozen=True)
 class Stages:
@@ -47,7 +55,9 @@ class Stages:
         [Any, Window, str | None, Decoding, str], Awaitable[WindowText]
     ]  # language, how, request id
     align: Callable[[Any, Window, WindowText, str], Awaitable[tuple[Segment, ...]]]  # request id
-    diarize: Callable[[Any, Options, str], Awaitable[Diarization]] | None  # None: the server has no model
+    diarize: (
+        Callable[[Any, Options, str, tuple[KnownSpeaker, ...]], Awaitable[Diarization]] | None
+    )  # whom the caller knows; None: the server has no model
     model: str
     windows_in_flight: int = 64
 
@@ -61,22 +71,30 @@ async def transcribe(
 ) -> Transcript:
     """Runs one request and tells `report` of every window that is done.
 
-    Raises TranscriptionError when there is no text to give. A failing alignment or diarization does not
-    lose the text: it comes back with a warning.
+    Raises TranscriptionError when there is no text to give, or a known speaker's reference is of no use. A
+    failing alignment or diarization does not lose the text: it comes back with a warning.
     """
     diarize = _wants_speakers(stages, options)
     request = _Request(stages, options, report)
     begun_s = time.monotonic()
-    async with stages.load(source) as audio:
-        diarizing = asyncio.create_task(request.diarize(audio)) if diarize else None
+    async with known_speakers(stages.load, options) as known, stages.load(source) as audio:
+        recognising = asyncio.create_task(request.segments(audio))
+        diarizing = asyncio.create_task(request.diarize(audio, known)) if diarize else None
+        tasks: list[asyncio.Task[Any]] = [recognising, *([diarizing] if diarizing else [])]
         try:
-            segments = await request.segments(audio)
-            diarization = await diarizing if diarizing and request.windows_found else None
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if diarizing and diarizing.done():
+                diarizing.result()  # a reference of no use is known long before the text
+            segments = await recognising
+            diarization = await diarizing if diarizing and (request.windows_found or known) else None
         finally:
-            if diarizing:
-                diarizing.cancel()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
     if diarization is not None:
         segments = await asyncio.to_thread(assign_speakers, segments, diarization)
+        if options.split_at_speaker_change is not False:
+            segments = await asyncio.to_thread(split_at_speaker_change, segments)
     return Transcript(
         segments=segments,
         language=request.language.result() if request.windows_found else None,
@@ -89,13 +107,12 @@ async def transcribe(
 
 
 def _wants_speakers(stages: Stages, options: Options) -> bool:
-    counts = (options.num_speakers, options.min_speakers, options.max_speakers)
-    asked = options.diarize is True or any(count is not None for count in counts)
+    asked = next((name for name in _NEED_SPEAKERS if getattr(options, name)), None)
     if asked and stages.diarize is None:
         raise InvalidRequest(
             "This server has no diarization model. Start it with HF_TOKEN set to a Hugging Face token that "
-            "may use pyannote/speaker-diarization-community-1, or send diarize=false.",
-            "diarize",
+            f"may use pyannote/speaker-diarization-community-1, or leave out {asked}.",
+            asked,
             "diarization_unavailable",
         )
     return stages.diarize is not None and options.diarize is not False
@@ -107,7 +124,7 @@ class _Request:
     def __init__(self, stages: Stages, options: Options, report: Callable[[Progress], None]) -> None:
         self.stages = stages
         self.options = options
-        self.decoding = Decoding(options.task)
+        self.decoding = Decoding(options.task, options.initial_prompt, options.hotwords, options.temperature)
         self.id = uuid.uuid4().hex
         self.report = report
         self.in_flight = asyncio.Semaphore(stages.windows_in_flight)
@@ -118,8 +135,8 @@ class _Request:
         self.windows_found = 0
         self.all_found = False
         self.language = Language(options.language)
-        self.coverage = Coverage()
         self.done: dict[int, tuple[Segment, ...]] = {}  # window's number -> its segments
+        self.heard: dict[int, tuple[Window, WindowText]] = {}
         self.reported = 0  # so many windows, from the first
 
     async def segments(self, audio: Any) -> tuple[Segment, ...]:
@@ -134,11 +151,12 @@ class _Request:
                 raise failed.result()
             await search
             await asyncio.gather(*windows)
-            self._warn(self.coverage.warning())
         finally:
             for task in (search, *windows):
                 task.cancel()
             await asyncio.gather(search, *windows, return_exceptions=True)
+        heard = [self.heard[number] for number in sorted(self.heard)]
+        self.warnings += [*decoding_warnings(heard), *coverage_warnings(heard)]
         return tuple(segment for number in sorted(self.done) for segment in self.done[number])
 
     async def _search(
@@ -174,10 +192,12 @@ class _Request:
         async with self.in_flight:
             if text is None or text.language != language:
                 text = await self._transcribe(audio, window, language)
-            self.coverage.heard(window, text.text)
+            self.heard[number] = window, text
             segments = await self._align(audio, window, text)
         self.done[number] = tuple(
-            replace(segment, text=said, heard=text) for segment in segments if (said := segment.text.strip())
+            replace(segment, text=said, window=window, heard=text)
+            for segment in segments
+            if (said := segment.text.strip())
         )
         self._report()
 
@@ -208,15 +228,19 @@ class _Request:
             self.reported += 1
         self.report(Progress(len(self.done), self.windows_found, self.all_found, tuple(segments)))
 
-    async def diarize(self, audio: Any) -> Diarization | None:
-        """Who speaks when, or None with a warning."""
+    async def diarize(self, audio: Any, known: tuple[KnownSpeaker, ...]) -> Diarization | None:
+        """Who speaks when, or None with a warning. Raises what is wrong with a known speaker's reference."""
         assert self.stages.diarize is not None
         try:
             with self.timings.stage("diarization"):
-                return await self.stages.diarize(audio, self.options, self.id)
-        except Exception as error:  # noqa: BLE001  (whatever went wrong, the text is not lost)
+                diarization = await self.stages.diarize(audio, without_clips(self.options), self.id, known)
+        except Exception as error:  # whatever else went wrong, the text is not lost
+            if is_about_reference(error):
+                raise
             self._degrade("diarization", error, "Segments have no speakers.")
             return None
+        self.warnings.extend(not_heard(known, diarization))
+        return diarization
 
     def _degrade(self, stage: str, error: Exception, consequence: str) -> None:
         known = isinstance(error, TranscriptionError)

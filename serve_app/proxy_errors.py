@@ -14,7 +14,7 @@ RETRY_AFTER_S = 5
 
 
 class InOurWords:
-    """ASGI middleware: no answer, or a 503 in plain text, which is Serve's, becomes a 503 as all others are."""
+    """ASGI middleware: no answer, or a 503 in plain text, which is Serve's, becomes a 503 of ours."""
 
     def __init__(self, app: Any) -> None:
         self.app = app

@@ -46,6 +46,24 @@ class AsrSettings(_Strict):
         "auto", description="CTranslate2 type; auto = int8_float16 on a GPU, int8 on a CPU."
     )
     beam_size: int = Field(5, ge=1, le=20, description="Beam width, as whisperx's default.")
+    temperature_fallback: tuple[Annotated[float, Field(ge=0.01, le=1)], ...] = Field(
+        (0.2, 0.4, 0.6, 0.8, 1.0),
+        description="A window whose text repeats itself or is unlikely is decoded again at these "
+        "temperatures, one after the other; [] = never, as whisperx.",
+    )
+    compression_ratio_threshold: float = Field(
+        2.4, gt=0, description="Text that zlib makes smaller than one in so many repeats itself."
+    )
+    log_prob_threshold: float = Field(
+        -1.0, le=0, description="Text with less log-probability per token is unlikely."
+    )
+    no_speech_threshold: float = Field(
+        0.6,
+        gt=0,
+        le=1,
+        description="Unlikely text is left out, with a warning, where Whisper says with more than this "
+        "probability that nobody speaks; 1 = never, as whisperx.",
+    )
     window_s: float | None = Field(
         None,
         gt=0,
@@ -58,6 +76,16 @@ class AsrSettings(_Strict):
         "beside a long file takes as many again.",
     )
     gpu_share: Share = Field(0.5, description="Part of a GPU that one replica books.")
+
+    @model_validator(mode="after")
+    def _agree(self) -> "AsrSettings":
+        if list(self.temperature_fallback) != sorted(set(self.temperature_fallback)):
+            raise ValueError("asr.temperature_fallback must rise, such as [0.2, 0.4, 0.6, 0.8, 1.0]")
+        if not self.temperature_fallback and "compression_ratio_threshold" in self.model_fields_set:
+            raise ValueError(
+                "asr.compression_ratio_threshold is for asr.temperature_fallback, which is empty"
+            )
+        return self
 
 
 class SpeechSettings(_Strict):
@@ -118,8 +146,15 @@ class DiarizationSettings(_Strict):
         None,
         ge=1,
         le=1024,
-        description="Windows the device takes at once; empty = 32 on a GPU, on a CPU what is fastest. "
+        description="Windows the device takes at once; empty = 16 on a GPU, on a CPU what is fastest. "
         "Out of memory, a replica halves it.",
+    )
+    known_speaker_threshold: float | None = Field(
+        None,
+        gt=0,
+        le=2,
+        description="Cosine distance below which a speaker has a known speaker's voice; empty = 0.3 with the "
+        "bundled model, else 0.5.",
     )
     threads: Threads = Field(
         None, description="CPU threads of one replica; empty = all cores, at most 8; one beside a GPU."

@@ -5,7 +5,7 @@ All times are seconds from the start of the file.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,7 @@ class Source:
     url: str | None = None
     headers: dict[str, str] = field(default_factory=dict)
     file: BinaryIO | None = None
+    max_audio_s: float | None = None  # where less than the server takes is enough
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,9 @@ class Decoding:
     """How a request wants its windows decoded."""
 
     task: Task = "transcribe"
+    initial_prompt: str | None = None
+    hotwords: str | None = None
+    temperature: float | None = None  # None is 0: beam search
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +104,11 @@ class WindowText:
     no_speech_prob: float
     compression_ratio: float
     tokens: tuple[int, ...] = ()
+    token_ends: tuple[int, ...] = ()  # characters of `text` that are whole after each token; () = not known
+    temperature: float = 0.0  # that this text was decoded at
+    attempts: int = 1  # at so many temperatures was the window decoded
+    silence: bool = False  # there was text, too unlikely for what sounds like silence: it was left out
+    prompt_tokens_cut: int = 0  # from the start of `initial_prompt`
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +155,8 @@ class Segment:
     words: tuple[Word, ...] = ()
     speaker: str | None = None
     avg_logprob: float | None = None
-    heard: WindowText | None = None  # what the recogniser heard in the window that this segment is from
+    window: Window | None = None  # that this segment is from
+    heard: WindowText | None = None  # what the recogniser heard there
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +174,14 @@ class Diarization:
 
     turns: tuple[Turn, ...]
     exclusive_turns: tuple[Turn, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class KnownSpeaker:
+    """A name and a clip of the voice that has it."""
+
+    name: str
+    clip: Any  # Samples; on the way there a reference to them
 
 
 @dataclass(frozen=True, slots=True)

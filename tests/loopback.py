@@ -224,7 +224,7 @@ class Served:
         self.intake = intake(**{"allowed_hosts": (), **changes})
         self.app = create_app(self.transcribe, self.readiness, max_bytes=1 << 20)
 
-    async def transcribe(self, source: Source, options: Options) -> Transcript:
+    async def transcribe(self, source: Source, options: Options, report: object = None) -> Transcript:
         assert source.url is not None
         await fetch(source.url, source.headers, io.BytesIO(), self.intake)
         if self.breaks:

@@ -67,7 +67,7 @@ class Server:
             receive_timeout_s=receive_timeout_s,
         )
 
-    async def transcribe(self, source: Source, options: Options) -> Transcript:
+    async def transcribe(self, source: Source, options: Options, report: object = None) -> Transcript:
         usage.charge(self.audio_s)
         usage.charge(self.audio_s)  # a stage that is tried again says so again
         self.started.set()

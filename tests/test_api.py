@@ -33,7 +33,7 @@ class Server:
         self.stages = {"asr": ready, "speech": True}
         self.app = create_app(self.transcribe, self.readiness, max_bytes=MAX_BYTES)
 
-    async def transcribe(self, source: Source, options: Options) -> Transcript:
+    async def transcribe(self, source: Source, options: Options, report: object = None) -> Transcript:
         if self.error is not None:
             raise self.error
         self.got.append((source, options))

@@ -18,8 +18,9 @@ import pytest
 
 from serve_app import bodies
 from serve_app.api import create_app
-from serve_app.bodies import OVERHEAD_BYTES
+from serve_app.bodies import BESIDE_BYTES
 from serve_app.options import Options
+from serve_app.references import REFERENCES_BYTES
 from serve_app.transcript import Source, Transcript
 
 MAX_BYTES = 3 << 20
@@ -45,15 +46,17 @@ class Server:
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error
         self.sources: list[Source] = []
+        self.options: list[Options] = []
         self.bytes: list[bytes] = []
         self.descriptors = 0  # open while the pipeline runs
         self.chunks_sent = 0
         self.waiting = asyncio.Event()  # the app has used all chunks and wants more
         self.app = create_app(self.transcribe, self.readiness, max_bytes=MAX_BYTES)
 
-    async def transcribe(self, source: Source, options: Options) -> Transcript:
+    async def transcribe(self, source: Source, options: Options, report: object = None) -> Transcript:
         self.descriptors = open_descriptors()
         self.sources.append(source)
+        self.options.append(options)
         self.bytes.append(source.file.read() if source.file else b"")
         if self.error is not None:
             raise self.error
@@ -255,7 +258,60 @@ def test_what_is_not_the_file_has_a_limit_of_its_own(content_type: str, start: b
     assert server.chunks_sent * CHUNK_BYTES < MAX_BYTES
 
 
-@pytest.mark.parametrize("length", [str(MAX_BYTES * 3 + OVERHEAD_BYTES), "9" * 5000])
+def voices(content_type: str, *references: str) -> bytes:
+    """A body with these voices of known speakers beside the file."""
+    names = [f"speaker {number}" for number, _ in enumerate(references)]
+    if content_type == JSON:
+        fields = {"known_speaker_names": names, "known_speaker_references": list(references)}
+        return json.dumps({**fields, "audio_b64": "AAAA"}).replace("/", r"\/").encode()  # as PHP writes it
+    fields = {"known_speaker_names[]": names, "known_speaker_references[]": list(references)}
+    parts = [
+        f'--x\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'
+        for name, values in fields.items()
+        for value in values
+    ]
+    return "".join(parts).encode() + form(b"x")
+
+
+@pytest.mark.parametrize("content_type", [JSON, FORM])
+def test_voices_of_known_speakers_have_a_larger_limit(content_type: str) -> None:
+    """Four of 2 MiB pass whole, whatever the cuts; with a byte more they are a 413 that names them."""
+    server = Server()
+    head = "data:audio/wav;base64,"
+    voice = (head + "A" * (2 << 20))[: REFERENCES_BYTES // 4]
+    escapes = 3 if content_type == JSON else 0  # the slash is written with a backslash
+    for longer, expected in ((0, 200), (1, 413)):
+        last = voice[: len(voice) - (4 if escapes else 0)] + "A" * longer
+        body = voices(content_type, voice, voice, voice, last)
+        for size in (len(body), 100_003):
+            pieces = [body[start : start + size] for start in range(0, len(body), size)]
+            status, answer = server.post(content_type, *pieces, length=str(len(body)))
+            assert status == expected, answer
+            if status == 413:
+                assert answer["error"]["param"] == "known_speaker_references"
+    assert [len(voice) for voice in server.options[0].known_speaker_references] == [len(voice)] * 3 + [
+        len(voice) - (4 if escapes else 0)
+    ]
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        b'["data:", ' + b"{}," * 200_000,
+        b'["\\"", ' + b'{"a":"' * 100_000,
+        b"[" + b'"",' * 200_000,
+        b"[" + b"1," * 300_000,
+    ],
+)
+def test_only_strings_may_be_large(array: bytes) -> None:
+    """What takes more memory parsed than as text has the limit of everything else."""
+    server = Server()
+    status, answer = server.post(JSON, b'{"audio_b64": "AAAA", "known_speaker_references": ' + array)
+    assert (status, answer["error"]["param"]) == (413, None)
+    assert "262144" in answer["error"]["message"]
+
+
+@pytest.mark.parametrize("length", [str(MAX_BYTES * 3 + BESIDE_BYTES), "9" * 5000])
 @pytest.mark.parametrize("content_type", [JSON, FORM])
 def test_a_body_that_declares_too_much_is_not_read(content_type: str, length: str) -> None:
     """413 without asking for a byte of it."""
@@ -390,7 +446,7 @@ def test_a_large_file_is_never_in_memory(content_type: str) -> None:
     text = chunk if content_type == FORM else base64.b64encode(chunk)
     sizes = []
 
-    async def size(source: Source, options: Options) -> Transcript:
+    async def size(source: Source, options: Options, report: object = None) -> Transcript:
         assert source.file is not None
         sizes.append(source.file.seek(0, 2))
         return Transcript((), "en", 1.0, "fake")

@@ -1,15 +1,17 @@
-"""The deployments' classes without a cluster: what shares a batch, and sizes that change while they run."""
+"""The deployments' classes without a cluster: what shares a batch, what waits, what changes at run time."""
 
 import asyncio
+import threading
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from fakes import FakeAligner, one_word_segment, recording, window_text
+from fakes import FakeAligner, FakeDiarizer, one_word_segment, recording, window_text
 from pydantic import ValidationError
 
 from serve_app import deployments
-from serve_app.transcript import Audio, Segment, Window
+from serve_app.options import Options
+from serve_app.transcript import Audio, Diarization, Samples, Segment, Window
 
 LANGUAGES = ("en", "de", "en", "de", "en", "en")
 
@@ -80,3 +82,40 @@ def test_what_a_user_config_leaves_out_stays_as_it_was() -> None:
 
     asyncio.run(reconfigured())
     assert all(len(batch) == 1 for batch in model.batches)
+
+
+class HeldDiarizer(FakeDiarizer):
+    """Gives no answer before `release` is set."""
+
+    def __init__(self) -> None:
+        self.release = threading.Event()
+
+    def diarize(self, samples: Samples, **options: Any) -> Diarization:
+        assert self.release.wait(10)
+        return super().diarize(samples, **options)
+
+
+def test_a_short_file_does_not_wait_for_the_speakers_of_a_long_one() -> None:
+    """The long file's one call may take minutes; the clip's answer comes while it runs."""
+    untyped: Any = deployments.Diarizer
+    held = HeldDiarizer()
+    models = iter([held, FakeDiarizer()])
+
+    async def both() -> tuple[bool, Diarization, Diarization]:
+        diarizer = untyped.func_or_class(lambda: next(models))
+
+        def of(seconds: int) -> Any:
+            audio: asyncio.Future[Audio] = asyncio.get_running_loop().create_future()
+            audio.set_result(Audio(recording(*[1] * seconds)))
+            return diarizer.diarize([audio], Options(), f"{seconds} s")
+
+        long = asyncio.create_task(of(61))
+        await asyncio.sleep(0)
+        short = await asyncio.wait_for(of(10), 10)
+        waited = not long.done()
+        held.release.set()
+        return waited, short, await long
+
+    waited, short, long = asyncio.run(both())
+    assert waited
+    assert (len(short.turns), len(long.turns)) == (10, 61)

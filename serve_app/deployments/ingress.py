@@ -5,6 +5,7 @@ import io
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from contextvars import Context
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -17,8 +18,9 @@ from serve_app.api import create_app
 from serve_app.deployments.handles import HEALTH, MANY, ROUTER, awaited, caller, streamer
 from serve_app.deployments.health import Patience
 from serve_app.deployments.loading import LoadedAudio, loading_with
-from serve_app.deployments.retries import lasting, resuming
+from serve_app.deployments.retries import lasting, resuming, with_clips
 from serve_app.errors import AudioTooCostly, AudioTooLong, DeadlineExceeded, InvalidRequest
+from serve_app.following import Report, followed
 from serve_app.observability import Retries
 from serve_app.options import Options, parse_options
 from serve_app.pipeline import Stages, transcribe, unheard
@@ -66,7 +68,9 @@ class Ingress:
             ),
             transcribe=lasting("asr", caller(transcriber.transcribe), self._retries, patience),
             align=lasting("alignment", caller(aligner.align), self._retries, patience.with_model_load()),
-            diarize=lasting("diarization", caller(diarizer.diarize), self._retries) if diarizer else None,
+            diarize=lasting("diarization", with_clips(caller(diarizer.diarize)), self._retries)
+            if diarizer
+            else None,
             model=settings.model,
             windows_in_flight=settings.windows_in_flight,
         )
@@ -75,6 +79,7 @@ class Ingress:
         app = create_app(
             self._run,
             self.readiness,
+            model=self._settings.model,
             max_bytes=self._settings.intake.max_bytes,
             access=self._settings.access,
             receive_timeout_s=self._settings.intake.receive_timeout_s,
@@ -99,17 +104,11 @@ class Ingress:
         have become final, in order, without speakers. The last one is the answer.
         """
         where, parsed = _source(source, headers), parse_options(options)
-        news: asyncio.Queue[Progress | None] = asyncio.Queue()
         with self._admission.one():
-            run = asyncio.create_task(self._run(where, parsed, news.put_nowait))
-            run.add_done_callback(lambda _: news.put_nowait(None))
-            try:
-                while (progress := await news.get()) is not None:
-                    yield progress_response(progress, words=parsed.word_timestamps)
-                yield predict_response(await run, words=parsed.word_timestamps)
-            finally:
-                run.cancel()
-                await asyncio.gather(run, return_exceptions=True)  # in flight until it has ended
+            async with followed(partial(self._run, where, parsed)) as news:
+                while isinstance(item := await news.get(), Progress):
+                    yield progress_response(item, words=parsed.word_timestamps)
+                yield predict_response(item.result(), words=parsed.word_timestamps)
 
     async def readiness(self) -> dict[str, bool]:
         """Per stage, whether a replica with its models answers: one question at a time, however many ask."""
@@ -145,9 +144,7 @@ class Ingress:
             return False
         return True
 
-    async def _run(
-        self, source: Source, options: Options, report: Callable[[Progress], None] = unheard
-    ) -> Transcript:
+    async def _run(self, source: Source, options: Options, report: Report = unheard) -> Transcript:
         self._admission.refuse_new()  # its body may have taken a while
         limit_s = self._settings.request_timeout_s
         try:

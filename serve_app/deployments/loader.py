@@ -34,11 +34,17 @@ class AudioLoader:
         self._decoders = asyncio.Semaphore(os.cpu_count() or 1)  # each is a child process at full speed
 
     async def load(
-        self, url: str | None, headers: dict[str, str], chunks: list[Any], duration_s: float | None = None
+        self,
+        url: str | None,
+        headers: dict[str, str],
+        chunks: list[Any],
+        max_audio_s: float | None = None,
+        duration_s: float | None = None,
     ) -> Audio:
         """Fetches the URL, or joins the upload's chunks (references to bytes), and decodes it.
 
-        With `duration_s`, audio of another length is refused: half of the transcript is of the one before.
+        More than `max_audio_s` of sound, or more than the server takes, is AudioTooLong. With `duration_s`,
+        audio of another length is refused: half of the transcript is of the one before.
         """
         begun_s = time.monotonic()
         # A file that comes slowly holds no decoder, and one that waits for a decoder still holds its place.
@@ -50,7 +56,9 @@ class AudioLoader:
                 fetched_s = time.monotonic()
                 async with _one_of(self._decoders):
                     audio = await decode(
-                        file, max_audio_s=self._intake.max_audio_s, timeout_s=self._intake.decode_timeout_s
+                        file,
+                        max_audio_s=min(self._intake.max_audio_s, max_audio_s or self._intake.max_audio_s),
+                        timeout_s=self._intake.decode_timeout_s,
                     )
         if duration_s is not None and audio.duration_s != duration_s:
             raise SourceUnavailable(

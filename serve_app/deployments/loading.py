@@ -67,7 +67,7 @@ def loading_with(
     async def loading(source: Source) -> AsyncIterator[LoadedAudio]:
         async def load(duration_s: float | None) -> Any:
             chunks = await asyncio.to_thread(_put_chunks, source.file) if source.file else []
-            return loader.load.remote(source.url, source.headers, chunks, duration_s)
+            return loader.load.remote(source.url, source.headers, chunks, source.max_audio_s, duration_s)
 
         audio = LoadedAudio(load, retries)
         try:

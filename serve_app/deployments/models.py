@@ -1,79 +1,35 @@
 """The four deployments that hold a model: each a batcher in front of one device thread."""
 
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 
 from serve_app.batching import Batcher
+from serve_app.deployments.batch_config import AlignerConfig, BatchConfig
 from serve_app.deployments.handles import STAGE, AudioRef, audio_behind
 from serve_app.deployments.health import Patience, Watch, by_halves
-from serve_app.errors import TranscriptionError
+from serve_app.deployments.protocols import AlignModel, DiarizeModel, DiarizeRequest, Recognizer, SpeechModel
+from serve_app.fallback import Fallback
+from serve_app.known_speakers import reference_samples
 from serve_app.observability import Retries
 from serve_app.options import Options
 from serve_app.transcript import (
     SAMPLE_RATE_HZ,
     AlignRequest,
     AsrRequest,
-    Audio,
     Decoding,
     Diarization,
+    KnownSpeaker,
     Samples,
     Segment,
     Speech,
     Window,
     WindowText,
 )
-
-
-class BatchConfig(BaseModel):
-    """`user_config` of the Transcriber; changes at run time. What it leaves out stays as bound."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    max_batch_size: int = Field(8, ge=1, le=256)
-    wait_s: float = Field(0.0, ge=0, le=1)
-
-    def apply(self, batcher: Batcher[Any, Any], changes: dict[str, Any]) -> None:
-        """Sets the batcher to this with `changes`; raises ValidationError for what is no setting."""
-        changed = self.model_validate(self.model_dump() | changes)
-        for name, value in changed:
-            setattr(batcher, name, value)
-
-
-class AlignerConfig(BatchConfig):
-    """`user_config` of the Aligner, whose windows take time by their length."""
-
-    max_batch_s: float | None = Field(None, gt=0)  # of audio; a longer window still goes, alone
-
-
-class Recognizer(Protocol):
-    def features(self, samples: Samples) -> npt.NDArray[np.float32]: ...
-    def batch_key(self, request: AsrRequest) -> Any: ...
-    def transcribe(self, requests: list[AsrRequest]) -> list[WindowText | TranscriptionError]: ...
-
-
-class SpeechModel(Protocol):
-    def scan(self, audio: Audio) -> Iterator[tuple[Window, ...]]: ...
-
-
-class AlignModel(Protocol):
-    def align(self, requests: list[AlignRequest]) -> list[tuple[Segment, ...] | TranscriptionError]: ...
-
-
-class DiarizeModel(Protocol):
-    def diarize(
-        self,
-        samples: Samples,
-        *,
-        num_speakers: int | None,
-        min_speakers: int | None,
-        max_speakers: int | None,
-    ) -> Diarization: ...
-
 
 PATIENCE = Patience()
 
@@ -86,8 +42,8 @@ def _length_s(request: AlignRequest) -> float:
     return request.end_s - request.start_s
 
 
-def _duration_s(file: tuple[Samples, Options]) -> float:
-    return len(file[0]) / SAMPLE_RATE_HZ
+def _duration_s(request: DiarizeRequest) -> float:
+    return len(request[0]) / SAMPLE_RATE_HZ
 
 
 def _next_parts(scans: list[Iterator[tuple[Window, ...]]]) -> list[tuple[Window, ...] | None]:
@@ -127,9 +83,14 @@ class Transcriber:
     """Windows of all requests to text, batched on one device."""
 
     def __init__(
-        self, load: Callable[[], Recognizer], batch: BatchConfig, patience: Patience = PATIENCE
+        self,
+        load: Callable[[], Recognizer],
+        batch: BatchConfig,
+        fallback: Fallback,
+        patience: Patience = PATIENCE,
     ) -> None:
         self._model = load()
+        self._fallback = fallback
         self._batch = batch
         self._watch = Watch(patience)
         self._batcher: Batcher[AsrRequest, WindowText] = Batcher(
@@ -153,9 +114,17 @@ class Transcriber:
     async def transcribe(
         self, ref: AudioRef, window: Window, language: str | None, decoding: Decoding, request_id: str
     ) -> WindowText:
+        """A text that is not believed comes again as a new item, so its first batch waits for nobody."""
         samples = window.cut((await audio_behind(ref)).samples)
         features = await self._features.submit(samples, request_id)
-        return await self._batcher.submit(AsrRequest(features, language, decoding), request_id)
+        attempts: list[WindowText] = []
+        for temperature in self._fallback.schedule(decoding):
+            request = AsrRequest(features, language, replace(decoding, temperature=temperature))
+            attempts.append(await self._batcher.submit(request, request_id))
+            if self._fallback.believes(attempts[-1]):
+                break
+            language = attempts[-1].language
+        return self._fallback.choose(attempts)
 
     async def counters(self) -> dict[str, float]:
         """Batches, items and times so far: what batch occupancy is computed from."""
@@ -208,33 +177,52 @@ class Aligner:
         return True
 
 
+SHORT_S = 60.0  # a file that is no longer does not wait for the speakers of long ones
+
+
 @serve.deployment(**STAGE)
 class Diarizer:
-    """The whole file to speaker turns."""
+    """The whole file to speaker turns.
+
+    One call is a whole file, minutes of work for some, so short files have a thread and a model of their own.
+    """
 
     def __init__(self, load: Callable[[], DiarizeModel], patience: Patience = PATIENCE) -> None:
-        model = load()
         self._watch = Watch(patience)
+        self._long = self._batcher(load(), "diarize")
+        self._short = self._batcher(load(), "diarize-short")
 
-        def run(items: list[tuple[Samples, Options]]) -> list[Diarization]:
+    def _batcher(self, model: DiarizeModel, name: str) -> Batcher[DiarizeRequest, Diarization]:
+        def run(items: list[DiarizeRequest]) -> list[Diarization]:
             return [
                 model.diarize(
                     samples,
                     num_speakers=options.num_speakers,
                     min_speakers=options.min_speakers,
                     max_speakers=options.max_speakers,
+                    known=known,
                 )
-                for samples, options in items
+                for samples, options, known in items
             ]
 
-        self._batcher: Batcher[tuple[Samples, Options], Diarization] = Batcher(
+        return Batcher(
             by_halves(self._watch.over(run, _duration_s), "diarization", Retries().note),
             max_batch_size=1,
-            name="diarize",
+            name=name,
         )
 
-    async def diarize(self, ref: AudioRef, options: Options, request_id: str) -> Diarization:
-        return await self._batcher.submit(((await audio_behind(ref)).samples, options), request_id)
+    async def diarize(
+        self, ref: AudioRef, options: Options, request_id: str, known: tuple[KnownSpeaker, ...] = ()
+    ) -> Diarization:
+        """The clips of `known` are references to audio; what is wrong with one is raised first."""
+        clips = [
+            await reference_samples(audio_behind(speaker.clip), number)
+            for number, speaker in enumerate(known)
+        ]
+        decoded = tuple(replace(speaker, clip=clip) for speaker, clip in zip(known, clips, strict=True))
+        request = ((await audio_behind(ref)).samples, options, decoded)
+        lane = self._short if _duration_s(request) <= SHORT_S else self._long
+        return await lane.submit(request, request_id)
 
     async def check_health(self) -> None:
         self._watch.check()

@@ -1,0 +1,120 @@
+"""What OpenAI's published OpenAPI document says of the answers of its audio API, as compact JSON schemas.
+
+Written from that document's facts (openai/openai-openapi of August 2026), not copied. Stricter in one way: no
+name may be there that neither OpenAI's document nor our README has.
+"""
+
+from typing import Any
+
+from jsonschema import Draft202012Validator
+
+STRING = {"type": "string"}
+NUMBER = {"type": "number"}
+INTEGER = {"type": "integer"}
+
+
+def has(required: dict[str, Any], **optional: Any) -> dict[str, Any]:
+    """An object of these properties and no others."""
+    return {
+        "type": "object",
+        "required": list(required),
+        "properties": {**required, **optional},
+        "additionalProperties": False,
+    }
+
+
+def array(items: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": items}
+
+
+WARNINGS = {**array(has({"stage": STRING, "code": STRING, "message": STRING})), "minItems": 1}  # ours
+
+DURATION = has({"type": {"const": "duration"}, "seconds": {**NUMBER, "minimum": 0}})
+TOKENS = has(
+    {"type": {"const": "tokens"}, "input_tokens": INTEGER, "output_tokens": INTEGER, "total_tokens": INTEGER},
+    input_token_details=has({}, text_tokens=INTEGER, audio_tokens=INTEGER),
+)
+
+WORD = has({"word": STRING, "start": NUMBER, "end": NUMBER})
+SEGMENT = has(
+    {
+        "id": INTEGER,
+        "seek": INTEGER,
+        "start": NUMBER,
+        "end": NUMBER,
+        "text": STRING,
+        "tokens": array(INTEGER),
+        "temperature": NUMBER,
+        "avg_logprob": NUMBER,
+        "compression_ratio": NUMBER,
+        "no_speech_prob": NUMBER,
+    },
+    speaker=STRING,  # ours
+)
+DIARIZED_SEGMENT = has(
+    {
+        "type": {"const": "transcript.text.segment"},
+        "id": STRING,
+        "start": NUMBER,
+        "end": NUMBER,
+        "text": STRING,
+        "speaker": STRING,
+    }
+)
+MODEL = has({"id": STRING, "object": {"const": "model"}, "created": INTEGER, "owned_by": STRING})
+VERBOSE = has(
+    {"language": STRING, "duration": NUMBER, "text": STRING},
+    task={"enum": ["transcribe", "translate"]},
+    words=array(WORD),
+    segments=array(SEGMENT),
+    usage=DURATION,
+    warnings=WARNINGS,
+)
+
+SCHEMAS: dict[str, Any] = {
+    "json": has({"text": STRING, "usage": DURATION}, warnings=WARNINGS),
+    "verbose_json": VERBOSE,
+    "diarized_json": has(
+        {
+            "task": {"const": "transcribe"},
+            "duration": NUMBER,
+            "text": STRING,
+            "segments": array(DIARIZED_SEGMENT),
+            "usage": DURATION,
+        },
+        warnings=WARNINGS,
+    ),
+    "transcript.text.delta": has(
+        {"type": {"const": "transcript.text.delta"}, "delta": STRING}, segment_id=STRING
+    ),
+    "transcript.text.segment": DIARIZED_SEGMENT,
+    "transcript.text.done": has(
+        {"type": {"const": "transcript.text.done"}, "text": STRING, "usage": TOKENS}, warnings=WARNINGS
+    ),
+    "error": has(
+        {
+            "error": has(
+                {
+                    "message": STRING,
+                    "type": STRING,
+                    "param": {"type": ["string", "null"]},
+                    "code": {"type": ["string", "null"]},
+                }
+            )
+        }
+    ),
+    "model": MODEL,
+    "models": has({"object": {"const": "list"}, "data": array(MODEL)}),
+}
+
+
+def check(name: str, body: Any) -> None:
+    """Raises jsonschema's ValidationError where `body` is not what OpenAI calls this."""
+    Draft202012Validator(SCHEMAS[name]).validate(body)
+
+
+def check_event(event: dict[str, Any]) -> str:
+    """The type of an event of a stream, which is valid."""
+    kind: str = event["type"]
+    check(kind, event)
+    return kind
