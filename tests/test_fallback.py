@@ -105,6 +105,15 @@ def test_the_first_attempts_language_probability_stays() -> None:
     assert FALLBACK.choose([first, replace(TEXT, temperature=0.2)]).language_probability == 0.7
 
 
+@pytest.mark.parametrize("wordless", ["", " .", " ..."])
+def test_where_nothing_was_said_nothing_is_invented(wordless: str) -> None:
+    """A blip that is heard as a full stop stays one, however unlikely."""
+    blip = replace(TEXT, text=wordless, avg_logprob=-2.2)
+    assert FALLBACK.believes(blip)
+    assert FALLBACK.choose([blip]) == blip
+    assert not FALLBACK.believes(replace(blip, text=" 是"))
+
+
 def test_an_empty_window_is_no_loss() -> None:
     """Where nothing was heard, nothing was left out."""
     nothing = replace(TEXT, text="", avg_logprob=-3.0, no_speech_prob=0.9)

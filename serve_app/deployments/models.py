@@ -6,10 +6,10 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 
 from serve_app.batching import Batcher
+from serve_app.deployments.batch_config import AlignerConfig, BatchConfig
 from serve_app.deployments.handles import STAGE, AudioRef, audio_behind
 from serve_app.deployments.health import Patience, Watch, by_halves
 from serve_app.errors import TranscriptionError
@@ -29,27 +29,6 @@ from serve_app.transcript import (
     Window,
     WindowText,
 )
-
-
-class BatchConfig(BaseModel):
-    """`user_config` of the Transcriber; changes at run time. What it leaves out stays as bound."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    max_batch_size: int = Field(8, ge=1, le=256)
-    wait_s: float = Field(0.0, ge=0, le=1)
-
-    def apply(self, batcher: Batcher[Any, Any], changes: dict[str, Any]) -> None:
-        """Sets the batcher to this with `changes`; raises ValidationError for what is no setting."""
-        changed = self.model_validate(self.model_dump() | changes)
-        for name, value in changed:
-            setattr(batcher, name, value)
-
-
-class AlignerConfig(BatchConfig):
-    """`user_config` of the Aligner, whose windows take time by their length."""
-
-    max_batch_s: float | None = Field(None, gt=0)  # of audio; a longer window still goes, alone
 
 
 class Recognizer(Protocol):
