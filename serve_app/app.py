@@ -194,6 +194,7 @@ def _load_recognizer(settings: Settings, model: str, device: str) -> Any:
         compute_type=asr.compute_type,
         threads=_threads(asr.threads, device),
         beam_size=asr.beam_size,
+        compression_ratio_threshold=asr.compression_ratio_threshold,
     )
 
 

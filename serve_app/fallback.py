@@ -25,8 +25,14 @@ class Fallback:
         return (decoding.temperature,) if decoding.temperature else (0.0, *self.temperatures)
 
     def believes(self, text: WindowText) -> bool:
-        """Whether there is no need to decode again: the text is good enough, or there is only silence."""
-        return self._is_silence(text) or not (self._repeats(text) or self._is_unlikely(text))
+        """Whether there is no need to decode again: the text is good enough, or there is only silence.
+
+        Text without a letter, such as " .", says that nothing was said. openai/whisper would try again, and
+        take an invented word for likelier.
+        """
+        if self._is_silence(text) or not any(character.isalnum() for character in text.text):
+            return True
+        return not (self._repeats(text) or self._is_unlikely(text))
 
     def choose(self, attempts: Sequence[WindowText]) -> WindowText:
         """The last text if it is believed, else the likeliest: of those that repeat nothing, if any."""

@@ -81,10 +81,6 @@ class AsrSettings(_Strict):
     def _agree(self) -> "AsrSettings":
         if list(self.temperature_fallback) != sorted(set(self.temperature_fallback)):
             raise ValueError("asr.temperature_fallback must rise, such as [0.2, 0.4, 0.6, 0.8, 1.0]")
-        if not self.temperature_fallback and "compression_ratio_threshold" in self.model_fields_set:
-            raise ValueError(
-                "asr.compression_ratio_threshold is for asr.temperature_fallback, which is empty"
-            )
         return self
 
 
@@ -153,8 +149,8 @@ class DiarizationSettings(_Strict):
         None,
         gt=0,
         le=2,
-        description="Cosine distance below which a speaker has a known speaker's voice; empty = 0.3 with the "
-        "bundled model, else 0.5.",
+        description="Cosine distance below which a speaker has a known speaker's voice; empty = 0.25 with "
+        "the bundled model, else 0.5.",
     )
     threads: Threads = Field(
         None, description="CPU threads of one replica; empty = all cores, at most 8; one beside a GPU."

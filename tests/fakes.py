@@ -87,6 +87,7 @@ class FakeStages:
     fail: dict[str, Exception] = field(default_factory=dict)  # stage -> what it raises
     transcribed_in: list[tuple[float, str | None]] = field(default_factory=list)
     loaded: list[Source] = field(default_factory=list)
+    decodings: list[Decoding] = field(default_factory=list)
     most_in_flight: int = 0
     _in_flight: int = 0
 
@@ -123,6 +124,7 @@ class FakeStages:
     ) -> WindowText:
         self._called("asr")
         self.transcribed_in.append((window.start_s, language))
+        self.decodings.append(decoding)
         self._in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self._in_flight)
         await asyncio.sleep(0)

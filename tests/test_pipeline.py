@@ -11,7 +11,17 @@ from fakes import FakeStages, data_url, recording
 from serve_app.errors import InvalidRequest, ModelUnavailable, Overloaded, UnusableAudio
 from serve_app.options import Options
 from serve_app.pipeline import transcribe
-from serve_app.transcript import Progress, Segment, Source, Speech, Transcript, Window, Word
+from serve_app.transcript import (
+    Decoding,
+    Progress,
+    Segment,
+    Source,
+    Speech,
+    Transcript,
+    Window,
+    WindowText,
+    Word,
+)
 
 SOURCE = Source(url="http://example/x.mp3")
 ADA = data_url(recording(1, 1).tobytes())  # a clip of the one who says odd numbers
@@ -52,6 +62,31 @@ def test_a_named_language_reaches_every_window_and_detection_does_not_run() -> N
     transcript = run(fake, language="de")
     assert fake.transcribed_in == [(0.0, "de"), (1.0, "de"), (2.0, "de")]
     assert transcript.language == "de"
+
+
+def test_decoding_options_reach_every_window() -> None:
+    """What a request wants of decoding is asked for with each of its windows."""
+    fake = FakeStages(recording(1, 2))
+    wanted: dict[str, Any] = {"initial_prompt": "Kant.", "hotwords": "Hegel", "temperature": 0.2}
+    run(fake, task="translate", **wanted)
+    assert fake.decodings == [Decoding("translate", "Kant.", "Hegel", 0.2)] * 2
+
+
+def test_doubtful_and_dropped_windows_are_warned_of() -> None:
+    """Text that was decoded again, left out, or prompted with less than was sent, each warn once, by name."""
+
+    class Doubtful(FakeStages):
+        async def _transcribe(self, audio: Any, window: Window, *arguments: Any) -> WindowText:
+            text = await super()._transcribe(audio, window, *arguments)
+            if window.start_s == 2.0:
+                return replace(text, text="", silence=True, prompt_tokens_cut=7)
+            return replace(text, attempts=2, temperature=0.2, prompt_tokens_cut=7)
+
+    transcript = run(Doubtful(recording(1, 2, 3)), language="en")
+    codes = ["prompt_shortened", "fallback_temperature", "no_speech"]
+    assert [(warning.stage, warning.code) for warning in transcript.warnings] == [("asr", c) for c in codes]
+    assert "2 windows (0.0-1.0 s, 1.0-2.0 s)" in transcript.warnings[1].message
+    assert [segment.text for segment in transcript.segments] == ["word1", "word2"]
 
 
 def test_one_language_per_file_by_vote() -> None:

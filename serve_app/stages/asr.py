@@ -41,7 +41,13 @@ def average_logprob(score: float, tokens: int) -> float:
 
 
 def load_recognizer(
-    model: str, *, device: str, compute_type: str, threads: int, beam_size: int
+    model: str,
+    *,
+    device: str,
+    compute_type: str,
+    threads: int,
+    beam_size: int,
+    compression_ratio_threshold: float = 2.4,
 ) -> "Recognizer":
     """Loads a CTranslate2 Whisper from a directory or, by faster-whisper name or repository, the hub.
 
@@ -63,18 +69,21 @@ def load_recognizer(
             "and `device` and `asr.compute_type` must be ones it has.",
             "model",
         ) from error
-    return Recognizer(whisper, model, beam_size)
+    return Recognizer(whisper, model, beam_size, compression_ratio_threshold)
 
 
 class Recognizer:
     """A loaded Whisper. No call changes it, so requests cannot affect each other."""
 
-    def __init__(self, whisper: WhisperModel, name: str, beam_size: int) -> None:
+    def __init__(
+        self, whisper: WhisperModel, name: str, beam_size: int, compression_ratio_threshold: float = 2.4
+    ) -> None:
         self._whisper = whisper
         self._model: ctranslate2.models.Whisper = whisper.model
         self._tokenizer = whisper.hf_tokenizer
         self._name = name
         self._beam_size = beam_size
+        self._compression_ratio_threshold = compression_ratio_threshold  # above it, text repeats itself
         # The weights say how many mel bands they want; preprocessor_config.json is often missing.
         self._extract = FeatureExtractor(feature_size=self._model.n_mels)
         self._end_token: int = self._tokenizer.token_to_id("<|endoftext|>")
@@ -164,27 +173,43 @@ class Recognizer:
             return_scores=True,
             return_no_speech_prob=True,
         )
-        text_tokens = [
-            [token for token in result.sequences_ids[0] if token < self._end_token] for result in results
-        ]
-        texts = self._tokenizer.decode_batch(text_tokens)
         return [
-            WindowText(
-                text=text,
-                language=language,
-                language_probability=probability,
-                avg_logprob=average_logprob(result.scores[0], len(result.sequences_ids[0])),
-                no_speech_prob=result.no_speech_prob,
-                compression_ratio=get_compression_ratio(text.strip()),
-                tokens=tuple(tokens),
-                temperature=temperature,
-                prompt_tokens_cut=self._prompts.context(request.decoding)[1],
-                token_ends=token_ends(self._tokenizer, tokens, text),
-            )
-            for request, text, (language, probability), result, tokens in zip(
-                requests, texts, languages, results, text_tokens, strict=True
-            )
+            self._best_text(result, request, *language)
+            for result, request, language in zip(results, requests, languages, strict=True)
         ]
+
+    def _best_text(
+        self,
+        result: ctranslate2.models.WhisperGenerationResult,
+        request: AsrRequest,
+        language: str,
+        language_probability: float | None,
+    ) -> WindowText:
+        """The likeliest of an item's samples that does not repeat itself, else the likeliest.
+
+        faster-whisper takes the likeliest in any case, which is a loop if there is one among them: words
+        that come again and again are always likely. A beam search gives one text, to both.
+        """
+        texts = []
+        for ids, score in zip(result.sequences_ids, result.scores, strict=True):
+            tokens = [token for token in ids if token < self._end_token]
+            said = self._tokenizer.decode(tokens)
+            text = WindowText(
+                text=said,
+                language=language,
+                language_probability=language_probability,
+                avg_logprob=average_logprob(score, len(ids)),
+                no_speech_prob=result.no_speech_prob,
+                compression_ratio=get_compression_ratio(said.strip()),
+                tokens=tuple(tokens),
+                temperature=request.decoding.temperature or 0.0,
+                prompt_tokens_cut=self._prompts.context(request.decoding)[1],
+                token_ends=token_ends(self._tokenizer, tokens, said),
+            )
+            if text.compression_ratio <= self._compression_ratio_threshold:
+                return text
+            texts.append(text)
+        return texts[0]
 
     def _search(self, temperature: float) -> dict[str, float]:
         """Options of a beam search, or of sampling as faster-whisper does it."""
