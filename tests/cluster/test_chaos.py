@@ -13,7 +13,7 @@ from benchmarks.chaos.running_graph import Graph, config, deployed
 
 URL = "http://127.0.0.1:18000/chaos"
 LENGTHS_S = [1.0, 20.0, 5.0, 2.5, 10.0, 3.0]
-SETTINGS = {"requests_in_flight": 24, "call_timeout_s": 2.0, "call_timeout_per_audio_s": 0.5}
+SETTINGS = {"requests_in_flight": 16, "call_timeout_s": 2.0, "call_timeout_per_audio_s": 0.5}
 LIMIT_S = 60.0
 
 pytestmark = pytest.mark.usefixtures("cluster")
