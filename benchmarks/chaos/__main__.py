@@ -36,12 +36,13 @@ from benchmarks.truth import SAMPLE_RATE_HZ
 
 LENGTHS_S = (1.0, 60.0, 5.0, 20.0, 2.5, 35.0, 10.0, 3.0, 8.0, 45.0)
 SLOW = 0.15  # seconds of device for a second of audio: the recogniser and not this machine is what is full
+MEDIUM = 0.03
 FAST = 0.01
 HANG = {"call_timeout_s": 5.0, "call_timeout_per_audio_s": 0.2}
 HANG_LIMIT_S = 60.0
 REQUESTS_IN_FLIGHT = 16
 LONG_S = 660.0
-AUDIO_IN_FLIGHT_S = 1600.0  # two such files, which take minutes, and some clips
+AUDIO_IN_FLIGHT_S = 1600.0  # two such files, and some clips
 
 say = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -93,19 +94,19 @@ def run_hang(plan: Plan) -> dict[str, Any]:
 
 
 def run_overload(plan: Plan) -> dict[str, Any]:
-    settings = {
-        "requests_in_flight": REQUESTS_IN_FLIGHT,
-        "intake": {"allowed_hosts": ["127.0.0.1"], "audio_in_flight_s": AUDIO_IN_FLIGHT_S},
-    }
+    settings = {"requests_in_flight": REQUESTS_IN_FLIGHT}
     with scene(plan, settings=settings, args={"asr": SLOW}) as (graph, load, rng):
         load.clips = [clip for clip in load.clips if clip.audio_s <= 35.0]
-        figures = overload(graph, load, plan.overload_s / 2, plan.overload_s, rng)
-        if plan.models == "fakes":
-            silence = wav(np.zeros(int(LONG_S * SAMPLE_RATE_HZ), np.int16))
-            long_clip = Clip("long", LONG_S, silence, False, {"language": "en", "diarize": "false"})
-            load.clips = [short for short in load.clips if short.audio_s <= 10.0]
-            figures |= full_house(graph, load, long_clip, 4)
-    return figures
+        return overload(graph, load, plan.overload_s / 2, plan.overload_s, rng)
+
+
+def run_full_house(plan: Plan) -> dict[str, Any]:
+    intake = {"allowed_hosts": ["127.0.0.1"], "audio_in_flight_s": AUDIO_IN_FLIGHT_S}
+    with scene(plan, settings={"intake": intake}, args={"asr": MEDIUM}) as (_, load, _):
+        load.clips = [clip for clip in load.clips if clip.audio_s <= 10.0]
+        silence = wav(np.zeros(int(LONG_S * SAMPLE_RATE_HZ), np.int16))
+        long_clip = Clip("long", LONG_S, silence, False, {"language": "en", "diarize": "false"})
+        return full_house(load, long_clip, 4)
 
 
 def run_deploy(plan: Plan) -> dict[str, Any]:
@@ -155,6 +156,8 @@ SCENARIOS = {
         Goal("grown_mib", at_most=300),
         Goal("latency_recovered_s", at_most=30),
         Goal("short_over_long_admitted", at_least=0.8),
+    )),
+    "full_house": (run_full_house, (
         Goal("long_refused", at_least=1),
         Goal("short_not_served", at_most=0),
     )),

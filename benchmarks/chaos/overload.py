@@ -97,7 +97,7 @@ def overload(
     }
 
 
-def full_house(graph: Graph, load: Load, long_clip: Clip, long_files: int) -> dict[str, Any]:
+def full_house(load: Load, long_clip: Clip, long_files: int) -> dict[str, Any]:
     """More long files than the graph takes; every short clip must get in beside them."""
     with ThreadPoolExecutor(long_files) as pool:
         running = [pool.submit(load.send, long_clip) for _ in range(long_files)]
