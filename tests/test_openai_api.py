@@ -219,7 +219,7 @@ def test_arrays_come_in_three_notations(references: list[tuple[str, str]]) -> No
 def test_fields_become_options() -> None:
     """OpenAI's names and our own; chunking as we do it anyway is accepted."""
     server = Server()
-    fields = {
+    fields: dict[str, Any] = {
         "language": "de",
         "prompt": "Herr Müller",
         "temperature": "0.4",
@@ -369,7 +369,7 @@ def test_silence() -> None:
 @pytest.mark.parametrize("response_format", ["json", "text", "diarized_json"])
 @pytest.mark.parametrize(("language", "gap"), [("en", " "), ("zh", "")])
 def test_deltas_together_are_the_text(response_format: str, language: str, gap: str) -> None:
-    """Exactly the text of an answer in one piece, with spaces between sentences where the language has them."""
+    """Exactly the text of an answer in one piece; spaces between sentences where the language has them."""
     server = Server(*range(1, 10))
     whole = server.post(language=language).json()["text"]
     response = server.post(language=language, response_format=response_format, stream="true")
