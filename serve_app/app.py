@@ -18,6 +18,7 @@ from ray.serve import Application
 from serve_app import deployments as untyped_deployments
 from serve_app import models
 from serve_app.errors import ModelUnavailable
+from serve_app.fallback import Fallback
 from serve_app.settings import Settings
 
 deployments: Any = untyped_deployments  # Serve decorators turn classes into Deployments, unknown to mypy
@@ -27,6 +28,10 @@ GPU_BATCH = {"max_batch_size": 16, "wait_s": 0.01}  # on a T4 16 windows give 90
 ALIGN_GPU_BATCH = GPU_BATCH | {"max_batch_s": 30.0}  # fills a T4; more would only keep others waiting
 NO_BATCH = {"max_batch_size": 1}
 GPU_PADDED_S = 60.0  # a base model then takes 1.7 GB of a GPU, a large one 2.9 GB (computed, not measured)
+
+# Seconds that a model call may last for each second of audio in it; generous, beyond it a replica is killed.
+GPU_PER_AUDIO_S = 1.0
+CPU_PER_AUDIO_S = 20.0
 
 # What each replica books of a node's CPUs; small, so that a graph of one replica each fits on two
 # cores. Threads are set apart from it, in `args:`.
@@ -71,29 +76,46 @@ def graph(settings: Settings, load: Loaders, device: str) -> Application:
         settings.diarization,
     )
 
-    loader = deployments.AudioLoader.options(ray_actor_options=_without_secrets()).bind(settings.intake)
+    patience = _patience(settings, device)
+    # Two of each beside each other while they are replaced: both are small, and without them all waits.
+    loader = deployments.AudioLoader.options(
+        ray_actor_options=_without_secrets(), max_surge_percent=100
+    ).bind(settings.intake)
     detector = deployments.SpeechDetector.options(
         ray_actor_options=_on(_detector_device(settings, device), speech.gpu_share, speech.threads)
-    ).bind(load.detector)
+    ).bind(load.detector, _patience(settings, _detector_device(settings, device)))
     transcriber = deployments.Transcriber.options(
         ray_actor_options=_on(device, asr.gpu_share, asr.threads)
-    ).bind(load.recognizer, deployments.BatchConfig(**(GPU_BATCH if device == "cuda" else CPU_BATCH)))
+    ).bind(
+        load.recognizer,
+        deployments.BatchConfig(**(GPU_BATCH if device == "cuda" else CPU_BATCH)),
+        Fallback(
+            asr.temperature_fallback,
+            asr.compression_ratio_threshold,
+            asr.log_prob_threshold,
+            asr.no_speech_threshold,
+        ),
+        patience,
+    )
     aligner = deployments.Aligner.options(
         ray_actor_options=_on(device, alignment.gpu_share, alignment.threads)
     ).bind(
         load.aligner,
         deployments.AlignerConfig(**(ALIGN_GPU_BATCH if _max_padded_s(settings, device) else NO_BATCH)),
+        patience,
     )
     diarizer = (
         deployments.Diarizer.options(
             ray_actor_options=_on(device, diarization.gpu_share, diarization.threads)
-        ).bind(load.diarizer)
+        ).bind(load.diarizer, patience)
         if load.diarizer
         else None
     )
-    application: Application = deployments.Ingress.options(ray_actor_options=_without_secrets()).bind(
-        settings, loader, detector, transcriber, aligner, diarizer
-    )
+    application: Application = deployments.Ingress.options(
+        ray_actor_options=_without_secrets(),
+        max_surge_percent=100,
+        graceful_shutdown_timeout_s=settings.request_timeout_s,  # its requests end first
+    ).bind(settings, loader, detector, transcriber, aligner, diarizer, patience)
     return application
 
 
@@ -108,6 +130,13 @@ def _device(settings: Settings) -> str:
 
 def _detector_device(settings: Settings, device: str) -> str:
     return device if settings.speech.gpu_share else "cpu"
+
+
+def _patience(settings: Settings, device: str) -> Any:
+    per_audio_s = settings.call_timeout_per_audio_s
+    if per_audio_s is None:
+        per_audio_s = GPU_PER_AUDIO_S if device == "cuda" else CPU_PER_AUDIO_S
+    return deployments.Patience(settings.call_timeout_s, per_audio_s)
 
 
 def _threads(chosen: int | None, device: str) -> int:
@@ -147,9 +176,11 @@ def _without_secrets() -> dict[str, Any]:
 
 def _load_detector(settings: Settings, window_s: float, device: str) -> Any:
     from serve_app.stages import speech
+    from serve_app.stages.gpu_memory import keep_within_share
 
     if settings.speech.method == "silero":
         return speech.load_silero_detector(settings.speech, window_s)
+    keep_within_share(settings.speech.gpu_share, device)
     return speech.load_pyannote_detector(settings.speech, window_s, device)
 
 
@@ -163,6 +194,7 @@ def _load_recognizer(settings: Settings, model: str, device: str) -> Any:
         compute_type=asr.compute_type,
         threads=_threads(asr.threads, device),
         beam_size=asr.beam_size,
+        compression_ratio_threshold=asr.compression_ratio_threshold,
     )
 
 
@@ -176,8 +208,10 @@ def _max_padded_s(settings: Settings, device: str) -> float:
 
 def _load_aligner(settings: Settings, aligners: dict[str, str], device: str) -> Any:
     from serve_app.stages.alignment import load_aligner
+    from serve_app.stages.gpu_memory import keep_within_share
 
     alignment = settings.alignment
+    keep_within_share(alignment.gpu_share, device)
     return load_aligner(
         aligners,
         device=device,
@@ -189,7 +223,9 @@ def _load_aligner(settings: Settings, aligners: dict[str, str], device: str) -> 
 
 def _load_diarizer(settings: Settings, model: str, device: str) -> Any:
     from serve_app.stages.diarization import load_diarizer
+    from serve_app.stages.gpu_memory import keep_within_share
 
+    keep_within_share(settings.diarization.gpu_share, device)
     return load_diarizer(
         model, device=device, token=get_token(), batch_windows=settings.diarization.batch_windows
     )

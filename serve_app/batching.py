@@ -95,16 +95,11 @@ class Batcher(Generic[Item, Result]):
         self._submitted[request_id] = number + 1
         if len(self._submitted) > REQUESTS_KNOWN:
             self._submitted.popitem(last=False)
-        waiting: _Waiting[Item, Result] = _Waiting(
-            item,
-            self._key(item),
-            number < NEWCOMER_ITEMS,
-            asyncio.get_running_loop().create_future(),
-            time.monotonic(),
-        )
+        answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        waiting = _Waiting(item, self._key(item), number < NEWCOMER_ITEMS, answer, time.monotonic())
         self._queues.setdefault(request_id, deque()).append(waiting)
         self._wake()
-        return await waiting.answer
+        return await answer
 
     @property
     def queued(self) -> int:
@@ -176,21 +171,23 @@ class Batcher(Generic[Item, Result]):
                 return
 
     def _cut(self) -> list[_Waiting[Item, Result]]:
-        """One item per request in turn, all with the key of whoever's turn is first."""
+        """One item per request in turn, its first with the key of whoever's turn is first."""
         batch: list[_Waiting[Item, Result]] = []
         left_s = float("inf") if self.max_batch_s is None else self.max_batch_s
-        while len(batch) < self.max_batch_size:
-            before = len(batch)
+        grown = True
+        while grown:
+            grown = False
             for request_id in list(self._queues):
-                first = self._queues[request_id][0]
-                if batch and (first.key != batch[0].key or self._audio_s(first.item) > left_s):
+                queue = self._queues[request_id]
+                fitting = (n for n, waiting in enumerate(queue) if not batch or waiting.key == batch[0].key)
+                at = next(fitting, None)
+                if at is None or (batch and self._audio_s(queue[at].item) > left_s):
                     continue
-                left_s -= self._audio_s(first.item)
-                batch.append(self._take(request_id))
+                left_s -= self._audio_s(queue[at].item)
+                batch.append(self._take(request_id, at))
                 if len(batch) == self.max_batch_size:
-                    break
-            if len(batch) == before:
-                break
+                    return batch
+                grown = True
         return batch
 
     def _cut_newcomers(self) -> list[_Waiting[Item, Result]]:
@@ -208,9 +205,10 @@ class Batcher(Generic[Item, Result]):
                 batch.append(self._take(request_id))
         return batch
 
-    def _take(self, request_id: Hashable) -> _Waiting[Item, Result]:
+    def _take(self, request_id: Hashable, at: int = 0) -> _Waiting[Item, Result]:
         queue = self._queues[request_id]
-        waiting = queue.popleft()
+        waiting = queue[at]
+        del queue[at]
         if queue:
             self._queues.move_to_end(request_id)  # its next item goes behind the others
         else:

@@ -63,6 +63,8 @@ def running(
     _refuse_missing_models(schema)
     _refuse_taken_port(schema.http_options.host, schema.http_options.port)
     note.print("Starting Ray and the graph.")
+    # A replica that no longer answers cannot end its requests either: Serve need not give it time for that.
+    os.environ.setdefault("RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS", "1")
     _hide_ray_token()
     with spill_folder() as spilled:
         # A Ray of its own, whatever RAY_ADDRESS says: stopping it must not stop anybody else's.

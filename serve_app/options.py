@@ -56,8 +56,8 @@ class Options(BaseModel):
     word_timestamps: bool = Field(False, description="Add `words` with times, scores and speakers.")
     initial_prompt: Prompt | None = Field(
         None,
-        description="Text in the style to write in, with its names and spellings, given to every window; of a "
-        "longer one Whisper sees the last 223 tokens, and a warning says so.",
+        description="Text in the style to write in, with its names and spellings, given to every window. Of "
+        "a long one Whisper reads the end: 223 tokens, less those of `hotwords`; a warning says so.",
     )
     hotwords: Prompt | None = Field(
         None, description="Words to expect, given to every window; at most 223 tokens."
@@ -67,8 +67,8 @@ class Options(BaseModel):
         ge=0,
         le=1,
         allow_inf_nan=False,
-        description="Above 0, samples at this temperature; 0 or empty = beam search, and where that gives "
-        "repetitions or unlikely text, again and hotter.",
+        description="Above 0, sample at this temperature, in hundredths. 0 or empty = beam search, and again "
+        "and hotter where its text repeats itself or is unlikely.",
     )
     split_at_speaker_change: bool | None = Field(
         None,
@@ -124,6 +124,12 @@ class Options(BaseModel):
                 "cannot be combined with task=translate: only spoken words have times to split at"
             )
         return value
+
+    @field_validator("temperature")
+    @classmethod
+    def _hundredths(cls, value: float | None) -> float | None:
+        # Few different ones, so that requests share batches; and none that overflows float16.
+        return None if value is None else round(value, 2)
 
     @model_validator(mode="after")
     def _agree(self) -> "Options":

@@ -15,7 +15,9 @@ from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
+from serve_app.coverage import Coverage
 from serve_app.errors import InvalidRequest, TranscriptionError
+from serve_app.fallback import decoding_warnings
 from serve_app.language import Language
 from serve_app.options import Options
 from serve_app.stages.speakers import assign_speakers
@@ -117,7 +119,9 @@ class _Request:
         self.windows_found = 0
         self.all_found = False
         self.language = Language(options.language)
+        self.coverage = Coverage()
         self.done: dict[int, tuple[Segment, ...]] = {}  # window's number -> its segments
+        self.heard: dict[int, tuple[Window, WindowText]] = {}
         self.reported = 0  # so many windows, from the first
 
     async def segments(self, audio: Any) -> tuple[Segment, ...]:
@@ -132,10 +136,12 @@ class _Request:
                 raise failed.result()
             await search
             await asyncio.gather(*windows)
+            self._warn(self.coverage.warning())
         finally:
             for task in (search, *windows):
                 task.cancel()
             await asyncio.gather(search, *windows, return_exceptions=True)
+        self.warnings += decoding_warnings(self.heard[number] for number in sorted(self.heard))
         return tuple(segment for number in sorted(self.done) for segment in self.done[number])
 
     async def _search(
@@ -171,6 +177,8 @@ class _Request:
         async with self.in_flight:
             if text is None or text.language != language:
                 text = await self._transcribe(audio, window, language)
+            self.coverage.heard(window, text.text)
+            self.heard[number] = window, text
             segments = await self._align(audio, window, text)
         self.done[number] = tuple(
             replace(segment, text=said, window=window, heard=text)

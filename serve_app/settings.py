@@ -46,6 +46,24 @@ class AsrSettings(_Strict):
         "auto", description="CTranslate2 type; auto = int8_float16 on a GPU, int8 on a CPU."
     )
     beam_size: int = Field(5, ge=1, le=20, description="Beam width, as whisperx's default.")
+    temperature_fallback: tuple[Annotated[float, Field(ge=0.01, le=1)], ...] = Field(
+        (0.2, 0.4, 0.6, 0.8, 1.0),
+        description="A window whose text repeats itself or is unlikely is decoded again at these "
+        "temperatures, one after the other; [] = never, as whisperx.",
+    )
+    compression_ratio_threshold: float = Field(
+        2.4, gt=0, description="Text that zlib makes smaller than one in so many repeats itself."
+    )
+    log_prob_threshold: float = Field(
+        -1.0, le=0, description="Text with less log-probability per token is unlikely."
+    )
+    no_speech_threshold: float = Field(
+        0.6,
+        gt=0,
+        le=1,
+        description="Unlikely text is left out, with a warning, where Whisper says with more than this "
+        "probability that nobody speaks; 1 = never, as whisperx.",
+    )
     window_s: float | None = Field(
         None,
         gt=0,
@@ -58,6 +76,12 @@ class AsrSettings(_Strict):
         "beside a long file takes as many again.",
     )
     gpu_share: Share = Field(0.5, description="Part of a GPU that one replica books.")
+
+    @model_validator(mode="after")
+    def _agree(self) -> "AsrSettings":
+        if list(self.temperature_fallback) != sorted(set(self.temperature_fallback)):
+            raise ValueError("asr.temperature_fallback must rise, such as [0.2, 0.4, 0.6, 0.8, 1.0]")
+        return self
 
 
 class SpeechSettings(_Strict):
@@ -193,6 +217,14 @@ class Settings(_Strict):
         "auto", description="auto = GPUs where the cluster has any, else CPU."
     )
     request_timeout_s: Seconds = Field(3600, description="A request that takes longer is answered 504.")
+    call_timeout_s: Seconds = Field(
+        120,
+        description="A model call that lasts longer than this and the next together is taken for hung: its "
+        "replica is replaced, its calls are made again.",
+    )
+    call_timeout_per_audio_s: float | None = Field(
+        None, ge=0, description="Seconds for each second of audio in it; empty = 1 on a GPU, 20 on a CPU."
+    )
     windows_in_flight: int = Field(
         128, ge=1, description="Windows of one request that wait or run; two batches for each GPU and more."
     )

@@ -80,7 +80,7 @@ class Decoding:
     task: Task = "transcribe"
     initial_prompt: str | None = None
     hotwords: str | None = None
-    temperature: float | None = None  # None: the server's choice; the recogniser takes it for 0
+    temperature: float | None = None  # None is 0: beam search
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,9 @@ class WindowText:
     tokens: tuple[int, ...] = ()
     token_ends: tuple[int, ...] = ()  # characters of `text` that are whole after each token; () = not known
     temperature: float = 0.0  # that this text was decoded at
-    attempts: int = 1  # at how many temperatures the window was decoded
+    attempts: int = 1  # at so many temperatures was the window decoded
+    silence: bool = False  # there was text, too unlikely for what sounds like silence: it was left out
+    prompt_tokens_cut: int = 0  # from the start of `initial_prompt`
 
 
 @dataclass(frozen=True, slots=True)

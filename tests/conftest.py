@@ -97,7 +97,8 @@ def files() -> Iterator[Files]:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
     """Ray and Serve's HTTP proxy, up once for the session."""
-    # Replicas unpickle the fakes by name, so they must find the tests too.
+    # Replicas unpickle the fakes by name, so they must find the tests too; the launcher sets the other one.
+    environment = {"PYTHONPATH": str(Path(__file__).parent), "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1"}
     ray.init(
         address="local",
         namespace="serve",
@@ -105,7 +106,7 @@ def cluster() -> Iterator[None]:
         num_cpus=4,
         log_to_driver=False,
         logging_level=logging.ERROR,
-        runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parent)}},
+        runtime_env={"env_vars": environment},
     )
     serve.start(
         http_options={"host": "127.0.0.1", "port": HTTP_PORT}, logging_config={"log_level": "WARNING"}

@@ -73,6 +73,7 @@ class FakeStages:
     languages: dict[float, str] = field(default_factory=dict)  # window start -> language heard there
     fail: dict[str, Exception] = field(default_factory=dict)  # stage -> what it raises
     transcribed_in: list[tuple[float, str | None]] = field(default_factory=list)
+    decodings: list[Decoding] = field(default_factory=list)
     most_in_flight: int = 0
     _in_flight: int = 0
 
@@ -108,6 +109,7 @@ class FakeStages:
     ) -> WindowText:
         self._called("asr")
         self.transcribed_in.append((window.start_s, language))
+        self.decodings.append(decoding)
         self._in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self._in_flight)
         await asyncio.sleep(0)
@@ -149,9 +151,10 @@ class FakeRecognizer:
         numbers = [int(request.features[0]) for request in requests]
         while self._is_held(numbers):
             time.sleep(0.01)
-        return [
-            window_text(number, request.language) for number, request in zip(numbers, requests, strict=True)
-        ]
+        return [self.text(request) for request in requests]
+
+    def text(self, request: AsrRequest) -> WindowText:
+        return window_text(int(request.features[0]), request.language)
 
     def _is_held(self, numbers: list[int]) -> bool:
         try:

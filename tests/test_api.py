@@ -147,6 +147,16 @@ def test_fetch_headers_go_with_the_url() -> None:
     assert server.got[0][0].headers == {"Authorization": "Bearer x"}
 
 
+def test_prompts_and_temperature_arrive_as_they_were_meant() -> None:
+    """Forms and JSON agree; a blank prompt is none, and a temperature is in hundredths."""
+    server = Server()
+    server.post(files={"file": b"x"}, data={"initial_prompt": "Kant, Hegel", "temperature": "0.2"})
+    server.post(json={**URL, "initial_prompt": " ", "hotwords": "", "temperature": 0.333})
+    form, body = (options for _, options in server.got)
+    assert (form.initial_prompt, form.hotwords, form.temperature) == ("Kant, Hegel", None, 0.2)
+    assert (body.initial_prompt, body.hotwords, body.temperature) == (None, None, 0.33)
+
+
 @pytest.mark.parametrize(
     ("request_arguments", "param", "says"),
     [
@@ -159,6 +169,10 @@ def test_fetch_headers_go_with_the_url() -> None:
         ({"json": {**URL, "min_speakers": 4, "max_speakers": 3}}, None, "above"),
         ({"json": {**URL, "diarize": False, "num_speakers": 2}}, None, "diarize"),
         ({"json": {**URL, "task": "translate", "word_timestamps": True}}, None, "translate"),
+        ({"json": {**URL, "temperature": 1.1}}, "temperature", "less than or equal to 1"),
+        ({"files": {"file": b"x"}, "data": {"temperature": "nan"}}, "temperature", "finite"),
+        ({"json": {**URL, "initial_prompt": "a" * 4001}}, "initial_prompt", "4000 characters"),
+        ({"json": {**URL, "hotwords": ["Kant"]}}, "hotwords", "string"),
         ({"json": {"audio_b64": "not base64!"}}, "audio_b64", "base64"),
         ({"json": {"audio_b64": "AA==", "headers": {"a": "b"}}}, None, "headers"),
         ({"json": [1]}, None, "JSON object"),

@@ -27,7 +27,7 @@ HELLO = (2425, 1002)  # two text tokens
 
 
 class FakeCTranslate2:
-    """Hears the same two tokens in every window, in French, and counts its calls."""
+    """Hears the same `samples` in every window, in French, and counts its calls."""
 
     n_mels = 80
 
@@ -35,6 +35,8 @@ class FakeCTranslate2:
         self.is_multilingual = multilingual
         self.calls: list[tuple[str, int]] = []
         self.prompts: list[list[str]] = []
+        self.options: dict[str, Any] = {}
+        self.samples: tuple[list[int], ...] = ([*HELLO, TOKENIZER.token_to_id("<|0.00|>")],)
 
     def encode(self, features: Any) -> list[int]:
         self.calls.append(("encode", features.shape[0]))
@@ -46,9 +48,13 @@ class FakeCTranslate2:
 
     def generate(self, encoded: list[int], prompts: list[list[int]], **options: Any) -> list[Any]:
         self.calls.append(("generate", len(encoded)))
+        self.options = options
         self.prompts = [[TOKENIZER.id_to_token(token) for token in prompt] for prompt in prompts]
-        tokens = [*HELLO, TOKENIZER.token_to_id("<|0.00|>")]
-        return [SimpleNamespace(sequences_ids=[tokens], scores=[-0.4], no_speech_prob=0.1) for _ in prompts]
+        scores = [-0.4 - number / 10 for number in range(len(self.samples))]
+        return [
+            SimpleNamespace(sequences_ids=list(self.samples), scores=scores, no_speech_prob=0.1)
+            for _ in prompts
+        ]
 
 
 def recognizer_of(model: FakeCTranslate2) -> Recognizer:
@@ -175,6 +181,93 @@ def test_batch_key_does_not_split_languages_and_tasks(recognizer: Recognizer) ->
         AsrRequest(FEATURES, "xx"),
     ]
     assert len({recognizer.batch_key(request) for request in requests}) == 1
+
+
+def test_prompts_stand_before_the_start_token(model: FakeCTranslate2, recognizer: Recognizer) -> None:
+    """Hotwords, then the initial prompt, stripped, each after a space, as faster-whisper has them."""
+    recognizer.transcribe([AsrRequest(FEATURES, "en", Decoding("transcribe", " by Hegel ", "Kant"))])
+    [prompt] = model.prompts
+    start = prompt.index("<|startoftranscript|>")
+    assert prompt[0] == "<|startofprev|>"
+    assert prompt[start:] == ["<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>"]
+    assert TOKENIZER.decode([TOKENIZER.token_to_id(token) for token in prompt[1:start]]) == " Kant by Hegel"
+
+
+def test_batch_key_splits_prompts_of_other_lengths_and_temperatures(recognizer: Recognizer) -> None:
+    """Only equally long prompts share a batch, whatever they say; 0 and no temperature are one."""
+
+    def key(*options: Any) -> Any:
+        return recognizer.batch_key(AsrRequest(FEATURES, "en", Decoding("transcribe", *options)))
+
+    assert key("one two") == key("two one") == key(None, "one two") == key("one", "two")
+    assert key() == key(None, None, 0.0) == key(None, None, None)
+    assert len({key(), key("one"), key("one two"), key(None, None, 0.2), key("one", None, 0.2)}) == 5
+
+
+def test_a_temperature_samples_five_times(model: FakeCTranslate2, recognizer: Recognizer) -> None:
+    """Above 0 there is no beam search but sampling, best of five, and the answer says at what temperature."""
+    [cold] = recognizer.transcribe([AsrRequest(FEATURES, "en", Decoding(temperature=0.0))])
+    assert (model.options["beam_size"], "sampling_temperature" in model.options) == (5, False)
+    [hot] = recognizer.transcribe([AsrRequest(FEATURES, "en", Decoding(temperature=0.4))])
+    wanted = {"beam_size": 1, "num_hypotheses": 5, "sampling_topk": 0, "sampling_temperature": 0.4}
+    assert {name: model.options[name] for name in wanted} == wanted
+    assert isinstance(cold, WindowText)
+    assert isinstance(hot, WindowText)
+    assert (cold.temperature, hot.temperature) == (0.0, 0.4)
+
+
+def test_of_samples_the_likeliest_that_does_not_repeat_is_taken(
+    model: FakeCTranslate2, recognizer: Recognizer
+) -> None:
+    """A loop is likelier than words, but it is taken only where there is nothing else."""
+    loop, words = list(HELLO) * 50, list(HELLO)
+    window = AsrRequest(FEATURES, "en", Decoding(temperature=0.8))
+
+    def taken(*samples: list[int]) -> WindowText:
+        model.samples = samples
+        [text] = recognizer.transcribe([window])
+        assert isinstance(text, WindowText)
+        return text
+
+    assert taken(loop, words, words + words).tokens == HELLO
+    assert taken(loop, words).avg_logprob == pytest.approx(average_logprob(-0.5, 2))
+    assert taken(loop, loop + loop).tokens == tuple(loop)
+    assert taken(loop).tokens == tuple(loop)
+
+
+def test_a_long_initial_prompt_keeps_its_end_and_says_so(
+    model: FakeCTranslate2, recognizer: Recognizer
+) -> None:
+    """Whisper has room for 223 tokens: hotwords come first, and what is cut is counted."""
+    decoding = Decoding("transcribe", " ".join(["word"] * 300) + " end", "one two three")
+    [heard] = recognizer.transcribe([AsrRequest(FEATURES, "en", decoding)])
+    [prompt] = model.prompts
+    assert prompt.index("<|startoftranscript|>") == 224
+    assert prompt[1:4] == ["Ġone", "Ġtwo", "Ġthree"]
+    assert prompt[223] == "Ġend"
+    assert isinstance(heard, WindowText)
+    assert heard.prompt_tokens_cut == 301 + 3 - 223
+
+
+@pytest.mark.parametrize(
+    ("decoding", "param"),
+    [
+        (Decoding(hotwords="word " * 224), "hotwords"),
+        (Decoding(hotwords="a <|startoftranscript|>"), "hotwords"),
+        (Decoding(initial_prompt="<|endoftext|>"), "initial_prompt"),
+        (Decoding(initial_prompt="<|0.00|>" + " word" * 300), "initial_prompt"),
+    ],
+)
+def test_a_prompt_that_cannot_be_followed_concerns_its_item_only(
+    model: FakeCTranslate2, recognizer: Recognizer, decoding: Decoding, param: str
+) -> None:
+    """Too many hotwords, or Whisper's own tokens, which it would obey, are an error of their item."""
+    refused, heard = recognizer.transcribe([AsrRequest(FEATURES, "en", decoding), AsrRequest(FEATURES, "en")])
+    assert isinstance(refused, InvalidRequest)
+    assert refused.param == param
+    assert isinstance(heard, WindowText)
+    assert len(model.prompts) == 1
+    recognizer.batch_key(AsrRequest(FEATURES, "en", decoding))  # raises nothing
 
 
 def test_features_are_those_of_the_window_padded_to_30_s(recognizer: Recognizer) -> None:

@@ -179,6 +179,48 @@ def test_only_items_with_equal_keys_share_a_batch() -> None:
     asyncio.run(scenario())
 
 
+def test_another_key_within_a_request_splits_no_batch() -> None:
+    """A window that goes round again waits for others of its kind; those around it still fill batches."""
+
+    async def scenario() -> list[list[Any]]:
+        device = Device()
+        batcher: Batcher[Any, Any] = Batcher(device.run, max_batch_size=4, key=lambda item: item[0])
+        items = ("x0", "x1", "y1", "x2", "y2", "x3", "x4", "x5")
+        tasks = [asyncio.create_task(batcher.submit(items[0], "long"))]
+        await device.busy()
+        tasks += [asyncio.create_task(batcher.submit(item, "long")) for item in items[1:]]
+        await settle()
+        device.free(4)
+        await asyncio.gather(*tasks)
+        batcher.close()
+        return device.batches
+
+    assert asyncio.run(scenario()) == [["x0"], ["x1", "x2", "x3", "x4"], ["y1", "y2"], ["x5"]]
+
+
+def test_a_stream_of_requests_of_one_key_starves_no_other_key() -> None:
+    """However many prompted requests come, one without a prompt is in the first batch that it is due for."""
+
+    async def scenario() -> list[list[Any]]:
+        device = Device()
+        batcher: Batcher[Any, Any] = Batcher(device.run, max_batch_size=2, key=lambda item: item[0])
+        tasks = [asyncio.create_task(batcher.submit("p0", "p0"))]
+        await device.busy()
+        tasks += [asyncio.create_task(batcher.submit(f"p{n}", f"p{n}")) for n in (1, 2)]
+        tasks += [asyncio.create_task(batcher.submit("u", "u"))]
+        for n in range(3, 9):  # one more for every batch
+            tasks += [asyncio.create_task(batcher.submit(f"p{n}", f"p{n}"))]
+            await settle()
+            device.free()
+            await device.busy()
+        device.free(9)
+        await asyncio.gather(*tasks)
+        batcher.close()
+        return device.batches
+
+    assert asyncio.run(scenario())[:4] == [["p0"], ["p1", "p2"], ["u"], ["p3", "p4"]]
+
+
 def test_waiting_for_company_forgets_no_key() -> None:
     """With a wait set and two keys, the one that is not in the first batch runs next, unprompted."""
 

@@ -186,6 +186,14 @@ def test_files_that_are_no_config_say_so(tmp_path: Path) -> None:
             load(path)
 
 
+@pytest.mark.parametrize("temperatures", [[0.0], [0.4, 0.2], [0.2, 0.2], [1.5], [float("nan")]])
+def test_fallback_temperatures_rise(temperatures: list[float]) -> None:
+    """What could not help, or would overflow, is refused at the start; none at all is whisperx's way."""
+    with pytest.raises(ValidationError, match="temperature_fallback"):
+        Settings.model_validate({"asr": {"temperature_fallback": temperatures}})
+    assert Settings.model_validate({"asr": {"temperature_fallback": []}}).asr.temperature_fallback == ()
+
+
 def test_settings_refuse_what_they_do_not_know() -> None:
     """The builder's argument is strict by itself, whoever builds it."""
     with pytest.raises(ValidationError, match="Extra inputs"):

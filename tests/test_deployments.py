@@ -1,15 +1,18 @@
-"""The deployments' classes without a cluster: what shares a batch, and sizes that change while they run."""
+"""The deployments' classes without a cluster: what shares a batch, what comes again, sizes that change."""
 
 import asyncio
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import FakeAligner, one_word_segment, recording, window_text
+from fakes import FakeAligner, FakeRecognizer, one_word_segment, recording, window_text
 from pydantic import ValidationError
 
 from serve_app import deployments
-from serve_app.transcript import Audio, Segment, Window
+from serve_app.fallback import Fallback
+from serve_app.transcript import AsrRequest, Audio, Decoding, Segment, Window, WindowText
 
 LANGUAGES = ("en", "de", "en", "de", "en", "en")
 
@@ -80,3 +83,72 @@ def test_what_a_user_config_leaves_out_stays_as_it_was() -> None:
 
     asyncio.run(reconfigured())
     assert all(len(batch) == 1 for batch in model.batches)
+
+
+class DoubtfulRecognizer(FakeRecognizer):
+    """Is sure of the odd numbers only; of the others it is likelier right the hotter it is."""
+
+    def __init__(self) -> None:
+        super().__init__(Path("/nowhere"))
+        self.batches: list[tuple[float, list[tuple[int, str | None]]]] = []
+
+    def transcribe(self, requests: Sequence[AsrRequest]) -> list[Any]:
+        temperature = requests[0].decoding.temperature or 0.0
+        self.batches.append((temperature, [(int(r.features[0]), r.language) for r in requests]))
+        return [
+            replace(
+                text,
+                avg_logprob=-0.1 if int(request.features[0]) % 2 else temperature - 1.5,
+                temperature=temperature,
+            )
+            for request, text in zip(requests, super().transcribe(requests), strict=True)
+        ]
+
+
+def transcribed(
+    model: DoubtfulRecognizer, samples: Sequence[int], decoding: Decoding, fallback: Fallback
+) -> list[WindowText]:
+    """All windows of one request, a second each, at once."""
+    untyped: Any = deployments.Transcriber
+
+    async def run() -> list[WindowText]:
+        transcriber = untyped.func_or_class(
+            lambda: model, deployments.BatchConfig(max_batch_size=8, wait_s=0.05), fallback
+        )
+        audio: asyncio.Future[Audio] = asyncio.get_running_loop().create_future()
+        audio.set_result(Audio(recording(*samples)))
+        windows = (
+            transcriber.transcribe([audio], Window(float(n), n + 1.0), None, decoding, "request")
+            for n in range(len(samples))
+        )
+        return list(await asyncio.gather(*windows))
+
+    return asyncio.run(run())
+
+
+def test_doubtful_windows_come_again_together_and_hotter() -> None:
+    """Those that fail leave their batch and share the next ones, in the language first heard."""
+    model = DoubtfulRecognizer()
+    texts = transcribed(model, (1, 2, 3, 4), Decoding(), Fallback((0.2, 0.4, 0.6)))
+    assert sorted(number for number, _ in batched(model, 0.0)) == [1, 2, 3, 4]
+    for temperature in (0.2, 0.4, 0.6):
+        assert sorted(batched(model, temperature)) == [(2, "en"), (4, "en")]
+    hot = [items for temperature, items in model.batches if temperature]
+    assert [len(items) for items in hot[1:]] == [2, 2]  # by then they are together
+    assert [(text.attempts, text.temperature) for text in texts] == [(1, 0.0), (4, 0.6)] * 2
+    assert [text.text for text in texts] == [" word1", " word2", " word3", " word4"]
+    assert all(text.language_probability == 0.9 for text in texts)
+
+
+def batched(model: DoubtfulRecognizer, temperature: float) -> list[tuple[int, str | None]]:
+    return [item for of, items in model.batches if of == temperature for item in items]
+
+
+def test_windows_come_again_only_where_a_fallback_is_wanted() -> None:
+    """A request with its own temperature, and a server without a fallback, decode once."""
+    for decoding, fallback in ((Decoding(temperature=0.3), Fallback()), (Decoding(), Fallback(()))):
+        model = DoubtfulRecognizer()
+        texts = transcribed(model, (1, 2), decoding, fallback)
+        assert len(batched(model, decoding.temperature or 0.0)) == 2
+        assert sum(len(items) for _, items in model.batches) == 2
+        assert [text.attempts for text in texts] == [1, 1]

@@ -65,7 +65,7 @@ class Graph:
         self.asked = asyncio.Event()
         self.news = asyncio.Condition()
 
-    async def load(self, url: str | None, headers: dict[str, str], chunks: list[Any]) -> Audio:
+    async def load(self, url: str | None, headers: dict[str, str], chunks: list[Any], *_: Any) -> Audio:
         async with self.news:
             self.loading += 1
             self.news.notify_all()

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from fakes import FakeStages, recording
 
-from serve_app.errors import InvalidRequest, ModelUnavailable, UnusableAudio
+from serve_app.errors import InvalidRequest, ModelUnavailable, Overloaded, UnusableAudio
 from serve_app.options import Options
 from serve_app.pipeline import transcribe
-from serve_app.transcript import Progress, Source, Speech, Transcript, Window
+from serve_app.transcript import Decoding, Progress, Source, Speech, Transcript, Window, WindowText
 
 SOURCE = Source(url="http://example/x.mp3")
 
@@ -53,6 +53,31 @@ def test_a_named_language_reaches_every_window_and_detection_does_not_run() -> N
     assert transcript.language == "de"
 
 
+def test_decoding_options_reach_every_window() -> None:
+    """What a request wants of decoding is asked for with each of its windows."""
+    fake = FakeStages(recording(1, 2))
+    wanted: dict[str, Any] = {"initial_prompt": "Kant.", "hotwords": "Hegel", "temperature": 0.2}
+    run(fake, task="translate", **wanted)
+    assert fake.decodings == [Decoding("translate", "Kant.", "Hegel", 0.2)] * 2
+
+
+def test_doubtful_and_dropped_windows_are_warned_of() -> None:
+    """Text that was decoded again, left out, or prompted with less than was sent, each warn once, by name."""
+
+    class Doubtful(FakeStages):
+        async def _transcribe(self, audio: Any, window: Window, *arguments: Any) -> WindowText:
+            text = await super()._transcribe(audio, window, *arguments)
+            if window.start_s == 2.0:
+                return replace(text, text="", silence=True, prompt_tokens_cut=7)
+            return replace(text, attempts=2, temperature=0.2, prompt_tokens_cut=7)
+
+    transcript = run(Doubtful(recording(1, 2, 3)), language="en")
+    codes = ["prompt_shortened", "fallback_temperature", "no_speech"]
+    assert [(warning.stage, warning.code) for warning in transcript.warnings] == [("asr", c) for c in codes]
+    assert "2 windows (0.0-1.0 s, 1.0-2.0 s)" in transcript.warnings[1].message
+    assert [segment.text for segment in transcript.segments] == ["word1", "word2"]
+
+
 def test_one_language_per_file_by_vote() -> None:
     """The first windows vote; a window that heard another language is transcribed again."""
     fake = FakeStages(recording(1, 2, 3, 4, 5), languages={1.0: "cy"})
@@ -89,6 +114,36 @@ def test_a_failing_diarization_keeps_the_text() -> None:
     (warning,) = transcript.warnings
     assert (warning.stage, warning.code) == ("diarization", "diarization_failed")
     assert "secret" not in warning.message
+
+
+@pytest.mark.parametrize(
+    ("stage", "code"), [("align", "alignment_failed"), ("diarize", "diarization_failed")]
+)
+def test_what_keeps_failing_is_a_warning(stage: str, code: str) -> None:
+    """After the last retry as after any other failure: one code for each of the two stages."""
+    error = Overloaded(f"The {code.partition('_')[0]} stage keeps failing; try again later.", None, code)
+    transcript = run(FakeStages(recording(1, 2), fail={stage: error}))
+    assert [segment.text for segment in transcript.segments] == ["word1", "word2"]
+    assert [warning.code for warning in transcript.warnings] == [code]
+
+
+@pytest.mark.parametrize(
+    ("silent", "spoken", "codes"),
+    [(6, 4, ["speech_without_text"]), (6, 30, []), (4, 1, []), (10, 0, ["speech_without_text"])],
+)
+def test_speech_that_came_to_no_text_is_a_warning(silent: int, spoken: int, codes: list[str]) -> None:
+    """Where it is a good part of the file's speech, and some seconds of it."""
+    fake = FakeStages(recording(*[1] * spoken, *[2] * silent))
+    stages = fake.stages()
+
+    async def hear(audio: Any, window: Window, *others: Any) -> Any:
+        text = await stages.transcribe(audio, window, *others)
+        return text if window.start_s < spoken else replace(text, text=" ")
+
+    deaf = replace(stages, transcribe=hear)
+    transcript = asyncio.run(transcribe(deaf, SOURCE, Options(language="en")))
+    assert len(transcript.segments) == spoken
+    assert [warning.code for warning in transcript.warnings] == codes
 
 
 def test_unusable_audio_is_the_callers_error() -> None:

@@ -4,16 +4,11 @@ Each model class gets a loader (a function of no arguments) and calls it in its 
 tests pass fake models and no process imports a model package that it does not need.
 """
 
+from serve_app.deployments.batch_config import AlignerConfig, BatchConfig
+from serve_app.deployments.health import Patience
 from serve_app.deployments.ingress import Ingress
 from serve_app.deployments.loader import AudioLoader
-from serve_app.deployments.models import (
-    Aligner,
-    AlignerConfig,
-    BatchConfig,
-    Diarizer,
-    SpeechDetector,
-    Transcriber,
-)
+from serve_app.deployments.models import Aligner, Diarizer, SpeechDetector, Transcriber
 
 # What `user_config` of each deployment in a config file may hold.
 USER_CONFIGS: dict[str, type[BatchConfig] | None] = {
@@ -34,5 +29,6 @@ __all__ = [
     "Diarizer",
     "AlignerConfig",
     "BatchConfig",
+    "Patience",
     "USER_CONFIGS",
 ]

@@ -2,38 +2,38 @@
 
 import asyncio
 import io
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from contextvars import Context
 from functools import partial
 from time import monotonic
-from typing import Any, BinaryIO
+from typing import Any
 
-import ray
 from fastapi import FastAPI
 from ray import serve
-from ray.exceptions import ObjectStoreFullError, OutOfDiskError
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.admission import AudioInFlight, CountInFlight, InFlight
 from serve_app.api import create_app
-from serve_app.deployments.handles import MANY, ROUTER, AudioRef, awaited, caller, streamer
+from serve_app.deployments.handles import HEALTH, MANY, ROUTER, awaited, caller, streamer
+from serve_app.deployments.health import Patience
+from serve_app.deployments.loading import LoadedAudio, loading_with
+from serve_app.deployments.retries import lasting, resuming
 from serve_app.errors import AudioTooCostly, AudioTooLong, DeadlineExceeded, InvalidRequest, Overloaded
 from serve_app.following import Report, followed
+from serve_app.observability import Retries
 from serve_app.options import Options, parse_options
 from serve_app.pipeline import Stages, transcribe, unheard
 from serve_app.schemas import predict_response, progress_response
 from serve_app.settings import Settings
-from serve_app.spool import no_room
 from serve_app.transcript import Progress, Source, Speech, Transcript
 from serve_app.usage import charge
 
-UPLOAD_CHUNK_BYTES = 2 << 20  # each costs this process twice its size while it is stored
 READY_TIMEOUT_S = 2.0
 READY_FOR_S = 1.0  # so long an answer about readiness is given again
 
 
-@serve.deployment(max_ongoing_requests=MANY, request_router_config=ROUTER)
+@serve.deployment(max_ongoing_requests=MANY, request_router_config=ROUTER, **HEALTH)
 @serve.ingress()
 class Ingress:
     """HTTP and Python handles in, transcripts out. Owns the request, never touches samples."""
@@ -46,8 +46,10 @@ class Ingress:
         transcriber: DeploymentHandle[Any],
         aligner: DeploymentHandle[Any],
         diarizer: DeploymentHandle[Any] | None,
+        patience: Patience = Patience(),  # noqa: B008  (frozen)
     ) -> None:
         self._settings = settings
+        self._retries = Retries()
         self._handles = {
             "loader": loader,
             "speech": detector,
@@ -61,11 +63,13 @@ class Ingress:
         self._asked_at_s = 0.0
         self._draining = False
         self._stages = Stages(
-            load=_load_with(loader, self._audio),
-            detect_speech=_booked(streamer(detector.options(stream=True).detect), self._audio),
-            transcribe=caller(transcriber.transcribe),
-            align=caller(aligner.align),
-            diarize=caller(diarizer.diarize) if diarizer else None,
+            load=loading_with(loader, self._audio, self._retries),
+            detect_speech=_booked(
+                resuming("speech", streamer(detector.options(stream=True).detect), self._retries), self._audio
+            ),
+            transcribe=lasting("asr", caller(transcriber.transcribe), self._retries, patience),
+            align=lasting("alignment", caller(aligner.align), self._retries, patience.with_model_load()),
+            diarize=lasting("diarization", caller(diarizer.diarize), self._retries) if diarizer else None,
             model=settings.model,
             windows_in_flight=settings.windows_in_flight,
         )
@@ -126,6 +130,10 @@ class Ingress:
         answers = await asyncio.gather(*(ready(handle) for handle in self._handles.values()))
         return dict(zip(self._handles, answers, strict=True))
 
+    async def retries(self) -> dict[str, int]:
+        """What this replica has had done again, by "stage/cause"; operators have the metric of it."""
+        return {"/".join(what): times for what, times in self._retries.counts.items()}
+
     async def drain(self, timeout_s: float) -> bool:
         """Refuses new requests with 503 and waits for the running ones; True when all have ended."""
         self._draining = True
@@ -160,49 +168,16 @@ def _source(source: str | bytes, headers: dict[str, str] | None) -> Source:
     raise InvalidRequest("source: give an http(s) URL, with headers or without, or a file's bytes.")
 
 
-def _load_with(
-    loader: DeploymentHandle[Any], held: AudioInFlight
-) -> Callable[[Source], AbstractAsyncContextManager[AudioRef]]:
-    """Starts loading and gives the reference at once; whoever uses it waits for the samples.
-
-    The loader returns the audio, so this process owns the object and it outlives the loader.
-    """
-
-    @asynccontextmanager
-    async def load(source: Source) -> AsyncIterator[AudioRef]:
-        chunks = await asyncio.to_thread(_put_chunks, source.file) if source.file else []
-        response: Any = loader.load.remote(source.url, source.headers, chunks)
-        try:
-            audio = await response._to_object_ref()
-            try:
-                yield [audio]
-            finally:
-                held.remove(audio)
-        finally:
-            response.cancel()  # nobody waits for it any more; to one that has ended this does nothing
-
-    return load
-
-
 def _booked(
     detect_speech: Callable[..., AsyncGenerator[Speech, None]], held: AudioInFlight
 ) -> Callable[..., Any]:
     """The first that is heard of a file says how long it is: then it is counted, and booked on its key."""
 
-    async def parts(audio: AudioRef, request_id: str) -> AsyncGenerator[Speech, None]:
+    async def parts(audio: LoadedAudio, request_id: str) -> AsyncGenerator[Speech, None]:
         async with aclosing(detect_speech(audio, request_id)) as found:
             async for part in found:
-                held.add(audio[0], part.duration_s)
+                held.add(audio, part.duration_s)
                 charge(part.duration_s)
                 yield part
 
     return parts
-
-
-def _put_chunks(file: BinaryIO) -> list[Any]:
-    """The upload in the object store, a piece at a time: it may go to a loader on another node."""
-    file.seek(0)
-    try:
-        return [ray.put(chunk) for chunk in iter(lambda: file.read(UPLOAD_CHUNK_BYTES), b"")]
-    except (ObjectStoreFullError, OutOfDiskError) as error:
-        raise no_room() from error

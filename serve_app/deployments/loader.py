@@ -11,8 +11,8 @@ from typing import Any, BinaryIO
 from ray import serve
 
 from serve_app.deadline import timeout
-from serve_app.deployments.handles import QUEUES_INSIDE
-from serve_app.errors import Overloaded
+from serve_app.deployments.handles import STAGE
+from serve_app.errors import Overloaded, SourceUnavailable
 from serve_app.settings import IntakeSettings
 from serve_app.spool import nameless_file, no_room
 from serve_app.stages.decode import decode
@@ -23,7 +23,7 @@ MAX_FILES = 64  # on the disk of one replica, being fetched or waiting for a dec
 MAX_WAIT_S = 600.0  # for a place among them, and again for a decoder
 
 
-@serve.deployment(**QUEUES_INSIDE)
+@serve.deployment(**STAGE)
 class AudioLoader:
     """URL or upload to samples. CPU only; hostile bytes stay in its child processes."""
 
@@ -32,8 +32,13 @@ class AudioLoader:
         self._files = asyncio.Semaphore(MAX_FILES)
         self._decoders = asyncio.Semaphore(os.cpu_count() or 1)  # each is a child process at full speed
 
-    async def load(self, url: str | None, headers: dict[str, str], chunks: list[Any]) -> Audio:
-        """Fetches the URL, or joins the upload's chunks (references to bytes), and decodes it."""
+    async def load(
+        self, url: str | None, headers: dict[str, str], chunks: list[Any], duration_s: float | None = None
+    ) -> Audio:
+        """Fetches the URL, or joins the upload's chunks (references to bytes), and decodes it.
+
+        With `duration_s`, audio of another length is refused: half of the transcript is of the one before.
+        """
         begun_s = time.monotonic()
         # A file that comes slowly holds no decoder, and one that waits for a decoder still holds its place.
         async with _one_of(self._files):
@@ -46,6 +51,12 @@ class AudioLoader:
                     audio = await decode(
                         file, max_audio_s=self._intake.max_audio_s, timeout_s=self._intake.decode_timeout_s
                     )
+        if duration_s is not None and audio.duration_s != duration_s:
+            raise SourceUnavailable(
+                "The audio URL gave another file when it was fetched again; try again later.",
+                None,
+                "source_changed",
+            )
         timings = {"fetch": fetched_s - begun_s, "decode": time.monotonic() - fetched_s}
         return replace(audio, timings=timings)
 

@@ -1,18 +1,23 @@
 """The four deployments that hold a model: each a batcher in front of one device thread."""
 
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 
 from serve_app.batching import Batcher
-from serve_app.deployments.handles import QUEUES_INSIDE, AudioRef, audio_behind
+from serve_app.deployments.batch_config import AlignerConfig, BatchConfig
+from serve_app.deployments.handles import STAGE, AudioRef, audio_behind
+from serve_app.deployments.health import Patience, Watch, by_halves
 from serve_app.errors import TranscriptionError
+from serve_app.fallback import Fallback
+from serve_app.observability import Retries
 from serve_app.options import Options
 from serve_app.transcript import (
+    SAMPLE_RATE_HZ,
     AlignRequest,
     AsrRequest,
     Audio,
@@ -24,27 +29,6 @@ from serve_app.transcript import (
     Window,
     WindowText,
 )
-
-
-class BatchConfig(BaseModel):
-    """`user_config` of the Transcriber; changes at run time. What it leaves out stays as bound."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    max_batch_size: int = Field(8, ge=1, le=256)
-    wait_s: float = Field(0.0, ge=0, le=1)
-
-    def apply(self, batcher: Batcher[Any, Any], changes: dict[str, Any]) -> None:
-        """Sets the batcher to this with `changes`; raises ValidationError for what is no setting."""
-        changed = self.model_validate(self.model_dump() | changes)
-        for name, value in changed:
-            setattr(batcher, name, value)
-
-
-class AlignerConfig(BatchConfig):
-    """`user_config` of the Aligner, whose windows take time by their length."""
-
-    max_batch_s: float | None = Field(None, gt=0)  # of audio; a longer window still goes, alone
 
 
 class Recognizer(Protocol):
@@ -72,14 +56,35 @@ class DiarizeModel(Protocol):
     ) -> Diarization: ...
 
 
-@serve.deployment(**QUEUES_INSIDE)
+PATIENCE = Patience()
+
+
+def _padded_s(request: AsrRequest) -> float:
+    return 30.0  # Whisper sees every window padded to so much
+
+
+def _length_s(request: AlignRequest) -> float:
+    return request.end_s - request.start_s
+
+
+def _duration_s(file: tuple[Samples, Options]) -> float:
+    return len(file[0]) / SAMPLE_RATE_HZ
+
+
+def _next_parts(scans: list[Iterator[tuple[Window, ...]]]) -> list[tuple[Window, ...] | None]:
+    return [next(scan, None) for scan in scans]
+
+
+@serve.deployment(**STAGE)
 class SpeechDetector:
     """Samples to windows of speech. Files take turns, a second of work at a time."""
 
-    def __init__(self, load: Callable[[], SpeechModel]) -> None:
+    def __init__(self, load: Callable[[], SpeechModel], patience: Patience = PATIENCE) -> None:
         self._model = load()
+        self._watch = Watch(patience)
+        run = by_halves(self._watch.over(_next_parts), "speech", Retries().note)
         self._batcher: Batcher[Iterator[tuple[Window, ...]], tuple[Window, ...] | None] = Batcher(
-            lambda scans: [next(scan, None) for scan in scans], max_batch_size=1, name="speech"
+            run, max_batch_size=1, name="speech"
         )
 
     async def detect(self, ref: AudioRef, request_id: str) -> AsyncIterator[Speech]:
@@ -91,19 +96,30 @@ class SpeechDetector:
             if windows:
                 yield Speech(windows, audio.duration_s)
 
+    async def check_health(self) -> None:
+        self._watch.check()
+
     async def ready(self) -> bool:
         return True
 
 
-@serve.deployment(**QUEUES_INSIDE)
+@serve.deployment(**STAGE)
 class Transcriber:
     """Windows of all requests to text, batched on one device."""
 
-    def __init__(self, load: Callable[[], Recognizer], batch: BatchConfig) -> None:
+    def __init__(
+        self,
+        load: Callable[[], Recognizer],
+        batch: BatchConfig,
+        fallback: Fallback,
+        patience: Patience = PATIENCE,
+    ) -> None:
         self._model = load()
+        self._fallback = fallback
         self._batch = batch
+        self._watch = Watch(patience)
         self._batcher: Batcher[AsrRequest, WindowText] = Batcher(
-            self._model.transcribe,
+            by_halves(self._watch.over(self._model.transcribe, _padded_s), "asr", Retries().note),
             max_batch_size=batch.max_batch_size,
             key=self._model.batch_key,
             lanes=2,
@@ -112,7 +128,7 @@ class Transcriber:
         self.reconfigure({})
         # Features of coming windows are computed while the device runs, requests taking turns here too.
         self._features: Batcher[Samples, npt.NDArray[np.float32]] = Batcher(
-            lambda items: [self._model.features(samples) for samples in items],
+            self._watch.over(lambda items: [self._model.features(samples) for samples in items]),
             max_batch_size=1,
             name="features",
         )
@@ -123,31 +139,45 @@ class Transcriber:
     async def transcribe(
         self, ref: AudioRef, window: Window, language: str | None, decoding: Decoding, request_id: str
     ) -> WindowText:
+        """A text that is not believed comes again as a new item, so its first batch waits for nobody."""
         samples = window.cut((await audio_behind(ref)).samples)
         features = await self._features.submit(samples, request_id)
-        return await self._batcher.submit(AsrRequest(features, language, decoding), request_id)
+        attempts: list[WindowText] = []
+        for temperature in self._fallback.schedule(decoding):
+            request = AsrRequest(features, language, replace(decoding, temperature=temperature))
+            attempts.append(await self._batcher.submit(request, request_id))
+            if self._fallback.believes(attempts[-1]):
+                break
+            language = attempts[-1].language
+        return self._fallback.choose(attempts)
 
     async def counters(self) -> dict[str, float]:
         """Batches, items and times so far: what batch occupancy is computed from."""
         batcher = self._batcher
         return vars(batcher.counters) | {"queued": batcher.queued, "running": batcher.running}
 
+    async def check_health(self) -> None:
+        self._watch.check()
+
     async def ready(self) -> bool:
         return True
 
 
-@serve.deployment(**QUEUES_INSIDE)
+@serve.deployment(**STAGE)
 class Aligner:
     """Windows with text to sentences with word times, windows of all requests in one language together."""
 
-    def __init__(self, load: Callable[[], AlignModel], batch: AlignerConfig) -> None:
+    def __init__(
+        self, load: Callable[[], AlignModel], batch: AlignerConfig, patience: Patience = PATIENCE
+    ) -> None:
         model = load()
         self._batch = batch
+        self._watch = Watch(patience.with_model_load())
         self._batcher: Batcher[AlignRequest, tuple[Segment, ...]] = Batcher(
-            model.align,
+            by_halves(self._watch.over(model.align, _length_s), "alignment", Retries().note),
             max_batch_size=batch.max_batch_size,
             key=lambda request: request.language,
-            audio_s=lambda request: request.end_s - request.start_s,
+            audio_s=_length_s,
             name="align",
         )
         self.reconfigure({})
@@ -165,16 +195,20 @@ class Aligner:
         """Batches, items and times so far, as the Transcriber's."""
         return vars(self._batcher.counters).copy()
 
+    async def check_health(self) -> None:
+        self._watch.check()
+
     async def ready(self) -> bool:
         return True
 
 
-@serve.deployment(**QUEUES_INSIDE)
+@serve.deployment(**STAGE)
 class Diarizer:
     """The whole file to speaker turns."""
 
-    def __init__(self, load: Callable[[], DiarizeModel]) -> None:
+    def __init__(self, load: Callable[[], DiarizeModel], patience: Patience = PATIENCE) -> None:
         model = load()
+        self._watch = Watch(patience)
 
         def run(items: list[tuple[Samples, Options]]) -> list[Diarization]:
             return [
@@ -188,11 +222,16 @@ class Diarizer:
             ]
 
         self._batcher: Batcher[tuple[Samples, Options], Diarization] = Batcher(
-            run, max_batch_size=1, name="diarize"
+            by_halves(self._watch.over(run, _duration_s), "diarization", Retries().note),
+            max_batch_size=1,
+            name="diarize",
         )
 
     async def diarize(self, ref: AudioRef, options: Options, request_id: str) -> Diarization:
         return await self._batcher.submit(((await audio_behind(ref)).samples, options), request_id)
+
+    async def check_health(self) -> None:
+        self._watch.check()
 
     async def ready(self) -> bool:
         return True

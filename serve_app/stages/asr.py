@@ -1,8 +1,8 @@
 """Windows of speech to text: Whisper on CTranslate2, many windows of many requests at a time.
 
-One batch is one encoder pass and one beam search, and each item has its own prompt, so languages
-and tasks mix. Texts and scores are whisperx's; its pipeline object is not used, because it keeps
-the language and options of a request on itself and costs 20 s and 0.9 GB (torch) to import.
+One batch is one encoder pass and one search, and each item has its own prompt, so languages and
+tasks mix. Texts and scores are whisperx's; its pipeline object is not used, because it keeps the
+language and options of a request on itself and costs 20 s and 0.9 GB (torch) to import.
 """
 
 from collections.abc import Hashable, Sequence
@@ -12,14 +12,15 @@ import numpy as np
 import numpy.typing as npt
 from faster_whisper import WhisperModel
 from faster_whisper.feature_extractor import FeatureExtractor
-from faster_whisper.tokenizer import Tokenizer
 from faster_whisper.transcribe import get_compression_ratio, get_ctranslate2_storage
 
 from serve_app.errors import InvalidRequest, ModelUnavailable, TranscriptionError
+from serve_app.stages.prompts import Prompts
 from serve_app.stages.token_ends import token_ends
 from serve_app.transcript import SAMPLE_RATE_HZ, AsrRequest, Samples, WindowText
 
 ENCODER_SAMPLES = 30 * SAMPLE_RATE_HZ  # Whisper's encoder always sees 30 s
+BEST_OF = 5  # samples at a temperature above 0, of which the likeliest is taken
 
 Features = npt.NDArray[np.float32]  # log-mel, (n_mels, 3000)
 
@@ -40,7 +41,13 @@ def average_logprob(score: float, tokens: int) -> float:
 
 
 def load_recognizer(
-    model: str, *, device: str, compute_type: str, threads: int, beam_size: int
+    model: str,
+    *,
+    device: str,
+    compute_type: str,
+    threads: int,
+    beam_size: int,
+    compression_ratio_threshold: float = 2.4,
 ) -> "Recognizer":
     """Loads a CTranslate2 Whisper from a directory or, by faster-whisper name or repository, the hub.
 
@@ -62,25 +69,27 @@ def load_recognizer(
             "and `device` and `asr.compute_type` must be ones it has.",
             "model",
         ) from error
-    return Recognizer(whisper, model, beam_size)
+    return Recognizer(whisper, model, beam_size, compression_ratio_threshold)
 
 
 class Recognizer:
     """A loaded Whisper. No call changes it, so requests cannot affect each other."""
 
-    def __init__(self, whisper: WhisperModel, name: str, beam_size: int) -> None:
+    def __init__(
+        self, whisper: WhisperModel, name: str, beam_size: int, compression_ratio_threshold: float = 2.4
+    ) -> None:
         self._whisper = whisper
         self._model: ctranslate2.models.Whisper = whisper.model
         self._tokenizer = whisper.hf_tokenizer
         self._name = name
         self._beam_size = beam_size
+        self._compression_ratio_threshold = compression_ratio_threshold  # above it, text repeats itself
         # The weights say how many mel bands they want; preprocessor_config.json is often missing.
         self._extract = FeatureExtractor(feature_size=self._model.n_mels)
-        self._start_token: int = self._tokenizer.token_to_id("<|startoftranscript|>")
         self._end_token: int = self._tokenizer.token_to_id("<|endoftext|>")
         self.multilingual: bool = self._model.is_multilingual
+        self._prompts = Prompts(whisper)
         # faster-whisper lists every language there is; large-v2 and smaller have no token for Cantonese.
-        self._batch_key = self._prompt("en", "transcribe").index(self._start_token)
         self.languages: frozenset[str] = frozenset(
             code
             for code in whisper.supported_languages
@@ -100,17 +109,21 @@ class Recognizer:
         return features
 
     def batch_key(self, request: AsrRequest) -> Hashable:
-        """Index of the start token in the prompt: CTranslate2 wants the same in a whole batch.
+        """What CTranslate2 wants the same in a whole batch: the start token's index and the temperature.
 
-        Language and task come after that token, so they do not matter.
+        Language and task come after that token, so they do not matter. A prompt that `transcribe` refuses
+        may be anywhere.
         """
-        return self._batch_key
+        try:
+            return self._prompts.start_index(request.decoding), request.decoding.temperature or 0.0
+        except InvalidRequest:
+            return None
 
     def transcribe(self, requests: Sequence[AsrRequest]) -> list[WindowText | TranscriptionError]:
         """Recognises windows of equal `batch_key`, with whisperx's default options, in order.
 
-        InvalidRequest stands for an item whose language or task the model does not have. A failure of
-        the model itself is raised: it concerns all items.
+        InvalidRequest stands for an item whose language or task the model does not have, or whose prompt it
+        cannot follow. A failure of the model itself is raised: it concerns all items.
         """
         answers: list[WindowText | TranscriptionError | None] = [self._refusal(r) for r in requests]
         accepted = [index for index, answer in enumerate(answers) if answer is None]
@@ -133,20 +146,24 @@ class Recognizer:
                 "or leave it out.",
                 "language",
             )
+        try:
+            self._prompts.context(request.decoding)
+        except InvalidRequest as error:
+            return error
         return None
 
     def _recognise(self, requests: list[AsrRequest]) -> list[WindowText]:
         encoded = self._model.encode(get_ctranslate2_storage(np.stack([r.features for r in requests])))
         languages = self._languages(encoded, requests)
         prompts = [
-            self._prompt(language, r.decoding.task)
+            self._prompts.prompt(language, r.decoding)
             for (language, _), r in zip(languages, requests, strict=True)
         ]
+        temperature = requests[0].decoding.temperature or 0.0
         results = self._model.generate(
             encoded,
             prompts,
-            beam_size=self._beam_size,
-            patience=1,
+            **self._search(temperature),
             length_penalty=1,
             repetition_penalty=1,
             no_repeat_ngram_size=0,
@@ -156,25 +173,54 @@ class Recognizer:
             return_scores=True,
             return_no_speech_prob=True,
         )
-        text_tokens = [
-            [token for token in result.sequences_ids[0] if token < self._end_token] for result in results
-        ]
-        texts = self._tokenizer.decode_batch(text_tokens)
         return [
-            WindowText(
-                text=text,
-                language=language,
-                language_probability=probability,
-                avg_logprob=average_logprob(result.scores[0], len(result.sequences_ids[0])),
-                no_speech_prob=result.no_speech_prob,
-                compression_ratio=get_compression_ratio(text.strip()),
-                tokens=tuple(tokens),
-                token_ends=token_ends(self._tokenizer, tokens, text),
-            )
-            for text, (language, probability), result, tokens in zip(
-                texts, languages, results, text_tokens, strict=True
-            )
+            self._best_text(result, request, *language)
+            for result, request, language in zip(results, requests, languages, strict=True)
         ]
+
+    def _best_text(
+        self,
+        result: ctranslate2.models.WhisperGenerationResult,
+        request: AsrRequest,
+        language: str,
+        language_probability: float | None,
+    ) -> WindowText:
+        """The likeliest of an item's samples that does not repeat itself, else the likeliest.
+
+        faster-whisper takes the likeliest in any case, which is a loop if there is one among them: words
+        that come again and again are always likely. A beam search gives one text, to both.
+        """
+        texts = []
+        for ids, score in zip(result.sequences_ids, result.scores, strict=True):
+            tokens = [token for token in ids if token < self._end_token]
+            said = self._tokenizer.decode(tokens)
+            text = WindowText(
+                text=said,
+                language=language,
+                language_probability=language_probability,
+                avg_logprob=average_logprob(score, len(ids)),
+                no_speech_prob=result.no_speech_prob,
+                compression_ratio=get_compression_ratio(said.strip()),
+                tokens=tuple(tokens),
+                token_ends=token_ends(self._tokenizer, tokens, said),
+                temperature=request.decoding.temperature or 0.0,
+                prompt_tokens_cut=self._prompts.context(request.decoding)[1],
+            )
+            if text.compression_ratio <= self._compression_ratio_threshold:
+                return text
+            texts.append(text)
+        return texts[0]
+
+    def _search(self, temperature: float) -> dict[str, float]:
+        """Options of a beam search, or of sampling as faster-whisper does it."""
+        if temperature:
+            return {
+                "beam_size": 1,
+                "num_hypotheses": BEST_OF,
+                "sampling_topk": 0,
+                "sampling_temperature": temperature,
+            }
+        return {"beam_size": self._beam_size, "patience": 1}
 
     def _languages(
         self, encoded: ctranslate2.StorageView, requests: list[AsrRequest]
@@ -188,8 +234,3 @@ class Recognizer:
                 token, probability = rankings[index][0]
                 languages[index] = (token.removeprefix("<|").removesuffix("|>"), probability)
         return languages
-
-    def _prompt(self, language: str, task: str) -> list[int]:
-        tokenizer = Tokenizer(self._tokenizer, self.multilingual, task=task, language=language)
-        prompt: list[int] = self._whisper.get_prompt(tokenizer, [], without_timestamps=True)
-        return prompt

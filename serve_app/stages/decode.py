@@ -83,15 +83,15 @@ async def _start(file: BinaryIO, timeout_s: float) -> asyncio.subprocess.Process
     limits = f"ulimit -v {memory_kib}; ulimit -t {cpu_s}; ulimit -f 0; ulimit -c 0"
     secluded = await asyncio.to_thread(_seclusion.prefix)
     try:
-        # Opened again, for a position of its own; works for files without a name, too.
-        source = os.open(f"/proc/self/fd/{file.fileno()}", os.O_RDONLY)
+        source = os.open(f"/proc/self/fd/{file.fileno()}", os.O_RDONLY)  # again: a position of its own
         try:
             return await asyncio.create_subprocess_exec(
                 *["/bin/sh", "-c", f'{{ {limits}; }} 2>/dev/null; exec "$@"', "decoder", *secluded],
                 *[imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-nostdin", "-nostats"],
                 *["-threads", "1", "-filter_threads", "1"],
                 # A descriptor is the only thing ffmpeg will open: `file:` is not on the list.
-                *["-protocol_whitelist", "fd", "-format_whitelist", FORMATS, "-fd", str(source), "-i", "fd:"],
+                *["-protocol_whitelist", "fd", "-format_whitelist", FORMATS],
+                *[*_packets(os.pread(source, 28, 0)), "-fd", str(source), "-i", "fd:"],
                 # s16le, not f32le: ffmpeg's float downmix is 3 dB louder than whisperx's.
                 *["-map", "0:a:0", "-vn", "-sn", "-dn"],
                 *["-f", "s16le", "-ac", "1", "-ar", str(SAMPLE_RATE_HZ), "pipe:1"],
@@ -107,6 +107,13 @@ async def _start(file: BinaryIO, timeout_s: float) -> asyncio.subprocess.Process
             os.close(source)
     except OSError as error:
         raise Overloaded(NO_DECODER) from error
+
+
+def _packets(head: bytes) -> tuple[str, ...]:
+    """For an ordinary WAV file larger packets than ffmpeg's 4 KiB, which take a quarter of the time."""
+    is_wav = head[:4] == b"RIFF" and head[8:16] == b"WAVEfmt "
+    # At a low rate, resampling a packet would need much memory.
+    return ("-max_size", str(1 << 20)) if is_wav and int.from_bytes(head[24:28], "little") >= 8000 else ()
 
 
 class Seclusion:

@@ -1,20 +1,28 @@
 """Recognition with real models: the same texts and scores as whisperx, whatever else is in the batch."""
 
 import itertools
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from faster_whisper import WhisperModel
 
+from benchmarks import truth
 from benchmarks.random_whisper import build_random_whisper
 from serve_app import bundled
 from serve_app.errors import InvalidRequest
+from serve_app.fallback import Fallback
 from serve_app.settings import SpeechSettings
-from serve_app.stages.asr import Recognizer, load_recognizer
+from serve_app.stages.asr import Features, Recognizer, load_recognizer
 from serve_app.stages.speech import load_pyannote_detector, to_float32
-from serve_app.transcript import SAMPLE_RATE_HZ, AsrRequest, Audio, Decoding, Samples, WindowText
+from serve_app.transcript import SAMPLE_RATE_HZ, AsrRequest, Audio, Decoding, Samples, Window, WindowText
 
+RECORDINGS = Path(truth.__file__).parent / "recordings"
 WINDOW_S = bundled.ASR_WINDOW_S
 
 
@@ -30,6 +38,17 @@ def random_english(tmp_path_factory: pytest.TempPathFactory) -> Recognizer:
         tmp_path_factory.mktemp("random_english"), english_only=True, mel_bands=128
     )
     return load_recognizer(str(directory), device="cpu", compute_type="auto", threads=2, beam_size=1)
+
+
+@pytest.fixture(scope="module")
+def recognizer32() -> Recognizer:
+    return load_recognizer(str(bundled.ASR), device="cpu", compute_type="float32", threads=2, beam_size=5)
+
+
+@pytest.fixture(scope="module")
+def random_multilingual(tmp_path_factory: pytest.TempPathFactory) -> Recognizer:
+    directory = build_random_whisper(tmp_path_factory.mktemp("random_multilingual"), text_tokens=20)
+    return load_recognizer(str(directory), device="cpu", compute_type="auto", threads=1, beam_size=2)
 
 
 def load_whisperx(model: Path, compute_type: str, **options: Any) -> Any:
@@ -53,7 +72,7 @@ def assert_equal(one: object, other: object) -> None:
     assert one.no_speech_prob == pytest.approx(other.no_speech_prob, abs=1e-4)
 
 
-def test_transcript_is_whisperx_own(audio: Audio) -> None:
+def test_transcript_is_whisperx_own(audio: Audio, recognizer32: Recognizer) -> None:
     """Windows, texts and scores of a recording are those of plain whisperx with its defaults.
 
     In float32: int8 rounds activations, which turns the 2e-5 between numpy's features and torch's
@@ -64,11 +83,8 @@ def test_transcript_is_whisperx_own(audio: Audio) -> None:
     )["segments"]
     scan = load_pyannote_detector(SpeechSettings(), int(WINDOW_S)).scan(audio)
     windows = tuple(itertools.chain.from_iterable(scan))
-    recognizer = load_recognizer(
-        str(bundled.ASR), device="cpu", compute_type="float32", threads=2, beam_size=5
-    )
-    texts = recognizer.transcribe(
-        [AsrRequest(recognizer.features(window.cut(audio.samples)), "en") for window in windows]
+    texts = recognizer32.transcribe(
+        [AsrRequest(recognizer32.features(window.cut(audio.samples)), "en") for window in windows]
     )
     assert len(windows) == len(segments) >= 3
     for window, text, segment in zip(windows, texts, segments, strict=True):
@@ -154,3 +170,154 @@ def test_whisper_of_true_dimensions_equals_whisperx(audio: Audio, tmp_path: Path
     assert len(heard.tokens) > 100
     assert [heard.text] == expected["text"]
     assert [heard.avg_logprob] == pytest.approx(expected["avg_logprob"], abs=1e-5)
+
+
+HEARD_BEFORE = "four score and seven years ago."
+NAMES = "gettysburg abraham"
+
+
+@pytest.mark.parametrize(
+    ("initial_prompt", "hotwords"), [(HEARD_BEFORE, None), (None, NAMES), (f" {HEARD_BEFORE} ", f"{NAMES} ")]
+)
+def test_prompted_text_is_whisperx_own(
+    audio: Audio, recognizer32: Recognizer, initial_prompt: str | None, hotwords: str | None
+) -> None:
+    """Texts and scores with an initial prompt and hotwords are whisperx's with these `asr_options`."""
+    windows = windows_of(audio.samples, 4)
+    prompted = load_whisperx(
+        bundled.ASR,
+        "float32",
+        asr_options={"initial_prompt": initial_prompt, "hotwords": hotwords},
+        language="en",
+    )
+    expected = list(prompted([{"inputs": to_float32(window)} for window in windows], batch_size=1))
+    requests = [
+        AsrRequest(recognizer32.features(window), "en", Decoding("transcribe", initial_prompt, hotwords))
+        for window in windows
+    ]
+    assert len({recognizer32.batch_key(request) for request in requests}) == 1
+    plain = recognizer32.transcribe([replace(request, decoding=Decoding()) for request in requests])
+    texts = recognizer32.transcribe(requests)
+    assert texts != plain  # a prompt that changes nothing would show nothing
+    for text, theirs in zip(texts, expected, strict=True):
+        assert isinstance(text, WindowText)
+        assert [text.text] == theirs["text"]
+        assert [text.avg_logprob] == pytest.approx(theirs["avg_logprob"], abs=1e-4)
+
+
+def test_prompts_of_equal_length_mix_in_a_batch(audio: Audio, recognizer32: Recognizer) -> None:
+    """Two requests' prompts, other words in other fields, change nothing about each other's windows."""
+    window = recognizer32.features(windows_of(audio.samples, 1)[0])
+    batch = [
+        AsrRequest(window, "en", Decoding("transcribe", "house river")),
+        AsrRequest(window, "en", Decoding("transcribe", None, "green apple")),
+        AsrRequest(window, "de", Decoding("translate", "house", "river")),
+    ]
+    assert len({recognizer32.batch_key(request) for request in batch}) == 1
+    for text, request in zip(recognizer32.transcribe(batch), batch, strict=True):
+        [alone] = recognizer32.transcribe([request])
+        assert_equal(text, alone)
+
+
+def looping_window() -> Samples:
+    """Of ten minutes read by two voices: after a few words the decoder repeats the same ones for ever."""
+    [recording] = truth.load_folder(RECORDINGS / "ten-minutes")
+    return Window(30.355343750000003, 34.860968750000005).cut(recording.samples)
+
+
+@pytest.fixture
+def seeded() -> Iterator[Callable[[int], WhisperModel]]:
+    """Loads the bundled model with a seed: its thread draws from it when it first samples."""
+    from ctranslate2 import set_random_seed
+
+    def load(seed: int) -> WhisperModel:
+        set_random_seed(seed)
+        return WhisperModel(str(bundled.ASR), device="cpu", compute_type="int8", cpu_threads=1)
+
+    yield load
+    set_random_seed(2**32 - 1)  # what means none
+
+
+def test_fallback_is_faster_whispers(audio: Audio, seeded: Callable[[int], WhisperModel]) -> None:
+    """Texts, scores and temperatures are those of `generate_with_fallback`, sample by sample.
+
+    Of five samples, it takes the likeliest although it repeats itself; so does ours, when told that nothing
+    repeats itself.
+    """
+    from faster_whisper.tokenizer import Tokenizer
+
+    windows = [looping_window(), *windows_of(audio.samples, 2)]
+    recognizer = Recognizer(seeded(3), "bundled", 5, compression_ratio_threshold=1000.0)
+    features = [recognizer.features(window) for window in windows]
+    ours = [by_transcriber(recognizer, window) for window in features]
+    theirs = seeded(3)
+    options = load_whisperx(bundled.ASR, "int8", language="en").options  # the defaults of both
+    tokenizer = Tokenizer(theirs.hf_tokenizer, True, task="transcribe", language="en")
+    prompt = theirs.get_prompt(tokenizer, [], without_timestamps=True)
+    for text, window in zip(ours, features, strict=True):
+        result, avg_logprob, temperature, compression_ratio = theirs.generate_with_fallback(
+            theirs.encode(window), prompt, tokenizer, options
+        )
+        assert text.text == tokenizer.decode(result.sequences_ids[0])
+        assert text.avg_logprob == pytest.approx(avg_logprob, abs=1e-5)
+        assert text.compression_ratio == compression_ratio
+        assert text.temperature == temperature
+    assert [text.attempts > 1 for text in ours] == [True, False, False]
+
+
+def test_a_loop_ends(seeded: Callable[[int], WhisperModel]) -> None:
+    """Whatever is drawn, a window whose decoder repeats a word for ever ends with words said once."""
+    for seed in range(2):
+        recognizer = Recognizer(seeded(seed), "bundled", 5)
+        features = recognizer.features(looping_window())
+        [cold] = recognizer.transcribe([AsrRequest(features, "en")])
+        assert isinstance(cold, WindowText)
+        assert len(cold.text.split()) > 200
+        text = by_transcriber(recognizer, features)
+        assert text.attempts > 1
+        assert len(text.text.split()) < 40
+
+
+def by_transcriber(recognizer: Recognizer, features: Features) -> WindowText:
+    """One window through the deployment's own loop, without its batcher."""
+    fallback = Fallback()
+    attempts: list[WindowText] = []
+    for temperature in fallback.schedule(Decoding()):
+        [text] = recognizer.transcribe([AsrRequest(features, "en", Decoding(temperature=temperature))])
+        assert isinstance(text, WindowText)
+        attempts.append(text)
+        if fallback.believes(text):
+            break
+    return fallback.choose(attempts)
+
+
+def test_two_threads_get_what_one_gets(audio: Audio, random_multilingual: Recognizer) -> None:
+    """Both lanes of the batcher may be in the same model at once: languages, prompts and texts stay apart."""
+    features = [random_multilingual.features(window) for window in windows_of(audio.samples, 2)]
+    batches = [
+        [AsrRequest(features[0], "en"), AsrRequest(features[1], "de", Decoding("translate"))],
+        [AsrRequest(features[1], "fr", Decoding("transcribe", "house river"))],
+    ]
+    alone = [random_multilingual.transcribe(batch) for batch in batches]
+    at_once = threading.Barrier(2)
+
+    def run(batch: list[AsrRequest]) -> list[list[Any]]:
+        at_once.wait(timeout=60)
+        return [random_multilingual.transcribe(batch) for _ in range(5)]
+
+    with ThreadPoolExecutor(2) as pool:
+        for answers, expected in zip(pool.map(run, batches), alone, strict=True):
+            for answer in answers:
+                for text, same in zip(answer, expected, strict=True):
+                    assert_equal(text, same)
+
+
+def test_sampling_is_random_in_both_threads(audio: Audio, random_multilingual: Recognizer) -> None:
+    """At temperature 1 no two texts of a window are alike, in one thread or in two, and neighbours differ."""
+    features = random_multilingual.features(windows_of(audio.samples, 1)[0])
+    batch = [AsrRequest(features, "en", Decoding(temperature=1.0))] * 2
+    with ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(random_multilingual.transcribe, [batch] * 4))
+    texts = [text for answer in answers for text in answer if isinstance(text, WindowText)]
+    assert len({text.tokens for text in texts}) == 8
+    assert {text.temperature for text in texts} == {1.0}

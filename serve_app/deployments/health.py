@@ -1,0 +1,113 @@
+"""Whether a replica's device still works: what `check_health` of the model deployments answers from."""
+
+import logging
+import os
+import re
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from time import monotonic
+from typing import Any, TypeVar
+
+from serve_app.errors import Overloaded
+
+logger = logging.getLogger("ray.serve")
+
+Item = TypeVar("Item")
+
+# A CUDA context that has met one of these fails every later call; a batch that found no memory does not.
+BROKEN_DEVICE = re.compile(r"CUDA (error|failed)|device-side assert|CU(DNN|BLAS)_STATUS_", re.IGNORECASE)
+NO_MEMORY = re.compile(r"out of memory|ALLOC_FAILED", re.IGNORECASE)
+
+
+MODEL_LOAD_S = 600.0  # a language's model may be loaded, and downloaded, by the first call that needs it
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a call, or a model call, may take before its replica is taken for hung."""
+
+    base_s: float = 120.0
+    per_audio_s: float = 20.0  # and so much more for each second of audio
+
+    def limit_s(self, audio_s: float) -> float:
+        return self.base_s + self.per_audio_s * audio_s
+
+    def with_model_load(self) -> "Patience":
+        return replace(self, base_s=self.base_s + MODEL_LOAD_S)
+
+
+class DeviceHung(Exception):
+    """A model call has lasted longer than any may."""
+
+
+class Watch:
+    """Knows until when each model call that runs now should have ended."""
+
+    def __init__(self, patience: Patience) -> None:
+        self._patience = patience
+        self._until_s: dict[int, float] = {}  # by thread
+
+    def over(
+        self,
+        run: Callable[[list[Item]], Sequence[Any]],
+        audio_s: Callable[[Item], float] = lambda item: 0.0,
+    ) -> Callable[[list[Item]], Sequence[Any]]:
+        """`run`, watched. A device that is broken for good ends the process: Serve starts another."""
+
+        def watched(items: list[Item]) -> Sequence[Any]:
+            me = threading.get_ident()
+            self._until_s[me] = monotonic() + self._patience.limit_s(sum(map(audio_s, items)))
+            try:
+                return run(items)
+            except RuntimeError as error:
+                if is_broken_device(error):
+                    logger.critical("The device is broken, this replica ends: %s", error)
+                    os.kill(os.getpid(), signal.SIGKILL)  # callers hear of a killed replica, and call again
+                raise
+            finally:
+                del self._until_s[me]
+
+        return watched
+
+    def check(self) -> None:
+        """Raises DeviceHung: after three times Serve replaces the replica."""
+        if any(until_s < monotonic() for until_s in list(self._until_s.values())):
+            raise DeviceHung("A model call has lasted longer than call_timeout_s allows.")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and NO_MEMORY.search(str(error)) is not None
+    )
+
+
+def is_broken_device(error: RuntimeError) -> bool:
+    return BROKEN_DEVICE.search(str(error)) is not None and not is_out_of_memory(error)
+
+
+def by_halves(
+    run: Callable[[list[Item]], Sequence[Any]], stage: str, note: Callable[[str, str, Exception], None]
+) -> Callable[[list[Item]], Sequence[Any]]:
+    """`run` that does not fail for all of a batch: a call that fails is made again with each half of it.
+
+    So an item that breaks the model gets its own error, and one that finds no memory even alone gets
+    Overloaded as its value. `note` is told the stage, the cause (out_of_memory, batch_failed) and the error.
+    """
+
+    def halving(items: list[Item]) -> Sequence[Any]:
+        try:
+            return run(items)
+        except Exception as error:  # noqa: BLE001  (whichever it is, others' items may be fine)
+            short = is_out_of_memory(error)
+            # The frames of the failed call hold the very tensors that there is no room for.
+            failed = error.with_traceback(None) if short else error
+        if len(items) == 1:
+            message = f"The {stage} stage is out of memory; try again later."
+            return [Overloaded(message, None, f"{stage}_out_of_memory") if short else failed]
+        note(stage, "out_of_memory" if short else "batch_failed", failed)
+        half = len(items) // 2
+        return [*halving(items[:half]), *halving(items[half:])]
+
+    return halving

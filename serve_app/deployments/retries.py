@@ -1,0 +1,140 @@
+"""Stage calls that outlive killed and hung replicas, lost objects and full GPUs.
+
+Serve sends a call to another replica until one has accepted it; what goes wrong later is the caller's. A
+stage call changes nothing, so it is made again. Waiting for a replica costs no attempt: while none lives,
+Serve's router holds the call, and the request's deadline bounds that. No library for it: what to do between
+two attempts (load audio again, skip what a stream has given) is all there is to it.
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import replace
+from functools import partial
+from time import monotonic
+from typing import Any
+
+from ray.exceptions import ActorUnavailableError, ObjectLostError, OutOfMemoryError
+from ray.serve.exceptions import ReplicaUnavailableError
+
+from serve_app.deployments.handles import GONE, AudioLost, Hung
+from serve_app.deployments.health import Patience
+from serve_app.deployments.loading import LoadedAudio
+from serve_app.errors import Overloaded, TranscriptionError
+from serve_app.observability import Retries
+from serve_app.transcript import Speech, Window
+
+ATTEMPTS = 4
+PAUSE_S = 0.5  # before the second attempt where the first trouble may pass; doubled before each later one
+PASSING = ("replica_unavailable", "out_of_memory")
+
+AGAIN = (*GONE, AudioLost, Hung, ReplicaUnavailableError, TranscriptionError)  # some of them, see `cause_of`
+
+
+def cause_of(error: BaseException) -> str | None:
+    """Why a call that ended so is to be made again; None where that would not help."""
+    causes: list[tuple[type[BaseException] | tuple[type[BaseException], ...], str]] = [
+        (AudioLost, "audio_lost"),
+        (Hung, "hung"),
+        ((ActorUnavailableError, ReplicaUnavailableError), "replica_unavailable"),
+        (OutOfMemoryError, "replica_out_of_memory"),
+        (ObjectLostError, "answer_lost"),
+        (GONE, "replica_died"),
+    ]
+    for kind, cause in causes:
+        if isinstance(error, kind):
+            return cause
+    if isinstance(error, TranscriptionError) and error.code.endswith("out_of_memory"):
+        return "out_of_memory"
+    return None
+
+
+def lasting(
+    stage: str, call: Callable[..., Any], retries: Retries, patience: Patience | None = None
+) -> Callable[..., Any]:
+    """`call(reference, ...)` as `lasting_call(audio, ...)`, made again where that helps.
+
+    With `patience` the first argument after the audio is a window, and the call has a deadline by its
+    length. What others' audio does to the queue is in it: a call may take three times as long as the
+    slowest so far of the same request. Deadlines cost no attempt, but each next one is twice as long.
+    """
+
+    async def lasting_call(audio: LoadedAudio, *args: Any) -> Any:
+        attempts, factor = 0, 1.0
+        while True:
+            ref = audio.ref
+            begun_s = monotonic()
+            try:
+                if patience is None:
+                    return await call(ref, *args)
+                own_s = factor * patience.limit_s(_length_s(args[0]))
+                answer = await call(ref, *args, limit_s=partial(_limit_s, own_s, audio.slowest_s, stage))
+                audio.slowest_s[stage] = max(audio.slowest_s.get(stage, 0.0), monotonic() - begun_s)
+                return answer
+            except AGAIN as error:
+                if isinstance(error, Hung):
+                    factor *= 2
+                else:
+                    attempts += 1
+                await _before_next(stage, error, attempts, retries)
+                if isinstance(error, AudioLost):
+                    await audio.load_again(ref)
+
+    return lasting_call
+
+
+def resuming(
+    stage: str, detect: Callable[..., AsyncGenerator[Speech, None]], retries: Retries
+) -> Callable[..., AsyncGenerator[Speech, None]]:
+    """`detect(reference, ...)` as a stream over `audio` that goes on where it broke off.
+
+    Windows are found in the same order every time, so those that were given are skipped.
+    """
+
+    async def parts(audio: LoadedAudio, *args: Any) -> AsyncGenerator[Speech, None]:
+        attempts, given, begun = 0, 0, False
+        while True:
+            ref = audio.ref
+            passed = 0
+            try:
+                async with aclosing(detect(ref, *args)) as stream:
+                    async for part in stream:
+                        windows = part.windows[max(0, given - passed) :]
+                        passed += len(part.windows)
+                        if begun and not windows:
+                            continue
+                        given = passed
+                        audio.duration_s = part.duration_s
+                        yield replace(part, windows=windows, warnings=() if begun else part.warnings)
+                        begun = True
+                return
+            except AGAIN as error:
+                attempts += 1
+                await _before_next(stage, error, attempts, retries)
+                if isinstance(error, AudioLost):
+                    await audio.load_again(ref)
+
+    return parts
+
+
+async def _before_next(stage: str, error: Exception, attempts: int, retries: Retries) -> None:
+    """Counts, and waits where the trouble may pass; raises where there is to be no other attempt."""
+    cause = cause_of(error)
+    if cause is None:
+        raise error
+    if attempts == ATTEMPTS:
+        if isinstance(error, TranscriptionError):
+            raise error
+        raise Overloaded(f"The {stage} stage keeps failing; try again later.", None, f"{stage}_failed")
+    retries.note(stage, cause, error)
+    if cause in PASSING:
+        await asyncio.sleep(PAUSE_S * 2 ** (attempts - 1) * random.uniform(0.5, 1.0))  # noqa: S311
+
+
+def _length_s(window: Window) -> float:
+    return window.end_s - window.start_s
+
+
+def _limit_s(own_s: float, slowest_s: dict[str, float], stage: str) -> float:
+    return own_s + 3 * slowest_s.get(stage, 0.0)

@@ -1,0 +1,268 @@
+"""Replicas that are killed, hang or lose things in the middle of a request: it is answered all the same."""
+
+import asyncio
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+import httpx
+import pytest
+import ray
+from fakes import recording
+from faulty_graph import Gates
+from ray import serve
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ServeDeploySchema
+from sounds import wav
+
+from serve_app.deployments.handles import caller
+from serve_app.deployments.health import Patience
+from serve_app.deployments.loading import LoadedAudio
+from serve_app.deployments.retries import lasting
+from serve_app.observability import Retries
+from serve_app.transcript import Audio, Decoding, Window, WindowText
+
+NAME = "faulty"
+URL = f"http://127.0.0.1:18000/{NAME}"
+NUMBERS = (1, 2, 0, 3, 4, 5)
+FILE = wav(recording(*NUMBERS))
+WORDS = [f"word{n}" for n in NUMBERS if n]
+SPEAKERS = [f"SPEAKER_0{n % 2}" for n in NUMBERS if n]
+DEPLOYMENTS = {
+    "loader": "AudioLoader",
+    "speech": "SpeechDetector",
+    "asr": "Transcriber",
+    "alignment": "Aligner",
+    "diarization": "Diarizer",
+}
+
+
+def deploy(gates: Gates, version: str) -> None:
+    """As `serve deploy` does, with two recognisers, whose hanging shows soon."""
+    probes = {"health_check_period_s": 0.5, "health_check_timeout_s": 0.5}
+    schema = ServeDeploySchema.model_validate(
+        {
+            "applications": [
+                {
+                    "name": NAME,
+                    "route_prefix": f"/{NAME}",
+                    "import_path": "faulty_graph:build",
+                    "args": {"gates": str(gates.folder), "version": version},
+                    "deployments": [{"name": "Transcriber", "num_replicas": 2, **probes}],
+                }
+            ]
+        }
+    )
+    client: Any = _get_global_client()
+    client.deploy_apps(schema)
+
+
+def until(condition: Callable[[], Any], within_s: float = 60) -> Any:
+    """What the condition gives, once it is true."""
+    deadline_s = time.monotonic() + within_s
+    while not (found := condition()):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
+    return found
+
+
+def pids(stage: str) -> list[int]:
+    client: Any = _get_global_client()
+    deployments = client.get_serve_details()["applications"][NAME]["deployments"]
+    replicas = deployments[DEPLOYMENTS[stage]]["replicas"]
+    return [replica["pid"] for replica in replicas if replica["state"] == "RUNNING"]
+
+
+def is_up() -> bool:
+    return serve.status().applications[NAME].status == "RUNNING" and (
+        httpx.get(f"{URL}/readyz", timeout=60).status_code == 200
+    )
+
+
+def retries() -> dict[str, int]:
+    handle: Any = serve.get_deployment_handle("Ingress", NAME)
+    found: dict[str, int] = handle.retries.remote().result(timeout_s=60)
+    return found
+
+
+def new(before: dict[str, int]) -> dict[str, int]:
+    return {what: times for what, n in retries().items() if (times := n - before.get(what, 0))}
+
+
+@pytest.fixture(scope="module")
+def gates(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gates]:
+    gates = Gates(tmp_path_factory.mktemp("gates"))
+    deploy(gates, "one")
+    until(is_up, 120)
+    yield gates
+    serve.delete(NAME)
+
+
+@pytest.fixture(autouse=True)
+def pool(gates: Gates) -> Iterator[ThreadPoolExecutor]:
+    """For requests. At the end all gates are open and the graph is up again."""
+    with ThreadPoolExecutor(8) as pool:
+        yield pool
+        for left in gates.folder.iterdir():
+            left.unlink(missing_ok=True)
+    until(is_up, 120)
+
+
+def post(file: bytes = FILE, **options: Any) -> httpx.Response:
+    return httpx.post(f"{URL}/predict", files={"file": file}, data=options, timeout=120)
+
+
+def words(answer: "Future[httpx.Response]") -> list[str]:
+    response = answer.result()
+    assert response.status_code == 200, response.text
+    assert response.json()["warnings"] == []
+    assert [segment["speaker"] for segment in response.json()["model_output"]] == SPEAKERS
+    return [segment["text"] for segment in response.json()["model_output"]]
+
+
+@pytest.mark.parametrize("stage", ["speech", "asr", "alignment", "diarization"])
+def test_a_stage_that_is_killed_in_a_request_is_called_again(
+    gates: Gates, pool: ThreadPoolExecutor, stage: str
+) -> None:
+    """Every replica of it, at work: the transcript is the same, and the retries are counted."""
+    before = retries()
+    gates.close(stage)
+    answer = pool.submit(post)
+    for pid in until(lambda: gates.waiting(stage)):
+        os.kill(pid, signal.SIGKILL)
+    assert httpx.get(f"{URL}/healthz", timeout=5).status_code == 200
+    until(lambda: httpx.get(f"{URL}/readyz", timeout=5).json()["stages"][stage] is False)
+    gates.open(stage)
+    assert words(answer) == WORDS
+    again = new(before)
+    assert again
+    assert all(what.startswith(f"{stage}/replica_") for what in again)
+
+
+def test_a_loader_that_is_killed_loads_again(pool: ThreadPoolExecutor) -> None:
+    """Here while it fetches: the URL is fetched anew."""
+    before = retries()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(60)
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/x.wav"
+        answer = pool.submit(httpx.post, f"{URL}/predict", json={"audio_file": url}, timeout=120)
+        with server.accept()[0]:
+            (pid,) = pids("loader")
+            os.kill(pid, signal.SIGKILL)
+            with server.accept()[0] as again:
+                again.recv(65_536)
+                again.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(FILE) + FILE)
+                assert words(answer) == WORDS
+    assert new(before)["loader/audio_lost"] == 1
+
+
+@ray.remote(num_cpus=0)
+class Owner:
+    def put(self) -> list[Any]:
+        return [ray.put(Audio(recording(9)))]
+
+
+class Orphan:
+    """A loader's answer whose audio dies with the process that owns it."""
+
+    def __init__(self) -> None:
+        self._owner: Any = Owner.remote()  # type: ignore[attr-defined]
+
+    async def _to_object_ref(self) -> Any:
+        (ref,) = await self._owner.put.remote()
+        ray.kill(self._owner)
+        return ref
+
+    def cancel(self) -> None:
+        """It has ended."""
+
+
+def test_audio_that_is_lost_is_loaded_again() -> None:
+    """Two windows of a request find it gone, and share what is loaded anew."""
+    loader: Any = serve.get_deployment_handle(DEPLOYMENTS["loader"], NAME)
+    transcriber: Any = serve.get_deployment_handle(DEPLOYMENTS["asr"], NAME)
+    again = Retries()
+
+    async def load(duration_s: float | None) -> Any:
+        return loader.load.remote(None, {}, [ray.put(FILE)]) if "lost" in found else Orphan()
+
+    async def lose() -> list[WindowText]:
+        audio = LoadedAudio(load, again)
+        await audio.load()
+        found.append("lost")
+        transcribe = lasting("asr", caller(transcriber.transcribe), again, Patience())
+        windows = (Window(0.0, 1.0), Window(1.0, 2.0))
+        calls = (transcribe(audio, window, "en", Decoding(), "lost") for window in windows)
+        return list(await asyncio.gather(*calls))
+
+    found: list[str] = []
+    assert [text.text for text in asyncio.run(asyncio.wait_for(lose(), 60))] == [" word1", " word2"]
+    assert again.counts == {("loader", "audio_lost"): 1, ("asr", "audio_lost"): 2}
+
+
+def test_a_recogniser_that_hangs_is_replaced_and_its_windows_go_elsewhere(
+    gates: Gates, pool: ThreadPoolExecutor
+) -> None:
+    """Also by one that loads its model for longer than any health check waits."""
+    gates.close("asr")
+    (gates.folder / "slow load").touch()
+    answer = pool.submit(post, language="en")
+    hung, well = until(lambda: found if len(found := gates.waiting("asr")) == 2 else None)
+    os.kill(hung, signal.SIGSTOP)
+    try:
+        gates.open("asr")
+        assert words(answer) == WORDS
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(hung, signal.SIGCONT)
+    until(lambda: len(pids("asr")) == 2)
+    assert well in pids("asr")
+    assert hung not in pids("asr")
+    assert len(list(gates.folder.glob("loads.*"))) == 1
+
+
+def test_a_batch_too_large_for_the_device_runs_in_parts(gates: Gates, pool: ThreadPoolExecutor) -> None:
+    """No window of it fails."""
+    (gates.folder / "scarce").touch()
+    gates.close("asr")
+    answer = pool.submit(post, wav(recording(*[1] * 24)), language="en")
+    until(lambda: len(gates.waiting("asr")) == 2)
+    gates.open("asr")
+    assert [segment["text"] for segment in answer.result().json()["model_output"]] == ["word1"] * 24
+
+
+def test_a_device_that_breaks_takes_its_replica_with_it(gates: Gates, pool: ThreadPoolExecutor) -> None:
+    """Every later call would fail on it, so another replica gets this one."""
+    before = retries()
+    (gates.folder / "broken").touch()
+    assert words(pool.submit(post)) == WORDS
+    assert all(what.startswith("asr/replica_") for what in new(before))
+    assert new(before)
+
+
+def test_a_deploy_under_load_loses_no_request(gates: Gates, pool: ThreadPoolExecutor) -> None:
+    """Every replica of the graph is replaced while requests run and come."""
+    deployed = threading.Event()
+
+    def keep_posting() -> set[str]:
+        seen = set()
+        while not (deployed.is_set() and "two" in seen):
+            answer = post()
+            assert answer.status_code == 200, answer.text
+            assert [segment["text"] for segment in answer.json()["model_output"]] == WORDS
+            seen.add(answer.json()["model"])
+        return seen
+
+    clients = [pool.submit(keep_posting) for _ in range(3)]
+    until(lambda: httpx.get(f"{URL}/readyz", timeout=60).status_code == 200)
+    old = {pid for stage in DEPLOYMENTS for pid in pids(stage)}
+    deploy(gates, "two")
+    until(lambda: old.isdisjoint(new := [pid for s in DEPLOYMENTS for pid in pids(s)]) and len(new) == 6, 120)
+    deployed.set()
+    assert [client.result(timeout=60) for client in clients] == [{"one", "two"}] * 3

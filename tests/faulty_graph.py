@@ -1,0 +1,100 @@
+"""A graph of fake models that wait where a test wants them to, built as `serve deploy` builds one."""
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fakes import FakeAligner, FakeDiarizer, FakeRecognizer, FakeSpeechModel
+from ray.serve import Application
+
+from serve_app.app import Loaders, graph
+from serve_app.settings import IntakeSettings, Settings
+from serve_app.transcript import AlignRequest, AsrRequest, Audio, Diarization, Samples, Window
+
+LOAD_S = 3.0  # of the recogniser, where it loads slowly
+MOST_ITEMS = 2  # of a batch that the recogniser's device has memory for, where that is scarce
+
+
+@dataclass(frozen=True)
+class Gates:
+    """One for each stage; a model that comes to a closed one says so and waits."""
+
+    folder: Path
+
+    def close(self, stage: str) -> None:
+        (self.folder / f"{stage}.closed").touch()
+
+    def open(self, stage: str) -> None:
+        (self.folder / f"{stage}.closed").unlink()
+
+    def waiting(self, stage: str) -> set[int]:
+        """Processes that have come to the stage's gate while it was closed."""
+        return {int(file.suffix[1:]) for file in self.folder.glob(f"{stage}.waits.*")}
+
+    def go_through(self, stage: str) -> None:
+        while (self.folder / f"{stage}.closed").exists():
+            (self.folder / f"{stage}.waits.{os.getpid()}").touch()
+            time.sleep(0.01)
+
+
+class GatedSpeech(FakeSpeechModel):
+    def __init__(self, gates: Gates) -> None:
+        self._gates = gates
+
+    def scan(self, audio: Audio) -> Iterator[tuple[Window, ...]]:
+        """The gate is behind the first window."""
+        for number, windows in enumerate(super().scan(audio)):
+            if number:
+                self._gates.go_through("speech")
+            yield windows
+
+
+class GatedRecognizer(FakeRecognizer):
+    def __init__(self, gates: Gates) -> None:
+        self._gates = gates
+        (gates.folder / f"loads.{os.getpid()}").touch()
+        if (gates.folder / "slow load").exists():
+            time.sleep(LOAD_S)
+
+    def transcribe(self, requests: Sequence[AsrRequest]) -> list[Any]:
+        self._gates.go_through("asr")
+        if (self._gates.folder / "scarce").exists() and len(requests) > MOST_ITEMS:
+            raise RuntimeError("CUDA failed with error out of memory")
+        if (self._gates.folder / "broken").exists():
+            (self._gates.folder / "broken").unlink()
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return [self.text(request) for request in requests]
+
+
+class GatedAligner(FakeAligner):
+    def __init__(self, gates: Gates) -> None:
+        self._gates = gates
+
+    def align(self, requests: Sequence[AlignRequest]) -> list[Any]:
+        self._gates.go_through("alignment")
+        return super().align(requests)
+
+
+class GatedDiarizer(FakeDiarizer):
+    def __init__(self, gates: Gates) -> None:
+        self._gates = gates
+
+    def diarize(self, samples: Samples, **bounds: int | None) -> Diarization:
+        self._gates.go_through("diarization")
+        return super().diarize(samples, **bounds)
+
+
+def build(args: dict[str, str]) -> Application:
+    """`gates` is a folder; another `version` is other code for Serve: it replaces every replica."""
+    gates = Gates(Path(args["gates"]))
+    settings = Settings(
+        model=args["version"], device="cpu", intake=IntakeSettings(allowed_hosts=("127.0.0.1",))
+    )
+    loaders = Loaders(
+        *(partial(model, gates) for model in (GatedSpeech, GatedRecognizer, GatedAligner, GatedDiarizer))
+    )
+    return graph(settings, loaders, "cpu")

@@ -1,0 +1,256 @@
+"""Calls that are made again: what for, how often, with which audio, and after how long."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
+
+import pytest
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    OwnerDiedError,
+    RayTaskError,
+)
+
+from serve_app.deployments import retries as retries_module
+from serve_app.deployments.handles import AudioLost, Hung, audio_behind, caller
+from serve_app.deployments.health import Patience
+from serve_app.deployments.loading import LOADINGS, LoadedAudio
+from serve_app.deployments.retries import ATTEMPTS, lasting, resuming
+from serve_app.errors import Overloaded, TranscriptionError, UnusableAudio
+from serve_app.observability import Retries
+from serve_app.transcript import Speech, StageWarning, Window
+
+WINDOW = Window(0.0, 2.0)
+LOST = ObjectLostError("ab", None, "")
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retries_module, "PAUSE_S", 0.0)
+
+
+class Loading:
+    """What a loader's handle gives: references that are numbers, one more each time."""
+
+    def __init__(self) -> None:
+        self.asked_for: list[float | None] = []
+        self.cancelled = 0
+
+    async def load(self, duration_s: float | None) -> "Loading":
+        self.asked_for.append(duration_s)
+        return self
+
+    async def _to_object_ref(self) -> int:
+        return len(self.asked_for)
+
+    def cancel(self) -> None:
+        self.cancelled += 1
+
+
+class Request:
+    """Audio of one request, and calls whose first outcomes are `errors`."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self.loading = Loading()
+        self.retries = Retries()
+        self.audio = LoadedAudio(self.loading.load, self.retries)
+        self.errors = list(errors)
+        self.used: list[int] = []  # references, call after call
+
+    async def call(self, ref: list[int], *_: Any, **__: Any) -> str:
+        self.used.append(ref[0])
+        await asyncio.sleep(0)  # let the others call, too
+        if self.errors:
+            raise self.errors.pop(0)
+        return "done"
+
+    def run(self, calls: int = 1) -> list[str]:
+        async def all_at_once() -> list[str]:
+            await self.audio.load()
+            call = lasting("asr", self.call, self.retries)
+            return list(await asyncio.gather(*(call(self.audio, WINDOW) for _ in range(calls))))
+
+        return asyncio.run(all_at_once())
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (ActorDiedError(), "replica_died"),
+        (NodeDiedError("gone"), "replica_died"),
+        (ActorUnavailableError("gone", None), "replica_unavailable"),
+        (OutOfMemoryError("killed"), "replica_out_of_memory"),
+        (OwnerDiedError("ab", None, ""), "answer_lost"),
+        (TranscriptionError("full", None, "asr_out_of_memory"), "out_of_memory"),
+    ],
+)
+def test_what_a_replica_owed_is_asked_for_again(error: Exception, cause: str) -> None:
+    """Once more for each trouble, counted by its cause."""
+    request = Request(error)
+    assert request.run() == ["done"]
+    assert request.retries.counts == {("asr", cause): 1}
+    assert request.used == [1, 1]
+
+
+def test_a_callers_error_is_not_asked_for_again() -> None:
+    """Audio that cannot be used stays so."""
+    request = Request(UnusableAudio("no"))
+    with pytest.raises(UnusableAudio):
+        request.run()
+    assert len(request.used) == 1
+
+
+def test_attempts_are_bounded() -> None:
+    """Who kills every replica gets a 503 that does not tell how."""
+    request = Request(*[ActorDiedError()] * ATTEMPTS)
+    with pytest.raises(Overloaded) as raised:
+        request.run()
+    assert (raised.value.code, len(request.used)) == ("asr_failed", ATTEMPTS)
+    assert "actor" not in raised.value.message
+
+
+def test_a_full_device_stays_the_reason() -> None:
+    """After the last attempt the stage's own words reach the caller."""
+    request = Request(*[Overloaded("full", None, "asr_out_of_memory")] * ATTEMPTS)
+    with pytest.raises(Overloaded, match="full"):
+        request.run()
+
+
+def test_lost_audio_is_loaded_once_for_all_that_miss_it() -> None:
+    """Three windows lose it together: one more loading, and it must be as long as before."""
+    request = Request(*[AudioLost("gone")] * 3)
+    request.audio.duration_s = 7.0
+    assert request.run(calls=3) == ["done"] * 3
+    assert request.used == [1, 1, 1, 2, 2, 2]
+    assert request.loading.asked_for == [7.0, 7.0]
+    assert request.retries.counts == {("loader", "audio_lost"): 1, ("asr", "audio_lost"): 3}
+
+
+def test_audio_is_not_loaded_for_ever() -> None:
+    """A file that takes its loader down every time is given up."""
+    request = Request(*[AudioLost("gone")] * 100)
+    with pytest.raises(Overloaded):
+        request.run(calls=3)
+    assert len(request.loading.asked_for) <= LOADINGS
+
+
+@pytest.mark.parametrize(
+    "error", [LOST, ActorDiedError(), RayTaskError("load", "", LOST).as_instanceof_cause()]
+)
+def test_a_stage_without_audio_says_so(error: Exception) -> None:
+    """Whether the object, its loader or a piece of the upload is gone: the stage itself has not died."""
+
+    async def run() -> None:
+        gone: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        gone.set_exception(error)
+        with pytest.raises(AudioLost):
+            await audio_behind([gone])
+
+    asyncio.run(run())
+
+
+def test_a_search_that_breaks_off_goes_on() -> None:
+    """Windows come once each and in order, and what is said of the file is said once."""
+    windows = [Window(float(n), n + 1.0) for n in range(5)]
+    breaks = [2, 1, 3]  # after so many parts, in the first attempts
+
+    async def detect(ref: list[int], request_id: str) -> AsyncGenerator[Speech, None]:
+        parts = [
+            Speech((), 5.0, (StageWarning("decode", "truncated_audio", ""),)),
+            Speech((windows[0], windows[1]), 5.0),
+            Speech((windows[2],), 5.0),
+            Speech((windows[3], windows[4]), 5.0),
+        ]
+        for part in parts[: breaks[0] if breaks else None]:
+            yield part
+        if breaks:
+            raise AudioLost(str(breaks.pop(0)))
+
+    request = Request()
+
+    async def run() -> list[Speech]:
+        await request.audio.load()
+        return [part async for part in resuming("speech", detect, request.retries)(request.audio, "id")]
+
+    parts = asyncio.run(run())
+    assert [window for part in parts for window in part.windows] == windows
+    assert sum(len(part.warnings) for part in parts) == 1
+    assert request.audio.duration_s == 5.0
+
+
+def test_a_call_that_a_hung_replica_has_is_made_again() -> None:
+    """Its deadline is by the length of the window and costs no attempt; the next one is twice as long."""
+    limits_s: list[float] = []
+    request = Request()
+
+    async def hanging(ref: list[int], *_: Any, limit_s: Callable[[], float]) -> str:
+        limits_s.append(limit_s())
+        if len(limits_s) <= ATTEMPTS:
+            raise Hung
+        return "done"
+
+    async def run() -> Any:
+        await request.audio.load()
+        return await lasting("asr", hanging, request.retries, Patience(1.0, 0.5))(request.audio, WINDOW)
+
+    assert asyncio.run(run()) == "done"
+    assert limits_s == [2.0 * 2**n for n in range(ATTEMPTS + 1)]
+    assert request.retries.counts == {("asr", "hung"): ATTEMPTS}
+
+
+def test_a_long_queue_is_not_a_hung_replica() -> None:
+    """Where others' windows took long, this one may too: the deadline follows while the call runs."""
+    request = Request()
+    limit: list[Callable[[], float]] = []
+
+    async def noting(ref: list[int], *_: Any, limit_s: Callable[[], float]) -> None:
+        limit.append(limit_s)
+
+    async def run() -> None:
+        await request.audio.load()
+        await lasting("asr", noting, request.retries, Patience(1.0, 0.5))(request.audio, WINDOW)
+        request.audio.slowest_s["asr"] = 10.0
+
+    asyncio.run(run())
+    assert limit[0]() == 32.0
+
+
+class Response:
+    """Of a handle: accepted when `taken` is set, answered never."""
+
+    def __init__(self) -> None:
+        self.taken = asyncio.Event()
+        self.cancelled = False
+
+    def remote(self, *_: Any) -> "Response":
+        return self
+
+    async def _to_object_ref(self) -> None:
+        await self.taken.wait()
+
+    def __await__(self) -> Any:
+        return asyncio.Event().wait().__await__()
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+def test_waiting_for_a_replica_is_not_hanging() -> None:
+    """A call's time runs from when a replica has taken it: until then none may live. Then it is cancelled."""
+
+    async def run() -> None:
+        response = Response()
+        call = asyncio.create_task(caller(response)(limit_s=lambda: 0.0))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not call.done()
+        response.taken.set()
+        with pytest.raises(Hung):
+            await asyncio.wait_for(call, 10)
+        assert response.cancelled
+
+    asyncio.run(run())
