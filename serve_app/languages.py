@@ -22,3 +22,5 @@ LANGUAGES = {
     "jw": "javanese", "su": "sundanese", "yue": "cantonese",
 }
 # fmt: on
+
+LANGUAGES_WITHOUT_SPACES = ("ja", "zh")  # of whisperx: every character is a word

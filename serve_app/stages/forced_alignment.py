@@ -15,11 +15,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from serve_app.languages import LANGUAGES_WITHOUT_SPACES
 from serve_app.transcript import Segment, Window, Word
 
 Emission = npt.NDArray[np.float32]  # (frames, tokens)
-
-LANGUAGES_WITHOUT_SPACES = ("ja", "zh")  # every character is a word
 
 
 @dataclass(frozen=True, slots=True)

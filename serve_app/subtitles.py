@@ -1,0 +1,178 @@
+"""Cues of a transcript: which words stand together, on which lines, from when to when.
+
+The rules are those of whisperx's command line (`--max_line_width`, `--max_line_count`,
+`--highlight_words`), whose writer gives the same cues, except where it
+
+- counts a line without the spaces between its words, so that it gets longer than asked for,
+- labels a cue over several segments with the speaker of the first one: here a cue ends with its speaker,
+- drops a segment without words beside others with words: here it is a cue of its own,
+- joins words by spaces in Chinese and Japanese when one of them is highlighted,
+- gives cues that end before, or when, they start, which WebVTT forbids.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from serve_app.languages import LANGUAGES_WITHOUT_SPACES
+from serve_app.transcript import Segment, Transcript, Word
+
+LONG_PAUSE_S = 3.0  # between the starts of two words; where lines are counted, a cue ends there
+NO_LIMIT = 1000  # characters in a line, as whisperx
+
+# What ends a line for any reader, and other control characters, which none of the formats can hold.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+
+
+@dataclass(frozen=True)
+class SubtitleLayout:
+    """How subtitles are laid out; whisperx's options of the same names."""
+
+    max_line_width: int | None = None  # characters in a line, without the speaker's prefix
+    max_line_count: int | None = None  # lines in a cue; without max_line_width it says nothing
+    highlight_words: bool = False  # a cue for every word, which is underlined in it
+
+
+@dataclass(frozen=True, slots=True)
+class Cue:
+    """What is shown from `start_ms` until `end_ms`; lines of `text` end with a newline, but not the last."""
+
+    start_ms: int
+    end_ms: int
+    text: str
+    speaker: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """A word in a cue; times are None where it could not be aligned."""
+
+    text: str
+    start_s: float | None
+    end_s: float | None
+    segment: Segment
+
+
+_Lines = list[list[_Said]]  # of one cue
+
+
+def one_line(text: str) -> str:
+    """The text without control characters and ends of lines: a space stands where some were."""
+    return _CONTROL.sub(" ", text).strip()
+
+
+def words_of(segment: Segment, language: str | None) -> tuple[Word, ...]:
+    """The segment's words; where it was not aligned, its text in words without times and scores."""
+    if segment.words:
+        return segment.words
+    texts = list(segment.text) if language in LANGUAGES_WITHOUT_SPACES else segment.text.split()
+    return tuple(Word(text, speaker=segment.speaker) for text in texts if text.strip())
+
+
+def cues(
+    transcript: Transcript, layout: SubtitleLayout, escaped: Callable[[str], str] = lambda text: text
+) -> Iterator[Cue]:
+    """The cues in order. `escaped` is applied to every word, not to the `<u>` around a highlighted one."""
+    between = "" if transcript.language in LANGUAGES_WITHOUT_SPACES else " "
+
+    def text(lines: _Lines, underlined: _Said | None = None) -> str:
+        return "\n".join(
+            between.join(
+                f"<u>{escaped(word.text)}</u>" if word is underlined else escaped(word.text) for word in line
+            )
+            for line in lines
+        )
+
+    for run in _runs(transcript.segments):
+        aligned = _aligned(run[0])
+        said = [word for segment in run for word in _said(segment, transcript.language)]
+        for lines in _laid_out(said, layout, len(between)):
+            speaker, (start_ms, end_ms) = run[0].speaker, _span_ms(lines)
+            if not (layout.highlight_words and aligned):
+                yield Cue(start_ms, end_ms, text(lines), speaker)
+                continue
+            for word in (word for line in lines for word in line if word.start_s is not None):
+                word_start_ms, word_end_ms = _span_ms([[word]])
+                if word_start_ms > start_ms:
+                    yield Cue(start_ms, word_start_ms, text(lines), speaker)
+                yield Cue(word_start_ms, word_end_ms, text(lines, word), speaker)
+                start_ms = word_end_ms
+
+
+def _runs(segments: Sequence[Segment]) -> Iterator[list[Segment]]:
+    """Segments that may share cues: neighbours with one speaker; one without times of words is alone."""
+    run: list[Segment] = []
+    for segment in segments:
+        if run and not (run[0].speaker == segment.speaker and _aligned(run[0]) and _aligned(segment)):
+            yield run
+            run = []
+        run.append(segment)
+    if run:
+        yield run
+
+
+def _aligned(segment: Segment) -> bool:
+    return any(word.start_s is not None for word in segment.words)
+
+
+def _said(segment: Segment, language: str | None) -> list[_Said]:
+    """The words to show. Without any times, the segment's own are shared out by the words' lengths."""
+    words = [
+        _Said(text, word.start_s, word.start_s if word.end_s is None else word.end_s, segment)
+        for word in words_of(segment, language)
+        if (text := one_line(word.text))
+    ]
+    if _aligned(segment):
+        return words
+    ends = list(accumulate(len(word.text) for word in words))
+    per_character_s = (segment.end_s - segment.start_s) / ends[-1] if words else 0.0
+    return [
+        _Said(
+            word.text,
+            segment.start_s + (end - len(word.text)) * per_character_s,
+            segment.start_s + end * per_character_s,
+            segment,
+        )
+        for word, end in zip(words, ends, strict=True)
+    ]
+
+
+def _laid_out(words: Sequence[_Said], layout: SubtitleLayout, between: int) -> Iterator[_Lines]:
+    """The lines of each cue. Without a number of lines every segment is a cue; with one they flow together."""
+    width = layout.max_line_width or NO_LIMIT
+    most_lines = layout.max_line_count if layout.max_line_width else None
+    lines: _Lines = []
+    used = 0  # characters of the last line
+    started_s = words[0].segment.start_s if words else 0.0  # the last word with times
+    segment: Segment | None = None  # of the last word
+    for word in words:
+        if most_lines is None:
+            full = ended = word.segment is not segment
+        else:
+            ended = word.start_s is not None and word.start_s - started_s > LONG_PAUSE_S
+            full = ended or len(lines) >= most_lines
+        fits = used + between + len(word.text) <= width
+        if lines and fits and not ended:
+            lines[-1].append(word)
+            used += between + len(word.text)
+        else:
+            if lines and full:
+                yield lines
+                lines = []
+            lines.append([word])
+            used = len(word.text)
+        started_s = started_s if word.start_s is None else word.start_s
+        segment = word.segment
+    if lines:
+        yield lines
+
+
+def _span_ms(lines: _Lines) -> tuple[int, int]:
+    """From the first word to the last; WebVTT wants the end after the start."""
+    words = [word for line in lines for word in line]
+    segment = words[0].segment
+    starts = [word.start_s for word in words if word.start_s is not None] or [segment.start_s]
+    ends = [word.end_s for word in words if word.end_s is not None] or [segment.end_s]
+    start_ms = round(1000 * min(starts))
+    return start_ms, max(round(1000 * max(ends)), start_ms + 1)
