@@ -22,7 +22,7 @@ from serve_app.errors import AudioTooCostly, AudioTooLong, DeadlineExceeded, Inv
 from serve_app.observability import Retries
 from serve_app.options import Options, parse_options
 from serve_app.pipeline import Stages, transcribe, unheard
-from serve_app.schemas import predict_response, progress_response
+from serve_app.schemas import answer, progress_response
 from serve_app.settings import Settings
 from serve_app.transcript import Progress, Source, Speech, Transcript
 from serve_app.usage import charge
@@ -85,15 +85,18 @@ class Ingress:
 
     async def transcribe(
         self, source: str | bytes, *, headers: dict[str, str] | None = None, **options: Any
-    ) -> dict[str, Any]:
-        """For Python handles: an audio URL or a file's bytes; headers, options and answer as over HTTP."""
+    ) -> dict[str, Any] | str:
+        """For Python handles: an audio URL or a file's bytes; headers, options and answer as over HTTP.
+
+        A dict for json and words, a str for the formats that are text (which have no place for warnings).
+        """
         where, parsed = _source(source, headers), parse_options(options)
         with self._in_flight.one():
-            return predict_response(await self._run(where, parsed), words=parsed.word_timestamps)
+            return answer(await self._run(where, parsed), parsed)
 
     async def stream(
         self, source: str | bytes, *, headers: dict[str, str] | None = None, **options: Any
-    ) -> AsyncGenerator[dict[str, Any], None]:
+    ) -> AsyncGenerator[dict[str, Any] | str, None]:
         """The same for `handle.options(stream=True)`: progress as windows are done, then the answer.
 
         Every item but the last has `windows_done`, `windows_found`, `all_found` and `segments`: those that
@@ -106,8 +109,8 @@ class Ingress:
             run.add_done_callback(lambda _: news.put_nowait(None))
             try:
                 while (progress := await news.get()) is not None:
-                    yield progress_response(progress, words=parsed.word_timestamps)
-                yield predict_response(await run, words=parsed.word_timestamps)
+                    yield progress_response(progress, parsed)
+                yield answer(await run, parsed)
             finally:
                 run.cancel()
                 await asyncio.gather(run, return_exceptions=True)  # in flight until it has ended
