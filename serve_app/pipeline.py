@@ -53,6 +53,11 @@ class Stages:
     windows_in_flight: int = 64
 
 
+NO_SPEAKERS_FOUND = StageWarning(
+    "diarization", "no_speakers_found", "No speaker was found in the audio. Segments have no speakers."
+)
+
+
 def unheard(progress: Progress) -> None:
     """For callers who only want the transcript."""
 
@@ -76,8 +81,12 @@ async def transcribe(
         finally:
             if diarizing:
                 diarizing.cancel()
+    if options.response_format == "rttm" and request.windows_found and request.diarization_error:
+        raise request.diarization_error  # speakers are all that this caller wants
     if diarization is not None:
         segments = await asyncio.to_thread(assign_speakers, segments, diarization)
+        if any(segment.speaker is None for segment in segments):
+            request._warn(NO_SPEAKERS_FOUND)
     return Transcript(
         segments=segments,
         language=request.language.result() if request.windows_found else None,
@@ -91,12 +100,14 @@ async def transcribe(
 
 def _wants_speakers(stages: Stages, options: Options) -> bool:
     counts = (options.num_speakers, options.min_speakers, options.max_speakers)
-    asked = options.diarize is True or any(count is not None for count in counts)
+    turns_only = options.response_format == "rttm"
+    asked = options.diarize is True or turns_only or any(count is not None for count in counts)
     if asked and stages.diarize is None:
         raise InvalidRequest(
             "This server has no diarization model. Start it with HF_TOKEN set to a Hugging Face token that "
-            "may use pyannote/speaker-diarization-community-1, or send diarize=false.",
-            "diarize",
+            "may use pyannote/speaker-diarization-community-1, or "
+            + ("ask for another response_format." if turns_only else "send diarize=false."),
+            "response_format" if turns_only else "diarize",
             "diarization_unavailable",
         )
     return stages.diarize is not None and options.diarize is not False
@@ -115,6 +126,7 @@ class _Request:
         self.timings = Timings()
         self.load_timings: dict[str, float] = {}
         self.warnings: list[StageWarning] = []
+        self.diarization_error: Exception | None = None
         self.duration_s = 0.0
         self.windows_found = 0
         self.all_found = False
@@ -221,6 +233,7 @@ class _Request:
             with self.timings.stage("diarization"):
                 return await self.stages.diarize(audio, self.options, self.id)
         except Exception as error:  # noqa: BLE001  (whatever went wrong, the text is not lost)
+            self.diarization_error = error
             self._degrade("diarization", error, "Segments have no speakers.")
             return None
 

@@ -279,6 +279,8 @@ KNOWN = {"known_speaker_names__": "Ann", "known_speaker_references__": "data:aud
         ({"prompt": "a", "initial_prompt": "b"}, "prompt", "initial_prompt"),
         ({"prompt": "a" * 5000}, "prompt", "4000"),
         ({"keywords__": ["a" * 3000, "b" * 3000]}, "keywords", "4000"),
+        ({"max_line_width": "40"}, "max_line_width", "srt"),
+        ({"highlight_words": "true", "response_format": "diarized_json"}, "highlight_words", "srt"),
         ({"languages__": "en"}, "languages[]", "unknown field"),
         ({"word_timestamps": "true"}, "word_timestamps", "timestamp_granularities"),
         ({"task": "translate"}, "task", "route"),

@@ -21,7 +21,11 @@ def token_ends(tokenizer: "Tokenizer", tokens: Sequence[int], text: str) -> tupl
         so_far += stream.step(tokenizer, token) or ""
         ends.append(len(so_far))
     missing = text.removeprefix(so_far)
-    if not ends or len(so_far) + len(missing) != len(text) or (missing and missing[-1] != "\N{REPLACEMENT CHARACTER}"):
+    if (
+        not ends
+        or len(so_far) + len(missing) != len(text)
+        or (missing and missing[-1] != "\N{REPLACEMENT CHARACTER}")
+    ):
         return ()
     if missing:
         ends[-1] = len(text)  # a window that ends within a character

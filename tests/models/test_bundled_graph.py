@@ -12,6 +12,8 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 import ray
+import srt
+import webvtt
 from conftest import HTTP_PORT, SHARED
 from loopback import Files
 from ray import serve
@@ -101,6 +103,50 @@ def test_the_python_handle_equals_http(graph: str) -> None:
     by_http = post(content)
     assert {**by_handle, "timings": None} == {**by_http, "timings": None}
     json.dumps(by_handle)
+
+
+def test_subtitles_and_turns_say_what_json_says(graph: str, tmp_path: Path) -> None:
+    """srt, vtt and rttm over HTTP, read by other parsers: the segments and speakers of the JSON answer."""
+    from pyannote.database.util import load_rttm
+
+    content = bundled.SAMPLE.read_bytes()
+    said = [(s["start"], s["end"], s["speaker"], s["text"]) for s in post(content)["model_output"]]
+    answers = {}
+    for name, kind in (("srt", "application/x-subrip"), ("vtt", "text/vtt"), ("rttm", "text/plain")):
+        data = {"response_format": name}
+        response = httpx.post(f"{graph}/predict", files={"file": content}, data=data, timeout=300)
+        assert response.status_code == 200, response.text
+        assert response.headers["content-type"] == f"{kind}; charset=utf-8"
+        assert response.headers["x-warnings"] == "[]"
+        answers[name] = response.text
+    cues = list(srt.parse(answers["srt"]))
+    assert [c.content for c in cues] == [f"[{speaker}]: {text}" for _, _, speaker, text in said]
+    assert [(c.start.total_seconds(), c.end.total_seconds()) for c in cues] == [s[:2] for s in said]
+    spoken = [(cue.voice, cue.text) for cue in webvtt.from_string(answers["vtt"])]
+    assert spoken == [(speaker, text) for _, _, speaker, text in said]
+    path = tmp_path / "x.rttm"
+    path.write_text(answers["rttm"])
+    turns = load_rttm(str(path))["audio"]
+    assert set(turns.labels()) == {"SPEAKER_00", "SPEAKER_01"}
+    assert 0 <= turns.get_timeline().extent().start < turns.get_timeline().extent().end < 43
+
+
+def test_the_python_handle_gives_text_and_ends_streams_with_it(graph: str) -> None:
+    """A str for text formats, with the lines asked for; a dict for words, those of the segments."""
+    content = bundled.SAMPLE.read_bytes()
+    handle = serve.get_app_handle("bundled")
+    options: dict[str, Any] = {"response_format": "vtt", "max_line_width": 20, "max_line_count": 2}
+    once = handle.transcribe.remote(content, **options).result(timeout_s=300)
+    stream: Any = handle.options(stream=True).stream.remote(content, **options)
+    *reports, last = stream
+    assert reports
+    assert once == last
+    assert once.startswith("WEBVTT\n\n")
+    cues = webvtt.from_string(once)
+    assert max(len(line) for cue in cues for line in cue.text.split("\n")) <= 20
+    words = handle.transcribe.remote(content, response_format="words").result(timeout_s=300)["words"]
+    segments = post(content, word_timestamps="true")["model_output"]
+    assert words == [word for segment in segments for word in segment["words"]]
 
 
 @pytest.mark.parametrize(
