@@ -16,8 +16,11 @@ import srt
 import webvtt
 from conftest import HTTP_PORT, SHARED
 from loopback import Files
+from openai import OpenAI
+from openai_contract import check, check_event
 from ray import serve
 from sounds import VIDEO, encode, silence, wav
+from tokenizers import Tokenizer
 
 from benchmarks.plain_whisperx import PlainWhisperx
 from serve_app import bundled, models
@@ -196,6 +199,61 @@ def test_a_tenth_of_a_second_of_speech_invents_nothing(graph: str, sample: Sampl
     body = post(wav(sample[SAMPLE_RATE_HZ : SAMPLE_RATE_HZ + SAMPLE_RATE_HZ // 10]))
     assert body["duration"] == 0.1
     assert len(" ".join(s["text"] for s in body["model_output"]).split()) <= 1
+
+
+def test_the_openai_package_gets_what_predict_gives(graph: str) -> None:
+    """Sentences, words and speakers of the sample are the same; each sentence has its own tokens."""
+    content = bundled.SAMPLE.read_bytes()
+    ours = post(content, word_timestamps="true")["model_output"]
+    tokenizer = Tokenizer.from_file(str(bundled.ASR / "tokenizer.json"))
+    with OpenAI(base_url=f"{graph}/v1", api_key="none", timeout=300) as client:
+        verbose = client.audio.transcriptions.create(
+            file=("sample.mp3", content),
+            model="bundled",
+            response_format="verbose_json",
+            timestamp_granularities=["word", "segment"],
+        )
+        diarized = client.audio.transcriptions.create(
+            file=("sample.mp3", content), model="whisper-1", response_format="diarized_json"
+        )
+    check("verbose_json", verbose.to_dict())
+    check("diarized_json", diarized.to_dict())
+    assert verbose.segments
+    assert verbose.words
+    assert verbose.text == diarized.text == " ".join(segment["text"] for segment in ours)
+    assert [(s.start, s.end, s.text) for s in verbose.segments] == [
+        (s["start"], s["end"], s["text"]) for s in ours
+    ]
+    words = [(w["word"], w["start"], w["end"]) for s in ours for w in s["words"]]
+    assert [(w.word, w.start, w.end) for w in verbose.words] == words
+    for segment in verbose.segments:
+        assert tokenizer.decode(segment.tokens).strip() == segment.text
+        assert -1.5 < segment.avg_logprob < 0
+        assert segment.seek / 100 <= segment.start + 0.5
+    speakers = list(dict.fromkeys(segment["speaker"] for segment in ours))  # in order of appearance
+    assert [s.speaker for s in diarized.segments] == ["AB"[speakers.index(s["speaker"])] for s in ours]
+
+
+def test_a_stream_of_real_models_is_the_same_text(graph: str) -> None:
+    """Deltas together are the text of an answer in one piece; subtitles and translation go through, too."""
+    content = bundled.SAMPLE.read_bytes()
+    with OpenAI(base_url=f"{graph}/v1", api_key="none", timeout=300) as client:
+        create: Any = client.audio.transcriptions.create
+        file = ("sample.mp3", content)
+        whole = create(file=file, model="whisper-1").text
+        events = list(create(file=file, model="whisper-1", response_format="diarized_json", stream=True))
+        kinds = [check_event(event.to_dict()) for event in events]
+        deltas = [event.delta for event in events if event.type == "transcript.text.delta"]
+        assert "".join(deltas) == events[-1].text == whole
+        assert kinds.count("transcript.text.segment") == len(deltas) > 5
+        assert events[-1].usage.output_tokens >= len(whole.split())
+        assert create(file=file, model="whisper-1", response_format="text") == f"{whole}\n"
+        assert create(file=file, model="whisper-1", response_format="srt").count(" --> ") == len(deltas)
+        translated = client.audio.translations.create(
+            file=file, model="whisper-1", response_format="verbose_json", prompt="A speech."
+        )
+    check("verbose_json", translated.to_dict())
+    assert translated.language == "english"
 
 
 def error_rates(path: Path, rttm: Path, uri: str) -> str:
