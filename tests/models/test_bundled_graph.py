@@ -256,6 +256,24 @@ def test_a_stream_of_real_models_is_the_same_text(graph: str) -> None:
     assert translated.language == "english"
 
 
+def test_the_readme_s_example_of_openai_s_package_works(
+    graph: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it stands there, but for the port."""
+    project = Path(__file__).parents[2]
+    monkeypatch.chdir(project)
+    _, _, section = (project / "README.md").read_text().partition("## OpenAI's API\n")
+    example = section.partition("```python\n")[2].partition("```")[0]
+    names: dict[str, Any] = {}
+    exec(example.replace("http://127.0.0.1:8000", graph), names)
+    names["audio"].close()
+    names["client"].close()
+    said = capsys.readouterr().out
+    assert " A: " in said
+    assert " B: " in said
+    assert said.endswith(names["answer"].text)
+
+
 def error_rates(path: Path, rttm: Path, uri: str) -> str:
     """Sends a real recording through the graph and compares with its reference turns.
 
