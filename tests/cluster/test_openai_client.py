@@ -113,6 +113,7 @@ def test_our_own_options_go_in_extra_body(client: OpenAI) -> None:
     assert "<v SPEAKER_01>word1" in answer
 
 
+@pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")  # so the package calls translations
 def test_translations(client: OpenAI) -> None:
     """Both of the package's types."""
     plain = client.audio.translations.create(file=FILE, model="whisper-1")

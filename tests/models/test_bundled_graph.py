@@ -234,6 +234,7 @@ def test_the_openai_package_gets_what_predict_gives(graph: str) -> None:
     assert [s.speaker for s in diarized.segments] == ["AB"[speakers.index(s["speaker"])] for s in ours]
 
 
+@pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")  # so the package calls translations
 def test_a_stream_of_real_models_is_the_same_text(graph: str) -> None:
     """Deltas together are the text of an answer in one piece; subtitles and translation go through, too."""
     content = bundled.SAMPLE.read_bytes()
