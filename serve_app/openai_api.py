@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from serve_app.bodies import received_form
 from serve_app.following import Transcribe, followed
 from serve_app.formats import MEDIA_TYPES, rendered
-from serve_app.openai_answers import answer, json_ready, text_of, warnings_of
+from serve_app.openai_answers import answer, json_ready, text_of
 from serve_app.openai_request import (
     ALIAS,
     NOT_HERE,
@@ -31,7 +31,7 @@ from serve_app.openai_schemas import (
 )
 from serve_app.openai_stream import EventStream, events
 from serve_app.options import Options
-from serve_app.schemas import ErrorResponse
+from serve_app.schemas import ErrorResponse, warnings_out
 from serve_app.transcript import Task, Transcript
 
 
@@ -103,12 +103,13 @@ def _response(transcript: Transcript, ask: Ask) -> Response:
     kind = ask.response_format
     if kind in ("json", "verbose_json", "diarized_json"):
         return JSONResponse(answer(transcript, ask))
-    text = f"{text_of(transcript, ask)}\n" if kind == "text" else rendered(transcript, kind)
-    response = Response(text, media_type=MEDIA_TYPES[kind])
-    if warnings := warnings_of(transcript):
-        said = [json_ready(warning) for warning in warnings]
-        response.headers["X-Warnings"] = json.dumps(said)  # ASCII, as a header must be
-    return response
+    text = (
+        f"{text_of(transcript, ask)}\n"
+        if kind == "text"
+        else rendered(transcript, kind, ask.options.layout())
+    )
+    headers = {"X-Warnings": json.dumps(warnings_out(transcript))}  # ASCII, as a header must be
+    return Response(text, media_type=MEDIA_TYPES[kind], headers=headers)
 
 
 _ANSWERS: dict[int | str, dict[str, Any]] = {

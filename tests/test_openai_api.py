@@ -219,7 +219,7 @@ def test_arrays_come_in_three_notations(references: list[tuple[str, str]]) -> No
 def test_fields_become_options() -> None:
     """OpenAI's names and our own; chunking as we do it anyway is accepted."""
     server = Server()
-    fields = {
+    fields: dict[str, Any] = {
         "language": "de",
         "prompt": "Herr Müller",
         "temperature": "0.4",
@@ -279,6 +279,8 @@ KNOWN = {"known_speaker_names__": "Ann", "known_speaker_references__": "data:aud
         ({"prompt": "a", "initial_prompt": "b"}, "prompt", "initial_prompt"),
         ({"prompt": "a" * 5000}, "prompt", "4000"),
         ({"keywords__": ["a" * 3000, "b" * 3000]}, "keywords", "4000"),
+        ({"max_line_width": "40"}, "max_line_width", "srt"),
+        ({"highlight_words": "true", "response_format": "diarized_json"}, "highlight_words", "srt"),
         ({"languages__": "en"}, "languages[]", "unknown field"),
         ({"word_timestamps": "true"}, "word_timestamps", "timestamp_granularities"),
         ({"task": "translate"}, "task", "route"),
@@ -369,7 +371,7 @@ def test_silence() -> None:
 @pytest.mark.parametrize("response_format", ["json", "text", "diarized_json"])
 @pytest.mark.parametrize(("language", "gap"), [("en", " "), ("zh", "")])
 def test_deltas_together_are_the_text(response_format: str, language: str, gap: str) -> None:
-    """Exactly the text of an answer in one piece, with spaces between sentences where the language has them."""
+    """Exactly the text of an answer in one piece; spaces between sentences where the language has them."""
     server = Server(*range(1, 10))
     whole = server.post(language=language).json()["text"]
     response = server.post(language=language, response_format=response_format, stream="true")
