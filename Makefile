@@ -5,7 +5,7 @@ export PYTHONUNBUFFERED := 1
 export PYANNOTE_METRICS_ENABLED := 0
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test test-slow serve eval bench lint lock setup
+.PHONY: demo test test-slow serve eval bench chaos lint lock setup
 
 setup: .venv/.ready
 
@@ -39,6 +39,11 @@ eval: setup
 # Speed, in ratios: table, out/bench.json and out/bench.png.
 bench: setup
 	@.venv/bin/python -m benchmarks.bench
+
+# Kills, hangs, overload, updates, a thousand requests: table, and out/chaos.json. MODELS=bundled for real ones.
+MODELS ?= fakes
+chaos: setup
+	@.venv/bin/python -m benchmarks.chaos --models $(MODELS)
 
 lint: setup
 	.venv/bin/ruff check .

@@ -114,7 +114,7 @@ def _save(directory: Path) -> None:
 def _load_stock(model: str, device: str, embedding_batch: int) -> Callable[[Samples], Diarization]:
     import torch
 
-    from serve_app.stages.diarization import load_pipeline
+    from serve_app.stages.diarization_pipeline import load_pipeline
 
     pipeline = load_pipeline(model, device=device, token=None)
     pipeline.embedding_batch_size = embedding_batch

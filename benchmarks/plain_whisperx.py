@@ -61,7 +61,7 @@ def _diarization(model: str, device: str) -> Any:
     from huggingface_hub import get_token
     from whisperx.diarize import DiarizationPipeline
 
-    from serve_app.stages.diarization import load_pipeline
+    from serve_app.stages.diarization_pipeline import load_pipeline
 
     pipeline = DiarizationPipeline.__new__(DiarizationPipeline)
     pipeline.model = load_pipeline(model, device=device, token=get_token())

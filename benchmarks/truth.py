@@ -8,7 +8,8 @@ import asyncio
 import json
 import subprocess
 from collections.abc import Iterable
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -98,6 +99,26 @@ def save(recording: Recording, path: Path, bitrate: str = OPUS_BITRATE) -> None:
 
 def _rows(entries: Iterable[TrueWord] | Iterable[TrueTurn]) -> list[list[object]]:
     return [[round(v, 3) if isinstance(v, float) else v for v in astuple(entry)] for entry in entries]
+
+
+def without_pauses(recording: Recording, pause_s: float) -> Recording:
+    """The recording with no more than `pause_s` between two turns, so that sentences run into each other."""
+    cuts = [  # seconds that go
+        (before.end_s + pause_s, after.start_s)
+        for before, after in pairwise(recording.turns)
+        if after.start_s - before.end_s > pause_s
+    ]
+
+    def moved(at_s: float) -> float:
+        return at_s - sum(min(at_s, to_s) - from_s for from_s, to_s in cuts if from_s < at_s)
+
+    kept = np.ones(len(recording.samples), bool)
+    for from_s, to_s in cuts:
+        kept[round(from_s * SAMPLE_RATE_HZ) : round(to_s * SAMPLE_RATE_HZ)] = False
+    words = (replace(w, start_s=moved(w.start_s), end_s=moved(w.end_s)) for w in recording.words)
+    turns = (replace(t, start_s=moved(t.start_s), end_s=moved(t.end_s)) for t in recording.turns)
+    name = f"{recording.name}-without-pauses"
+    return Recording(name, recording.samples[kept], tuple(words), tuple(turns))
 
 
 def with_noise(recording: Recording, decibels: float, seed: int) -> Recording:

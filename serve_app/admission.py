@@ -1,60 +1,158 @@
 """How much one replica of the Ingress takes on at once: requests, and seconds of decoded audio.
 
-Both refuse instead of waiting: a client that is told to come back holds neither a file nor memory here.
+Refuses instead of waiting: a client that is told to come back holds neither a file nor memory here. When that
+will be worth while follows from what is held and from how fast audio was finished lately.
 """
 
 import asyncio
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from time import monotonic
 from typing import Any
 
 from serve_app.answers import error_response
 from serve_app.errors import Overloaded
 
+SHORT_S = 600.0  # so long is a short file at most,
+SHORT_SHARE = 0.1  # and this part of the audio is kept for short files
+SHORT_BYTES = 200 << 20  # twenty minutes at the quality of a CD; a larger upload is taken for a long file
+LATELY_S = 120.0  # of work; what is older counts for a third and less
+RETRY_AFTER_S = (1, 600)  # at least and at most, in whole seconds
+FIRST_RETRY_AFTER_S = 5.0  # before anything has been finished; then as long again as has been worked
 
-class InFlight:
-    """How many requests are being received, worked on or answered; `none` is set while there are none."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._count = 0
-        self.none = asyncio.Event()
+class Pace:
+    """How fast audio is finished: an average over the last minutes of work, idle time left out."""
+
+    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+        self._clock = clock
+        self._audio_s = self._requests = self._worked_s = 0.0
+        self._since_s: float | None = None  # no work
+
+    def work(self, going_on: bool) -> None:
+        """Says whether there is any work from now on; what was until now fades as it gets older."""
+        if self._since_s is not None:
+            span_s = self._span_s()
+            fade = math.exp(-span_s / LATELY_S)
+            self._worked_s = self._worked_s * fade + span_s
+            self._audio_s *= fade
+            self._requests *= fade
+        self._since_s = self._clock() if going_on else None
+
+    def finished(self, audio_s: float) -> None:
+        """A request with so much audio has got its answer."""
+        self._audio_s += audio_s
+        self._requests += 1
+
+    def wait_s(self, audio_s: float, unknown: int) -> float:
+        """How long so much audio and `unknown` requests of the usual length will take."""
+        worked_s = self._worked_s + self._span_s()  # time without any success counts, too
+        if not self._audio_s:
+            return max(FIRST_RETRY_AFTER_S, worked_s)
+        usual_s = self._audio_s / self._requests
+        return (audio_s + unknown * usual_s) * worked_s / self._audio_s
+
+    def _span_s(self) -> float:
+        return 0.0 if self._since_s is None else self._clock() - self._since_s
+
+
+class Admission:
+    """The requests that are being received, worked on or answered, and the decoded audio they hold.
+
+    How long a file is shows only when it is decoded, so the last one let in may pass `most_audio_s`. Long
+    files take nine tenths of it together, or one of them more, so that short ones still come in: they are
+    done in seconds, and a house full of long files stays full for as long as those take.
+    """
+
+    def __init__(
+        self, most_requests: int, most_audio_s: float, clock: Callable[[], float] = monotonic
+    ) -> None:
+        self.draining = False
+        self.none = asyncio.Event()  # set while there is no request
         self.none.set()
+        self._most_requests = most_requests
+        self._most_audio_s = most_audio_s
+        self._requests = 0
+        self._held_s: dict[Any, float] = {}  # by what identifies the audio
+        self._pace = Pace(clock)
 
-    def one(self) -> AbstractContextManager[None]:
-        """Counts one more while it is entered; raises Overloaded at once where that were too many."""
-        if self._count >= self._most:
-            raise Overloaded("The server works on as many requests as it takes; try again later.")
+    def one(self, body_bytes: int = 0) -> AbstractContextManager[None]:
+        """Counts one more request while it is entered; raises Overloaded at once where that were too many.
+
+        `body_bytes` is what its client says it will send.
+        """
+        self.refuse_new(2 * SHORT_S if body_bytes > SHORT_BYTES else 0.0)
+        if self._requests >= self._most_requests:
+            raise self._full("The server works on as many requests as it takes; try again later.")
         return self._counted()
+
+    def refuse_new(self, audio_s: float = 0.0) -> None:
+        """Raises Overloaded while no file of at least that length is begun on, also when shutting down."""
+        if self.draining:
+            raise Overloaded("The server is shutting down; try again.", None, "shutting_down")
+        self._refuse_when_full(audio_s)
+
+    def add(self, audio: Any, seconds: float) -> None:
+        """Counts this audio, if it is new, until `remove`; raises Overloaded instead when full."""
+        if audio not in self._held_s:
+            self._refuse_when_full(seconds)
+            self._held_s[audio] = seconds
+            self._pace.work(True)
+
+    def remove(self, audio: Any) -> None:
+        self._held_s.pop(audio, None)
+        self._pace.work(bool(self._held_s))
+
+    def finished(self, audio_s: float) -> None:
+        """A request with so much audio has got its transcript: what the next refusal is computed from."""
+        self._pace.finished(audio_s)
+
+    def _refuse_when_full(self, audio_s: float) -> None:
+        """`audio_s` is how long the file in question is, as far as that is known."""
+        full = sum(self._held_s.values()) >= self._most_audio_s
+        if audio_s > SHORT_S and not full:
+            long_s = sum(seconds for seconds in self._held_s.values() if seconds > SHORT_S)
+            full = long_s > 0 and long_s + audio_s > self._most_audio_s * (1 - SHORT_SHARE)
+        if full:
+            raise self._full("The server holds as much audio as it takes; try again later.")
+
+    def _full(self, message: str) -> Overloaded:
+        """Says to come back when half of what is here will be done: sooner, there is hardly room for all
+        that are refused meanwhile; later, the server would wait for them."""
+        unknown = max(0, self._requests - len(self._held_s))
+        wait_s = self._pace.wait_s(sum(self._held_s.values()), unknown) / 2
+        least_s, most_s = RETRY_AFTER_S
+        return Overloaded(message, None, None, min(max(least_s, math.ceil(wait_s)), most_s))
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
-        self._count += 1
+        self._requests += 1
         self.none.clear()
         try:
             yield
         finally:
-            self._count -= 1
-            if not self._count:
+            self._requests -= 1
+            if not self._requests:
                 self.none.set()
 
 
-class CountInFlight:
+class CountRequests:
     """ASGI middleware: a request counts from before its body is read until its answer is sent.
 
     Only what can bring work: a full server still tells its load balancer that it is well.
     """
 
-    def __init__(self, app: Any, in_flight: InFlight) -> None:
+    def __init__(self, app: Any, admission: Admission) -> None:
         self.app = app
-        self.in_flight = in_flight
+        self.admission = admission
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http" or scope["method"] != "POST":
             await self.app(scope, receive, send)
             return
         try:
-            one = self.in_flight.one()
+            one = self.admission.one(_declared_bytes(scope))
         except Overloaded as error:
             await error_response(error)(scope, receive, send)
             return
@@ -62,27 +160,7 @@ class CountInFlight:
             await self.app(scope, receive, send)
 
 
-class AudioInFlight:
-    """Seconds of decoded audio that running requests hold in memory.
-
-    How long a file is shows only when it is decoded, so the last one let in may pass `most_s`; one file
-    alone always fits.
-    """
-
-    def __init__(self, most_s: float) -> None:
-        self._most_s = most_s
-        self._seconds: dict[Any, float] = {}  # by what identifies the audio
-
-    def refuse_when_full(self) -> None:
-        """Raises Overloaded while there is as much as the server takes."""
-        if sum(self._seconds.values()) >= self._most_s:
-            raise Overloaded("The server holds as much audio as it takes; try again later.")
-
-    def add(self, audio: Any, seconds: float) -> None:
-        """Counts this audio, if it is new, until `remove`; raises Overloaded instead when full."""
-        if audio not in self._seconds:
-            self.refuse_when_full()
-            self._seconds[audio] = seconds
-
-    def remove(self, audio: Any) -> None:
-        self._seconds.pop(audio, None)
+def _declared_bytes(scope: Any) -> int:
+    declared = dict(scope["headers"]).get(b"content-length", b"")
+    # int() refuses thousands of digits, and no number of bytes has more than 20.
+    return int(declared[:20]) if declared.isdigit() else 0

@@ -227,5 +227,9 @@ def _load_diarizer(settings: Settings, model: str, device: str) -> Any:
 
     keep_within_share(settings.diarization.gpu_share, device)
     return load_diarizer(
-        model, device=device, token=get_token(), batch_windows=settings.diarization.batch_windows
+        model,
+        device=device,
+        token=get_token(),
+        batch_windows=settings.diarization.batch_windows,
+        max_voice_distance=settings.diarization.known_speaker_threshold,
     )

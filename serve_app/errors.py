@@ -33,12 +33,20 @@ class TranscriptionError(Exception):
     code = "internal_error"
     retry_after_s: int | None = None  # whole seconds, for errors that pass by themselves
 
-    def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
-        super().__init__(message, param, code)
+    def __init__(
+        self,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: int | None = None,
+    ) -> None:
+        super().__init__(message, param, code, retry_after_s)
         self.message = message
         self.param = param
         if code is not None:
             self.code = code
+        if retry_after_s is not None:
+            self.retry_after_s = retry_after_s
 
     def __str__(self) -> str:  # in a log or a traceback: the sentence, not the tuple of arguments
         return self.message
@@ -146,20 +154,9 @@ class RateLimited(TranscriptionError):
     code = "too_many_requests"
     retry_after_s = 5
 
-    def __init__(
-        self,
-        message: str,
-        param: str | None = None,
-        code: str | None = None,
-        retry_after_s: int | None = None,
-    ) -> None:
-        super().__init__(message, param, code)
-        if retry_after_s is not None:
-            self.retry_after_s = retry_after_s
-
 
 class Overloaded(TranscriptionError):
-    """No capacity now; the answer carries `Retry-After`."""
+    """No capacity now; the answer carries `Retry-After`, in whole seconds."""
 
     status = 503
     code = "overloaded"

@@ -57,7 +57,7 @@ class Options(BaseModel):
         (),
         max_length=MOST_KNOWN_SPEAKERS,
         validate_default=True,  # names without any are an error
-        description="For each name, in the same order, 2 to 10 s of the voice alone as a base64 data: URL.",
+        description="For each name, in that order, 2 to 10 s of the voice alone as a data: URL with base64.",
     )
     response_format: ResponseFormat = Field(
         "json",
@@ -94,7 +94,7 @@ class Options(BaseModel):
     )
     split_at_speaker_change: bool | None = Field(
         None,
-        description="Split a sentence where another speaker goes on; empty = yes where there are speakers.",
+        description="Split a sentence where another speaker goes on; empty = yes, where words have times.",
     )
 
     @field_validator("language", mode="before")
@@ -110,6 +110,12 @@ class Options(BaseModel):
     @classmethod
     def _blank_is_none(cls, value: str | None) -> str | None:
         return value if value and value.strip() else None
+
+    @field_validator("temperature")
+    @classmethod
+    def _hundredths(cls, value: float | None) -> float | None:
+        # Few different ones, so that requests share batches; and none that overflows float16.
+        return None if value is None else round(value, 2)
 
     @field_validator("known_speaker_names")
     @classmethod
@@ -142,16 +148,8 @@ class Options(BaseModel):
         if value and info.data.get("diarize") is False:
             raise ValueError("needs diarize to be true")
         if value and info.data.get("task") == "translate":
-            raise ValueError(
-                "cannot be combined with task=translate: only spoken words have times to split at"
-            )
+            raise ValueError("cannot be combined with task=translate: only spoken words have times")
         return value
-
-    @field_validator("temperature")
-    @classmethod
-    def _hundredths(cls, value: float | None) -> float | None:
-        # Few different ones, so that requests share batches; and none that overflows float16.
-        return None if value is None else round(value, 2)
 
     @field_validator("response_format")
     @classmethod

@@ -15,16 +15,19 @@ from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
-from serve_app.coverage import Coverage
-from serve_app.errors import InvalidRequest, TranscriptionError
+from serve_app.coverage import coverage_warnings
+from serve_app.errors import TranscriptionError
 from serve_app.fallback import decoding_warnings
+from serve_app.known_speakers import is_about_reference, known_speakers, not_heard, without_clips
 from serve_app.language import Language
 from serve_app.options import Options
-from serve_app.stages.speakers import assign_speakers
+from serve_app.speaker_wishes import NO_SPEAKERS_FOUND, wants_speakers
+from serve_app.stages.speakers import assign_speakers, split_at_speaker_change
 from serve_app.timings import Timings
 from serve_app.transcript import (
     Decoding,
     Diarization,
+    KnownSpeaker,
     Progress,
     Segment,
     Source,
@@ -48,14 +51,11 @@ class Stages:
         [Any, Window, str | None, Decoding, str], Awaitable[WindowText]
     ]  # language, how, request id
     align: Callable[[Any, Window, WindowText, str], Awaitable[tuple[Segment, ...]]]  # request id
-    diarize: Callable[[Any, Options, str], Awaitable[Diarization]] | None  # None: the server has no model
+    diarize: (
+        Callable[[Any, Options, str, tuple[KnownSpeaker, ...]], Awaitable[Diarization]] | None
+    )  # whom the caller knows; None: the server has no model
     model: str
     windows_in_flight: int = 64
-
-
-NO_SPEAKERS_FOUND = StageWarning(
-    "diarization", "no_speakers_found", "No speaker was found in the audio. Segments have no speakers."
-)
 
 
 def unheard(progress: Progress) -> None:
@@ -67,26 +67,34 @@ async def transcribe(
 ) -> Transcript:
     """Runs one request and tells `report` of every window that is done.
 
-    Raises TranscriptionError when there is no text to give. A failing alignment or diarization does not
-    lose the text: it comes back with a warning.
+    Raises TranscriptionError when there is no text to give, or a known speaker's reference is of no use. A
+    failing alignment or diarization does not lose the text: it comes back with a warning.
     """
-    diarize = _wants_speakers(stages, options)
+    diarize = wants_speakers(options, available=stages.diarize is not None)
     request = _Request(stages, options, report)
     begun_s = time.monotonic()
-    async with stages.load(source) as audio:
-        diarizing = asyncio.create_task(request.diarize(audio)) if diarize else None
+    async with known_speakers(stages.load, options) as known, stages.load(source) as audio:
+        recognising = asyncio.create_task(request.segments(audio))
+        diarizing = asyncio.create_task(request.diarize(audio, known)) if diarize else None
+        tasks: list[asyncio.Task[Any]] = [recognising, *([diarizing] if diarizing else [])]
         try:
-            segments = await request.segments(audio)
-            diarization = await diarizing if diarizing and request.windows_found else None
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if diarizing and diarizing.done():
+                diarizing.result()  # a reference of no use is known long before the text
+            segments = await recognising
+            diarization = await diarizing if diarizing and (request.windows_found or known) else None
         finally:
-            if diarizing:
-                diarizing.cancel()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
     if options.response_format == "rttm" and request.windows_found and request.diarization_error:
         raise request.diarization_error  # speakers are all that this caller wants
     if diarization is not None:
         segments = await asyncio.to_thread(assign_speakers, segments, diarization)
         if any(segment.speaker is None for segment in segments):
-            request._warn(NO_SPEAKERS_FOUND)
+            request.warn(NO_SPEAKERS_FOUND)
+        if options.split_at_speaker_change is not False:
+            segments = await asyncio.to_thread(split_at_speaker_change, segments)
     return Transcript(
         segments=segments,
         language=request.language.result() if request.windows_found else None,
@@ -96,21 +104,6 @@ async def transcribe(
         warnings=tuple(request.warnings),
         timings={**request.load_timings, **request.timings.wall_s(), "total": time.monotonic() - begun_s},
     )
-
-
-def _wants_speakers(stages: Stages, options: Options) -> bool:
-    counts = (options.num_speakers, options.min_speakers, options.max_speakers)
-    turns_only = options.response_format == "rttm"
-    asked = options.diarize is True or turns_only or any(count is not None for count in counts)
-    if asked and stages.diarize is None:
-        raise InvalidRequest(
-            "This server has no diarization model. Start it with HF_TOKEN set to a Hugging Face token that "
-            "may use pyannote/speaker-diarization-community-1, or "
-            + ("ask for another response_format." if turns_only else "send diarize=false."),
-            "response_format" if turns_only else "diarize",
-            "diarization_unavailable",
-        )
-    return stages.diarize is not None and options.diarize is not False
 
 
 class _Request:
@@ -131,7 +124,6 @@ class _Request:
         self.windows_found = 0
         self.all_found = False
         self.language = Language(options.language)
-        self.coverage = Coverage()
         self.done: dict[int, tuple[Segment, ...]] = {}  # window's number -> its segments
         self.heard: dict[int, tuple[Window, WindowText]] = {}
         self.reported = 0  # so many windows, from the first
@@ -148,12 +140,12 @@ class _Request:
                 raise failed.result()
             await search
             await asyncio.gather(*windows)
-            self._warn(self.coverage.warning())
         finally:
             for task in (search, *windows):
                 task.cancel()
             await asyncio.gather(search, *windows, return_exceptions=True)
-        self.warnings += decoding_warnings(self.heard[number] for number in sorted(self.heard))
+        heard = [self.heard[number] for number in sorted(self.heard)]
+        self.warnings += [*decoding_warnings(heard), *coverage_warnings(heard)]
         return tuple(segment for number in sorted(self.done) for segment in self.done[number])
 
     async def _search(
@@ -177,19 +169,18 @@ class _Request:
                         windows.append(task)
                         self.windows_found += 1
         self.all_found = True
-        self._warn(self.language.no_more_windows(self.windows_found))
+        self.warn(self.language.no_more_windows(self.windows_found))
 
     async def _window(self, audio: Any, window: Window, number: int) -> None:
         text = None
         if self.language.asks(number):
             async with self.in_flight:
                 text = await self._transcribe(audio, window, None)
-            self._warn(self.language.vote(text))
+            self.warn(self.language.vote(text))
         language = await self.language.decided()
         async with self.in_flight:
             if text is None or text.language != language:
                 text = await self._transcribe(audio, window, language)
-            self.coverage.heard(window, text.text)
             self.heard[number] = window, text
             segments = await self._align(audio, window, text)
         self.done[number] = tuple(
@@ -226,16 +217,20 @@ class _Request:
             self.reported += 1
         self.report(Progress(len(self.done), self.windows_found, self.all_found, tuple(segments)))
 
-    async def diarize(self, audio: Any) -> Diarization | None:
-        """Who speaks when, or None with a warning."""
+    async def diarize(self, audio: Any, known: tuple[KnownSpeaker, ...]) -> Diarization | None:
+        """Who speaks when, or None with a warning. Raises what is wrong with a known speaker's reference."""
         assert self.stages.diarize is not None
         try:
             with self.timings.stage("diarization"):
-                return await self.stages.diarize(audio, self.options, self.id)
-        except Exception as error:  # noqa: BLE001  (whatever went wrong, the text is not lost)
+                diarization = await self.stages.diarize(audio, without_clips(self.options), self.id, known)
+        except Exception as error:  # whatever else went wrong, the text is not lost
+            if is_about_reference(error):
+                raise
             self.diarization_error = error
             self._degrade("diarization", error, "Segments have no speakers.")
             return None
+        self.warnings.extend(not_heard(known, diarization))
+        return diarization
 
     def _degrade(self, stage: str, error: Exception, consequence: str) -> None:
         known = isinstance(error, TranscriptionError)
@@ -243,8 +238,8 @@ class _Request:
             logger.error("%s failed", stage, exc_info=error)
         message = error.message if isinstance(error, TranscriptionError) else f"The {stage} stage failed."
         code = error.code if isinstance(error, TranscriptionError) else f"{stage}_failed"
-        self._warn(StageWarning(stage, code, f"{message} {consequence}"))
+        self.warn(StageWarning(stage, code, f"{message} {consequence}"))
 
-    def _warn(self, warning: StageWarning | None) -> None:
+    def warn(self, warning: StageWarning | None) -> None:
         if warning is not None and warning not in self.warnings:  # once, not once per window
             self.warnings.append(warning)

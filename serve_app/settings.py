@@ -142,8 +142,15 @@ class DiarizationSettings(_Strict):
         None,
         ge=1,
         le=1024,
-        description="Windows the device takes at once; empty = 32 on a GPU, on a CPU what is fastest. "
+        description="Windows the device takes at once; empty = 16 on a GPU, on a CPU what is fastest. "
         "Out of memory, a replica halves it.",
+    )
+    known_speaker_threshold: float | None = Field(
+        None,
+        gt=0,
+        le=2,
+        description="Cosine distance below which a speaker has a known speaker's voice; empty = 0.3 with the "
+        "bundled model, else 0.5.",
     )
     threads: Threads = Field(
         None, description="CPU threads of one replica; empty = all cores, at most 8; one beside a GPU."

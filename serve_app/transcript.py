@@ -5,7 +5,7 @@ All times are seconds from the start of the file.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,7 @@ class Source:
     url: str | None = None
     headers: dict[str, str] = field(default_factory=dict)
     file: BinaryIO | None = None
+    max_audio_s: float | None = None  # where less than the server takes is enough
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +174,14 @@ class Diarization:
 
     turns: tuple[Turn, ...]
     exclusive_turns: tuple[Turn, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class KnownSpeaker:
+    """A name and a clip of the voice that has it."""
+
+    name: str
+    clip: Any  # Samples; on the way there a reference to them
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,11 +4,12 @@ A fake "recording" is int16 samples whose value in each window says what is spok
 """
 
 import asyncio
+import base64
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from serve_app.transcript import (
     Audio,
     Decoding,
     Diarization,
+    KnownSpeaker,
     Samples,
     Segment,
     Source,
@@ -35,6 +37,11 @@ from serve_app.transcript import (
 )
 
 WINDOW_S = 1.0
+
+
+def data_url(clip: bytes) -> str:
+    """A known speaker's reference."""
+    return "data:audio/wav;base64," + base64.b64encode(clip).decode()
 
 
 def recording(*spoken: int) -> Samples:
@@ -64,6 +71,12 @@ def turns_of(samples: Samples) -> tuple[Turn, ...]:
     )
 
 
+def named_turns(samples: Samples, known: Sequence[KnownSpeaker]) -> tuple[Turn, ...]:
+    """`turns_of`, where a clip of an odd number is the voice of SPEAKER_01."""
+    names = {f"SPEAKER_0{int(speaker.clip[0]) % 2}": speaker.name for speaker in known}
+    return tuple(replace(turn, speaker=names.get(turn.speaker, turn.speaker)) for turn in turns_of(samples))
+
+
 @dataclass
 class FakeStages:
     """Coroutines for `pipeline.Stages` over one recording, with what was called."""
@@ -74,6 +87,7 @@ class FakeStages:
     fail: dict[str, Exception] = field(default_factory=dict)  # stage -> what it raises
     transcribed_in: list[tuple[float, str | None]] = field(default_factory=list)
     decodings: list[Decoding] = field(default_factory=list)
+    loaded: list[Source] = field(default_factory=list)
     most_in_flight: int = 0
     _in_flight: int = 0
 
@@ -96,7 +110,8 @@ class FakeStages:
     @asynccontextmanager
     async def _load(self, source: Source) -> AsyncIterator[Samples]:
         self._called("load")
-        yield self.samples
+        self.loaded.append(source)
+        yield np.frombuffer(source.file.read(), np.int16) if source.file else self.samples
 
     async def _detect_speech(self, audio: Any, request_id: str) -> AsyncGenerator[Speech, None]:
         self._called("speech")
@@ -126,9 +141,11 @@ class FakeStages:
         self._called("align")
         return (one_word_segment(window.start_s, window.end_s, text.text),)
 
-    async def _diarize(self, audio: Any, options: Options, request_id: str) -> Diarization:
+    async def _diarize(
+        self, audio: Any, options: Options, request_id: str, known: tuple[KnownSpeaker, ...]
+    ) -> Diarization:
         self._called("diarize")
-        turns = turns_of(audio)
+        turns = named_turns(audio, known)
         return Diarization(turns, turns)
 
 
@@ -175,6 +192,8 @@ class FakeAligner:
 
 
 class FakeDiarizer:
-    def diarize(self, samples: Samples, **bounds: int | None) -> Diarization:
-        turns = turns_of(samples)
+    def diarize(
+        self, samples: Samples, *, known: Sequence[KnownSpeaker] = (), **bounds: int | None
+    ) -> Diarization:
+        turns = named_turns(samples, known)
         return Diarization(turns, turns)

@@ -52,14 +52,16 @@ class Call:
 
 
 class Graph:
-    """Every deployment in one object; all files are two silent seconds."""
+    """Every deployment in one object; all files are two silent seconds, or said to be longer."""
 
-    def __init__(self) -> None:
+    def __init__(self, file_s: float = FILE_S) -> None:
+        self.file_s = file_s
         self.loading = 0
         self.loaded = asyncio.Event()  # loading takes until then
         self.loaded.set()
         self.worked = asyncio.Event()  # what comes after it takes until then
         self.worked.set()
+        self.heard = asyncio.Event()  # the length of a file is known
         self.abandoned = asyncio.Event()
         self.questions = 0
         self.asked = asyncio.Event()
@@ -77,7 +79,9 @@ class Graph:
         return Audio(recording(0, 0))
 
     async def detect(self, ref: list[Any], request_id: str) -> AsyncGenerator[Speech, None]:
-        yield Speech((), (await ref[0]).duration_s)
+        await ref[0]
+        yield Speech((), self.file_s)
+        self.heard.set()
         await self.worked.wait()
 
     async def ready(self) -> bool:
@@ -186,6 +190,36 @@ def test_audio_in_memory_has_a_limit() -> None:
         graph.worked.set()
         assert await asyncio.gather(*running) == [OK, OK]
         assert await server.post() == OK
+
+    asyncio.run(run())
+
+
+def test_beside_long_files_a_large_upload_is_refused_unread_and_a_small_one_let_in() -> None:
+    """Long files have taken their share; the refusal says when to come back, in whole seconds."""
+
+    async def run() -> None:
+        graph = Graph(file_s=3600.0)
+        graph.worked.clear()
+        server = Server(graph, audio_in_flight_s=1.3 * 3600.0)
+        first = asyncio.create_task(server.post())
+        await graph.until_loading(1)
+        await asyncio.wait_for(graph.heard.wait(), 60)
+        graph.file_s = 10.0
+        read: list[bytes] = []
+
+        async def body() -> AsyncIterator[bytes]:
+            read.append(b"--b")
+            yield b"--b"
+
+        large = {**FORM, "content-length": str(1 << 30)}
+        refused = await server.http.post("/predict", content=body(), headers=large)
+        assert (refused.status_code, refused.json()["error"]["code"]) == FULL
+        assert 1 <= int(refused.headers["retry-after"]) <= 600
+        assert read == []
+        small = asyncio.create_task(server.post())
+        await graph.until_loading(2)
+        graph.worked.set()
+        assert [await first, await small] == [OK, OK]
 
     asyncio.run(run())
 

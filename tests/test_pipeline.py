@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from fakes import FakeStages, recording
+from fakes import FakeStages, data_url, recording
 
 from serve_app.errors import InvalidRequest, ModelUnavailable, Overloaded, UnusableAudio
 from serve_app.options import Options
@@ -15,14 +15,17 @@ from serve_app.transcript import (
     Decoding,
     Diarization,
     Progress,
+    Segment,
     Source,
     Speech,
     Transcript,
     Window,
     WindowText,
+    Word,
 )
 
 SOURCE = Source(url="http://example/x.mp3")
+ADA = data_url(recording(1, 1).tobytes())  # a clip of the one who says odd numbers
 
 
 def run(fake: FakeStages, diarizes: bool = True, **options: Any) -> Transcript:
@@ -200,6 +203,103 @@ def test_asking_for_speakers_where_there_is_no_model_is_refused() -> None:
     for options in ({"diarize": True}, {"num_speakers": 2}):
         with pytest.raises(InvalidRequest, match="HF_TOKEN"):
             run(FakeStages(recording(1)), diarizes=False, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "param"),
+    [
+        ({"known_speaker_names": ["Ada"], "known_speaker_references": [ADA]}, "known_speaker_names"),
+        ({"split_at_speaker_change": True}, "split_at_speaker_change"),
+        ({"max_speakers": 2}, "max_speakers"),
+    ],
+)
+def test_what_needs_a_diarization_model_is_named(options: dict[str, Any], param: str) -> None:
+    """The error's parameter is the option that cannot be honoured."""
+    with pytest.raises(InvalidRequest, match=f"leave out {param}") as caught:
+        run(FakeStages(recording(1)), diarizes=False, **options)
+    assert caught.value.param == param
+
+
+def test_known_speakers_have_their_names() -> None:
+    """Turns, segments and words carry the name; another voice keeps its label."""
+    transcript = run(
+        FakeStages(recording(1, 2, 3)), known_speaker_names=["Ada"], known_speaker_references=[ADA]
+    )
+    assert [segment.speaker for segment in transcript.segments] == ["Ada", "SPEAKER_00", "Ada"]
+    assert [s.words[0].speaker for s in transcript.segments] == ["Ada", "SPEAKER_00", "Ada"]
+    assert [turn.speaker for turn in transcript.turns] == ["Ada", "SPEAKER_00", "Ada"]
+    assert transcript.warnings == ()
+
+
+@pytest.mark.parametrize("spoken", [(2, 4), (0, 0)])
+def test_a_known_speaker_who_is_not_heard_is_a_warning(spoken: tuple[int, ...]) -> None:
+    """The caller is told which of the names stands nowhere, in silence too."""
+    transcript = run(
+        FakeStages(recording(*spoken)), known_speaker_names=["Ada"], known_speaker_references=[ADA]
+    )
+    (warning,) = transcript.warnings
+    assert (warning.stage, warning.code) == ("diarization", "known_speaker_not_found")
+    assert "Ada" in warning.message
+
+
+def test_a_reference_of_no_use_ends_the_request_at_once() -> None:
+    """It is the caller's error, although the windows, which wait here, have no text yet."""
+    error = UnusableAudio("references[0]: not audio", "known_speaker_references")
+    fake = FakeStages(recording(1, 2), fail={"diarize": error})
+    cancelled = asyncio.Event()
+
+    async def transcribe_window(*arguments: Any) -> Any:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    async def scenario() -> None:
+        stages = replace(fake.stages(), transcribe=transcribe_window)
+        options = Options(known_speaker_names=["Ada"], known_speaker_references=[ADA])
+        with pytest.raises(UnusableAudio, match=r"references\[0\]"):
+            await asyncio.wait_for(transcribe(stages, SOURCE, options), 10)
+        assert cancelled.is_set()
+
+    asyncio.run(scenario())
+
+
+def test_a_reference_that_is_no_data_url_is_refused_before_anything_is_loaded() -> None:
+    """A request that cannot be honoured costs no decoder."""
+    fake = FakeStages(recording(1))
+    with pytest.raises(InvalidRequest) as caught:
+        run(fake, known_speaker_names=["A", "B"], known_speaker_references=[ADA, "http://x/y.wav"])
+    assert caught.value.param == "known_speaker_references"
+    assert fake.loaded == []
+
+
+def test_another_failure_of_diarization_still_keeps_the_text() -> None:
+    """Known speakers do not turn a broken model into a failed request."""
+    fake = FakeStages(recording(1), fail={"diarize": RuntimeError("broken")})
+    transcript = run(fake, known_speaker_names=["Ada"], known_speaker_references=[ADA])
+    assert [(s.text, s.speaker) for s in transcript.segments] == [("word1", None)]
+    assert [warning.code for warning in transcript.warnings] == ["diarization_failed"]
+
+
+def test_a_sentence_of_two_speakers_is_split_unless_that_is_switched_off() -> None:
+    """One window in which both speak two words each."""
+    stages = FakeStages(recording(1, 2)).stages()
+
+    async def detect(*arguments: Any) -> AsyncGenerator[Speech, None]:
+        yield Speech((Window(0.0, 2.0),), 2.0)
+
+    async def align(*arguments: Any) -> Any:
+        words = [Word(word, 0.5 * i, 0.5 * i + 0.4) for i, word in enumerate(["a", "b", "c", "d"])]
+        return (Segment(0.0, 2.0, "a b c d", tuple(words)),)
+
+    def texts(**options: Any) -> list[tuple[str, str | None]]:
+        both = replace(stages, detect_speech=detect, align=align)
+        segments = asyncio.run(transcribe(both, SOURCE, Options(**options))).segments
+        return [(segment.text, segment.speaker) for segment in segments]
+
+    parts = [("a b", "SPEAKER_01"), ("c d", "SPEAKER_00")]
+    assert texts() == texts(split_at_speaker_change=True) == parts
+    assert texts(split_at_speaker_change=False) == [("a b c d", "SPEAKER_01")]
 
 
 def test_diarization_is_off_on_request_or_without_a_model() -> None:

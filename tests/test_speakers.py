@@ -1,10 +1,11 @@
 """Who said which segment and word: overlap, ties, gaps, missing times, long files."""
 
+import itertools
 import random
 import time
 from dataclasses import replace
 
-from serve_app.stages.speakers import assign_speakers, longest_speakers
+from serve_app.stages.speakers import assign_speakers, longest_speakers, split_at_speaker_change
 from serve_app.transcript import Diarization, Segment, Turn, Word
 
 A, B, C = "SPEAKER_00", "SPEAKER_01", "SPEAKER_02"
@@ -88,6 +89,86 @@ def test_everything_else_is_kept_in_order() -> None:
     assert [segment.words[0].speaker for segment in assigned] == [B, A, A]
     bare = [replace(s, speaker=None, words=(replace(s.words[0], speaker=None),)) for s in assigned]
     assert tuple(bare) == segments
+
+
+def said(text: str, speakers: str, joint: str = " ") -> Segment:
+    """A sentence, a second a word, from 10 s on: who speaks each, "-" for a word without times."""
+    spoken = zip(text.split(joint) if joint else text, speakers, strict=True)
+    words = tuple(
+        Word(word, speaker="x") if who == "-" else Word(word, 10.0 + i, 10.9 + i, 0.9, who)
+        for i, (word, who) in enumerate(spoken)
+    )
+    return Segment(9.9, 11.0 + len(words), text, words, speaker=speakers[0], avg_logprob=-0.1)
+
+
+def parts_of(segment: Segment) -> list[tuple[str, str | None]]:
+    return [(part.text, part.speaker) for part in split_at_speaker_change([segment])]
+
+
+def test_a_sentence_of_two_speakers_is_cut_where_the_other_goes_on() -> None:
+    """Text, times and words are the sentence's own, the rest is kept."""
+    segment = said("are you coming, yes I am.", "AAABBB")
+    first, second = split_at_speaker_change([segment])
+    assert (first.text, first.speaker, first.start_s, first.end_s) == ("are you coming,", "A", 9.9, 12.9)
+    assert (second.text, second.speaker, second.start_s, second.end_s) == ("yes I am.", "B", 13.0, 17.0)
+    assert first.words + second.words == segment.words
+    assert first.avg_logprob == second.avg_logprob == -0.1
+
+
+def test_one_word_of_another_does_not_cut() -> None:
+    """In the middle and at the ends it is more often the word's time that is wrong."""
+    for speakers in ("AAAAAA", "AABAAA", "AAAAAB", "BAAAAA", "ABABAB"):
+        segment = said("a b c d e f", speakers)
+        assert split_at_speaker_change([segment]) == (segment,)
+    assert parts_of(said("a b c d e f", "AABABB")) == [("a b c d", "A"), ("e f", "B")]
+
+
+def test_a_moment_of_another_does_not_cut() -> None:
+    """Two words that take a quarter of a second together are not somebody who goes on."""
+    words = [Word("a", 0, 1, speaker=A), Word("b", 1, 2, speaker=A)]
+    words += [Word("c", 2, 2.1, speaker=B), Word("d", 2.1, 2.25, speaker=B)]
+    segment = Segment(0, 2.25, "a b c d", tuple(words), A)
+    assert split_at_speaker_change([segment]) == (segment,)
+
+
+def test_words_without_times_stay_with_the_word_before() -> None:
+    """At the beginning with the word after; they have the part's speaker."""
+    parts = split_at_speaker_change([said("1 a b 2 c 3 d", "-AA-B-B")])
+    assert [(part.text, part.speaker) for part in parts] == [("1 a b 2", "A"), ("c 3 d", "B")]
+    assert [word.speaker for part in parts for word in part.words] == list("AAAABBB")
+    untimed = said("1 2 3", "---")
+    assert split_at_speaker_change([untimed]) == (untimed,)
+    assert split_at_speaker_change([Segment(0, 1, "no words")]) == (Segment(0, 1, "no words"),)
+
+
+def test_languages_without_spaces_are_cut_between_characters() -> None:
+    """Punctuation that is no word goes with what stands before it."""
+    assert parts_of(said("你来吗我来", "AAABB", joint="")) == [("你来吗", "A"), ("我来", "B")]
+    segment = said("你来吗我来", "AAABB", joint="")
+    with_signs = replace(segment, text="你来吗？我来。")
+    assert parts_of(with_signs) == [("你来吗？", "A"), ("我来。", "B")]
+
+
+def test_words_that_are_not_the_texts_do_not_cut() -> None:
+    """No text is lost or said twice."""
+    segment = replace(said("a b c d", "AABB"), text="a b see d")
+    assert split_at_speaker_change([segment]) == (segment,)
+
+
+def test_random_sentences_lose_nothing() -> None:
+    """Whoever speaks: the texts joined, the words and the order of times are the sentence's."""
+    rng = random.Random(1)
+    for _ in range(300):
+        n = rng.randint(1, 12)
+        text = " ".join(rng.choice(["a", "ab", "b", "«b»"]) for _ in range(n))
+        segment = said(text, "".join(rng.choice("AAAB-") for _ in range(n)))
+        parts = split_at_speaker_change([segment])
+        assert " ".join(part.text for part in parts) == text
+        assert [word.text for part in parts for word in part.words] == text.split()
+        assert (parts[0].start_s, parts[-1].end_s) == (segment.start_s, segment.end_s)
+        edges = [edge for part in parts for edge in (part.start_s, part.end_s)]
+        assert edges == sorted(edges)
+        assert all(a.speaker != b.speaker for a, b in itertools.pairwise(parts))
 
 
 def _speaker_one_by_one(span: tuple[float, float], turns: list[Turn]) -> str:

@@ -1,4 +1,4 @@
-"""What `user_config` changes at run time: how large batches are and how long they wait."""
+"""Settings of a batcher that change while it runs: what stands under `user_config`."""
 
 from typing import Any
 

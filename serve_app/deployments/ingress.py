@@ -13,13 +13,13 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.admission import AudioInFlight, CountInFlight, InFlight
+from serve_app.admission import Admission, CountRequests
 from serve_app.api import create_app
 from serve_app.deployments.handles import HEALTH, MANY, ROUTER, awaited, caller, streamer
 from serve_app.deployments.health import Patience
 from serve_app.deployments.loading import LoadedAudio, loading_with
-from serve_app.deployments.retries import lasting, resuming
-from serve_app.errors import AudioTooCostly, AudioTooLong, DeadlineExceeded, InvalidRequest, Overloaded
+from serve_app.deployments.retries import lasting, resuming, with_clips
+from serve_app.errors import AudioTooCostly, AudioTooLong, DeadlineExceeded, InvalidRequest
 from serve_app.following import Report, followed
 from serve_app.observability import Retries
 from serve_app.options import Options, parse_options
@@ -57,19 +57,20 @@ class Ingress:
             "alignment": aligner,
             **({"diarization": diarizer} if diarizer else {}),
         }
-        self._in_flight = InFlight(settings.requests_in_flight)
-        self._audio = AudioInFlight(settings.intake.audio_in_flight_s)
+        self._admission = Admission(settings.requests_in_flight, settings.intake.audio_in_flight_s)
         self._asked: asyncio.Task[dict[str, bool]] | None = None
         self._asked_at_s = 0.0
-        self._draining = False
         self._stages = Stages(
-            load=loading_with(loader, self._audio, self._retries),
+            load=loading_with(loader, self._admission, self._retries),
             detect_speech=_booked(
-                resuming("speech", streamer(detector.options(stream=True).detect), self._retries), self._audio
+                resuming("speech", streamer(detector.options(stream=True).detect), self._retries),
+                self._admission,
             ),
             transcribe=lasting("asr", caller(transcriber.transcribe), self._retries, patience),
             align=lasting("alignment", caller(aligner.align), self._retries, patience.with_model_load()),
-            diarize=lasting("diarization", caller(diarizer.diarize), self._retries) if diarizer else None,
+            diarize=lasting("diarization", with_clips(caller(diarizer.diarize)), self._retries)
+            if diarizer
+            else None,
             model=settings.model,
             windows_in_flight=settings.windows_in_flight,
         )
@@ -83,7 +84,7 @@ class Ingress:
             access=self._settings.access,
             receive_timeout_s=self._settings.intake.receive_timeout_s,
         )
-        app.add_middleware(CountInFlight, in_flight=self._in_flight)
+        app.add_middleware(CountRequests, admission=self._admission)
         return app
 
     async def transcribe(
@@ -94,7 +95,7 @@ class Ingress:
         A dict for json and words, a str for the formats that are text (which have no place for warnings).
         """
         where, parsed = _source(source, headers), parse_options(options)
-        with self._in_flight.one():
+        with self._admission.one():
             return answer(await self._run(where, parsed), parsed)
 
     async def stream(
@@ -106,7 +107,7 @@ class Ingress:
         have become final, in order, without speakers. The last one is the answer.
         """
         where, parsed = _source(source, headers), parse_options(options)
-        with self._in_flight.one():
+        with self._admission.one():
             async with followed(partial(self._run, where, parsed)) as news:
                 while isinstance(item := await news.get(), Progress):
                     yield progress_response(item, parsed)
@@ -119,7 +120,7 @@ class Ingress:
             # In no request's context: Serve would end the calls with the request that happened to ask.
             self._asked = Context().run(asyncio.create_task, self._ask_stages())
             self._asked_at_s = now_s
-        return await asyncio.shield(self._asked) | {"accepting": not self._draining}
+        return await asyncio.shield(self._asked) | {"accepting": not self._admission.draining}
 
     async def _ask_stages(self) -> dict[str, bool]:
         async def ready(handle: DeploymentHandle[Any]) -> bool:
@@ -139,20 +140,18 @@ class Ingress:
 
     async def drain(self, timeout_s: float) -> bool:
         """Refuses new requests with 503 and waits for the running ones; True when all have ended."""
-        self._draining = True
+        self._admission.draining = True
         try:
-            await asyncio.wait_for(self._in_flight.none.wait(), timeout_s)
+            await asyncio.wait_for(self._admission.none.wait(), timeout_s)
         except asyncio.TimeoutError:
             return False
         return True
 
     async def _run(self, source: Source, options: Options, report: Report = unheard) -> Transcript:
-        if self._draining:
-            raise Overloaded("The server is shutting down; try again.", None, "shutting_down")
-        self._audio.refuse_when_full()
+        self._admission.refuse_new()  # its body may have taken a while
         limit_s = self._settings.request_timeout_s
         try:
-            return await asyncio.wait_for(transcribe(self._stages, source, options, report), limit_s)
+            transcript = await asyncio.wait_for(transcribe(self._stages, source, options, report), limit_s)
         except (AudioTooLong, AudioTooCostly) as error:  # a decoder worked on it all the same
             intake = self._settings.intake
             charge(intake.max_audio_s if isinstance(error, AudioTooLong) else intake.decode_timeout_s)
@@ -161,6 +160,8 @@ class Ingress:
             raise DeadlineExceeded(
                 f"The request took longer than {limit_s:g} s; send a shorter file."
             ) from None
+        self._admission.finished(transcript.duration_s)
+        return transcript
 
 
 def _source(source: str | bytes, headers: dict[str, str] | None) -> Source:
@@ -172,7 +173,7 @@ def _source(source: str | bytes, headers: dict[str, str] | None) -> Source:
 
 
 def _booked(
-    detect_speech: Callable[..., AsyncGenerator[Speech, None]], held: AudioInFlight
+    detect_speech: Callable[..., AsyncGenerator[Speech, None]], held: Admission
 ) -> Callable[..., Any]:
     """The first that is heard of a file says how long it is: then it is counted, and booked on its key."""
 

@@ -21,6 +21,7 @@ from serve_app.transcript import Audio
 
 MAX_FILES = 64  # on the disk of one replica, being fetched or waiting for a decoder
 MAX_WAIT_S = 600.0  # for a place among them, and again for a decoder
+RETRY_AFTER_S = 60  # a queue of so many minutes is not gone in seconds
 
 
 @serve.deployment(**STAGE)
@@ -33,11 +34,17 @@ class AudioLoader:
         self._decoders = asyncio.Semaphore(os.cpu_count() or 1)  # each is a child process at full speed
 
     async def load(
-        self, url: str | None, headers: dict[str, str], chunks: list[Any], duration_s: float | None = None
+        self,
+        url: str | None,
+        headers: dict[str, str],
+        chunks: list[Any],
+        max_audio_s: float | None = None,
+        duration_s: float | None = None,
     ) -> Audio:
         """Fetches the URL, or joins the upload's chunks (references to bytes), and decodes it.
 
-        With `duration_s`, audio of another length is refused: half of the transcript is of the one before.
+        More than `max_audio_s` of sound, or more than the server takes, is AudioTooLong. With `duration_s`,
+        audio of another length is refused: half of the transcript is of the one before.
         """
         begun_s = time.monotonic()
         # A file that comes slowly holds no decoder, and one that waits for a decoder still holds its place.
@@ -49,7 +56,9 @@ class AudioLoader:
                 fetched_s = time.monotonic()
                 async with _one_of(self._decoders):
                     audio = await decode(
-                        file, max_audio_s=self._intake.max_audio_s, timeout_s=self._intake.decode_timeout_s
+                        file,
+                        max_audio_s=min(self._intake.max_audio_s, max_audio_s or self._intake.max_audio_s),
+                        timeout_s=self._intake.decode_timeout_s,
                     )
         if duration_s is not None and audio.duration_s != duration_s:
             raise SourceUnavailable(
@@ -71,7 +80,9 @@ async def _one_of(places: asyncio.Semaphore) -> AsyncIterator[None]:
         async with timeout(MAX_WAIT_S):
             await places.acquire()
     except asyncio.TimeoutError:
-        raise Overloaded("Too many files wait to be decoded; try again later.") from None
+        raise Overloaded(
+            "Too many files wait to be decoded; try again later.", None, None, RETRY_AFTER_S
+        ) from None
     try:
         yield
     finally:

@@ -9,7 +9,7 @@ import ray
 from ray.exceptions import ObjectStoreFullError, OutOfDiskError
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.admission import AudioInFlight
+from serve_app.admission import Admission
 from serve_app.deployments.handles import AudioRef
 from serve_app.errors import Overloaded
 from serve_app.observability import Retries
@@ -59,7 +59,7 @@ class LoadedAudio:
 
 
 def loading_with(
-    loader: DeploymentHandle[Any], held: AudioInFlight, retries: Retries
+    loader: DeploymentHandle[Any], held: Admission, retries: Retries
 ) -> Callable[[Source], AbstractAsyncContextManager[LoadedAudio]]:
     """Starts loading and gives the audio at once; a source is there to be read for as long as it is held."""
 
@@ -67,7 +67,7 @@ def loading_with(
     async def loading(source: Source) -> AsyncIterator[LoadedAudio]:
         async def load(duration_s: float | None) -> Any:
             chunks = await asyncio.to_thread(_put_chunks, source.file) if source.file else []
-            return loader.load.remote(source.url, source.headers, chunks, duration_s)
+            return loader.load.remote(source.url, source.headers, chunks, source.max_audio_s, duration_s)
 
         audio = LoadedAudio(load, retries)
         try:

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,49 +12,24 @@ from serve_app.batching import Batcher
 from serve_app.deployments.batch_config import AlignerConfig, BatchConfig
 from serve_app.deployments.handles import STAGE, AudioRef, audio_behind
 from serve_app.deployments.health import Patience, Watch, by_halves
-from serve_app.errors import TranscriptionError
+from serve_app.deployments.protocols import AlignModel, DiarizeModel, DiarizeRequest, Recognizer, SpeechModel
 from serve_app.fallback import Fallback
+from serve_app.known_speakers import reference_samples
 from serve_app.observability import Retries
 from serve_app.options import Options
 from serve_app.transcript import (
     SAMPLE_RATE_HZ,
     AlignRequest,
     AsrRequest,
-    Audio,
     Decoding,
     Diarization,
+    KnownSpeaker,
     Samples,
     Segment,
     Speech,
     Window,
     WindowText,
 )
-
-
-class Recognizer(Protocol):
-    def features(self, samples: Samples) -> npt.NDArray[np.float32]: ...
-    def batch_key(self, request: AsrRequest) -> Any: ...
-    def transcribe(self, requests: list[AsrRequest]) -> list[WindowText | TranscriptionError]: ...
-
-
-class SpeechModel(Protocol):
-    def scan(self, audio: Audio) -> Iterator[tuple[Window, ...]]: ...
-
-
-class AlignModel(Protocol):
-    def align(self, requests: list[AlignRequest]) -> list[tuple[Segment, ...] | TranscriptionError]: ...
-
-
-class DiarizeModel(Protocol):
-    def diarize(
-        self,
-        samples: Samples,
-        *,
-        num_speakers: int | None,
-        min_speakers: int | None,
-        max_speakers: int | None,
-    ) -> Diarization: ...
-
 
 PATIENCE = Patience()
 
@@ -67,8 +42,8 @@ def _length_s(request: AlignRequest) -> float:
     return request.end_s - request.start_s
 
 
-def _duration_s(file: tuple[Samples, Options]) -> float:
-    return len(file[0]) / SAMPLE_RATE_HZ
+def _duration_s(request: DiarizeRequest) -> float:
+    return len(request[0]) / SAMPLE_RATE_HZ
 
 
 def _next_parts(scans: list[Iterator[tuple[Window, ...]]]) -> list[tuple[Window, ...] | None]:
@@ -202,33 +177,52 @@ class Aligner:
         return True
 
 
+SHORT_S = 60.0  # a file that is no longer does not wait for the speakers of long ones
+
+
 @serve.deployment(**STAGE)
 class Diarizer:
-    """The whole file to speaker turns."""
+    """The whole file to speaker turns.
+
+    One call is a whole file, minutes of work for some, so short files have a thread and a model of their own.
+    """
 
     def __init__(self, load: Callable[[], DiarizeModel], patience: Patience = PATIENCE) -> None:
-        model = load()
         self._watch = Watch(patience)
+        self._long = self._batcher(load(), "diarize")
+        self._short = self._batcher(load(), "diarize-short")
 
-        def run(items: list[tuple[Samples, Options]]) -> list[Diarization]:
+    def _batcher(self, model: DiarizeModel, name: str) -> Batcher[DiarizeRequest, Diarization]:
+        def run(items: list[DiarizeRequest]) -> list[Diarization]:
             return [
                 model.diarize(
                     samples,
                     num_speakers=options.num_speakers,
                     min_speakers=options.min_speakers,
                     max_speakers=options.max_speakers,
+                    known=known,
                 )
-                for samples, options in items
+                for samples, options, known in items
             ]
 
-        self._batcher: Batcher[tuple[Samples, Options], Diarization] = Batcher(
+        return Batcher(
             by_halves(self._watch.over(run, _duration_s), "diarization", Retries().note),
             max_batch_size=1,
-            name="diarize",
+            name=name,
         )
 
-    async def diarize(self, ref: AudioRef, options: Options, request_id: str) -> Diarization:
-        return await self._batcher.submit(((await audio_behind(ref)).samples, options), request_id)
+    async def diarize(
+        self, ref: AudioRef, options: Options, request_id: str, known: tuple[KnownSpeaker, ...] = ()
+    ) -> Diarization:
+        """The clips of `known` are references to audio; what is wrong with one is raised first."""
+        clips = [
+            await reference_samples(audio_behind(speaker.clip), number)
+            for number, speaker in enumerate(known)
+        ]
+        decoded = tuple(replace(speaker, clip=clip) for speaker, clip in zip(known, clips, strict=True))
+        request = ((await audio_behind(ref)).samples, options, decoded)
+        lane = self._short if _duration_s(request) <= SHORT_S else self._long
+        return await lane.submit(request, request_id)
 
     async def check_health(self) -> None:
         self._watch.check()

@@ -8,7 +8,7 @@ two attempts (load audio again, skip what a stream has given) is all there is to
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
@@ -18,12 +18,13 @@ from typing import Any
 from ray.exceptions import ActorUnavailableError, ObjectLostError, OutOfMemoryError
 from ray.serve.exceptions import ReplicaUnavailableError
 
-from serve_app.deployments.handles import GONE, AudioLost, Hung
+from serve_app.deployments.handles import GONE, AudioLost, AudioRef, Hung
 from serve_app.deployments.health import Patience
 from serve_app.deployments.loading import LoadedAudio
 from serve_app.errors import Overloaded, TranscriptionError
 from serve_app.observability import Retries
-from serve_app.transcript import Speech, Window
+from serve_app.options import Options
+from serve_app.transcript import KnownSpeaker, Speech, Window
 
 ATTEMPTS = 4
 PAUSE_S = 0.5  # before the second attempt where the first trouble may pass; doubled before each later one
@@ -82,6 +83,24 @@ def lasting(
                     await audio.load_again(ref)
 
     return lasting_call
+
+
+def with_clips(diarize: Callable[..., Any]) -> Callable[..., Any]:
+    """`diarize` with references in the place of the known speakers' clips.
+
+    Which audio was lost does not show, so then the clips, which are short, are loaded again, too.
+    """
+
+    async def call(ref: AudioRef, options: Options, request_id: str, known: Sequence[KnownSpeaker]) -> Any:
+        speakers = tuple(replace(speaker, clip=speaker.clip.ref) for speaker in known)
+        try:
+            return await diarize(ref, options, request_id, speakers)
+        except AudioLost:
+            for speaker, sent in zip(known, speakers, strict=True):
+                await speaker.clip.load_again(sent.clip)
+            raise
+
+    return call
 
 
 def resuming(

@@ -5,31 +5,31 @@ Pipelines get waveforms in memory, never paths. Importing this module is light: 
 """
 
 import logging
-import os
-import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from serve_app import bundled
-from serve_app.errors import ModelUnavailable
+from serve_app.known_speakers import no_voice, no_voices_to_compare
+from serve_app.stages.diarization_pipeline import load_pipeline
 from serve_app.stages.speaker_embeddings import share_trunk
-from serve_app.transcript import SAMPLE_RATE_HZ, Diarization, Samples, Turn
+from serve_app.stages.voices import match, rename
+from serve_app.transcript import SAMPLE_RATE_HZ, Diarization, KnownSpeaker, Samples, Turn
 
 logger = logging.getLogger(__name__)
 
 # Windows that (the segmentation, the embedding) network takes at once. On a CPU ResNet34 is a third faster
-# one by one than eight by eight, in a quarter of the memory; the segmentation is not.
-_BATCH_WINDOWS = {"cuda": (32, 32), "cpu": (8, 1)}
+# one by one than eight by eight, in a quarter of the memory; the segmentation is not. On a GPU a replica may
+# run two files at a time, and 16 windows fill it.
+_BATCH_WINDOWS = {"cuda": (16, 16), "cpu": (8, 1)}
 
-_BUNDLED_PARAMETERS = {  # tuned on two synthesized voices, see MODEL_CARD.md
-    "segmentation": {"threshold": 0.5, "min_duration_off": 0.2},
-    "clustering": {"method": "average", "min_cluster_size": 8, "threshold": 0.6},
-}
+# Cosine distance from which on two voices are not the same. For pyannote's WeSpeaker a usual value, not
+# measured here. With the bundled embedding clips of one voice were 0.01 to 0.17 away from the speaker in
+# another recording, 99 of 100 clips of another voice more than 0.24.
+MAX_VOICE_DISTANCE, BUNDLED_MAX_VOICE_DISTANCE = 0.5, 0.3
+SHORTEST_VOICE_S = 1.0  # spoken in a reference
 
 
 def exclusive_turns(turns: Sequence[Turn]) -> tuple[Turn, ...]:
@@ -44,31 +44,6 @@ def exclusive_turns(turns: Sequence[Turn]) -> tuple[Turn, ...]:
             exclusive.append(replace(turn, start_s=max(turn.start_s, taken_until_s)))
             taken_until_s = turn.end_s
     return tuple(exclusive)
-
-
-def why_unavailable(model: str, token: str | None, error: Exception) -> str:
-    """One sentence: what went wrong with loading `model` and what to do about it."""
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-    )
-
-    here = f"The diarization model {model!r}"
-    if Path(model).is_dir() and not (Path(model) / "config.yaml").is_file():
-        return f"{here} is a directory without config.yaml; name the directory that holds it."
-    if isinstance(error, HFValidationError):
-        return f"{here} is neither 'bundled' nor an existing directory nor a hub name."
-    gated = re.search(r"https://[^/\s]+/([^/\s]+/[^/\s]+)/resolve/", str(error))  # may be a part of the model
-    page = f"https://huggingface.co/{gated[1] if gated else model}"
-    if isinstance(error, HfHubHTTPError) and not isinstance(error, LocalEntryNotFoundError):
-        remedy = "check its name and HF_TOKEN" if token else "set HF_TOKEN to a token of huggingface.co"
-        return f"{here} was refused: {remedy}, and accept the conditions on {page} as the token's owner."
-    if isinstance(error, OSError) and not Path(model).exists():
-        remedy = "" if token else f", accept the conditions on {page} and set HF_TOKEN"
-        return f"{here} could not be downloaded: check its name and the network{remedy}, or name a directory."
-    reason = str(error).strip().partition("\n")[0]
-    return f"{here} could not be loaded ({type(error).__name__}: {reason}); check its files and versions."
 
 
 def _turns(annotation: Any) -> tuple[Turn, ...]:
@@ -102,34 +77,23 @@ def _bound_clusters(pipeline: Any) -> None:
     vars(pipeline)["clustering"] = within_reach  # found before pyannote's own attribute of that name
 
 
-def _bundled_pipeline() -> Any:
-    """pyannote's pipeline around the segmentation model in the whisperx wheel and our embedding."""
-    import whisperx
-    from pyannote.audio import Model
-    from pyannote.audio.core.plda import PLDA
-    from pyannote.audio.pipelines import SpeakerDiarization
-
-    from serve_app.bundled.speaker_embedding import load_speaker_embedding
-
-    pipeline = SpeakerDiarization(
-        segmentation=Model.from_pretrained(Path(whisperx.__file__).parent / "assets" / "pytorch_model.bin"),
-        segmentation_batch_size=8,
-        embedding=load_speaker_embedding(bundled.SPEAKER_EMBEDDING),
-        embedding_batch_size=8,
-        embedding_exclude_overlap=True,
-        plda=PLDA.__new__(PLDA),  # unused by this clustering; the default asks a gated hub repository
-        clustering="AgglomerativeClustering",
-    )
-    pipeline.instantiate(_BUNDLED_PARAMETERS)
-    return pipeline
-
-
 class Diarizer:
     """One pyannote pipeline, made cheaper but with the same turns. Not thread-safe: pyannote keeps state."""
 
-    def __init__(self, pipeline: Any, *, device: str = "cpu", batch_windows: int | None = None) -> None:
-        """Takes the pipeline over; `device` is where it is, `batch_windows` None is right for the device."""
+    def __init__(
+        self,
+        pipeline: Any,
+        *,
+        device: str = "cpu",
+        batch_windows: int | None = None,
+        max_voice_distance: float = MAX_VOICE_DISTANCE,
+    ) -> None:
+        """Takes the pipeline over; `device` is where it is, `batch_windows` None is right for the device.
+
+        A known speaker's reference and a speaker are one voice below `max_voice_distance` (cosine).
+        """
         self._pipeline = pipeline
+        self._max_voice_distance = max_voice_distance
         segmentation, embedding = _BATCH_WINDOWS[device]
         pipeline.segmentation_batch_size = batch_windows or segmentation
         pipeline.embedding_batch_size = batch_windows or embedding
@@ -143,12 +107,16 @@ class Diarizer:
         num_speakers: int | None = None,
         min_speakers: int | None = None,
         max_speakers: int | None = None,
+        known: Sequence[KnownSpeaker] = (),
     ) -> Diarization:
         """The turns of a whole file, times in seconds; none for silence or no samples.
 
-        Speakers are SPEAKER_00, SPEAKER_01, ... as pyannote names them. Numbers of speakers are
-        wishes: a clip too short for that many gives fewer.
+        Speakers are SPEAKER_00, SPEAKER_01, ... as pyannote names them, and those whose voices are known
+        have their names. Numbers of speakers are wishes: a clip too short for that many gives fewer.
+
+        Raises InvalidRequest for a known speaker's clip without a voice.
         """
+        voices = [self._voice(speaker.clip, number) for number, speaker in enumerate(known)]
         if not len(samples):
             return Diarization((), ())
         output = self._within_memory(
@@ -159,7 +127,32 @@ class Diarizer:
         )
         turns = _turns(getattr(output, "speaker_diarization", output))
         exclusive = getattr(output, "exclusive_speaker_diarization", None)
-        return Diarization(turns, exclusive_turns(turns) if exclusive is None else _turns(exclusive))
+        found = Diarization(turns, exclusive_turns(turns) if exclusive is None else _turns(exclusive))
+        if not known:
+            return found
+        # A row for each label, in their order.
+        matches = match(np.stack(voices), output.speaker_embeddings, self._max_voice_distance)
+        labels = output.speaker_diarization.labels()
+        names = {labels[speaker]: known[voice].name for speaker, voice in matches.items()}
+        return rename(found, names, [speaker.name for speaker in known])
+
+    def _voice(self, clip: Samples, number: int) -> Any:
+        """The embedding (dimension,) of what is spoken in a clip, its pauses left out."""
+        import torch
+
+        heard = self._within_memory(
+            {"waveform": self._waveform(clip), "sample_rate": SAMPLE_RATE_HZ}, num_speakers=1
+        )
+        embedding = getattr(self._pipeline, "_embedding", None)
+        if embedding is None or getattr(heard, "speaker_embeddings", None) is None:
+            raise no_voices_to_compare()
+        spoken = np.zeros(len(clip), bool)
+        for turn in _turns(heard.speaker_diarization):
+            spoken[round(turn.start_s * SAMPLE_RATE_HZ) : round(turn.end_s * SAMPLE_RATE_HZ)] = True
+        if spoken.sum() < SHORTEST_VOICE_S * SAMPLE_RATE_HZ:
+            raise no_voice(number)
+        waveform = np.multiply(clip[spoken], 1 / 32768, dtype=np.float32)
+        return embedding(torch.from_numpy(waveform)[None, None])[0]
 
     def _waveform(self, samples: Samples) -> Any:
         """(1, samples): the very samples where the pipeline takes int16, a float32 copy elsewhere."""
@@ -195,33 +188,17 @@ class Diarizer:
 
 
 def load_diarizer(
-    model: str, *, device: str, token: str | None, batch_windows: int | None = None
+    model: str,
+    *,
+    device: str,
+    token: str | None,
+    batch_windows: int | None = None,
+    max_voice_distance: float | None = None,
 ) -> Diarizer:
-    """A Diarizer around `load_pipeline`'s pipeline; `batch_windows` None is right for the device."""
+    """A Diarizer around `load_pipeline`'s pipeline; None is right for the device, and for the model."""
     pipeline = load_pipeline(model, device=device, token=token)
-    return Diarizer(pipeline, device=device, batch_windows=batch_windows)
-
-
-def load_pipeline(model: str, *, device: str, token: str | None) -> Any:
-    """pyannote's pipeline as it is; `device` is "cpu" or "cuda".
-
-    `model` is "bundled", a directory with config.yaml, or a hub name (`token`: HF_TOKEN's value).
-    Raises ModelUnavailable with one sentence that says what to do. A model's files are pickles:
-    trust them or do not load them.
-    """
-    os.environ["PYANNOTE_METRICS_ENABLED"] = "0"  # else every call reports duration and speakers home
-    with warnings.catch_warnings():
-        # Files are decoded elsewhere, so a broken torchcodec is none of pyannote's business here.
-        warnings.filterwarnings("ignore", r"\s*torchcodec is not installed correctly", UserWarning)
-        import torch
-        from pyannote.audio import Pipeline
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # it advises to upgrade others' files
-
-    try:
-        pipeline = _bundled_pipeline() if model == "bundled" else Pipeline.from_pretrained(model, token=token)
-        pipeline.to(torch.device(device))
-    except Exception as error:
-        raise ModelUnavailable(
-            why_unavailable(model, token, error), None, "diarization_unavailable"
-        ) from error
-    return pipeline
+    if max_voice_distance is None:
+        max_voice_distance = BUNDLED_MAX_VOICE_DISTANCE if model == "bundled" else MAX_VOICE_DISTANCE
+    return Diarizer(
+        pipeline, device=device, batch_windows=batch_windows, max_voice_distance=max_voice_distance
+    )

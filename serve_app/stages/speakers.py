@@ -7,10 +7,13 @@ turn takes the nearest one, and cost grows with the number of words and turns, n
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
-from serve_app.transcript import Diarization, Segment, Turn
+from serve_app.transcript import Diarization, Segment, Turn, Word
 
 Span = tuple[float, float]  # start and end in seconds
+
+LEAST_WORDS, LEAST_S = 2, 0.3  # of one who goes on
 
 
 def _overlapping(spans: Sequence[Span], turns: Sequence[Turn]) -> Iterator[tuple[int, list[Turn]]]:
@@ -61,12 +64,7 @@ def assign_speakers(segments: Sequence[Segment], diarization: Diarization) -> tu
     """
     turns = diarization.turns or diarization.exclusive_turns
     exclusive = diarization.exclusive_turns or diarization.turns
-    timed = [
-        (word.start_s, word.start_s if word.end_s is None else word.end_s)
-        for segment in segments
-        for word in segment.words
-        if word.start_s is not None
-    ]
+    timed = [span for segment in segments for word in segment.words if (span := _span(word))]
     of_segments = longest_speakers([(segment.start_s, segment.end_s) for segment in segments], turns)
     of_words = iter(longest_speakers(timed, exclusive))
     return tuple(
@@ -74,9 +72,84 @@ def assign_speakers(segments: Sequence[Segment], diarization: Diarization) -> tu
             segment,
             speaker=speaker,
             words=tuple(
-                replace(word, speaker=speaker if word.start_s is None else next(of_words))
-                for word in segment.words
+                replace(word, speaker=next(of_words) if _span(word) else speaker) for word in segment.words
             ),
         )
         for segment, speaker in zip(segments, of_segments, strict=True)
     )
+
+
+def split_at_speaker_change(segments: Sequence[Segment]) -> tuple[Segment, ...]:
+    """Segments, with speakers on their words, cut where another speaker goes on.
+
+    One goes on who says LEAST_WORDS words and speaks for LEAST_S: less is more often a word whose time or
+    speaker is a little wrong. The texts of the parts are the segment's, but for spaces at the cuts, and
+    words without times go with the one before.
+    """
+    return tuple(part for segment in segments for part in _parts(segment))
+
+
+def _parts(segment: Segment) -> list[Segment]:
+    if len({word.speaker for word in segment.words if _span(word)}) < 2:
+        return [segment]
+    runs, starts = _runs(segment.words), _starts(segment)
+    if len(runs) < 2 or starts is None:
+        return [segment]
+    parts = []
+    for speaker, run in runs:
+        words = segment.words[run.start : run.stop]
+        spans = [span for word in words if (span := _span(word))]
+        is_first, is_last = run.start == 0, run.stop == len(segment.words)
+        parts.append(
+            replace(
+                segment,
+                start_s=segment.start_s if is_first else spans[0][0],
+                end_s=segment.end_s if is_last else max(end_s for _, end_s in spans),
+                text=segment.text[
+                    0 if is_first else starts[run.start] : None if is_last else starts[run.stop]
+                ].strip(),
+                speaker=speaker,
+                words=tuple(replace(word, speaker=speaker) if not _span(word) else word for word in words),
+            )
+        )
+    return parts
+
+
+def _runs(words: Sequence[Word]) -> list[tuple[str | None, range]]:
+    """Who says which words, all of them and in order; who does not go on is taken for a neighbour."""
+    timed = [index for index, word in enumerate(words) if word.start_s is not None]
+    spans = [span for word in words if (span := _span(word))]
+    speakers = [words[index].speaker for index in timed]
+    while True:
+        edges = [i for i in range(len(timed)) if i == 0 or speakers[i] != speakers[i - 1]]
+        runs = [range(*edge) for edge in pairwise([*edges, len(timed)])]
+        spoken_s = [spans[run[-1]][1] - spans[run[0]][0] for run in runs]
+        short = [i for i, run in enumerate(runs) if len(run) < LEAST_WORDS or spoken_s[i] < LEAST_S]
+        if len(runs) < 2 or not short:
+            break
+        shortest = min(short, key=lambda i: spoken_s[i])
+        beside = [i for i in (shortest - 1, shortest + 1) if 0 <= i < len(runs)]
+        neighbour = runs[max(beside, key=lambda i: spoken_s[i])]
+        for i in runs[shortest]:
+            speakers[i] = speakers[neighbour[0]]
+    bounds = [0, *(timed[run[0]] for run in runs[1:]), len(words)]  # words without times go with those before
+    return [(speakers[run[0]], range(*bound)) for run, bound in zip(runs, pairwise(bounds), strict=True)]
+
+
+def _starts(segment: Segment) -> list[int] | None:
+    """Where each word begins in the text; None where the words are not those of the text."""
+    starts, at = [], 0
+    for word in segment.words:
+        start = segment.text.find(word.text, at)
+        if start < 0:
+            return None
+        starts.append(start)
+        at = start + len(word.text)
+    return starts
+
+
+def _span(word: Word) -> Span | None:
+    """None where the word has no time."""
+    if word.start_s is None:
+        return None
+    return (word.start_s, word.start_s if word.end_s is None else word.end_s)

@@ -13,7 +13,8 @@ from requests import Response
 
 from benchmarks.random_pyannote import bundled_vbx_pipeline, save_community_1
 from serve_app.errors import ModelUnavailable
-from serve_app.stages.diarization import Diarizer, exclusive_turns, load_diarizer, load_pipeline
+from serve_app.stages.diarization import Diarizer, exclusive_turns, load_diarizer
+from serve_app.stages.diarization_pipeline import load_pipeline
 from serve_app.transcript import Diarization, Samples, Turn
 
 pytestmark = [
@@ -59,7 +60,12 @@ def test_turns_are_those_of_whisperx(diarizer: Diarizer, meeting: Samples) -> No
 
 def test_the_number_of_speakers_can_be_wished_for(diarizer: Diarizer, meeting: Samples) -> None:
     """One is one; minimum above maximum gives the maximum instead of an error."""
-    for bounds in ({"num_speakers": 1}, {"max_speakers": 1}, {"min_speakers": 3, "max_speakers": 1}):
+    wishes: list[dict[str, Any]] = [
+        {"num_speakers": 1},
+        {"max_speakers": 1},
+        {"min_speakers": 3, "max_speakers": 1},
+    ]
+    for bounds in wishes:
         found = diarizer.diarize(meeting[: 6 * 16_000], **bounds)
         assert {turn.speaker for turn in found.turns} == {"SPEAKER_00"}
 

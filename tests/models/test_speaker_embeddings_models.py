@@ -16,7 +16,8 @@ from benchmarks.random_pyannote import (
     save_with_real_segmentation,
     whisperx_segmentation,
 )
-from serve_app.stages.diarization import Diarizer, load_pipeline
+from serve_app.stages.diarization import Diarizer
+from serve_app.stages.diarization_pipeline import load_pipeline
 from serve_app.stages.speaker_embeddings import share_trunk
 from serve_app.transcript import SAMPLE_RATE_HZ, Diarization, Samples, Turn
 
@@ -56,7 +57,7 @@ def file_of(samples: Samples) -> dict[str, Any]:
     return {"waveform": waveform, "sample_rate": SAMPLE_RATE_HZ}
 
 
-def assert_same_turns(pipeline: Any, clips: Sequence[tuple[Samples, dict[str, int]]]) -> None:
+def assert_same_turns(pipeline: Any, clips: Sequence[tuple[Samples, dict[str, Any]]]) -> None:
     """`pipeline` as pyannote made it, then the Diarizer around it."""
 
     def turns(annotation: Any) -> tuple[Turn, ...]:

@@ -1,0 +1,52 @@
+"""Settings that change while requests run: a new deployment, and batch sizes in place."""
+
+import time
+from typing import Any
+
+from rich.console import Console
+
+from benchmarks.chaos.faults import CLIENTS, counts
+from benchmarks.chaos.load import Load
+from benchmarks.chaos.running_graph import Graph
+
+BETWEEN_S = 1.0
+
+say = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def deploy(graph: Graph, load: Load, clients: int = CLIENTS) -> dict[str, Any]:
+    """Batch size in place, then more replicas, then other settings for all of them: no request may notice."""
+    load.learn()
+    transcriber = graph.deployment("Transcriber")
+    took_s: dict[str, float] = {}
+    with load.steady(clients) as outcomes:
+        time.sleep(BETWEEN_S)
+
+        def apply(what: str) -> None:
+            begun_s = time.monotonic()
+            graph.redeploy()
+            took_s[what] = time.monotonic() - begun_s
+            say.print(f"  {what}: {took_s[what]:.1f} s, {len(outcomes)} requests so far")
+            time.sleep(BETWEEN_S)
+
+        before = graph.replicas()
+        transcriber["user_config"] = {"max_batch_size": 2}
+        apply("user_config")
+        in_place = graph.replicas() == before
+
+        transcriber["num_replicas"] = 1 + len(before["Transcriber"])
+        apply("num_replicas")
+        grown = len(graph.replicas()["Transcriber"]) - len(before["Transcriber"])
+
+        graph.settings["windows_in_flight"] = 16
+        apply("settings")
+        same = {process for processes in before.values() for process in processes}
+        replaced = not same & {process for found in graph.replicas().values() for process in found}
+    return {
+        **counts(outcomes),
+        "batch_size_in_place": float(in_place),
+        "replicas_added": grown,
+        "all_replaced": float(replaced),
+        "slowest_request_s": max(outcome.wall_s for outcome in outcomes),
+        "took_s": took_s,
+    }

@@ -1,0 +1,151 @@
+"""Ten times more than the graph can do, and a house full of long files."""
+
+import random
+import statistics
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from benchmarks.chaos.load import Clip, Load, Outcome, failures
+from benchmarks.chaos.running_graph import Graph, graph_mib, object_store_mib, wait_for
+
+FACTOR = 10
+CLIENTS = 12  # enough to keep the recogniser busy, too few to be refused
+IDLE_CLIPS = 5
+SHORT_S = 10.0
+
+say = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class Memory:
+    """The most that the graph has taken while watched, in MiB."""
+
+    def __init__(self) -> None:
+        self.most_mib = 0.0
+        self.most_in_store_mib = 0.0
+
+
+@contextmanager
+def watched() -> Iterator[Memory]:
+    memory, stop = Memory(), threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(1.0):
+            memory.most_mib = max(memory.most_mib, graph_mib())
+            memory.most_in_store_mib = max(memory.most_in_store_mib, object_store_mib())
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield memory
+    finally:
+        stop.set()
+        thread.join()
+
+
+def overload(
+    graph: Graph, load: Load, capacity_s: float, overload_s: float, rng: random.Random
+) -> dict[str, Any]:
+    """Open-loop arrivals at ten times the capacity measured just before."""
+    load.learn()
+    idle_s = _idle_s(load)
+    begun_s = time.monotonic()
+    with load.steady(CLIENTS) as outcomes:
+        time.sleep(capacity_s)
+        ended_s = time.monotonic()
+    warm_s = begun_s + capacity_s / 4
+    capacity = _audio_per_s(outcomes, warm_s, ended_s)
+    usual_s = statistics.fmean(clip.audio_s for clip in load.clips)
+    say.print(f"  capacity: {capacity:.1f} s of audio a second; {failures(outcomes) or 'none'} failed")
+
+    rest_mib = graph_mib()
+    begun_s = time.monotonic()
+    with watched() as memory:
+        outcomes = load.arriving(FACTOR * capacity / usual_s, overload_s, rng)
+    ended_s = begun_s + overload_s
+    goodput = _audio_per_s(outcomes, begun_s + overload_s / 10, ended_s)
+    refused = [outcome for outcome in outcomes if outcome.status in (429, 503)]
+    say.print(f"  overload: {len(outcomes)} requests, {len(refused)} refused")
+    return {
+        "capacity_audio_s_per_s": capacity,
+        "requests": len(outcomes),
+        "refused": len(refused),
+        "overload_factor": len(outcomes) / overload_s * usual_s / capacity,
+        "goodput_ratio": goodput / capacity,
+        "refused_without_retry_after": sum(outcome.retry_after_s is None for outcome in refused),
+        "refused_p95_s": float(np.percentile([outcome.wall_s for outcome in refused] or [0.0], 95)),
+        "retry_after_ratio": _retry_after_ratio(outcomes, ended_s),
+        "failed_otherwise": sum(outcome.status not in (200, 429, 503) for outcome in outcomes),
+        "changed_transcripts": sum(outcome.changed for outcome in outcomes),
+        "short_over_long_admitted": _admitted(outcomes, short=True) / _admitted(outcomes, short=False),
+        "grown_mib": memory.most_mib - rest_mib,
+        "object_store_mib": memory.most_in_store_mib,
+        "latency_after_ratio": _idle_s(load) / idle_s,
+        "failures": failures([outcome for outcome in outcomes if outcome.status not in (429, 503)]),
+    }
+
+
+def full_house(graph: Graph, load: Load, long_clip: Clip, long_files: int) -> dict[str, Any]:
+    """More long files than the graph takes; every short clip must get in beside them."""
+    with ThreadPoolExecutor(long_files) as pool:
+        running = [pool.submit(load.send, long_clip) for _ in range(long_files)]
+        wait_for(lambda: any(future.done() for future in running), "one long file too many")
+        shorts: list[Outcome] = []
+        while not all(future.done() for future in running):
+            shorts.append(load.send(load.clips[len(shorts) % len(load.clips)]))
+        longs = [future.result() for future in running]
+    say.print(f"  full house: {len(longs)} long files, {len(shorts)} short ones beside them")
+    return {
+        "long_refused": sum(outcome.status == 503 for outcome in longs),
+        "long_done": sum(outcome.status == 200 for outcome in longs),
+        "short_beside": len(shorts),
+        "short_not_served": sum(not outcome.ok for outcome in shorts),
+        "short_median_s": statistics.median(outcome.wall_s for outcome in shorts),
+        "house_failures": failures([*longs, *shorts]),
+    }
+
+
+def _idle_s(load: Load) -> float:
+    """The median latency of a clip on an idle graph."""
+    return statistics.median(load.send(load.clips[0]).wall_s for _ in range(IDLE_CLIPS))
+
+
+def _audio_per_s(outcomes: list[Outcome], from_s: float, to_s: float) -> float:
+    """Seconds of audio finished a second; a request that spans a border counts by its part inside."""
+    audio_s = 0.0
+    for outcome in outcomes:
+        if outcome.status == 200:
+            inside_s = min(outcome.ended_s, to_s) - max(outcome.begun_s, from_s)
+            audio_s += outcome.clip.audio_s * max(0.0, inside_s) / outcome.wall_s
+    return audio_s / (to_s - from_s)
+
+
+def _admitted(outcomes: list[Outcome], *, short: bool) -> float:
+    """The share of short or of longer clips that was let in."""
+    kind = [outcome for outcome in outcomes if (outcome.clip.audio_s <= SHORT_S) == short]
+    return sum(outcome.status == 200 for outcome in kind) / len(kind) if kind else float("nan")
+
+
+def _retry_after_ratio(outcomes: list[Outcome], ended_s: float) -> float:
+    """What the last refusals told, over the time in which half of the audio held then was really done."""
+    told = [
+        outcome.retry_after_s
+        for outcome in sorted(outcomes, key=lambda outcome: outcome.ended_s)
+        if outcome.retry_after_s is not None and outcome.ended_s <= ended_s
+    ][-10:]
+    held = sorted(
+        (outcome for outcome in outcomes if outcome.status == 200 and outcome.ended_s > ended_s),
+        key=lambda outcome: outcome.ended_s,
+    )
+    half_s = sum(outcome.clip.audio_s for outcome in held) / 2
+    for outcome in held:
+        half_s -= outcome.clip.audio_s
+        if half_s <= 0 and told:
+            return statistics.fmean(told) / max(1.0, outcome.ended_s - ended_s)
+    return float("nan")

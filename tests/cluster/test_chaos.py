@@ -1,0 +1,72 @@
+"""`make chaos` in a short form: the same scenarios, fewer blows."""
+
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from benchmarks.chaos.changes import deploy
+from benchmarks.chaos.faults import hang, kills
+from benchmarks.chaos.load import Load, mixed_clips
+from benchmarks.chaos.overload import overload
+from benchmarks.chaos.running_graph import Graph, config, deployed
+
+URL = "http://127.0.0.1:18000/chaos"
+LENGTHS_S = [1.0, 20.0, 5.0, 2.5, 10.0, 3.0]
+SETTINGS = {"requests_in_flight": 24, "call_timeout_s": 2.0, "call_timeout_per_audio_s": 0.5}
+LIMIT_S = 60.0
+
+pytestmark = pytest.mark.usefixtures("cluster")
+
+
+@pytest.fixture(scope="module")
+def scene() -> Iterator[tuple[Graph, Load]]:
+    """The graph around models that give checksums, with two slow Transcribers, and its clients."""
+    raw = config(
+        route_prefix="/chaos",
+        settings=SETTINGS,
+        args={"load_s": 0.1, "asr": 0.2},
+        deployments={"Transcriber": {"num_replicas": 2}},
+    )
+    load = Load(URL, mixed_clips(LENGTHS_S, random.Random(1)))
+    try:
+        with deployed(raw, URL) as graph:
+            yield graph, load
+    finally:
+        load.close()
+
+
+def test_killed_replicas_lose_no_request_and_change_no_word(
+    scene: tuple[Graph, Load], figures: list[str]
+) -> None:
+    """SIGKILL of one replica of each stage while clips of all kinds run."""
+    found = kills(*scene, times=1, rng=random.Random(1), clients=4)
+    figures.append(f"killed replicas: whole again after {found['recover_s']:.1f} s (median)")
+    assert (found["failures"], found["changes"]) == ({}, [])
+    assert sum(found["retries"].values()) > 0  # else none of them had anything to do
+
+
+def test_more_than_the_graph_can_do_is_refused_and_the_rest_done(
+    scene: tuple[Graph, Load], figures: list[str]
+) -> None:
+    """Ten times its capacity for some seconds: it works on, and the refused hear when to come back."""
+    found = overload(*scene, capacity_s=8.0, overload_s=8.0, rng=random.Random(1))
+    figures.append(f"overload: {found['goodput_ratio']:.2f} of the capacity, {found['refused']} refused")
+    assert (found["failures"], found["changed_transcripts"]) == ({}, 0)
+    assert found["refused"] > 0
+    assert found["refused_without_retry_after"] == 0
+    assert found["goodput_ratio"] > 0.5  # what is left is noise; make chaos asks for 0.9
+
+
+def test_requests_of_a_hung_replica_end_on_another(scene: tuple[Graph, Load]) -> None:
+    """SIGSTOP of one of two Transcribers."""
+    found = hang(*scene, limit_s=LIMIT_S, clients=4)
+    assert (found["failures"], found["changes"]) == ({}, [])
+    assert found["slowest_request_s"] < LIMIT_S
+
+
+def test_settings_change_under_load(scene: tuple[Graph, Load]) -> None:
+    """Batch size in place, one more replica, then all of them replaced: no request fails."""
+    found = deploy(*scene, clients=4)
+    assert (found["failures"], found["changes"]) == ({}, [])
+    assert (found["batch_size_in_place"], found["replicas_added"], found["all_replaced"]) == (1, 1, 1)

@@ -1,0 +1,58 @@
+"""Options that depend on each other: names and references of known speakers, splitting."""
+
+from typing import Any
+
+import pytest
+
+from serve_app.errors import InvalidRequest
+from serve_app.options import parse_options
+
+CLIP = "data:audio/wav;base64,AAAA"
+
+
+def refused(**fields: Any) -> InvalidRequest:
+    with pytest.raises(InvalidRequest) as caught:
+        parse_options(fields)
+    return caught.value
+
+
+def test_known_speakers_are_lists_in_the_same_order() -> None:
+    """What JSON and Python send as lists arrives as given, in any script."""
+    options = parse_options(
+        {"known_speaker_names": ["Ada", "李雷"], "known_speaker_references": [CLIP, CLIP]}
+    )
+    assert options.known_speaker_names == ("Ada", "李雷")
+    assert options.known_speaker_references == (CLIP, CLIP)
+
+
+@pytest.mark.parametrize(
+    ("names", "clips", "param"),
+    [
+        (["a"], None, "known_speaker_references"),
+        (["a"], [CLIP, CLIP], "known_speaker_references"),
+        (None, [CLIP], "known_speaker_references"),
+        (["a", "a"], [CLIP, CLIP], "known_speaker_names"),
+        (["a", ""], [CLIP, CLIP], "known_speaker_names"),
+        ([" a"], [CLIP], "known_speaker_names"),
+        (["a\nb"], [CLIP], "known_speaker_names"),
+        (["a\u2028b"], [CLIP], "known_speaker_names"),
+        (["x" * 65], [CLIP], "known_speaker_names"),
+        (list("abcde"), [CLIP] * 5, "known_speaker_names"),
+        ([3], [CLIP], "known_speaker_names.0"),
+    ],
+)
+def test_known_speakers_that_make_no_sense_are_refused(names: Any, clips: Any, param: str) -> None:
+    """Unequal numbers, too many, and names that are empty, long, given twice or more than one line."""
+    fields = {"known_speaker_names": names, "known_speaker_references": clips}
+    error = refused(**{name: value for name, value in fields.items() if value is not None})
+    assert error.param == param
+    assert CLIP not in error.message
+
+
+def test_what_needs_speakers_is_refused_without_them() -> None:
+    """diarize=false contradicts known speakers and splitting; a translation has no words to split at."""
+    known = {"known_speaker_names": ["a"], "known_speaker_references": [CLIP]}
+    assert refused(diarize=False, **known).param == "known_speaker_references"
+    assert refused(diarize=False, split_at_speaker_change=True).param == "split_at_speaker_change"
+    assert refused(task="translate", split_at_speaker_change=True).param == "split_at_speaker_change"
+    parse_options({"diarize": False, "task": "translate", "split_at_speaker_change": False})
