@@ -153,7 +153,7 @@ def test_speakers_are_letters_in_order_of_appearance() -> None:
 
 def test_known_speakers_have_their_names() -> None:
     """Whoever sounds like the reference; others are letters, for whom no letter is used up."""
-    references = {
+    references: dict[str, Any] = {
         "known_speaker_names__": ["Ada"],
         "known_speaker_references__": [data_url(recording(1, 1).tobytes())],
     }
