@@ -8,6 +8,7 @@ from typing import Any
 
 import jiwer
 import numpy as np
+from scipy.optimize import linear_sum_assignment
 
 from benchmarks.truth import Recording, TrueTurn
 
@@ -35,6 +36,17 @@ class Score:
     start_errors_s: list[float] = field(default_factory=list)
     diarization_errors_s: float = 0.0
     spoken_s: float = 0.0
+    wrong_speakers: int = 0  # words in a segment of somebody else
+    wrong_speakers_unsplit: int = 0  # the same without splitting sentences
+    attributed: int = 0  # words that were recognised, rightly or as another word
+
+    @property
+    def wrong_speaker(self) -> float:
+        return self.wrong_speakers / self.attributed if self.attributed else float("nan")
+
+    @property
+    def wrong_speaker_unsplit(self) -> float:
+        return self.wrong_speakers_unsplit / self.attributed if self.attributed else float("nan")
 
     @property
     def wer(self) -> float:
@@ -59,20 +71,24 @@ def total(scores: Iterable[Score]) -> Score:
         whole.start_errors_s += score.start_errors_s
         whole.diarization_errors_s += score.diarization_errors_s
         whole.spoken_s += score.spoken_s
+        whole.wrong_speakers += score.wrong_speakers
+        whole.wrong_speakers_unsplit += score.wrong_speakers_unsplit
+        whole.attributed += score.attributed
     return whole
 
 
-def score(recording: Recording, segments: Sequence[dict[str, Any]], turns: Sequence[TrueTurn]) -> Score:
+def score(
+    recording: Recording,
+    segments: Sequence[dict[str, Any]],
+    turns: Sequence[TrueTurn],
+    unsplit: Sequence[dict[str, Any]] | None = None,
+) -> Score:
     """Compares segments with words, as whisperx and `/predict` give them, and speaker turns.
 
-    A word's start counts where the word was recognised and the synthesizer knows its time.
+    A word's start counts where the word was recognised and the synthesizer knows its time. `unsplit` are
+    the segments before sentences of two speakers were split; None where nothing was.
     """
-    said = [
-        (token, word.get("start"))
-        for segment in segments
-        for word in segment.get("words") or [{"word": segment["text"]}]  # not aligned: words without times
-        for token in tokens_of(word["word"])
-    ]
+    said = [(token, word.get("start")) for segment in segments for token, word in _tokens(segment)]
     found = Score(words=Counter(word.speaker for word in recording.words))
     for chunk in _alignment(recording, [token for token, _ in said]):
         true_words = recording.words[chunk.ref_start_idx : chunk.ref_end_idx]
@@ -91,7 +107,38 @@ def score(recording: Recording, segments: Sequence[dict[str, Any]], turns: Seque
     found.diarization_errors_s, found.spoken_s = diarization_errors(
         recording.turns, turns, recording.duration_s
     )
+    found.wrong_speakers, found.attributed = speaker_errors(recording, segments)
+    found.wrong_speakers_unsplit, _ = speaker_errors(recording, segments if unsplit is None else unsplit)
     return found
+
+
+def speaker_errors(recording: Recording, segments: Sequence[dict[str, Any]]) -> tuple[int, int]:
+    """Words in a segment of another speaker than the one who says them, and words that were recognised.
+
+    Speakers are matched to voices so that there are least errors. Words that nobody said do not count.
+    """
+    said = [(token, segment.get("speaker")) for segment in segments for token, _ in _tokens(segment)]
+    pairs = [
+        (true.speaker, speaker)
+        for chunk in _alignment(recording, [token for token, _ in said])
+        if chunk.type in ("equal", "substitute") and said
+        for true, (_, speaker) in zip(
+            recording.words[chunk.ref_start_idx : chunk.ref_end_idx],
+            said[chunk.hyp_start_idx : chunk.hyp_end_idx],
+            strict=True,
+        )
+    ]
+    counts = Counter(pairs)
+    voices = sorted({voice for voice, _ in pairs})
+    speakers = sorted({speaker for _, speaker in pairs if speaker is not None})
+    table = np.array([[counts[voice, speaker] for speaker in speakers] for voice in voices])
+    right = table[linear_sum_assignment(table, maximize=True)].sum() if speakers else 0
+    return len(pairs) - int(right), len(pairs)
+
+
+def _tokens(segment: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    words = segment.get("words") or [{"word": segment["text"]}]  # not aligned: words without times
+    return [(token, word) for word in words for token in tokens_of(word["word"])]
 
 
 def count_errors(recording: Recording, text: str) -> int:

@@ -36,6 +36,7 @@ PROJECT = Path(__file__).parents[1]
 RECORDINGS = Path(__file__).parent / "recordings"
 REAL_SPEECH = PROJECT.parent / "shared" / "data" / "speech"  # real meetings, where the folder is there
 NOISE_DB = 20
+SHORT_PAUSE_S = 0.1
 AT_ONCE = 4  # recordings that the service has at the same time
 
 say = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -44,6 +45,7 @@ say = Console(stderr=True, highlight=False, soft_wrap=True)
 GROUPS = {
     "seen": "seen voices",
     "seen-noisy": f"seen voices, noise at {NOISE_DB} dB",
+    "seen-hasty": f"seen voices, {SHORT_PAUSE_S} s between turns",
     "unseen": "unseen voices",
     "three-speakers": "three speakers",
     "half-minute": "30 s files",
@@ -99,7 +101,8 @@ def main(
 def read_recordings() -> dict[str, list[Recording]]:
     groups = {name: truth.load_folder(RECORDINGS / name) for name in GROUPS if (RECORDINGS / name).is_dir()}
     noisy = [truth.with_noise(recording, NOISE_DB, seed) for seed, recording in enumerate(groups["seen"])]
-    groups |= {"seen-noisy": noisy, "demo": [truth.load(bundled.SAMPLE)]}
+    hasty = [truth.without_pauses(recording, SHORT_PAUSE_S) for recording in groups["seen"]]
+    groups |= {"seen-noisy": noisy, "seen-hasty": hasty, "demo": [truth.load(bundled.SAMPLE)]}
     return {name: groups[name] for name in GROUPS}
 
 
@@ -148,7 +151,7 @@ def measure(
         of_real = pool.map(answer, real)
         for group, recordings in groups.items():
             for recording, found in zip(recordings, answers[group], strict=True):
-                result.scores[group].append(score(recording, found.segments, found.turns))
+                result.scores[group].append(score(recording, found.segments, found.turns, found.unsplit))
         for recording, found in zip(real, of_real, strict=True):
             result.real_der[recording.name] = diarization_errors(
                 recording.turns, found.turns, recording.duration_s
@@ -161,6 +164,7 @@ def summary(result: Result) -> dict[str, float | None]:
     """The figures that are watched from one change to the next."""
     seen, unseen = total(result.scores["seen"]), total(result.scores["unseen"])
     clean = total([*result.scores["seen"], *result.scores["unseen"]])
+    hasty = total(result.scores["seen-hasty"])
     return {
         "wer_seen": seen.wer,
         "wer_unseen": unseen.wer,
@@ -169,6 +173,9 @@ def summary(result: Result) -> dict[str, float | None]:
         "der_synthetic": clean.der,
         "der_real": _ratio(parts for name, parts in result.real_der.items() if name == "sample"),
         "der_meetings": _ratio(parts for name, parts in result.real_der.items() if name != "sample"),
+        "wrong_speaker": clean.wrong_speaker,
+        "wrong_speaker_hasty": hasty.wrong_speaker,
+        "wrong_speaker_hasty_unsplit": hasty.wrong_speaker_unsplit,
     }
 
 
@@ -203,6 +210,8 @@ def _figures(found: Score) -> dict[str, float]:
         "word_start_median_ms": found.start_ms(50),
         "word_start_p95_ms": found.start_ms(95),
         "der": found.der,
+        "wrong_speaker": found.wrong_speaker,
+        "wrong_speaker_unsplit": found.wrong_speaker_unsplit,
     }
 
 
@@ -215,7 +224,7 @@ def _voices(result: Result) -> dict[str, float]:
 def show(results: Sequence[Result], model: str) -> None:
     """The table, a row a group of recordings, each figure once per system."""
     systems = " | ".join(result.name for result in results)
-    columns = ("recordings", "words", "WER", "start median", "start p95", "DER")
+    columns = ("recordings", "words", "WER", "start median", "start p95", "DER", "wrong speaker", "unsplit")
     table = Table(*columns, title=f"{model}: {systems}")
     for group, title in GROUPS.items():
         totals = [total(result.scores[group]) for result in results]
@@ -226,6 +235,8 @@ def show(results: Sequence[Result], model: str) -> None:
             " | ".join(f"{found.start_ms(50):.0f} ms" for found in totals),
             " | ".join(f"{found.start_ms(95):.0f} ms" for found in totals),
             " | ".join(f"{found.der:.1%}" for found in totals),
+            " | ".join(f"{found.wrong_speaker:.1%}" for found in totals),
+            f"{totals[0].wrong_speaker_unsplit:.1%}",
         )
     table.add_section()
     per_voice = [_voices(result) for result in results]
@@ -237,9 +248,12 @@ def show(results: Sequence[Result], model: str) -> None:
     for name in results[0].real_der:
         rates = " | ".join(f"{_ratio([result.real_der[name]]):.1%}" for result in results)
         table.add_row(f"real speech: {name}", "", "", "", "", rates)
-    output = Console(width=120)
+    output = Console(width=150)
     output.print(table)
     output.print("DER: pyannote.metrics, collar 0.25 s, overlap counted, of the diarizer's turns.")
+    output.print(
+        "Wrong speaker: words in a segment of somebody else, with sentences split at speaker changes or not."
+    )
     output.print(json.dumps(summary(results[0])), soft_wrap=True)
 
 

@@ -3,7 +3,7 @@
 import io
 import signal
 import wave
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -18,16 +18,18 @@ from benchmarks.plain_whisperx import PlainWhisperx
 from benchmarks.truth import SAMPLE_RATE_HZ, TrueTurn
 from serve_app.launcher import running, url_of
 from serve_app.options import Options
-from serve_app.transcript import Audio
+from serve_app.stages.speakers import assign_speakers, split_at_speaker_change
+from serve_app.transcript import Audio, Diarization, Segment, Word
 
 
 @dataclass(frozen=True)
 class Answer:
     """What one system makes of one recording."""
 
-    segments: list[dict[str, Any]]
+    segments: list[dict[str, Any]]  # with speakers, where there are any
     turns: tuple[TrueTurn, ...]
     warnings: tuple[str, ...] = ()
+    unsplit: list[dict[str, Any]] | None = None  # the segments before sentences of two speakers are split
 
 
 class System(Protocol):
@@ -36,7 +38,7 @@ class System(Protocol):
 
 @dataclass
 class Service:
-    """The graph over HTTP; its diarizer's own turns through the handle."""
+    """The graph over HTTP; its diarizer's own turns through the handle, which tell who speaks."""
 
     url: str
     application: str
@@ -52,12 +54,35 @@ class Service:
         response.raise_for_status()
         body = response.json()
         warnings = tuple(f"{w['stage']}: {w['message']}" for w in body["warnings"])
-        return Answer(body["model_output"], self._turns(samples) if self.diarizes else (), warnings)
+        if not self.diarizes:
+            return Answer(body["model_output"], (), warnings)
+        found = self._diarize(samples)
+        turns = tuple(TrueTurn(turn.start_s, turn.end_s, turn.speaker) for turn in found.turns)
+        # As the pipeline does it, in this process: so each recording is diarized once.
+        whole = assign_speakers([_segment(segment) for segment in body["model_output"]], found)
+        split = split_at_speaker_change(whole)
+        return Answer(_as_answered(split), turns, warnings, _as_answered(whole))
 
-    def _turns(self, samples: NDArray[np.int16]) -> tuple[TrueTurn, ...]:
+    def _diarize(self, samples: NDArray[np.int16]) -> Diarization:
         diarizer = serve.get_deployment_handle("Diarizer", self.application)
-        found = diarizer.diarize.remote([ray.put(Audio(samples))], Options(), "eval").result().turns
-        return tuple(TrueTurn(turn.start_s, turn.end_s, turn.speaker) for turn in found)
+        found: Diarization = diarizer.diarize.remote([ray.put(Audio(samples))], Options(), "eval").result()
+        return found
+
+
+def _segment(answered: dict[str, Any]) -> Segment:
+    words = tuple(Word(word["word"], word["start"], word["end"]) for word in answered["words"])
+    return Segment(answered["start"], answered["end"], answered["text"], words)
+
+
+def _as_answered(segments: Sequence[Segment]) -> list[dict[str, Any]]:
+    return [
+        {
+            "text": segment.text,
+            "speaker": segment.speaker,
+            "words": [{"word": word.text, "start": word.start_s} for word in segment.words],
+        }
+        for segment in segments
+    ]
 
 
 @dataclass
@@ -71,8 +96,11 @@ class Plain:
         segments = self.whisperx.transcribe(audio, language="en", diarize=False)
         if self.whisperx.diarization is None:
             return Answer(segments, ())
-        rows = self.whisperx.diarization(audio).itertuples()
-        return Answer(segments, tuple(TrueTurn(row.start, row.end, row.speaker) for row in rows))
+        import whisperx
+
+        found = self.whisperx.diarization(audio)
+        turns = tuple(TrueTurn(row.start, row.end, row.speaker) for row in found.itertuples())
+        return Answer(whisperx.assign_word_speakers(found, {"segments": segments})["segments"], turns)
 
 
 @contextmanager

@@ -23,4 +23,5 @@ class Retries:
         """Counts one more; the log names the kind of error, whose text might hold what a caller sent."""
         self.counts[stage, cause] += 1
         self._metric.inc(tags={"stage": stage, "cause": cause})
-        logger.warning("%s: again, because of %s (%s)", stage, cause, type(error).__name__)
+        kind = f" ({type(error).__name__})" if error else ""
+        logger.warning("%s: again, because of %s%s", stage, cause, kind)

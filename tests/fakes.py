@@ -86,8 +86,8 @@ class FakeStages:
     languages: dict[float, str] = field(default_factory=dict)  # window start -> language heard there
     fail: dict[str, Exception] = field(default_factory=dict)  # stage -> what it raises
     transcribed_in: list[tuple[float, str | None]] = field(default_factory=list)
-    decodings: list[Decoding] = field(default_factory=list)
     loaded: list[Source] = field(default_factory=list)
+    decodings: list[Decoding] = field(default_factory=list)
     most_in_flight: int = 0
     _in_flight: int = 0
 

@@ -8,14 +8,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fakes import FakeAligner, FakeDiarizer, FakeRecognizer, FakeSpeechModel
+import ray
+from fakes import FakeAligner, FakeDiarizer, FakeRecognizer, FakeSpeechModel, recording
 from ray.serve import Application
 
 from serve_app.app import Loaders, graph
 from serve_app.settings import IntakeSettings, Settings
 from serve_app.transcript import AlignRequest, AsrRequest, Audio, Diarization, Samples, Window
 
-LOAD_S = 3.0  # of the recogniser, where it loads slowly
+PROBE_S = 1.0  # that a recogniser may take to say that it is well; three times, then it is replaced
+LOAD_S = 4.0  # where models load slowly: longer than readiness and health wait
 MOST_ITEMS = 2  # of a batch that the recogniser's device has memory for, where that is scarce
 
 
@@ -40,6 +42,11 @@ class Gates:
             (self.folder / f"{stage}.waits.{os.getpid()}").touch()
             time.sleep(0.01)
 
+    def load(self, stage: str) -> None:
+        (self.folder / f"{stage}.loads.{os.getpid()}").touch()
+        if (self.folder / "slow load").exists():
+            time.sleep(LOAD_S)
+
 
 class GatedSpeech(FakeSpeechModel):
     def __init__(self, gates: Gates) -> None:
@@ -56,9 +63,7 @@ class GatedSpeech(FakeSpeechModel):
 class GatedRecognizer(FakeRecognizer):
     def __init__(self, gates: Gates) -> None:
         self._gates = gates
-        (gates.folder / f"loads.{os.getpid()}").touch()
-        if (gates.folder / "slow load").exists():
-            time.sleep(LOAD_S)
+        gates.load("asr")
 
     def transcribe(self, requests: Sequence[AsrRequest]) -> list[Any]:
         self._gates.go_through("asr")
@@ -82,6 +87,7 @@ class GatedAligner(FakeAligner):
 class GatedDiarizer(FakeDiarizer):
     def __init__(self, gates: Gates) -> None:
         self._gates = gates
+        gates.load("diarization")
 
     def diarize(self, samples: Samples, **options: Any) -> Diarization:
         self._gates.go_through("diarization")
@@ -92,9 +98,34 @@ def build(args: dict[str, str]) -> Application:
     """`gates` is a folder; another `version` is other code for Serve: it replaces every replica."""
     gates = Gates(Path(args["gates"]))
     settings = Settings(
-        model=args["version"], device="cpu", intake=IntakeSettings(allowed_hosts=("127.0.0.1",))
+        model=args["version"],
+        device="cpu",
+        call_timeout_s=float(args.get("call_timeout_s", 120)),
+        call_timeout_per_audio_s=0.0,
+        intake=IntakeSettings(allowed_hosts=("127.0.0.1",)),
     )
     loaders = Loaders(
         *(partial(model, gates) for model in (GatedSpeech, GatedRecognizer, GatedAligner, GatedDiarizer))
     )
     return graph(settings, loaders, "cpu")
+
+
+@ray.remote(num_cpus=0)
+class Owner:
+    def put(self) -> list[Any]:
+        return [ray.put(Audio(recording(9)))]
+
+
+class Orphan:
+    """A loader's answer whose audio dies with the process that owns it."""
+
+    def __init__(self) -> None:
+        self._owner: Any = Owner.remote()  # type: ignore[attr-defined]
+
+    async def _to_object_ref(self) -> Any:
+        (ref,) = await self._owner.put.remote()
+        ray.kill(self._owner)
+        return ref
+
+    def cancel(self) -> None:
+        """It has ended."""

@@ -5,8 +5,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.accuracy import count_errors, score, tokens_of, total
-from benchmarks.truth import Recording, TrueTurn, TrueWord, load, save, sentences, with_noise
+from benchmarks.accuracy import count_errors, score, speaker_errors, tokens_of, total
+from benchmarks.truth import (
+    Recording,
+    TrueTurn,
+    TrueWord,
+    load,
+    save,
+    sentences,
+    with_noise,
+    without_pauses,
+)
 
 WORDS = (
     TrueWord("four", 1.0, 1.2, True, "ann"),
@@ -38,6 +47,19 @@ def test_errors_count_for_the_voice_that_spoke() -> None:
     )
     assert found.errors == {"ann": 1}
     assert count_errors(RECORDING, "four score oh of years") == 1
+
+
+def test_a_word_in_a_segment_of_somebody_else_has_the_wrong_speaker() -> None:
+    """Labels are free but one to one; without a speaker a word is wrong, and unsplit segments are apart."""
+    ann, bob = segments(("four", 1.0), ("core", 1.3)), segments(("of", 3.0), ("years", 3.2))
+    split = [{**ann[0], "speaker": "S1"}, {**bob[0], "speaker": "S0"}]
+    whole = [{**segments(("four", 1.0), ("core", 1.3), ("of", 3.0), ("years", 3.2))[0], "speaker": "S1"}]
+    found = score(RECORDING, split, TURNS, whole)
+    assert (found.wrong_speaker, found.wrong_speaker_unsplit) == (0, 0.5)
+    assert total([found, found]).attributed == 8
+    assert speaker_errors(RECORDING, [split[0], bob[0]]) == (2, 4)
+    assert speaker_errors(RECORDING, ann + bob) == (4, 4)
+    assert speaker_errors(RECORDING, []) == (0, 0)
 
 
 def test_nothing_heard_is_every_word_wrong() -> None:
@@ -80,3 +102,14 @@ def test_noise_has_the_level_asked_for() -> None:
     noise = with_noise(recording, 20, 1).samples.astype(float) - tone
     assert np.mean(noise**2) == pytest.approx(np.mean(tone.astype(float) ** 2) / 100, rel=0.05)
     assert np.array_equal(with_noise(recording, 20, 1).samples, with_noise(recording, 20, 1).samples)
+
+
+def test_pauses_are_cut_and_times_move_with_the_sound() -> None:
+    """Half a second stays between the turns, and each word is where it was in its sound."""
+    samples = np.arange(5 * 16_000, dtype=np.int32).astype(np.int16)
+    hasty = without_pauses(Recording("short", samples, WORDS, TURNS), 0.5)
+    assert hasty.duration_s == 4.5
+    assert [turn.start_s for turn in hasty.turns] == pytest.approx([1.0, 2.5])
+    assert [word.start_s for word in hasty.words] == pytest.approx([1.0, 1.3, 2.5, 2.7])
+    before, after = round(3.2 * 16_000), round(2.7 * 16_000)
+    assert np.array_equal(hasty.samples[after : after + 800], samples[before : before + 800])

@@ -1,4 +1,4 @@
-"""The deployments' classes without a cluster: what shares a batch, what waits, comes again, changes."""
+"""The deployments' classes without a cluster: what shares a batch, what waits, what changes at run time."""
 
 import asyncio
 import threading
@@ -96,6 +96,43 @@ def test_what_a_user_config_leaves_out_stays_as_it_was() -> None:
     assert all(len(batch) == 1 for batch in model.batches)
 
 
+class HeldDiarizer(FakeDiarizer):
+    """Gives no answer before `release` is set."""
+
+    def __init__(self) -> None:
+        self.release = threading.Event()
+
+    def diarize(self, samples: Samples, **options: Any) -> Diarization:
+        assert self.release.wait(10)
+        return super().diarize(samples, **options)
+
+
+def test_a_short_file_does_not_wait_for_the_speakers_of_a_long_one() -> None:
+    """The long file's one call may take minutes; the clip's answer comes while it runs."""
+    untyped: Any = deployments.Diarizer
+    held = HeldDiarizer()
+    models = iter([held, FakeDiarizer()])
+
+    async def both() -> tuple[bool, Diarization, Diarization]:
+        diarizer = untyped.func_or_class(lambda: next(models))
+
+        def of(seconds: int) -> Any:
+            audio: asyncio.Future[Audio] = asyncio.get_running_loop().create_future()
+            audio.set_result(Audio(recording(*[1] * seconds)))
+            return diarizer.diarize([audio], Options(), f"{seconds} s")
+
+        long = asyncio.create_task(of(61))
+        await asyncio.sleep(0)
+        short = await asyncio.wait_for(of(10), 10)
+        waited = not long.done()
+        held.release.set()
+        return waited, short, await long
+
+    waited, short, long = asyncio.run(both())
+    assert waited
+    assert (len(short.turns), len(long.turns)) == (10, 61)
+
+
 class DoubtfulRecognizer(FakeRecognizer):
     """Is sure of the odd numbers only; of the others it is likelier right the hotter it is."""
 
@@ -163,40 +200,3 @@ def test_windows_come_again_only_where_a_fallback_is_wanted() -> None:
         assert len(batched(model, decoding.temperature or 0.0)) == 2
         assert sum(len(items) for _, items in model.batches) == 2
         assert [text.attempts for text in texts] == [1, 1]
-
-
-class HeldDiarizer(FakeDiarizer):
-    """Gives no answer before `release` is set."""
-
-    def __init__(self) -> None:
-        self.release = threading.Event()
-
-    def diarize(self, samples: Samples, **options: Any) -> Diarization:
-        assert self.release.wait(10)
-        return super().diarize(samples, **options)
-
-
-def test_a_short_file_does_not_wait_for_the_speakers_of_a_long_one() -> None:
-    """The long file's one call may take minutes; the clip's answer comes while it runs."""
-    untyped: Any = deployments.Diarizer
-    held = HeldDiarizer()
-    models = iter([held, FakeDiarizer()])
-
-    async def both() -> tuple[bool, Diarization, Diarization]:
-        diarizer = untyped.func_or_class(lambda: next(models))
-
-        def of(seconds: int) -> Any:
-            audio: asyncio.Future[Audio] = asyncio.get_running_loop().create_future()
-            audio.set_result(Audio(recording(*[1] * seconds)))
-            return diarizer.diarize([audio], Options(), f"{seconds} s")
-
-        long = asyncio.create_task(of(61))
-        await asyncio.sleep(0)
-        short = await asyncio.wait_for(of(10), 10)
-        waited = not long.done()
-        held.release.set()
-        return waited, short, await long
-
-    waited, short, long = asyncio.run(both())
-    assert waited
-    assert (len(short.turns), len(long.turns)) == (10, 61)

@@ -13,7 +13,10 @@ from serve_app.transcript import Diarization, Segment, Turn, Word
 
 Span = tuple[float, float]  # start and end in seconds
 
-LEAST_WORDS, LEAST_S = 2, 0.3  # of one who goes on
+# So long speaks who goes on. On the recordings of `make eval` with 0.1 s between turns 5.6 % of the words
+# had a wrong speaker without cuts, 1.1 % with this, 1.8 % with 1 s. With moments of 0.1 to 0.7 s given to
+# somebody else every 8 s it was 4.9 % without cuts, 2.7 % with this, 4.1 % with 0.5 s, 5.6 % with 0 s.
+LEAST_S = 0.8
 
 
 def _overlapping(spans: Sequence[Span], turns: Sequence[Turn]) -> Iterator[tuple[int, list[Turn]]]:
@@ -82,9 +85,9 @@ def assign_speakers(segments: Sequence[Segment], diarization: Diarization) -> tu
 def split_at_speaker_change(segments: Sequence[Segment]) -> tuple[Segment, ...]:
     """Segments, with speakers on their words, cut where another speaker goes on.
 
-    One goes on who says LEAST_WORDS words and speaks for LEAST_S: less is more often a word whose time or
-    speaker is a little wrong. The texts of the parts are the segment's, but for spaces at the cuts, and
-    words without times go with the one before.
+    Whoever speaks for less than LEAST_S does not go on: that is more often a word whose time or speaker is a
+    little wrong. The texts of the parts are the segment's, but for spaces at the cuts, and words without
+    times go with the one before.
     """
     return tuple(part for segment in segments for part in _parts(segment))
 
@@ -124,10 +127,9 @@ def _runs(words: Sequence[Word]) -> list[tuple[str | None, range]]:
         edges = [i for i in range(len(timed)) if i == 0 or speakers[i] != speakers[i - 1]]
         runs = [range(*edge) for edge in pairwise([*edges, len(timed)])]
         spoken_s = [spans[run[-1]][1] - spans[run[0]][0] for run in runs]
-        short = [i for i, run in enumerate(runs) if len(run) < LEAST_WORDS or spoken_s[i] < LEAST_S]
-        if len(runs) < 2 or not short:
+        shortest = min(range(len(runs)), key=lambda i: spoken_s[i])
+        if len(runs) == 1 or spoken_s[shortest] >= LEAST_S:
             break
-        shortest = min(short, key=lambda i: spoken_s[i])
         beside = [i for i in (shortest - 1, shortest + 1) if 0 <= i < len(runs)]
         neighbour = runs[max(beside, key=lambda i: spoken_s[i])]
         for i in runs[shortest]:

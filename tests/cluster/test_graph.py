@@ -12,11 +12,11 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from fakes import recording
+from fakes import data_url, recording
 from loopback import Files
 from ray import serve
 from ray.exceptions import RayTaskError
-from sounds import ffmpeg, wav
+from sounds import ffmpeg, silence, wav
 
 from benchmarks import hostile_files
 from serve_app.errors import InvalidRequest
@@ -74,6 +74,36 @@ def test_a_handle_call_with_a_wrong_option_raises_our_error() -> None:
         serve.get_app_handle("whisperx").transcribe.remote(TWO_VOICES, beam=3).result(timeout_s=60)
     assert isinstance(raised.value, InvalidRequest)
     assert raised.value.param == "beam"
+
+
+def test_known_speakers_by_handle_and_over_http() -> None:
+    """References go through the loader like any file; in JSON they are lists."""
+    ada = {"known_speaker_names": ["Ada"], "known_speaker_references": [data_url(wav(recording(1, 1)))]}
+    by_handle = serve.get_app_handle("whisperx").transcribe.remote(TWO_VOICES, **ada).result(timeout_s=60)
+    assert [s["speaker"] for s in by_handle["model_output"]] == ["Ada", "SPEAKER_00", "Ada"]
+    by_http = post(json={"audio_b64": base64.b64encode(TWO_VOICES).decode(), **ada})
+    assert segments(by_http) == by_handle["model_output"]
+
+
+@pytest.mark.parametrize(
+    ("clip", "status", "code"),
+    [
+        (wav(recording(1)), 400, "reference_length"),
+        (wav(silence(30.0)), 400, "reference_length"),
+        (b"not audio", 422, "undecodable_audio"),
+        (b"", 422, "empty_audio"),
+    ],
+    ids=["a second", "half a minute", "text", "nothing"],
+)
+def test_a_reference_of_no_use_is_an_error_that_names_it(clip: bytes, status: int, code: str) -> None:
+    """It is not a transcript whose speakers have no names."""
+    good = data_url(wav(recording(1, 1)))
+    known = {"known_speaker_names": ["Ada", "Bob"], "known_speaker_references": [good, data_url(clip)]}
+    response = post(json={"audio_b64": base64.b64encode(TWO_VOICES).decode(), **known})
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (status, "known_speaker_references")
+    assert error["code"] == code
+    assert error["message"].startswith("known_speaker_references[1]: ")
 
 
 def until(condition: Callable[[dict[str, float]], bool]) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """The whole graph on the bundled models, over HTTP and through the handle, against plain whisperx."""
 
 import asyncio
+import base64
 import json
 import os
 from collections.abc import Iterator
@@ -15,14 +16,19 @@ import ray
 import srt
 import webvtt
 from conftest import HTTP_PORT, SHARED
+from fakes import data_url
 from loopback import Files
 from openai import OpenAI
 from openai_contract import check, check_event
 from ray import serve
 from sounds import VIDEO, encode, silence, wav
+from test_known_speakers_models import RMS, SLT, clip_of
 from tokenizers import Tokenizer
 
+from benchmarks import truth
+from benchmarks.accuracy import speaker_errors
 from benchmarks.plain_whisperx import PlainWhisperx
+from benchmarks.truth import Recording
 from serve_app import bundled, models
 from serve_app.app import build
 from serve_app.options import Options
@@ -31,7 +37,11 @@ from serve_app.stages.decode import decode
 from serve_app.transcript import SAMPLE_RATE_HZ, Samples
 
 URL = f"http://127.0.0.1:{HTTP_PORT}/bundled"
+SEEN = Path(truth.__file__).parent / "recordings" / "seen"
 SAME_TIME_S = 0.020
+# whisperx gives a sentence of two speakers to the one who speaks longer.
+AS_WHISPERX = {"word_timestamps": True, "split_at_speaker_change": False}
+FORM_AS_WHISPERX = {"word_timestamps": "true", "split_at_speaker_change": "false"}
 
 
 @pytest.fixture(scope="module")
@@ -92,11 +102,50 @@ def assert_same(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> Non
 def test_the_sample_by_url_equals_plain_whisperx(graph: str, files: Files, plain: PlainWhisperx) -> None:
     """The demo's conversation: same windows, text, word times and speakers as whisperx, two speakers."""
     url = files.url("/sample.mp3", bundled.SAMPLE.read_bytes())
-    response = httpx.post(f"{graph}/predict", json={"audio_file": url, "word_timestamps": True}, timeout=300)
+    response = httpx.post(f"{graph}/predict", json={"audio_file": url, **AS_WHISPERX}, timeout=300)
     body = response.json()
     assert_same(body["model_output"], by_whisperx(plain, bundled.SAMPLE))
     assert {segment["speaker"] for segment in body["model_output"]} == {"SPEAKER_00", "SPEAKER_01"}
     assert (body["language"], body["model"], body["warnings"]) == ("en", "bundled", [])
+
+
+def test_known_speakers_of_the_demo_have_their_names(graph: str) -> None:
+    """By references over HTTP every segment and word has the right name of the two; a third is not heard."""
+    demo, other = truth.load(bundled.SAMPLE), truth.load(SEEN / "slt-rms.opus")
+    third = truth.load(SEEN / "awb-en-us-f1.opus")
+    # No other recording has the demo's first voice, so its reference is the demo's own first sentences.
+    clips = {"Ada": clip_of(SLT, demo), "Bob": clip_of(RMS, other), "Eve": clip_of("flite/awb", third)}
+    body = {
+        "audio_b64": base64.b64encode(bundled.SAMPLE.read_bytes()).decode(),
+        "known_speaker_names": list(clips),
+        "known_speaker_references": [data_url(encode(c, SAMPLE_RATE_HZ, ".mp3")) for c in clips.values()],
+        "word_timestamps": True,
+    }
+    answer = httpx.post(f"{graph}/predict", json=body, timeout=300).json()
+    names = {SLT: "Ada", RMS: "Bob"}
+    for segment in answer["model_output"]:
+        for piece in (segment, *segment["words"]):
+            middle_s = (piece["start"] + piece["end"]) / 2
+            turn = min(demo.turns, key=lambda turn: max(turn.start_s - middle_s, middle_s - turn.end_s))
+            assert piece["speaker"] == names[turn.speaker]
+    assert {segment["speaker"] for segment in answer["model_output"]} == {"Ada", "Bob"}
+    assert [warning["code"] for warning in answer["warnings"]] == ["known_speaker_not_found"]
+    assert "Eve" in answer["warnings"][0]["message"]
+
+
+def test_sentences_that_run_into_each_other_are_split_where_the_speaker_changes(graph: str) -> None:
+    """Without pauses between turns the recogniser joins sentences of two people; their words stay apart."""
+    hasty = truth.without_pauses(truth.load(SEEN / "awb-en-us-f1.opus"), 0.1)
+    clip = wav(hasty.samples[: 30 * SAMPLE_RATE_HZ])
+    split = post(clip, word_timestamps="true", num_speakers="2")["model_output"]
+    whole = post(clip, num_speakers="2", **FORM_AS_WHISPERX)["model_output"]
+    assert len(split) > len(whole)
+    assert " ".join(s["text"] for s in split) == " ".join(s["text"] for s in whole)
+    in_time = [word for word in hasty.words if word.end_s < 30]
+    heard = Recording("clip", hasty.samples[: 30 * SAMPLE_RATE_HZ], tuple(in_time), ())
+    wrong, words = speaker_errors(heard, split)
+    assert wrong < speaker_errors(heard, whole)[0]
+    assert wrong / words < 0.05
 
 
 def test_the_python_handle_equals_http(graph: str) -> None:
@@ -167,7 +216,7 @@ def test_containers_equal_plain_whisperx(
     """Ten seconds of the sample in other containers, rates and channels."""
     path = tmp_path / name
     path.write_bytes(make(sample[: 10 * SAMPLE_RATE_HZ]))
-    body = post(path.read_bytes(), word_timestamps="true")
+    body = post(path.read_bytes(), **FORM_AS_WHISPERX)
     assert body["duration"] == pytest.approx(10.0, abs=0.1)
     assert body["model_output"]
     assert_same(body["model_output"], by_whisperx(plain, path))
@@ -179,7 +228,7 @@ def test_exactly_thirty_seconds_equal_plain_whisperx(
     """30.0 s, Whisper's own window length, loses nothing at its edge."""
     path = tmp_path / "thirty.wav"
     path.write_bytes(wav(sample[: 30 * SAMPLE_RATE_HZ]))
-    body = post(path.read_bytes(), word_timestamps="true")
+    body = post(path.read_bytes(), **FORM_AS_WHISPERX)
     assert body["duration"] == 30.0
     assert_same(body["model_output"], by_whisperx(plain, path))
     assert body["model_output"][-1]["end"] > 29.0
