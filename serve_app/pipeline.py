@@ -21,7 +21,7 @@ from serve_app.fallback import decoding_warnings
 from serve_app.known_speakers import is_about_reference, known_speakers, not_heard, without_clips
 from serve_app.language import Language
 from serve_app.options import Options
-from serve_app.speaker_options import NO_SPEAKERS_FOUND, wants_speakers
+from serve_app.speaker_wishes import NO_SPEAKERS_FOUND, wants_speakers
 from serve_app.stages.speakers import assign_speakers, split_at_speaker_change
 from serve_app.timings import Timings
 from serve_app.transcript import (
@@ -70,7 +70,7 @@ async def transcribe(
     Raises TranscriptionError when there is no text to give, or a known speaker's reference is of no use. A
     failing alignment or diarization does not lose the text: it comes back with a warning.
     """
-    diarize = wants_speakers(options, stages.diarize is not None)
+    diarize = wants_speakers(options, available=stages.diarize is not None)
     request = _Request(stages, options, report)
     begun_s = time.monotonic()
     async with known_speakers(stages.load, options) as known, stages.load(source) as audio:
@@ -91,10 +91,10 @@ async def transcribe(
         raise request.diarization_error  # speakers are all that this caller wants
     if diarization is not None:
         segments = await asyncio.to_thread(assign_speakers, segments, diarization)
+        if any(segment.speaker is None for segment in segments):
+            request.warn(NO_SPEAKERS_FOUND)
         if options.split_at_speaker_change is not False:
             segments = await asyncio.to_thread(split_at_speaker_change, segments)
-        if any(segment.speaker is None for segment in segments):
-            request._warn(NO_SPEAKERS_FOUND)
     return Transcript(
         segments=segments,
         language=request.language.result() if request.windows_found else None,
@@ -169,14 +169,14 @@ class _Request:
                         windows.append(task)
                         self.windows_found += 1
         self.all_found = True
-        self._warn(self.language.no_more_windows(self.windows_found))
+        self.warn(self.language.no_more_windows(self.windows_found))
 
     async def _window(self, audio: Any, window: Window, number: int) -> None:
         text = None
         if self.language.asks(number):
             async with self.in_flight:
                 text = await self._transcribe(audio, window, None)
-            self._warn(self.language.vote(text))
+            self.warn(self.language.vote(text))
         language = await self.language.decided()
         async with self.in_flight:
             if text is None or text.language != language:
@@ -238,8 +238,8 @@ class _Request:
             logger.error("%s failed", stage, exc_info=error)
         message = error.message if isinstance(error, TranscriptionError) else f"The {stage} stage failed."
         code = error.code if isinstance(error, TranscriptionError) else f"{stage}_failed"
-        self._warn(StageWarning(stage, code, f"{message} {consequence}"))
+        self.warn(StageWarning(stage, code, f"{message} {consequence}"))
 
-    def _warn(self, warning: StageWarning | None) -> None:
+    def warn(self, warning: StageWarning | None) -> None:
         if warning is not None and warning not in self.warnings:  # once, not once per window
             self.warnings.append(warning)

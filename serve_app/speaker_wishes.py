@@ -1,4 +1,4 @@
-"""Whether a request gets speakers."""
+"""Whether a request has speakers looked for, and what it hears where there are none."""
 
 from serve_app.errors import InvalidRequest
 from serve_app.options import Options
@@ -14,19 +14,17 @@ _NEED_SPEAKERS = (
 )
 
 
-def wants_speakers(options: Options, has_model: bool) -> bool:
-    """Yes where the server has a diarization model, unless the caller does not want them.
-
-    Raises InvalidRequest for options that need a model where there is none.
-    """
+def wants_speakers(options: Options, *, available: bool) -> bool:
+    """Whether to look for speakers; raises InvalidRequest where somebody must have them and cannot."""
     asked = next((name for name in _NEED_SPEAKERS if getattr(options, name)), None)
     if options.response_format == "rttm":
         asked = "response_format"
-    if asked and not has_model:
+    if asked and not available:
         raise InvalidRequest(
             "This server has no diarization model. Start it with HF_TOKEN set to a Hugging Face token that "
-            f"may use pyannote/speaker-diarization-community-1, or leave out {asked}.",
+            "may use pyannote/speaker-diarization-community-1, or "
+            + ("ask for another response_format." if asked == "response_format" else f"leave out {asked}."),
             asked,
             "diarization_unavailable",
         )
-    return has_model and options.diarize is not False
+    return available and options.diarize is not False
