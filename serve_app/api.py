@@ -69,10 +69,10 @@ def create_app(
             transcript = await transcribe(source, options)
         body = answer(transcript, options)
         if isinstance(body, str):
-            warnings = json.dumps(warnings_out(transcript))  # ASCII, as a header must be
-            return Response(
-                body, media_type=MEDIA_TYPES[options.response_format], headers={"X-Warnings": warnings}
-            )
+            response = Response(body, media_type=MEDIA_TYPES[options.response_format])
+            if warnings := warnings_out(transcript):
+                response.headers["X-Warnings"] = json.dumps(warnings)  # ASCII, as a header must be
+            return response
         return JSONResponse(body)
 
     # Gives /docs a field for the key. It is checked long before this, in front of the application.

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import pytest
 from transcripts import FIXED
 
 from serve_app.api import create_app
+from serve_app.following import Report
 from serve_app.formats import MEDIA_TYPES, rendered
 from serve_app.options import Options
+from serve_app.pipeline import unheard
 from serve_app.settings import AccessSettings
 from serve_app.subtitles import SubtitleLayout
 from serve_app.transcript import Source, Transcript
@@ -20,15 +23,23 @@ URL = {"audio_file": "https://example.com/x.mp3"}
 GOLDEN = Path(__file__).parent / "golden"
 
 
-def request(method: str, path: str, access: AccessSettings | None = None, **kwargs: Any) -> httpx.Response:
-    async def transcribe(source: Source, options: Options, report: object = None) -> Transcript:
-        return FIXED
+def request(
+    method: str,
+    path: str,
+    access: AccessSettings | None = None,
+    transcript: Transcript = FIXED,
+    **kwargs: Any,
+) -> httpx.Response:
+    async def transcribe(source: Source, options: Options, report: Report = unheard) -> Transcript:
+        return transcript
 
     async def readiness() -> dict[str, bool]:
         return {}
 
     async def send() -> httpx.Response:
-        app = create_app(transcribe, readiness, max_bytes=1 << 20, access=access or AccessSettings())
+        app = create_app(
+            transcribe, readiness, model="fixed", max_bytes=1 << 20, access=access or AccessSettings()
+        )
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
             return await client.request(method, path, **kwargs)
@@ -61,6 +72,13 @@ def test_text_formats_have_their_type_and_keep_their_warnings(
         assert response.headers["content-type"] == content_type
         assert response.content.decode() == rendered(FIXED, response_format)
         assert json.loads(response.headers["x-warnings"]) == post(json=URL).json()["warnings"]
+
+
+def test_without_warnings_there_is_no_header() -> None:
+    """It says that something went less well, so it is there only then."""
+    fine = replace(FIXED, warnings=())
+    response = post(json={**URL, "response_format": "srt"}, transcript=fine)
+    assert (response.status_code, "x-warnings" in response.headers) == (200, False)
 
 
 def test_words_is_one_list() -> None:

@@ -6,7 +6,7 @@ from itertools import groupby
 
 import pytest
 import whisperx.utils
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transcripts import FIXED, transcripts
 
@@ -54,12 +54,14 @@ def by_whisperx(transcript: Transcript, layout: SubtitleLayout) -> list[Cue]:
     return found
 
 
+@settings(deadline=None)  # other work on the machine is no fault
 @given(transcripts(), LAYOUTS)
 def test_cues_are_those_of_whisperx(transcript: Transcript, layout: SubtitleLayout) -> None:
     """Same words, lines and times for any width, count and highlighting."""
     assert list(cues(transcript, layout)) == by_whisperx(transcript, layout)
 
 
+@settings(deadline=None)  # other work on the machine is no fault
 @given(transcripts(unaligned=True), LAYOUTS)
 def test_nothing_said_is_missing_and_cues_can_be_shown(
     transcript: Transcript, layout: SubtitleLayout
@@ -71,6 +73,7 @@ def test_nothing_said_is_missing_and_cues_can_be_shown(
     assert all(cue.start_ms < cue.end_ms for cue in [*plain, *cues(transcript, layout)])
 
 
+@settings(deadline=None)  # other work on the machine is no fault
 @given(transcripts(unaligned=True), st.integers(1, 40), st.integers(1, 4))
 def test_lines_are_as_long_and_as_many_as_asked_for(transcript: Transcript, width: int, count: int) -> None:
     """Spaces count; only a word that is itself too long stands on a line that is."""
@@ -80,6 +83,7 @@ def test_lines_are_as_long_and_as_many_as_asked_for(transcript: Transcript, widt
         assert all(len(line) <= width or " " not in line for line in lines)
 
 
+@settings(deadline=None)  # other work on the machine is no fault
 @given(transcripts(unaligned=True))
 def test_times_stay_within_the_segment(transcript: Transcript) -> None:
     """One cue for each segment, not before it and not after it."""

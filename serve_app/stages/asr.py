@@ -204,6 +204,7 @@ class Recognizer:
                 tokens=tuple(tokens),
                 temperature=request.decoding.temperature or 0.0,
                 prompt_tokens_cut=self._prompts.context(request.decoding)[1],
+                token_ends=token_ends(self._tokenizer, tokens, said),
             )
             if text.compression_ratio <= self._compression_ratio_threshold:
                 return text

@@ -165,7 +165,7 @@ def test_subtitles_and_turns_say_what_json_says(graph: str, tmp_path: Path) -> N
         response = httpx.post(f"{graph}/predict", files={"file": content}, data=data, timeout=300)
         assert response.status_code == 200, response.text
         assert response.headers["content-type"] == f"{kind}; charset=utf-8"
-        assert response.headers["x-warnings"] == "[]"
+        assert "x-warnings" not in response.headers
         answers[name] = response.text
     cues = list(srt.parse(answers["srt"]))
     assert [c.content for c in cues] == [f"[{speaker}]: {text}" for _, _, speaker, text in said]
