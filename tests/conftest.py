@@ -21,7 +21,7 @@ from loopback import Files
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from serve_app import bundled
+from serve_app import bundled, proxy_errors
 from serve_app.app import Loaders, graph
 from serve_app.settings import IntakeSettings, Settings
 from serve_app.stages.decode import decode
@@ -97,8 +97,12 @@ def files() -> Iterator[Files]:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
     """Ray and Serve's HTTP proxy, up once for the session."""
-    # Replicas unpickle the fakes by name, so they must find the tests too; the launcher sets the other one.
-    environment = {"PYTHONPATH": str(Path(__file__).parent), "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1"}
+    # Replicas unpickle the fakes by name, so they must find the tests too; the launcher sets the others.
+    environment = {
+        "PYTHONPATH": str(Path(__file__).parent),
+        "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": proxy_errors.CALLBACK,
+    }
     ray.init(
         address="local",
         namespace="serve",

@@ -6,11 +6,13 @@ Exit status 1 when a goal is missed.
 """
 
 import json
+import math
 import os
 import platform
 import random
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,13 +35,13 @@ from benchmarks.systems import wav
 from benchmarks.truth import SAMPLE_RATE_HZ
 
 LENGTHS_S = (1.0, 60.0, 5.0, 20.0, 2.5, 35.0, 10.0, 3.0, 8.0, 45.0)
-SLOW = 0.05  # seconds of device for a second of audio: the recogniser and not this machine is what is full
+SLOW = 0.15  # seconds of device for a second of audio: the recogniser and not this machine is what is full
 FAST = 0.01
 HANG = {"call_timeout_s": 5.0, "call_timeout_per_audio_s": 0.2}
 HANG_LIMIT_S = 60.0
-REQUESTS_IN_FLIGHT = 24
+REQUESTS_IN_FLIGHT = 16
 LONG_S = 660.0
-AUDIO_IN_FLIGHT_S = 1600.0  # two such files, and some clips
+AUDIO_IN_FLIGHT_S = 1600.0  # two such files, which take minutes, and some clips
 
 say = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -96,6 +98,7 @@ def run_overload(plan: Plan) -> dict[str, Any]:
         "intake": {"allowed_hosts": ["127.0.0.1"], "audio_in_flight_s": AUDIO_IN_FLIGHT_S},
     }
     with scene(plan, settings=settings, args={"asr": SLOW}) as (graph, load, rng):
+        load.clips = [clip for clip in load.clips if clip.audio_s <= 35.0]
         figures = overload(graph, load, plan.overload_s / 2, plan.overload_s, rng)
         if plan.models == "fakes":
             silence = wav(np.zeros(int(LONG_S * SAMPLE_RATE_HZ), np.int16))
@@ -131,6 +134,8 @@ SCENARIOS = {
         Goal("proxy_failed_otherwise", at_most=0),
         Goal("proxy_wrong_status", at_most=0),
         Goal("proxy_changed_transcripts", at_most=0),
+        Goal("controller_failed_open", at_most=0),
+        Goal("controller_failed_otherwise", at_most=0),
         Goal("never_answered", at_most=0),
     )),
     "hang": (run_hang, (
@@ -148,7 +153,7 @@ SCENARIOS = {
         Goal("retry_after_ratio", at_least=0.5),
         Goal("retry_after_ratio", at_most=2),
         Goal("grown_mib", at_most=300),
-        Goal("latency_after_ratio", at_most=1.5),
+        Goal("latency_recovered_s", at_most=30),
         Goal("short_over_long_admitted", at_least=0.8),
         Goal("long_refused", at_least=1),
         Goal("short_not_served", at_most=0),
@@ -185,9 +190,16 @@ def main(
     found: dict[str, dict[str, Any]] = {}
     for name in only.split(","):
         say.print(name)
-        found[name] = SCENARIOS[name][0](plan)
+        try:
+            found[name] = SCENARIOS[name][0](plan)
+        except Exception:  # noqa: BLE001  (the others still count, and none of its goals is met)
+            found[name] = {"broke": traceback.format_exc()}
         say.print(f"  {json.dumps(found[name])}")
-    rows = [(name, goal, float(found[name][goal.name])) for name in found for goal in SCENARIOS[name][1]]
+    rows = [
+        (name, goal, float(found[name].get(goal.name, math.nan)))
+        for name in found
+        for goal in SCENARIOS[name][1]
+    ]
     table = Table("scenario", "figure", "measured", "goal", "", title=f"{time.monotonic() - begun_s:.0f} s")
     for name, goal, value in rows:
         table.add_row(name, goal.name, f"{value:.4g}", str(goal), "" if goal.met(value) else "missed")

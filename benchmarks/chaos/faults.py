@@ -4,6 +4,7 @@ import random
 import signal
 import statistics
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -12,7 +13,7 @@ import psutil
 from rich.console import Console
 
 from benchmarks.chaos.load import Load, Outcome, failures
-from benchmarks.chaos.running_graph import STAGES, Graph, proxies, wait_for
+from benchmarks.chaos.running_graph import STAGES, Graph, serves_own, wait_for
 
 CLIENTS = 6
 BETWEEN_S = (0.3, 2.0)  # the graph is whole, until the next blow
@@ -47,11 +48,18 @@ def kills(graph: Graph, load: Load, times: int, rng: random.Random, clients: int
     }
 
 
-def front(graph: Graph, load: Load, times: int, rng: random.Random, clients: int = CLIENTS) -> dict[str, Any]:
-    """SIGKILL of the Ingress and of Serve's proxy: only requests open there fail, and not in silence."""
+def front(
+    graph: Graph,
+    load: Load,
+    times: int,
+    rng: random.Random,
+    clients: int = CLIENTS,
+    parts: Sequence[str] = ("ingress", "proxy", "controller"),
+) -> dict[str, Any]:
+    """SIGKILL of the Ingress, of Serve's proxy and controller: only requests open there fail, and audibly."""
     load.learn()
     figures: dict[str, Any] = {}
-    for name in ("ingress", "proxy"):
+    for name in parts:
         killed: list[tuple[float, float]] = []  # and when all was well again
         with load.steady(clients, load.send_until_answered) as outcomes:
             for _ in range(times):
@@ -69,7 +77,9 @@ def front(graph: Graph, load: Load, times: int, rng: random.Random, clients: int
 
 
 def _in_front(graph: Graph, name: str) -> list[psutil.Process]:
-    return proxies() if name == "proxy" else graph.replicas().get("Ingress", [])
+    if name == "ingress":
+        return graph.replicas().get("Ingress", [])
+    return serves_own({"proxy": "ProxyActor", "controller": "ServeController"}[name])
 
 
 def _replaced(graph: Graph, name: str, victim: psutil.Process) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 import ray
 from ray import serve
+from ray.exceptions import RayActorError
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 
@@ -100,7 +101,10 @@ class Graph:
         """Waits until every deployment has all its replicas, and `gone` is none of them; seconds waited."""
 
         def settled() -> bool:
-            replicas, status = self.replicas(), self._status()
+            try:
+                replicas, status = self.replicas(), self._status()
+            except RayActorError:  # the controller itself is gone
+                return False
             return (
                 status.status == ApplicationStatus.RUNNING
                 and not any(gone in processes for processes in replicas.values())
@@ -125,9 +129,9 @@ class Graph:
         return serve.status().applications[self.application["name"]]
 
 
-def proxies() -> list[psutil.Process]:
-    """Serve's HTTP proxies."""
-    return [process for title, process in _ray_processes() if title.startswith("ray::ProxyActor")]
+def serves_own(name: str) -> list[psutil.Process]:
+    """The processes of a part of Serve: ProxyActor, ServeController."""
+    return [process for title, process in _ray_processes() if title.startswith(f"ray::{name}")]
 
 
 def _ray_processes() -> Iterator[tuple[str, psutil.Process]]:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from benchmarks.chaos.faults import counts
 from benchmarks.chaos.load import Load, Outcome
-from benchmarks.chaos.running_graph import Graph, object_store_mib, proxies, spooled_bytes
+from benchmarks.chaos.running_graph import Graph, object_store_mib, serves_own, spooled_bytes
 
 EVERY = 10  # requests between two samples
 WARM = 0.2  # of the requests: until then caches and heaps fill
@@ -37,7 +37,9 @@ class Sample:
 def soak(graph: Graph, load: Load, requests: int) -> dict[str, Any]:
     """Requests of all kinds in turn; slopes are KiB of resident memory per 100 requests."""
     load.learn()
-    processes = {name: found[0] for name, found in graph.replicas().items()} | {"proxy": proxies()[0]}
+    processes = {name: found[0] for name, found in graph.replicas().items()} | {
+        "proxy": serves_own("ProxyActor")[0]
+    }
     outcomes: list[Outcome] = []
     samples: list[Sample] = []
     for number in range(1, requests + 1):

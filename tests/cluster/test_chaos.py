@@ -6,14 +6,14 @@ from collections.abc import Iterator
 import pytest
 
 from benchmarks.chaos.changes import deploy
-from benchmarks.chaos.faults import hang, kills
+from benchmarks.chaos.faults import front, hang, kills
 from benchmarks.chaos.load import Load, mixed_clips
 from benchmarks.chaos.overload import overload
 from benchmarks.chaos.running_graph import Graph, config, deployed
 
 URL = "http://127.0.0.1:18000/chaos"
 LENGTHS_S = [1.0, 20.0, 5.0, 2.5, 10.0, 3.0]
-SETTINGS = {"requests_in_flight": 24, "call_timeout_s": 2.0, "call_timeout_per_audio_s": 0.5}
+SETTINGS = {"requests_in_flight": 16, "call_timeout_s": 2.0, "call_timeout_per_audio_s": 0.5}
 LIMIT_S = 60.0
 
 pytestmark = pytest.mark.usefixtures("cluster")
@@ -56,6 +56,14 @@ def test_more_than_the_graph_can_do_is_refused_and_the_rest_done(
     assert found["refused"] > 0
     assert found["refused_without_retry_after"] == 0
     assert found["goodput_ratio"] > 0.5  # what is left is noise; make chaos asks for 0.9
+
+
+def test_a_killed_ingress_fails_its_own_requests_audibly(scene: tuple[Graph, Load]) -> None:
+    """A 503 that says so, or a broken connection; whoever tries again is answered."""
+    found = front(*scene, times=1, rng=random.Random(1), clients=4, parts=["ingress"])
+    assert found["ingress_wrong_status"] == 0, found["ingress_failures"]
+    assert found["ingress_failed_otherwise"] == 0, found["ingress_failures"]
+    assert (found["ingress_changed_transcripts"], found["never_answered"]) == (0, 0)
 
 
 def test_requests_of_a_hung_replica_end_on_another(scene: tuple[Graph, Load]) -> None:

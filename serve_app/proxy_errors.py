@@ -1,0 +1,63 @@
+"""What Serve's HTTP proxy says by itself, in our words: it runs in the proxy, in front of the Ingress.
+
+Serve says nothing to a request whose Ingress was killed, and its web server makes that a plain 500. But
+nothing is wrong with such a request, and its client may send it again.
+"""
+
+from typing import Any
+
+from serve_app.answers import error_response
+from serve_app.errors import Overloaded
+
+CALLBACK = "serve_app.proxy_errors.middlewares"  # what RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH is set to
+RETRY_AFTER_S = 5
+
+
+class InOurWords:
+    """ASGI middleware: no answer, or a 503 in plain text, which is Serve's, becomes a 503 of ours."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        started = replaced = False
+
+        async def send_ours(message: Any) -> None:
+            nonlocal started, replaced
+            if message["type"] == "http.response.start" and _is_serves_own(message):
+                started = replaced = True
+                await _answer(message["headers"])(scope, receive, send)
+            elif not replaced:
+                started = True
+                await send(message)
+
+        await self.app(scope, receive, send_ours)
+        if scope["type"] == "http" and not started:
+            await _answer(scope["headers"])(scope, receive, send)
+
+
+def middlewares() -> list[Any]:
+    """For Serve's proxy."""
+    from starlette.middleware import Middleware
+
+    return [Middleware(InOurWords)]
+
+
+def _is_serves_own(message: Any) -> bool:
+    content_type: bytes = dict(message["headers"]).get(b"content-type", b"")
+    return bool(message["status"] == 503) and content_type.startswith(b"text/plain")
+
+
+def _answer(headers: Any) -> Any:
+    answer = error_response(
+        Overloaded(
+            "The process that worked on this request has ended, or none can take it; send it again.",
+            None,
+            "ingress_lost",
+            RETRY_AFTER_S,
+        )
+    )
+    request_id = next((value for name, value in headers if name.lower() == b"x-request-id"), None)
+    if request_id is not None:
+        answer.headers["X-Request-ID"] = request_id.decode("latin-1")
+    return answer
