@@ -66,7 +66,7 @@ def protect(app: FastAPI, access: AccessSettings, *, receive_timeout_s: float) -
             allow_origins=access.cors_origins,
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
-            expose_headers=["Retry-After", "X-Request-ID"],
+            expose_headers=["Retry-After", "X-Request-ID", "X-Warnings"],
         )
 
 

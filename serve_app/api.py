@@ -3,6 +3,7 @@
 `create_app` gets the two things it needs as callables, so it is tested with fakes and a client.
 """
 
+import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -19,9 +20,17 @@ from serve_app.answers import error_response
 from serve_app.bodies import received
 from serve_app.errors import TranscriptionError
 from serve_app.following import Transcribe
+from serve_app.formats import MEDIA_TYPES
 from serve_app.openai_api import add_openai_routes
 from serve_app.options import Options
-from serve_app.schemas import ErrorResponse, PredictRequest, PredictResponse, predict_response
+from serve_app.schemas import (
+    ErrorResponse,
+    PredictRequest,
+    PredictResponse,
+    WordsResponse,
+    answer,
+    warnings_out,
+)
 from serve_app.settings import AccessSettings
 
 Readiness = Callable[[], Awaitable[dict[str, bool]]]
@@ -54,11 +63,17 @@ def create_app(
     app.add_exception_handler(StarletteHTTPException, _http_error)
     app.add_exception_handler(Exception, _error)
 
-    async def predict(request: Request) -> JSONResponse:
+    async def predict(request: Request) -> Response:
         """Transcribes one audio URL or file. Errors come as `{"error": {message, type, param, code}}`."""
         async with received(request, max_bytes) as (source, options):
             transcript = await transcribe(source, options)
-        return JSONResponse(predict_response(transcript, words=options.word_timestamps))
+        body = answer(transcript, options)
+        if isinstance(body, str):
+            response = Response(body, media_type=MEDIA_TYPES[options.response_format])
+            if warnings := warnings_out(transcript):
+                response.headers["X-Warnings"] = json.dumps(warnings)  # ASCII, as a header must be
+            return response
+        return JSONResponse(body)
 
     # Gives /docs a field for the key. It is checked long before this, in front of the application.
     key_field = [Depends(HTTPBearer(auto_error=False))] if access.keys else []
@@ -130,7 +145,17 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 _RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {"model": PredictResponse, "description": "The segments, in order of time."},
+    200: {
+        "model": PredictResponse | WordsResponse,
+        "description": "The transcript in the `response_format` asked for.",
+        "content": {kind.partition(";")[0]: {"schema": {"type": "string"}} for kind in MEDIA_TYPES.values()},
+        "headers": {
+            "X-Warnings": {
+                "description": "In formats that are text: what JSON has as `warnings`, as ASCII JSON.",
+                "schema": {"type": "string"},
+            }
+        },
+    },
     **_ERRORS,
 }
 

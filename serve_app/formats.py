@@ -1,14 +1,14 @@
 """A transcript as text: plain, subtitles (SRT and WebVTT), TSV, and speaker turns as RTTM. Pure.
 
-No subtitle library writes these: pysubs2 reads `{}` and `\\N` in what was said as its own markup and stops at
-99:59:59, webvtt-py does not escape, and what srt does is the one line in `_srt`. They read it back in tests.
+No subtitle library writes these: pysubs2 takes `{}` and `\\N` in what was said for its own markup and stops
+at 99:59:59, webvtt-py does not escape, srt lets `-->` through. srt and webvtt-py read these back in tests.
 """
 
 import re
 from collections.abc import Iterator
 from html import escape
 
-from serve_app.subtitles import Cue, SubtitleLayout, cues, one_line
+from serve_app.subtitles import PLAIN, Cue, SubtitleLayout, cues, one_line
 from serve_app.transcript import Transcript
 
 __all__ = ["MEDIA_TYPES", "SubtitleLayout", "rendered"]
@@ -22,7 +22,7 @@ MEDIA_TYPES = {
 }
 
 
-def rendered(transcript: Transcript, response_format: str, layout: SubtitleLayout = SubtitleLayout()) -> str:
+def rendered(transcript: Transcript, response_format: str, layout: SubtitleLayout = PLAIN) -> str:
     """The transcript in one of the formats of MEDIA_TYPES; `layout` is for srt and vtt.
 
     Speakers, where segments have them: `[name]: ` before the text in text and srt, `<v name>` in vtt, the

@@ -43,14 +43,8 @@ def text_pieces(segments: Iterable[Segment], task: Task, *, first: bool) -> Iter
         first = False
 
 
-def text_of(transcript: Transcript, ask: Ask) -> str:
-    """All of the text, in one line."""
-    return "".join(text_pieces(transcript.segments, ask.options.task, first=True))
-
-
-def answer(transcript: Transcript, ask: Ask) -> dict[str, Any]:
-    """The answer in one of OpenAI's formats that are JSON."""
-    text = text_of(transcript, ask)
+def answer(transcript: Transcript, ask: Ask, text: str) -> dict[str, Any]:
+    """The answer in one of OpenAI's formats that are JSON; `text` is all of it, in one line."""
     duration_s = round(transcript.duration_s, 3)
     common = {
         "text": text,

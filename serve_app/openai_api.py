@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from serve_app.bodies import received_form
 from serve_app.following import Transcribe, followed
 from serve_app.formats import MEDIA_TYPES, rendered
-from serve_app.openai_answers import answer, json_ready, text_of, warnings_of
+from serve_app.openai_answers import answer, json_ready, text_pieces
 from serve_app.openai_request import (
     ALIAS,
     NOT_HERE,
@@ -31,8 +31,8 @@ from serve_app.openai_schemas import (
 )
 from serve_app.openai_stream import EventStream, events
 from serve_app.options import Options
-from serve_app.schemas import ErrorResponse
-from serve_app.transcript import Task, Transcript
+from serve_app.schemas import ErrorResponse, warnings_out
+from serve_app.transcript import Segment, Task, Transcript
 
 
 def add_openai_routes(
@@ -52,13 +52,17 @@ def add_openai_routes(
         async with AsyncExitStack() as held:
             wanted = partial(parse, task=task, models=models)
             source, ask = await held.enter_async_context(received_form(request, max_bytes, wanted))
-            run = partial(transcribe, source, ask.options)
             if ask.stream:
+                run = partial(transcribe, source, ask.options)
                 news = await held.enter_async_context(followed(run))
                 stream = await held.enter_async_context(aclosing(events(news, ask)))
                 first = await anext(stream)  # where this fails, it is an ordinary error
                 return EventStream(first, stream, held.pop_all())
-            response = _response(await run(), ask)
+            # The text is that of a stream, whatever becomes of its sentences where speakers change.
+            said: list[Segment] = []
+            transcript = await transcribe(source, ask.options, lambda news: said.extend(news.segments))
+        text = "".join(text_pieces(said, task, first=True))
+        response = _response(transcript, ask, text)
         response.headers["openai-processing-ms"] = str(round((monotonic() - begun_s) * 1000))
         return response
 
@@ -99,16 +103,13 @@ def add_openai_routes(
         return json_ready(ModelItem(id=name))
 
 
-def _response(transcript: Transcript, ask: Ask) -> Response:
+def _response(transcript: Transcript, ask: Ask, text: str) -> Response:
     kind = ask.response_format
     if kind in ("json", "verbose_json", "diarized_json"):
-        return JSONResponse(answer(transcript, ask))
-    text = f"{text_of(transcript, ask)}\n" if kind == "text" else rendered(transcript, kind)
-    response = Response(text, media_type=MEDIA_TYPES[kind])
-    if warnings := warnings_of(transcript):
-        said = [json_ready(warning) for warning in warnings]
-        response.headers["X-Warnings"] = json.dumps(said)  # ASCII, as a header must be
-    return response
+        return JSONResponse(answer(transcript, ask, text))
+    body = f"{text}\n" if kind == "text" else rendered(transcript, kind, ask.options.layout())
+    headers = {"X-Warnings": json.dumps(warnings_out(transcript))}  # ASCII, as a header must be
+    return Response(body, media_type=MEDIA_TYPES[kind], headers=headers)
 
 
 _ANSWERS: dict[int | str, dict[str, Any]] = {

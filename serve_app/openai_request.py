@@ -144,7 +144,8 @@ def parse(fields: Sequence[FormField], task: Task, models: Collection[str]) -> A
             raise InvalidRequest(f"{name}: cannot be combined with {own_name}, which is the same.", name)
         ours |= {own_name: value} if value else {}
     _choose_speakers(theirs.response_format, ours)
-    options = parse_options({**ours, "task": task})
+    own_format = theirs.response_format.removeprefix("verbose_").removeprefix("diarized_")
+    options = parse_options({**ours, "task": task, "response_format": own_format})
     if theirs.response_format == "diarized_json" and options.diarize is False:
         raise InvalidRequest("diarize: diarized_json needs it to be true.", "diarize")
     if not isinstance(theirs, TranscriptionFields):

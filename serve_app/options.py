@@ -15,6 +15,7 @@ from pydantic import (
 
 from serve_app.errors import InvalidRequest
 from serve_app.languages import LANGUAGES
+from serve_app.subtitles import SubtitleLayout
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -25,6 +26,11 @@ Prompt = Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
 MOST_KNOWN_SPEAKERS = 4  # as OpenAI's API
 _LONGEST_NAME = 64  # characters
 _NOT_IN_A_NAME = {"Cc", "Cs", "Zl", "Zp"}  # control characters and line ends, as Unicode calls them
+
+LineWidth = Annotated[int, Field(ge=1, le=1000)]
+LineCount = Annotated[int, Field(ge=1, le=100)]
+
+ResponseFormat = Literal["json", "text", "srt", "vtt", "tsv", "rttm", "words"]
 
 
 class Options(BaseModel):
@@ -53,7 +59,23 @@ class Options(BaseModel):
         validate_default=True,  # names without any are an error
         description="For each name, in that order, 2 to 10 s of the voice alone as a data: URL with base64.",
     )
-    word_timestamps: bool = Field(False, description="Add `words` with times, scores and speakers.")
+    response_format: ResponseFormat = Field(
+        "json",
+        description="`srt` and `vtt` are subtitles, `tsv` has times in ms, `rttm` who speaks when, "
+        "`words` is JSON with a flat list of words.",
+    )
+    word_timestamps: bool = Field(
+        False, description="Add `words` with times, scores and speakers to each segment in `json`."
+    )
+    max_line_width: LineWidth | None = Field(
+        None, description="Longest line in characters, without the speaker; in `srt` and `vtt` only."
+    )
+    max_line_count: LineCount | None = Field(
+        None, description="Most lines of a cue; needs `max_line_width`. Cues then cross segments."
+    )
+    highlight_words: bool = Field(
+        False, description="A cue for each word, underlined in it; in `srt` and `vtt` only."
+    )
     initial_prompt: Prompt | None = Field(
         None,
         description="Text in the style to write in, with its names and spellings, given to every window. Of "
@@ -129,6 +151,34 @@ class Options(BaseModel):
             raise ValueError("cannot be combined with task=translate: only spoken words have times")
         return value
 
+    @field_validator("response_format")
+    @classmethod
+    def _format_can_be(cls, value: str, info: ValidationInfo) -> str:
+        if value == "words" and info.data.get("task") == "translate":
+            raise ValueError("words cannot be combined with task=translate: the words are not spoken")
+        if value == "rttm" and info.data.get("diarize") is False:
+            raise ValueError("rttm says who speaks when, so diarize must not be false")
+        return value
+
+    @field_validator("word_timestamps")
+    @classmethod
+    def _words_have_a_place(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and (chosen := info.data.get("response_format")) not in (None, "json", "words"):
+            raise ValueError(f"response_format={chosen} has no words with times; use json or words")
+        return value
+
+    @field_validator("max_line_width", "max_line_count", "highlight_words")
+    @classmethod
+    def _format_has_lines(cls, value: int | bool | None, info: ValidationInfo) -> int | bool | None:
+        if value:
+            if (chosen := info.data.get("response_format")) not in (None, "srt", "vtt"):
+                raise ValueError(f"response_format={chosen} has no subtitle lines; use srt or vtt")
+            if info.data.get("task") == "translate":
+                raise ValueError("needs the times of words, and with task=translate the words are not spoken")
+            if info.field_name == "max_line_count" and info.data.get("max_line_width", 0) is None:
+                raise ValueError("needs max_line_width")
+        return value
+
     @model_validator(mode="after")
     def _agree(self) -> "Options":
         bounds = (self.num_speakers, self.min_speakers, self.max_speakers)
@@ -143,6 +193,10 @@ class Options(BaseModel):
                 "word_timestamps cannot be combined with task=translate: the words are not spoken"
             )
         return self
+
+    def layout(self) -> SubtitleLayout:
+        """How subtitles are to be laid out."""
+        return SubtitleLayout(self.max_line_width, self.max_line_count, self.highlight_words)
 
 
 def parse_options(fields: dict[str, Any]) -> Options:

@@ -16,11 +16,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from serve_app.coverage import coverage_warnings
-from serve_app.errors import InvalidRequest, TranscriptionError
+from serve_app.errors import TranscriptionError
 from serve_app.fallback import decoding_warnings
 from serve_app.known_speakers import is_about_reference, known_speakers, not_heard, without_clips
 from serve_app.language import Language
 from serve_app.options import Options
+from serve_app.speaker_wishes import NO_SPEAKERS_FOUND, wants_speakers
 from serve_app.stages.speakers import assign_speakers, split_at_speaker_change
 from serve_app.timings import Timings
 from serve_app.transcript import (
@@ -38,11 +39,6 @@ from serve_app.transcript import (
 )
 
 logger = logging.getLogger("ray.serve")  # Serve's logger adds the request id to every line
-
-_NEED_SPEAKERS = (
-    *("diarize", "num_speakers", "min_speakers", "max_speakers"),
-    *("known_speaker_names", "split_at_speaker_change"),
-)
 
 
 @dataclass(frozen=True)
@@ -74,7 +70,7 @@ async def transcribe(
     Raises TranscriptionError when there is no text to give, or a known speaker's reference is of no use. A
     failing alignment or diarization does not lose the text: it comes back with a warning.
     """
-    diarize = _wants_speakers(stages, options)
+    diarize = wants_speakers(options, available=stages.diarize is not None)
     request = _Request(stages, options, report)
     begun_s = time.monotonic()
     async with known_speakers(stages.load, options) as known, stages.load(source) as audio:
@@ -91,8 +87,12 @@ async def transcribe(
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+    if options.response_format == "rttm" and request.windows_found and request.diarization_error:
+        raise request.diarization_error  # speakers are all that this caller wants
     if diarization is not None:
         segments = await asyncio.to_thread(assign_speakers, segments, diarization)
+        if any(segment.speaker is None for segment in segments):
+            request.warn(NO_SPEAKERS_FOUND)
         if options.split_at_speaker_change is not False:
             segments = await asyncio.to_thread(split_at_speaker_change, segments)
     return Transcript(
@@ -104,18 +104,6 @@ async def transcribe(
         warnings=tuple(request.warnings),
         timings={**request.load_timings, **request.timings.wall_s(), "total": time.monotonic() - begun_s},
     )
-
-
-def _wants_speakers(stages: Stages, options: Options) -> bool:
-    asked = next((name for name in _NEED_SPEAKERS if getattr(options, name)), None)
-    if asked and stages.diarize is None:
-        raise InvalidRequest(
-            "This server has no diarization model. Start it with HF_TOKEN set to a Hugging Face token that "
-            f"may use pyannote/speaker-diarization-community-1, or leave out {asked}.",
-            asked,
-            "diarization_unavailable",
-        )
-    return stages.diarize is not None and options.diarize is not False
 
 
 class _Request:
@@ -131,6 +119,7 @@ class _Request:
         self.timings = Timings()
         self.load_timings: dict[str, float] = {}
         self.warnings: list[StageWarning] = []
+        self.diarization_error: Exception | None = None
         self.duration_s = 0.0
         self.windows_found = 0
         self.all_found = False
@@ -180,14 +169,14 @@ class _Request:
                         windows.append(task)
                         self.windows_found += 1
         self.all_found = True
-        self._warn(self.language.no_more_windows(self.windows_found))
+        self.warn(self.language.no_more_windows(self.windows_found))
 
     async def _window(self, audio: Any, window: Window, number: int) -> None:
         text = None
         if self.language.asks(number):
             async with self.in_flight:
                 text = await self._transcribe(audio, window, None)
-            self._warn(self.language.vote(text))
+            self.warn(self.language.vote(text))
         language = await self.language.decided()
         async with self.in_flight:
             if text is None or text.language != language:
@@ -237,6 +226,7 @@ class _Request:
         except Exception as error:  # whatever else went wrong, the text is not lost
             if is_about_reference(error):
                 raise
+            self.diarization_error = error
             self._degrade("diarization", error, "Segments have no speakers.")
             return None
         self.warnings.extend(not_heard(known, diarization))
@@ -248,8 +238,8 @@ class _Request:
             logger.error("%s failed", stage, exc_info=error)
         message = error.message if isinstance(error, TranscriptionError) else f"The {stage} stage failed."
         code = error.code if isinstance(error, TranscriptionError) else f"{stage}_failed"
-        self._warn(StageWarning(stage, code, f"{message} {consequence}"))
+        self.warn(StageWarning(stage, code, f"{message} {consequence}"))
 
-    def _warn(self, warning: StageWarning | None) -> None:
+    def warn(self, warning: StageWarning | None) -> None:
         if warning is not None and warning not in self.warnings:  # once, not once per window
             self.warnings.append(warning)

@@ -5,7 +5,9 @@ from typing import Any
 
 from pydantic import BaseModel, Field, model_validator
 
+from serve_app.formats import rendered
 from serve_app.options import Options, checked
+from serve_app.subtitles import words_of
 from serve_app.transcript import Progress, Segment, Transcript, Word
 
 
@@ -61,9 +63,20 @@ class WarningOut(BaseModel):
 
 
 class PredictResponse(BaseModel):
-    """The answer of `POST /predict`; times in seconds."""
+    """The answer of `POST /predict`: the segments, in order; times in seconds."""
 
     model_output: list[SegmentOut]
+    language: str | None = Field(description="Null when there was no speech.")
+    duration: float
+    model: str
+    warnings: list[WarningOut]
+    timings: dict[str, float] = Field(description="Wall seconds per stage; stages overlap.")
+
+
+class WordsResponse(BaseModel):
+    """The answer with `response_format` words: those of all segments, in order; times in seconds."""
+
+    words: list[WordOut]
     language: str | None = Field(description="Null when there was no speech.")
     duration: float
     model: str
@@ -91,24 +104,42 @@ def parse_predict(fields: dict[str, Any]) -> PredictRequest:
     return checked(PredictRequest, fields)
 
 
-def predict_response(transcript: Transcript, *, words: bool) -> dict[str, Any]:
-    """The answer as JSON-ready data; `words` are left out unless asked for."""
-    response = PredictResponse(
-        model_output=[_segment_out(segment, words=words) for segment in transcript.segments],
-        language=transcript.language,
-        duration=round(transcript.duration_s, 3),
-        model=transcript.model,
-        warnings=[
-            WarningOut(stage=warning.stage, code=warning.code, message=warning.message)
-            for warning in transcript.warnings
-        ],
-        timings={stage: round(seconds, 3) for stage, seconds in transcript.timings.items()},
-    )
+def answer(transcript: Transcript, options: Options) -> dict[str, Any] | str:
+    """What the caller asked for: JSON-ready data for json and words, else text.
+
+    Words stand in segments only where asked for. In `words` a segment that was not aligned has its words too,
+    with null times: nothing that was said is missing.
+    """
+    if options.response_format not in ("json", "words"):
+        return rendered(transcript, options.response_format, options.layout())
+    common: dict[str, Any] = {
+        "language": transcript.language,
+        "duration": round(transcript.duration_s, 3),
+        "model": transcript.model,
+        "warnings": warnings_out(transcript),
+        "timings": {stage: round(seconds, 3) for stage, seconds in transcript.timings.items()},
+    }
+    response: BaseModel
+    if options.response_format == "words":
+        words = [word for segment in transcript.segments for word in words_of(segment, transcript.language)]
+        response = WordsResponse(words=[_word_out(word) for word in words], **common)
+    else:
+        segments = [_segment_out(segment, words=options.word_timestamps) for segment in transcript.segments]
+        response = PredictResponse(model_output=segments, **common)
     return response.model_dump(exclude_unset=True)
 
 
-def progress_response(progress: Progress, *, words: bool) -> dict[str, Any]:
+def warnings_out(transcript: Transcript) -> list[dict[str, str]]:
+    """The warnings as JSON-ready data."""
+    return [
+        WarningOut(stage=warning.stage, code=warning.code, message=warning.message).model_dump()
+        for warning in transcript.warnings
+    ]
+
+
+def progress_response(progress: Progress, options: Options) -> dict[str, Any]:
     """A report on a running request as JSON-ready data."""
+    words = options.word_timestamps or options.response_format == "words"
     segments = [_segment_out(s, words=words).model_dump(exclude_unset=True) for s in progress.segments]
     return {
         "windows_done": progress.windows_done,

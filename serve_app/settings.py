@@ -149,7 +149,7 @@ class DiarizationSettings(_Strict):
         None,
         gt=0,
         le=2,
-        description="Cosine distance below which a speaker has a known speaker's voice; empty = 0.25 with "
+        description="Cosine distance below which a speaker has a known speaker's voice; empty = 0.3 with "
         "the bundled model, else 0.5.",
     )
     threads: Threads = Field(

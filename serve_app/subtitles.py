@@ -6,7 +6,8 @@ The rules are those of whisperx's command line (`--max_line_width`, `--max_line_
 - counts a line without the spaces between its words, so that it gets longer than asked for,
 - labels a cue over several segments with the speaker of the first one: here a cue ends with its speaker,
 - drops a segment without words beside others with words: here it is a cue of its own,
-- joins words by spaces in Chinese and Japanese when one of them is highlighted,
+- joins words by spaces in Chinese and Japanese when one of them is highlighted, and else leaves out there
+  the spaces that the text has (between Latin words),
 - gives cues that end before, or when, they start, which WebVTT forbids.
 """
 
@@ -34,6 +35,9 @@ class SubtitleLayout:
     highlight_words: bool = False  # a cue for every word, which is underlined in it
 
 
+PLAIN = SubtitleLayout()
+
+
 @dataclass(frozen=True, slots=True)
 class Cue:
     """What is shown from `start_ms` until `end_ms`; lines of `text` end with a newline, but not the last."""
@@ -51,6 +55,7 @@ class _Said:
     text: str
     start_s: float | None
     end_s: float | None
+    spaced: bool  # a space stands before it, unless it is the first of a line
     segment: Segment
 
 
@@ -74,25 +79,28 @@ def cues(
     transcript: Transcript, layout: SubtitleLayout, escaped: Callable[[str], str] = lambda text: text
 ) -> Iterator[Cue]:
     """The cues in order. `escaped` is applied to every word, not to the `<u>` around a highlighted one."""
-    between = "" if transcript.language in LANGUAGES_WITHOUT_SPACES else " "
 
     def text(lines: _Lines, underlined: _Said | None = None) -> str:
-        return "\n".join(
-            between.join(
-                f"<u>{escaped(word.text)}</u>" if word is underlined else escaped(word.text) for word in line
-            )
-            for line in lines
-        )
+        shown = ""
+        for line in lines:
+            for word in line:
+                if word is line[0]:
+                    shown += "\n" if shown else ""
+                elif word.spaced:
+                    shown += " "
+                shown += f"<u>{escaped(word.text)}</u>" if word is underlined else escaped(word.text)
+        return shown
 
     for run in _runs(transcript.segments):
         aligned = _aligned(run[0])
         said = [word for segment in run for word in _said(segment, transcript.language)]
-        for lines in _laid_out(said, layout, len(between)):
+        for lines in _laid_out(said, layout):
             speaker, (start_ms, end_ms) = run[0].speaker, _span_ms(lines)
-            if not (layout.highlight_words and aligned):
+            timed = [word for line in lines for word in line if word.start_s is not None]
+            if not (layout.highlight_words and aligned and timed):
                 yield Cue(start_ms, end_ms, text(lines), speaker)
                 continue
-            for word in (word for line in lines for word in line if word.start_s is not None):
+            for word in timed:
                 word_start_ms, word_end_ms = _span_ms([[word]])
                 if word_start_ms > start_ms:
                     yield Cue(start_ms, word_start_ms, text(lines), speaker)
@@ -119,8 +127,8 @@ def _aligned(segment: Segment) -> bool:
 def _said(segment: Segment, language: str | None) -> list[_Said]:
     """The words to show. Without any times, the segment's own are shared out by the words' lengths."""
     words = [
-        _Said(text, word.start_s, word.start_s if word.end_s is None else word.end_s, segment)
-        for word in words_of(segment, language)
+        _Said(text, word.start_s, word.start_s if word.end_s is None else word.end_s, spaced, segment)
+        for word, spaced in _with_spaces(segment, language)
         if (text := one_line(word.text))
     ]
     if _aligned(segment):
@@ -132,14 +140,28 @@ def _said(segment: Segment, language: str | None) -> list[_Said]:
             word.text,
             segment.start_s + (end - len(word.text)) * per_character_s,
             segment.start_s + end * per_character_s,
+            word.spaced,
             segment,
         )
         for word, end in zip(words, ends, strict=True)
     ]
 
 
-def _laid_out(words: Sequence[_Said], layout: SubtitleLayout, between: int) -> Iterator[_Lines]:
-    """The lines of each cue. Without a number of lines every segment is a cue; with one they flow together."""
+def _with_spaces(segment: Segment, language: str | None) -> Iterator[tuple[Word, bool]]:
+    """Each word and whether the text has a space before it; where it cannot be found, as the language has."""
+    at = 0
+    for word in words_of(segment, language):
+        spaced = language not in LANGUAGES_WITHOUT_SPACES
+        found = segment.text.find(word.text, at)
+        between = segment.text[at:found]
+        if found >= 0 and at > 0 and not between.strip():
+            spaced = bool(between)
+        at = found + len(word.text) if found >= 0 else at
+        yield word, spaced
+
+
+def _laid_out(words: Sequence[_Said], layout: SubtitleLayout) -> Iterator[_Lines]:
+    """The lines of each cue: of a segment, or where lines are counted of all words that fit."""
     width = layout.max_line_width or NO_LIMIT
     most_lines = layout.max_line_count if layout.max_line_width else None
     lines: _Lines = []
@@ -152,10 +174,10 @@ def _laid_out(words: Sequence[_Said], layout: SubtitleLayout, between: int) -> I
         else:
             ended = word.start_s is not None and word.start_s - started_s > LONG_PAUSE_S
             full = ended or len(lines) >= most_lines
-        fits = used + between + len(word.text) <= width
-        if lines and fits and not ended:
+        length = word.spaced + len(word.text)
+        if lines and used + length <= width and not ended:
             lines[-1].append(word)
-            used += between + len(word.text)
+            used += length
         else:
             if lines and full:
                 yield lines

@@ -151,7 +151,10 @@ class FakeStages:
 
 @dataclass
 class FakeRecognizer:
-    """Hears the number in each window, on a device that ends no batch while the file `gate` is there."""
+    """Hears the number in each window, on a device that ends no batch while the file `gate` is there.
+
+    With a number in that file, only the batch that has it is held.
+    """
 
     gate: Path
 
@@ -162,12 +165,20 @@ class FakeRecognizer:
         return request.decoding
 
     def transcribe(self, requests: Sequence[AsrRequest]) -> list[Any]:
-        while self.gate.exists():
+        numbers = [int(request.features[0]) for request in requests]
+        while self._is_held(numbers):
             time.sleep(0.01)
         return [self.text(request) for request in requests]
 
     def text(self, request: AsrRequest) -> WindowText:
         return window_text(int(request.features[0]), request.language)
+
+    def _is_held(self, numbers: list[int]) -> bool:
+        try:
+            held = self.gate.read_text()
+        except FileNotFoundError:
+            return False
+        return not held or int(held) in numbers
 
 
 class FakeSpeechModel:

@@ -60,7 +60,7 @@ def test_text_that_is_not_in_the_window_has_all_of_its_tokens(tokenizer: Tokeniz
 
 
 def test_bytes_that_are_no_text_have_no_ends(tokenizer: Tokenizer) -> None:
-    """Half a character at the end of a window is counted; elsewhere ends are known or not given, never wrong."""
+    """Half a character at the end of a window counts; elsewhere there may be no ends, but no wrong ones."""
     whole = tokenizer.encode(" ok 🎉", add_special_tokens=False).ids
     half = whole[:-1]
     text = tokenizer.decode(half)

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 import httpx
 import pytest
-from fakes import FakeStages, recording
+from fakes import FakeStages, data_url, recording
 from openai_contract import check, check_event
 
 from serve_app import openai_stream, pipeline
@@ -20,7 +20,6 @@ from serve_app.options import Options
 from serve_app.pipeline import unheard
 from serve_app.transcript import Source, Transcript
 
-FILE = ("speech.wav", b"RIFF", "audio/wav")
 SPOKEN = (1, 2, 0, 3)
 TEXT = "word1 word2 word3"
 REFERENCES = ["data:audio/wav;base64,AAAA", "data:audio/wav;base64,BBBB"]
@@ -31,7 +30,8 @@ class Server:
     """The app in front of the pipeline; keeps what it was asked for."""
 
     def __init__(self, *spoken: int, diarizes: bool = True) -> None:
-        self.fakes = FakeStages(recording(*(spoken or SPOKEN)))
+        self.file = ("speech.wav", recording(*(spoken or SPOKEN)).tobytes(), "audio/wav")
+        self.fakes = FakeStages(recording())
         self.stages = self.fakes.stages(diarizes=diarizes)
         self.asked: list[Options] = []
         self.files: list[BinaryIO | None] = []
@@ -66,7 +66,7 @@ class Server:
 
     def post(self, path: str = TRANSCRIBE, **fields: Any) -> httpx.Response:
         sent = [(name.replace("__", "[]"), value) for name, value in {"model": "whisper-1", **fields}.items()]
-        return self.request("POST", path, files={"file": FILE}, data=dict(sent))
+        return self.request("POST", path, files={"file": self.file}, data=dict(sent))
 
     def error(self, path: str = TRANSCRIBE, **fields: Any) -> tuple[int, str | None, str]:
         """Status, parameter and message of a request that is refused before anything has run."""
@@ -151,6 +151,19 @@ def test_speakers_are_letters_in_order_of_appearance() -> None:
     ]
 
 
+def test_known_speakers_have_their_names() -> None:
+    """Whoever sounds like the reference; others are letters, for whom no letter is used up."""
+    references: dict[str, Any] = {
+        "known_speaker_names__": ["Ada"],
+        "known_speaker_references__": [data_url(recording(1, 1).tobytes())],
+    }
+    body = Server().post(response_format="diarized_json", **references).json()
+    check("diarized_json", body)
+    assert [segment["speaker"] for segment in body["segments"]] == ["Ada", "A", "Ada"]
+    verbose = Server().post(response_format="verbose_json", diarize="true", **references).json()
+    assert [segment["speaker"] for segment in verbose["segments"]] == ["Ada", "SPEAKER_00", "Ada"]
+
+
 def test_speakers_are_looked_for_only_where_asked_for() -> None:
     """Plain requests do not pay for diarization; diarized_json and our own options do."""
     wanted: list[dict[str, Any]] = [
@@ -210,7 +223,7 @@ def test_arrays_come_in_three_notations(references: list[tuple[str, str]]) -> No
     server = Server()
     names = [("known_speaker_names[]", "Ann"), ("known_speaker_names[]", "Bob")]
     parts = [("model", "whisper-1"), ("response_format", "diarized_json"), *names, *references]
-    files = [("file", FILE), *[(name, (None, value)) for name, value in parts]]
+    files = [("file", server.file), *[(name, (None, value)) for name, value in parts]]
     server.request("POST", TRANSCRIBE, files=files)
     assert server.asked[0].known_speaker_names == ("Ann", "Bob")
     assert server.asked[0].known_speaker_references == tuple(REFERENCES)
@@ -219,7 +232,7 @@ def test_arrays_come_in_three_notations(references: list[tuple[str, str]]) -> No
 def test_fields_become_options() -> None:
     """OpenAI's names and our own; chunking as we do it anyway is accepted."""
     server = Server()
-    fields = {
+    fields: dict[str, Any] = {
         "language": "de",
         "prompt": "Herr Müller",
         "temperature": "0.4",
@@ -279,6 +292,8 @@ KNOWN = {"known_speaker_names__": "Ann", "known_speaker_references__": "data:aud
         ({"prompt": "a", "initial_prompt": "b"}, "prompt", "initial_prompt"),
         ({"prompt": "a" * 5000}, "prompt", "4000"),
         ({"keywords__": ["a" * 3000, "b" * 3000]}, "keywords", "4000"),
+        ({"max_line_width": "40"}, "max_line_width", "srt"),
+        ({"highlight_words": "true", "response_format": "diarized_json"}, "highlight_words", "srt"),
         ({"languages__": "en"}, "languages[]", "unknown field"),
         ({"word_timestamps": "true"}, "word_timestamps", "timestamp_granularities"),
         ({"task": "translate"}, "task", "route"),
@@ -352,7 +367,9 @@ def test_truss_s_routes_are_still_there() -> None:
     assert server.request("GET", "/v1/models/whisperx").status_code == 200
     server.ready = False
     assert server.request("GET", "/v1/models/whisperx").status_code == 503
-    assert server.request("POST", "/v1/models/whisperx:predict", files={"file": b"x"}).json()["model_output"]
+    assert server.request("POST", "/v1/models/whisperx:predict", files={"file": server.file}).json()[
+        "model_output"
+    ]
 
 
 def test_silence() -> None:
@@ -369,7 +386,7 @@ def test_silence() -> None:
 @pytest.mark.parametrize("response_format", ["json", "text", "diarized_json"])
 @pytest.mark.parametrize(("language", "gap"), [("en", " "), ("zh", "")])
 def test_deltas_together_are_the_text(response_format: str, language: str, gap: str) -> None:
-    """Exactly the text of an answer in one piece, with spaces between sentences where the language has them."""
+    """Exactly the text of an answer in one piece; spaces between sentences where the language has them."""
     server = Server(*range(1, 10))
     whole = server.post(language=language).json()["text"]
     response = server.post(language=language, response_format=response_format, stream="true")
@@ -415,7 +432,7 @@ class Streaming:
         request = httpx.Request(
             "POST",
             f"http://127.0.0.1{TRANSCRIBE}",
-            files={"file": FILE},
+            files={"file": server.file},
             data={"model": "whisper-1", **fields},
         )
         self.body = request.read()

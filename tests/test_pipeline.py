@@ -13,6 +13,7 @@ from serve_app.options import Options
 from serve_app.pipeline import transcribe
 from serve_app.transcript import (
     Decoding,
+    Diarization,
     Progress,
     Segment,
     Source,
@@ -125,6 +126,39 @@ def test_a_failing_diarization_keeps_the_text() -> None:
     (warning,) = transcript.warnings
     assert (warning.stage, warning.code) == ("diarization", "diarization_failed")
     assert "secret" not in warning.message
+
+
+def test_no_speaker_where_speakers_were_looked_for_is_a_warning() -> None:
+    """A null is explained, with the diarizer's turns empty and text there; not where nobody asked."""
+
+    async def nobody(*arguments: Any) -> Diarization:
+        return Diarization((), ())
+
+    stages = replace(FakeStages(recording(1, 2)).stages(), diarize=nobody)
+    transcript = asyncio.run(transcribe(stages, SOURCE, Options()))
+    assert [(s.text, s.speaker) for s in transcript.segments] == [("word1", None), ("word2", None)]
+    assert [(w.stage, w.code) for w in transcript.warnings] == [("diarization", "no_speakers_found")]
+    assert asyncio.run(transcribe(stages, SOURCE, Options(diarize=False))).warnings == ()
+    silence = replace(FakeStages(recording(0)).stages(), diarize=nobody)
+    assert asyncio.run(transcribe(silence, SOURCE, Options())).warnings == ()
+
+
+def test_rttm_fails_with_its_diarization() -> None:
+    """Who wants turns alone gets the error, not a file that says that nobody spoke."""
+    for error in (ModelUnavailable("Gone."), RuntimeError("broken")):
+        with pytest.raises(type(error)):
+            run(FakeStages(recording(1), fail={"diarize": error}), response_format="rttm")
+    transcript = run(FakeStages(recording(1, 0, 2)), response_format="rttm")
+    assert [turn.speaker for turn in transcript.turns] == ["SPEAKER_01", "SPEAKER_00"]
+
+
+def test_rttm_needs_a_diarization_model() -> None:
+    """Where the server has none it is a 400 that names the option, before any work."""
+    fake = FakeStages(recording(1))
+    with pytest.raises(InvalidRequest, match="response_format") as caught:
+        run(fake, diarizes=False, response_format="rttm")
+    assert (caught.value.param, caught.value.code) == ("response_format", "diarization_unavailable")
+    assert fake.calls["asr"] == 0
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from serve_app.following import Report, followed
 from serve_app.observability import Retries
 from serve_app.options import Options, parse_options
 from serve_app.pipeline import Stages, transcribe, unheard
-from serve_app.schemas import predict_response, progress_response
+from serve_app.schemas import answer, progress_response
 from serve_app.settings import Settings
 from serve_app.transcript import Progress, Source, Speech, Transcript
 from serve_app.usage import charge
@@ -89,15 +89,18 @@ class Ingress:
 
     async def transcribe(
         self, source: str | bytes, *, headers: dict[str, str] | None = None, **options: Any
-    ) -> dict[str, Any]:
-        """For Python handles: an audio URL or a file's bytes; headers, options and answer as over HTTP."""
+    ) -> dict[str, Any] | str:
+        """For Python handles: an audio URL or a file's bytes; headers, options and answer as over HTTP.
+
+        A dict for json and words, a str for the formats that are text (which have no place for warnings).
+        """
         where, parsed = _source(source, headers), parse_options(options)
         with self._admission.one():
-            return predict_response(await self._run(where, parsed), words=parsed.word_timestamps)
+            return answer(await self._run(where, parsed), parsed)
 
     async def stream(
         self, source: str | bytes, *, headers: dict[str, str] | None = None, **options: Any
-    ) -> AsyncGenerator[dict[str, Any], None]:
+    ) -> AsyncGenerator[dict[str, Any] | str, None]:
         """The same for `handle.options(stream=True)`: progress as windows are done, then the answer.
 
         Every item but the last has `windows_done`, `windows_found`, `all_found` and `segments`: those that
@@ -107,8 +110,8 @@ class Ingress:
         with self._admission.one():
             async with followed(partial(self._run, where, parsed)) as news:
                 while isinstance(item := await news.get(), Progress):
-                    yield progress_response(item, words=parsed.word_timestamps)
-                yield predict_response(item.result(), words=parsed.word_timestamps)
+                    yield progress_response(item, parsed)
+                yield answer(item.result(), parsed)
 
     async def readiness(self) -> dict[str, bool]:
         """Per stage, whether a replica with its models answers: one question at a time, however many ask."""

@@ -20,10 +20,16 @@ def token_ends(tokenizer: "Tokenizer", tokens: Sequence[int], text: str) -> tupl
     for token in tokens:
         so_far += stream.step(tokenizer, token) or ""
         ends.append(len(so_far))
-    if ends and text.startswith(so_far) and not text[len(so_far) :].strip("\N{REPLACEMENT CHARACTER}"):
-        ends[-1] = len(text)  # half a character at the end of a window
-        return tuple(ends)
-    return ()
+    missing = text.removeprefix(so_far)
+    if (
+        not ends
+        or len(so_far) + len(missing) != len(text)
+        or (missing and missing[-1] != "\N{REPLACEMENT CHARACTER}")
+    ):
+        return ()
+    if missing:
+        ends[-1] = len(text)  # a window that ends within a character
+    return tuple(ends)
 
 
 def tokens_between(tokens: Sequence[int], ends: Sequence[int], first: int, end: int) -> tuple[int, ...]:

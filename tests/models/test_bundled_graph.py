@@ -13,17 +13,21 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 import ray
+import srt
+import webvtt
 from conftest import HTTP_PORT, SHARED
 from fakes import data_url
 from loopback import Files
+from openai import OpenAI
+from openai_contract import check, check_event
 from ray import serve
 from sounds import VIDEO, encode, silence, wav
 from test_known_speakers_models import RMS, SLT, clip_of
+from tokenizers import Tokenizer
 
 from benchmarks import truth
 from benchmarks.accuracy import speaker_errors
 from benchmarks.plain_whisperx import PlainWhisperx
-from benchmarks.truth import Recording
 from serve_app import bundled, models
 from serve_app.app import build
 from serve_app.options import Options
@@ -113,7 +117,7 @@ def test_known_speakers_of_the_demo_have_their_names(graph: str) -> None:
     body = {
         "audio_b64": base64.b64encode(bundled.SAMPLE.read_bytes()).decode(),
         "known_speaker_names": list(clips),
-        "known_speaker_references": [data_url(encode(c, SAMPLE_RATE_HZ, ".mp3")) for c in clips.values()],
+        "known_speaker_references": [data_url(encode(c, SAMPLE_RATE_HZ, ".m4a")) for c in clips.values()],
         "word_timestamps": True,
     }
     answer = httpx.post(f"{graph}/predict", json=body, timeout=300).json()
@@ -130,17 +134,14 @@ def test_known_speakers_of_the_demo_have_their_names(graph: str) -> None:
 
 def test_sentences_that_run_into_each_other_are_split_where_the_speaker_changes(graph: str) -> None:
     """Without pauses between turns the recogniser joins sentences of two people; their words stay apart."""
-    hasty = truth.without_pauses(truth.load(SEEN / "awb-en-us-f1.opus"), 0.1)
-    clip = wav(hasty.samples[: 30 * SAMPLE_RATE_HZ])
-    split = post(clip, word_timestamps="true", num_speakers="2")["model_output"]
-    whole = post(clip, num_speakers="2", **FORM_AS_WHISPERX)["model_output"]
+    hasty = truth.without_pauses(truth.load(bundled.SAMPLE), 0.1)
+    split = post(wav(hasty.samples), word_timestamps="true")["model_output"]
+    whole = post(wav(hasty.samples), **FORM_AS_WHISPERX)["model_output"]
     assert len(split) > len(whole)
     assert " ".join(s["text"] for s in split) == " ".join(s["text"] for s in whole)
-    in_time = [word for word in hasty.words if word.end_s < 30]
-    heard = Recording("clip", hasty.samples[: 30 * SAMPLE_RATE_HZ], tuple(in_time), ())
-    wrong, words = speaker_errors(heard, split)
-    assert wrong < speaker_errors(heard, whole)[0]
+    wrong, words = speaker_errors(hasty, split)
     assert wrong / words < 0.05
+    assert speaker_errors(hasty, whole)[0] > 3 * wrong
 
 
 def test_the_python_handle_equals_http(graph: str) -> None:
@@ -150,6 +151,50 @@ def test_the_python_handle_equals_http(graph: str) -> None:
     by_http = post(content)
     assert {**by_handle, "timings": None} == {**by_http, "timings": None}
     json.dumps(by_handle)
+
+
+def test_subtitles_and_turns_say_what_json_says(graph: str, tmp_path: Path) -> None:
+    """srt, vtt and rttm over HTTP, read by other parsers: the segments and speakers of the JSON answer."""
+    from pyannote.database.util import load_rttm
+
+    content = bundled.SAMPLE.read_bytes()
+    said = [(s["start"], s["end"], s["speaker"], s["text"]) for s in post(content)["model_output"]]
+    answers = {}
+    for name, kind in (("srt", "application/x-subrip"), ("vtt", "text/vtt"), ("rttm", "text/plain")):
+        data = {"response_format": name}
+        response = httpx.post(f"{graph}/predict", files={"file": content}, data=data, timeout=300)
+        assert response.status_code == 200, response.text
+        assert response.headers["content-type"] == f"{kind}; charset=utf-8"
+        assert "x-warnings" not in response.headers
+        answers[name] = response.text
+    cues = list(srt.parse(answers["srt"]))
+    assert [c.content for c in cues] == [f"[{speaker}]: {text}" for _, _, speaker, text in said]
+    assert [(c.start.total_seconds(), c.end.total_seconds()) for c in cues] == [s[:2] for s in said]
+    spoken = [(cue.voice, cue.text) for cue in webvtt.from_string(answers["vtt"])]
+    assert spoken == [(speaker, text) for _, _, speaker, text in said]
+    path = tmp_path / "x.rttm"
+    path.write_text(answers["rttm"])
+    turns = load_rttm(str(path))["audio"]
+    assert set(turns.labels()) == {"SPEAKER_00", "SPEAKER_01"}
+    assert 0 <= turns.get_timeline().extent().start < turns.get_timeline().extent().end < 43
+
+
+def test_the_python_handle_gives_text_and_ends_streams_with_it(graph: str) -> None:
+    """A str for text formats, with the lines asked for; a dict for words, those of the segments."""
+    content = bundled.SAMPLE.read_bytes()
+    handle = serve.get_app_handle("bundled")
+    options: dict[str, Any] = {"response_format": "vtt", "max_line_width": 20, "max_line_count": 2}
+    once = handle.transcribe.remote(content, **options).result(timeout_s=300)
+    stream: Any = handle.options(stream=True).stream.remote(content, **options)
+    *reports, last = stream
+    assert reports
+    assert once == last
+    assert once.startswith("WEBVTT\n\n")
+    cues = webvtt.from_string(once)
+    assert max(len(line) for cue in cues for line in cue.text.split("\n")) <= 20
+    words = handle.transcribe.remote(content, response_format="words").result(timeout_s=300)["words"]
+    segments = post(content, word_timestamps="true")["model_output"]
+    assert words == [word for segment in segments for word in segment["words"]]
 
 
 @pytest.mark.parametrize(
@@ -199,6 +244,80 @@ def test_a_tenth_of_a_second_of_speech_invents_nothing(graph: str, sample: Sampl
     body = post(wav(sample[SAMPLE_RATE_HZ : SAMPLE_RATE_HZ + SAMPLE_RATE_HZ // 10]))
     assert body["duration"] == 0.1
     assert len(" ".join(s["text"] for s in body["model_output"]).split()) <= 1
+
+
+def test_the_openai_package_gets_what_predict_gives(graph: str) -> None:
+    """Sentences, words and speakers of the sample are the same; each sentence has its own tokens."""
+    content = bundled.SAMPLE.read_bytes()
+    ours = post(content, word_timestamps="true")["model_output"]
+    tokenizer = Tokenizer.from_file(str(bundled.ASR / "tokenizer.json"))
+    with OpenAI(base_url=f"{graph}/v1", api_key="none", timeout=300) as client:
+        verbose = client.audio.transcriptions.create(
+            file=("sample.mp3", content),
+            model="bundled",
+            response_format="verbose_json",
+            timestamp_granularities=["word", "segment"],
+        )
+        diarized = client.audio.transcriptions.create(
+            file=("sample.mp3", content), model="whisper-1", response_format="diarized_json"
+        )
+    check("verbose_json", verbose.to_dict())
+    check("diarized_json", diarized.to_dict())
+    assert verbose.segments
+    assert verbose.words
+    assert verbose.text == diarized.text == " ".join(segment["text"] for segment in ours)
+    assert [(s.start, s.end, s.text) for s in verbose.segments] == [
+        (s["start"], s["end"], s["text"]) for s in ours
+    ]
+    words = [(w["word"], w["start"], w["end"]) for s in ours for w in s["words"]]
+    assert [(w.word, w.start, w.end) for w in verbose.words] == words
+    for segment in verbose.segments:
+        assert tokenizer.decode(segment.tokens).strip() == segment.text
+        assert -1.5 < segment.avg_logprob < 0
+        assert segment.seek / 100 <= segment.start + 0.5
+    speakers = list(dict.fromkeys(segment["speaker"] for segment in ours))  # in order of appearance
+    assert [s.speaker for s in diarized.segments] == ["AB"[speakers.index(s["speaker"])] for s in ours]
+
+
+@pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")  # so the package calls translations
+def test_a_stream_of_real_models_is_the_same_text(graph: str) -> None:
+    """Deltas together are the text of an answer in one piece; subtitles and translation go through, too."""
+    content = bundled.SAMPLE.read_bytes()
+    with OpenAI(base_url=f"{graph}/v1", api_key="none", timeout=300) as client:
+        create: Any = client.audio.transcriptions.create
+        file = ("sample.mp3", content)
+        whole = create(file=file, model="whisper-1").text
+        events = list(create(file=file, model="whisper-1", response_format="diarized_json", stream=True))
+        kinds = [check_event(event.to_dict()) for event in events]
+        deltas = [event.delta for event in events if event.type == "transcript.text.delta"]
+        assert "".join(deltas) == events[-1].text == whole
+        assert kinds.count("transcript.text.segment") == len(deltas) > 5
+        assert events[-1].usage.output_tokens >= len(whole.split())
+        assert create(file=file, model="whisper-1", response_format="text") == f"{whole}\n"
+        assert create(file=file, model="whisper-1", response_format="srt").count(" --> ") == len(deltas)
+        translated = client.audio.translations.create(
+            file=file, model="whisper-1", response_format="verbose_json", prompt="A speech."
+        )
+    check("verbose_json", translated.to_dict())
+    assert translated.language == "english"
+
+
+def test_the_readme_s_example_of_openai_s_package_works(
+    graph: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it stands there, but for the port."""
+    project = Path(__file__).parents[2]
+    monkeypatch.chdir(project)
+    _, _, section = (project / "README.md").read_text().partition("## OpenAI's API\n")
+    example = section.partition("```python\n")[2].partition("```")[0]
+    names: dict[str, Any] = {}
+    exec(example.replace("http://127.0.0.1:8000", graph), names)
+    names["audio"].close()
+    names["client"].close()
+    said = capsys.readouterr().out
+    assert " A: " in said
+    assert " B: " in said
+    assert said.endswith(names["answer"].text)
 
 
 def error_rates(path: Path, rttm: Path, uri: str) -> str:

@@ -1,0 +1,82 @@
+"""`python -m benchmarks.streaming`: how soon the first text of a long file is there, over HTTP.
+
+Five minutes of the sample conversation through the graph of CONFIG, streamed as OpenAI's clients do. One
+JSON line on standard output: seconds to the first delta and to the end, and their ratio (the goal is 0.5).
+"""
+
+import asyncio
+import json
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
+import numpy as np
+import typer
+import yaml
+from rich.console import Console
+
+from benchmarks.systems import service, wav
+from serve_app import bundled
+from serve_app.stages.decode import decode
+from serve_app.transcript import SAMPLE_RATE_HZ
+
+say = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def recording(seconds: int) -> bytes:
+    """The bundled conversation, again and again, as a WAV file."""
+    with bundled.SAMPLE.open("rb") as file:
+        samples = asyncio.run(decode(file, max_audio_s=600, timeout_s=60)).samples
+    return wav(np.resize(samples, seconds * SAMPLE_RATE_HZ))
+
+
+def stream(url: str, file: bytes, response_format: str) -> dict[str, Any]:
+    """One streamed request: when each delta came, and whether they are the text together."""
+    data = {"model": "whisper-1", "stream": "true", "response_format": response_format}
+    times_s, text, done = [], "", ""
+    begun_s = time.monotonic()
+    with httpx.stream(
+        "POST", f"{url}/v1/audio/transcriptions", files={"file": file}, data=data, timeout=3600
+    ) as response:
+        response.raise_for_status()
+        for line in response.iter_lines():
+            if not line.startswith("data: {"):
+                continue
+            event = json.loads(line.removeprefix("data: "))
+            if event["type"] == "transcript.text.delta":
+                times_s.append(time.monotonic() - begun_s)
+                text += event["delta"]
+            elif event["type"] == "transcript.text.done":
+                done = event["text"]
+    total_s = time.monotonic() - begun_s
+    return {
+        "first_delta_s": times_s[0],
+        "median_delta_s": times_s[len(times_s) // 2],
+        "total_s": total_s,
+        "first_delta_fraction": times_s[0] / total_s,
+        "deltas": len(times_s),
+        "deltas_are_the_text": text == done,
+    }
+
+
+def main(
+    config: Annotated[Path, typer.Option(help="Of the graph.")] = Path("serve_config.demo.yaml"),
+    seconds: Annotated[int, typer.Option(help="Length of the file.")] = 300,
+) -> None:
+    raw = yaml.safe_load(config.read_text())
+    with service(raw, diarizes=True) as system:
+        say.print("A short file first, so that every stage has run once.")
+        stream(system.url, recording(20), "diarized_json")
+        figures = {kind: stream(system.url, recording(seconds), kind) for kind in ("json", "diarized_json")}
+    print(
+        json.dumps(
+            {**figures, "seconds": seconds, "machine": f"{platform.machine()}, {os.cpu_count()} cores"}
+        )
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)
