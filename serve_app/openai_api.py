@@ -115,8 +115,10 @@ def _response(transcript: Transcript, ask: Ask, text: str) -> Response:
     if kind in ("json", "verbose_json", "diarized_json"):
         return JSONResponse(answer(transcript, ask, text))
     body = f"{text}\n" if kind == "text" else rendered(transcript, kind, ask.options.layout())
-    headers = {"X-Warnings": json.dumps(warnings_out(transcript))}  # ASCII, as a header must be
-    return Response(body, media_type=MEDIA_TYPES[kind], headers=headers)
+    response = Response(body, media_type=MEDIA_TYPES[kind])
+    if warnings := warnings_out(transcript):
+        response.headers["X-Warnings"] = json.dumps(warnings)  # ASCII, as a header must be
+    return response
 
 
 _ANSWERS: dict[int | str, dict[str, Any]] = {

@@ -219,6 +219,10 @@ def test_failed_diarization_costs_the_speakers_only() -> None:
     check("diarized_json", body)
     assert {segment["speaker"] for segment in body["segments"]} == {"unknown"}
     assert [warning["code"] for warning in body["warnings"]] == ["diarization_failed"]
+    for diarize, codes in (("true", ["diarization_failed"]), ("false", [])):
+        response = server.post(response_format="vtt", diarize=diarize)
+        warnings = json.loads(response.headers.get("x-warnings", "[]"))
+        assert [warning["code"] for warning in warnings] == codes
 
 
 def test_translations() -> None:
