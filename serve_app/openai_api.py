@@ -11,7 +11,8 @@ from fastapi.params import Depends
 from fastapi.responses import JSONResponse, Response
 
 from serve_app.bodies import received_form
-from serve_app.following import Transcribe, followed
+from serve_app.errors import InvalidRequest
+from serve_app.following import Report, Transcribe, followed
 from serve_app.formats import MEDIA_TYPES, rendered
 from serve_app.openai_answers import answer, json_ready, text_pieces
 from serve_app.openai_request import (
@@ -52,15 +53,21 @@ def add_openai_routes(
         async with AsyncExitStack() as held:
             wanted = partial(parse, task=task, models=models)
             source, ask = await held.enter_async_context(received_form(request, max_bytes, wanted))
+
+            async def run(report: Report) -> Transcript:
+                try:
+                    return await transcribe(source, ask.options, report)
+                except InvalidRequest as error:
+                    raise ask.renamed(error) from None
+
             if ask.stream:
-                run = partial(transcribe, source, ask.options)
                 news = await held.enter_async_context(followed(run))
                 stream = await held.enter_async_context(aclosing(events(news, ask)))
                 first = await anext(stream)  # where this fails, it is an ordinary error
                 return EventStream(first, stream, held.pop_all())
             # The text is that of a stream, whatever becomes of its sentences where speakers change.
             said: list[Segment] = []
-            transcript = await transcribe(source, ask.options, lambda news: said.extend(news.segments))
+            transcript = await run(lambda progress: said.extend(progress.segments))
         text = "".join(text_pieces(said, task, first=True))
         response = _response(transcript, ask, text)
         response.headers["openai-processing-ms"] = str(round((monotonic() - begun_s) * 1000))
@@ -108,8 +115,10 @@ def _response(transcript: Transcript, ask: Ask, text: str) -> Response:
     if kind in ("json", "verbose_json", "diarized_json"):
         return JSONResponse(answer(transcript, ask, text))
     body = f"{text}\n" if kind == "text" else rendered(transcript, kind, ask.options.layout())
-    headers = {"X-Warnings": json.dumps(warnings_out(transcript))}  # ASCII, as a header must be
-    return Response(body, media_type=MEDIA_TYPES[kind], headers=headers)
+    response = Response(body, media_type=MEDIA_TYPES[kind])
+    if warnings := warnings_out(transcript):
+        response.headers["X-Warnings"] = json.dumps(warnings)  # ASCII, as a header must be
+    return response
 
 
 _ANSWERS: dict[int | str, dict[str, Any]] = {

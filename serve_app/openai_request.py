@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
@@ -116,6 +116,14 @@ class Ask:
     stream: bool = False
     words: bool = False  # in verbose_json
     segments: bool = True  # in verbose_json
+    sent_as: dict[str, str] = field(default_factory=dict)  # options under other names: ours -> OpenAI's
+
+    def renamed(self, error: InvalidRequest) -> InvalidRequest:
+        """An error of ours that names what the client sent."""
+        sent = self.sent_as.get(error.param or "")
+        if error.param is None or sent is None:
+            return error
+        return InvalidRequest(error.message.replace(error.param, sent), sent, error.code)
 
 
 def parse(fields: Sequence[FormField], task: Task, models: Collection[str]) -> Ask:
@@ -136,24 +144,27 @@ def parse(fields: Sequence[FormField], task: Task, models: Collection[str]) -> A
     theirs = checked(kind, given)
     if theirs.model not in models:
         raise unknown_model(theirs.model, models)
+    sent_as = {}
     same = [("prompt", "initial_prompt", theirs.prompt)]
     if isinstance(theirs, TranscriptionFields):
         same.append(("keywords", "hotwords", ", ".join(theirs.keywords)))
     for name, own_name, value in same:
         if value and own_name in ours:
             raise InvalidRequest(f"{name}: cannot be combined with {own_name}, which is the same.", name)
-        ours |= {own_name: value} if value else {}
+        if value:
+            ours[own_name], sent_as[own_name] = value, name
+    if theirs.response_format == "diarized_json" and "diarize" not in ours:
+        sent_as["diarize"] = "response_format"
     _choose_speakers(theirs.response_format, ours)
     own_format = theirs.response_format.removeprefix("verbose_").removeprefix("diarized_")
     options = parse_options({**ours, "task": task, "response_format": own_format})
     if theirs.response_format == "diarized_json" and options.diarize is False:
         raise InvalidRequest("diarize: diarized_json needs it to be true.", "diarize")
+    ask = Ask(options, theirs.response_format, sent_as=sent_as)
     if not isinstance(theirs, TranscriptionFields):
-        return Ask(options, theirs.response_format)
-    granularities = theirs.timestamp_granularities or ("segment",)
-    return Ask(
-        options, theirs.response_format, theirs.stream, "word" in granularities, "segment" in granularities
-    )
+        return ask
+    wanted = theirs.timestamp_granularities or ("segment",)
+    return replace(ask, stream=theirs.stream, words="word" in wanted, segments="segment" in wanted)
 
 
 def unknown_model(name: str, models: Collection[str]) -> ModelNotFound:

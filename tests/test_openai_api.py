@@ -14,7 +14,7 @@ from openai_contract import check, check_event
 
 from serve_app import openai_stream, pipeline
 from serve_app.api import create_app
-from serve_app.errors import DeadlineExceeded, UnusableAudio
+from serve_app.errors import DeadlineExceeded, InvalidRequest, UnusableAudio
 from serve_app.following import Report
 from serve_app.options import Options
 from serve_app.pipeline import unheard
@@ -184,10 +184,31 @@ def test_speakers_are_looked_for_only_where_asked_for() -> None:
 
 
 def test_a_server_without_diarization_says_so() -> None:
-    """diarized_json is then a 400."""
-    response = Server(diarizes=False).post(response_format="diarized_json")
+    """diarized_json is then a 400, streamed or not; what the client sent is named."""
+    for fields, param in (
+        ({"response_format": "diarized_json"}, "response_format"),
+        ({"response_format": "diarized_json", "stream": "true"}, "response_format"),
+        ({"response_format": "srt", "diarize": "true"}, "diarize"),
+    ):
+        response = Server(diarizes=False).post(**fields)
+        check("error", response.json())
+        error = response.json()["error"]
+        assert (response.status_code, error["code"]) == (400, "diarization_unavailable")
+        assert (error["param"], f"leave out {param}" in error["message"]) == (param, True)
+
+
+@pytest.mark.parametrize(
+    ("sent", "own"), [("prompt", "initial_prompt"), ("initial_prompt",) * 2, ("keywords", "hotwords")]
+)
+def test_what_the_recogniser_refuses_is_named_as_it_was_sent(sent: str, own: str) -> None:
+    """A prompt that the model cannot follow, found out while it runs."""
+    server = Server()
+    server.fakes.fail["asr"] = InvalidRequest(f"{own}: holds a token of Whisper's own.", own)
+    response = server.post(**{sent + ("__" if sent == "keywords" else ""): "x"})
     check("error", response.json())
-    assert (response.status_code, response.json()["error"]["code"]) == (400, "diarization_unavailable")
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == sent
+    assert response.json()["error"]["message"].startswith(f"{sent}: ")
 
 
 def test_failed_diarization_costs_the_speakers_only() -> None:
@@ -198,6 +219,10 @@ def test_failed_diarization_costs_the_speakers_only() -> None:
     check("diarized_json", body)
     assert {segment["speaker"] for segment in body["segments"]} == {"unknown"}
     assert [warning["code"] for warning in body["warnings"]] == ["diarization_failed"]
+    for diarize, codes in (("true", ["diarization_failed"]), ("false", [])):
+        response = server.post(response_format="vtt", diarize=diarize)
+        warnings = json.loads(response.headers.get("x-warnings", "[]"))
+        assert [warning["code"] for warning in warnings] == codes
 
 
 def test_translations() -> None:
