@@ -21,6 +21,7 @@ from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 
 from serve_app import models
+from serve_app.backpressure import BOUND_PROXY, PROXY_HOOK
 from serve_app.config_file import IMPORT_PATH
 from serve_app.demo import Waiting, note
 from serve_app.errors import ModelUnavailable
@@ -66,6 +67,7 @@ def running(
     # A replica that no longer answers cannot end its requests either: Serve need not give it time for that.
     os.environ.setdefault("RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS", "1")
     _hide_ray_token()
+    os.environ.setdefault(PROXY_HOOK, BOUND_PROXY)  # which Ray's processes inherit
     with spill_folder() as spilled:
         # A Ray of its own, whatever RAY_ADDRESS says: stopping it must not stop anybody else's.
         ray.init(

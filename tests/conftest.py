@@ -23,6 +23,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app import bundled
 from serve_app.app import Loaders, graph
+from serve_app.backpressure import BOUND_PROXY, PROXY_HOOK
 from serve_app.settings import IntakeSettings, Settings
 from serve_app.stages.decode import decode
 from serve_app.transcript import SAMPLE_RATE_HZ, Audio, Samples
@@ -95,10 +96,21 @@ def files() -> Iterator[Files]:
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[None]:
+def spool(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The temporary directory of the cluster's replicas."""
+    return tmp_path_factory.mktemp("spool")
+
+
+@pytest.fixture(scope="session")
+def cluster(spool: Path) -> Iterator[None]:
     """Ray and Serve's HTTP proxy, up once for the session."""
-    # Replicas unpickle the fakes by name, so they must find the tests too; the launcher sets the other one.
-    environment = {"PYTHONPATH": str(Path(__file__).parent), "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1"}
+    os.environ[PROXY_HOOK] = BOUND_PROXY  # as the launcher does
+    # Replicas unpickle the fakes by name, so they must find the tests too; the launcher sets the last one.
+    environment = {
+        "PYTHONPATH": str(Path(__file__).parent),
+        "TMPDIR": str(spool),
+        "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
+    }
     ray.init(
         address="local",
         namespace="serve",
