@@ -95,7 +95,9 @@ def _fetches() -> dict[type, str]:
 def _bounded(receive: Any, fetch: str) -> Receive:
     """The same `receive`, whose task that fetches (behind HAProxy in another thread) waits to be read."""
     fetch_more = getattr(receive, fetch)
-    queue = receive.queue  # not `receive` itself below: what is unread goes with the request, no cycle keeps it
+    queue = (
+        receive.queue
+    )  # not `receive` itself below: what is unread goes with the request, no cycle keeps it
     read = asyncio.Event()
     read.set()
     fetching_in: asyncio.AbstractEventLoop | None = None

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import OutOfDiskError
 from ray.serve._private.http_util import ASGIReceiveProxy
 
 from serve_app import bodies
+from serve_app.deployments import loader
 
 PROXY = "SERVE_PROXY_ACTOR"
 INGRESS = "whisperx#Ingress#"
+LOADER = "whisperx#AudioLoader#"
 
 
 def within(actor: str, function: Callable[..., Any], *args: Any) -> Any:
@@ -44,3 +47,16 @@ def hang_disk(_: Any, gate: Path) -> None:
         write(*args)
 
     bodies._write = write_later  # type: ignore[assignment]
+
+
+def fill_object_store(_: Any, gate: Path) -> None:
+    """From now on decoded audio ends as Ray ends a result without room, while the file `gate` is there."""
+    patched: Any = loader
+    decode = patched.decode
+
+    def decode_or_not(*args: Any, **kwargs: Any) -> Any:
+        if gate.exists():
+            raise OutOfDiskError
+        return decode(*args, **kwargs)
+
+    patched.decode = decode_or_not

@@ -7,9 +7,19 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 from clients import Upload, until
-from inside import INGRESS, PROXY, hang_disk, unread_in_proxy, unread_in_replica, within
+from inside import (
+    INGRESS,
+    LOADER,
+    PROXY,
+    fill_object_store,
+    hang_disk,
+    unread_in_proxy,
+    unread_in_replica,
+    within,
+)
 from sounds import silence, wav
 
 URL = "http://127.0.0.1:18000/predict"
@@ -69,3 +79,15 @@ def test_a_refused_upload_is_answered_although_nobody_takes_it() -> None:
     with Upload(URL.replace("/predict", "/nowhere"), LONG) as upload:
         upload.send()
         assert upload.answer()[0] == 404
+
+
+def test_audio_that_has_no_room_is_a_503(tmp_path: Path) -> None:
+    """Where neither memory nor disk takes what a loader has decoded, its caller is told to come back."""
+    gate = tmp_path / "gate"
+    gate.touch()
+    within(LOADER, fill_object_store, gate)
+    full = httpx.post(URL, files={"file": wav(silence(1.0))}, timeout=60)
+    gate.unlink()
+    assert (full.status_code, full.json()["error"]["code"]) == (503, "overloaded")
+    assert "retry-after" in full.headers
+    assert httpx.post(URL, files={"file": wav(silence(1.0))}, timeout=60).status_code == 200
