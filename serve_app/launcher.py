@@ -20,7 +20,8 @@ from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 
-from serve_app import models, proxy_errors
+from serve_app import models
+from serve_app.backpressure import AT_PROXY_START, PROXY_HOOK
 from serve_app.config_file import IMPORT_PATH
 from serve_app.demo import Waiting, note
 from serve_app.errors import ModelUnavailable
@@ -65,7 +66,7 @@ def running(
     note.print("Starting Ray and the graph.")
     # A replica that no longer answers cannot end its requests either: Serve need not give it time for that.
     os.environ.setdefault("RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS", "1")
-    os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", proxy_errors.CALLBACK)
+    os.environ.setdefault(PROXY_HOOK, AT_PROXY_START)
     # How soon a proxy that was killed is missed: nobody listens until then. Serve's 10 s make half a minute.
     os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "2")
     _hide_ray_token()

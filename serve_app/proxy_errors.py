@@ -9,7 +9,6 @@ from typing import Any
 from serve_app.answers import error_response
 from serve_app.errors import Overloaded
 
-CALLBACK = "serve_app.proxy_errors.middlewares"  # what RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH is set to
 RETRY_AFTER_S = 5
 
 
@@ -34,13 +33,6 @@ class InOurWords:
         await self.app(scope, receive, send_ours)
         if scope["type"] == "http" and not started:
             await _answer(scope["headers"])(scope, receive, send)
-
-
-def middlewares() -> list[Any]:
-    """For Serve's proxy."""
-    from starlette.middleware import Middleware
-
-    return [Middleware(InOurWords)]
 
 
 def _is_serves_own(message: Any) -> bool:

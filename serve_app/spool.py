@@ -53,4 +53,4 @@ class LimitedFile:
 
 
 def no_room() -> Overloaded:
-    return Overloaded("The server cannot store the upload now; try again later.")
+    return Overloaded("The server has no room to store the audio now; try again later.")

@@ -21,8 +21,9 @@ from loopback import Files
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from serve_app import bundled, proxy_errors
+from serve_app import bundled
 from serve_app.app import Loaders, graph
+from serve_app.backpressure import AT_PROXY_START, PROXY_HOOK
 from serve_app.settings import IntakeSettings, Settings
 from serve_app.stages.decode import decode
 from serve_app.transcript import SAMPLE_RATE_HZ, Audio, Samples
@@ -95,13 +96,20 @@ def files() -> Iterator[Files]:
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[None]:
+def spool(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The temporary directory of the cluster's replicas."""
+    return tmp_path_factory.mktemp("spool")
+
+
+@pytest.fixture(scope="session")
+def cluster(spool: Path) -> Iterator[None]:
     """Ray and Serve's HTTP proxy, up once for the session."""
-    # Replicas unpickle the fakes by name, so they must find the tests too; the launcher sets the others.
+    os.environ[PROXY_HOOK] = AT_PROXY_START  # as the launcher does
+    # Replicas unpickle the fakes by name, so they must find the tests too; the launcher sets the last one.
     environment = {
         "PYTHONPATH": str(Path(__file__).parent),
+        "TMPDIR": str(spool),
         "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
-        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": proxy_errors.CALLBACK,
     }
     ray.init(
         address="local",

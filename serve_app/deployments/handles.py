@@ -9,6 +9,8 @@ from ray.exceptions import (
     LocalRayletDiedError,
     NodeDiedError,
     ObjectLostError,
+    ObjectStoreFullError,
+    OutOfDiskError,
     OutOfMemoryError,
     RayActorError,
     RayTaskError,
@@ -17,6 +19,7 @@ from ray.exceptions import (
 from ray.serve.config import RequestRouterConfig
 
 from serve_app.errors import TranscriptionError
+from serve_app.spool import no_room
 from serve_app.transcript import Audio
 
 AudioRef = list[Any]  # [ObjectRef of an Audio]: nested, so that Ray passes the reference on unresolved
@@ -62,10 +65,14 @@ async def audio_behind(ref: AudioRef) -> Audio:
 
 
 def own_error(error: RayTaskError) -> BaseException:
-    """The error of ours that crossed replicas inside a RayTaskError, else the error itself."""
+    """What crossed replicas inside a RayTaskError: an error of ours, Overloaded for a result that Ray had no
+    room for, else the RayTaskError itself.
+    """
     cause: BaseException = error
     while isinstance(cause, RayTaskError) and cause.cause is not None:
         cause = cause.cause
+    if isinstance(cause, ObjectStoreFullError | OutOfDiskError):
+        return no_room()
     return cause if isinstance(cause, TranscriptionError | AudioLost) else error
 
 

@@ -15,6 +15,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.admission import Admission, CountRequests
 from serve_app.api import create_app
+from serve_app.backpressure import BoundedReceive
 from serve_app.deployments.handles import HEALTH, MANY, ROUTER, awaited, caller, streamer
 from serve_app.deployments.health import Patience
 from serve_app.deployments.loading import LoadedAudio, loading_with
@@ -85,6 +86,7 @@ class Ingress:
             receive_timeout_s=self._settings.intake.receive_timeout_s,
         )
         app.add_middleware(CountRequests, admission=self._admission)
+        app.add_middleware(BoundedReceive)  # last, so that it gets what Serve gives
         return app
 
     async def transcribe(

@@ -47,19 +47,26 @@ class AudioLoader:
         audio of another length is refused: half of the transcript is of the one before.
         """
         begun_s = time.monotonic()
-        # A file that comes slowly holds no decoder, and one that waits for a decoder still holds its place.
-        async with _one_of(self._files):
-            with nameless_file() as file:
-                if url is not None:
-                    await fetch(url, headers, file, self._intake)
-                await _join(chunks, file)
-                fetched_s = time.monotonic()
-                async with _one_of(self._decoders):
-                    audio = await decode(
-                        file,
-                        max_audio_s=min(self._intake.max_audio_s, max_audio_s or self._intake.max_audio_s),
-                        timeout_s=self._intake.decode_timeout_s,
-                    )
+        try:
+            # A file that comes slowly holds no decoder; one that waits for a decoder still holds its place.
+            async with _one_of(self._files):
+                with nameless_file() as file:
+                    if url is not None:
+                        await fetch(url, headers, file, self._intake)
+                    await _join(chunks, file)
+                    fetched_s = time.monotonic()
+                    async with _one_of(self._decoders):
+                        audio = await decode(
+                            file,
+                            max_audio_s=min(
+                                self._intake.max_audio_s, max_audio_s or self._intake.max_audio_s
+                            ),
+                            timeout_s=self._intake.decode_timeout_s,
+                        )
+        finally:
+            # Serve leaves a failed call with its arguments to the garbage collector, which may take hours:
+            # this list goes then, not the upload in the object store.
+            chunks.clear()
         if duration_s is not None and audio.duration_s != duration_s:
             raise SourceUnavailable(
                 "The audio URL gave another file when it was fetched again; try again later.",

@@ -1,0 +1,18 @@
+"""What runs inside Serve's HTTP proxy: it calls `at_start` when it starts.
+
+`backpressure` has the variable that makes it do so. The launcher sets it; on a cluster that is already up it
+must be in the environment of every node.
+"""
+
+from typing import Any
+
+from serve_app.backpressure import bound_proxy
+from serve_app.proxy_errors import InOurWords
+
+
+def at_start() -> list[Any]:
+    """Uploads wait for whoever reads them; gives the middlewares that the proxy is to have."""
+    from starlette.middleware import Middleware
+
+    bound_proxy()
+    return [Middleware(InOurWords)]

@@ -1,0 +1,91 @@
+"""After many requests of all kinds the machine is as it was: descriptors, children, files, shared memory."""
+
+import base64
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from clients import Upload, until
+from fakes import recording
+from loopback import Files
+from ray._private.internal_api import get_memory_info_reply
+from ray._private.state import state
+from sounds import wav
+
+URL = "http://127.0.0.1:18000/predict"
+ROUNDS = 6
+AT_ONCE = 8
+
+pytestmark = pytest.mark.usefixtures("app")
+
+
+def requests(files: Files) -> list[Callable[[], int | None]]:
+    """One of each kind: gives the status, None where the client did not stay for it."""
+    good = wav(recording(1, 2, 3, *[0] * 27))  # 1 MB, more than Ray sends along with a call
+    url = files.url("/rest.wav", good)
+    encoded = base64.b64encode(good).decode()
+    form = httpx.Request("POST", URL, files={"file": good})
+
+    def post(**kwargs: object) -> int:
+        return httpx.post(URL, timeout=60, **kwargs).status_code  # type: ignore[arg-type]
+
+    def left(share: float) -> None:
+        with Upload(URL, good) as upload:
+            upload.send(int(share * len(upload.body)))
+
+    return [
+        partial(post, files={"file": good}),
+        partial(post, json={"audio_b64": encoded}),
+        partial(post, json={"audio_file": url}),
+        partial(post, files={"file": b"<html></html>" * 100_000}),
+        partial(post, files={"file": good}, data={"num_speakers": "many"}),
+        partial(post, json={"audio_b64": encoded + "!"}),
+        partial(post, content=form.read()[:-9], headers={"content-type": form.headers["content-type"]}),
+        partial(post, json={"audio_file": f"http://{files.host}/lost.wav"}),
+        partial(post, json={"audio_file": "http://127.0.0.1/blocked.wav"}),
+        partial(left, 0.5),
+        partial(left, 1.0),
+    ]
+
+
+def held(spool: Path) -> dict[str, Any]:
+    """What requests take: descriptors and children of the graph and Serve's proxy, files, shared memory."""
+    store = get_memory_info_reply(state).store_stats
+    processes = [found for found in psutil.Process().children(recursive=True) if serves(found)]
+    return {
+        "descriptors": {process.pid: process.num_fds() for process in processes},
+        "children": sum(len(process.children()) for process in processes),
+        "files": list(spool.iterdir()),
+        "store_bytes": store.object_store_bytes_used,
+        "objects": store.num_local_objects,
+    }
+
+
+def serves(process: psutil.Process) -> bool:
+    return " ".join(process.cmdline()).startswith(("ray::ServeReplica:whisperx:", "ray::ProxyActor"))
+
+
+def test_nothing_is_left_of_many_requests(files: Files, spool: Path) -> None:
+    """Good, bad and abandoned ones by form, base64 and URL; the first of each kind may open what stays."""
+    kinds = requests(files)
+
+    def send(rounds: int) -> Counter[int | None]:
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            return Counter(pool.map(lambda request: request(), kinds * rounds))
+
+    print(held(spool))
+    send(1)
+    import time
+
+    time.sleep(2)
+    before = held(spool)
+    print(before)
+    ends = send(ROUNDS)
+    until(lambda: held(spool) == before)
+    assert ends == {200: 3 * ROUNDS, 400: 3 * ROUNDS, 422: ROUNDS, 424: 2 * ROUNDS, None: 2 * ROUNDS}

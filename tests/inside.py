@@ -1,0 +1,61 @@
+"""What tests see and do inside the cluster's own processes."""
+
+import gc
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import OutOfDiskError
+from ray.serve._private.http_util import ASGIReceiveProxy
+
+from serve_app import bodies
+from serve_app.stages import decode
+
+PROXY = "SERVE_PROXY_ACTOR"
+INGRESS = "whisperx#Ingress#"
+LOADER = "whisperx#AudioLoader#"
+
+
+def within(actor: str, function: Callable[..., Any], *args: Any) -> Any:
+    """What the function gives in the one process of Serve's that has this in its name."""
+    names = [found["name"] for found in ray.util.list_named_actors(all_namespaces=True)]
+    (name,) = [name for name in names if actor in name]
+    return ray.get(ray.get_actor(name, namespace="serve").__ray_call__.remote(function, *args), timeout=60)
+
+
+def unread_in_proxy(proxy: Any) -> list[int]:
+    """Of each request there is, the bytes that no replica has fetched."""
+    queues = proxy.http_proxy.asgi_receive_queues.values()
+    return [sum(len(message.get("body", b"")) for message in queue._message_queue) for queue in queues]
+
+
+def unread_in_replica(_: Any) -> int:
+    """Bytes that Serve has fetched and the application has not taken."""
+    receives: Any = [found for found in gc.get_objects() if type(found) is ASGIReceiveProxy]
+    return sum(len(message.get("body", b"")) for receive in receives for message in receive.queue._queue)
+
+
+def hang_disk(_: Any, gate: Path) -> None:
+    """From now on nothing of a body is written while the file `gate` is there."""
+    write = bodies._write
+
+    def write_later(*args: Any) -> None:
+        while gate.exists():
+            time.sleep(0.01)
+        write(*args)
+
+    bodies._write = write_later  # type: ignore[assignment]
+
+
+def fill_object_store(_: Any, gate: Path) -> None:
+    """From now on decoded audio ends as Ray ends a result without room, while the file `gate` is there."""
+    judge = decode._judge
+
+    def judge_or_not(*args: Any) -> Any:
+        if gate.exists():
+            raise OutOfDiskError
+        return judge(*args)
+
+    decode._judge = judge_or_not  # type: ignore[assignment]
