@@ -6,13 +6,13 @@ must be in the environment of every node.
 
 from typing import Any
 
+from starlette.middleware import Middleware
+
 from serve_app.backpressure import bound_proxy
 from serve_app.proxy_errors import InOurWords
 
 
 def at_start() -> list[Any]:
     """Uploads wait for whoever reads them; gives the middlewares that the proxy is to have."""
-    from starlette.middleware import Middleware
-
     bound_proxy()
     return [Middleware(InOurWords)]
