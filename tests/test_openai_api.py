@@ -606,3 +606,10 @@ def test_silence_on_the_line_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
 async def _drained(queue: "asyncio.Queue[bytes]") -> AsyncIterator[bytes]:
     while not queue.empty():
         yield queue.get_nowait()
+
+
+def test_subtitles_have_the_lines_asked_for() -> None:
+    """Our own line options beside OpenAI's fields: cues then flow over segments."""
+    srt = Server().post(response_format="srt", max_line_width="11", max_line_count="1")
+    assert srt.status_code == 200
+    assert [cue.split("\n")[2] for cue in srt.text.strip().split("\n\n")] == ["word1 word2", "word3"]
