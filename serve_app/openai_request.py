@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from serve_app.errors import InvalidRequest, ModelNotFound
 from serve_app.form_fields import OPTION_ARRAYS, gathered
 from serve_app.form_fields import Field as FormField
-from serve_app.options import MAX_PROMPT_CHARS, Options, Prompt, checked, parse_options
+from serve_app.options import MAX_PROMPT_CHARS, Options, checked, parse_options
 from serve_app.transcript import Task
 
 ALIAS = "whisper-1"  # what clients ask for that know only OpenAI's models
@@ -38,7 +38,7 @@ class TranslationFields(BaseModel):
 
     model: str = Field(description="The configured model's name, or `whisper-1`.")
     response_format: Format = Field("json", description="What the answer looks like.")
-    prompt: Prompt | None = Field(None, description="As `initial_prompt`.")
+    prompt: str | None = Field(None, description="As `initial_prompt`; of a longer one the end is read.")
 
     @field_validator("response_format")
     @classmethod
@@ -145,7 +145,8 @@ def parse(fields: Sequence[FormField], task: Task, models: Collection[str]) -> A
     if theirs.model not in models:
         raise unknown_model(theirs.model, models)
     sent_as = {}
-    same = [("prompt", "initial_prompt", theirs.prompt)]
+    # Clients send all that was said so far; Whisper reads the end of it, as OpenAI says.
+    same = [("prompt", "initial_prompt", theirs.prompt and theirs.prompt[-MAX_PROMPT_CHARS:])]
     if isinstance(theirs, TranscriptionFields):
         same.append(("keywords", "hotwords", ", ".join(theirs.keywords)))
     for name, own_name, value in same:

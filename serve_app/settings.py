@@ -3,31 +3,12 @@
 Nothing is read from the environment here; secrets (HF_TOKEN) are read where they are used.
 """
 
-import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from serve_app.addresses import Host, Origin
 
-def _host(entry: str) -> str:
-    host_and_port = r"([^\s/\\*?#@:\[\]]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?"
-    ipv6 = r"[0-9A-Fa-f]*:[0-9A-Fa-f]*:[0-9A-Fa-f:.]*"
-    if not re.fullmatch(f"{host_and_port}|{ipv6}", entry):
-        raise ValueError("write one host or host:port, such as media.internal:9000, without a scheme or *")
-    return entry
-
-
-def _origin(entry: str) -> str:
-    if entry != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\sA-Z/\\*?#@]+", entry):
-        raise ValueError(
-            "write an origin as browsers send it, in lower case and without a path or a slash at its end, "
-            "such as https://example.com"
-        )
-    return entry
-
-
-Host = Annotated[str, AfterValidator(_host)]
-Origin = Annotated[str, AfterValidator(_origin)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Seconds = Annotated[float, Field(gt=0, le=1e9)]
 Probability = Annotated[float, Field(gt=0, lt=1)]
