@@ -64,8 +64,7 @@ class AudioLoader:
                             timeout_s=self._intake.decode_timeout_s,
                         )
         finally:
-            # Serve leaves a failed call with its arguments to the garbage collector, which may take hours:
-            # this list goes then, not the upload in the object store.
+            # Serve leaves a failed call's arguments to the garbage collector: this list, but not the upload.
             chunks.clear()
         if duration_s is not None and audio.duration_s != duration_s:
             raise SourceUnavailable(

@@ -53,27 +53,35 @@ class LoadedAudio:
             await self.load()
 
     def forget(self) -> None:
-        """Ends the loading; to one that has ended this does nothing."""
+        """Ends the loading, if it has not ended, and lets go of the audio."""
         if self._response is not None:
             self._response.cancel()
+        self.ref.clear()
 
 
 def loading_with(
     loader: DeploymentHandle[Any], held: Admission, retries: Retries
 ) -> Callable[[Source], AbstractAsyncContextManager[LoadedAudio]]:
-    """Starts loading and gives the audio at once; a source is there to be read for as long as it is held."""
+    """Starts loading and gives the audio at once; a source is there to be read for as long as it is held.
+
+    Lists of references are emptied in the end, not just dropped: Serve's router at times leaves a call's
+    arguments to the garbage collector, which an idle server does not run.
+    """
 
     @asynccontextmanager
     async def loading(source: Source) -> AsyncIterator[LoadedAudio]:
         async def load(duration_s: float | None) -> Any:
-            chunks = await asyncio.to_thread(_put_chunks, source.file) if source.file else []
+            chunks[:] = await asyncio.to_thread(_put_chunks, source.file) if source.file else []
             return loader.load.remote(source.url, source.headers, chunks, source.max_audio_s, duration_s)
 
+        chunks: list[Any] = []
         audio = LoadedAudio(load, retries)
         try:
             await audio.load()
+            chunks.clear()  # the loader has them
             yield audio
         finally:
+            chunks.clear()
             held.remove(audio)
             audio.forget()
 

@@ -1,9 +1,11 @@
 """After many requests of all kinds the machine is as it was: descriptors, children, files, shared memory."""
 
 import base64
+import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import pytest
 from clients import Upload, until
 from fakes import recording
 from loopback import Files
+from ray import serve
 from ray._private.internal_api import get_memory_info_reply
 from ray._private.state import state
 from sounds import wav
@@ -71,6 +74,26 @@ def serves(process: psutil.Process) -> bool:
     return " ".join(process.cmdline()).startswith(("ray::ServeReplica:whisperx:", "ray::ProxyActor"))
 
 
+def at_rest(spool: Path) -> dict[str, Any]:
+    """The same as soon as it has not changed for a second."""
+    found, since_s = held(spool), time.monotonic()
+
+    def unchanged() -> bool:
+        nonlocal found, since_s
+        if (now := held(spool)) != found:
+            found, since_s = now, time.monotonic()
+        return time.monotonic() - since_s > 1.0
+
+    until(unchanged)
+    return found
+
+
+def assert_back_to(before: dict[str, Any], spool: Path) -> None:
+    with suppress(AssertionError):
+        until(lambda: held(spool) == before)
+    assert held(spool) == before  # the same, and says what differs
+
+
 def test_nothing_is_left_of_many_requests(files: Files, spool: Path) -> None:
     """Good, bad and abandoned ones by form, base64 and URL; the first of each kind may open what stays."""
     kinds = requests(files)
@@ -79,13 +102,21 @@ def test_nothing_is_left_of_many_requests(files: Files, spool: Path) -> None:
         with ThreadPoolExecutor(AT_ONCE) as pool:
             return Counter(pool.map(lambda request: request(), kinds * rounds))
 
-    print(held(spool))
     send(1)
-    import time
-
-    time.sleep(2)
-    before = held(spool)
-    print(before)
+    before = at_rest(spool)
     ends = send(ROUNDS)
-    until(lambda: held(spool) == before)
     assert ends == {200: 3 * ROUNDS, 400: 3 * ROUNDS, 422: ROUNDS, 424: 2 * ROUNDS, None: 2 * ROUNDS}
+    assert_back_to(before, spool)
+
+
+def test_audio_goes_with_the_client_that_leaves(closed_gate: Path, spool: Path) -> None:
+    """What stages had begun with is in no memory any more, although no other request comes after it."""
+    counters: Any = serve.get_deployment_handle("Transcriber", "whisperx").counters
+    counters.remote().result(timeout_s=60)  # the connection stays
+    before = at_rest(spool)
+    with Upload(URL, wav(recording(*range(1, 31))), language="en") as upload:
+        upload.send()
+        until(lambda: counters.remote().result(timeout_s=60)["queued"] > 0)
+        assert held(spool)["store_bytes"] > before["store_bytes"]
+    closed_gate.unlink()
+    assert_back_to(before, spool)
