@@ -170,7 +170,7 @@ SCENARIOS = {
     "soak": (run_soak, (
         Goal("failed_requests", at_most=0),
         Goal("changed_transcripts", at_most=0),
-        Goal("rss_slope_low_max", at_most=32),
+        Goal("rss_slope_high_max", at_most=200),
         Goal("descriptors_grown", at_most=1),
         Goal("children_grown", at_most=0),
         Goal("spooled_bytes", at_most=0),
