@@ -35,7 +35,7 @@ class Sample:
 
 
 def soak(graph: Graph, load: Load, requests: int) -> dict[str, Any]:
-    """Requests of all kinds in turn; slopes are KiB of resident memory per 100 requests, with 95 % margins."""
+    """Requests of all kinds in turn; slopes and their margins are KiB of memory per 100 requests."""
     load.learn()
     outcomes = [load.send(load.clips[number % len(load.clips)]) for number in range(int(WARM * requests))]
     processes = {name: found[0] for name, found in graph.replicas().items()} | {
