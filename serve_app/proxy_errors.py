@@ -13,7 +13,10 @@ RETRY_AFTER_S = 5
 
 
 class InOurWords:
-    """ASGI middleware: no answer, or a 503 in plain text, which is Serve's, becomes a 503 of ours."""
+    """ASGI middleware: no answer, or a 503 as Serve itself gives it, becomes a 503 of ours.
+
+    Serve's is plain text and says no time to come back; an application's own refusal passes as it is.
+    """
 
     def __init__(self, app: Any) -> None:
         self.app = app
@@ -36,8 +39,12 @@ class InOurWords:
 
 
 def _is_serves_own(message: Any) -> bool:
-    content_type: bytes = dict(message["headers"]).get(b"content-type", b"")
-    return bool(message["status"] == 503) and content_type.startswith(b"text/plain")
+    headers = {name.lower(): value for name, value in message["headers"]}
+    return (
+        message["status"] == 503
+        and headers.get(b"content-type", b"").startswith(b"text/plain")
+        and b"retry-after" not in headers
+    )
 
 
 def _answer(headers: Any) -> Any:

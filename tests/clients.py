@@ -60,9 +60,9 @@ class Upload:
         self.leave()
 
 
-def until(condition: Callable[[], bool]) -> None:
+def until(condition: Callable[[], bool], every_s: float = 0.05) -> None:
     """It must be so within a minute."""
     deadline_s = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline_s
-        time.sleep(0.05)
+        time.sleep(every_s)

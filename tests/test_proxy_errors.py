@@ -41,9 +41,12 @@ def test_a_lost_ingress_is_a_503_to_be_tried_again(answer: Any) -> None:
         JSONResponse({"error": {"code": "internal_error"}}, 500),
         JSONResponse({"model_output": []}),
         PlainTextResponse("Path '/x' not found.", 404),
+        PlainTextResponse("Closed for maintenance.", 503, {"Retry-After": "600"}),
+        JSONResponse({"status": "not ready"}, 503),
     ],
 )
 def test_other_answers_pass_as_they_are(answer: Response) -> None:
-    """Also errors that the application words itself."""
+    """Also errors that the application, or another one behind the same proxy, words itself."""
     found = through(answer)
     assert (found.status_code, found.content) == (answer.status_code, answer.body)
+    assert found.headers.get("retry-after") == answer.headers.get("retry-after")

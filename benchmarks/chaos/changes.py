@@ -14,8 +14,11 @@ BETWEEN_S = 1.0
 say = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def deploy(graph: Graph, load: Load, clients: int = CLIENTS) -> dict[str, Any]:
-    """Batch size in place, then more replicas, then other settings for all of them: no request may notice."""
+def deploy(graph: Graph, load: Load, clients: int = CLIENTS, *, replace: bool = True) -> dict[str, Any]:
+    """Batch size in place, then more replicas, then other settings for all of them: no request may notice.
+
+    Without `replace`, the first two.
+    """
     load.learn()
     transcriber = graph.deployment("Transcriber")
     took_s: dict[str, float] = {}
@@ -38,8 +41,9 @@ def deploy(graph: Graph, load: Load, clients: int = CLIENTS) -> dict[str, Any]:
         apply("num_replicas")
         grown = len(graph.replicas()["Transcriber"]) - len(before["Transcriber"])
 
-        graph.settings["windows_in_flight"] = 16
-        apply("settings")
+        if replace:
+            graph.settings["windows_in_flight"] = 16
+            apply("settings")
         same = {process for processes in before.values() for process in processes}
         replaced = not same & {process for found in graph.replicas().values() for process in found}
     return {

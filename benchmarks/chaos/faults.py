@@ -4,7 +4,7 @@ import random
 import signal
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ from benchmarks.chaos.load import Load, Outcome, failures
 from benchmarks.chaos.running_graph import STAGES, Graph, serves_own, wait_for
 
 CLIENTS = 6
-BETWEEN_S = (0.3, 2.0)  # the graph is whole, until the next blow
+BETWEEN_S = (1.0, 3.0)  # the graph is whole, until the next blow: a call is not to be hit four times
 LATE_S = 0.2  # a request begun so long after a kill was not open then
 
 say = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -30,13 +30,13 @@ def kills(graph: Graph, load: Load, times: int, rng: random.Random, clients: int
         for stage in STAGES:
             for _ in range(times):
                 time.sleep(rng.uniform(*BETWEEN_S))
-                victim = rng.choice(graph.replicas()[stage])
-                victim.kill()
-                recovered_s[stage].append(graph.settle(victim))
+                recovered_s[stage].append(_kill_one_of(graph, [stage], rng))
             medians = f"{statistics.median(recovered_s[stage]):.1f} s"
             say.print(f"  {stage}: {times} killed, back after {medians}; {_so_far(outcomes)}")
         time.sleep(1.0)
     every_s = [seconds for found in recovered_s.values() for seconds in found]
+    retries = graph.retries()
+    retries_of = {stage: _own_retries(retries, counted_as) for stage, counted_as in STAGES.items()}
     return {
         **counts(outcomes),
         "kills": len(every_s),
@@ -44,8 +44,36 @@ def kills(graph: Graph, load: Load, times: int, rng: random.Random, clients: int
         "recover_max_s": max(every_s),
         "recover_median_s_of": {stage: statistics.median(found) for stage, found in recovered_s.items()},
         "slowest_request_s": max(outcome.wall_s for outcome in outcomes),
-        "retries": graph.retries(),
+        "retries": retries,
+        "retries_of": retries_of,
+        "retries_least": min(retries_of.values()),
     }
+
+
+def kill_together(graph: Graph, load: Load, rng: random.Random, clients: int = CLIENTS) -> dict[str, Any]:
+    """SIGKILL of one replica of every stage at once: no request may notice."""
+    load.learn()
+    with load.steady(clients) as outcomes:
+        time.sleep(BETWEEN_S[0])
+        recover_s = _kill_one_of(graph, STAGES, rng)
+    return {**counts(outcomes), "recover_s": recover_s, "retries": graph.retries()}
+
+
+def _kill_one_of(graph: Graph, stages: Iterable[str], rng: random.Random) -> float:
+    """Seconds until the graph is whole again."""
+    replicas = graph.replicas()
+    victims = [rng.choice(replicas[stage]) for stage in stages]
+    for victim in victims:
+        victim.kill()
+    return sum(graph.settle(victim) for victim in victims)
+
+
+def _own_retries(retries: dict[str, int], stage: str) -> int:
+    """Without those of a stage that has found a killed loader's audio lost."""
+    causes = {what: times for what, times in retries.items() if what.partition("/")[0] == stage}
+    return sum(
+        times for what, times in causes.items() if stage == "loader" or not what.endswith("/audio_lost")
+    )
 
 
 def front(
@@ -112,8 +140,13 @@ def _front_counts(outcomes: list[Outcome], killed: list[tuple[float, float]], na
 
 
 def hang(graph: Graph, load: Load, limit_s: float, clients: int = CLIENTS) -> dict[str, Any]:
-    """SIGSTOP of one of two Transcribers: requests end on the other one within `limit_s`."""
+    """SIGSTOP of one of two Transcribers: requests end on the other one within `limit_s`.
+
+    Because their calls there ended by their deadline (`asr/hung`), or because Serve's health check killed
+    the replica (`asr/replica_died`), whichever came first.
+    """
     load.learn()
+    before = graph.retries()
     with load.steady(clients) as outcomes:
         wait_for(lambda: len(outcomes) >= clients, "the load runs")
         victim = graph.replicas()["Transcriber"][0]
@@ -134,12 +167,17 @@ def hang(graph: Graph, load: Load, limit_s: float, clients: int = CLIENTS) -> di
                 victim.send_signal(signal.SIGCONT)
         graph.settle()
     after = [outcome for outcome in outcomes if outcome.ended_s > stopped_s]
+    retries = {what: times - before.get(what, 0) for what, times in graph.retries().items()}
+    by_deadline, by_death = retries.get("asr/hung", 0), retries.get("asr/replica_died", 0)
+    say.print(f"  retries asr/hung {by_deadline}, asr/replica_died {by_death}; {_so_far(outcomes)}")
     return {
         **counts(outcomes),
         "requests_during": len(after),
         "slowest_request_s": max(outcome.wall_s for outcome in after),
         "limit_s": limit_s,
-        "retries": graph.retries(),
+        "hung_retries": by_deadline,
+        "replica_died_retries": by_death,
+        "retries": retries,
     }
 
 

@@ -17,7 +17,13 @@ from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 
 from serve_app.launcher import free_port, running, url_of
 
-STAGES = ("AudioLoader", "SpeechDetector", "Transcriber", "Aligner", "Diarizer")
+STAGES = {  # deployments, and what their retries are counted as
+    "AudioLoader": "loader",
+    "SpeechDetector": "speech",
+    "Transcriber": "asr",
+    "Aligner": "alignment",
+    "Diarizer": "diarization",
+}
 SETTLE_S = 300.0  # within which everything must be well again
 MIB = 1 << 20
 

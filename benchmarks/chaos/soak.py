@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from benchmarks.chaos.faults import counts
-from benchmarks.chaos.load import Load, Outcome
+from benchmarks.chaos.load import Load
 from benchmarks.chaos.running_graph import Graph, object_store_mib, serves_own, spooled_bytes
 
 EVERY = 10  # requests between two samples
-WARM = 0.2  # of the requests: until then caches and heaps fill
+WARM = 0.2  # so many more requests go before the first sample: until then caches and heaps fill
 BLOCKS = 8  # neighbouring samples are not independent, the means of eight blocks nearly are
 STUDENT_T = 2.447  # 95 %, 6 degrees of freedom: a line through eight points
 KIB = 1024
@@ -35,16 +35,16 @@ class Sample:
 
 
 def soak(graph: Graph, load: Load, requests: int) -> dict[str, Any]:
-    """Requests of all kinds in turn; slopes are KiB of resident memory per 100 requests."""
+    """Requests of all kinds in turn; slopes and their margins are KiB of memory per 100 requests."""
     load.learn()
+    outcomes = [load.send(load.clips[number % len(load.clips)]) for number in range(int(WARM * requests))]
     processes = {name: found[0] for name, found in graph.replicas().items()} | {
         "proxy": serves_own("ProxyActor")[0]
     }
-    outcomes: list[Outcome] = []
     samples: list[Sample] = []
     for number in range(1, requests + 1):
         outcomes.append(load.send(load.clips[number % len(load.clips)]))
-        if number % EVERY == 0 and number >= WARM * requests:
+        if number % EVERY == 0:
             samples.append(_sample(number, processes))
         if number % 100 == 0:
             say.print(f"  {number} requests")
@@ -55,9 +55,12 @@ def soak(graph: Graph, load: Load, requests: int) -> dict[str, Any]:
     }
     return {
         **counts(outcomes),
-        "rss_kib_per_100": {name: [round(x, 1) for x in slope] for name, slope in slopes.items()},
+        "rss_kib_per_100": {
+            name: {"slope": round(slope, 1), "margin": round(margin, 1)}
+            for name, (slope, margin) in slopes.items()
+        },
         "rss_slope_max": max(slope for slope, _ in slopes.values()),
-        "rss_slope_low_max": max(slope - margin for slope, margin in slopes.values()),
+        "rss_slope_high_max": max(slope + margin for slope, margin in slopes.values()),
         "rss_mib": {name: round(kib / KIB) for name, kib in last.rss_kib.items()},
         "descriptors_grown": _grown([sample.descriptors for sample in samples]),
         "children_grown": _grown([sample.children for sample in samples]),
