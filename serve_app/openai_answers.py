@@ -22,6 +22,7 @@ from serve_app.openai_schemas import (
 )
 from serve_app.schemas import WarningOut
 from serve_app.stages.token_ends import tokens_between
+from serve_app.subtitles import words_of
 from serve_app.transcript import Segment, Task, Transcript, WindowText
 
 AUDIO_TOKENS_PER_S = 50  # of Whisper's encoder
@@ -62,7 +63,9 @@ def answer(transcript: Transcript, ask: Ask, text: str) -> dict[str, Any]:
                 task=ask.options.task,
                 language=_language(transcript, ask),
                 duration=duration_s,
-                words=[word for segment in transcript.segments for word in _words(segment)]
+                words=[
+                    word for segment in transcript.segments for word in _words(segment, transcript.language)
+                ]
                 if ask.words
                 else None,
                 segments=verbose(transcript, ask) if ask.segments else None,
@@ -173,8 +176,9 @@ def _ends_in(heard: WindowText, segments: Sequence[Segment]) -> list[int] | None
     return [*ends[:-1], len(heard.text) + 1]  # what follows the last sentence is part of it
 
 
-def _words(segment: Segment) -> Iterator[WordItem]:
-    for word in segment.words:
+def _words(segment: Segment, language: str | None) -> Iterator[WordItem]:
+    """Also those of a segment that was not aligned. A word without times has its segment's."""
+    for word in words_of(segment, language):
         start_s = segment.start_s if word.start_s is None else word.start_s
         end_s = segment.end_s if word.end_s is None else word.end_s
         yield WordItem(word=word.text, start=round(start_s, 3), end=round(end_s, 3))

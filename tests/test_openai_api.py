@@ -141,6 +141,20 @@ def test_timestamp_granularities(granularities: list[str], there: set[str]) -> N
         assert body["words"][2] == {"word": "word3", "start": 3.0, "end": 4.0}
 
 
+def test_words_of_what_could_not_be_aligned() -> None:
+    """They have the times of their segment: nothing that was said is missing."""
+    server = Server()
+    server.fakes.fail["align"] = RuntimeError("broken")
+    body = server.post(response_format="verbose_json", timestamp_granularities__="word").json()
+    check("verbose_json", body)
+    assert body["words"] == [
+        {"word": "word1", "start": 0.0, "end": 1.0},
+        {"word": "word2", "start": 1.0, "end": 2.0},
+        {"word": "word3", "start": 3.0, "end": 4.0},
+    ]
+    assert [warning["code"] for warning in body["warnings"]] == ["alignment_failed"]
+
+
 def test_speakers_are_letters_in_order_of_appearance() -> None:
     """Whoever speaks first is A."""
     body = Server().post(response_format="diarized_json").json()
