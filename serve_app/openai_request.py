@@ -148,7 +148,7 @@ def parse(fields: Sequence[FormField], task: Task, models: Collection[str]) -> A
     # Clients send all that was said so far; Whisper reads the end of it, as OpenAI says.
     same = [("prompt", "initial_prompt", theirs.prompt and theirs.prompt[-MAX_PROMPT_CHARS:])]
     if isinstance(theirs, TranscriptionFields):
-        same.append(("keywords", "hotwords", ", ".join(theirs.keywords)))
+        same.append(("keywords", "hotwords", ", ".join(filter(None, theirs.keywords))))
     for name, own_name, value in same:
         if value and own_name in ours:
             raise InvalidRequest(f"{name}: cannot be combined with {own_name}, which is the same.", name)

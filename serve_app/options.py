@@ -138,6 +138,8 @@ class Options(BaseModel):
                 f"give one reference for each name in known_speaker_names: there are {len(references)} for "
                 f"{len(names)}"
             )
+        if "" in references:
+            raise ValueError(f"number {references.index('')}, counted from 0, is empty")
         if references and info.data.get("diarize") is False:
             raise ValueError("known speakers need diarize to be true")
         return references

@@ -268,6 +268,44 @@ def test_arrays_come_in_three_notations(references: list[tuple[str, str]]) -> No
     assert server.asked[0].known_speaker_references == tuple(REFERENCES)
 
 
+@pytest.mark.parametrize(
+    ("names", "references", "param"),
+    [
+        (["", "Bob"], [REFERENCES[0], ""], "known_speaker_names"),
+        (["Ann", "Bob"], [REFERENCES[0], ""], "known_speaker_references"),
+        (["Ann", "Bob"], ["", REFERENCES[0]], "known_speaker_references"),
+        (["Ann"], ["", REFERENCES[0]], "known_speaker_references"),
+    ],
+)
+def test_nobody_gets_the_voice_of_another(names: list[str], references: list[str], param: str) -> None:
+    """An empty name or reference keeps its place, and is a 400."""
+    fields = {"known_speaker_names__": names, "known_speaker_references__": references}
+    status, named, _ = Server().error(response_format="diarized_json", **fields)
+    assert (status, named) == (400, param)
+
+
+@pytest.mark.parametrize("numbers", [(0, 2), (1, 2), (0, 0), (1, None)])
+def test_numbers_of_an_array_have_no_gaps(numbers: tuple[int | None, ...]) -> None:
+    """0, 1 and so on, each once; anything else is a 400 that names the field."""
+    server = Server()
+    files: list[Any] = [("file", server.file), ("model", (None, "whisper-1"))]
+    for number in numbers:
+        files.append((f"keywords[{'' if number is None else number}]", (None, "word")))
+    response = server.request("POST", TRANSCRIBE, files=files)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "keywords")
+    assert server.asked == []
+
+
+def test_arrays_of_empty_inputs_are_none() -> None:
+    """As a form in a browser sends them."""
+    server = Server()
+    empty = {name: ["", ""] for name in ("known_speaker_names__", "known_speaker_references__", "keywords__")}
+    assert server.post(**empty).status_code == 200
+    assert server.post(keywords__=["", "Maier"]).status_code == 200
+    assert [options.hotwords for options in server.asked] == [None, "Maier"]
+    assert server.asked[0].known_speaker_names == ()
+
+
 def test_fields_become_options() -> None:
     """OpenAI's names and our own; chunking as we do it anyway is accepted."""
     server = Server()
