@@ -212,8 +212,9 @@ def checked(model: type[Model], fields: dict[str, Any]) -> Model:
         return model.model_validate(fields)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        name = ".".join(str(part) for part in first["loc"]) or None
+        name = ".".join(str(part) for part in first["loc"])
+        param = str(first["loc"][0]) if name else None
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
             message = f"unknown option; known are {', '.join(sorted(model.model_fields))}"
-        raise InvalidRequest(f"{name}: {message}." if name else f"{message}.", name) from None
+        raise InvalidRequest(f"{name}: {message}." if name else f"{message}.", param) from None

@@ -197,12 +197,32 @@ def test_speakers_are_looked_for_only_where_asked_for() -> None:
     assert found == [(0, False), (0, False), (0, False), (1, False), (1, True), (1, True)]
 
 
+@pytest.mark.parametrize("response_format", ["json", "text", "srt", "verbose_json"])
+@pytest.mark.parametrize("name", ["diarize", "split_at_speaker_change"])
+def test_no_speakers_can_be_asked_for_in_every_format(response_format: str, name: str) -> None:
+    """A value that asks for nothing is no error, and switches nothing on."""
+    server = Server()
+    assert server.post(response_format=response_format, **{name: "false"}).status_code == 200
+    assert server.fakes.calls["diarize"] == 0
+
+
+def test_a_model_that_cannot_translate_is_what_is_wrong() -> None:
+    """The task is in the route; the client chose the model."""
+    server = Server()
+    server.fakes.fail["asr"] = InvalidRequest("The model tiny.en is English-only.", "task")
+    response = server.post(TRANSLATE)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "model")
+    assert response.json()["error"]["message"] == "The model tiny.en is English-only."
+
+
 def test_a_server_without_diarization_says_so() -> None:
     """diarized_json is then a 400, streamed or not; what the client sent is named."""
     for fields, param in (
         ({"response_format": "diarized_json"}, "response_format"),
         ({"response_format": "diarized_json", "stream": "true"}, "response_format"),
         ({"response_format": "srt", "diarize": "true"}, "diarize"),
+        ({"response_format": "srt", "num_speakers": "2"}, "num_speakers"),
+        ({"response_format": "verbose_json", "split_at_speaker_change": "1"}, "split_at_speaker_change"),
     ):
         response = Server(diarizes=False).post(**fields)
         check("error", response.json())
@@ -364,7 +384,7 @@ KNOWN = {"known_speaker_names__": "Ann", "known_speaker_references__": "data:aud
         ({"timestamp_granularities__": "word"}, "timestamp_granularities", "verbose_json"),
         (
             {"response_format": "verbose_json", "timestamp_granularities__": "letter"},
-            "timestamp_granularities.0",
+            "timestamp_granularities",
             "word",
         ),
         ({"stream": "true", "response_format": "srt"}, "stream", "cannot be streamed"),
@@ -508,6 +528,16 @@ def test_an_error_before_the_first_event_is_an_ordinary_one() -> None:
         response = server.post(stream=stream)
         check("error", response.json())
         assert (response.status_code, response.json()["error"]["code"]) == (422, "undecodable_audio")
+
+
+def test_what_took_too_long_is_not_asked_for_again() -> None:
+    """The package would upload it and have it computed twice more."""
+    server = Server()
+    server.fakes.fail["load"] = DeadlineExceeded("Too long.")
+    response = server.post()
+    assert (response.status_code, response.headers["x-should-retry"]) == (504, "false")
+    server.fakes.fail["load"] = UnusableAudio("No audio.")
+    assert "x-should-retry" not in server.post().headers
 
 
 class Streaming:

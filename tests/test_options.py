@@ -38,7 +38,7 @@ def test_known_speakers_are_lists_in_the_same_order() -> None:
         (["a\u2028b"], [CLIP], "known_speaker_names"),
         (["x" * 65], [CLIP], "known_speaker_names"),
         (list("abcde"), [CLIP] * 5, "known_speaker_names"),
-        ([3], [CLIP], "known_speaker_names.0"),
+        ([3], [CLIP], "known_speaker_names"),
     ],
 )
 def test_known_speakers_that_make_no_sense_are_refused(names: Any, clips: Any, param: str) -> None:
