@@ -125,7 +125,7 @@ def verbose(transcript: Transcript, ask: Ask) -> list[SegmentItem]:
         items.append(
             SegmentItem(
                 id=number,
-                seek=int(window.start_s * 100),
+                seek=round(window.start_s * 100),
                 start=round(segment.start_s, 3),
                 end=round(segment.end_s, 3),
                 text=segment.text,
