@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from serve_app.errors import InvalidRequest, ModelNotFound
 from serve_app.form_fields import OPTION_ARRAYS, gathered
 from serve_app.form_fields import Field as FormField
-from serve_app.options import MAX_PROMPT_CHARS, Options, checked, parse_options
+from serve_app.options import MAX_PROMPT_CHARS, SPEAKER_OPTIONS, Options, checked, parse_options
 from serve_app.transcript import Task
 
 ALIAS = "whisper-1"  # what clients ask for that know only OpenAI's models
@@ -21,10 +21,6 @@ STREAMED = ("json", "text", "diarized_json")
 
 KNOWN_SPEAKERS = ("known_speaker_names", "known_speaker_references")
 ARRAYS = ("timestamp_granularities", "include", "keywords", *OPTION_ARRAYS)
-SPEAKER_OPTIONS = (
-    *("diarize", "num_speakers", "min_speakers", "max_speakers", "split_at_speaker_change"),
-    *KNOWN_SPEAKERS,
-)
 NOT_HERE = {
     "task": "the route says it: /v1/audio/transcriptions or /v1/audio/translations",
     "word_timestamps": "ask for timestamp_granularities[]=word with response_format=verbose_json",

@@ -24,6 +24,10 @@ SpeakerCount = Annotated[int, Field(ge=1, le=50)]
 MAX_PROMPT_CHARS = 4000  # Whisper keeps 223 tokens, some 1000 letters of English
 Prompt = Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
 MOST_KNOWN_SPEAKERS = 4  # as OpenAI's API
+SPEAKER_OPTIONS = (
+    *("diarize", "num_speakers", "min_speakers", "max_speakers", "split_at_speaker_change"),
+    *("known_speaker_names", "known_speaker_references"),
+)
 _LONGEST_NAME = 64  # characters
 _NOT_IN_A_NAME = {"Cc", "Cs", "Zl", "Zp"}  # control characters and line ends, as Unicode calls them
 
@@ -180,6 +184,15 @@ class Options(BaseModel):
             if info.field_name == "max_line_count" and info.data.get("max_line_width", 0) is None:
                 raise ValueError("needs max_line_width")
         return value
+
+    @model_validator(mode="after")
+    def _format_shows_speakers(self) -> "Options":
+        useless = {"tsv": SPEAKER_OPTIONS, "rttm": ("split_at_speaker_change",)}.get(self.response_format, ())
+        for name in useless:
+            if getattr(self, name):
+                why = "tsv has no speakers" if self.response_format == "tsv" else "rttm has no sentences"
+                raise InvalidRequest(f"{name}: {why}; leave it out or ask for another format.", name)
+        return self
 
     @model_validator(mode="after")
     def _agree(self) -> "Options":
