@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from serve_app.languages import LANGUAGES, LANGUAGES_WITHOUT_SPACES
+from serve_app.languages import LANGUAGES, NO_SPACE_BETWEEN_SENTENCES
 from serve_app.openai_request import Ask
 from serve_app.openai_schemas import (
     DiarizedSegment,
@@ -40,7 +40,7 @@ def text_pieces(segments: Iterable[Segment], task: Task, *, first: bool) -> Iter
     """The text of each segment with what stands between it and the one before, unless it is the first."""
     for segment in segments:
         written = segment.heard.language if segment.heard and task == "transcribe" else "en"
-        yield segment.text if first or written in LANGUAGES_WITHOUT_SPACES else f" {segment.text}"
+        yield segment.text if first or written in NO_SPACE_BETWEEN_SENTENCES else f" {segment.text}"
         first = False
 
 

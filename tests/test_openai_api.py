@@ -489,7 +489,7 @@ def test_silence() -> None:
 
 
 @pytest.mark.parametrize("response_format", ["json", "text", "diarized_json"])
-@pytest.mark.parametrize(("language", "gap"), [("en", " "), ("zh", "")])
+@pytest.mark.parametrize(("language", "gap"), [("en", " "), ("zh", ""), ("yue", ""), ("th", " ")])
 def test_deltas_together_are_the_text(response_format: str, language: str, gap: str) -> None:
     """Exactly the text of an answer in one piece; spaces between sentences where the language has them."""
     server = Server(*range(1, 10))
