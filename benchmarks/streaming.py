@@ -1,7 +1,8 @@
 """`python -m benchmarks.streaming`: how soon the first text of a long file is there, over HTTP.
 
 Five minutes of the sample conversation through the graph of CONFIG, streamed as OpenAI's clients do. One
-JSON line on standard output: seconds to the first delta and to the end, and their ratio (the goal is 0.5).
+JSON line on standard output: seconds to the first delta and to the end, and their ratio. Exit status 1 where
+that is over GOAL, or where the deltas are not the text.
 """
 
 import asyncio
@@ -22,6 +23,8 @@ from benchmarks.systems import service, wav
 from serve_app import bundled
 from serve_app.stages.decode import decode
 from serve_app.transcript import SAMPLE_RATE_HZ
+
+GOAL = 0.5  # first_delta_fraction, at most
 
 say = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -62,6 +65,11 @@ def stream(url: str, file: bytes, response_format: str) -> dict[str, Any]:
     }
 
 
+def good(found: dict[str, Any]) -> bool:
+    """Whether what `stream` found is as it should be."""
+    return bool(found["deltas_are_the_text"]) and found["first_delta_fraction"] <= GOAL
+
+
 def main(
     config: Annotated[Path, typer.Option(help="Of the graph.")] = Path("serve_config.demo.yaml"),
     seconds: Annotated[int, typer.Option(help="Length of the file.")] = 300,
@@ -76,6 +84,8 @@ def main(
             {**figures, "seconds": seconds, "machine": f"{platform.machine()}, {os.cpu_count()} cores"}
         )
     )
+    if not all(good(found) for found in figures.values()):
+        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

@@ -20,12 +20,17 @@ def error_body(error: Exception) -> dict[str, Any]:
 
 
 def error_response(error: Exception) -> JSONResponse:
-    """The body of an error, with Retry-After where it passes by itself."""
+    """The body of an error, with Retry-After where it passes by itself.
+
+    The `openai` package would send what took too long twice more, unless `x-should-retry` tells it not to.
+    """
     if not isinstance(error, TranscriptionError):
         return JSONResponse(error_body(error), TranscriptionError.status)
     headers: dict[str, str] = {}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(error.retry_after_s)
+    if error.status == 504:
+        headers["x-should-retry"] = "false"
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     if error.status == 408:

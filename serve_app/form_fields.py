@@ -18,8 +18,9 @@ _ARRAY_NAME = re.compile(r"(\w+)\[([0-9]{0,3})\]")
 def gathered(fields: Sequence[Field], arrays: Collection[str]) -> dict[str, Any]:
     """One entry for each name; those in `arrays` are lists, sent as `name[]`, `name` or `name[0]`, repeated.
 
-    Empty values are left out, as a form in a browser sends its empty inputs, too. Raises InvalidRequest where
-    any other name is given more than once.
+    Empty values are left out, as a form in a browser sends its empty inputs, too; but not from an array that
+    has others, where each has its place. Raises InvalidRequest where any other name is given more than once,
+    and where the numbers of an array have gaps.
     """
     single: dict[str, str] = {}
     several: dict[str, list[tuple[int, str]]] = {}
@@ -32,11 +33,15 @@ def gathered(fields: Sequence[Field], arrays: Collection[str]) -> dict[str, Any]
             raise InvalidRequest(f"{sent}: given more than once; send it once.", sent)
         else:
             single[sent] = value
-    lists = {
-        name: [value for _, value in sorted(values, key=itemgetter(0)) if value]
-        for name, values in several.items()
-    }
-    return {name: value for name, value in (single | lists).items() if value}
+    lists = {name: _in_order(name, values) for name, values in several.items()}
+    return {name: value for name, value in (single | lists).items() if any(value)}
+
+
+def _in_order(name: str, values: Sequence[tuple[int, str]]) -> list[str]:
+    ordered = sorted(values, key=itemgetter(0))
+    if [number for number, _ in ordered] != list(range(len(ordered))):
+        raise InvalidRequest(f"{name}: number its values {name}[0], {name}[1] and so on, each once.", name)
+    return [value for _, value in ordered]
 
 
 def named(sent: str) -> tuple[str, int | None]:

@@ -8,6 +8,7 @@ import secrets
 from typing import Any, BinaryIO
 
 from serve_app.errors import InvalidRequest
+from serve_app.json_escapes import LONGEST_BYTES, begun, unescaped
 from serve_app.options import Options
 from serve_app.references import references_bytes
 from serve_app.schemas import parse_predict
@@ -27,7 +28,8 @@ class JsonBody:
     """
 
     def __init__(self, file: BinaryIO, max_bytes: int) -> None:
-        self.most_file_bytes = max_bytes * 8 // 3 + 8  # base64 takes 4/3, and each / may be written \/
+        # Base64 takes 4/3, and each of its characters may be an escape.
+        self.most_file_bytes = (max_bytes + 2) // 3 * 4 * LONGEST_BYTES
         self._file = LimitedFile(file, max_bytes, "audio_b64")
         self._base64 = Base64Decoder(self._file)
         self._word: str | None = None  # in the place of the value, once there is one
@@ -80,15 +82,15 @@ class Base64Decoder:
 
     def __init__(self, file: LimitedFile) -> None:
         self._file = file
-        self._carry = b""  # less than four characters, or half of an escape more
+        self._carry = b""  # less than four characters, and the beginning of an escape
         self._padded = False
 
     def write(self, text: bytes) -> None:
-        # PHP writes \/ for /; any other escape is none of base64's characters or a needless one.
-        text = (self._carry + text).replace(rb"\/", b"/")
-        if text.find(b"\\") not in (-1, len(text) - 1):  # refused here, for a carry is unescaped again
+        text = unescaped(self._carry + text)
+        ready = len(text) - begun(text)
+        if b"\\" in text[:ready]:  # refused here, for a carry is unescaped again
             raise _not_base64()
-        whole = (len(text) - text.endswith(b"\\")) // 4 * 4
+        whole = ready // 4 * 4
         self._carry = text[whole:]
         self._decode(text[:whole])
 

@@ -23,4 +23,6 @@ LANGUAGES = {
 }
 # fmt: on
 
-LANGUAGES_WITHOUT_SPACES = ("ja", "zh")  # of whisperx: every character is a word
+LANGUAGES_WITHOUT_SPACES = ("ja", "zh")  # of whisperx's alignment: every character is a word
+NO_SPACE_BETWEEN_SENTENCES = (*LANGUAGES_WITHOUT_SPACES, "yue")
+NO_SPACE_BETWEEN_WORDS = (*NO_SPACE_BETWEEN_SENTENCES, "th", "lo", "km", "my", "bo")

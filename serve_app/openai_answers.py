@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from serve_app.languages import LANGUAGES, LANGUAGES_WITHOUT_SPACES
+from serve_app.languages import LANGUAGES, NO_SPACE_BETWEEN_SENTENCES
 from serve_app.openai_request import Ask
 from serve_app.openai_schemas import (
     DiarizedSegment,
@@ -22,6 +22,7 @@ from serve_app.openai_schemas import (
 )
 from serve_app.schemas import WarningOut
 from serve_app.stages.token_ends import tokens_between
+from serve_app.subtitles import words_of
 from serve_app.transcript import Segment, Task, Transcript, WindowText
 
 AUDIO_TOKENS_PER_S = 50  # of Whisper's encoder
@@ -39,7 +40,7 @@ def text_pieces(segments: Iterable[Segment], task: Task, *, first: bool) -> Iter
     """The text of each segment with what stands between it and the one before, unless it is the first."""
     for segment in segments:
         written = segment.heard.language if segment.heard and task == "transcribe" else "en"
-        yield segment.text if first or written in LANGUAGES_WITHOUT_SPACES else f" {segment.text}"
+        yield segment.text if first or written in NO_SPACE_BETWEEN_SENTENCES else f" {segment.text}"
         first = False
 
 
@@ -62,7 +63,9 @@ def answer(transcript: Transcript, ask: Ask, text: str) -> dict[str, Any]:
                 task=ask.options.task,
                 language=_language(transcript, ask),
                 duration=duration_s,
-                words=[word for segment in transcript.segments for word in _words(segment)]
+                words=[
+                    word for segment in transcript.segments for word in _words(segment, transcript.language)
+                ]
                 if ask.words
                 else None,
                 segments=verbose(transcript, ask) if ask.segments else None,
@@ -122,7 +125,7 @@ def verbose(transcript: Transcript, ask: Ask) -> list[SegmentItem]:
         items.append(
             SegmentItem(
                 id=number,
-                seek=int(window.start_s * 100),
+                seek=round(window.start_s * 100),
                 start=round(segment.start_s, 3),
                 end=round(segment.end_s, 3),
                 text=segment.text,
@@ -173,8 +176,9 @@ def _ends_in(heard: WindowText, segments: Sequence[Segment]) -> list[int] | None
     return [*ends[:-1], len(heard.text) + 1]  # what follows the last sentence is part of it
 
 
-def _words(segment: Segment) -> Iterator[WordItem]:
-    for word in segment.words:
+def _words(segment: Segment, language: str | None) -> Iterator[WordItem]:
+    """Also those of a segment that was not aligned. A word without times has its segment's."""
+    for word in words_of(segment, language):
         start_s = segment.start_s if word.start_s is None else word.start_s
         end_s = segment.end_s if word.end_s is None else word.end_s
         yield WordItem(word=word.text, start=round(start_s, 3), end=round(end_s, 3))

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from serve_app.errors import InvalidRequest, ModelNotFound
 from serve_app.form_fields import OPTION_ARRAYS, gathered
 from serve_app.form_fields import Field as FormField
-from serve_app.options import MAX_PROMPT_CHARS, Options, checked, parse_options
+from serve_app.options import MAX_PROMPT_CHARS, SPEAKER_OPTIONS, Options, checked, parse_options
 from serve_app.transcript import Task
 
 ALIAS = "whisper-1"  # what clients ask for that know only OpenAI's models
@@ -21,10 +21,6 @@ STREAMED = ("json", "text", "diarized_json")
 
 KNOWN_SPEAKERS = ("known_speaker_names", "known_speaker_references")
 ARRAYS = ("timestamp_granularities", "include", "keywords", *OPTION_ARRAYS)
-SPEAKER_OPTIONS = (
-    *("diarize", "num_speakers", "min_speakers", "max_speakers", "split_at_speaker_change"),
-    *KNOWN_SPEAKERS,
-)
 NOT_HERE = {
     "task": "the route says it: /v1/audio/transcriptions or /v1/audio/translations",
     "word_timestamps": "ask for timestamp_granularities[]=word with response_format=verbose_json",
@@ -148,17 +144,20 @@ def parse(fields: Sequence[FormField], task: Task, models: Collection[str]) -> A
     # Clients send all that was said so far; Whisper reads the end of it, as OpenAI says.
     same = [("prompt", "initial_prompt", theirs.prompt and theirs.prompt[-MAX_PROMPT_CHARS:])]
     if isinstance(theirs, TranscriptionFields):
-        same.append(("keywords", "hotwords", ", ".join(theirs.keywords)))
+        same.append(("keywords", "hotwords", ", ".join(filter(None, theirs.keywords))))
     for name, own_name, value in same:
         if value and own_name in ours:
             raise InvalidRequest(f"{name}: cannot be combined with {own_name}, which is the same.", name)
         if value:
             ours[own_name], sent_as[own_name] = value, name
-    if theirs.response_format == "diarized_json" and "diarize" not in ours:
-        sent_as["diarize"] = "response_format"
-    _choose_speakers(theirs.response_format, ours)
+    if task == "translate":
+        sent_as["task"] = "model"  # the route says the task; a model that cannot do it is what was chosen
     own_format = theirs.response_format.removeprefix("verbose_").removeprefix("diarized_")
     options = parse_options({**ours, "task": task, "response_format": own_format})
+    wish = _wish_for_speakers(theirs.response_format, options)
+    if options.diarize is None:
+        options = options.model_copy(update={"diarize": wish is not None})
+        sent_as |= {"diarize": wish} if wish else {}
     if theirs.response_format == "diarized_json" and options.diarize is False:
         raise InvalidRequest("diarize: diarized_json needs it to be true.", "diarize")
     ask = Ask(options, theirs.response_format, sent_as=sent_as)
@@ -183,14 +182,17 @@ def _with_object(given: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
-def _choose_speakers(response_format: Format, ours: dict[str, Any]) -> None:
-    """Speakers cost as much as the rest, so they are looked for only where somebody asks for them."""
-    asked = [name for name in SPEAKER_OPTIONS if name in ours]
+def _wish_for_speakers(response_format: Format, options: Options) -> str | None:
+    """The field that asks for speakers: they cost as much as the rest, so nobody has them who does not ask.
+
+    Raises InvalidRequest for one that the format cannot honour.
+    """
+    asked = [name for name in SPEAKER_OPTIONS if getattr(options, name)]
     diarized = response_format == "diarized_json"
     for name in asked:
         if response_format not in SHOWS_SPEAKERS:
             formats = ", ".join(SHOWS_SPEAKERS)
             raise InvalidRequest(f"{name}: {response_format} shows no speakers; ask for {formats}.", name)
-        if name in KNOWN_SPEAKERS and not diarized and "diarize" not in ours:
+        if name in KNOWN_SPEAKERS and not (diarized or options.diarize):
             raise InvalidRequest(f"{name}: needs response_format=diarized_json, or diarize=true.", name)
-    ours.setdefault("diarize", diarized or bool(asked))
+    return "response_format" if diarized else next(iter(asked), None)

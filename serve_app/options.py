@@ -24,6 +24,10 @@ SpeakerCount = Annotated[int, Field(ge=1, le=50)]
 MAX_PROMPT_CHARS = 4000  # Whisper keeps 223 tokens, some 1000 letters of English
 Prompt = Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
 MOST_KNOWN_SPEAKERS = 4  # as OpenAI's API
+SPEAKER_OPTIONS = (
+    *("diarize", "num_speakers", "min_speakers", "max_speakers", "split_at_speaker_change"),
+    *("known_speaker_names", "known_speaker_references"),
+)
 _LONGEST_NAME = 64  # characters
 _NOT_IN_A_NAME = {"Cc", "Cs", "Zl", "Zp"}  # control characters and line ends, as Unicode calls them
 
@@ -138,6 +142,8 @@ class Options(BaseModel):
                 f"give one reference for each name in known_speaker_names: there are {len(references)} for "
                 f"{len(names)}"
             )
+        if "" in references:
+            raise ValueError(f"number {references.index('')}, counted from 0, is empty")
         if references and info.data.get("diarize") is False:
             raise ValueError("known speakers need diarize to be true")
         return references
@@ -180,6 +186,15 @@ class Options(BaseModel):
         return value
 
     @model_validator(mode="after")
+    def _format_shows_speakers(self) -> "Options":
+        useless = {"tsv": SPEAKER_OPTIONS, "rttm": ("split_at_speaker_change",)}.get(self.response_format, ())
+        for name in useless:
+            if getattr(self, name):
+                why = "tsv has no speakers" if self.response_format == "tsv" else "rttm has no sentences"
+                raise InvalidRequest(f"{name}: {why}; leave it out or ask for another format.", name)
+        return self
+
+    @model_validator(mode="after")
     def _agree(self) -> "Options":
         bounds = (self.num_speakers, self.min_speakers, self.max_speakers)
         if self.diarize is False and any(bound is not None for bound in bounds):
@@ -210,8 +225,9 @@ def checked(model: type[Model], fields: dict[str, Any]) -> Model:
         return model.model_validate(fields)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        name = ".".join(str(part) for part in first["loc"]) or None
+        name = ".".join(str(part) for part in first["loc"])
+        param = str(first["loc"][0]) if name else None
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
             message = f"unknown option; known are {', '.join(sorted(model.model_fields))}"
-        raise InvalidRequest(f"{name}: {message}." if name else f"{message}.", name) from None
+        raise InvalidRequest(f"{name}: {message}." if name else f"{message}.", param) from None

@@ -7,6 +7,7 @@ what else a body holds, which is there because parsed JSON can take thirty times
 import re
 
 from serve_app.errors import PayloadTooLarge
+from serve_app.json_escapes import begun, unescaped
 from serve_app.options import MOST_KNOWN_SPEAKERS
 
 REFERENCES = "known_speaker_references"
@@ -20,8 +21,8 @@ def references_bytes(text: bytearray) -> int:
     """How much of a JSON text is inside the strings of its references; raises PayloadTooLarge.
 
     Found without parsing: no unescaped quote stands inside a JSON string, so in valid JSON the bytes of
-    `_ARRAY` can only be this name and the begin of its array. A string with an escape other than `\\/`, which
-    is how PHP writes a slash, is none that `data:` URLs have, and does not count.
+    `_ARRAY` can only be this name and the begin of its array. A string with an escape that no `data:` URL has
+    does not count.
     """
     array = _ARRAY.search(text)
     size, position = 0, array.end() if array else len(text)
@@ -30,8 +31,10 @@ def references_bytes(text: bytearray) -> int:
         if begin is None:
             break
         end = text.find(b'"', begin.end())
-        end = len(text) if end < 0 else end  # the rest of it has yet to come
-        if b"\\" in text[begin.end() : end].replace(rb"\/", b""):
+        string = unescaped(bytes(text[begin.end() : end if end >= 0 else len(text)]))
+        if end < 0:  # the rest of it has yet to come
+            end, string = len(text), string[: len(string) - begun(string)]
+        if b"\\" in string:
             break
         size, position = size + end - begin.end(), end + 1
     return limited(size)

@@ -12,11 +12,12 @@ The rules are those of whisperx's command line (`--max_line_width`, `--max_line_
 """
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from serve_app.languages import LANGUAGES_WITHOUT_SPACES
+from serve_app.languages import NO_SPACE_BETWEEN_SENTENCES, NO_SPACE_BETWEEN_WORDS
 from serve_app.transcript import Segment, Transcript, Word
 
 LONG_PAUSE_S = 3.0  # between the starts of two words; where lines are counted, a cue ends there
@@ -24,6 +25,11 @@ NO_LIMIT = 1000  # characters in a line, as whisperx
 
 # What ends a line for any reader, and other control characters, which none of the formats can hold.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+
+# What no line may begin with, in scripts without spaces.
+_MARKS = ("Mn", "Mc", "Me", "Cf")  # as Unicode calls them
+_VOWELS_BEHIND = "\u0e33\u0eb3"  # Thai and Lao am, which are half a mark
+_STACKERS = "\u1039\u17d2"  # Myanmar and Khmer: the next consonant stands below the one before
 
 
 @dataclass(frozen=True)
@@ -71,8 +77,22 @@ def words_of(segment: Segment, language: str | None) -> tuple[Word, ...]:
     """The segment's words; where it was not aligned, its text in words without times and scores."""
     if segment.words:
         return segment.words
-    texts = list(segment.text) if language in LANGUAGES_WITHOUT_SPACES else segment.text.split()
-    return tuple(Word(text, speaker=segment.speaker) for text in texts if text.strip())
+    texts = segment.text.split()
+    if language in NO_SPACE_BETWEEN_WORDS:
+        texts = [character for text in texts for character in _characters(text)]
+    return tuple(Word(text, speaker=segment.speaker) for text in texts)
+
+
+def _characters(text: str) -> list[str]:
+    """Characters as they are read: each with the marks on it, and what is written below another with that."""
+    found: list[str] = []
+    for character in text:
+        is_mark = unicodedata.category(character) in _MARKS or character in _VOWELS_BEHIND
+        if found and (is_mark or found[-1][-1] in _STACKERS):
+            found[-1] += character
+        else:
+            found.append(character)
+    return found
 
 
 def cues(
@@ -151,7 +171,7 @@ def _with_spaces(segment: Segment, language: str | None) -> Iterator[tuple[Word,
     """Each word and whether the text has a space before it; where it cannot be found, as the language has."""
     at = 0
     for word in words_of(segment, language):
-        spaced = language not in LANGUAGES_WITHOUT_SPACES
+        spaced = language not in (NO_SPACE_BETWEEN_WORDS if at else NO_SPACE_BETWEEN_SENTENCES)
         found = segment.text.find(word.text, at)
         between = segment.text[at:found]
         if found >= 0 and at > 0 and not between.strip():

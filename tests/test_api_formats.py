@@ -109,6 +109,15 @@ def test_subtitle_options_arrive_from_json_and_from_forms(response_format: str) 
     [
         ({"response_format": "docx"}, "response_format", "'srt'"),
         ({"response_format": "rttm", "diarize": False}, "response_format", "diarize"),
+        *(
+            ({"response_format": "tsv", option: value}, option, "no speakers")
+            for option, value in (("diarize", True), ("num_speakers", 2), ("split_at_speaker_change", True))
+        ),
+        (
+            {"response_format": "rttm", "split_at_speaker_change": True},
+            "split_at_speaker_change",
+            "sentences",
+        ),
         ({"response_format": "words", "task": "translate"}, "response_format", "translate"),
         *(
             ({"response_format": name, "word_timestamps": True}, "word_timestamps", name)

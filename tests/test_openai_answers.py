@@ -4,9 +4,11 @@ import pytest
 from tokenizers import Tokenizer
 
 from serve_app import bundled
-from serve_app.openai_answers import own_tokens, speaker_names
+from serve_app.openai_answers import own_tokens, speaker_names, verbose
+from serve_app.openai_request import Ask
+from serve_app.options import Options
 from serve_app.stages.token_ends import token_ends
-from serve_app.transcript import Segment, WindowText
+from serve_app.transcript import Segment, Transcript, Window, WindowText
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +44,15 @@ def test_each_sentence_has_its_own_tokens(tokenizer: Tokenizer, sentences: tuple
     assert sum(found, ()) == window.tokens
     if gap:  # without, a token can reach over the end of a sentence
         assert [tokenizer.decode(list(tokens)).strip() for tokens in found] == list(sentences)
+
+
+def test_seek_is_where_the_window_starts(tokenizer: Tokenizer) -> None:
+    """In hundredths of a second, also where the product is just below a whole number."""
+    window = heard(tokenizer, " ok")
+    starts = (0.0, 0.29, 1.13, 4.35, 16.9)
+    segments = tuple(Segment(s, s + 1, "ok", window=Window(s, s + 1), heard=window) for s in starts)
+    items = verbose(Transcript(segments, "en", 20.0, "made"), Ask(Options()))
+    assert [item.seek for item in items] == [0, 29, 113, 435, 1690]
 
 
 def test_several_windows_and_one_that_is_whole(tokenizer: Tokenizer) -> None:

@@ -141,6 +141,20 @@ def test_timestamp_granularities(granularities: list[str], there: set[str]) -> N
         assert body["words"][2] == {"word": "word3", "start": 3.0, "end": 4.0}
 
 
+def test_words_of_what_could_not_be_aligned() -> None:
+    """They have the times of their segment: nothing that was said is missing."""
+    server = Server()
+    server.fakes.fail["align"] = RuntimeError("broken")
+    body = server.post(response_format="verbose_json", timestamp_granularities__="word").json()
+    check("verbose_json", body)
+    assert body["words"] == [
+        {"word": "word1", "start": 0.0, "end": 1.0},
+        {"word": "word2", "start": 1.0, "end": 2.0},
+        {"word": "word3", "start": 3.0, "end": 4.0},
+    ]
+    assert [warning["code"] for warning in body["warnings"]] == ["alignment_failed"]
+
+
 def test_speakers_are_letters_in_order_of_appearance() -> None:
     """Whoever speaks first is A."""
     body = Server().post(response_format="diarized_json").json()
@@ -183,12 +197,32 @@ def test_speakers_are_looked_for_only_where_asked_for() -> None:
     assert found == [(0, False), (0, False), (0, False), (1, False), (1, True), (1, True)]
 
 
+@pytest.mark.parametrize("response_format", ["json", "text", "srt", "verbose_json"])
+@pytest.mark.parametrize("name", ["diarize", "split_at_speaker_change"])
+def test_no_speakers_can_be_asked_for_in_every_format(response_format: str, name: str) -> None:
+    """A value that asks for nothing is no error, and switches nothing on."""
+    server = Server()
+    assert server.post(response_format=response_format, **{name: "false"}).status_code == 200
+    assert server.fakes.calls["diarize"] == 0
+
+
+def test_a_model_that_cannot_translate_is_what_is_wrong() -> None:
+    """The task is in the route; the client chose the model."""
+    server = Server()
+    server.fakes.fail["asr"] = InvalidRequest("The model tiny.en is English-only.", "task")
+    response = server.post(TRANSLATE)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "model")
+    assert response.json()["error"]["message"] == "The model tiny.en is English-only."
+
+
 def test_a_server_without_diarization_says_so() -> None:
     """diarized_json is then a 400, streamed or not; what the client sent is named."""
     for fields, param in (
         ({"response_format": "diarized_json"}, "response_format"),
         ({"response_format": "diarized_json", "stream": "true"}, "response_format"),
         ({"response_format": "srt", "diarize": "true"}, "diarize"),
+        ({"response_format": "srt", "num_speakers": "2"}, "num_speakers"),
+        ({"response_format": "verbose_json", "split_at_speaker_change": "1"}, "split_at_speaker_change"),
     ):
         response = Server(diarizes=False).post(**fields)
         check("error", response.json())
@@ -254,6 +288,44 @@ def test_arrays_come_in_three_notations(references: list[tuple[str, str]]) -> No
     assert server.asked[0].known_speaker_references == tuple(REFERENCES)
 
 
+@pytest.mark.parametrize(
+    ("names", "references", "param"),
+    [
+        (["", "Bob"], [REFERENCES[0], ""], "known_speaker_names"),
+        (["Ann", "Bob"], [REFERENCES[0], ""], "known_speaker_references"),
+        (["Ann", "Bob"], ["", REFERENCES[0]], "known_speaker_references"),
+        (["Ann"], ["", REFERENCES[0]], "known_speaker_references"),
+    ],
+)
+def test_nobody_gets_the_voice_of_another(names: list[str], references: list[str], param: str) -> None:
+    """An empty name or reference keeps its place, and is a 400."""
+    fields = {"known_speaker_names__": names, "known_speaker_references__": references}
+    status, named, _ = Server().error(response_format="diarized_json", **fields)
+    assert (status, named) == (400, param)
+
+
+@pytest.mark.parametrize("numbers", [(0, 2), (1, 2), (0, 0), (1, None)])
+def test_numbers_of_an_array_have_no_gaps(numbers: tuple[int | None, ...]) -> None:
+    """0, 1 and so on, each once; anything else is a 400 that names the field."""
+    server = Server()
+    files: list[Any] = [("file", server.file), ("model", (None, "whisper-1"))]
+    for number in numbers:
+        files.append((f"keywords[{'' if number is None else number}]", (None, "word")))
+    response = server.request("POST", TRANSCRIBE, files=files)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "keywords")
+    assert server.asked == []
+
+
+def test_arrays_of_empty_inputs_are_none() -> None:
+    """As a form in a browser sends them."""
+    server = Server()
+    empty = {name: ["", ""] for name in ("known_speaker_names__", "known_speaker_references__", "keywords__")}
+    assert server.post(**empty).status_code == 200
+    assert server.post(keywords__=["", "Maier"]).status_code == 200
+    assert [options.hotwords for options in server.asked] == [None, "Maier"]
+    assert server.asked[0].known_speaker_names == ()
+
+
 def test_fields_become_options() -> None:
     """OpenAI's names and our own; chunking as we do it anyway is accepted."""
     server = Server()
@@ -312,7 +384,7 @@ KNOWN = {"known_speaker_names__": "Ann", "known_speaker_references__": "data:aud
         ({"timestamp_granularities__": "word"}, "timestamp_granularities", "verbose_json"),
         (
             {"response_format": "verbose_json", "timestamp_granularities__": "letter"},
-            "timestamp_granularities.0",
+            "timestamp_granularities",
             "word",
         ),
         ({"stream": "true", "response_format": "srt"}, "stream", "cannot be streamed"),
@@ -417,7 +489,7 @@ def test_silence() -> None:
 
 
 @pytest.mark.parametrize("response_format", ["json", "text", "diarized_json"])
-@pytest.mark.parametrize(("language", "gap"), [("en", " "), ("zh", "")])
+@pytest.mark.parametrize(("language", "gap"), [("en", " "), ("zh", ""), ("yue", ""), ("th", " ")])
 def test_deltas_together_are_the_text(response_format: str, language: str, gap: str) -> None:
     """Exactly the text of an answer in one piece; spaces between sentences where the language has them."""
     server = Server(*range(1, 10))
@@ -456,6 +528,16 @@ def test_an_error_before_the_first_event_is_an_ordinary_one() -> None:
         response = server.post(stream=stream)
         check("error", response.json())
         assert (response.status_code, response.json()["error"]["code"]) == (422, "undecodable_audio")
+
+
+def test_what_took_too_long_is_not_asked_for_again() -> None:
+    """The package would upload it and have it computed twice more."""
+    server = Server()
+    server.fakes.fail["load"] = DeadlineExceeded("Too long.")
+    response = server.post()
+    assert (response.status_code, response.headers["x-should-retry"]) == (504, "false")
+    server.fakes.fail["load"] = UnusableAudio("No audio.")
+    assert "x-should-retry" not in server.post().headers
 
 
 class Streaming:

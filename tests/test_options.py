@@ -6,6 +6,7 @@ import pytest
 
 from serve_app.errors import InvalidRequest
 from serve_app.options import parse_options
+from serve_app.speaker_wishes import wants_speakers
 
 CLIP = "data:audio/wav;base64,AAAA"
 
@@ -38,7 +39,7 @@ def test_known_speakers_are_lists_in_the_same_order() -> None:
         (["a\u2028b"], [CLIP], "known_speaker_names"),
         (["x" * 65], [CLIP], "known_speaker_names"),
         (list("abcde"), [CLIP] * 5, "known_speaker_names"),
-        ([3], [CLIP], "known_speaker_names.0"),
+        ([3], [CLIP], "known_speaker_names"),
     ],
 )
 def test_known_speakers_that_make_no_sense_are_refused(names: Any, clips: Any, param: str) -> None:
@@ -47,6 +48,15 @@ def test_known_speakers_that_make_no_sense_are_refused(names: Any, clips: Any, p
     error = refused(**{name: value for name, value in fields.items() if value is not None})
     assert error.param == param
     assert CLIP not in error.message
+
+
+def test_a_format_without_speakers_takes_no_options_of_speakers() -> None:
+    """Nor are speakers looked for, unless something else asks for them."""
+    known = {"known_speaker_names": ["a"], "known_speaker_references": [CLIP]}
+    assert refused(response_format="tsv", **known).param == "known_speaker_names"
+    tsv = parse_options({"response_format": "tsv", "split_at_speaker_change": False})
+    assert not wants_speakers(tsv, available=True)
+    assert wants_speakers(parse_options({"response_format": "rttm"}), available=True)
 
 
 def test_what_needs_speakers_is_refused_without_them() -> None:

@@ -1,6 +1,7 @@
 """Which words stand in a cue, on which lines and when: beside whisperx's writer, and where it is left."""
 
 import re
+import unicodedata
 from dataclasses import replace
 from itertools import groupby
 
@@ -145,6 +146,29 @@ def test_chinese_is_highlighted_without_spaces() -> None:
         "<u>你</u>好",
         "你<u>好</u>",
     ]
+
+
+@pytest.mark.parametrize(
+    ("language", "text"),
+    [
+        ("yue", "今日天氣好好，我哋去行山。"),
+        ("th", "น้ำตกที่นี่สวยมาก เราไปกัน"),
+        ("lo", "ນ້ຳຕົກຢູ່ນີ້ງາມຫຼາຍ"),
+        ("km", "ខ្ញុំស្រឡាញ់ភាសាខ្មែរ"),
+        ("my", "မန္တလေးမြို့သည်လှပသည်"),
+        ("bo", "བོད་སྐད་ཡིག"),
+    ],
+)
+def test_lines_break_in_every_language_without_spaces(language: str, text: str) -> None:
+    """Lines are as long as asked for, begin with no mark of the line before, and are the text together."""
+    transcript = Transcript((Segment(0.0, 9.0, text),), language, 9.0, "made")
+    lines = [line for cue in cues(transcript, SubtitleLayout(7, 1)) for line in cue.text.split("\n")]
+    assert len(lines) > 1
+    assert all(len(line) <= 7 for line in lines)
+    assert not any(unicodedata.category(line[0]).startswith("M") or line[0] in "ำຳ" for line in lines)
+    assert not any(line[-1] in "\u1039\u17d2" for line in lines)
+    assert "".join(lines).replace(" ", "") == text.replace(" ", "")
+    assert [cue.text for cue in cues(transcript, PLAIN)] == [text]
 
 
 def test_spaces_in_chinese_stay() -> None:

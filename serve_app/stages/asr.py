@@ -135,8 +135,8 @@ class Recognizer:
     def _refusal(self, request: AsrRequest) -> InvalidRequest | None:
         if request.decoding.task == "translate" and not self.multilingual:
             return InvalidRequest(
-                f"The model {self._name} is English-only and cannot translate: use the task transcribe, "
-                "or a server with a multilingual model.",
+                f"The model {self._name} is English-only and cannot translate: have it transcribed, "
+                "or use a server with a multilingual model.",
                 "task",
             )
         if request.language is not None and request.language not in self.languages:
