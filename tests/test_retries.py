@@ -15,6 +15,7 @@ from ray.exceptions import (
     RayTaskError,
 )
 
+from serve_app.batch_items import BatcherDied
 from serve_app.deployments import retries as retries_module
 from serve_app.deployments.handles import AudioLost, Hung, audio_behind, caller
 from serve_app.deployments.health import Patience
@@ -83,6 +84,7 @@ class Request:
         (ActorDiedError(), "replica_died"),
         (NodeDiedError("gone"), "replica_died"),
         (ActorUnavailableError("gone", None), "replica_unavailable"),
+        (BatcherDied(), "replica_unavailable"),
         (OutOfMemoryError("killed"), "replica_out_of_memory"),
         (OwnerDiedError("ab", None, ""), "answer_lost"),
         (TranscriptionError("full", None, "asr_out_of_memory"), "out_of_memory"),

@@ -18,6 +18,7 @@ from ray.exceptions import (
 )
 from ray.serve.config import RequestRouterConfig
 
+from serve_app.batch_items import BatcherDied
 from serve_app.errors import TranscriptionError
 from serve_app.spool import no_room
 from serve_app.transcript import Audio
@@ -73,7 +74,7 @@ def own_error(error: RayTaskError) -> BaseException:
         cause = cause.cause
     if isinstance(cause, ObjectStoreFullError | OutOfDiskError):
         return no_room()
-    return cause if isinstance(cause, TranscriptionError | AudioLost) else error
+    return cause if isinstance(cause, TranscriptionError | AudioLost | BatcherDied) else error
 
 
 def caller(method: Any) -> Callable[..., Any]:

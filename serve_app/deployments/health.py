@@ -87,6 +87,11 @@ def is_broken_device(error: RuntimeError) -> bool:
     return BROKEN_DEVICE.search(str(error)) is not None and not is_out_of_memory(error)
 
 
+def _storable(error: Exception) -> Exception:
+    """No future can hold a StopIteration."""
+    return RuntimeError(f"the model call ended with {error!r}") if isinstance(error, StopIteration) else error
+
+
 def by_halves(
     run: Callable[[list[Item]], Sequence[Any]], stage: str, note: Callable[[str, str, Exception], None]
 ) -> Callable[[list[Item]], Sequence[Any]]:
@@ -102,7 +107,7 @@ def by_halves(
         except Exception as error:  # noqa: BLE001  (whichever it is, others' items may be fine)
             short = is_out_of_memory(error)
             # The frames of the failed call hold the very tensors that there is no room for.
-            failed = error.with_traceback(None) if short else error
+            failed = error.with_traceback(None) if short else _storable(error)
         if len(items) == 1:
             message = f"The {stage} stage is out of memory; try again later."
             return [Overloaded(message, None, f"{stage}_out_of_memory") if short else failed]

@@ -73,6 +73,7 @@ class SpeechDetector:
 
     async def check_health(self) -> None:
         self._watch.check()
+        self._batcher.check()
 
     async def ready(self) -> bool:
         return True
@@ -133,6 +134,8 @@ class Transcriber:
 
     async def check_health(self) -> None:
         self._watch.check()
+        self._batcher.check()
+        self._features.check()
 
     async def ready(self) -> bool:
         return True
@@ -172,6 +175,7 @@ class Aligner:
 
     async def check_health(self) -> None:
         self._watch.check()
+        self._batcher.check()
 
     async def ready(self) -> bool:
         return True
@@ -226,6 +230,8 @@ class Diarizer:
 
     async def check_health(self) -> None:
         self._watch.check()
+        self._long.check()
+        self._short.check()
 
     async def ready(self) -> bool:
         return True

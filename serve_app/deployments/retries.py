@@ -18,6 +18,7 @@ from typing import Any
 from ray.exceptions import ActorUnavailableError, ObjectLostError, OutOfMemoryError
 from ray.serve.exceptions import ReplicaUnavailableError
 
+from serve_app.batch_items import BatcherDied
 from serve_app.deployments.handles import GONE, AudioLost, AudioRef, Hung
 from serve_app.deployments.health import Patience
 from serve_app.deployments.loading import LoadedAudio
@@ -30,7 +31,14 @@ ATTEMPTS = 4
 PAUSE_S = 0.5  # before the second attempt where the first trouble may pass; doubled before each later one
 PASSING = ("replica_unavailable", "out_of_memory")
 
-AGAIN = (*GONE, AudioLost, Hung, ReplicaUnavailableError, TranscriptionError)  # some of them, see `cause_of`
+AGAIN = (
+    *GONE,
+    AudioLost,
+    BatcherDied,
+    Hung,
+    ReplicaUnavailableError,
+    TranscriptionError,
+)  # some of them, see `cause_of`
 
 
 def cause_of(error: BaseException) -> str | None:
@@ -38,7 +46,7 @@ def cause_of(error: BaseException) -> str | None:
     causes: list[tuple[type[BaseException] | tuple[type[BaseException], ...], str]] = [
         (AudioLost, "audio_lost"),
         (Hung, "hung"),
-        ((ActorUnavailableError, ReplicaUnavailableError), "replica_unavailable"),
+        ((ActorUnavailableError, ReplicaUnavailableError, BatcherDied), "replica_unavailable"),
         (OutOfMemoryError, "replica_out_of_memory"),
         (ObjectLostError, "answer_lost"),
         (GONE, "replica_died"),
