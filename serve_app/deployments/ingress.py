@@ -153,7 +153,8 @@ class Ingress:
         self._admission.refuse_new()  # its body may have taken a while
         limit_s = self._settings.request_timeout_s
         try:
-            transcript = await asyncio.wait_for(transcribe(self._stages, source, options, report), limit_s)
+            running = transcribe(self._stages, source, options, report, limit_s)
+            transcript = await asyncio.wait_for(running, limit_s)
         except (AudioTooLong, AudioTooCostly) as error:  # a decoder worked on it all the same
             intake = self._settings.intake
             charge(intake.max_audio_s if isinstance(error, AudioTooLong) else intake.decode_timeout_s)

@@ -31,14 +31,8 @@ ATTEMPTS = 4
 PAUSE_S = 0.5  # before the second attempt where the first trouble may pass; doubled before each later one
 PASSING = ("replica_unavailable", "out_of_memory")
 
-AGAIN = (
-    *GONE,
-    AudioLost,
-    BatcherDied,
-    Hung,
-    ReplicaUnavailableError,
-    TranscriptionError,
-)  # some of them, see `cause_of`
+# Some of them, see `cause_of`.
+AGAIN = (*GONE, AudioLost, BatcherDied, Hung, ReplicaUnavailableError, TranscriptionError)
 
 
 def cause_of(error: BaseException) -> str | None:
