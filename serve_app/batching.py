@@ -65,8 +65,8 @@ class Batcher(Generic[Item, Result]):
         self._loop_tasks: list[asyncio.Task[None]] = []
         self._died = False
 
-    async def submit(self, item: Item, request_id: Hashable) -> Result:
-        """Waits for the item's turn and returns its result or raises its error, or BatcherDied."""
+    async def submit(self, item: Item, request_id: Hashable, alone: bool = False) -> Result:
+        """Waits for its turn, in a batch of its own if `alone`; its result, its error, or BatcherDied."""
         self.check()
         if not self._loop_tasks:
             # Here, because a constructor has no running loop; in an empty context, because Ray Serve
@@ -77,12 +77,12 @@ class Batcher(Generic[Item, Result]):
             ]
             for task in self._loop_tasks:
                 task.add_done_callback(self._note_death)
-        number = self._submitted.pop(request_id, 0)
-        self._submitted[request_id] = number + 1
+        self._submitted[request_id] = 1 + (number := self._submitted.pop(request_id, 0))
         if len(self._submitted) > REQUESTS_KNOWN:
             self._submitted.popitem(last=False)
-        answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        waiting = Waiting(item, self._key(item), number < NEWCOMER_ITEMS, answer, time.monotonic())
+        answer = asyncio.get_running_loop().create_future()
+        key = object() if alone else self._key(item)  # which nothing else has
+        waiting = Waiting(item, key, number < NEWCOMER_ITEMS, answer, time.monotonic())
         self._queues.setdefault(request_id, deque()).append(waiting)
         self._wake()
         return await answer

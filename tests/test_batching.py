@@ -418,3 +418,23 @@ def test_a_batcher_that_has_died_says_so() -> None:
         batcher.close()
 
     asyncio.run(scenario())
+
+
+def test_an_item_that_asks_for_it_is_alone_in_its_batch() -> None:
+    """Also where others with the same key wait, before it and behind it."""
+
+    async def scenario() -> list[list[Any]]:
+        device = Device()
+        batcher: Batcher[Any, Any] = Batcher(device.run, max_batch_size=8)
+        first = asyncio.create_task(batcher.submit(0, "request-0"))
+        await device.busy()
+        others = [
+            asyncio.create_task(batcher.submit(n, f"request-{n}", alone=n in (2, 3))) for n in range(1, 6)
+        ]
+        await settle()
+        device.free(4)
+        await asyncio.gather(first, *others)
+        batcher.close()
+        return device.batches
+
+    assert sorted(asyncio.run(scenario())) == [[0], [1, 4, 5], [2], [3]]

@@ -113,7 +113,13 @@ class Transcriber:
         self._batch.apply(self._batcher, config)
 
     async def transcribe(
-        self, ref: AudioRef, window: Window, language: str | None, decoding: Decoding, request_id: str
+        self,
+        ref: AudioRef,
+        window: Window,
+        language: str | None,
+        decoding: Decoding,
+        request_id: str,
+        alone: bool = False,
     ) -> WindowText:
         """A text that is not believed comes again as a new item, so its first batch waits for nobody."""
         samples = window.cut((await audio_behind(ref)).samples)
@@ -121,7 +127,7 @@ class Transcriber:
         attempts: list[WindowText] = []
         for temperature in self._fallback.schedule(decoding):
             request = AsrRequest(features, language, replace(decoding, temperature=temperature))
-            attempts.append(await self._batcher.submit(request, request_id))
+            attempts.append(await self._batcher.submit(request, request_id, alone))
             if self._fallback.believes(attempts[-1]):
                 break
             language = attempts[-1].language
@@ -164,10 +170,10 @@ class Aligner:
         self._batch.apply(self._batcher, config)
 
     async def align(
-        self, ref: AudioRef, window: Window, text: WindowText, request_id: str
+        self, ref: AudioRef, window: Window, text: WindowText, request_id: str, alone: bool = False
     ) -> tuple[Segment, ...]:
         request = AlignRequest.for_window((await audio_behind(ref)).samples, window, text)
-        return await self._batcher.submit(request, request_id)
+        return await self._batcher.submit(request, request_id, alone)
 
     async def counters(self) -> dict[str, float]:
         """Batches, items and times so far, as the Transcriber's."""
