@@ -18,6 +18,11 @@ Item = TypeVar("Item")
 
 # A CUDA context that has met one of these fails every later call; a batch that found no memory does not.
 BROKEN_DEVICE = re.compile(r"CUDA (error|failed)|device-side assert|CU(DNN|BLAS)_STATUS_", re.IGNORECASE)
+# Refused before anything ran: the next call finds the context as it was.
+REFUSED = re.compile(
+    r"_(NOT_SUPPORTED|INVALID_VALUE|BAD_PARAM)|no kernel image|invalid (argument|configuration)",
+    re.IGNORECASE,
+)
 NO_MEMORY = re.compile(r"out of memory|ALLOC_FAILED", re.IGNORECASE)
 
 
@@ -84,7 +89,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_broken_device(error: RuntimeError) -> bool:
-    return BROKEN_DEVICE.search(str(error)) is not None and not is_out_of_memory(error)
+    message = str(error)
+    return (
+        BROKEN_DEVICE.search(message) is not None
+        and REFUSED.search(message) is None
+        and not is_out_of_memory(error)
+    )
 
 
 def _storable(error: Exception) -> Exception:
