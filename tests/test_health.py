@@ -120,3 +120,9 @@ def test_a_stop_iteration_of_the_model_is_an_error_like_others() -> None:
 def test_only_a_device_that_is_broken_for_good_ends_its_replica(message: str, broken: bool) -> None:
     """A call that the device refused leaves it as it was, for everybody else."""
     assert is_broken_device(RuntimeError(message)) is broken
+
+
+def test_a_model_call_may_not_last_longer_than_anybody_waits_for_it() -> None:
+    """Four hours of audio would allow days."""
+    assert Patience(120.0, 20.0, most_s=3600.0).limit_s(4 * 3600.0) == 3600.0
+    assert Patience(120.0, 20.0, most_s=3600.0).limit_s(10.0) == 320.0

@@ -1,6 +1,7 @@
 """Whether a replica's device still works: what `check_health` of the model deployments answers from."""
 
 import logging
+import math
 import os
 import re
 import signal
@@ -35,9 +36,10 @@ class Patience:
 
     base_s: float = 120.0
     per_audio_s: float = 20.0  # and so much more for each second of audio
+    most_s: float = math.inf  # however much audio: by then nobody waits for it any more
 
     def limit_s(self, audio_s: float) -> float:
-        return self.base_s + self.per_audio_s * audio_s
+        return min(self.base_s + self.per_audio_s * audio_s, self.most_s)
 
     def with_model_load(self) -> "Patience":
         return replace(self, base_s=self.base_s + MODEL_LOAD_S)

@@ -10,7 +10,7 @@ from ray import serve
 
 from serve_app.batching import Batcher
 from serve_app.deployments.batch_config import AlignerConfig, BatchConfig
-from serve_app.deployments.handles import STAGE, AudioRef, audio_behind
+from serve_app.deployments.handles import STAGE, WHOLE_FILES, AudioRef, audio_behind
 from serve_app.deployments.health import Patience, Watch, by_halves
 from serve_app.deployments.protocols import AlignModel, DiarizeModel, DiarizeRequest, Recognizer, SpeechModel
 from serve_app.fallback import Fallback
@@ -190,7 +190,7 @@ class Aligner:
 SHORT_S = 60.0  # a file that is no longer does not wait for the speakers of long ones
 
 
-@serve.deployment(**STAGE)
+@serve.deployment(**WHOLE_FILES)
 class Diarizer:
     """The whole file to speaker turns.
 
