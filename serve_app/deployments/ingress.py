@@ -60,7 +60,11 @@ class Ingress:
             "alignment": aligner,
             **({"diarization": diarizer} if diarizer else {}),
         }
-        self._admission = Admission(settings.requests_in_flight, settings.intake.audio_in_flight_s)
+        self._admission = Admission(
+            settings.requests_in_flight,
+            settings.intake.audio_in_flight_s,
+            within_s=settings.request_timeout_s,
+        )
         self._asked: asyncio.Task[dict[str, bool]] | None = None
         self._asked_at_s = 0.0
         self._ready_at_s: dict[str, float] = {}  # stage -> when it last said so
