@@ -17,6 +17,7 @@ from serve_app.errors import Overloaded
 SHORT_S = 600.0  # so long is a short file at most,
 SHORT_SHARE = 0.1  # and this part of the audio is kept for short files
 SHORT_BYTES = 200 << 20  # twenty minutes at the quality of a CD; a larger upload is taken for a long file
+MEASURED_S = 60.0  # of work, before the pace is believed enough to refuse anybody by it
 LATELY_S = 120.0  # of work; what is older counts for a third and less
 RETRY_AFTER_S = (1, 600)  # at least and at most, in whole seconds
 FIRST_RETRY_AFTER_S = 5.0  # before anything has been finished; then as long again as has been worked
@@ -29,6 +30,7 @@ class Pace:
         self._clock = clock
         self._audio_s = self._requests = self._worked_s = 0.0
         self._since_s: float | None = None  # no work
+        self._at_success = 0.0  # work for a second of audio, when last one was finished; 0: not known
 
     def work(self, going_on: bool) -> None:
         """Says whether there is any work from now on; what was until now fades as it gets older."""
@@ -44,6 +46,13 @@ class Pace:
         """A request with so much audio has got its answer."""
         self._audio_s += audio_s
         self._requests += 1
+        worked_s = self._worked_s + self._span_s()
+        if self._audio_s and worked_s >= MEASURED_S:
+            self._at_success = worked_s / self._audio_s
+
+    def least_wait_s(self, audio_s: float) -> float:
+        """The same without the time since the last success, which a long file takes however fast it goes."""
+        return self._at_success * audio_s
 
     def wait_s(self, audio_s: float, unknown: int) -> float:
         """How long so much audio and `unknown` requests of the usual length will take."""
@@ -62,17 +71,23 @@ class Admission:
 
     How long a file is shows only when it is decoded, so the last one let in may pass `most_audio_s`. Long
     files take nine tenths of it together, or one of them more, so that short ones still come in: they are
-    done in seconds, and a house full of long files stays full for as long as those take.
+    done in seconds, and a house full of long files stays full for as long as those take. A file that would
+    not be done after `within_s` beside those that are held is refused, too.
     """
 
     def __init__(
-        self, most_requests: int, most_audio_s: float, clock: Callable[[], float] = monotonic
+        self,
+        most_requests: int,
+        most_audio_s: float,
+        clock: Callable[[], float] = monotonic,
+        within_s: float = math.inf,
     ) -> None:
         self.draining = False
         self.none = asyncio.Event()  # set while there is no request
         self.none.set()
         self._most_requests = most_requests
         self._most_audio_s = most_audio_s
+        self._within_s = within_s
         self._requests = 0
         self._held_s: dict[Any, float] = {}  # by what identifies the audio
         self._pace = Pace(clock)
@@ -116,6 +131,10 @@ class Admission:
             full = long_s > 0 and long_s + audio_s > self._most_audio_s * (1 - SHORT_SHARE)
         if full:
             raise self._full("The server holds as much audio as it takes; try again later.")
+        # Files take turns, window by window: until this one is done, none gets more of the work than it.
+        work_s = audio_s + sum(min(seconds, audio_s) for seconds in self._held_s.values())
+        if self._held_s and self._pace.least_wait_s(work_s) > self._within_s:
+            raise self._full("The server could not do this much audio in time; try again later.")
 
     def _full(self, message: str) -> Overloaded:
         """Says to come back when half of what is here will be done: sooner, there is hardly room for all

@@ -7,7 +7,7 @@ speakers. `deployments` says where each stage runs.
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -107,7 +107,7 @@ def graph(settings: Settings, load: Loaders, device: str) -> Application:
     diarizer = (
         deployments.Diarizer.options(
             ray_actor_options=_on(device, diarization.gpu_share, diarization.threads)
-        ).bind(load.diarizer, patience)
+        ).bind(load.diarizer, replace(patience, most_s=settings.request_timeout_s))
         if load.diarizer
         else None
     )

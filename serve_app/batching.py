@@ -11,12 +11,16 @@ as long as alone. Where more newcomers wait, they fill the next batch instead.
 
 import asyncio
 import contextvars
+import logging
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Generic, TypeVar
+
+from serve_app.batch_items import BatchCounters, BatcherDied, Waiting
+
+logger = logging.getLogger("ray.serve")
 
 NEWCOMER_ITEMS = 2  # so many items of a request are a newcomer's
 SECOND_LANE_ITEMS = 2  # at most: they are held in memory beside the first lane's batch
@@ -24,28 +28,6 @@ REQUESTS_KNOWN = 4096  # whose items are counted
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-@dataclass
-class BatchCounters:
-    """What has run so far; the first lane's occupancy is `items / slots`."""
-
-    batches: int = 0
-    items: int = 0
-    slots: int = 0  # places that these batches had
-    beside: int = 0  # items in the second lane
-    dropped: int = 0
-    wait_s: float = 0.0
-    busy_s: float = 0.0  # at least one lane was
-
-
-@dataclass(eq=False)
-class _Waiting(Generic[Item, Result]):
-    item: Item
-    key: Hashable
-    newcomer: bool
-    answer: "asyncio.Future[Result]"
-    since_s: float
 
 
 class Batcher(Generic[Item, Result]):
@@ -74,16 +56,18 @@ class Batcher(Generic[Item, Result]):
         self.max_batch_s: float | None = None
         self.wait_s = wait_s
         self.counters = BatchCounters()
-        self._queues: OrderedDict[Hashable, deque[_Waiting[Item, Result]]] = OrderedDict()
+        self._queues: OrderedDict[Hashable, deque[Waiting[Item, Result]]] = OrderedDict()
         self._submitted: OrderedDict[Hashable, int] = OrderedDict()  # by request, the latest last
-        self._running: list[list[_Waiting[Item, Result]]] = [[] for _ in range(lanes)]
+        self._running: list[list[Waiting[Item, Result]]] = [[] for _ in range(lanes)]
         self._busy_since_s = 0.0
         self._news = [asyncio.Event() for _ in range(lanes)]
         self._thread = ThreadPoolExecutor(max_workers=lanes, thread_name_prefix=name)
         self._loop_tasks: list[asyncio.Task[None]] = []
+        self._died = False
 
-    async def submit(self, item: Item, request_id: Hashable) -> Result:
-        """Waits for the item's turn and returns its result or raises its error."""
+    async def submit(self, item: Item, request_id: Hashable, alone: bool = False) -> Result:
+        """Waits for its turn, in a batch of its own if `alone`; its result, its error, or BatcherDied."""
+        self.check()
         if not self._loop_tasks:
             # Here, because a constructor has no running loop; in an empty context, because Ray Serve
             # ties what is started in a request's context to that request's client.
@@ -91,15 +75,22 @@ class Batcher(Generic[Item, Result]):
                 contextvars.Context().run(asyncio.create_task, self._serve(lane))
                 for lane in range(len(self._news))
             ]
-        number = self._submitted.pop(request_id, 0)
-        self._submitted[request_id] = number + 1
+            for task in self._loop_tasks:
+                task.add_done_callback(self._note_death)
+        self._submitted[request_id] = 1 + (number := self._submitted.pop(request_id, 0))
         if len(self._submitted) > REQUESTS_KNOWN:
             self._submitted.popitem(last=False)
-        answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        waiting = _Waiting(item, self._key(item), number < NEWCOMER_ITEMS, answer, time.monotonic())
+        answer = asyncio.get_running_loop().create_future()
+        key = object() if alone else self._key(item)  # which nothing else has
+        waiting = Waiting(item, key, number < NEWCOMER_ITEMS, answer, time.monotonic())
         self._queues.setdefault(request_id, deque()).append(waiting)
         self._wake()
         return await answer
+
+    def check(self) -> None:
+        """Raises BatcherDied; for `check_health`, so that Serve replaces the replica."""
+        if self._died:
+            raise BatcherDied
 
     @property
     def queued(self) -> int:
@@ -117,6 +108,17 @@ class Batcher(Generic[Item, Result]):
             task.cancel()
         self._thread.shutdown(wait=False)
 
+    def _note_death(self, task: "asyncio.Task[None]") -> None:
+        """Nobody may wait for ever for a loop that an error has ended."""
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        logger.critical("A batcher has ended.", exc_info=error)
+        self._died = True
+        for batch in (*self._running, *self._queues.values()):
+            for waiting in batch:
+                waiting.end(BatcherDied())
+        self._queues.clear()
+
     def _wake(self) -> None:
         for news in self._news:
             news.set()
@@ -132,9 +134,14 @@ class Batcher(Generic[Item, Result]):
                 batch = self._cut() if lane == 0 else self._cut_newcomers()
                 if not batch:
                     break
-                await self._serve_batch(batch, lane)
+                try:
+                    await self._serve_batch(batch, lane)
+                except Exception:  # by our own mistake: `_note_death` tells all others
+                    for waiting in batch:
+                        waiting.end(BatcherDied())
+                    raise
 
-    async def _serve_batch(self, batch: list[_Waiting[Item, Result]], lane: int) -> None:
+    async def _serve_batch(self, batch: list[Waiting[Item, Result]], lane: int) -> None:
         begun_s = time.monotonic()
         if not self.running:
             self._busy_since_s = begun_s
@@ -150,12 +157,7 @@ class Batcher(Generic[Item, Result]):
             self._running[lane] = []
         self._count(batch, lane, begun_s)
         for waiting, result in zip(batch, results, strict=True):
-            if waiting.answer.done():
-                continue
-            if isinstance(result, BaseException):
-                waiting.answer.set_exception(result)
-            else:
-                waiting.answer.set_result(result)
+            waiting.end(result)
 
     async def _wait_for_company(self) -> None:
         loop = asyncio.get_running_loop()
@@ -170,9 +172,9 @@ class Batcher(Generic[Item, Result]):
             except asyncio.TimeoutError:
                 return
 
-    def _cut(self) -> list[_Waiting[Item, Result]]:
+    def _cut(self) -> list[Waiting[Item, Result]]:
         """One item per request in turn, its first with the key of whoever's turn is first."""
-        batch: list[_Waiting[Item, Result]] = []
+        batch: list[Waiting[Item, Result]] = []
         left_s = float("inf") if self.max_batch_s is None else self.max_batch_s
         grown = True
         while grown:
@@ -190,14 +192,14 @@ class Batcher(Generic[Item, Result]):
                 grown = True
         return batch
 
-    def _cut_newcomers(self) -> list[_Waiting[Item, Result]]:
+    def _cut_newcomers(self) -> list[Waiting[Item, Result]]:
         """Newcomers that wait for a long file's batch, if they are few."""
         if all(waiting.newcomer for waiting in self._running[0]):
             return []
         newcomers = sum(waiting.newcomer for queue in self._queues.values() for waiting in queue)
         if newcomers > min(SECOND_LANE_ITEMS, self.max_batch_size):
             return []
-        batch: list[_Waiting[Item, Result]] = []
+        batch: list[Waiting[Item, Result]] = []
         for request_id in list(self._queues):
             while (queue := self._queues.get(request_id)) and queue[0].newcomer:
                 if batch and queue[0].key != batch[0].key:
@@ -205,7 +207,7 @@ class Batcher(Generic[Item, Result]):
                 batch.append(self._take(request_id))
         return batch
 
-    def _take(self, request_id: Hashable, at: int = 0) -> _Waiting[Item, Result]:
+    def _take(self, request_id: Hashable, at: int = 0) -> Waiting[Item, Result]:
         queue = self._queues[request_id]
         waiting = queue[at]
         del queue[at]
@@ -224,7 +226,7 @@ class Batcher(Generic[Item, Result]):
             else:
                 del self._queues[request_id]
 
-    def _run_batch(self, batch: list[_Waiting[Item, Result]]) -> Sequence[Result | BaseException]:
+    def _run_batch(self, batch: list[Waiting[Item, Result]]) -> Sequence[Result | BaseException]:
         try:
             results = self._run([waiting.item for waiting in batch])
             if len(results) != len(batch):
@@ -235,7 +237,7 @@ class Batcher(Generic[Item, Result]):
             return [error] * len(batch)
         return results
 
-    def _count(self, batch: list[_Waiting[Item, Result]], lane: int, begun_s: float) -> None:
+    def _count(self, batch: list[Waiting[Item, Result]], lane: int, begun_s: float) -> None:
         counters = self.counters
         if lane == 0:
             counters.batches += 1

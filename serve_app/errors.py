@@ -1,6 +1,7 @@
 """Every error a caller can meet.
 
 TranscriptionError                      500 internal_error
+├── ModelCrashed                        500 model_crashed         the model's process dies of this audio
 ├── InvalidRequest                      400 invalid_request       an option or the body is wrong
 ├── Unauthorized                        401 invalid_api_key       no key, or one that the server does not know
 ├── NoApiKeys                           403 no_api_keys           a server without keys, asked from elsewhere
@@ -50,6 +51,12 @@ class TranscriptionError(Exception):
 
     def __str__(self) -> str:  # in a log or a traceback: the sentence, not the tuple of arguments
         return self.message
+
+
+class ModelCrashed(TranscriptionError):
+    """Every process that worked on this audio died of it; sending it again would kill the next ones."""
+
+    code = "model_crashed"
 
 
 class InvalidRequest(TranscriptionError):

@@ -194,7 +194,17 @@ def _reason(messages: list[str]) -> str:
 
 
 def _drain(names: list[str]) -> None:
+    """All Ingresses refuse new requests and end those they have; one that is dead or deaf is no traceback."""
     for name in names:
-        handle = serve.get_app_handle(name)
-        if not handle.drain.remote(GRACE_S).result(timeout_s=GRACE_S + 5):
+        try:
+            drain = serve.get_app_handle(name).drain
+            # Through the router, which then knows of its replicas: a broadcast does not wait for any.
+            drain.remote(0.0).result(timeout_s=GRACE_S)
+            ended = drain.broadcast("drain", GRACE_S).results(timeout_s=GRACE_S + 5, return_exceptions=True)
+        except Exception as error:  # noqa: BLE001  (whatever it is, stopping goes on)
+            ended = [error]
+        if any(one is False or isinstance(one, TimeoutError) for one in ended):
             note.print(f"{name}: some requests were still running after {GRACE_S:g} s.")
+        for one in ended:
+            if isinstance(one, BaseException) and not isinstance(one, TimeoutError):
+                note.print(f"{name}: an Ingress could not end its requests ({type(one).__name__}).")

@@ -7,7 +7,7 @@ never pass through the process that runs this.
 """
 
 import asyncio
-import logging
+import math
 import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from serve_app.coverage import coverage_warnings
-from serve_app.errors import TranscriptionError
+from serve_app.degradation import Deadline, degraded, diarization_timeout
 from serve_app.fallback import decoding_warnings
 from serve_app.known_speakers import is_about_reference, known_speakers, not_heard, without_clips
 from serve_app.language import Language
@@ -37,8 +37,6 @@ from serve_app.transcript import (
     Window,
     WindowText,
 )
-
-logger = logging.getLogger("ray.serve")  # Serve's logger adds the request id to every line
 
 
 @dataclass(frozen=True)
@@ -63,16 +61,22 @@ def unheard(progress: Progress) -> None:
 
 
 async def transcribe(
-    stages: Stages, source: Source, options: Options, report: Callable[[Progress], None] = unheard
+    stages: Stages,
+    source: Source,
+    options: Options,
+    report: Callable[[Progress], None] = unheard,
+    limit_s: float = math.inf,
 ) -> Transcript:
     """Runs one request and tells `report` of every window that is done.
 
+    Its caller ends it after `limit_s`: shortly before, a text that is there goes without its speakers.
     Raises TranscriptionError when there is no text to give, or a known speaker's reference is of no use. A
     failing alignment or diarization does not lose the text: it comes back with a warning.
     """
     diarize = wants_speakers(options, available=stages.diarize is not None)
     request = _Request(stages, options, report)
     begun_s = time.monotonic()
+    deadline = Deadline(limit_s)
     async with known_speakers(stages.load, options) as known, stages.load(source) as audio:
         recognising = asyncio.create_task(request.segments(audio))
         diarizing = asyncio.create_task(request.diarize(audio, known)) if diarize else None
@@ -82,7 +86,12 @@ async def transcribe(
             if diarizing and diarizing.done():
                 diarizing.result()  # a reference of no use is known long before the text
             segments = await recognising
-            diarization = await diarizing if diarizing and (request.windows_found or known) else None
+            diarization = None
+            if diarizing and (request.windows_found or known):
+                if await deadline.comes_in_time(diarizing):
+                    diarization = diarizing.result()
+                else:
+                    request.without_speakers(diarization_timeout())
         finally:
             for task in tasks:
                 task.cancel()
@@ -206,7 +215,7 @@ class _Request:
             with self.timings.stage("alignment"):
                 return await self.stages.align(audio, window, text, self.id)
         except Exception as error:  # noqa: BLE001  (whatever went wrong, the text is not lost)
-            self._degrade("alignment", error, "Segments have window times and no words.")
+            self.warn(degraded("alignment", error, "Segments have window times and no words."))
             return (whole,)
 
     def _report(self) -> None:
@@ -226,19 +235,14 @@ class _Request:
         except Exception as error:  # whatever else went wrong, the text is not lost
             if is_about_reference(error):
                 raise
-            self.diarization_error = error
-            self._degrade("diarization", error, "Segments have no speakers.")
+            self.without_speakers(error)
             return None
         self.warnings.extend(not_heard(known, diarization))
         return diarization
 
-    def _degrade(self, stage: str, error: Exception, consequence: str) -> None:
-        known = isinstance(error, TranscriptionError)
-        if not known:
-            logger.error("%s failed", stage, exc_info=error)
-        message = error.message if isinstance(error, TranscriptionError) else f"The {stage} stage failed."
-        code = error.code if isinstance(error, TranscriptionError) else f"{stage}_failed"
-        self.warn(StageWarning(stage, code, f"{message} {consequence}"))
+    def without_speakers(self, error: Exception) -> None:
+        self.diarization_error = error
+        self.warn(degraded("diarization", error, "Segments have no speakers."))
 
     def warn(self, warning: StageWarning | None) -> None:
         if warning is not None and warning not in self.warnings:  # once, not once per window

@@ -204,7 +204,11 @@ class Settings(_Strict):
     device: Literal["auto", "cuda", "cpu"] = Field(
         "auto", description="auto = GPUs where the cluster has any, else CPU."
     )
-    request_timeout_s: Seconds = Field(3600, description="A request that takes longer is answered 504.")
+    request_timeout_s: Seconds = Field(
+        3600,
+        description="A request that takes longer is answered 504; one that by the pace of the last minutes "
+        "would, beside what is held, 503.",
+    )
     call_timeout_s: Seconds = Field(
         120,
         description="A model call that lasts longer than this and the next together is taken for hung: its "

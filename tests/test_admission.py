@@ -1,5 +1,6 @@
 """What the server takes on, and when it tells those it refuses to come back; a clock that tests move."""
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -24,9 +25,11 @@ class Clock:
 class House:
     """An Admission, its clock, and the requests in it."""
 
-    def __init__(self, requests: int = 100, audio_s: float = 100 * HOUR_S) -> None:
+    def __init__(
+        self, requests: int = 100, audio_s: float = 100 * HOUR_S, within_s: float = math.inf
+    ) -> None:
         self.clock = Clock()
-        self.admission = Admission(requests, audio_s, self.clock)
+        self.admission = Admission(requests, audio_s, self.clock, within_s)
         self._inside: dict[object, AbstractContextManager[None]] = {}
 
     def let_in(self, audio_s: float | None = None, body_bytes: int = 0) -> object:
@@ -162,3 +165,26 @@ def test_a_server_that_shuts_down_finishes_what_it_has() -> None:
     with pytest.raises(Overloaded) as raised:
         house.let_in()
     assert raised.value.code == "shutting_down"
+
+
+def test_what_would_not_be_done_in_time_is_refused() -> None:
+    """At twice real time one hour has two hours of audio, taken in turns: short files get theirs at once."""
+    house = House(within_s=HOUR_S)
+    house.fill_and_finish(50, audio_s=60.0, each_s=30.0)
+    first = house.let_in(audio_s=1.5 * HOUR_S)
+    assert retry_after_s(house.let_in, 1.5 * HOUR_S) == 600
+    house.let_in(audio_s=10.0)
+    house.let_in(audio_s=0.9 * HOUR_S)
+    house.end(first, 1.5 * HOUR_S, after_s=0.75 * HOUR_S)
+    house.let_in(audio_s=0.9 * HOUR_S)
+
+
+def test_the_only_file_is_never_refused_by_the_pace() -> None:
+    """It may be slower than hoped, or quicker; and little work tells no pace to refuse anybody by."""
+    house = House(within_s=HOUR_S)
+    house.fill_and_finish(1, audio_s=1.0, each_s=50.0)
+    house.let_in(audio_s=HOUR_S)
+    house.let_in(audio_s=HOUR_S)
+    slow = House(within_s=HOUR_S)
+    slow.fill_and_finish(20, audio_s=10.0, each_s=30.0)
+    slow.let_in(audio_s=4 * HOUR_S)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from serve_app.batch_items import BatcherDied
 from serve_app.batching import Batcher
 
 
@@ -391,3 +392,49 @@ def test_what_waits_is_counted_without_those_who_left() -> None:
         batcher.close()
 
     asyncio.run(scenario())
+
+
+def test_a_batcher_that_has_died_says_so() -> None:
+    """Whoever is in it hears of it, whoever comes later too, and so does the replica's health."""
+
+    async def scenario() -> None:
+        device = Device()
+
+        def run(items: list[Any]) -> list[Any]:
+            device.run(items)
+            return [StopIteration()]  # which the loop cannot hand on
+
+        batcher: Batcher[Any, Any] = Batcher(run, max_batch_size=1)
+        batcher.check()
+        inside = [asyncio.create_task(batcher.submit(n, f"request-{n}")) for n in range(3)]
+        await device.busy()
+        device.free()
+        ended = await asyncio.wait_for(asyncio.gather(*inside, return_exceptions=True), 10)
+        assert [type(error) for error in ended] == [BatcherDied] * 3
+        with pytest.raises(BatcherDied):
+            await asyncio.wait_for(batcher.submit(4, "later"), 10)
+        with pytest.raises(BatcherDied):
+            batcher.check()
+        batcher.close()
+
+    asyncio.run(scenario())
+
+
+def test_an_item_that_asks_for_it_is_alone_in_its_batch() -> None:
+    """Also where others with the same key wait, before it and behind it."""
+
+    async def scenario() -> list[list[Any]]:
+        device = Device()
+        batcher: Batcher[Any, Any] = Batcher(device.run, max_batch_size=8)
+        first = asyncio.create_task(batcher.submit(0, "request-0"))
+        await device.busy()
+        others = [
+            asyncio.create_task(batcher.submit(n, f"request-{n}", alone=n in (2, 3))) for n in range(1, 6)
+        ]
+        await settle()
+        device.free(4)
+        await asyncio.gather(first, *others)
+        batcher.close()
+        return device.batches
+
+    assert sorted(asyncio.run(scenario())) == [[0], [1, 4, 5], [2], [3]]

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from serve_app.deployments.health import DeviceHung, Patience, Watch, by_halves
+from serve_app.deployments.health import DeviceHung, Patience, Watch, by_halves, is_broken_device
 from serve_app.errors import Overloaded
 
 
@@ -86,3 +86,43 @@ def test_an_item_that_breaks_the_model_breaks_no_other() -> None:
     results = by_halves(run, "asr", lambda *_: None)([1, 2, 3, 4])
     assert [result for result in results if not isinstance(result, ValueError)] == [1, 2, 4]
     assert isinstance(results[2], ValueError)
+
+
+def test_a_stop_iteration_of_the_model_is_an_error_like_others() -> None:
+    """No future can hold one, so it would take the batcher down with it."""
+
+    def run(items: list[int]) -> list[int]:
+        if 3 in items:
+            next(iter(()))
+        return items
+
+    first, second, third = by_halves(run, "asr", lambda *_: None)([1, 2, 3])
+    assert (first, second) == (1, 2)
+    assert isinstance(third, RuntimeError)
+
+
+@pytest.mark.parametrize(
+    ("message", "broken"),
+    [
+        ("CUDA error: an illegal memory access was encountered\nCompile with `TORCH_USE_CUDA_DSA`", True),
+        ("CUDA error: device-side assert triggered", True),
+        ("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED", True),
+        ("CUDA error: unspecified launch failure", True),
+        ("CUDA error: no kernel image is available for execution on the device", False),
+        ("CUDA error: invalid argument", False),
+        ("CUDA error: invalid configuration argument", False),
+        ("CUDA error: CUBLAS_STATUS_NOT_SUPPORTED when calling `cublasGemmEx`", False),
+        ("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED. This error may appear for non-contiguous input", False),
+        ("CUDA failed with error out of memory", False),
+        ("The size of tensor a must match the size of tensor b", False),
+    ],
+)
+def test_only_a_device_that_is_broken_for_good_ends_its_replica(message: str, broken: bool) -> None:
+    """A call that the device refused leaves it as it was, for everybody else."""
+    assert is_broken_device(RuntimeError(message)) is broken
+
+
+def test_a_model_call_may_not_last_longer_than_anybody_waits_for_it() -> None:
+    """Four hours of audio would allow days."""
+    assert Patience(120.0, 20.0, most_s=3600.0).limit_s(4 * 3600.0) == 3600.0
+    assert Patience(120.0, 20.0, most_s=3600.0).limit_s(10.0) == 320.0

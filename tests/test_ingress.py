@@ -10,8 +10,11 @@ import pytest
 import ray
 from fakes import recording
 from ray.exceptions import ObjectStoreFullError, OutOfDiskError
+from ray.serve._private.common import DeploymentID
+from ray.serve.exceptions import DeploymentUnavailableError
 
 from serve_app import deployments
+from serve_app.deployments import handles as handles_module
 from serve_app.deployments import ingress as ingress_module
 from serve_app.errors import Overloaded
 from serve_app.settings import IntakeSettings, Settings
@@ -64,6 +67,10 @@ class Graph:
         self.heard = asyncio.Event()  # the length of a file is known
         self.abandoned = asyncio.Event()
         self.questions = 0
+        self.listening = asyncio.Event()  # answers no question about readiness before
+        self.listening.set()
+        self.broken = False
+        self.replicas = 1
         self.asked = asyncio.Event()
         self.news = asyncio.Condition()
 
@@ -87,6 +94,9 @@ class Graph:
     async def ready(self) -> bool:
         self.questions += 1
         self.asked.set()
+        await self.listening.wait()
+        if self.broken:
+            raise RuntimeError("broken")
         return True
 
     async def until_loading(self, files: int) -> None:
@@ -106,6 +116,17 @@ class Handle:
 
     def options(self, **_: Any) -> "Handle":
         return self
+
+    def broadcast(self, name: str) -> "Handle":
+        return Handle(self._graph, name)
+
+    async def results_async(self, *, timeout_s: float, return_exceptions: bool) -> list[Any]:
+        if not self._graph.replicas:
+            raise DeploymentUnavailableError(DeploymentID("fake"))
+        try:
+            return [await asyncio.wait_for(getattr(self._graph, self._name)(), timeout_s)]
+        except asyncio.TimeoutError:
+            raise TimeoutError from None
 
     def remote(self, *args: Any) -> Call:
         return Call(getattr(self._graph, self._name)(*args))
@@ -295,5 +316,31 @@ def test_readiness_costs_the_graph_one_question_a_second(monkeypatch: pytest.Mon
         now_s[0] += 1.0
         assert (await server.http.get("/readyz")).status_code == 200
         assert graph.questions == 8
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("waited_s", "replicas", "broken", "status"),
+    [(30.0, 1, False, 200), (90.0, 1, False, 503), (30.0, 0, False, 503), (30.0, 1, True, 503)],
+)
+def test_a_stage_that_is_too_busy_to_answer_stays_ready(
+    waited_s: float, replicas: int, broken: bool, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a minute after it last was; one without a replica, or with an error, is not."""
+    now_s = [1000.0]
+    monkeypatch.setattr(ingress_module, "monotonic", lambda: now_s[0])
+    monkeypatch.setattr(ingress_module, "READY_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(handles_module, "LOOK_TIMEOUT_S", 0.01)
+
+    async def run() -> None:
+        graph = Graph()
+        server = Server(graph)
+        assert (await server.http.get("/readyz")).status_code == 200
+        now_s[0] += waited_s
+        graph.replicas, graph.broken = replicas, broken
+        if not broken:
+            graph.listening.clear()
+        assert (await server.http.get("/readyz")).status_code == status
 
     asyncio.run(run())

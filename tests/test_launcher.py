@@ -1,12 +1,15 @@
-"""What the launcher keeps on disk."""
+"""What the launcher keeps on disk, and how it stops."""
 
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
+from ray.exceptions import ActorDiedError
 
-from serve_app.launcher import SPILL_PREFIX, spill_folder
+from serve_app import launcher
+from serve_app.launcher import GRACE_S, SPILL_PREFIX, _drain, spill_folder
 
 
 def test_what_does_not_fit_in_memory_is_for_nobody_else(
@@ -40,3 +43,56 @@ def test_a_link_in_its_place_is_left_alone(tmp_path: Path, monkeypatch: pytest.M
     with spill_folder():
         assert precious.exists()
     shutil.rmtree(tmp_path)
+
+
+class Application:
+    """A handle whose Ingresses answer a broadcast so, or which ends in an error."""
+
+    def __init__(self, answers: list[Any] | Exception) -> None:
+        self.answers = answers
+        self.asked: list[tuple[Any, ...]] = []
+
+    @property
+    def drain(self) -> "Application":
+        return self
+
+    def remote(self, timeout_s: float) -> "Application":
+        return self
+
+    def result(self, *, timeout_s: float) -> bool:
+        return False
+
+    def broadcast(self, *asked: Any) -> "Application":
+        self.asked.append(asked)
+        return self
+
+    def results(self, *, timeout_s: float, return_exceptions: bool) -> list[Any]:
+        assert timeout_s >= GRACE_S
+        if isinstance(self.answers, Exception):
+            raise self.answers
+        return self.answers
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        ([True, True], ""),
+        ([True, False], "still running"),
+        ([True, ActorDiedError()], "ActorDiedError"),
+        (TimeoutError(), "still running"),
+        (RuntimeError("gone"), "RuntimeError"),
+    ],
+)
+def test_stopping_ends_in_sentences(
+    answers: Any, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every Ingress is asked once; one that is dead or deaf is no traceback and keeps no other waiting."""
+    applications = {"first": Application(answers), "second": Application([True])}
+    monkeypatch.setattr(launcher.serve, "get_app_handle", lambda name: applications[name])
+    _drain(["gone", *applications])
+    told = "".join(capsys.readouterr())
+    assert [application.asked for application in applications.values()] == [[("drain", GRACE_S)]] * 2
+    assert "gone: an Ingress could not end" in told
+    assert said in told
+    assert ("first" in told) == bool(said)
+    assert "second" not in told

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from fakes import FakeStages, data_url, recording
 
-from serve_app.errors import InvalidRequest, ModelUnavailable, Overloaded, UnusableAudio
+from serve_app.errors import DeadlineExceeded, InvalidRequest, ModelUnavailable, Overloaded, UnusableAudio
 from serve_app.options import Options
 from serve_app.pipeline import transcribe
 from serve_app.transcript import (
@@ -141,6 +141,27 @@ def test_no_speaker_where_speakers_were_looked_for_is_a_warning() -> None:
     assert asyncio.run(transcribe(stages, SOURCE, Options(diarize=False))).warnings == ()
     silence = replace(FakeStages(recording(0)).stages(), diarize=nobody)
     assert asyncio.run(transcribe(silence, SOURCE, Options())).warnings == ()
+
+
+async def never(*arguments: Any) -> Any:
+    await asyncio.Event().wait()
+
+
+def test_a_diarization_that_hangs_does_not_cost_the_text() -> None:
+    """Shortly before the deadline the text goes without its speakers; turns alone are not to be had."""
+    stages = replace(FakeStages(recording(1, 2)).stages(), diarize=never)
+
+    def before_deadline(**options: Any) -> Transcript:
+        running = transcribe(stages, SOURCE, Options(**options), limit_s=0.5)
+        return asyncio.run(asyncio.wait_for(running, 10))
+
+    transcript = before_deadline()
+    assert [(s.text, s.speaker) for s in transcript.segments] == [("word1", None), ("word2", None)]
+    (warning,) = transcript.warnings
+    assert (warning.stage, warning.code) == ("diarization", "diarization_timeout")
+    assert "Segments have no speakers." in warning.message
+    with pytest.raises(DeadlineExceeded):
+        before_deadline(response_format="rttm")
 
 
 def test_rttm_fails_with_its_diarization() -> None:

@@ -15,12 +15,13 @@ from ray.exceptions import (
     RayTaskError,
 )
 
+from serve_app.batch_items import BatcherDied
 from serve_app.deployments import retries as retries_module
 from serve_app.deployments.handles import AudioLost, Hung, audio_behind, caller
 from serve_app.deployments.health import Patience
 from serve_app.deployments.loading import LOADINGS, LoadedAudio
 from serve_app.deployments.retries import ATTEMPTS, lasting, resuming
-from serve_app.errors import Overloaded, TranscriptionError, UnusableAudio
+from serve_app.errors import ModelCrashed, Overloaded, TranscriptionError, UnusableAudio
 from serve_app.observability import Retries
 from serve_app.transcript import Speech, StageWarning, Window
 
@@ -83,6 +84,7 @@ class Request:
         (ActorDiedError(), "replica_died"),
         (NodeDiedError("gone"), "replica_died"),
         (ActorUnavailableError("gone", None), "replica_unavailable"),
+        (BatcherDied(), "replica_unavailable"),
         (OutOfMemoryError("killed"), "replica_out_of_memory"),
         (OwnerDiedError("ab", None, ""), "answer_lost"),
         (TranscriptionError("full", None, "asr_out_of_memory"), "out_of_memory"),
@@ -105,12 +107,62 @@ def test_a_callers_error_is_not_asked_for_again() -> None:
 
 
 def test_attempts_are_bounded() -> None:
-    """Who kills every replica gets a 503 that does not tell how."""
-    request = Request(*[ActorDiedError()] * ATTEMPTS)
+    """After the last one a 503 that does not tell what is wrong inside."""
+    request = Request(*[ActorUnavailableError("actor", None)] * ATTEMPTS)
     with pytest.raises(Overloaded) as raised:
         request.run()
     assert (raised.value.code, len(request.used)) == ("asr_failed", ATTEMPTS)
     assert "actor" not in raised.value.message
+
+
+class Replica:
+    """Dies of number 13 and takes all that it has with it."""
+
+    def __init__(self) -> None:
+        self.deaths = 0
+        self.alone: list[int] = []  # numbers that asked for a batch of their own
+        self._inside: list[asyncio.Future[str]] = []
+
+    async def call(self, ref: list[int], window: Window, alone: bool, **_: Any) -> str:
+        number = int(window.end_s)
+        if alone:
+            self.alone.append(number)
+        answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._inside.append(answer)
+        for _turn in range(3):  # let the others come, too
+            await asyncio.sleep(0)
+        if number == 13 and not answer.done():
+            self.deaths += 1
+            for other in self._inside:
+                if not other.done():
+                    other.set_exception(ActorDiedError())
+            self._inside.clear()
+        elif not answer.done():
+            answer.set_result(f"<{number}>")
+        return await answer
+
+
+@pytest.mark.parametrize("poison_at", [0, 5])
+def test_a_window_that_kills_its_replica_costs_nobody_else(poison_at: int) -> None:
+    """The others come through alone; it itself ends in an error that asks for no retry."""
+    numbers = [1, 2, 3, 4, 5]
+    numbers.insert(poison_at, 13)
+    replica = Replica()
+    request = Request()
+
+    async def run() -> list[Any]:
+        await request.audio.load()
+        call = lasting("asr", replica.call, request.retries, Patience())
+        windows = (call(request.audio, Window(0.0, float(number))) for number in numbers)
+        return list(await asyncio.gather(*windows, return_exceptions=True))
+
+    ended = dict(zip(numbers, asyncio.run(run()), strict=True))
+    crashed = ended.pop(13)
+    assert isinstance(crashed, ModelCrashed)
+    assert (crashed.status, crashed.code, crashed.retry_after_s) == (500, "model_crashed", None)
+    assert ended == {number: f"<{number}>" for number in ended}
+    assert replica.deaths == 4
+    assert replica.alone.count(13) == 2
 
 
 def test_a_full_device_stays_the_reason() -> None:

@@ -18,6 +18,7 @@ from ray.exceptions import (
 )
 from ray.serve.config import RequestRouterConfig
 
+from serve_app.batch_items import BatcherDied
 from serve_app.errors import TranscriptionError
 from serve_app.spool import no_room
 from serve_app.transcript import Audio
@@ -33,6 +34,11 @@ ROUTER = RequestRouterConfig.model_validate({"initial_backoff_s": 0.005, "max_ba
 # defaults: two). Constructors are not asked, so a model may load for as long as it takes.
 HEALTH: dict[str, Any] = {"health_check_period_s": 5.0, "health_check_timeout_s": 10.0}
 STAGE: dict[str, Any] = {"max_ongoing_requests": MANY, "request_router_config": ROUTER, **HEALTH}
+
+# Clustering hours of audio keeps every other thread of its process waiting, for up to a minute.
+WHOLE_FILES: dict[str, Any] = {**STAGE, "health_check_timeout_s": 120.0}
+
+LOOK_TIMEOUT_S = 1.0
 
 # What Ray raises for what a process that has ended owed: an answer, or an object.
 GONE = (
@@ -73,7 +79,7 @@ def own_error(error: RayTaskError) -> BaseException:
         cause = cause.cause
     if isinstance(cause, ObjectStoreFullError | OutOfDiskError):
         return no_room()
-    return cause if isinstance(cause, TranscriptionError | AudioLost) else error
+    return cause if isinstance(cause, TranscriptionError | AudioLost | BatcherDied) else error
 
 
 def caller(method: Any) -> Callable[..., Any]:
@@ -132,3 +138,16 @@ async def awaited(response: Any) -> Any:
         return await response
     except RayTaskError as error:
         raise own_error(error) from None
+
+
+async def has_replica(handle: Any) -> bool:
+    """Whether any replica is there to be asked; one that is too busy to answer is."""
+    try:
+        answers = await handle.broadcast("ready").results_async(
+            timeout_s=LOOK_TIMEOUT_S, return_exceptions=True
+        )
+    except TimeoutError:
+        return True
+    except Exception:  # noqa: BLE001  (DeploymentUnavailableError, or Serve itself is in trouble)
+        return False
+    return any(answer is True for answer in answers)

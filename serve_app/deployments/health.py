@@ -1,6 +1,7 @@
 """Whether a replica's device still works: what `check_health` of the model deployments answers from."""
 
 import logging
+import math
 import os
 import re
 import signal
@@ -18,6 +19,11 @@ Item = TypeVar("Item")
 
 # A CUDA context that has met one of these fails every later call; a batch that found no memory does not.
 BROKEN_DEVICE = re.compile(r"CUDA (error|failed)|device-side assert|CU(DNN|BLAS)_STATUS_", re.IGNORECASE)
+# Refused before anything ran: the next call finds the context as it was.
+REFUSED = re.compile(
+    r"_(NOT_SUPPORTED|INVALID_VALUE|BAD_PARAM)|no kernel image|invalid (argument|configuration)",
+    re.IGNORECASE,
+)
 NO_MEMORY = re.compile(r"out of memory|ALLOC_FAILED", re.IGNORECASE)
 
 
@@ -30,9 +36,10 @@ class Patience:
 
     base_s: float = 120.0
     per_audio_s: float = 20.0  # and so much more for each second of audio
+    most_s: float = math.inf  # however much audio: by then nobody waits for it any more
 
     def limit_s(self, audio_s: float) -> float:
-        return self.base_s + self.per_audio_s * audio_s
+        return min(self.base_s + self.per_audio_s * audio_s, self.most_s)
 
     def with_model_load(self) -> "Patience":
         return replace(self, base_s=self.base_s + MODEL_LOAD_S)
@@ -84,7 +91,17 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_broken_device(error: RuntimeError) -> bool:
-    return BROKEN_DEVICE.search(str(error)) is not None and not is_out_of_memory(error)
+    message = str(error)
+    return (
+        BROKEN_DEVICE.search(message) is not None
+        and REFUSED.search(message) is None
+        and not is_out_of_memory(error)
+    )
+
+
+def _storable(error: Exception) -> Exception:
+    """No future can hold a StopIteration."""
+    return RuntimeError(f"the model call ended with {error!r}") if isinstance(error, StopIteration) else error
 
 
 def by_halves(
@@ -102,7 +119,7 @@ def by_halves(
         except Exception as error:  # noqa: BLE001  (whichever it is, others' items may be fine)
             short = is_out_of_memory(error)
             # The frames of the failed call hold the very tensors that there is no room for.
-            failed = error.with_traceback(None) if short else error
+            failed = error.with_traceback(None) if short else _storable(error)
         if len(items) == 1:
             message = f"The {stage} stage is out of memory; try again later."
             return [Overloaded(message, None, f"{stage}_out_of_memory") if short else failed]

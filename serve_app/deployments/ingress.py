@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import math
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from contextvars import Context
@@ -16,7 +17,7 @@ from ray.serve.handle import DeploymentHandle
 from serve_app.admission import Admission, CountRequests
 from serve_app.api import create_app
 from serve_app.backpressure import BoundedReceive
-from serve_app.deployments.handles import HEALTH, MANY, ROUTER, awaited, caller, streamer
+from serve_app.deployments.handles import HEALTH, MANY, ROUTER, awaited, caller, has_replica, streamer
 from serve_app.deployments.health import Patience
 from serve_app.deployments.loading import LoadedAudio, loading_with
 from serve_app.deployments.retries import lasting, resuming, with_clips
@@ -31,6 +32,7 @@ from serve_app.transcript import Progress, Source, Speech, Transcript
 from serve_app.usage import charge
 
 READY_TIMEOUT_S = 2.0
+READY_LATELY_S = 60.0  # so long a stage that is slow to answer stays ready, if it has a replica
 READY_FOR_S = 1.0  # so long an answer about readiness is given again
 
 
@@ -58,9 +60,14 @@ class Ingress:
             "alignment": aligner,
             **({"diarization": diarizer} if diarizer else {}),
         }
-        self._admission = Admission(settings.requests_in_flight, settings.intake.audio_in_flight_s)
+        self._admission = Admission(
+            settings.requests_in_flight,
+            settings.intake.audio_in_flight_s,
+            within_s=settings.request_timeout_s,
+        )
         self._asked: asyncio.Task[dict[str, bool]] | None = None
         self._asked_at_s = 0.0
+        self._ready_at_s: dict[str, float] = {}  # stage -> when it last said so
         self._stages = Stages(
             load=loading_with(loader, self._admission, self._retries),
             detect_speech=_booked(
@@ -125,15 +132,22 @@ class Ingress:
         return await asyncio.shield(self._asked) | {"accepting": not self._admission.draining}
 
     async def _ask_stages(self) -> dict[str, bool]:
-        async def ready(handle: DeploymentHandle[Any]) -> bool:
+        async def ready(stage: str, handle: DeploymentHandle[Any]) -> bool:
             response: Any = handle.ready.remote()
             try:
-                return bool(await asyncio.wait_for(awaited(response), READY_TIMEOUT_S))
-            except Exception:  # noqa: BLE001  (whatever the reason, the stage is not ready)
+                answer = bool(await asyncio.wait_for(awaited(response), READY_TIMEOUT_S))
+            except asyncio.TimeoutError:  # it computes and hears nothing, or there is no replica
                 response.cancel()
+                lately = monotonic() - self._ready_at_s.get(stage, -math.inf) < READY_LATELY_S
+                return lately and await has_replica(handle)
+            except Exception:  # noqa: BLE001  (whatever the reason, the stage is not ready)
+                self._ready_at_s.pop(stage, None)
                 return False
+            if answer:
+                self._ready_at_s[stage] = monotonic()
+            return answer
 
-        answers = await asyncio.gather(*(ready(handle) for handle in self._handles.values()))
+        answers = await asyncio.gather(*(ready(*each) for each in self._handles.items()))
         return dict(zip(self._handles, answers, strict=True))
 
     async def retries(self) -> dict[str, int]:
@@ -153,7 +167,8 @@ class Ingress:
         self._admission.refuse_new()  # its body may have taken a while
         limit_s = self._settings.request_timeout_s
         try:
-            transcript = await asyncio.wait_for(transcribe(self._stages, source, options, report), limit_s)
+            running = transcribe(self._stages, source, options, report, limit_s)
+            transcript = await asyncio.wait_for(running, limit_s)
         except (AudioTooLong, AudioTooCostly) as error:  # a decoder worked on it all the same
             intake = self._settings.intake
             charge(intake.max_audio_s if isinstance(error, AudioTooLong) else intake.decode_timeout_s)

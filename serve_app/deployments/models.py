@@ -10,7 +10,7 @@ from ray import serve
 
 from serve_app.batching import Batcher
 from serve_app.deployments.batch_config import AlignerConfig, BatchConfig
-from serve_app.deployments.handles import STAGE, AudioRef, audio_behind
+from serve_app.deployments.handles import STAGE, WHOLE_FILES, AudioRef, audio_behind
 from serve_app.deployments.health import Patience, Watch, by_halves
 from serve_app.deployments.protocols import AlignModel, DiarizeModel, DiarizeRequest, Recognizer, SpeechModel
 from serve_app.fallback import Fallback
@@ -73,6 +73,7 @@ class SpeechDetector:
 
     async def check_health(self) -> None:
         self._watch.check()
+        self._batcher.check()
 
     async def ready(self) -> bool:
         return True
@@ -112,7 +113,13 @@ class Transcriber:
         self._batch.apply(self._batcher, config)
 
     async def transcribe(
-        self, ref: AudioRef, window: Window, language: str | None, decoding: Decoding, request_id: str
+        self,
+        ref: AudioRef,
+        window: Window,
+        language: str | None,
+        decoding: Decoding,
+        request_id: str,
+        alone: bool = False,
     ) -> WindowText:
         """A text that is not believed comes again as a new item, so its first batch waits for nobody."""
         samples = window.cut((await audio_behind(ref)).samples)
@@ -120,7 +127,7 @@ class Transcriber:
         attempts: list[WindowText] = []
         for temperature in self._fallback.schedule(decoding):
             request = AsrRequest(features, language, replace(decoding, temperature=temperature))
-            attempts.append(await self._batcher.submit(request, request_id))
+            attempts.append(await self._batcher.submit(request, request_id, alone))
             if self._fallback.believes(attempts[-1]):
                 break
             language = attempts[-1].language
@@ -133,6 +140,8 @@ class Transcriber:
 
     async def check_health(self) -> None:
         self._watch.check()
+        self._batcher.check()
+        self._features.check()
 
     async def ready(self) -> bool:
         return True
@@ -161,10 +170,10 @@ class Aligner:
         self._batch.apply(self._batcher, config)
 
     async def align(
-        self, ref: AudioRef, window: Window, text: WindowText, request_id: str
+        self, ref: AudioRef, window: Window, text: WindowText, request_id: str, alone: bool = False
     ) -> tuple[Segment, ...]:
         request = AlignRequest.for_window((await audio_behind(ref)).samples, window, text)
-        return await self._batcher.submit(request, request_id)
+        return await self._batcher.submit(request, request_id, alone)
 
     async def counters(self) -> dict[str, float]:
         """Batches, items and times so far, as the Transcriber's."""
@@ -172,6 +181,7 @@ class Aligner:
 
     async def check_health(self) -> None:
         self._watch.check()
+        self._batcher.check()
 
     async def ready(self) -> bool:
         return True
@@ -180,7 +190,7 @@ class Aligner:
 SHORT_S = 60.0  # a file that is no longer does not wait for the speakers of long ones
 
 
-@serve.deployment(**STAGE)
+@serve.deployment(**WHOLE_FILES)
 class Diarizer:
     """The whole file to speaker turns.
 
@@ -226,6 +236,8 @@ class Diarizer:
 
     async def check_health(self) -> None:
         self._watch.check()
+        self._long.check()
+        self._short.check()
 
     async def ready(self) -> bool:
         return True

@@ -9,7 +9,7 @@ two attempts (load audio again, skip what a stream has given) is all there is to
 import asyncio
 import random
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from dataclasses import replace
 from functools import partial
 from time import monotonic
@@ -18,19 +18,23 @@ from typing import Any
 from ray.exceptions import ActorUnavailableError, ObjectLostError, OutOfMemoryError
 from ray.serve.exceptions import ReplicaUnavailableError
 
+from serve_app.batch_items import BatcherDied
 from serve_app.deployments.handles import GONE, AudioLost, AudioRef, Hung
 from serve_app.deployments.health import Patience
 from serve_app.deployments.loading import LoadedAudio
-from serve_app.errors import Overloaded, TranscriptionError
+from serve_app.errors import ModelCrashed, Overloaded, TranscriptionError
 from serve_app.observability import Retries
 from serve_app.options import Options
 from serve_app.transcript import KnownSpeaker, Speech, Window
 
 ATTEMPTS = 4
+DEATHS_IN_COMPANY = 2  # of replicas that a call has met; after so many it is made again alone,
+DEATHS_ALONE = 2  # and after so many then, no more
 PAUSE_S = 0.5  # before the second attempt where the first trouble may pass; doubled before each later one
 PASSING = ("replica_unavailable", "out_of_memory")
 
-AGAIN = (*GONE, AudioLost, Hung, ReplicaUnavailableError, TranscriptionError)  # some of them, see `cause_of`
+# Some of them, see `cause_of`.
+AGAIN = (*GONE, AudioLost, BatcherDied, Hung, ReplicaUnavailableError, TranscriptionError)
 
 
 def cause_of(error: BaseException) -> str | None:
@@ -38,7 +42,7 @@ def cause_of(error: BaseException) -> str | None:
     causes: list[tuple[type[BaseException] | tuple[type[BaseException], ...], str]] = [
         (AudioLost, "audio_lost"),
         (Hung, "hung"),
-        ((ActorUnavailableError, ReplicaUnavailableError), "replica_unavailable"),
+        ((ActorUnavailableError, ReplicaUnavailableError, BatcherDied), "replica_unavailable"),
         (OutOfMemoryError, "replica_out_of_memory"),
         (ObjectLostError, "answer_lost"),
         (GONE, "replica_died"),
@@ -51,6 +55,48 @@ def cause_of(error: BaseException) -> str | None:
     return None
 
 
+class Attempts:
+    """What one call has met so far, which decides how it is made again, if at all.
+
+    Which of a replica's calls killed it, no caller can see. So a call that has met two deaths becomes a
+    suspect: suspects of a stage are made one at a time, each in a batch of its own. If the replica dies twice
+    more meanwhile, it is the suspect's doing; those that only shared its batches come through when alone.
+    """
+
+    def __init__(self, stage: str, retries: Retries, suspects: asyncio.Lock) -> None:
+        self._stage = stage
+        self._retries = retries
+        self._suspects = suspects
+        self._made = 0
+        self._deaths = 0
+
+    @property
+    def alone(self) -> bool:
+        return self._deaths >= DEATHS_IN_COMPANY
+
+    def turn(self) -> AbstractAsyncContextManager[Any]:
+        """To be held during the next attempt."""
+        return self._suspects if self.alone else nullcontext()
+
+    async def failed(self, error: Exception) -> None:
+        """Counts, and waits where the trouble may pass; raises where there is to be no other attempt."""
+        cause = cause_of(error)
+        if cause is None:
+            raise error
+        self._made += not isinstance(error, Hung)
+        self._deaths += cause == "replica_died"
+        if self._deaths == DEATHS_IN_COMPANY + DEATHS_ALONE:
+            raise ModelCrashed(f"The {self._stage} stage crashes on this audio; leave it out.")
+        if self._made == ATTEMPTS:
+            if isinstance(error, TranscriptionError):
+                raise error
+            message = f"The {self._stage} stage keeps failing; try again later."
+            raise Overloaded(message, None, f"{self._stage}_failed")
+        self._retries.note(self._stage, cause, error)
+        if cause in PASSING:
+            await asyncio.sleep(PAUSE_S * 2 ** (self._made - 1) * random.uniform(0.5, 1.0))  # noqa: S311
+
+
 def lasting(
     stage: str, call: Callable[..., Any], retries: Retries, patience: Patience | None = None
 ) -> Callable[..., Any]:
@@ -58,27 +104,30 @@ def lasting(
 
     With `patience` the first argument after the audio is a window, and the call has a deadline by its
     length. What others' audio does to the queue is in it: a call may take three times as long as the
-    slowest so far of the same request. Deadlines cost no attempt, but each next one is twice as long.
+    slowest so far of the same request. Deadlines cost no attempt, but each next one is twice as long. Its
+    last argument says whether it is to have a batch of its own.
     """
+    suspects = asyncio.Lock()
 
     async def lasting_call(audio: LoadedAudio, *args: Any) -> Any:
-        attempts, factor = 0, 1.0
+        attempts, factor = Attempts(stage, retries, suspects), 1.0
         while True:
-            ref = audio.ref
-            begun_s = monotonic()
             try:
-                if patience is None:
-                    return await call(ref, *args)
-                own_s = factor * patience.limit_s(_length_s(args[0]))
-                answer = await call(ref, *args, limit_s=partial(_limit_s, own_s, audio.slowest_s, stage))
+                async with attempts.turn():
+                    ref = audio.ref
+                    if patience is None:
+                        return await call(ref, *args)
+                    begun_s = monotonic()
+                    limit_s = partial(
+                        _limit_s, factor * patience.limit_s(_length_s(args[0])), audio.slowest_s, stage
+                    )
+                    answer = await call(ref, *args, attempts.alone, limit_s=limit_s)
                 audio.slowest_s[stage] = max(audio.slowest_s.get(stage, 0.0), monotonic() - begun_s)
                 return answer
             except AGAIN as error:
                 if isinstance(error, Hung):
                     factor *= 2
-                else:
-                    attempts += 1
-                await _before_next(stage, error, attempts, retries)
+                await attempts.failed(error)
                 if isinstance(error, AudioLost):
                     await audio.load_again(ref)
 
@@ -110,14 +159,14 @@ def resuming(
 
     Windows are found in the same order every time, so those that were given are skipped.
     """
+    suspects = asyncio.Lock()
 
     async def parts(audio: LoadedAudio, *args: Any) -> AsyncGenerator[Speech, None]:
-        attempts, given, begun = 0, 0, False
+        attempts, given, begun = Attempts(stage, retries, suspects), 0, False
         while True:
-            ref = audio.ref
             passed = 0
             try:
-                async with aclosing(detect(ref, *args)) as stream:
+                async with attempts.turn(), aclosing(detect(ref := audio.ref, *args)) as stream:
                     async for part in stream:
                         windows = part.windows[max(0, given - passed) :]
                         passed += len(part.windows)
@@ -129,26 +178,11 @@ def resuming(
                         begun = True
                 return
             except AGAIN as error:
-                attempts += 1
-                await _before_next(stage, error, attempts, retries)
+                await attempts.failed(error)
                 if isinstance(error, AudioLost):
                     await audio.load_again(ref)
 
     return parts
-
-
-async def _before_next(stage: str, error: Exception, attempts: int, retries: Retries) -> None:
-    """Counts, and waits where the trouble may pass; raises where there is to be no other attempt."""
-    cause = cause_of(error)
-    if cause is None:
-        raise error
-    if attempts == ATTEMPTS:
-        if isinstance(error, TranscriptionError):
-            raise error
-        raise Overloaded(f"The {stage} stage keeps failing; try again later.", None, f"{stage}_failed")
-    retries.note(stage, cause, error)
-    if cause in PASSING:
-        await asyncio.sleep(PAUSE_S * 2 ** (attempts - 1) * random.uniform(0.5, 1.0))  # noqa: S311
 
 
 def _length_s(window: Window) -> float:
