@@ -80,7 +80,7 @@ class Batcher(Generic[Item, Result]):
         self._submitted[request_id] = 1 + (number := self._submitted.pop(request_id, 0))
         if len(self._submitted) > REQUESTS_KNOWN:
             self._submitted.popitem(last=False)
-        answer = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         key = object() if alone else self._key(item)  # which nothing else has
         waiting = Waiting(item, key, number < NEWCOMER_ITEMS, answer, time.monotonic())
         self._queues.setdefault(request_id, deque()).append(waiting)
