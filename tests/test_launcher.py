@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError
 
-from serve_app import launcher
 from serve_app.launcher import GRACE_S, SPILL_PREFIX, _drain, spill_folder
 
 
@@ -88,7 +87,7 @@ def test_stopping_ends_in_sentences(
 ) -> None:
     """Every Ingress is asked once; one that is dead or deaf is no traceback and keeps no other waiting."""
     applications = {"first": Application(answers), "second": Application([True])}
-    monkeypatch.setattr(launcher.serve, "get_app_handle", lambda name: applications[name])
+    monkeypatch.setattr("serve_app.launcher.serve.get_app_handle", lambda name: applications[name])
     _drain(["gone", *applications])
     told = "".join(capsys.readouterr())
     assert [application.asked for application in applications.values()] == [[("drain", GRACE_S)]] * 2
