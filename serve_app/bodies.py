@@ -67,8 +67,9 @@ async def received_form(
         kind, parameters = parse_options_header(request.headers.get("content-type"))
         if kind != b"multipart/form-data":
             raise InvalidRequest("Send multipart/form-data with a file.", None, "unsupported_content_type")
-        body = FormBody(parameters.get(b"boundary", b""), file, max_bytes, parse)
-        yield await _receive(request, body, max_bytes)
+        boundary = parameters.get(b"boundary", b"")
+        # Nothing here keeps the body, whose text may have megabytes, while the request runs.
+        yield await _receive(request, FormBody(boundary, file, max_bytes, parse), max_bytes)
 
 
 def _body(request: Request, file: BinaryIO, max_bytes: int) -> Body[Options]:

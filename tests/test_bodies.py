@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import tracemalloc
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -250,11 +250,12 @@ def test_the_limit_is_exact_for_the_file_in_every_kind_of_body() -> None:
     """The largest file passes as a form, as base64 and with every character escaped; a byte more is a 413."""
     server = Server()
     largest = b"\xff" * MAX_BYTES  # base64 of it is slashes only
-    for content_type, body in [
+    bodies_of: list[tuple[str, Callable[[bytes], bytes]]] = [
         (FORM, form),
         (JSON, json_body),
         *((JSON, partial(json_body, escaped=escaped)) for escaped in (BY_PHP, BY_NET)),
-    ]:
+    ]
+    for content_type, body in bodies_of:
         fits, too_large = body(largest), body(largest + b"\xff")
         assert server.post(content_type, fits, length=str(len(fits)))[0] == 200
         status, answer = server.post(content_type, too_large, length=str(len(too_large)))

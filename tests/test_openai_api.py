@@ -299,7 +299,7 @@ def test_arrays_come_in_three_notations(references: list[tuple[str, str]]) -> No
 )
 def test_nobody_gets_the_voice_of_another(names: list[str], references: list[str], param: str) -> None:
     """An empty name or reference keeps its place, and is a 400."""
-    fields = {"known_speaker_names__": names, "known_speaker_references__": references}
+    fields: dict[str, Any] = {"known_speaker_names__": names, "known_speaker_references__": references}
     status, named, _ = Server().error(response_format="diarized_json", **fields)
     assert (status, named) == (400, param)
 
@@ -319,7 +319,9 @@ def test_numbers_of_an_array_have_no_gaps(numbers: tuple[int | None, ...]) -> No
 def test_arrays_of_empty_inputs_are_none() -> None:
     """As a form in a browser sends them."""
     server = Server()
-    empty = {name: ["", ""] for name in ("known_speaker_names__", "known_speaker_references__", "keywords__")}
+    empty: dict[str, Any] = {
+        name: ["", ""] for name in ("known_speaker_names__", "known_speaker_references__", "keywords__")
+    }
     assert server.post(**empty).status_code == 200
     assert server.post(keywords__=["", "Maier"]).status_code == 200
     assert [options.hotwords for options in server.asked] == [None, "Maier"]
