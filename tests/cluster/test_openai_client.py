@@ -174,14 +174,14 @@ def test_errors_are_the_package_s_exceptions(
 
 
 def test_a_stream_gives_text_while_later_windows_are_held(client: OpenAI, gate: Path) -> None:
-    """With the device holding the last word's batch, every word of earlier batches has come, none of it."""
+    """While the device holds the batch with the last word, half of the words have come."""
     gate.write_text("40")
     try:
         with client.audio.transcriptions.create(
             file=LONG, model="whisper-1", language="en", stream=True
         ) as stream:
-            early = [next(stream) for _ in range(36)]
-            until(lambda now: now["running"] > 0 and now["queued"] == 0)
+            early = [next(stream) for _ in range(20)]
+            until(lambda now: now["running"] > 0)  # and stays so
             gate.unlink()
             events = [*early, *stream]
     finally:
