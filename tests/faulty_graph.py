@@ -1,8 +1,10 @@
 """A graph of fake models that wait where a test wants them to, built as `serve deploy` builds one."""
 
+import asyncio
 import os
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -125,6 +127,10 @@ class Orphan:
     async def _to_object_ref(self) -> Any:
         (ref,) = await self._owner.put.remote()
         ray.kill(self._owner)
+        with suppress(ray.exceptions.ObjectLostError):
+            for _ in range(600):  # until that is known on this node
+                await ref
+                await asyncio.sleep(0.1)
         return ref
 
     def cancel(self) -> None:
