@@ -89,7 +89,7 @@ def at_rest(spool: Path) -> dict[str, int]:
 
 
 def left_over(before: dict[str, int], spool: Path) -> dict[str, int]:
-    """What there is more of than before, and how much: nothing as soon as it is so, at most a minute later."""
+    """What there is more of than before, and how much; waits up to a minute until it is nothing."""
 
     def more() -> dict[str, int]:
         return {
