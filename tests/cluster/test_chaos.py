@@ -66,6 +66,7 @@ def test_a_killed_ingress_fails_its_own_requests_audibly(scene: tuple[Graph, Loa
     assert (found["ingress_changed_transcripts"], found["never_answered"]) == (0, 0)
 
 
+@pytest.mark.slow  # test_faults has one that hangs, too
 def test_requests_of_a_hung_replica_end_on_another(scene: tuple[Graph, Load], figures: list[str]) -> None:
     """SIGSTOP of one of two Transcribers: by the calls' deadline or by its end, the figures say which."""
     found = hang(*scene, limit_s=LIMIT_S, clients=3)

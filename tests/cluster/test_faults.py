@@ -254,6 +254,7 @@ def test_a_device_that_breaks_takes_its_replica_with_it(gates: Gates, pool: Thre
     assert new(before)
 
 
+@pytest.mark.slow  # test_chaos changes settings under load
 def test_a_deploy_under_load_loses_no_request(gates: Gates, pool: ThreadPoolExecutor) -> None:
     """Every replica of the graph is replaced while requests run and come."""
     deployed = threading.Event()
