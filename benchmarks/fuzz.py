@@ -68,7 +68,7 @@ async def readiness() -> dict[str, bool]:
 
 def application() -> FastAPI:
     anyone = AccessSettings(public_without_keys=True)
-    return create_app(transcribe, readiness, max_bytes=MAX_BYTES, access=anyone)
+    return create_app(transcribe, readiness, model="none", max_bytes=MAX_BYTES, access=anyone)
 
 
 ATTEMPTS = 20  # of schemathesis to make as many requests as were asked for

@@ -13,10 +13,9 @@ import os
 import platform
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,15 +42,8 @@ MIB = 1 << 20
 say = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-@dataclass
-class Peak:
-    """The most memory that this process's descendants had together, in MiB."""
-
-    most_mib: float = 0.0
-    stop: threading.Event = field(default_factory=threading.Event)
-
-
 def graph_mib() -> float:
+    """Memory of everything below this process, what is shared counted once."""
     total = 0
     for process in psutil.Process().children(recursive=True):
         try:
@@ -62,19 +54,21 @@ def graph_mib() -> float:
 
 
 @contextmanager
-def watched() -> Iterator[Peak]:
-    peak = Peak()
+def watched(**figures: Callable[[], float]) -> Iterator[dict[str, float]]:
+    """The most that each figure has been, looked at twice a second."""
+    most, stop = dict.fromkeys(figures, 0.0), threading.Event()
 
     def watch() -> None:
-        while not peak.stop.wait(0.5):
-            peak.most_mib = max(peak.most_mib, graph_mib())
+        while not stop.wait(0.5):
+            for name, now in figures.items():
+                most[name] = max(most[name], now())
 
     thread = threading.Thread(target=watch)
     thread.start()
     try:
-        yield peak
+        yield most
     finally:
-        peak.stop.set()
+        stop.set()
         thread.join()
 
 
@@ -110,11 +104,11 @@ def main(
         rest_mib, grown = graph_mib(), list[float]()
         for length_min in lengths_min:
             file = wav(np.resize(recording.samples, int(length_min * 60 * SAMPLE_RATE_HZ)))
-            with watched() as peak:
+            with watched(graph=graph_mib) as most:
                 post(file)
-            grown.append(peak.most_mib - rest_mib)
+            grown.append(most["graph"] - rest_mib)
             say.print(f"{length_min:g} min: {rest_mib:.0f} MiB at rest, {grown[-1]:.0f} MiB more")
-        with watched() as peak, ThreadPoolExecutor(clips) as pool:
+        with watched(graph=graph_mib) as most, ThreadPoolExecutor(clips) as pool:
             list(pool.map(post, [clip] * clips))
         rest_after_mib = graph_mib()
     slope, base = np.polyfit(np.array(lengths_min) / 60, grown, 1) if len(grown) > 1 else (float("nan"), 0.0)
@@ -123,7 +117,7 @@ def main(
         "slope_mib_per_hour": float(slope),
         "base_mib": float(base),
         "clips": clips,
-        "clips_grown_mib": peak.most_mib - rest_mib,
+        "clips_grown_mib": most["graph"] - rest_mib,
         "rest_before_mib": rest_mib,
         "rest_after_mib": rest_after_mib,
     }

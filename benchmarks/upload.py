@@ -60,7 +60,7 @@ async def readiness() -> dict[str, bool]:
 
 
 def serve(listener: socket.socket) -> None:
-    app = create_app(transcribe, readiness, max_bytes=1 << 30)
+    app = create_app(transcribe, readiness, model="none", max_bytes=1 << 30)
     uvicorn.Server(uvicorn.Config(app, log_level="warning")).run([listener])
 
 

@@ -1,13 +1,26 @@
-"""The answer to an error: its status, its headers, and the body that every error has."""
+"""Answers that every API here gives alike: to an error, and in the formats that are text."""
 
+import json
 import logging
 from typing import Any
 
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 
 from serve_app.errors import TranscriptionError
+from serve_app.formats import MEDIA_TYPES
+from serve_app.schemas import warnings_out
+from serve_app.transcript import Transcript
 
 logger = logging.getLogger("ray.serve")
+
+
+def text_response(text: str, response_format: str, transcript: Transcript) -> Response:
+    """`text` in one of MEDIA_TYPES, which have no place for warnings: those are in a header."""
+    response = Response(text, media_type=MEDIA_TYPES[response_format])
+    if warnings := warnings_out(transcript):
+        in_ascii = json.dumps([warning.model_dump() for warning in warnings])  # as a header must be
+        response.headers["X-Warnings"] = in_ascii
+    return response
 
 
 def error_body(error: Exception) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 `create_app` gets the two things it needs as callables, so it is tested with fakes and a client.
 """
 
-import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -16,7 +15,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from serve_app import __version__
 from serve_app.access import protect
-from serve_app.answers import error_response
+from serve_app.answers import error_response, text_response
 from serve_app.bodies import received
 from serve_app.errors import TranscriptionError
 from serve_app.following import Transcribe
@@ -29,7 +28,6 @@ from serve_app.schemas import (
     PredictResponse,
     WordsResponse,
     answer,
-    warnings_out,
 )
 from serve_app.settings import AccessSettings
 
@@ -42,7 +40,7 @@ def create_app(
     transcribe: Transcribe,
     readiness: Readiness,
     *,
-    model: str = "large-v2",
+    model: str,
     max_bytes: int,
     access: AccessSettings = OWN_MACHINE_ONLY,
     receive_timeout_s: float = 600.0,
@@ -69,10 +67,7 @@ def create_app(
             transcript = await transcribe(source, options)
         body = answer(transcript, options)
         if isinstance(body, str):
-            response = Response(body, media_type=MEDIA_TYPES[options.response_format])
-            if warnings := warnings_out(transcript):
-                response.headers["X-Warnings"] = json.dumps(warnings)  # ASCII, as a header must be
-            return response
+            return text_response(body, options.response_format, transcript)
         return JSONResponse(body)
 
     # Gives /docs a field for the key. It is checked long before this, in front of the application.

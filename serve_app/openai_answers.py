@@ -20,7 +20,7 @@ from serve_app.openai_schemas import (
     VerboseTranscription,
     WordItem,
 )
-from serve_app.schemas import WarningOut
+from serve_app.schemas import warnings_out
 from serve_app.stages.token_ends import tokens_between
 from serve_app.subtitles import words_of
 from serve_app.transcript import Segment, Task, Transcript, WindowText
@@ -50,7 +50,7 @@ def answer(transcript: Transcript, ask: Ask, text: str) -> dict[str, Any]:
     common = {
         "text": text,
         "usage": DurationUsage(seconds=duration_s),
-        "warnings": warnings_of(transcript),
+        "warnings": warnings_out(transcript) or None,
     }
     if ask.response_format == "diarized_json":
         return json_ready(
@@ -72,13 +72,6 @@ def answer(transcript: Transcript, ask: Ask, text: str) -> dict[str, Any]:
             )
         )
     return json_ready(Transcription(**common))
-
-
-def warnings_of(transcript: Transcript) -> list[WarningOut] | None:
-    return [
-        WarningOut(stage=warning.stage, code=warning.code, message=warning.message)
-        for warning in transcript.warnings
-    ] or None
 
 
 def token_usage(transcript: Transcript) -> TokenUsage:

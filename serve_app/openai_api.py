@@ -1,6 +1,5 @@
 """The routes of OpenAI's audio API, for clients that are written for it."""
 
-import json
 from contextlib import AsyncExitStack, aclosing
 from functools import partial
 from time import monotonic
@@ -10,10 +9,11 @@ from fastapi import FastAPI, Request
 from fastapi.params import Depends
 from fastapi.responses import JSONResponse, Response
 
+from serve_app.answers import text_response
 from serve_app.bodies import received_form
 from serve_app.errors import InvalidRequest
 from serve_app.following import Report, Transcribe, followed
-from serve_app.formats import MEDIA_TYPES, rendered
+from serve_app.formats import rendered
 from serve_app.openai_answers import answer, json_ready, text_pieces
 from serve_app.openai_request import (
     ALIAS,
@@ -32,7 +32,7 @@ from serve_app.openai_schemas import (
 )
 from serve_app.openai_stream import EventStream, events
 from serve_app.options import Options
-from serve_app.schemas import ErrorResponse, warnings_out
+from serve_app.schemas import ErrorResponse
 from serve_app.transcript import Segment, Task, Transcript
 
 
@@ -115,10 +115,7 @@ def _response(transcript: Transcript, ask: Ask, text: str) -> Response:
     if kind in ("json", "verbose_json", "diarized_json"):
         return JSONResponse(answer(transcript, ask, text))
     body = f"{text}\n" if kind == "text" else rendered(transcript, kind, ask.options.layout())
-    response = Response(body, media_type=MEDIA_TYPES[kind])
-    if warnings := warnings_out(transcript):
-        response.headers["X-Warnings"] = json.dumps(warnings)  # ASCII, as a header must be
-    return response
+    return text_response(body, kind, transcript)
 
 
 _ANSWERS: dict[int | str, dict[str, Any]] = {

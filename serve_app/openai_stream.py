@@ -17,9 +17,10 @@ from starlette.types import Receive, Scope, Send
 from serve_app.answers import error_body
 from serve_app.deadline import timeout
 from serve_app.following import News
-from serve_app.openai_answers import diarized, text_pieces, token_usage, warnings_of
+from serve_app.openai_answers import diarized, text_pieces, token_usage
 from serve_app.openai_request import Ask
 from serve_app.openai_schemas import TextDelta, TextDone
+from serve_app.schemas import warnings_out
 from serve_app.transcript import Progress
 
 KEEP_ALIVE_S = 15.0  # of silence: proxies cut a connection after 30 to 60
@@ -60,7 +61,7 @@ async def events(news: News, ask: Ask) -> AsyncGenerator[bytes, None]:
         for segment in diarized(transcript, ask):
             yield _event(segment)
     yield _event(
-        TextDone(text="".join(text), usage=token_usage(transcript), warnings=warnings_of(transcript))
+        TextDone(text="".join(text), usage=token_usage(transcript), warnings=warnings_out(transcript) or None)
     )
     yield END
 

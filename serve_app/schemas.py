@@ -129,10 +129,10 @@ def answer(transcript: Transcript, options: Options) -> dict[str, Any] | str:
     return response.model_dump(exclude_unset=True)
 
 
-def warnings_out(transcript: Transcript) -> list[dict[str, str]]:
-    """The warnings as JSON-ready data."""
+def warnings_out(transcript: Transcript) -> list[WarningOut]:
+    """The warnings as they are answered."""
     return [
-        WarningOut(stage=warning.stage, code=warning.code, message=warning.message).model_dump()
+        WarningOut(stage=warning.stage, code=warning.code, message=warning.message)
         for warning in transcript.warnings
     ]
 

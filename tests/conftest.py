@@ -9,6 +9,7 @@ import logging
 import os
 import wave
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -134,12 +135,21 @@ def gate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("device") / "gate"
 
 
+@contextmanager
+def closed(gate: Path) -> Iterator[Path]:
+    """The gate, closed until somebody opens it or this ends."""
+    gate.touch()
+    try:
+        yield gate
+    finally:
+        gate.unlink(missing_ok=True)
+
+
 @pytest.fixture
 def closed_gate(gate: Path) -> Iterator[Path]:
     """The gate, closed until the test opens it or ends."""
-    gate.touch()
-    yield gate
-    gate.unlink(missing_ok=True)
+    with closed(gate):
+        yield gate
 
 
 @pytest.fixture(scope="session")

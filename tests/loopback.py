@@ -222,7 +222,7 @@ class Served:
     def __init__(self, *, breaks: bool = False, **changes: Any) -> None:
         self.breaks = breaks
         self.intake = intake(**{"allowed_hosts": (), **changes})
-        self.app = create_app(self.transcribe, self.readiness, max_bytes=1 << 20)
+        self.app = create_app(self.transcribe, self.readiness, model="none", max_bytes=1 << 20)
 
     async def transcribe(self, source: Source, options: Options, report: object = None) -> Transcript:
         assert source.url is not None

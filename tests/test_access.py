@@ -62,6 +62,7 @@ class Server:
         self.app = create_app(
             self.transcribe,
             self.readiness,
+            model="none",
             max_bytes=1 << 20,
             access=AccessSettings(keys=keys, **settings),
             receive_timeout_s=receive_timeout_s,

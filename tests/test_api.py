@@ -31,7 +31,7 @@ class Server:
         self.got: list[tuple[Source, Options]] = []
         self.bytes: list[bytes] = []
         self.stages = {"asr": ready, "speech": True}
-        self.app = create_app(self.transcribe, self.readiness, max_bytes=MAX_BYTES)
+        self.app = create_app(self.transcribe, self.readiness, model="none", max_bytes=MAX_BYTES)
 
     async def transcribe(self, source: Source, options: Options, report: object = None) -> Transcript:
         if self.error is not None:

@@ -54,7 +54,7 @@ class Server:
         self.descriptors = 0  # open while the pipeline runs
         self.chunks_sent = 0
         self.waiting = asyncio.Event()  # the app has used all chunks and wants more
-        self.app = create_app(self.transcribe, self.readiness, max_bytes=MAX_BYTES)
+        self.app = create_app(self.transcribe, self.readiness, model="none", max_bytes=MAX_BYTES)
 
     async def transcribe(self, source: Source, options: Options, report: object = None) -> Transcript:
         self.descriptors = open_descriptors()
@@ -494,7 +494,7 @@ def test_a_large_file_is_never_in_memory(content_type: str) -> None:
         return Transcript((), "en", 1.0, "fake")
 
     server = Server()
-    server.app = create_app(size, server.readiness, max_bytes=len(chunk) * 1000)
+    server.app = create_app(size, server.readiness, model="none", max_bytes=len(chunk) * 1000)
     server.post(content_type, head, text, tail)
     tracemalloc.start()
     try:

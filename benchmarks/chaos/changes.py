@@ -9,7 +9,7 @@ from benchmarks.chaos.faults import CLIENTS, counts
 from benchmarks.chaos.load import Load
 from benchmarks.chaos.running_graph import Graph
 
-BETWEEN_S = 1.0
+BETWEEN_S = 1.0  # of undisturbed load before each change, so that requests of the old settings are under way
 
 say = Console(stderr=True, highlight=False, soft_wrap=True)
 

@@ -33,7 +33,7 @@ def kills(graph: Graph, load: Load, times: int, rng: random.Random, clients: int
                 recovered_s[stage].append(_kill_one_of(graph, [stage], rng))
             medians = f"{statistics.median(recovered_s[stage]):.1f} s"
             say.print(f"  {stage}: {times} killed, back after {medians}; {_so_far(outcomes)}")
-        time.sleep(1.0)
+        time.sleep(1.0)  # requests begun after the last blow count, too
     every_s = [seconds for found in recovered_s.values() for seconds in found]
     retries = graph.retries()
     retries_of = {stage: _own_retries(retries, counted_as) for stage, counted_as in STAGES.items()}
@@ -54,7 +54,7 @@ def kill_together(graph: Graph, load: Load, rng: random.Random, clients: int = C
     """SIGKILL of one replica of every stage at once: no request may notice."""
     load.learn()
     with load.steady(clients) as outcomes:
-        time.sleep(BETWEEN_S[0])
+        time.sleep(BETWEEN_S[0])  # so that every stage has work
         recover_s = _kill_one_of(graph, STAGES, rng)
     return {**counts(outcomes), "recover_s": recover_s, "retries": graph.retries()}
 

@@ -120,7 +120,7 @@ class Load:
             if time.monotonic() > deadline_s:
                 self.gave_up += 1
                 break
-            time.sleep(last.retry_after_s or 0.5)
+            time.sleep(last.retry_after_s or 0.5)  # as a well-behaved client waits
             outcomes.append(self.send(clip))
         return outcomes
 
@@ -174,7 +174,7 @@ class Load:
         begun_s = due_s = time.monotonic()
         with ThreadPoolExecutor(512) as pool:
             while due_s < begun_s + for_s:
-                time.sleep(max(0.0, due_s - time.monotonic()))
+                time.sleep(max(0.0, due_s - time.monotonic()))  # open loop: by the clock, not by answers
                 pool.submit(send, rng.choice(self.clips))
                 due_s += rng.expovariate(per_s)
         return outcomes

@@ -1,6 +1,7 @@
 """Models whose answers are checksums of what they heard: a sample too many, or another file's, shows.
 
-They take time by the second of audio and load in a moment, so that a replica is back in seconds.
+They take time by the second of audio, asleep, for to take time is all they are for; and they load in a
+moment, so that a replica is back in seconds.
 """
 
 # No `from __future__ import annotations` here: Ray validates `args:` only when the annotation is a class.

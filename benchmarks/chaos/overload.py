@@ -2,18 +2,16 @@
 
 import random
 import statistics
-import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 
 from benchmarks.chaos.load import Clip, Load, Outcome, failures
-from benchmarks.chaos.running_graph import Graph, graph_mib, object_store_mib, serves_own, wait_for
+from benchmarks.chaos.running_graph import Graph, object_store_mib, serves_own, wait_for
+from benchmarks.memory import graph_mib, watched
 
 FACTOR = 10
 CLIENTS = 10  # enough to keep the recogniser busy, too few to be refused
@@ -25,32 +23,6 @@ SHORT_S = 10.0
 say = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-class Memory:
-    """The most that the graph has taken while watched, in MiB."""
-
-    def __init__(self) -> None:
-        self.most_mib = 0.0
-        self.most_in_store_mib = 0.0
-
-
-@contextmanager
-def watched() -> Iterator[Memory]:
-    memory, stop = Memory(), threading.Event()
-
-    def watch() -> None:
-        while not stop.wait(1.0):
-            memory.most_mib = max(memory.most_mib, graph_mib())
-            memory.most_in_store_mib = max(memory.most_in_store_mib, object_store_mib())
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield memory
-    finally:
-        stop.set()
-        thread.join()
-
-
 def overload(
     graph: Graph, load: Load, capacity_s: float, overload_s: float, rng: random.Random
 ) -> dict[str, Any]:
@@ -59,7 +31,7 @@ def overload(
     idle_s = _idle_s(load)
     begun_s = time.monotonic()
     with load.steady(CLIENTS) as outcomes:
-        time.sleep(capacity_s)
+        time.sleep(capacity_s)  # the time over which capacity is measured
         ended_s = time.monotonic()
     warm_s = begun_s + capacity_s / 4
     capacity = _audio_per_s(outcomes, warm_s, ended_s)
@@ -68,7 +40,7 @@ def overload(
 
     rest_mib, cpu_s = graph_mib(), _front_cpu_s(graph)
     begun_s = time.monotonic()
-    with watched() as memory:
+    with watched(graph=graph_mib, store=object_store_mib) as most:
         outcomes = load.arriving(FACTOR * capacity / usual_s, overload_s, rng)
     ended_s = begun_s + overload_s
     goodput = _audio_per_s(outcomes, begun_s + overload_s / 10, ended_s)
@@ -88,8 +60,8 @@ def overload(
         "failed_otherwise": sum(outcome.status not in (200, 429, 503) for outcome in outcomes),
         "changed_transcripts": sum(outcome.changed for outcome in outcomes),
         "short_over_long_admitted": _admitted(outcomes, short=True) / _admitted(outcomes, short=False),
-        "grown_mib": memory.most_mib - rest_mib,
-        "object_store_mib": memory.most_in_store_mib,
+        "grown_mib": most["graph"] - rest_mib,
+        "object_store_mib": most["store"],
         "front_cpu_ms_per_request": 1000 * cpu_s / len(outcomes),
         "idle_latency_s": idle_s,
         "latency_recovered_s": recovered_s,

@@ -147,15 +147,6 @@ def _ray_processes() -> Iterator[tuple[str, psutil.Process]]:
                 yield title, process
 
 
-def graph_mib() -> float:
-    """Memory of everything below this process, what is shared counted once."""
-    total = 0
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.Error):
-            total += process.memory_full_info().pss
-    return total / MIB
-
-
 def object_store_mib() -> float:
     total, free = ray.cluster_resources(), ray.available_resources()
     return float(total["object_store_memory"] - free.get("object_store_memory", 0.0)) / MIB

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from conftest import closed
 from fakes import FakeAligner, FakeDiarizer, FakeRecognizer, FakeSpeechModel, recording
 from openai import OpenAI
 from openai_contract import check
@@ -33,11 +34,10 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def closed(device: Path) -> Iterator[Path]:
+def closed_device(device: Path) -> Iterator[Path]:
     """The gate, closed until the test opens it or ends."""
-    device.touch()
-    yield device
-    device.unlink(missing_ok=True)
+    with closed(device):
+        yield device
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -107,7 +107,7 @@ def test_keys() -> None:
     ],
 )
 def test_a_refused_request_succeeds_when_it_is_tried_again(
-    closed: Path, held: list[str], asking: str, error: type[openai.APIStatusError], status: int
+    closed_device: Path, held: list[str], asking: str, error: type[openai.APIStatusError], status: int
 ) -> None:
     """The package's own retries, at the time that the server says; what was in the way ends meanwhile."""
     statuses: list[int] = []
@@ -115,7 +115,7 @@ def test_a_refused_request_succeeds_when_it_is_tried_again(
     def seen(response: Any) -> None:
         statuses.append(response.status_code)
         assert ("retry-after" in response.headers) == (response.status_code != 200)
-        closed.unlink(missing_ok=True)
+        closed_device.unlink(missing_ok=True)
 
     with ThreadPoolExecutor() as pool:
         running = [pool.submit(transcribe, key) for key in held]
@@ -130,9 +130,9 @@ def test_a_refused_request_succeeds_when_it_is_tried_again(
         assert [answer.text, *(done.result().text for done in running)] == ["word7"] * (1 + len(held))
 
 
-def test_a_stream_counts_for_its_key_as_long_as_it_runs(closed: Path) -> None:
+def test_a_stream_counts_for_its_key_as_long_as_it_runs(closed_device: Path) -> None:
     """The next request is refused while the stream is open, and no more when it has been left."""
-    closed.write_text("20")
+    closed_device.write_text("20")
     with client("single") as streaming:
         stream = streaming.audio.transcriptions.create(
             file=MANY_WINDOWS, model="whisper-1", language="en", stream=True
@@ -141,17 +141,17 @@ def test_a_stream_counts_for_its_key_as_long_as_it_runs(closed: Path) -> None:
             assert next(stream).type == "transcript.text.delta"
             with pytest.raises(openai.RateLimitError):
                 transcribe("single", stream=True)
-    closed.unlink()
+    closed_device.unlink()
     with client("single", retries=2) as trying:
         assert trying.audio.transcriptions.create(file=ONE_WINDOW, model="whisper-1").text == "word7"
 
 
-def test_the_deadline_ends_a_stream(closed: Path) -> None:
+def test_the_deadline_ends_a_stream(closed_device: Path) -> None:
     """As a status before the first event; after it as an error in the stream, which the package raises."""
     with pytest.raises(openai.InternalServerError) as refused:
         list(transcribe("other", stream=True))
     assert (refused.value.status_code, refused.value.code) == (504, "deadline_exceeded")
-    closed.write_text("20")
+    closed_device.write_text("20")
     with client("other") as streaming:
         stream = streaming.audio.transcriptions.create(
             file=MANY_WINDOWS, model="whisper-1", language="en", stream=True
