@@ -155,6 +155,11 @@ def closed_gate(gate: Path) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def app(cluster: None, files: Files, gate: Path) -> DeploymentHandle[object]:
     """The whole graph on fake models; its ingress handle."""
-    settings = Settings(model="fake", device="cpu", intake=IntakeSettings(allowed_hosts=(files.host,)))
+    settings = Settings(
+        model="fake",
+        device="cpu",
+        request_timeout_s=120,  # so that a stream in which nothing more comes is a failure, and no waiting
+        intake=IntakeSettings(allowed_hosts=(files.host,)),
+    )
     loaders = Loaders(FakeSpeechModel, partial(FakeRecognizer, gate), FakeAligner, FakeDiarizer)
     return serve.run(graph(settings, loaders, "cpu"), name="whisperx", route_prefix="/")
