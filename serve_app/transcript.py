@@ -45,6 +45,7 @@ class Audio:
     samples: Samples
     warnings: tuple[StageWarning, ...] = ()
     timings: dict[str, float] = field(default_factory=dict)  # stage -> wall seconds
+    checksum: int = 0  # CRC-32 of the samples: whether audio that was loaded again is the same
 
     @property
     def duration_s(self) -> float:
@@ -72,6 +73,7 @@ class Speech:
     # Of loading the audio, in the first part: this is how they reach the caller.
     warnings: tuple[StageWarning, ...] = ()
     timings: dict[str, float] = field(default_factory=dict)
+    checksum: int = 0
 
 
 @dataclass(frozen=True, slots=True)

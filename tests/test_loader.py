@@ -10,10 +10,11 @@ import pytest
 from aiohttp import web
 from fakes import recording as samples
 from loopback import answering, intake, recording, serving
+from sounds import wav
 
 from serve_app import deployments
 from serve_app.deployments import loader as loader_module
-from serve_app.errors import Overloaded
+from serve_app.errors import Overloaded, SourceUnavailable
 from serve_app.transcript import Audio
 
 
@@ -58,6 +59,20 @@ def test_no_disk_at_all_is_a_typed_error(monkeypatch: pytest.MonkeyPatch) -> Non
 
     with pytest.raises(Overloaded):
         asyncio.run(run())
+
+
+def test_audio_that_is_loaded_again_must_be_the_same() -> None:
+    """Another recording of the same length would be the second half of this one's transcript."""
+
+    async def run() -> None:
+        first = await loader().load(None, {}, [stored(wav(samples(1, 2)))])
+        again = await loader().load(None, {}, [stored(wav(samples(1, 2)))], None, first.checksum)
+        assert again.checksum == first.checksum
+        with pytest.raises(SourceUnavailable) as refused:
+            await loader().load(None, {}, [stored(wav(samples(1, 3)))], None, first.checksum)
+        assert refused.value.code == "source_changed"
+
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize(("files", "fetched"), [(1, 0), (2, 1)])

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import time
+import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -39,12 +40,12 @@ class AudioLoader:
         headers: dict[str, str],
         chunks: list[Any],
         max_audio_s: float | None = None,
-        duration_s: float | None = None,
+        checksum: int | None = None,
     ) -> Audio:
         """Fetches the URL, or joins the upload's chunks (references to bytes), and decodes it.
 
-        More than `max_audio_s` of sound, or more than the server takes, is AudioTooLong. With `duration_s`,
-        audio of another length is refused: half of the transcript is of the one before.
+        More than `max_audio_s` of sound, or more than the server takes, is AudioTooLong. With `checksum`,
+        other audio is refused: half of the transcript is of the one before.
         """
         begun_s = time.monotonic()
         try:
@@ -66,14 +67,15 @@ class AudioLoader:
         finally:
             # Serve leaves a failed call's arguments to the garbage collector: this list, but not the upload.
             chunks.clear()
-        if duration_s is not None and audio.duration_s != duration_s:
+        found = await asyncio.to_thread(zlib.crc32, audio.samples.data)  # 0.2 s for 3 hours
+        if checksum not in (None, found):
             raise SourceUnavailable(
                 "The audio URL gave another file when it was fetched again; try again later.",
                 None,
                 "source_changed",
             )
         timings = {"fetch": fetched_s - begun_s, "decode": time.monotonic() - fetched_s}
-        return replace(audio, timings=timings)
+        return replace(audio, timings=timings, checksum=found)
 
     async def ready(self) -> bool:
         return True

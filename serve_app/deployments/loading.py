@@ -26,9 +26,9 @@ class LoadedAudio:
     The loader returns it, so this process owns the object and it outlives the loader.
     """
 
-    def __init__(self, load: Callable[[float | None], Awaitable[Any]], retries: Retries) -> None:
-        """`load` starts a call of the loader; it is given the seconds that the audio must have, if known."""
-        self.duration_s: float | None = None  # once a stage has said it
+    def __init__(self, load: Callable[[int | None], Awaitable[Any]], retries: Retries) -> None:
+        """`load` starts a call of the loader; it is given the checksum that the audio must have, if known."""
+        self.checksum: int | None = None  # once a stage has said it
         self.slowest_s: dict[str, float] = {}  # stage -> the longest call about this audio so far
         self._load = load
         self._retries = retries
@@ -39,7 +39,7 @@ class LoadedAudio:
 
     async def load(self) -> None:
         self._loadings += 1
-        self._response = await self._load(self.duration_s)
+        self._response = await self._load(self.checksum)
         self.ref = [await self._response._to_object_ref()]
 
     async def load_again(self, lost: AudioRef) -> None:
@@ -70,9 +70,9 @@ def loading_with(
 
     @asynccontextmanager
     async def loading(source: Source) -> AsyncIterator[LoadedAudio]:
-        async def load(duration_s: float | None) -> Any:
+        async def load(checksum: int | None) -> Any:
             chunks[:] = await asyncio.to_thread(_put_chunks, source.file) if source.file else []
-            return loader.load.remote(source.url, source.headers, chunks, source.max_audio_s, duration_s)
+            return loader.load.remote(source.url, source.headers, chunks, source.max_audio_s, checksum)
 
         chunks: list[Any] = []
         audio = LoadedAudio(load, retries)

@@ -173,7 +173,8 @@ def resuming(
                         if begun and not windows:
                             continue
                         given = passed
-                        audio.duration_s = part.duration_s
+                        if not begun:
+                            audio.checksum = part.checksum
                         yield replace(part, windows=windows, warnings=() if begun else part.warnings)
                         begun = True
                 return

@@ -188,7 +188,7 @@ def test_audio_that_is_lost_is_loaded_again() -> None:
     transcriber: Any = serve.get_deployment_handle(DEPLOYMENTS["asr"], NAME)
     again = Retries()
 
-    async def load(duration_s: float | None) -> Any:
+    async def load(checksum: int | None) -> Any:
         return loader.load.remote(None, {}, [ray.put(FILE)]) if "lost" in found else Orphan()
 
     async def lose() -> list[WindowText]:
@@ -243,6 +243,18 @@ def test_a_batch_too_large_for_the_device_runs_in_parts(gates: Gates, pool: Thre
     until(lambda: len(gates.waiting("asr")) == 2)
     gates.open("asr")
     assert [segment["text"] for segment in answer.result().json()["model_output"]] == ["word1"] * 24
+
+
+def test_what_finds_no_memory_on_the_gpu_runs_on_the_cpu(gates: Gates, pool: ThreadPoolExecutor) -> None:
+    """Of each stage whose models have one there: nothing of the answer is missing."""
+    full = gates.folder / "full"
+    full.touch()
+    answer = pool.submit(post).result().json()
+    full.unlink()
+    assert [(segment["text"], segment["speaker"]) for segment in answer["model_output"]] == list(
+        zip(WORDS, SPEAKERS, strict=True)
+    )
+    assert answer["warnings"] == []
 
 
 def test_a_device_that_breaks_takes_its_replica_with_it(gates: Gates, pool: ThreadPoolExecutor) -> None:
