@@ -109,7 +109,7 @@ def pool(gates: Gates) -> Iterator[ThreadPoolExecutor]:
     """For requests. At the end all gates are open and the graph is up again."""
     with ThreadPoolExecutor(8) as pool:
         yield pool
-        for left in gates.folder.iterdir():
+        for left in (path for path in gates.folder.iterdir() if path.is_file()):
             left.unlink(missing_ok=True)
     until(is_up, 120)
 

@@ -24,7 +24,7 @@ from serve_app.settings import AccessSettings, ApiKey, Settings
 URL = "http://127.0.0.1:18000/limited"
 ONE_WINDOW = ("one.wav", wav(recording(7)))
 MANY_WINDOWS = ("many.wav", wav(recording(*range(1, 21))))
-REQUEST_S = 10.0  # less than a stream may be silent
+REQUEST_S = 8.0  # less than a stream may be silent
 
 
 @pytest.fixture(scope="module")

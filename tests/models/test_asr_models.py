@@ -266,16 +266,15 @@ def test_fallback_is_faster_whispers(audio: Audio, seeded: Callable[[int], Whisp
 
 
 def test_a_loop_ends(seeded: Callable[[int], WhisperModel]) -> None:
-    """Whatever is drawn, a window whose decoder repeats a word for ever ends with words said once."""
-    for seed in range(2):
-        recognizer = Recognizer(seeded(seed), "bundled", 5)
-        features = recognizer.features(looping_window())
-        [cold] = recognizer.transcribe([AsrRequest(features, "en")])
-        assert isinstance(cold, WindowText)
-        assert len(cold.text.split()) > 200
-        text = by_transcriber(recognizer, features)
-        assert text.attempts > 1
-        assert len(text.text.split()) < 40
+    """A window whose decoder repeats a word for ever ends with words said once."""
+    recognizer = Recognizer(seeded(0), "bundled", 5)
+    features = recognizer.features(looping_window())
+    [cold] = recognizer.transcribe([AsrRequest(features, "en")])
+    assert isinstance(cold, WindowText)
+    assert len(cold.text.split()) > 200
+    text = by_transcriber(recognizer, features)
+    assert text.attempts > 1
+    assert len(text.text.split()) < 40
 
 
 def by_transcriber(recognizer: Recognizer, features: Features) -> WindowText:
@@ -303,7 +302,7 @@ def test_two_threads_get_what_one_gets(audio: Audio, random_multilingual: Recogn
 
     def run(batch: list[AsrRequest]) -> list[list[Any]]:
         at_once.wait(timeout=60)
-        return [random_multilingual.transcribe(batch) for _ in range(5)]
+        return [random_multilingual.transcribe(batch) for _ in range(3)]
 
     with ThreadPoolExecutor(2) as pool:
         for answers, expected in zip(pool.map(run, batches), alone, strict=True):

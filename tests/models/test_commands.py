@@ -128,7 +128,13 @@ def read_until(process: "subprocess.Popen[str]", marker: str) -> None:
     pytest.fail(f"ended before {marker!r}:\n{''.join(seen)}")
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+@pytest.mark.parametrize(
+    "signum",
+    [
+        pytest.param(signal.SIGTERM, id="SIGTERM"),
+        pytest.param(signal.SIGINT, id="Ctrl-C", marks=pytest.mark.slow),  # a minute for another signal
+    ],
+)
 def test_stopping_answers_what_runs_and_leaves_no_process(
     server: tuple["subprocess.Popen[str]", str], files: Files, signum: signal.Signals
 ) -> None:
