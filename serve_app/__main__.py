@@ -20,7 +20,7 @@ from serve_app import bundled, config_file
 from serve_app.access import new_key
 from serve_app.demo import DemoFailed, note, predict_sample, show
 from serve_app.deployments import USER_CONFIGS
-from serve_app.launcher import CannotStart, free_port, running, url_of
+from serve_app.launcher import GRACE_S, CannotStart, free_port, running, url_of
 from serve_app.settings import ApiKey
 
 DEMO_CONFIG = Path(__file__).parent.parent / "serve_config.demo.yaml"
@@ -38,10 +38,15 @@ def check(config: ConfigPath) -> None:
 
 
 @cli.command(name="serve")
-def serve_forever(config: ConfigPath) -> None:
+def serve_forever(
+    config: ConfigPath,
+    grace_s: Annotated[
+        float, typer.Option(min=1, help="Seconds that running requests have to end when it is stopped.")
+    ] = GRACE_S,
+) -> None:
     """Starts the graph and keeps it up until SIGTERM or Ctrl-C; running requests get their answers."""
     raw = _read(config)
-    with _running(raw, show_logs=True) as stop:
+    with _running(raw, show_logs=True, grace_s=grace_s) as stop:
         url = url_of(raw)
         note.print(f"Ready on {url} (stop with Ctrl-C). Try it:\n")
         note.print(f"  curl -s {url}/predict -F file=@{_shown(bundled.SAMPLE)}\n")
@@ -89,9 +94,9 @@ def _read(config: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _running(raw: dict[str, Any], *, show_logs: bool) -> Iterator[threading.Event]:
+def _running(raw: dict[str, Any], *, show_logs: bool, grace_s: float = GRACE_S) -> Iterator[threading.Event]:
     try:
-        with running(raw, show_logs=show_logs) as stop:
+        with running(raw, show_logs=show_logs, grace_s=grace_s) as stop:
             yield stop
     except CannotStart as error:
         raise _failed(str(error)) from None

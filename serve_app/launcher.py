@@ -50,12 +50,13 @@ def free_port() -> int:
 
 @contextmanager
 def running(
-    raw: dict[str, Any], *, show_logs: bool, num_cpus: int | None = None
+    raw: dict[str, Any], *, show_logs: bool, num_cpus: int | None = None, grace_s: float = GRACE_S
 ) -> Iterator[threading.Event]:
     """A local Ray and the application up and ready; on leaving drained and gone. Yields the stop event.
 
     `raw` is a config file's content. SIGTERM and SIGINT set the event. `num_cpus` is what
-    replicas can book, None for what the machine has. Raises CannotStart.
+    replicas can book, None for what the machine has; `grace_s` how long running requests have to end when it
+    is left. Raises CannotStart.
     """
     stop = threading.Event()
     # Serve logs every inner call at INFO; whoever wants that sets logging_config.
@@ -99,7 +100,7 @@ def running(
             client.deploy_apps(schema)
             _wait_until_running([application.name for application in schema.applications], stop)
             yield stop
-            _drain([application.name for application in schema.applications])
+            _drain([application.name for application in schema.applications], grace_s)
         finally:
             # Ray prints errors about its own controller, which it has just killed; they are not for users.
             with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
@@ -193,18 +194,18 @@ def _reason(messages: list[str]) -> str:
     return "the graph did not start.\n" + "\n".join(message for message in messages if message)
 
 
-def _drain(names: list[str]) -> None:
+def _drain(names: list[str], grace_s: float) -> None:
     """All Ingresses refuse new requests and end those they have; one that is dead or deaf is no traceback."""
     for name in names:
         try:
             drain = serve.get_app_handle(name).drain
             # Through the router, which then knows of its replicas: a broadcast does not wait for any.
-            drain.remote(0.0).result(timeout_s=GRACE_S)
-            ended = drain.broadcast("drain", GRACE_S).results(timeout_s=GRACE_S + 5, return_exceptions=True)
+            drain.remote(0.0).result(timeout_s=grace_s)
+            ended = drain.broadcast("drain", grace_s).results(timeout_s=grace_s + 5, return_exceptions=True)
         except Exception as error:  # noqa: BLE001  (whatever it is, stopping goes on)
             ended = [error]
         if any(one is False or isinstance(one, TimeoutError) for one in ended):
-            note.print(f"{name}: some requests were still running after {GRACE_S:g} s.")
+            note.print(f"{name}: some requests were still running after {grace_s:g} s.")
         for one in ended:
             if isinstance(one, BaseException) and not isinstance(one, TimeoutError):
                 note.print(f"{name}: an Ingress could not end its requests ({type(one).__name__}).")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError
 
-from serve_app.launcher import GRACE_S, SPILL_PREFIX, _drain, spill_folder
+from serve_app.launcher import SPILL_PREFIX, _drain, spill_folder
 
 
 def test_what_does_not_fit_in_memory_is_for_nobody_else(
@@ -42,6 +42,9 @@ def test_a_link_in_its_place_is_left_alone(tmp_path: Path, monkeypatch: pytest.M
     with spill_folder():
         assert precious.exists()
     shutil.rmtree(tmp_path)
+
+
+GRACE_S = 7.0
 
 
 class Application:
@@ -88,7 +91,7 @@ def test_stopping_ends_in_sentences(
     """Every Ingress is asked once; one that is dead or deaf is no traceback and keeps no other waiting."""
     applications = {"first": Application(answers), "second": Application([True])}
     monkeypatch.setattr("serve_app.launcher.serve.get_app_handle", lambda name: applications[name])
-    _drain(["gone", *applications])
+    _drain(["gone", *applications], GRACE_S)
     told = "".join(capsys.readouterr())
     assert [application.asked for application in applications.values()] == [[("drain", GRACE_S)]] * 2
     assert "gone: an Ingress could not end" in told
