@@ -12,6 +12,7 @@ from time import monotonic
 from typing import Any
 
 from serve_app.answers import error_response
+from serve_app.deadline import timeout
 from serve_app.errors import Overloaded
 
 SHORT_S = 600.0  # so long is a short file at most,
@@ -130,12 +131,13 @@ class Admission:
     async def make_way(self, audio: Any) -> None:
         """Waits while there are clips, if this audio is none, but no longer than `MAKE_WAY_S`.
 
-        What can wait costs a long file that one second, once: its windows wait side by side. The clips have
-        the device to themselves meanwhile, but for what cannot wait.
+        The windows of a long file wait side by side, so it ends about a second later and no more, as long as
+        it has windows to spare (`windows_in_flight`). Clips share the device with less meanwhile.
         """
         if self._held_s.get(audio, 0.0) > CLIP_S:
             with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._no_clip.wait(), MAKE_WAY_S)
+                async with timeout(MAKE_WAY_S):
+                    await self._no_clip.wait()
 
     def finished(self, audio_s: float) -> None:
         """A request with so much audio has got its transcript: what the next refusal is computed from."""

@@ -53,24 +53,22 @@ def build(settings: Settings) -> Application:
     """The application for these settings; raises ModelUnavailable for a model that cannot be had."""
     names = models.resolve(settings)
     device = _device(settings)
-    on_cpu = None
-    if device == "cuda" and settings.cpu_when_gpu_is_full:
-        asr = settings.asr.model_copy(update={"compute_type": "auto"})  # CPUs do not have every type
-        on_cpu = _loaders(settings.model_copy(update={"asr": asr}), names, "cpu")
-    return graph(settings, _loaders(settings, names, device), device, on_cpu)
-
-
-def _loaders(settings: Settings, names: models.Models, device: str) -> Loaders:
-    return Loaders(
-        detector=partial(_load_detector, settings, names.window_s, _detector_device(settings, device)),
-        recognizer=partial(_load_recognizer, settings, names.asr, device),
-        aligner=partial(_load_aligner, settings, names.aligners, device),
-        diarizer=partial(_load_diarizer, settings, names.diarization, device) if names.diarization else None,
+    return graph(
+        settings,
+        Loaders(
+            detector=partial(_load_detector, settings, names.window_s, _detector_device(settings, device)),
+            recognizer=partial(_load_recognizer, settings, names.asr, device),
+            aligner=partial(_load_aligner, settings, names.aligners, device),
+            diarizer=partial(_load_diarizer, settings, names.diarization, device)
+            if names.diarization
+            else None,
+        ),
+        device,
     )
 
 
-def graph(settings: Settings, load: Loaders, device: str, on_cpu: Loaders | None = None) -> Application:
-    """The six deployments and how they are composed; `on_cpu` has what finds no memory on the GPU."""
+def graph(settings: Settings, load: Loaders, device: str) -> Application:
+    """The six deployments and how they are composed."""
     asr, speech, alignment, diarization = (
         settings.asr,
         settings.speech,
@@ -98,7 +96,6 @@ def graph(settings: Settings, load: Loaders, device: str, on_cpu: Loaders | None
             asr.no_speech_threshold,
         ),
         patience,
-        on_cpu and on_cpu.recognizer,
     )
     aligner = deployments.Aligner.options(
         ray_actor_options=_on(device, alignment.gpu_share, alignment.threads)
@@ -106,16 +103,11 @@ def graph(settings: Settings, load: Loaders, device: str, on_cpu: Loaders | None
         load.aligner,
         deployments.AlignerConfig(**(ALIGN_GPU_BATCH if _max_padded_s(settings, device) else NO_BATCH)),
         patience,
-        on_cpu and on_cpu.aligner,
     )
     diarizer = (
         deployments.Diarizer.options(
             ray_actor_options=_on(device, diarization.gpu_share, diarization.threads)
-        ).bind(
-            load.diarizer,
-            replace(patience, most_s=settings.request_timeout_s),
-            on_cpu and on_cpu.diarizer,
-        )
+        ).bind(load.diarizer, replace(patience, most_s=settings.request_timeout_s))
         if load.diarizer
         else None
     )
@@ -143,8 +135,7 @@ def _detector_device(settings: Settings, device: str) -> str:
 def _patience(settings: Settings, device: str) -> Any:
     per_audio_s = settings.call_timeout_per_audio_s
     if per_audio_s is None:
-        on_gpu = device == "cuda" and not settings.cpu_when_gpu_is_full
-        per_audio_s = GPU_PER_AUDIO_S if on_gpu else CPU_PER_AUDIO_S
+        per_audio_s = GPU_PER_AUDIO_S if device == "cuda" else CPU_PER_AUDIO_S
     return deployments.Patience(settings.call_timeout_s, per_audio_s)
 
 
@@ -169,6 +160,7 @@ def _on_cpu(threads: int = 1) -> dict[str, Any]:
         # steps of speech detection costs more than they do (64 instead of 27 ms for 5 s of audio).
         "OMP_WAIT_POLICY": "PASSIVE",
         "GOMP_SPINCOUNT": "1000",
+        "MALLOC_ARENA_MAX": "2",  # with one for each of Ray's threads, memory grows for thousands of requests
         "CUDA_VISIBLE_DEVICES": "",  # Ray shows the GPU even to replicas that booked none
         "GRPC_VERBOSITY": "ERROR",  # else Ray says something for every child process of a decoder
         "PYANNOTE_METRICS_ENABLED": "0",  # no telemetry about our users' audio

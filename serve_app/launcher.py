@@ -70,6 +70,9 @@ def running(
     os.environ.setdefault(PROXY_HOOK, AT_PROXY_START)
     # How soon a proxy that was killed is missed: nobody listens until then. Serve's 10 s make half a minute.
     os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "2")
+    os.environ.setdefault(
+        "MALLOC_ARENA_MAX", "2"
+    )  # as the replicas have it: for Serve's proxy and controller
     _hide_ray_token()
     with spill_folder() as spilled:
         # A Ray of its own, whatever RAY_ADDRESS says: stopping it must not stop anybody else's.
@@ -83,7 +86,11 @@ def running(
             object_spilling_directory=spilled,
         )
 
+        draining = False
+
         def on_signal(signum: int, frame: FrameType | None) -> None:
+            if draining:
+                raise KeyboardInterrupt  # whoever asks again does not want to wait for running requests
             stop.set()
 
         signals = (signal.SIGTERM, signal.SIGINT)  # after ray.init, which sets handlers of its own
@@ -100,8 +107,13 @@ def running(
             client.deploy_apps(schema)
             _wait_until_running([application.name for application in schema.applications], stop)
             yield stop
-            _drain([application.name for application in schema.applications], grace_s)
+            draining = True
+            try:
+                _drain([application.name for application in schema.applications], grace_s)
+            except KeyboardInterrupt:
+                note.print("Asked again: running requests are cut off.")
         finally:
+            draining = False
             # Ray prints errors about its own controller, which it has just killed; they are not for users.
             with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
                 serve.shutdown()
@@ -200,7 +212,7 @@ def _drain(names: list[str], grace_s: float) -> None:
         try:
             drain = serve.get_app_handle(name).drain
             # Through the router, which then knows of its replicas: a broadcast does not wait for any.
-            drain.remote(0.0).result(timeout_s=grace_s)
+            drain.remote(0.0).result(timeout_s=min(GRACE_S, grace_s))
             ended = drain.broadcast("drain", grace_s).results(timeout_s=grace_s + 5, return_exceptions=True)
         except Exception as error:  # noqa: BLE001  (whatever it is, stopping goes on)
             ended = [error]

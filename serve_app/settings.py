@@ -204,11 +204,6 @@ class Settings(_Strict):
     device: Literal["auto", "cuda", "cpu"] = Field(
         "auto", description="auto = GPUs where the cluster has any, else CPU."
     )
-    cpu_when_gpu_is_full: bool = Field(
-        False,
-        description="Windows and files that find no memory on the GPU, even alone, run on the CPU, where "
-        "their model is loaded a second time when first needed; false = they fail with 503.",
-    )
     request_timeout_s: Seconds = Field(
         3600,
         description="A request that takes longer is answered 504; one that by the pace of the last minutes "
@@ -220,10 +215,7 @@ class Settings(_Strict):
         "replica is replaced, its calls are made again.",
     )
     call_timeout_per_audio_s: float | None = Field(
-        None,
-        ge=0,
-        description="Seconds for each second of audio in it; empty = 1 on a GPU, 20 on a CPU or with "
-        "`cpu_when_gpu_is_full`.",
+        None, ge=0, description="Seconds for each second of audio in it; empty = 1 on a GPU, 20 on a CPU."
     )
     windows_in_flight: int = Field(
         128, ge=1, description="Windows of one request that wait or run; two batches for each GPU and more."

@@ -45,7 +45,7 @@ class Audio:
     samples: Samples
     warnings: tuple[StageWarning, ...] = ()
     timings: dict[str, float] = field(default_factory=dict)  # stage -> wall seconds
-    checksum: int = 0  # CRC-32 of the samples: whether audio that was loaded again is the same
+    checksum: int = 0  # CRC-32 of what a URL gave: whether it gives the same when it is fetched again
 
     @property
     def duration_s(self) -> float:

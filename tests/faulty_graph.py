@@ -20,7 +20,7 @@ from serve_app.transcript import AlignRequest, AsrRequest, Audio, Diarization, S
 
 PROBE_S = 1.0  # that a recogniser may take to say that it is well; three times, then it is replaced
 LOAD_S = 4.0  # where models load slowly: longer than readiness and health wait
-MOST_ITEMS = 2  # of a batch that a device has memory for, where that is scarce
+MOST_ITEMS = 2  # of a batch that the recogniser's device has memory for, where that is scarce
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,7 @@ class Gates:
             (self.folder / f"{stage}.waits.{os.getpid()}").touch()
             time.sleep(0.01)
 
-    def need_memory(self, items: int) -> None:
-        """As a GPU that is scarce, for several at once, or full, for any."""
-        scarce, full = ((self.folder / name).exists() for name in ("scarce", "full"))
-        if full or (scarce and items > MOST_ITEMS):
-            raise RuntimeError("CUDA failed with error out of memory")
-
     def load(self, stage: str) -> None:
-        self.folder.mkdir(exist_ok=True)
         (self.folder / f"{stage}.loads.{os.getpid()}").touch()
         if (self.folder / "slow load").exists():
             time.sleep(LOAD_S)
@@ -76,7 +69,8 @@ class GatedRecognizer(FakeRecognizer):
 
     def transcribe(self, requests: Sequence[AsrRequest]) -> list[Any]:
         self._gates.go_through("asr")
-        self._gates.need_memory(len(requests))
+        if (self._gates.folder / "scarce").exists() and len(requests) > MOST_ITEMS:
+            raise RuntimeError("CUDA failed with error out of memory")
         if (self._gates.folder / "broken").exists():
             (self._gates.folder / "broken").unlink()
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
@@ -89,7 +83,6 @@ class GatedAligner(FakeAligner):
 
     def align(self, requests: Sequence[AlignRequest]) -> list[Any]:
         self._gates.go_through("alignment")
-        self._gates.need_memory(len(requests))
         return super().align(requests)
 
 
@@ -100,7 +93,6 @@ class GatedDiarizer(FakeDiarizer):
 
     def diarize(self, samples: Samples, **options: Any) -> Diarization:
         self._gates.go_through("diarization")
-        self._gates.need_memory(1)
         return super().diarize(samples, **options)
 
 
@@ -114,12 +106,10 @@ def build(args: dict[str, str]) -> Application:
         call_timeout_per_audio_s=0.0,
         intake=IntakeSettings(allowed_hosts=("127.0.0.1",)),
     )
-    return graph(settings, gated(gates), "cpu", gated(Gates(gates.folder / "cpu")))
-
-
-def gated(gates: Gates) -> Loaders:
-    models = (GatedSpeech, GatedRecognizer, GatedAligner, GatedDiarizer)
-    return Loaders(*(partial(model, gates) for model in models))
+    loaders = Loaders(
+        *(partial(model, gates) for model in (GatedSpeech, GatedRecognizer, GatedAligner, GatedDiarizer))
+    )
+    return graph(settings, loaders, "cpu")
 
 
 @ray.remote(num_cpus=0)

@@ -199,10 +199,10 @@ def test_a_long_file_makes_way_for_clips(monkeypatch: pytest.MonkeyPatch) -> Non
     async def run() -> None:
         held = Admission(10, math.inf)
         held.add("long", 3600.0)
-        await held.make_way("long")
+        await asyncio.wait_for(held.make_way("long"), 1)
         held.add("one clip", 10.0)
         held.add("another", 60.0)
-        await held.make_way("another")
+        await asyncio.wait_for(held.make_way("another"), 1)
         waiting = asyncio.create_task(held.make_way("long"))
         held.remove("one clip")
         assert await asyncio.wait({waiting}, timeout=0.01) == (set(), {waiting})

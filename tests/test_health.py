@@ -1,12 +1,11 @@
 """Devices that hang or are full, as a replica's health sees them; broken ones are in cluster/test_faults."""
 
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from serve_app.deployments.health import DeviceHung, Patience, Watch, by_halves, is_broken_device, standing_in
+from serve_app.deployments.health import DeviceHung, Patience, Watch, by_halves, is_broken_device
 from serve_app.errors import Overloaded
 
 
@@ -74,30 +73,6 @@ def test_a_batch_without_memory_runs_in_parts_and_in_order(error: Exception) -> 
     assert isinstance(last, Overloaded)
     assert last.code == "asr_out_of_memory"
     assert noted == [("asr", "out_of_memory")] * 3
-
-
-def test_what_finds_no_memory_even_alone_may_run_on_the_cpu() -> None:
-    """Its model is loaded there once, when needed; without memory there too, the caller may try again."""
-    loads: list[str] = []
-    noted: list[tuple[str, str]] = []
-
-    def run(items: list[int]) -> list[int]:
-        if any(item > 5 for item in items):
-            raise MemoryError
-        return [10 * item for item in items]
-
-    def load() -> Callable[[list[int]], list[int]]:
-        loads.append("cpu")
-        return lambda items: [-item for item in items] if items != [9] else run(items)
-
-    on_cpu = standing_in(load, lambda model, items: model(items))
-    on_both = by_halves(run, "asr", lambda *what: noted.append(what[:2]), on_cpu)
-    assert on_both([1, 2]) == [10, 20]
-    assert loads == []
-    *results, last = on_both([1, 6, 7, 9])
-    assert (results, loads) == ([10, -6, -7], ["cpu"])
-    assert isinstance(last, Overloaded)
-    assert noted.count(("asr", "on_cpu")) == 3
 
 
 def test_an_item_that_breaks_the_model_breaks_no_other() -> None:

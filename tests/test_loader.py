@@ -61,15 +61,21 @@ def test_no_disk_at_all_is_a_typed_error(monkeypatch: pytest.MonkeyPatch) -> Non
         asyncio.run(run())
 
 
-def test_audio_that_is_loaded_again_must_be_the_same() -> None:
+def test_a_url_that_is_fetched_again_must_give_the_same() -> None:
     """Another recording of the same length would be the second half of this one's transcript."""
+    said = {"/one": wav(samples(1, 2)), "/other": wav(samples(1, 3))}
+
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(body=said[request.path])
 
     async def run() -> None:
-        first = await loader().load(None, {}, [stored(wav(samples(1, 2)))])
-        again = await loader().load(None, {}, [stored(wav(samples(1, 2)))], None, first.checksum)
-        assert again.checksum == first.checksum
-        with pytest.raises(SourceUnavailable) as refused:
-            await loader().load(None, {}, [stored(wav(samples(1, 3)))], None, first.checksum)
+        async with serving(answer) as port:
+            url = f"http://127.0.0.1:{port}"
+            first = await loader().load(f"{url}/one", {}, [])
+            again = await loader().load(f"{url}/one", {}, [], None, first.checksum)
+            assert again.samples.tolist() == first.samples.tolist()
+            with pytest.raises(SourceUnavailable) as refused:
+                await loader().load(f"{url}/other", {}, [], None, first.checksum)
         assert refused.value.code == "source_changed"
 
     asyncio.run(run())

@@ -90,7 +90,8 @@ def run_front(plan: Plan) -> dict[str, Any]:
 
 def run_hang(plan: Plan) -> dict[str, Any]:
     settings = HANG if plan.models == "fakes" else {}
-    with scene(plan, settings=settings, deployments={"Transcriber": {"num_replicas": 2}}) as (graph, load, _):
+    two, busy = {"Transcriber": {"num_replicas": 2}}, {"asr": MEDIUM}  # else it may hang with nothing to do
+    with scene(plan, settings=settings, deployments=two, args=busy) as (graph, load, _):
         return hang(graph, load, HANG_LIMIT_S if plan.models == "fakes" else 600.0)
 
 
@@ -145,6 +146,7 @@ SCENARIOS = {
         Goal("failed_requests", at_most=0),
         Goal("changed_transcripts", at_most=0),
         Goal("slowest_request_s", at_most=HANG_LIMIT_S),
+        Goal("calls_hit", at_least=1),
     )),
     "overload": (run_overload, (
         Goal("overload_factor", at_least=8),

@@ -177,6 +177,7 @@ def hang(graph: Graph, load: Load, limit_s: float, clients: int = CLIENTS) -> di
         "limit_s": limit_s,
         "hung_retries": by_deadline,
         "replica_died_retries": by_death,
+        "calls_hit": by_deadline + by_death,
         "retries": retries,
     }
 

@@ -84,27 +84,6 @@ class Watch:
             raise DeviceHung("A model call has lasted longer than call_timeout_s allows.")
 
 
-Model = TypeVar("Model")
-
-
-def standing_in(
-    load: Callable[[], Model] | None, call: Callable[[Model, Any], Sequence[Any]]
-) -> Callable[[Any], Sequence[Any]] | None:
-    """`call` of a second model, loaded when it is first needed; None without a `load`."""
-    if load is None:
-        return None
-    lock = threading.Lock()
-    loaded: list[Model] = []
-
-    def on_stand_in(items: Any) -> Sequence[Any]:
-        with lock:
-            if not loaded:
-                loaded.append(load())
-        return call(loaded[0], items)
-
-    return on_stand_in
-
-
 def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and NO_MEMORY.search(str(error)) is not None
@@ -126,16 +105,12 @@ def _storable(error: Exception) -> Exception:
 
 
 def by_halves(
-    run: Callable[[list[Item]], Sequence[Any]],
-    stage: str,
-    note: Callable[[str, str, Exception], None],
-    on_cpu: Callable[[list[Item]], Sequence[Any]] | None = None,
+    run: Callable[[list[Item]], Sequence[Any]], stage: str, note: Callable[[str, str, Exception], None]
 ) -> Callable[[list[Item]], Sequence[Any]]:
     """`run` that does not fail for all of a batch: a call that fails is made again with each half of it.
 
-    So an item that breaks the model gets its own error, and one that finds no memory even alone goes to
-    `on_cpu`, or gets Overloaded as its value. `note` is told the stage, the cause (out_of_memory, on_cpu,
-    batch_failed) and the error.
+    So an item that breaks the model gets its own error, and one that finds no memory even alone gets
+    Overloaded as its value. `note` is told the stage, the cause (out_of_memory, batch_failed) and the error.
     """
 
     def halving(items: list[Item]) -> Sequence[Any]:
@@ -145,9 +120,6 @@ def by_halves(
             short = is_out_of_memory(error)
             # The frames of the failed call hold the very tensors that there is no room for.
             failed = error.with_traceback(None) if short else _storable(error)
-        if len(items) == 1 and short and on_cpu:
-            note(stage, "on_cpu", failed)
-            return by_halves(on_cpu, stage, note)(items)
         if len(items) == 1:
             message = f"The {stage} stage is out of memory; try again later."
             return [Overloaded(message, None, f"{stage}_out_of_memory") if short else failed]

@@ -208,7 +208,7 @@ def _booked(
 
 
 def _after_clips(align: Callable[..., Awaitable[Any]], held: Admission) -> Callable[..., Any]:
-    """Recognition goes on meanwhile; what it finds is aligned as soon as no clip needs the device."""
+    """What a long file has to be aligned waits a moment for the clips that run; its recognition goes on."""
 
     async def later(audio: LoadedAudio, *args: Any) -> Any:
         await held.make_way(audio)

@@ -22,6 +22,7 @@ from serve_app.transcript import Audio
 
 MAX_FILES = 64  # on the disk of one replica, being fetched or waiting for a decoder
 MAX_WAIT_S = 600.0  # for a place among them, and again for a decoder
+PIECE_BYTES = 1 << 20
 RETRY_AFTER_S = 60  # a queue of so many minutes is not gone in seconds
 
 
@@ -44,8 +45,8 @@ class AudioLoader:
     ) -> Audio:
         """Fetches the URL, or joins the upload's chunks (references to bytes), and decodes it.
 
-        More than `max_audio_s` of sound, or more than the server takes, is AudioTooLong. With `checksum`,
-        other audio is refused: half of the transcript is of the one before.
+        More than `max_audio_s` of sound, or more than the server takes, is AudioTooLong. With `checksum`, a
+        URL that gives another file is refused: half of the transcript is of the one before.
         """
         begun_s = time.monotonic()
         try:
@@ -55,6 +56,13 @@ class AudioLoader:
                     if url is not None:
                         await fetch(url, headers, file, self._intake)
                     await _join(chunks, file)
+                    found = 0 if url is None else await asyncio.to_thread(_checksum, file)
+                    if checksum not in (None, found):
+                        raise SourceUnavailable(
+                            "The audio URL gave another file when it was fetched again; try again later.",
+                            None,
+                            "source_changed",
+                        )
                     fetched_s = time.monotonic()
                     async with _one_of(self._decoders):
                         audio = await decode(
@@ -67,13 +75,6 @@ class AudioLoader:
         finally:
             # Serve leaves a failed call's arguments to the garbage collector: this list, but not the upload.
             chunks.clear()
-        found = await asyncio.to_thread(zlib.crc32, audio.samples.data)  # 0.2 s for 3 hours
-        if checksum not in (None, found):
-            raise SourceUnavailable(
-                "The audio URL gave another file when it was fetched again; try again later.",
-                None,
-                "source_changed",
-            )
         timings = {"fetch": fetched_s - begun_s, "decode": time.monotonic() - fetched_s}
         return replace(audio, timings=timings, checksum=found)
 
@@ -95,6 +96,15 @@ async def _one_of(places: asyncio.Semaphore) -> AsyncIterator[None]:
         yield
     finally:
         places.release()
+
+
+def _checksum(file: BinaryIO) -> int:
+    """CRC-32 of the file, some GB a second."""
+    file.seek(0)
+    checksum = 0
+    while piece := file.read(PIECE_BYTES):
+        checksum = zlib.crc32(piece, checksum)
+    return checksum
 
 
 async def _join(chunks: list[Any], file: BinaryIO) -> None:

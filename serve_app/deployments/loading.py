@@ -27,7 +27,7 @@ class LoadedAudio:
     """
 
     def __init__(self, load: Callable[[int | None], Awaitable[Any]], retries: Retries) -> None:
-        """`load` starts a call of the loader; it is given the checksum that the audio must have, if known."""
+        """`load` starts a call of the loader; it is given the checksum that the file must have, if known."""
         self.checksum: int | None = None  # once a stage has said it
         self.slowest_s: dict[str, float] = {}  # stage -> the longest call about this audio so far
         self._load = load

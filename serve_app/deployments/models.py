@@ -1,4 +1,4 @@
-"""The deployments whose models take parts of files: each a batcher in front of one device thread."""
+"""The four deployments that hold a model: each a batcher in front of one device thread."""
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
@@ -10,15 +10,20 @@ from ray import serve
 
 from serve_app.batching import Batcher
 from serve_app.deployments.batch_config import AlignerConfig, BatchConfig
-from serve_app.deployments.handles import STAGE, AudioRef, audio_behind
-from serve_app.deployments.health import Patience, Watch, by_halves, standing_in
-from serve_app.deployments.protocols import AlignModel, Recognizer, SpeechModel
+from serve_app.deployments.handles import STAGE, WHOLE_FILES, AudioRef, audio_behind
+from serve_app.deployments.health import Patience, Watch, by_halves
+from serve_app.deployments.protocols import AlignModel, DiarizeModel, DiarizeRequest, Recognizer, SpeechModel
 from serve_app.fallback import Fallback
+from serve_app.known_speakers import reference_samples
 from serve_app.observability import Retries
+from serve_app.options import Options
 from serve_app.transcript import (
+    SAMPLE_RATE_HZ,
     AlignRequest,
     AsrRequest,
     Decoding,
+    Diarization,
+    KnownSpeaker,
     Samples,
     Segment,
     Speech,
@@ -35,6 +40,10 @@ def _padded_s(request: AsrRequest) -> float:
 
 def _length_s(request: AlignRequest) -> float:
     return request.end_s - request.start_s
+
+
+def _duration_s(request: DiarizeRequest) -> float:
+    return len(request[0]) / SAMPLE_RATE_HZ
 
 
 def _next_parts(scans: list[Iterator[tuple[Window, ...]]]) -> list[tuple[Window, ...] | None]:
@@ -80,20 +89,13 @@ class Transcriber:
         batch: BatchConfig,
         fallback: Fallback,
         patience: Patience = PATIENCE,
-        load_on_cpu: Callable[[], Recognizer] | None = None,
     ) -> None:
         self._model = load()
-        on_cpu = standing_in(load_on_cpu, lambda model, items: model.transcribe(items))
         self._fallback = fallback
         self._batch = batch
         self._watch = Watch(patience)
         self._batcher: Batcher[AsrRequest, WindowText] = Batcher(
-            by_halves(
-                self._watch.over(self._model.transcribe, _padded_s),
-                "asr",
-                Retries().note,
-                on_cpu and self._watch.over(on_cpu, _padded_s),
-            ),
+            by_halves(self._watch.over(self._model.transcribe, _padded_s), "asr", Retries().note),
             max_batch_size=batch.max_batch_size,
             key=self._model.batch_key,
             lanes=2,
@@ -150,23 +152,13 @@ class Aligner:
     """Windows with text to sentences with word times, windows of all requests in one language together."""
 
     def __init__(
-        self,
-        load: Callable[[], AlignModel],
-        batch: AlignerConfig,
-        patience: Patience = PATIENCE,
-        load_on_cpu: Callable[[], AlignModel] | None = None,
+        self, load: Callable[[], AlignModel], batch: AlignerConfig, patience: Patience = PATIENCE
     ) -> None:
         model = load()
-        on_cpu = standing_in(load_on_cpu, lambda stand_in, items: stand_in.align(items))
         self._batch = batch
         self._watch = Watch(patience.with_model_load())
         self._batcher: Batcher[AlignRequest, tuple[Segment, ...]] = Batcher(
-            by_halves(
-                self._watch.over(model.align, _length_s),
-                "alignment",
-                Retries().note,
-                on_cpu and self._watch.over(on_cpu, _length_s),
-            ),
+            by_halves(self._watch.over(model.align, _length_s), "alignment", Retries().note),
             max_batch_size=batch.max_batch_size,
             key=lambda request: request.language,
             audio_s=_length_s,
@@ -190,6 +182,62 @@ class Aligner:
     async def check_health(self) -> None:
         self._watch.check()
         self._batcher.check()
+
+    async def ready(self) -> bool:
+        return True
+
+
+SHORT_S = 60.0  # a file that is no longer does not wait for the speakers of long ones
+
+
+@serve.deployment(**WHOLE_FILES)
+class Diarizer:
+    """The whole file to speaker turns.
+
+    One call is a whole file, minutes of work for some, so short files have a thread and a model of their own.
+    """
+
+    def __init__(self, load: Callable[[], DiarizeModel], patience: Patience = PATIENCE) -> None:
+        self._watch = Watch(patience)
+        self._long = self._batcher(load(), "diarize")
+        self._short = self._batcher(load(), "diarize-short")
+
+    def _batcher(self, model: DiarizeModel, name: str) -> Batcher[DiarizeRequest, Diarization]:
+        def run(items: list[DiarizeRequest]) -> list[Diarization]:
+            return [
+                model.diarize(
+                    samples,
+                    num_speakers=options.num_speakers,
+                    min_speakers=options.min_speakers,
+                    max_speakers=options.max_speakers,
+                    known=known,
+                )
+                for samples, options, known in items
+            ]
+
+        return Batcher(
+            by_halves(self._watch.over(run, _duration_s), "diarization", Retries().note),
+            max_batch_size=1,
+            name=name,
+        )
+
+    async def diarize(
+        self, ref: AudioRef, options: Options, request_id: str, known: tuple[KnownSpeaker, ...] = ()
+    ) -> Diarization:
+        """The clips of `known` are references to audio; what is wrong with one is raised first."""
+        clips = [
+            await reference_samples(audio_behind(speaker.clip), number)
+            for number, speaker in enumerate(known)
+        ]
+        decoded = tuple(replace(speaker, clip=clip) for speaker, clip in zip(known, clips, strict=True))
+        request = ((await audio_behind(ref)).samples, options, decoded)
+        lane = self._short if _duration_s(request) <= SHORT_S else self._long
+        return await lane.submit(request, request_id)
+
+    async def check_health(self) -> None:
+        self._watch.check()
+        self._long.check()
+        self._short.check()
 
     async def ready(self) -> bool:
         return True
