@@ -160,7 +160,7 @@ def _on_cpu(threads: int = 1) -> dict[str, Any]:
         # steps of speech detection costs more than they do (64 instead of 27 ms for 5 s of audio).
         "OMP_WAIT_POLICY": "PASSIVE",
         "GOMP_SPINCOUNT": "1000",
-        "MALLOC_ARENA_MAX": "2",  # with one for each of Ray's threads, memory grows for thousands of requests
+        "MALLOC_ARENA_MAX": "1",  # with one for each of Ray's threads, memory grows for thousands of requests
         "CUDA_VISIBLE_DEVICES": "",  # Ray shows the GPU even to replicas that booked none
         "GRPC_VERBOSITY": "ERROR",  # else Ray says something for every child process of a decoder
         "PYANNOTE_METRICS_ENABLED": "0",  # no telemetry about our users' audio

@@ -71,7 +71,7 @@ def running(
     # How soon a proxy that was killed is missed: nobody listens until then. Serve's 10 s make half a minute.
     os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "2")
     os.environ.setdefault(
-        "MALLOC_ARENA_MAX", "2"
+        "MALLOC_ARENA_MAX", "1"
     )  # as the replicas have it: for Serve's proxy and controller
     _hide_ray_token()
     with spill_folder() as spilled:

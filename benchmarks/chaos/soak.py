@@ -14,7 +14,7 @@ from benchmarks.chaos.load import Load
 from benchmarks.chaos.running_graph import Graph, object_store_mib, serves_own, spooled_bytes
 
 EVERY = 10  # requests between two samples
-WARM = 0.2  # so many more requests go before the first sample: until then caches and heaps fill
+WARM = 1.0  # so many more requests go before the first sample: until then caches and heaps fill
 BLOCKS = 8  # neighbouring samples are not independent, the means of eight blocks nearly are
 STUDENT_T = 2.447  # 95 %, 6 degrees of freedom: a line through eight points
 KIB = 1024

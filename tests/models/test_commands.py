@@ -171,3 +171,29 @@ def test_stopping_answers_what_runs_and_leaves_no_process(
     assert process.wait(60) == 0
     assert processes_with(mark) == []
     assert not spilled.exists()
+
+
+@pytest.mark.slow
+def test_a_second_signal_does_not_wait_for_running_requests(
+    server: tuple["subprocess.Popen[str]", str],
+) -> None:
+    """Here one whose body never comes, half a minute's wait: it is cut off, and nothing stays behind."""
+    process, mark = server
+    with socket.create_connection(("127.0.0.1", PORT)) as client:
+        head = (
+            "POST /predict HTTP/1.1",
+            "Host: 127.0.0.1",
+            "Content-Type: application/json",
+            "Content-Length: 99",
+        )
+        client.sendall("\r\n".join([*head, "", "{"]).encode())
+        assert httpx.get(f"{URL}/healthz", timeout=60).status_code == 200  # it has been received by now
+        process.send_signal(signal.SIGTERM)
+        read_until(process, "Stopping")
+        refused = httpx.post(f"{URL}/predict", files={"file": b"RIFF"}, timeout=60)
+        while refused.status_code != 503:  # until it is being stopped
+            refused = httpx.post(f"{URL}/predict", files={"file": b"RIFF"}, timeout=60)
+        process.send_signal(signal.SIGTERM)
+        read_until(process, "cut off")
+        assert process.wait(20) == 0
+    assert processes_with(mark) == []
