@@ -70,9 +70,7 @@ def running(
     os.environ.setdefault(PROXY_HOOK, AT_PROXY_START)
     # How soon a proxy that was killed is missed: nobody listens until then. Serve's 10 s make half a minute.
     os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "2")
-    os.environ.setdefault(
-        "MALLOC_ARENA_MAX", "1"
-    )  # as the replicas have it: for Serve's proxy and controller
+    os.environ.setdefault("MALLOC_ARENA_MAX", "1")  # as in replicas: for the proxy and the controller
     _hide_ray_token()
     with spill_folder() as spilled:
         # A Ray of its own, whatever RAY_ADDRESS says: stopping it must not stop anybody else's.
