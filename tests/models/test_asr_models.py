@@ -246,7 +246,7 @@ def test_fallback_is_faster_whispers(audio: Audio, seeded: Callable[[int], Whisp
     """
     from faster_whisper.tokenizer import Tokenizer
 
-    windows = [looping_window(), *windows_of(audio.samples, 2)]
+    windows = [looping_window(), *windows_of(audio.samples, 1)]
     recognizer = Recognizer(seeded(3), "bundled", 5, compression_ratio_threshold=1000.0)
     features = [recognizer.features(window) for window in windows]
     ours = [by_transcriber(recognizer, window) for window in features]
@@ -262,7 +262,7 @@ def test_fallback_is_faster_whispers(audio: Audio, seeded: Callable[[int], Whisp
         assert text.avg_logprob == pytest.approx(avg_logprob, abs=1e-5)
         assert text.compression_ratio == compression_ratio
         assert text.temperature == temperature
-    assert [text.attempts > 1 for text in ours] == [True, False, False]
+    assert [text.attempts > 1 for text in ours] == [True, False]
 
 
 def test_a_loop_ends(seeded: Callable[[int], WhisperModel]) -> None:

@@ -361,10 +361,10 @@ def test_real_speech_goes_through_the_whole_graph(graph: str, figures: list[str]
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the folder ../shared/data with real meetings is not there")
 def test_real_meetings_go_through_the_whole_graph(graph: str, figures: list[str]) -> None:
-    """Four minutes of real meetings: every segment has a speaker; their error rates are printed."""
+    """Two minutes of real meetings: every segment has a speaker; their error rates are printed."""
     recordings = sorted((SHARED / "speech").glob("ami_*.wav"))
     assert len(recordings) == 4
-    for path in recordings:
+    for path in recordings[::3]:  # an easy one and a hard one
         figures.append(error_rates(path, SHARED / "speech" / "ami.rttm", path.stem.removeprefix("ami_")))
 
 
