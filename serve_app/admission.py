@@ -7,19 +7,16 @@ will be worth while follows from what is held and from how fast audio was finish
 import asyncio
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from time import monotonic
 from typing import Any
 
 from serve_app.answers import error_response
-from serve_app.deadline import timeout
 from serve_app.errors import Overloaded
 
 SHORT_S = 600.0  # so long is a short file at most,
 SHORT_SHARE = 0.1  # and this part of the audio is kept for short files
 SHORT_BYTES = 200 << 20  # twenty minutes at the quality of a CD; a larger upload is taken for a long file
-CLIP_S = 60.0  # for so short a file others wait, a moment
-MAKE_WAY_S = 1.0  # so long
 MEASURED_S = 60.0  # of work, before the pace is believed enough to refuse anybody by it
 LATELY_S = 120.0  # of work; what is older counts for a third and less
 RETRY_AFTER_S = (1, 600)  # at least and at most, in whole seconds
@@ -93,8 +90,6 @@ class Admission:
         self._within_s = within_s
         self._requests = 0
         self._held_s: dict[Any, float] = {}  # by what identifies the audio
-        self._no_clip = asyncio.Event()  # set while no audio that is held is a clip's
-        self._no_clip.set()
         self._pace = Pace(clock)
 
     def one(self, body_bytes: int = 0) -> AbstractContextManager[None]:
@@ -119,25 +114,10 @@ class Admission:
             self._refuse_when_full(seconds)
             self._held_s[audio] = seconds
             self._pace.work(True)
-            if seconds <= CLIP_S:
-                self._no_clip.clear()
 
     def remove(self, audio: Any) -> None:
         self._held_s.pop(audio, None)
         self._pace.work(bool(self._held_s))
-        if not any(seconds <= CLIP_S for seconds in self._held_s.values()):
-            self._no_clip.set()
-
-    async def make_way(self, audio: Any) -> None:
-        """Waits while there are clips, if this audio is none, but no longer than `MAKE_WAY_S`.
-
-        The windows of a long file wait side by side, so it ends about a second later and no more, as long as
-        it has windows to spare (`windows_in_flight`). Clips share the device with less meanwhile.
-        """
-        if self._held_s.get(audio, 0.0) > CLIP_S:
-            with suppress(asyncio.TimeoutError):
-                async with timeout(MAKE_WAY_S):
-                    await self._no_clip.wait()
 
     def finished(self, audio_s: float) -> None:
         """A request with so much audio has got its transcript: what the next refusal is computed from."""

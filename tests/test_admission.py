@@ -1,6 +1,5 @@
 """What the server takes on, and when it tells those it refuses to come back; a clock that tests move."""
 
-import asyncio
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -8,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from serve_app import admission
 from serve_app.admission import Admission
 from serve_app.errors import Overloaded
 
@@ -190,36 +188,3 @@ def test_the_only_file_is_never_refused_by_the_pace() -> None:
     slow = House(within_s=HOUR_S)
     slow.fill_and_finish(20, audio_s=10.0, each_s=30.0)
     slow.let_in(audio_s=4 * HOUR_S)
-
-
-def test_a_long_file_makes_way_for_clips(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Until the last of them is done; clips wait for nobody, and nobody waits for a long file."""
-    monkeypatch.setattr(admission, "MAKE_WAY_S", 60.0)
-
-    async def run() -> None:
-        held = Admission(10, math.inf)
-        held.add("long", 3600.0)
-        await asyncio.wait_for(held.make_way("long"), 1)
-        held.add("one clip", 10.0)
-        held.add("another", 60.0)
-        await asyncio.wait_for(held.make_way("another"), 1)
-        waiting = asyncio.create_task(held.make_way("long"))
-        held.remove("one clip")
-        assert await asyncio.wait({waiting}, timeout=0.01) == (set(), {waiting})
-        held.remove("another")
-        await asyncio.wait_for(waiting, 10)
-
-    asyncio.run(run())
-
-
-def test_a_long_file_makes_way_for_a_moment_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where clips never cease it goes on."""
-    monkeypatch.setattr(admission, "MAKE_WAY_S", 0.01)
-
-    async def run() -> None:
-        held = Admission(10, math.inf)
-        held.add("long", 3600.0)
-        held.add("clip", 10.0)
-        await asyncio.wait_for(held.make_way("long"), 10)
-
-    asyncio.run(run())

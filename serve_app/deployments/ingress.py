@@ -3,7 +3,7 @@
 import asyncio
 import io
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from contextvars import Context
 from functools import partial
@@ -75,10 +75,7 @@ class Ingress:
                 self._admission,
             ),
             transcribe=lasting("asr", caller(transcriber.transcribe), self._retries, patience),
-            align=_after_clips(
-                lasting("alignment", caller(aligner.align), self._retries, patience.with_model_load()),
-                self._admission,
-            ),
+            align=lasting("alignment", caller(aligner.align), self._retries, patience.with_model_load()),
             diarize=lasting("diarization", with_clips(caller(diarizer.diarize)), self._retries)
             if diarizer
             else None,
@@ -205,13 +202,3 @@ def _booked(
                 yield part
 
     return parts
-
-
-def _after_clips(align: Callable[..., Awaitable[Any]], held: Admission) -> Callable[..., Any]:
-    """What a long file has to be aligned waits a moment for the clips that run; its recognition goes on."""
-
-    async def later(audio: LoadedAudio, *args: Any) -> Any:
-        await held.make_way(audio)
-        return await align(audio, *args)
-
-    return later
