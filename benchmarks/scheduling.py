@@ -172,7 +172,9 @@ async def saturation(graph: Simulation, clients: int, files: int) -> dict[str, f
             ends.append((time.monotonic(), now))
         await asyncio.sleep(0.02)
     await asyncio.gather(*tasks)
-    (begun_s, first), (ended_s, last) = ends[1], ends[-1]  # the first is no batch's end
+    if len(ends) < 3:  # the first is no batch's end
+        raise typer.BadParameter("too few files to see one batch end after another: give more --files")
+    (begun_s, first), (ended_s, last) = ends[1], ends[-1]
     items = last["items"] + last["beside"] - first["items"] - first["beside"]
     ideal_s = items / BATCH * asr_s([WINDOW_S] * BATCH)
     ideal_s += items * WINDOW_S / FILE_S * (detect_s(FILE_S) + align_s(FILE_S) + diarize_s(FILE_S))
