@@ -217,6 +217,11 @@ class Settings(_Strict):
     call_timeout_per_audio_s: float | None = Field(
         None, ge=0, description="Seconds for each second of audio in it; empty = 1 on a GPU, 20 on a CPU."
     )
+    cpu_when_gpu_is_full: bool = Field(
+        False,
+        description="What finds too little GPU memory again and again, even alone, is computed on CPUs, by "
+        "replicas (TranscriberOnCpu, AlignerOnCpu, DiarizerOnCpu) that are started for it.",
+    )
     windows_in_flight: int = Field(
         128, ge=1, description="Windows of one request that wait or run; two batches for each GPU and more."
     )
@@ -236,6 +241,8 @@ class Settings(_Strict):
             raise ValueError("speech.offset must not be above speech.onset")
         if self.speech.method == "silero" and {"gpu_share", "step_s"} & self.speech.model_fields_set:
             raise ValueError("speech.gpu_share and speech.step_s are for pyannote, not for silero")
+        if self.cpu_when_gpu_is_full and self.device == "cpu":
+            raise ValueError("cpu_when_gpu_is_full needs a GPU; leave it out, or device: cpu")
         if len(self.alignment.preload) > self.alignment.max_loaded_languages:
             raise ValueError("alignment.preload has more languages than alignment.max_loaded_languages")
         return self

@@ -23,8 +23,9 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from serve_app import bundled
-from serve_app.app import Loaders, graph
+from serve_app.app import graph
 from serve_app.backpressure import AT_PROXY_START, PROXY_HOOK
+from serve_app.model_loaders import Loaders
 from serve_app.settings import IntakeSettings, Settings
 from serve_app.stages.decode import decode
 from serve_app.transcript import SAMPLE_RATE_HZ, Audio, Samples

@@ -14,7 +14,8 @@ import ray
 from fakes import FakeAligner, FakeDiarizer, FakeRecognizer, FakeSpeechModel, recording
 from ray.serve import Application
 
-from serve_app.app import Loaders, graph
+from serve_app.app import graph
+from serve_app.model_loaders import Loaders
 from serve_app.settings import IntakeSettings, Settings
 from serve_app.transcript import AlignRequest, AsrRequest, Audio, Diarization, Samples, Window
 
@@ -43,6 +44,21 @@ class Gates:
         while (self.folder / f"{stage}.closed").exists():
             (self.folder / f"{stage}.waits.{os.getpid()}").touch()
             time.sleep(0.01)
+        if (self.folder / f"{stage}.full").exists():
+            raise RuntimeError("CUDA failed with error out of memory")
+
+    def fill(self, stage: str) -> None:
+        """From now on there is no memory left for its model, whatever it is asked."""
+        (self.folder / f"{stage}.full").touch()
+
+    @property
+    def on_cpu(self) -> "Gates":
+        """Those of the models that stand in while a GPU is full."""
+        return Gates(self.folder.with_name(f"{self.folder.name}.cpu"))
+
+    def loaded(self) -> set[str]:
+        """The stages whose models were loaded."""
+        return {file.name.partition(".")[0] for file in self.folder.glob("*.loads.*")}
 
     def load(self, stage: str) -> None:
         (self.folder / f"{stage}.loads.{os.getpid()}").touch()
@@ -80,6 +96,7 @@ class GatedRecognizer(FakeRecognizer):
 class GatedAligner(FakeAligner):
     def __init__(self, gates: Gates) -> None:
         self._gates = gates
+        gates.load("alignment")
 
     def align(self, requests: Sequence[AlignRequest]) -> list[Any]:
         self._gates.go_through("alignment")
@@ -106,10 +123,14 @@ def build(args: dict[str, str]) -> Application:
         call_timeout_per_audio_s=0.0,
         intake=IntakeSettings(allowed_hosts=("127.0.0.1",)),
     )
-    loaders = Loaders(
+    gates.on_cpu.folder.mkdir(exist_ok=True)
+    return graph(settings, loaders(gates), "cpu", loaders(gates.on_cpu))
+
+
+def loaders(gates: Gates) -> Loaders:
+    return Loaders(
         *(partial(model, gates) for model in (GatedSpeech, GatedRecognizer, GatedAligner, GatedDiarizer))
     )
-    return graph(settings, loaders, "cpu")
 
 
 @ray.remote(num_cpus=0)

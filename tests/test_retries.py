@@ -20,7 +20,7 @@ from serve_app.deployments import retries as retries_module
 from serve_app.deployments.handles import AudioLost, Hung, audio_behind, caller
 from serve_app.deployments.health import Patience
 from serve_app.deployments.loading import LOADINGS, LoadedAudio
-from serve_app.deployments.retries import ATTEMPTS, lasting, resuming
+from serve_app.deployments.retries import ATTEMPTS, lasting, or_on_cpu, resuming
 from serve_app.errors import ModelCrashed, Overloaded, TranscriptionError, UnusableAudio
 from serve_app.observability import Retries
 from serve_app.transcript import Speech, StageWarning, Window
@@ -172,6 +172,35 @@ def test_a_full_device_stays_the_reason() -> None:
         request.run()
 
 
+@pytest.mark.parametrize(
+    ("on_gpu", "on_cpu"),
+    [
+        (Overloaded("full", None, "asr_out_of_memory"), ["window"]),
+        (Overloaded("later", None, "asr_failed"), []),
+    ],
+)
+def test_only_what_a_gpu_has_no_memory_for_goes_to_cpus(on_gpu: Overloaded, on_cpu: list[str]) -> None:
+    """Whatever else is wrong would be wrong there, too."""
+    called: list[str] = []
+
+    async def gpu(window: str) -> str:
+        raise on_gpu
+
+    async def cpu(window: str) -> str:
+        called.append(window)
+        return "text"
+
+    counted = Retries()
+    call = or_on_cpu("asr", gpu, cpu, counted)
+    if on_cpu:
+        assert asyncio.run(call("window")) == "text"
+    else:
+        with pytest.raises(Overloaded, match="later"):
+            asyncio.run(call("window"))
+    assert called == on_cpu
+    assert counted.counts == ({("asr", "on_cpu"): 1} if on_cpu else {})
+
+
 def test_lost_audio_is_loaded_once_for_all_that_miss_it() -> None:
     """Three windows lose it together: one more loading, and it must be the same as before."""
     request = Request(*[AudioLost("gone")] * 3)
@@ -265,7 +294,7 @@ def test_a_long_queue_is_not_a_hung_replica() -> None:
     async def run() -> None:
         await request.audio.load()
         await lasting("asr", noting, request.retries, Patience(1.0, 0.5))(request.audio, WINDOW)
-        request.audio.slowest_s["asr"] = 10.0
+        request.audio.slowest_s[noting] = 10.0
 
     asyncio.run(run())
     assert limit[0]() == 32.0

@@ -19,7 +19,8 @@ import numpy.typing as npt
 from pydantic import BaseModel
 from ray.serve import Application
 
-from serve_app.app import Loaders, graph
+from serve_app.app import graph
+from serve_app.model_loaders import Loaders
 from serve_app.settings import Settings
 from serve_app.transcript import (
     SAMPLE_RATE_HZ,

@@ -18,6 +18,10 @@ USER_CONFIGS: dict[str, type[BatchConfig] | None] = {
     "Transcriber": BatchConfig,
     "Aligner": AlignerConfig,
     "Diarizer": None,
+    # With cpu_when_gpu_is_full:
+    "TranscriberOnCpu": BatchConfig,
+    "AlignerOnCpu": AlignerConfig,
+    "DiarizerOnCpu": None,
 }
 
 __all__ = [

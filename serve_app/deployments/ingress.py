@@ -20,7 +20,7 @@ from serve_app.backpressure import BoundedReceive
 from serve_app.deployments.handles import HEALTH, MANY, ROUTER, awaited, caller, has_replica, streamer
 from serve_app.deployments.health import Patience
 from serve_app.deployments.loading import LoadedAudio, loading_with
-from serve_app.deployments.retries import lasting, resuming, with_clips
+from serve_app.deployments.retries import lasting, or_on_cpu, resuming, with_clips
 from serve_app.errors import AudioTooCostly, AudioTooLong, DeadlineExceeded, InvalidRequest
 from serve_app.following import Report, followed
 from serve_app.observability import Retries
@@ -50,7 +50,9 @@ class Ingress:
         aligner: DeploymentHandle[Any],
         diarizer: DeploymentHandle[Any] | None,
         patience: Patience = Patience(),  # noqa: B008  (frozen)
+        spare: tuple[Any, Any, Any, Patience] | None = None,
     ) -> None:
+        """`spare` is what stands in while a GPU is full: transcriber, aligner, diarizer, their patience."""
         self._settings = settings
         self._retries = Retries()
         self._handles = {
@@ -68,19 +70,34 @@ class Ingress:
         self._asked: asyncio.Task[dict[str, bool]] | None = None
         self._asked_at_s = 0.0
         self._ready_at_s: dict[str, float] = {}  # stage -> when it last said so
+        transcribe_window, align, diarize = self._calls(transcriber, aligner, diarizer, patience)
+        if spare:
+            names = ("asr", "alignment", "diarization")
+            pairs = zip(names, (transcribe_window, align, diarize), self._calls(*spare), strict=True)
+            transcribe_window, align, diarize = (
+                on_gpu and or_on_cpu(stage, on_gpu, on_cpu, self._retries) for stage, on_gpu, on_cpu in pairs
+            )
         self._stages = Stages(
             load=loading_with(loader, self._admission, self._retries),
             detect_speech=_booked(
                 resuming("speech", streamer(detector.options(stream=True).detect), self._retries),
                 self._admission,
             ),
-            transcribe=lasting("asr", caller(transcriber.transcribe), self._retries, patience),
-            align=lasting("alignment", caller(aligner.align), self._retries, patience.with_model_load()),
-            diarize=lasting("diarization", with_clips(caller(diarizer.diarize)), self._retries)
-            if diarizer
-            else None,
+            transcribe=transcribe_window,
+            align=align,
+            diarize=diarize,
             model=settings.model,
             windows_in_flight=settings.windows_in_flight,
+        )
+
+    def _calls(
+        self, transcriber: Any, aligner: Any, diarizer: Any, patience: Patience
+    ) -> tuple[Any, Any, Any]:
+        """What asr, alignment and diarization (or None) are for the pipeline."""
+        return (
+            lasting("asr", caller(transcriber.transcribe), self._retries, patience),
+            lasting("alignment", caller(aligner.align), self._retries, patience.with_model_load()),
+            lasting("diarization", with_clips(caller(diarizer.diarize)), self._retries) if diarizer else None,
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:

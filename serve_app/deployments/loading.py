@@ -29,7 +29,7 @@ class LoadedAudio:
     def __init__(self, load: Callable[[int | None], Awaitable[Any]], retries: Retries) -> None:
         """`load` starts a call of the loader; it is given the checksum that the file must have, if known."""
         self.checksum: int | None = None  # once a stage has said it
-        self.slowest_s: dict[str, float] = {}  # stage -> the longest call about this audio so far
+        self.slowest_s: dict[Any, float] = {}  # a stage's method -> its longest call about this audio so far
         self._load = load
         self._retries = retries
         self._loadings = 0

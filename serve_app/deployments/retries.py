@@ -50,9 +50,11 @@ def cause_of(error: BaseException) -> str | None:
     for kind, cause in causes:
         if isinstance(error, kind):
             return cause
-    if isinstance(error, TranscriptionError) and error.code.endswith("out_of_memory"):
-        return "out_of_memory"
-    return None
+    return "out_of_memory" if _is_full(error) else None
+
+
+def _is_full(error: BaseException) -> bool:
+    return isinstance(error, TranscriptionError) and error.code.endswith("out_of_memory")
 
 
 class Attempts:
@@ -119,10 +121,10 @@ def lasting(
                         return await call(ref, *args)
                     begun_s = monotonic()
                     limit_s = partial(
-                        _limit_s, factor * patience.limit_s(_length_s(args[0])), audio.slowest_s, stage
+                        _limit_s, factor * patience.limit_s(_length_s(args[0])), audio.slowest_s, call
                     )
                     answer = await call(ref, *args, attempts.alone, limit_s=limit_s)
-                audio.slowest_s[stage] = max(audio.slowest_s.get(stage, 0.0), monotonic() - begun_s)
+                audio.slowest_s[call] = max(audio.slowest_s.get(call, 0.0), monotonic() - begun_s)
                 return answer
             except AGAIN as error:
                 if isinstance(error, Hung):
@@ -132,6 +134,23 @@ def lasting(
                     await audio.load_again(ref)
 
     return lasting_call
+
+
+def or_on_cpu(
+    stage: str, on_gpu: Callable[..., Any], on_cpu: Callable[..., Any], retries: Retries
+) -> Callable[..., Any]:
+    """`on_gpu`; where the GPU stays too full for a call of it, `on_cpu` with the same arguments."""
+
+    async def call(*args: Any) -> Any:
+        try:
+            return await on_gpu(*args)
+        except TranscriptionError as error:
+            if not _is_full(error):
+                raise
+            retries.note(stage, "on_cpu", error)
+        return await on_cpu(*args)
+
+    return call
 
 
 def with_clips(diarize: Callable[..., Any]) -> Callable[..., Any]:
@@ -190,5 +209,5 @@ def _length_s(window: Window) -> float:
     return window.end_s - window.start_s
 
 
-def _limit_s(own_s: float, slowest_s: dict[str, float], stage: str) -> float:
-    return own_s + 3 * slowest_s.get(stage, 0.0)
+def _limit_s(own_s: float, slowest_s: dict[Any, float], call: Any) -> float:
+    return own_s + 3 * slowest_s.get(call, 0.0)

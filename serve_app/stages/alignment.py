@@ -82,12 +82,20 @@ def model_name(language: str, name: str | None) -> str:
 
 def load_language_model(language: str, name: str, device: str, max_padded_s: float) -> LanguageModel:
     """`name` is a torchaudio bundle, a hub name or a directory; ModelUnavailable if it cannot be loaded."""
+    import torch
     from whisperx import alignment
 
     from serve_app.stages.acoustic import AcousticModel
 
     try:
         model, metadata = alignment.load_align_model(language, device, name)
+    except torch.OutOfMemoryError:
+        raise ModelUnavailable(
+            f"The alignment model for the language {language!r} found no room in GPU memory: set "
+            "alignment.max_loaded_languages lower, or let less run beside it.",
+            None,
+            "alignment_out_of_memory",
+        ) from None
     except (OSError, RuntimeError, ValueError) as error:
         raise ModelUnavailable(
             f"The alignment model {name!r} for the language {language!r} could not be "
@@ -137,21 +145,22 @@ class Aligner:
         self._max_padded_s = max_padded_s
         self._max_loaded_languages = max_loaded_languages
         self._loaded: OrderedDict[str, LanguageModel] = OrderedDict()  # least recently used first
-        self._failed: dict[str, tuple[float, str]] = {}  # when it may be tried again, and why not now
+        # When it may be tried again, and why not now: message and code.
+        self._failed: dict[str, tuple[float, str, str]] = {}
 
     def load(self, language: str) -> LanguageModel:
         """The language's model, from memory or loaded now; raises ModelUnavailable."""
         if language not in self._loaded:
-            again_at, reason = self._failed.get(language, (0.0, ""))
+            again_at, reason, code = self._failed.get(language, (0.0, "", ""))
             if time.monotonic() < again_at:  # anew: an error that is raised twice keeps both callers' audio
-                raise ModelUnavailable(reason, None, "alignment_unavailable")
+                raise ModelUnavailable(reason, None, code)
             name = model_name(language, self._models.get(language))  # before another one has to go
             while len(self._loaded) >= self._max_loaded_languages:
                 self._loaded.popitem(last=False)  # before loading: two models may not fit beside each other
             try:
                 self._loaded[language] = load_language_model(language, name, self._device, self._max_padded_s)
             except ModelUnavailable as failure:
-                self._failed[language] = (time.monotonic() + _RETRY_AFTER_S, failure.message)
+                self._failed[language] = (time.monotonic() + _RETRY_AFTER_S, failure.message, failure.code)
                 raise
         self._loaded.move_to_end(language)
         return self._loaded[language]

@@ -235,6 +235,23 @@ def test_a_recogniser_that_hangs_is_replaced_and_its_windows_go_elsewhere(
     assert len(list(gates.folder.glob("asr.loads.*"))) == 1
 
 
+def test_what_finds_no_memory_on_a_gpu_is_computed_on_cpus(gates: Gates, pool: ThreadPoolExecutor) -> None:
+    """Each stage, by replicas that did not exist before; and on the GPU again as soon as that has room."""
+    before, stages = retries(), ("asr", "diarization")
+    for stage in stages:
+        gates.fill(stage)
+    assert gates.on_cpu.loaded() == set()
+    assert words(pool.submit(post)) == WORDS
+    assert gates.on_cpu.loaded() == set(stages)
+    again = new(before)
+    assert {what for what in again if "out_of_memory" not in what} == {f"{stage}/on_cpu" for stage in stages}
+    for left in gates.folder.glob("*.full"):
+        left.unlink()
+    before = retries()
+    assert words(pool.submit(post)) == WORDS
+    assert new(before) == {}
+
+
 def test_a_batch_too_large_for_the_device_runs_in_parts(gates: Gates, pool: ThreadPoolExecutor) -> None:
     """No window of it fails."""
     (gates.folder / "scarce").touch()

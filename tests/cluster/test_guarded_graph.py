@@ -14,7 +14,8 @@ from fakes import FakeAligner, FakeDiarizer, FakeRecognizer, FakeSpeechModel, re
 from ray import serve
 from sounds import encode, noise, silence, wav
 
-from serve_app.app import Loaders, graph
+from serve_app.app import graph
+from serve_app.model_loaders import Loaders
 from serve_app.settings import AccessSettings, ApiKey, IntakeSettings, Settings
 
 ADDRESS = ("127.0.0.1", 18_000)

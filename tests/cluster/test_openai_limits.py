@@ -18,7 +18,8 @@ from openai_contract import check
 from ray import serve
 from sounds import wav
 
-from serve_app.app import Loaders, graph
+from serve_app.app import graph
+from serve_app.model_loaders import Loaders
 from serve_app.settings import AccessSettings, ApiKey, Settings
 
 URL = "http://127.0.0.1:18000/limited"

@@ -340,6 +340,23 @@ def test_a_model_that_cannot_be_loaded_is_not_asked_for_at_every_window(
         assert len(attempts) == n_attempts
 
 
+def test_a_model_without_room_on_the_gpu_is_out_of_memory_and_not_missing(
+    samples: Samples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when it is not tried again, so that callers go elsewhere instead of giving up."""
+
+    def full(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    monkeypatch.setattr(upstream, "load_align_model", full)
+    aligner = load_aligner({}, device="cpu", max_padded_s=0, max_loaded_languages=1)
+    request = AlignRequest.for_window(samples, Window(7.0, 9.0), heard("hello you", "en"))
+    for _ in range(2):
+        [result] = aligner.align([request])
+        assert isinstance(result, ModelUnavailable)
+        assert result.code == "alignment_out_of_memory"
+
+
 @pytest.mark.usefixtures("_no_punkt")
 def test_the_least_recently_used_language_makes_room(samples: Samples) -> None:
     """No more than the given number of models stay in memory."""

@@ -1,0 +1,109 @@
+"""What loads each stage's model, in the process where the stage runs.
+
+Each function imports its stage itself: the model packages cost up to 20 s and 0.9 GB.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from huggingface_hub import get_token
+
+from serve_app.models import Models
+from serve_app.settings import Settings
+
+GPU_PADDED_S = 60.0  # a base model then takes 1.7 GB of a GPU, a large one 2.9 GB (computed, not measured)
+MOST_THREADS = 8  # of a replica that is not told otherwise; these models gain little beyond
+
+
+@dataclass(frozen=True)
+class Loaders:
+    """Functions of no arguments that load each stage's model."""
+
+    detector: Callable[[], Any]
+    recognizer: Callable[[], Any]
+    aligner: Callable[[], Any]
+    diarizer: Callable[[], Any] | None
+
+
+def loaders(settings: Settings, names: Models, device: str) -> Loaders:
+    """Of the models with these names, on this device."""
+    return Loaders(
+        detector=partial(_load_detector, settings, names.window_s, detector_device(settings, device)),
+        recognizer=partial(_load_recognizer, settings, names.asr, device),
+        aligner=partial(_load_aligner, settings, names.aligners, device),
+        diarizer=partial(_load_diarizer, settings, names.diarization, device) if names.diarization else None,
+    )
+
+
+def detector_device(settings: Settings, device: str) -> str:
+    return device if settings.speech.gpu_share else "cpu"
+
+
+def threads_on(device: str, chosen: int | None) -> int:
+    if chosen is not None:
+        return chosen
+    return 1 if device == "cuda" else min(len(os.sched_getaffinity(0)), MOST_THREADS)
+
+
+def max_padded_s(settings: Settings, device: str) -> float:
+    """Seconds of audio, padding included, that the alignment model takes at once."""
+    chosen = settings.alignment.max_padded_s
+    if chosen is not None:
+        return chosen
+    return GPU_PADDED_S if device == "cuda" else 0.0
+
+
+def _load_detector(settings: Settings, window_s: float, device: str) -> Any:
+    from serve_app.stages import speech
+    from serve_app.stages.gpu_memory import keep_within_share
+
+    if settings.speech.method == "silero":
+        return speech.load_silero_detector(settings.speech, window_s)
+    keep_within_share(settings.speech.gpu_share, device)
+    return speech.load_pyannote_detector(settings.speech, window_s, device)
+
+
+def _load_recognizer(settings: Settings, model: str, device: str) -> Any:
+    from serve_app.stages.asr import load_recognizer
+
+    asr = settings.asr
+    return load_recognizer(
+        model,
+        device=device,
+        compute_type=asr.compute_type,
+        threads=threads_on(device, asr.threads),
+        beam_size=asr.beam_size,
+        compression_ratio_threshold=asr.compression_ratio_threshold,
+    )
+
+
+def _load_aligner(settings: Settings, aligners: dict[str, str], device: str) -> Any:
+    from serve_app.stages.alignment import load_aligner
+    from serve_app.stages.gpu_memory import keep_within_share
+
+    alignment = settings.alignment
+    keep_within_share(alignment.gpu_share, device)
+    return load_aligner(
+        aligners,
+        device=device,
+        max_padded_s=max_padded_s(settings, device),
+        max_loaded_languages=alignment.max_loaded_languages,
+        preload=alignment.preload,
+    )
+
+
+def _load_diarizer(settings: Settings, model: str, device: str) -> Any:
+    from serve_app.stages.diarization import load_diarizer
+    from serve_app.stages.gpu_memory import keep_within_share
+
+    keep_within_share(settings.diarization.gpu_share, device)
+    return load_diarizer(
+        model,
+        device=device,
+        token=get_token(),
+        batch_windows=settings.diarization.batch_windows,
+        max_voice_distance=settings.diarization.known_speaker_threshold,
+    )
