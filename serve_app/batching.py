@@ -13,18 +13,22 @@ import asyncio
 import contextvars
 import logging
 import time
-from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from itertools import chain
 from typing import Generic, TypeVar
 
 from serve_app.batch_items import BatchCounters, BatcherDied, Waiting
+from serve_app.batch_queue import BatchQueue
+from serve_app.turns import Turns
 
 logger = logging.getLogger("ray.serve")
 
-NEWCOMER_ITEMS = 2  # so many items of a request are a newcomer's
 SECOND_LANE_ITEMS = 2  # at most: they are held in memory beside the first lane's batch
-REQUESTS_KNOWN = 4096  # whose items are counted
+MOST_GIVEN_S = 1.0  # that a batch waits for short work elsewhere on the device
+LINGER_S = 0.05  # and after it, as the same clip comes here next
+LOOK_S = 0.005
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -35,7 +39,8 @@ class Batcher(Generic[Item, Result]):
 
     `run` gets a list and returns a list of the same length and order, an exception standing for an item
     that failed. `wait_s` is how long an idle device waits for company. With two `lanes`, `run` must bear two
-    threads. `max_batch_s` bounds a batch's seconds of audio, by `audio_s` of its items; one item always goes.
+    threads. By `turns` batchers with one lane give way to newcomers' batches of one with two, on the same
+    device. `max_batch_s` bounds a batch's seconds of audio, by `audio_s` of its items; one item always goes.
     """
 
     def __init__(
@@ -47,17 +52,19 @@ class Batcher(Generic[Item, Result]):
         key: Callable[[Item], Hashable] = lambda item: None,
         audio_s: Callable[[Item], float] = lambda item: 0.0,
         lanes: int = 1,
+        turns: Turns | None = None,
         name: str = "device",
     ) -> None:
         self._run = run
         self._key = key
-        self._audio_s = audio_s
         self.max_batch_size = max_batch_size
         self.max_batch_s: float | None = None
         self.wait_s = wait_s
         self.counters = BatchCounters()
-        self._queues: OrderedDict[Hashable, deque[Waiting[Item, Result]]] = OrderedDict()
-        self._submitted: OrderedDict[Hashable, int] = OrderedDict()  # by request, the latest last
+        self._queue: BatchQueue[Item, Result] = BatchQueue(audio_s)
+        self._turns = turns
+        self._lanes = lanes
+        self._gave_way_s = 0.0
         self._running: list[list[Waiting[Item, Result]]] = [[] for _ in range(lanes)]
         self._busy_since_s = 0.0
         self._news = [asyncio.Event() for _ in range(lanes)]
@@ -77,13 +84,10 @@ class Batcher(Generic[Item, Result]):
             ]
             for task in self._loop_tasks:
                 task.add_done_callback(self._note_death)
-        self._submitted[request_id] = 1 + (number := self._submitted.pop(request_id, 0))
-        if len(self._submitted) > REQUESTS_KNOWN:
-            self._submitted.popitem(last=False)
+        newcomer = self._queue.is_newcomer(request_id)
         answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         key = object() if alone else self._key(item)  # which nothing else has
-        waiting = Waiting(item, key, number < NEWCOMER_ITEMS, answer, time.monotonic())
-        self._queues.setdefault(request_id, deque()).append(waiting)
+        self._queue.put(request_id, Waiting(item, key, newcomer, answer, time.monotonic()))
         self._wake()
         return await answer
 
@@ -95,7 +99,7 @@ class Batcher(Generic[Item, Result]):
     @property
     def queued(self) -> int:
         """Items that wait for the device."""
-        return sum(not waiting.answer.done() for queue in self._queues.values() for waiting in queue)
+        return sum(not waiting.answer.done() for waiting in self._queue)
 
     @property
     def running(self) -> int:
@@ -114,10 +118,9 @@ class Batcher(Generic[Item, Result]):
             return
         logger.critical("A batcher has ended.", exc_info=error)
         self._died = True
-        for batch in (*self._running, *self._queues.values()):
-            for waiting in batch:
-                waiting.end(BatcherDied())
-        self._queues.clear()
+        for waiting in (*chain(*self._running), *self._queue):
+            waiting.end(BatcherDied())
+        self._queue.clear()
 
     def _wake(self) -> None:
         for news in self._news:
@@ -130,7 +133,8 @@ class Batcher(Generic[Item, Result]):
             if lane == 0:
                 await self._wait_for_company()  # only now: after a batch, what came meanwhile is company
             while True:
-                self._drop_cancelled()
+                if lane == 0:
+                    await self._give_way()
                 batch = self._cut() if lane == 0 else self._cut_newcomers()
                 if not batch:
                     break
@@ -147,8 +151,10 @@ class Batcher(Generic[Item, Result]):
             self._busy_since_s = begun_s
         self._running[lane] = batch
         self._wake()  # newcomers need not wait for it
+        is_short = self._lanes > 1 and all(waiting.newcomer for waiting in batch)
+        run = self._run_first if is_short else self._run_batch
         try:
-            results = await asyncio.get_running_loop().run_in_executor(self._thread, self._run_batch, batch)
+            results = await asyncio.get_running_loop().run_in_executor(self._thread, run, batch)
         except BaseException:  # the loop or the interpreter is ending: nobody may wait for ever
             for waiting in batch:
                 waiting.answer.cancel()
@@ -172,59 +178,35 @@ class Batcher(Generic[Item, Result]):
             except asyncio.TimeoutError:
                 return
 
+    async def _give_way(self) -> None:
+        """While short work runs elsewhere on the device, unless some waits here; half of the time at most."""
+        if self._turns is None or self._lanes > 1 or not self._turns.taken():
+            return
+        begun_s = last_s = time.monotonic()
+        until_s = begun_s + min(MOST_GIVEN_S, begun_s - self._gave_way_s)
+        while last_s + LINGER_S > (now_s := time.monotonic()) < until_s:
+            if any(waiting.newcomer for waiting in self._queue):
+                break
+            if self._turns.taken():
+                last_s = now_s
+            await asyncio.sleep(LOOK_S)
+        self._gave_way_s = time.monotonic()
+
     def _cut(self) -> list[Waiting[Item, Result]]:
-        """One item per request in turn, its first with the key of whoever's turn is first."""
-        batch: list[Waiting[Item, Result]] = []
-        left_s = float("inf") if self.max_batch_s is None else self.max_batch_s
-        grown = True
-        while grown:
-            grown = False
-            for request_id in list(self._queues):
-                queue = self._queues[request_id]
-                fitting = (n for n, waiting in enumerate(queue) if not batch or waiting.key == batch[0].key)
-                at = next(fitting, None)
-                if at is None or (batch and self._audio_s(queue[at].item) > left_s):
-                    continue
-                left_s -= self._audio_s(queue[at].item)
-                batch.append(self._take(request_id, at))
-                if len(batch) == self.max_batch_size:
-                    return batch
-                grown = True
-        return batch
+        self.counters.dropped += self._queue.drop_cancelled()
+        max_s = float("inf") if self.max_batch_s is None else self.max_batch_s
+        return self._queue.cut(self.max_batch_size, max_s)
 
     def _cut_newcomers(self) -> list[Waiting[Item, Result]]:
         """Newcomers that wait for a long file's batch, if they are few."""
+        self.counters.dropped += self._queue.drop_cancelled()
         if all(waiting.newcomer for waiting in self._running[0]):
             return []
-        newcomers = sum(waiting.newcomer for queue in self._queues.values() for waiting in queue)
-        if newcomers > min(SECOND_LANE_ITEMS, self.max_batch_size):
-            return []
-        batch: list[Waiting[Item, Result]] = []
-        for request_id in list(self._queues):
-            while (queue := self._queues.get(request_id)) and queue[0].newcomer:
-                if batch and queue[0].key != batch[0].key:
-                    break
-                batch.append(self._take(request_id))
-        return batch
+        return self._queue.cut_newcomers(min(SECOND_LANE_ITEMS, self.max_batch_size))
 
-    def _take(self, request_id: Hashable, at: int = 0) -> Waiting[Item, Result]:
-        queue = self._queues[request_id]
-        waiting = queue[at]
-        del queue[at]
-        if queue:
-            self._queues.move_to_end(request_id)  # its next item goes behind the others
-        else:
-            del self._queues[request_id]
-        return waiting
-
-    def _drop_cancelled(self) -> None:
-        for request_id, queue in list(self._queues.items()):
-            alive = deque(waiting for waiting in queue if not waiting.answer.done())
-            self.counters.dropped += len(queue) - len(alive)
-            if alive:
-                self._queues[request_id] = alive
-            else:
-                del self._queues[request_id]
+    def _run_first(self, batch: list[Waiting[Item, Result]]) -> Sequence[Result | BaseException]:
+        with self._turns.first() if self._turns else nullcontext():
+            return self._run_batch(batch)
 
     def _run_batch(self, batch: list[Waiting[Item, Result]]) -> Sequence[Result | BaseException]:
         try:

@@ -2,12 +2,15 @@
 
 import asyncio
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from serve_app.batch_items import BatcherDied
+from serve_app.batch_items import BatcherDied, Waiting
+from serve_app.batch_queue import NEWCOMER_ITEMS, BatchQueue
 from serve_app.batching import Batcher
+from serve_app.turns import Turns
 
 
 class Device:
@@ -370,6 +373,48 @@ def test_a_long_request_is_no_newcomer_again_after_a_pause() -> None:
         return device.batches
 
     assert asyncio.run(scenario()) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+
+
+def test_what_can_wait_gives_way_to_short_work_on_the_same_device(tmp_path: Path) -> None:
+    """A long file waits while a clip is at work elsewhere; the clip itself does not, and nobody for ever."""
+
+    async def scenario() -> list[list[Any]]:
+        device = Device()
+        device.free(100)
+        batcher: Batcher[Any, Any] = Batcher(device.run, max_batch_size=1, turns=Turns(tmp_path / "device"))
+        for n in range(NEWCOMER_ITEMS):
+            await batcher.submit(f"long-{n}", "long")
+        with Turns(tmp_path / "device").first():
+            late = asyncio.create_task(batcher.submit("long-late", "long"))
+            await settle()
+            assert await batcher.submit("short", "short") == "<short>"
+            assert await late == "<long-late>"
+        batcher.close()
+        return device.batches
+
+    assert asyncio.run(scenario())[NEWCOMER_ITEMS:] == [["short"], ["long-late"]]
+
+
+def test_newcomers_come_first_but_not_always(tmp_path: Path) -> None:
+    """Where one long window fills a batch, clips come before it, and it comes before the next clips."""
+
+    async def scenario() -> list[list[str]]:
+        queue: BatchQueue[str, None] = BatchQueue(lambda item: 30.0 if item == "long" else 10.0)
+
+        def put(item: str, request_id: str, newcomer: bool) -> None:
+            answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            queue.put(request_id, Waiting(item, None, newcomer, answer, 0.0))
+
+        put("long", "file", False)
+        put("long", "file", False)
+        put("clip", "clip 1", True)
+        batches = [queue.cut(8, 30.0)]
+        for number in (2, 3, 4, 5):
+            put("clip", f"clip {number}", True)
+        batches += [queue.cut(8, 30.0) for _ in range(4)]
+        return [[waiting.item for waiting in batch] for batch in batches]
+
+    assert asyncio.run(scenario()) == [["clip"], ["long"], ["clip"] * 3, ["clip"], ["long"]]
 
 
 def test_what_waits_is_counted_without_those_who_left() -> None:

@@ -30,6 +30,7 @@ from serve_app.transcript import (
     Window,
     WindowText,
 )
+from serve_app.turns import of_this_device
 
 PATIENCE = Patience()
 
@@ -59,7 +60,7 @@ class SpeechDetector:
         self._watch = Watch(patience)
         run = by_halves(self._watch.over(_next_parts), "speech", Retries().note)
         self._batcher: Batcher[Iterator[tuple[Window, ...]], tuple[Window, ...] | None] = Batcher(
-            run, max_batch_size=1, name="speech"
+            run, max_batch_size=1, turns=of_this_device(), name="speech"
         )
 
     async def detect(self, ref: AudioRef, request_id: str) -> AsyncIterator[Speech]:
@@ -99,6 +100,7 @@ class Transcriber:
             max_batch_size=batch.max_batch_size,
             key=self._model.batch_key,
             lanes=2,
+            turns=of_this_device(),
             name="asr",
         )
         self.reconfigure({})
@@ -162,6 +164,7 @@ class Aligner:
             max_batch_size=batch.max_batch_size,
             key=lambda request: request.language,
             audio_s=_length_s,
+            turns=of_this_device(),
             name="align",
         )
         self.reconfigure({})

@@ -1,0 +1,101 @@
+"""What waits for a batcher: one queue per request, and whose items are next."""
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable, Iterator
+from typing import Generic, TypeVar
+
+from serve_app.batch_items import Waiting
+
+NEWCOMER_ITEMS = 2  # so many items of a request are a newcomer's
+REQUESTS_KNOWN = 4096  # whose items are counted
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class BatchQueue(Generic[Item, Result]):
+    """Requests take turns, an item each; newcomers come before them in every other batch."""
+
+    def __init__(self, audio_s: Callable[[Item], float]) -> None:
+        self._audio_s = audio_s
+        self._queues: OrderedDict[Hashable, deque[Waiting[Item, Result]]] = OrderedDict()
+        self._submitted: OrderedDict[Hashable, int] = OrderedDict()  # by request, the latest last
+        self._newcomers_were_first = False
+
+    def __iter__(self) -> Iterator[Waiting[Item, Result]]:
+        """All of it, also what nobody waits for any more."""
+        return (waiting for queue in self._queues.values() for waiting in queue)
+
+    def is_newcomer(self, request_id: Hashable) -> bool:
+        """Whether the request's next item is one of its first; counts that item."""
+        self._submitted[request_id] = 1 + (number := self._submitted.pop(request_id, 0))
+        if len(self._submitted) > REQUESTS_KNOWN:
+            self._submitted.popitem(last=False)
+        return number < NEWCOMER_ITEMS
+
+    def put(self, request_id: Hashable, waiting: Waiting[Item, Result]) -> None:
+        self._queues.setdefault(request_id, deque()).append(waiting)
+
+    def clear(self) -> None:
+        self._queues.clear()
+
+    def cut(self, max_items: int, max_s: float) -> list[Waiting[Item, Result]]:
+        """One item per request in turn, its first with the key of whoever is first."""
+        batch: list[Waiting[Item, Result]] = []
+        left_s, order = max_s, self._order()
+        grown = True
+        while grown:
+            grown = False
+            for request_id in order:
+                queue = self._queues.get(request_id, ())
+                fitting = (n for n, waiting in enumerate(queue) if not batch or waiting.key == batch[0].key)
+                at = next(fitting, None)
+                if at is None or (batch and self._audio_s(self._queues[request_id][at].item) > left_s):
+                    continue
+                batch.append(self._take(request_id, at))
+                left_s -= self._audio_s(batch[-1].item)
+                if len(batch) == max_items:
+                    return batch
+                grown = True
+        return batch
+
+    def _order(self) -> list[Hashable]:
+        """In a batch that one long window fills, a clip would else wait for another such batch."""
+        newcomers = [request_id for request_id, queue in self._queues.items() if queue[0].newcomer]
+        others = [request_id for request_id, queue in self._queues.items() if not queue[0].newcomer]
+        self._newcomers_were_first = bool(newcomers and others) and not self._newcomers_were_first
+        return newcomers + others if self._newcomers_were_first else list(self._queues)
+
+    def cut_newcomers(self, max_items: int) -> list[Waiting[Item, Result]]:
+        """All newcomers' items with the first one's key; nothing where there are more than `max_items`."""
+        if sum(waiting.newcomer for waiting in self) > max_items:
+            return []
+        batch: list[Waiting[Item, Result]] = []
+        for request_id in list(self._queues):
+            while (queue := self._queues.get(request_id)) and queue[0].newcomer:
+                if batch and queue[0].key != batch[0].key:
+                    break
+                batch.append(self._take(request_id))
+        return batch
+
+    def drop_cancelled(self) -> int:
+        """How many items there were whose callers have gone."""
+        dropped = 0
+        for request_id, queue in list(self._queues.items()):
+            alive = deque(waiting for waiting in queue if not waiting.answer.done())
+            dropped += len(queue) - len(alive)
+            if alive:
+                self._queues[request_id] = alive
+            else:
+                del self._queues[request_id]
+        return dropped
+
+    def _take(self, request_id: Hashable, at: int = 0) -> Waiting[Item, Result]:
+        queue = self._queues[request_id]
+        waiting = queue[at]
+        del queue[at]
+        if queue:
+            self._queues.move_to_end(request_id)  # its next item goes behind the others
+        else:
+            del self._queues[request_id]
+        return waiting
