@@ -8,7 +8,7 @@ import importlib.metadata
 import logging
 import os
 import wave
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
@@ -40,22 +40,41 @@ def pytest_report_header() -> str:
     return "  ".join(f"{package} {importlib.metadata.version(package)}" for package in packages)
 
 
-FIGURES: list[str] = []
-
 os.environ["OMP_NUM_THREADS"] = "1"  # on a busy machine more threads only wait for each other
 os.environ["PYANNOTE_METRICS_ENABLED"] = "0"  # for the whole session: pyannote fails when it is unset later
 
 
-@pytest.fixture(scope="session")
-def figures() -> list[str]:
-    """Lines to print at the end of the run: measured, not asserted."""
-    return FIGURES
+# Two processes share the tests of `make test` (pytest-xdist). What needs Ray stays in one, in this order:
+# last what measures, when the other process has probably ended.
+ON_RAY = ("test_commands", "test_bundled_graph", "test_faults", "test_chaos")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Each process has whole files, so that a file's models are loaded once."""
+
+    def place(item: pytest.Item) -> int:
+        if item.path.stem in ON_RAY:
+            return ON_RAY.index(item.path.stem) - len(ON_RAY)
+        uses_cluster = "cluster" in getattr(item, "fixturenames", ())
+        return -len(ON_RAY) - 1 if uses_cluster else 0
+
+    items.sort(key=place)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("ray" if place(item) else item.path.stem))
+
+
+@pytest.fixture
+def figure(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Takes a line to print at the end of the run: measured, not asserted."""
+    return partial(record_property, "figure")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if FIGURES:
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    calls = [report for report in reports if getattr(report, "when", None) == "call"]
+    if lines := [line for call in calls for name, line in call.user_properties if name == "figure"]:
         terminalreporter.section("figures")
-        for line in FIGURES:
+        for line in lines:
             terminalreporter.line(line)
 
 

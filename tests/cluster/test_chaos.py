@@ -1,7 +1,7 @@
 """`make chaos` in a short form: the same scenarios, fewer blows."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -37,21 +37,21 @@ def scene() -> Iterator[tuple[Graph, Load]]:
 
 
 def test_killed_replicas_lose_no_request_and_change_no_word(
-    scene: tuple[Graph, Load], figures: list[str]
+    scene: tuple[Graph, Load], figure: Callable[[str], None]
 ) -> None:
     """SIGKILL of one replica of each stage, all at once, while clips of all kinds run."""
     found = kill_together(*scene, rng=random.Random(1), clients=4)
-    figures.append(f"killed replicas, one of each stage: whole again after {found['recover_s']:.1f} s")
+    figure(f"killed replicas, one of each stage: whole again after {found['recover_s']:.1f} s")
     assert (found["failures"], found["changes"]) == ({}, [])
     assert sum(found["retries"].values()) > 0  # else none of them had anything to do
 
 
 def test_more_than_the_graph_can_do_is_refused_and_the_rest_done(
-    scene: tuple[Graph, Load], figures: list[str]
+    scene: tuple[Graph, Load], figure: Callable[[str], None]
 ) -> None:
     """Ten times its capacity for some seconds: it works on, and the refused hear when to come back."""
     found = overload(*scene, capacity_s=5.0, overload_s=5.0, rng=random.Random(1))
-    figures.append(f"overload: {found['goodput_ratio']:.2f} of the capacity, {found['refused']} refused")
+    figure(f"overload: {found['goodput_ratio']:.2f} of the capacity, {found['refused']} refused")
     assert (found["failures"], found["changed_transcripts"]) == ({}, 0)
     assert found["refused"] > 0
     assert found["refused_without_retry_after"] == 0
@@ -67,10 +67,12 @@ def test_a_killed_ingress_fails_its_own_requests_audibly(scene: tuple[Graph, Loa
 
 
 @pytest.mark.slow  # test_faults has one that hangs, too
-def test_requests_of_a_hung_replica_end_on_another(scene: tuple[Graph, Load], figures: list[str]) -> None:
+def test_requests_of_a_hung_replica_end_on_another(
+    scene: tuple[Graph, Load], figure: Callable[[str], None]
+) -> None:
     """SIGSTOP of one of two Transcribers: by the calls' deadline or by its end, the figures say which."""
     found = hang(*scene, limit_s=LIMIT_S, clients=3)
-    figures.append(
+    figure(
         f"hung replica: retries asr/hung {found['hung_retries']}, "
         f"asr/replica_died {found['replica_died_retries']}"
     )

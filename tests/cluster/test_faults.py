@@ -206,7 +206,7 @@ def test_audio_that_is_lost_is_loaded_again() -> None:
 
 
 def test_a_recogniser_that_hangs_is_replaced_and_its_windows_go_elsewhere(
-    gates: Gates, pool: ThreadPoolExecutor, figures: list[str]
+    gates: Gates, pool: ThreadPoolExecutor, figure: Callable[[str], None]
 ) -> None:
     """Also by one that loads its model for longer than any health check waits.
 
@@ -223,7 +223,7 @@ def test_a_recogniser_that_hangs_is_replaced_and_its_windows_go_elsewhere(
         gates.open("asr")
         assert words(answer) == WORDS
         again = new(before)
-        figures.append(f"recogniser that hangs, with a long deadline: retries {again}")
+        figure(f"recogniser that hangs, with a long deadline: retries {again}")
         assert again
         assert "asr/hung" not in again
     finally:

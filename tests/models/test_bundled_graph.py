@@ -4,7 +4,7 @@ import asyncio
 import base64
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -351,25 +351,25 @@ def error_rates(path: Path, rttm: Path, uri: str) -> str:
     return f"DER of {path.name}: segments {rates[0]:.3f}, diarizer's turns {rates[1]:.3f}"
 
 
-def test_real_speech_goes_through_the_whole_graph(graph: str, figures: list[str]) -> None:
+def test_real_speech_goes_through_the_whole_graph(graph: str, figure: Callable[[str], None]) -> None:
     """pyannote's sample (real, two speakers): every segment has a speaker; its error rate is printed."""
     import pyannote.audio
 
     folder = Path(pyannote.audio.__file__).parent / "sample"
-    figures.append(error_rates(folder / "sample.wav", folder / "sample.rttm", "sample"))
+    figure(error_rates(folder / "sample.wav", folder / "sample.rttm", "sample"))
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the folder ../shared/data with real meetings is not there")
-def test_real_meetings_go_through_the_whole_graph(graph: str, figures: list[str]) -> None:
+def test_real_meetings_go_through_the_whole_graph(graph: str, figure: Callable[[str], None]) -> None:
     """Two minutes of real meetings: every segment has a speaker; their error rates are printed."""
     recordings = sorted((SHARED / "speech").glob("ami_*.wav"))
     assert len(recordings) == 4
     for path in recordings[::3]:  # an easy one and a hard one
-        figures.append(error_rates(path, SHARED / "speech" / "ami.rttm", path.stem.removeprefix("ami_")))
+        figure(error_rates(path, SHARED / "speech" / "ami.rttm", path.stem.removeprefix("ami_")))
 
 
 @pytest.mark.slow
-def test_sixty_one_minutes_lose_nothing(graph: str, sample: Samples, figures: list[str]) -> None:
+def test_sixty_one_minutes_lose_nothing(graph: str, sample: Samples, figure: Callable[[str], None]) -> None:
     """An hour and a minute: every repetition of the conversation is there, in order, with two speakers."""
     repeats = 61 * 60 * SAMPLE_RATE_HZ // len(sample) + 1
     long = np.tile(sample, repeats)[: 61 * 60 * SAMPLE_RATE_HZ]
@@ -382,4 +382,4 @@ def test_sixty_one_minutes_lose_nothing(graph: str, sample: Samples, figures: li
     assert [s["start"] for s in segments] == sorted(s["start"] for s in segments)
     assert {segment["speaker"] for segment in segments} == {"SPEAKER_00", "SPEAKER_01"}
     assert body["warnings"] == []
-    figures.append(f"61 minutes: {body['timings']}")
+    figure(f"61 minutes: {body['timings']}")
