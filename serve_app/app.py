@@ -13,6 +13,7 @@ from ray.serve import Application
 
 from serve_app import deployments as untyped_deployments
 from serve_app import models
+from serve_app.config_file import ON_CPU
 from serve_app.errors import ModelUnavailable
 from serve_app.fallback import Fallback
 from serve_app.model_loaders import Loaders, detector_device, loaders, max_padded_s, threads_on
@@ -33,7 +34,9 @@ CPU_PER_AUDIO_S = 20.0
 # cores. Threads are set apart from it, in `args:`.
 BOOKED_CPUS = 0.25
 
-# Of what is needed only while a GPU is full: no replica, until there is a call for one.
+CPU_TYPES = ("int8", "int8_float32", "float32")  # CTranslate2's that every CPU has
+
+# Of what stands in while a GPU is full: no replica, until there is a call for one.
 WHEN_NEEDED = {"min_replicas": 0, "initial_replicas": 0, "max_replicas": 1}
 
 
@@ -84,9 +87,12 @@ def _text_and_speakers(
     patience = _patience(settings, device)
 
     def options(deployment: Any, gpu_share: float, threads: int | None) -> Any:
-        chosen = deployment.options(ray_actor_options=_on(device, gpu_share, threads))
+        actor = _on(device, gpu_share, threads)
         if spare:
-            chosen = chosen.options(name=f"{deployment.name}OnCpu", autoscaling_config=WHEN_NEEDED)
+            actor["num_cpus"] = 0  # it must find a place whatever the others book
+        chosen = deployment.options(ray_actor_options=actor)
+        if spare:
+            chosen = chosen.options(name=f"{deployment.name}{ON_CPU}", autoscaling_config=WHEN_NEEDED)
         return chosen
 
     transcriber = options(deployments.Transcriber, asr.gpu_share, asr.threads).bind(
@@ -114,14 +120,16 @@ def _text_and_speakers(
 
 
 def _for_cpu(settings: Settings) -> Settings:
-    """The same without what is chosen for a GPU: numeric type, threads, batches, patience."""
+    """The same with a CPU's threads and batches, numbers that it has, and no less patience than it needs."""
+    compute_type = settings.asr.compute_type
+    per_audio_s = max(settings.call_timeout_per_audio_s or 0.0, CPU_PER_AUDIO_S)
     of_gpu: dict[str, dict[str, Any]] = {
-        "asr": {"compute_type": "auto", "threads": None},
+        "asr": {"compute_type": compute_type if compute_type in CPU_TYPES else "auto", "threads": None},
         "alignment": {"max_padded_s": None, "threads": None},
         "diarization": {"batch_windows": None, "threads": None},
     }
     stages = {name: getattr(settings, name).model_copy(update=update) for name, update in of_gpu.items()}
-    return settings.model_copy(update={**stages, "call_timeout_per_audio_s": None})
+    return settings.model_copy(update={**stages, "call_timeout_per_audio_s": per_audio_s})
 
 
 def _device(settings: Settings) -> str:

@@ -180,7 +180,7 @@ class Batcher(Generic[Item, Result]):
 
     async def _give_way(self) -> None:
         """While short work runs elsewhere on the device, unless some waits here; half of the time at most."""
-        if self._turns is None or self._lanes > 1 or not self._turns.taken():
+        if self._turns is None or self._lanes > 1 or not self.queued or not self._turns.taken():
             return
         begun_s = last_s = time.monotonic()
         until_s = begun_s + min(MOST_GIVEN_S, begun_s - self._gave_way_s)

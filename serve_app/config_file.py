@@ -13,6 +13,8 @@ from serve_app.settings import Settings
 IMPORT_PATH = "serve_app.app:build"
 ALSO_OURS = "serve_app.app.build"  # Ray takes a dot as well
 
+ON_CPU = "OnCpu"  # ends the names of the deployments of cpu_when_gpu_is_full
+
 UserConfigs = Mapping[str, type[BaseModel] | None]  # deployment -> what its user_config may hold
 
 
@@ -41,9 +43,10 @@ def read(path: Path, schema: type[BaseModel], user_configs: UserConfigs) -> dict
             application["import_path"] = IMPORT_PATH
         if application.get("import_path") == IMPORT_PATH:  # another application's args are its own business
             _validate(Settings, application.get("args") or {}, f"{place}.args")
-            _refuse_public(raw, Settings.model_validate(application.get("args") or {}), path)
+            settings = Settings.model_validate(application.get("args") or {})
+            _refuse_public(raw, settings, path)
             for deployment in application.get("deployments") or ():
-                _check_deployment(deployment, user_configs, place)
+                _check_deployment(deployment, user_configs, settings, place)
     return raw
 
 
@@ -60,11 +63,18 @@ def _refuse_public(raw: dict[str, Any], settings: Settings, path: Path) -> None:
         )
 
 
-def _check_deployment(deployment: Any, user_configs: UserConfigs, place: str) -> None:
+def _check_deployment(deployment: Any, user_configs: UserConfigs, settings: Settings, place: str) -> None:
     name = deployment.get("name")
     if name not in user_configs:
         raise ConfigError(f"{place}: there is no deployment {name}; there are {', '.join(user_configs)}.")
+    if name.endswith(ON_CPU) and not settings.cpu_when_gpu_is_full:
+        raise ConfigError(f"{place}: {name} exists only with args.cpu_when_gpu_is_full: true.")
     place = f"{place}.deployments[{name}]"
+    if name.endswith(ON_CPU) and "num_replicas" in deployment:
+        raise ConfigError(
+            f"{place}: num_replicas would start them now. To let more start when they are needed, give "
+            "autoscaling_config: {min_replicas: 0, initial_replicas: 0, max_replicas: 2}."
+        )
     if "ray_actor_options" in deployment:
         raise ConfigError(
             f"{place}: ray_actor_options would replace what threads and gpu_share in args set; use those."

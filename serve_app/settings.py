@@ -220,7 +220,8 @@ class Settings(_Strict):
     cpu_when_gpu_is_full: bool = Field(
         False,
         description="What finds too little GPU memory again and again, even alone, is computed on CPUs, by "
-        "replicas (TranscriberOnCpu, AlignerOnCpu, DiarizerOnCpu) that are started for it.",
+        "replicas (TranscriberOnCpu, AlignerOnCpu, DiarizerOnCpu) that are started for it, with a CPU's "
+        "threads and batches.",
     )
     windows_in_flight: int = Field(
         128, ge=1, description="Windows of one request that wait or run; two batches for each GPU and more."

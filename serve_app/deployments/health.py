@@ -117,12 +117,13 @@ def by_halves(
         try:
             return run(items)
         except Exception as error:  # noqa: BLE001  (whichever it is, others' items may be fine)
-            short = is_out_of_memory(error)
+            short, of_host = is_out_of_memory(error), type(error).__module__.startswith("numpy")
             # The frames of the failed call hold the very tensors that there is no room for.
             failed = error.with_traceback(None) if short else _storable(error)
         if len(items) == 1:
             message = f"The {stage} stage is out of memory; try again later."
-            return [Overloaded(message, None, f"{stage}_out_of_memory") if short else failed]
+            code = f"{stage}_out_of_host_memory" if of_host else f"{stage}_out_of_memory"
+            return [Overloaded(message, None, code) if short else failed]
         note(stage, "out_of_memory" if short else "batch_failed", failed)
         half = len(items) // 2
         return [*halving(items[:half]), *halving(items[half:])]

@@ -72,10 +72,11 @@ class Ingress:
         self._ready_at_s: dict[str, float] = {}  # stage -> when it last said so
         transcribe_window, align, diarize = self._calls(transcriber, aligner, diarizer, patience)
         if spare:
-            names = ("asr", "alignment", "diarization")
-            pairs = zip(names, (transcribe_window, align, diarize), self._calls(*spare), strict=True)
+            on_gpu = (transcribe_window, align, diarize)
+            twice = zip(("asr", "alignment", "diarization"), on_gpu, self._calls(*spare), spare, strict=False)
             transcribe_window, align, diarize = (
-                on_gpu and or_on_cpu(stage, on_gpu, on_cpu, self._retries) for stage, on_gpu, on_cpu in pairs
+                gpu and or_on_cpu(stage, gpu, cpu, partial(has_replica, handle), self._retries)
+                for stage, gpu, cpu, handle in twice
             )
         self._stages = Stages(
             load=loading_with(loader, self._admission, self._retries),

@@ -7,8 +7,9 @@ two attempts (load audio again, skip what a stream has given) is all there is to
 """
 
 import asyncio
+import logging
 import random
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -27,11 +28,14 @@ from serve_app.observability import Retries
 from serve_app.options import Options
 from serve_app.transcript import KnownSpeaker, Speech, Window
 
+logger = logging.getLogger("ray.serve")
+
 ATTEMPTS = 4
 DEATHS_IN_COMPANY = 2  # of replicas that a call has met; after so many it is made again alone,
 DEATHS_ALONE = 2  # and after so many then, no more
 PAUSE_S = 0.5  # before the second attempt where the first trouble may pass; doubled before each later one
 PASSING = ("replica_unavailable", "out_of_memory")
+START_S = 300.0  # that a CPU replica may take to be scheduled and to load its model
 
 # Some of them, see `cause_of`.
 AGAIN = (*GONE, AudioLost, BatcherDied, Hung, ReplicaUnavailableError, TranscriptionError)
@@ -50,11 +54,9 @@ def cause_of(error: BaseException) -> str | None:
     for kind, cause in causes:
         if isinstance(error, kind):
             return cause
-    return "out_of_memory" if _is_full(error) else None
-
-
-def _is_full(error: BaseException) -> bool:
-    return isinstance(error, TranscriptionError) and error.code.endswith("out_of_memory")
+    if isinstance(error, TranscriptionError) and error.code.endswith(("out_of_memory", "out_of_host_memory")):
+        return "out_of_memory"
+    return None
 
 
 class Attempts:
@@ -137,18 +139,38 @@ def lasting(
 
 
 def or_on_cpu(
-    stage: str, on_gpu: Callable[..., Any], on_cpu: Callable[..., Any], retries: Retries
+    stage: str,
+    on_gpu: Callable[..., Any],
+    on_cpu: Callable[..., Any],
+    has_started: Callable[[], Awaitable[bool]],
+    retries: Retries,
 ) -> Callable[..., Any]:
-    """`on_gpu`; where the GPU stays too full for a call of it, `on_cpu` with the same arguments."""
+    """`on_gpu`; where the GPU stays too full for a call of it, `on_cpu` with the same arguments.
+
+    `on_cpu` waits until a replica has started. If none has after START_S, or none can, the GPU's error it is.
+    """
 
     async def call(*args: Any) -> Any:
         try:
             return await on_gpu(*args)
         except TranscriptionError as error:
-            if not _is_full(error):
+            if not error.code.endswith("out_of_memory"):
                 raise
-            retries.note(stage, "on_cpu", error)
-        return await on_cpu(*args)
+            full = error
+        retries.note(stage, "on_cpu", full)
+        calling = asyncio.ensure_future(on_cpu(*args))
+        try:
+            done, _ = await asyncio.wait({calling}, timeout=START_S)
+            if not done and not await has_started():
+                raise full
+            return await calling
+        except TranscriptionError:
+            raise
+        except Exception as error:  # noqa: BLE001  (such as Serve's, of a deployment that failed to start)
+            logger.warning("%s: not on a CPU either (%s)", stage, type(error).__name__)
+            raise full from None
+        finally:
+            calling.cancel()
 
     return call
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ray.serve")
 
 _RETRY_AFTER_S = 60.0  # a model that could not be loaded is not asked for again sooner
+_FULL_RETRY_AFTER_S = 1.0  # one that found no room is: whoever asked for it asks again for some seconds
 
 # Without the last dot, as punkt keeps them: English, German, French, Spanish and Portuguese, Italian.
 _ABBREVIATIONS = """
@@ -160,7 +161,9 @@ class Aligner:
             try:
                 self._loaded[language] = load_language_model(language, name, self._device, self._max_padded_s)
             except ModelUnavailable as failure:
-                self._failed[language] = (time.monotonic() + _RETRY_AFTER_S, failure.message, failure.code)
+                is_full = failure.code == "alignment_out_of_memory"
+                again_s = time.monotonic() + (_FULL_RETRY_AFTER_S if is_full else _RETRY_AFTER_S)
+                self._failed[language] = (again_s, failure.message, failure.code)
                 raise
         self._loaded.move_to_end(language)
         return self._loaded[language]

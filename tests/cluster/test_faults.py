@@ -237,7 +237,7 @@ def test_a_recogniser_that_hangs_is_replaced_and_its_windows_go_elsewhere(
 
 def test_what_finds_no_memory_on_a_gpu_is_computed_on_cpus(gates: Gates, pool: ThreadPoolExecutor) -> None:
     """Each stage, by replicas that did not exist before; and on the GPU again as soon as that has room."""
-    before, stages = retries(), ("asr", "diarization")
+    before, stages = retries(), ("asr", "alignment", "diarization")
     for stage in stages:
         gates.fill(stage)
     assert gates.on_cpu.loaded() == set()

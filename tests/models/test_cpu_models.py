@@ -37,8 +37,12 @@ def test_what_stands_in_needs_no_gpu_and_takes_nothing_meant_for_one(monkeypatch
         assert "num_gpus" not in options
         env_vars = options["runtime_env"]["env_vars"]
         assert env_vars["CUDA_VISIBLE_DEVICES"] == ""
+        assert options["num_cpus"] == 0
         assert env_vars["OMP_NUM_THREADS"] == str(min(len(os.sched_getaffinity(0)), MOST_THREADS))
     assert patience.per_audio_s > 1
+    aligner, diarizer = (stage.init_args[0]() for stage in bound[1:])
+    assert aligner.load("en").acoustic._max_padded == 0
+    assert diarizer._pipeline.segmentation_batch_size < FOR_A_GPU["diarization"]["batch_windows"]
     load, *_ = bound[0].init_args
     recognizer = load()
     silence = AsrRequest(recognizer.features(np.zeros(16_000, np.int16)), "en", Decoding())
