@@ -39,7 +39,7 @@ class Batcher(Generic[Item, Result]):
 
     `run` gets a list and returns a list of the same length and order, an exception standing for an item
     that failed. `wait_s` is how long an idle device waits for company. With two `lanes`, `run` must bear two
-    threads. By `turns` batchers with one lane give way to newcomers' batches of one with two, on the same
+    threads; with one, long files' items give way by `turns` to newcomers' batches elsewhere on the same
     device. `max_batch_s` bounds a batch's seconds of audio, by `audio_s` of its items; one item always goes.
     """
 
@@ -151,8 +151,7 @@ class Batcher(Generic[Item, Result]):
             self._busy_since_s = begun_s
         self._running[lane] = batch
         self._wake()  # newcomers need not wait for it
-        is_short = self._lanes > 1 and all(waiting.newcomer for waiting in batch)
-        run = self._run_first if is_short else self._run_batch
+        run = self._run_first if all(waiting.newcomer for waiting in batch) else self._run_batch
         try:
             results = await asyncio.get_running_loop().run_in_executor(self._thread, run, batch)
         except BaseException:  # the loop or the interpreter is ending: nobody may wait for ever
