@@ -49,6 +49,7 @@ os.environ["PYANNOTE_METRICS_ENABLED"] = "0"  # for the whole session: pyannote 
 ON_RAY = ("test_commands", "test_bundled_graph", "test_faults", "test_chaos")
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the marks in its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Each process has whole files, so that a file's models are loaded once."""
 
