@@ -26,7 +26,7 @@ serve: setup
 	@.venv/bin/python -m serve_app serve serve_config.demo.yaml
 
 test: setup
-	.venv/bin/python -m pytest -m "not slow" -n 2 --dist loadgroup --no-loadscope-reorder
+	.venv/bin/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: setup
 	.venv/bin/python -m pytest -m slow

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,24 +45,30 @@ os.environ["OMP_NUM_THREADS"] = "1"  # on a busy machine more threads only wait 
 os.environ["PYANNOTE_METRICS_ENABLED"] = "0"  # for the whole session: pyannote fails when it is unset later
 
 
-# Two processes share the tests of `make test` (pytest-xdist). What needs Ray stays in one, in this order:
+# Two processes share the files of `make test` (pytest-xdist). Those that need Ray stay in one, in this order:
 # last what measures, when the other process has probably ended.
-ON_RAY = ("test_commands", "test_bundled_graph", "test_faults", "test_chaos")
+ON_RAY = ("tests/cluster/", "test_commands.py", "test_bundled_graph.py", "test_faults.py", "test_chaos.py")
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the marks in its own
+def place_on_ray(nodeid: str) -> int:
+    """0 for tests that need no Ray, else from 1 on their place."""
+    file = nodeid.partition("::")[0]
+    return max((place for place, part in enumerate(ON_RAY, 1) if part in file), default=0)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Each process has whole files, so that a file's models are loaded once."""
+    items.sort(key=lambda item: place_on_ray(item.nodeid) or len(ON_RAY) + 1)
 
-    def place(item: pytest.Item) -> int:
-        if item.path.stem in ON_RAY:
-            return ON_RAY.index(item.path.stem) - len(ON_RAY)
-        uses_cluster = "cluster" in getattr(item, "fixturenames", ())
-        return -len(ON_RAY) - 1 if uses_cluster else 0
 
-    items.sort(key=place)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if place(item) else item.path.stem))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """By file, not `--dist loadgroup`, whose groups pytest 9.2 loses (pytest-xdist issue 1386)."""
+    from xdist.scheduler import LoadFileScheduling
+
+    scheduler = LoadFileScheduling(config, log)
+    by_file = scheduler._split_scope
+    scheduler._split_scope = lambda nodeid: "ray" if place_on_ray(nodeid) else by_file(nodeid)
+    return scheduler
 
 
 @pytest.fixture
