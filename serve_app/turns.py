@@ -1,7 +1,7 @@
 """Which process goes first on a device that several share: short files' work before long files'.
 
 A device gives everybody an equal part, so a clip that is recognised beside a long file's batch would get a
-third of it while that file is aligned as well. Whoever recognises a short file holds a lock; alignment and
+third of it while that file is aligned as well. Whoever works on short files only holds a lock; alignment and
 speech detection of long files wait meanwhile, for half of the time at most. The kernel lets go of the lock
 when a process dies.
 """
@@ -25,38 +25,42 @@ class Turns:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._works = True
         try:
             os.close(self._open())
         except OSError as error:
-            self._works = False
             logger.warning("Short files do not go first on this device: %s: %s", path, error)
 
     @contextmanager
     def first(self) -> Iterator[None]:
-        """While this is entered the device is for short work, of whichever threads and processes."""
-        if not self._works:
-            yield
-            return
-        file = self._open()  # anew: a lock belongs to an opened file, and all share it who share that
+        """While this is entered the device is for short work, of whichever threads and processes.
+
+        Where there can be no lock, as without a free descriptor, work goes on without.
+        """
+        file = None  # anew: a lock belongs to an opened file, and all share it who share that
         try:
+            file = self._open()
             fcntl.flock(file, fcntl.LOCK_SH)
+        except OSError:
+            logger.debug("No turn on %s.", self._path)
+        try:
             yield
         finally:
-            os.close(file)
+            if file is not None:
+                os.close(file)
 
     def taken(self) -> bool:
         """Whether anybody has entered `first`.
 
         Two who ask at the very same time may see each other; they wait a little for nobody then.
         """
-        if not self._works:
+        try:
+            file = self._open()
+        except OSError:
             return False
-        file = self._open()
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
+        except OSError as error:
+            return isinstance(error, BlockingIOError)
         finally:
             os.close(file)
         return False

@@ -156,7 +156,7 @@ def or_on_cpu(
         except TranscriptionError as error:
             if not error.code.endswith("out_of_memory"):
                 raise
-            full = error
+            full = error.with_traceback(None)
         retries.note(stage, "on_cpu", full)
         calling = asyncio.ensure_future(on_cpu(*args))
         try:
@@ -164,6 +164,8 @@ def or_on_cpu(
             if not done and not await has_started():
                 raise full
             return await calling
+        except ModelCrashed:  # by the kernel, for want of memory: not the audio's fault
+            raise full from None
         except TranscriptionError:
             raise
         except Exception as error:  # noqa: BLE001  (such as Serve's, of a deployment that failed to start)

@@ -88,15 +88,11 @@ def load_language_model(language: str, name: str, device: str, max_padded_s: flo
 
     from serve_app.stages.acoustic import AcousticModel
 
+    full = False
     try:
         model, metadata = alignment.load_align_model(language, device, name)
     except torch.OutOfMemoryError:
-        raise ModelUnavailable(
-            f"The alignment model for the language {language!r} found no room in GPU memory: set "
-            "alignment.max_loaded_languages lower, or let less run beside it.",
-            None,
-            "alignment_out_of_memory",
-        ) from None
+        full = True
     except (OSError, RuntimeError, ValueError) as error:
         raise ModelUnavailable(
             f"The alignment model {name!r} for the language {language!r} could not be "
@@ -104,6 +100,13 @@ def load_language_model(language: str, name: str, device: str, max_padded_s: flo
             None,
             "alignment_unavailable",
         ) from error
+    if full:  # outside the handler, whose error keeps what was loaded of the model
+        raise ModelUnavailable(
+            f"The alignment model for the language {language!r} found no room in GPU memory: set "
+            "alignment.max_loaded_languages lower, or let less run beside it.",
+            None,
+            "alignment_out_of_memory",
+        )
     acoustic = AcousticModel(
         model, from_torchaudio=metadata["type"] == "torchaudio", device=device, max_padded_s=max_padded_s
     )
@@ -178,7 +181,7 @@ class Aligner:
                 model = self.load(language)
             except ModelUnavailable as error:
                 for i in chosen:
-                    results[i] = error
+                    results[i] = error.with_traceback(None)  # whose frames hold this list
                 continue
             aligned = align_language(model, [requests[i] for i in chosen])
             for i, segments in zip(chosen, aligned, strict=True):
