@@ -88,12 +88,13 @@ def _text_and_speakers(
 
     def options(deployment: Any, gpu_share: float, threads: int | None) -> Any:
         actor = _on(device, gpu_share, threads)
-        if spare:
-            actor["num_cpus"] = 0  # it must find a place whatever the others book
-        chosen = deployment.options(ray_actor_options=actor)
-        if spare:
-            chosen = chosen.options(name=f"{deployment.name}{ON_CPU}", autoscaling_config=WHEN_NEEDED)
-        return chosen
+        if not spare:
+            return deployment.options(ray_actor_options=actor)
+        return deployment.options(
+            name=f"{deployment.name}{ON_CPU}",
+            autoscaling_config=WHEN_NEEDED,
+            ray_actor_options={**actor, "num_cpus": 0},  # it must find a place whatever the others book
+        )
 
     transcriber = options(deployments.Transcriber, asr.gpu_share, asr.threads).bind(
         load.recognizer,

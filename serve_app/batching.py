@@ -63,7 +63,6 @@ class Batcher(Generic[Item, Result]):
         self.counters = BatchCounters()
         self._queue: BatchQueue[Item, Result] = BatchQueue(audio_s)
         self._turns = turns
-        self._lanes = lanes
         self._gave_way_s = 0.0
         self._running: list[list[Waiting[Item, Result]]] = [[] for _ in range(lanes)]
         self._busy_since_s = 0.0
@@ -179,12 +178,12 @@ class Batcher(Generic[Item, Result]):
 
     async def _give_way(self) -> None:
         """While short work runs elsewhere on the device, unless some waits here; half of the time at most."""
-        if self._turns is None or self._lanes > 1 or not self.queued or not self._turns.taken():
+        if self._turns is None or len(self._running) > 1 or not self.queued or not self._turns.taken():
             return
         begun_s = last_s = time.monotonic()
         until_s = begun_s + min(MOST_GIVEN_S, begun_s - self._gave_way_s)
         while last_s + LINGER_S > (now_s := time.monotonic()) < until_s:
-            if any(waiting.newcomer for waiting in self._queue):
+            if any(waiting.newcomer and not waiting.answer.done() for waiting in self._queue):
                 break
             if self._turns.taken():
                 last_s = now_s

@@ -70,9 +70,9 @@ def _check_deployment(deployment: Any, user_configs: UserConfigs, settings: Sett
     if name.endswith(ON_CPU) and not settings.cpu_when_gpu_is_full:
         raise ConfigError(f"{place}: {name} exists only with args.cpu_when_gpu_is_full: true.")
     place = f"{place}.deployments[{name}]"
-    if name.endswith(ON_CPU) and "num_replicas" in deployment:
+    if name.endswith(ON_CPU) and not _starts_when_needed(deployment):
         raise ConfigError(
-            f"{place}: num_replicas would start them now. To let more start when they are needed, give "
+            f"{place}: replicas of it start when they are needed. To let more of them start then, give "
             "autoscaling_config: {min_replicas: 0, initial_replicas: 0, max_replicas: 2}."
         )
     if "ray_actor_options" in deployment:
@@ -84,6 +84,12 @@ def _check_deployment(deployment: Any, user_configs: UserConfigs, settings: Sett
         if user_config is None:
             raise ConfigError(f"{place}: {name} has no user_config.")
         _validate(user_config, deployment["user_config"], f"{place}.user_config")
+
+
+def _starts_when_needed(deployment: Any) -> bool:
+    scaling = deployment.get("autoscaling_config", {"min_replicas": 0})  # without it, ours stays
+    at_start = [scaling.get("min_replicas"), scaling.get("initial_replicas") or 0] if scaling else []
+    return "num_replicas" not in deployment and at_start == [0, 0]
 
 
 def _validate(model: type[BaseModel], data: Any, place: str) -> None:

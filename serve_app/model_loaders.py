@@ -12,10 +12,9 @@ from typing import Any
 from huggingface_hub import get_token
 
 from serve_app.models import Models
-from serve_app.settings import Settings
+from serve_app.settings import MOST_THREADS, Settings
 
 GPU_PADDED_S = 60.0  # a base model then takes 1.7 GB of a GPU, a large one 2.9 GB (computed, not measured)
-MOST_THREADS = 8  # of a replica that is not told otherwise; these models gain little beyond
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,25 @@ from collections import Counter
 
 from ray.serve import metrics
 
+from serve_app.errors import TranscriptionError
+
 logger = logging.getLogger("ray.serve")  # Serve's logger adds the request id to every line
+
+
+class OneLine(logging.Filter):
+    """An error that is meant for the caller is one line in the log: Serve would log where it was raised, in
+    every stage that heard of it."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, TranscriptionError) and error.code != TranscriptionError.code:
+            record.msg, record.args = "Request failed: %s: %s", (error.code, error.message)
+            record.exc_info = record.exc_text = None
+            record.levelno, record.levelname = logging.WARNING, logging.getLevelName(logging.WARNING)
+        return True
+
+
+logger.addFilter(OneLine())  # in every process that has a stage
 
 
 class Retries:

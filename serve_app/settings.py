@@ -12,6 +12,7 @@ from serve_app.addresses import Host, Origin
 Share = Annotated[float, Field(gt=0, le=1)]
 Seconds = Annotated[float, Field(gt=0, le=1e9)]
 Probability = Annotated[float, Field(gt=0, lt=1)]
+MOST_THREADS = 8  # of a replica that is not told otherwise; these models gain little beyond
 Threads = Annotated[int | None, Field(ge=1)]  # None: every core, at most 8, on a CPU, and one beside a GPU
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from serve_app.model_loaders import MOST_THREADS
+from serve_app.settings import MOST_THREADS
 
 logger = logging.getLogger("ray.serve")
 

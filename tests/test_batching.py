@@ -395,7 +395,7 @@ def test_what_can_wait_gives_way_to_short_work_on_the_same_device(tmp_path: Path
     assert asyncio.run(scenario())[NEWCOMER_ITEMS:] == [["short"], ["long-late"]]
 
 
-def test_newcomers_come_first_but_not_always(tmp_path: Path) -> None:
+def test_newcomers_come_first_but_not_always() -> None:
     """Where one long window fills a batch, clips come before it, and it comes before the next clips."""
 
     async def scenario() -> list[list[str]]:

@@ -135,13 +135,18 @@ def test_a_value_that_could_never_work_is_named(
     [
         ({}, {"name": "AlignerOnCpu"}, "AlignerOnCpu exists only with args.cpu_when_gpu_is_full: true"),
         ({"cpu_when_gpu_is_full": True}, {"name": "AlignerOnCpu", "num_replicas": 2}, "min_replicas: 0"),
+        (
+            {"cpu_when_gpu_is_full": True},
+            {"name": "AlignerOnCpu", "autoscaling_config": {"max_replicas": 2}},
+            "min_replicas: 0",
+        ),
         ({"cpu_when_gpu_is_full": True, "device": "cpu"}, {"name": "Aligner"}, "needs a GPU"),
     ],
 )
 def test_what_stands_in_on_cpus_is_named_only_where_it_exists(
     tmp_path: Path, args: dict[str, Any], deployment: dict[str, Any], says: str
 ) -> None:
-    """And has no number of replicas, which Serve would ignore beside its autoscaling."""
+    """With no replica at the start, which is what Serve's own defaults would give it."""
     raw = yaml.safe_load((PROJECT / "serve_config.yaml").read_text())
     raw["applications"][0]["args"] |= args
     raw["applications"][0]["deployments"] = [deployment]

@@ -196,27 +196,36 @@ async def no_replica() -> bool:
     return False
 
 
-def test_where_no_cpu_replica_starts_the_error_is_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether it never does or Serve has given it up; nobody waits until the request's deadline."""
-    monkeypatch.setattr(retries_module, "START_S", 0.01)
-    ended: list[str] = []
+def test_where_no_cpu_replica_starts_the_error_is_the_gpus() -> None:
+    """Whether none ever does, Serve has given it up, or it dies; and what comes next does not wait again."""
+    asked: list[str] = []
 
     async def gpu() -> str:
         raise Overloaded("full", None, "asr_out_of_memory")
 
     async def waiting() -> None:
+        asked.append("begun")
         try:
             await asyncio.get_running_loop().create_future()
         finally:
-            ended.append("cancelled")
+            asked.append("cancelled")
 
     async def given_up() -> str:
         raise DeploymentUnavailableError(DeploymentID("TranscriberOnCpu"))
 
-    for cpu in (waiting, given_up):
+    async def killed() -> str:
+        raise ModelCrashed("it crashes on this audio; leave it out")
+
+    def fails(call: Callable[[], Any]) -> None:
         with pytest.raises(Overloaded, match="full"):
-            asyncio.run(or_on_cpu("asr", gpu, cpu, no_replica, Retries())())
-    assert ended == ["cancelled"]
+            asyncio.run(call())
+
+    for cpu in (given_up, killed):
+        fails(or_on_cpu("asr", gpu, cpu, no_replica, Retries()))
+    call = or_on_cpu("asr", gpu, waiting, no_replica, Retries(), start_s=1.0)
+    for _ in range(2):
+        fails(call)
+    assert asked == ["begun", "cancelled"]
 
 
 def test_lost_audio_is_loaded_once_for_all_that_miss_it() -> None:

@@ -20,7 +20,7 @@ from serve_app.backpressure import BoundedReceive
 from serve_app.deployments.handles import HEALTH, MANY, ROUTER, awaited, caller, has_replica, streamer
 from serve_app.deployments.health import Patience
 from serve_app.deployments.loading import LoadedAudio, loading_with
-from serve_app.deployments.retries import lasting, or_on_cpu, resuming, with_clips
+from serve_app.deployments.retries import START_S, lasting, or_on_cpu, resuming, with_clips
 from serve_app.errors import AudioTooCostly, AudioTooLong, DeadlineExceeded, InvalidRequest
 from serve_app.following import Report, followed
 from serve_app.observability import Retries
@@ -72,10 +72,11 @@ class Ingress:
         self._ready_at_s: dict[str, float] = {}  # stage -> when it last said so
         transcribe_window, align, diarize = self._calls(transcriber, aligner, diarizer, patience)
         if spare:
+            start_s = min(START_S, settings.request_timeout_s / 4)
             on_gpu = (transcribe_window, align, diarize)
             twice = zip(("asr", "alignment", "diarization"), on_gpu, self._calls(*spare), spare, strict=False)
             transcribe_window, align, diarize = (
-                gpu and or_on_cpu(stage, gpu, cpu, partial(has_replica, handle), self._retries)
+                gpu and or_on_cpu(stage, gpu, cpu, partial(has_replica, handle), self._retries, start_s)
                 for stage, gpu, cpu, handle in twice
             )
         self._stages = Stages(

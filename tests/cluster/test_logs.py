@@ -43,4 +43,7 @@ def test_no_log_has_a_url_s_query_or_a_header(files: Files) -> None:
     logs = [file for file in Path(global_worker.node.get_logs_dir_path()).rglob("*") if file.is_file()]
     texts = {file: file.read_text(errors="replace") for file in logs}
     assert any("lost.wav answered 404" in text for text in texts.values())  # failures are logged, and here
+    assert [
+        str(file) for file, text in texts.items() if "errors.SourceUnavailable" in text
+    ] == []  # no traceback
     assert [str(file) for file, text in texts.items() if SECRET in text] == []
