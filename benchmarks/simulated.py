@@ -116,18 +116,35 @@ class Gpu:
         return sum(held for begun, held in rows if begin_s <= begun < end_s)
 
 
+@dataclass
+class Fixed:
+    """A scan through a file whose windows all have the same length, but for the last one."""
+
+    window_s: float
+    found: int = 0
+
+    def windows(self, audio: Audio) -> Iterator[Window]:
+        """The next ones, as far as the file has been decoded."""
+        while (start_s := self.found * self.window_s) < audio.duration_s:
+            window = Window(start_s, min(start_s + self.window_s, audio.duration_s))
+            if not audio.whole and window.end_s - start_s < self.window_s:
+                return
+            self.found += 1
+            yield window
+
+
 @dataclass(frozen=True)
 class SimulatedDetector:
     """All of the file is speech: windows of 30 s, and one with the rest."""
 
     gpu: Gpu
 
-    def scan(self, audio: Audio) -> Iterator[tuple[Window, ...]]:
-        done_s = 0.0
-        for start in np.arange(0, audio.duration_s, WINDOW_S):
-            window = Window(float(start), min(float(start) + WINDOW_S, audio.duration_s))
-            self.gpu.run(detect_s(window.end_s) - done_s)
-            done_s = detect_s(window.end_s)
+    def new_scan(self) -> Fixed:
+        return Fixed(WINDOW_S)
+
+    def scan(self, audio: Audio, scan: Fixed) -> Iterator[tuple[Window, ...]]:
+        for window in scan.windows(audio):
+            self.gpu.run(detect_s(window.end_s) - (detect_s(window.start_s) if window.start_s else 0.0))
             yield (window,)
 
 

@@ -109,8 +109,11 @@ class Admission:
         self._refuse_when_full(audio_s)
 
     def add(self, audio: Any, seconds: float) -> None:
-        """Counts this audio, if it is new, until `remove`; raises Overloaded instead when full."""
-        if audio not in self._held_s:
+        """Counts this audio until `remove`, and again when more of it has been decoded; raises Overloaded
+        instead when full.
+        """
+        if seconds > self._held_s.get(audio, 0.0):
+            self._held_s.pop(audio, None)
             self._refuse_when_full(seconds)
             self._held_s[audio] = seconds
             self._pace.work(True)

@@ -46,6 +46,7 @@ class Audio:
     warnings: tuple[StageWarning, ...] = ()
     timings: dict[str, float] = field(default_factory=dict)  # stage -> wall seconds
     checksum: int = 0  # CRC-32 of what a URL gave: whether it gives the same when it is fetched again
+    whole: bool = True  # False: the beginning of a long file whose rest is still being decoded
 
     @property
     def duration_s(self) -> float:
@@ -69,11 +70,12 @@ class Speech:
     """What voice activity detection found in one more part of a file: its windows, in order, maybe none."""
 
     windows: tuple[Window, ...]
-    duration_s: float  # of the whole file
+    duration_s: float  # of the file, as far as it has been decoded
     # Of loading the audio, in the first part: this is how they reach the caller.
     warnings: tuple[StageWarning, ...] = ()
     timings: dict[str, float] = field(default_factory=dict)
     checksum: int = 0
+    scan: Any = None  # in the last part: where to go on once more has been decoded; None: that was all
 
 
 @dataclass(frozen=True, slots=True)

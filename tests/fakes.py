@@ -182,8 +182,13 @@ class FakeRecognizer:
 
 
 class FakeSpeechModel:
-    def scan(self, audio: Audio) -> Iterator[tuple[Window, ...]]:
-        return ((window,) for window in windows_of(audio.samples))
+    def new_scan(self) -> list[Window]:
+        return []
+
+    def scan(self, audio: Audio, scan: list[Window]) -> Iterator[tuple[Window, ...]]:
+        for window in windows_of(audio.samples)[len(scan) :]:
+            scan.append(window)
+            yield (window,)
 
 
 class FakeAligner:

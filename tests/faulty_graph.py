@@ -3,7 +3,7 @@
 import asyncio
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -70,10 +70,10 @@ class GatedSpeech(FakeSpeechModel):
     def __init__(self, gates: Gates) -> None:
         self._gates = gates
 
-    def scan(self, audio: Audio) -> Iterator[tuple[Window, ...]]:
+    def scan(self, audio: Audio, scan: list[Window]) -> Iterator[tuple[Window, ...]]:
         """The gate is behind the first window."""
-        for number, windows in enumerate(super().scan(audio)):
-            if number:
+        for windows in super().scan(audio, scan):
+            if len(scan) > 1:
                 self._gates.go_through("speech")
             yield windows
 
@@ -145,14 +145,17 @@ class Orphan:
     def __init__(self) -> None:
         self._owner: Any = Owner.remote()  # type: ignore[attr-defined]
 
-    async def _to_object_ref(self) -> Any:
+    async def _to_object_ref_gen(self) -> AsyncIterator[Any]:
+        return self._references()
+
+    async def _references(self) -> AsyncIterator[Any]:
         (ref,) = await self._owner.put.remote()
         ray.kill(self._owner)
         with suppress(ray.exceptions.ObjectLostError):
             for _ in range(600):  # until that is known on this node
                 await ref
                 await asyncio.sleep(0.1)
-        return ref
+        yield ref
 
     def cancel(self) -> None:
         """It has ended."""

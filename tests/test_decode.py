@@ -11,7 +11,7 @@ import struct
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -343,19 +343,20 @@ def test_slow_decoding_passes_its_deadline(bomb: bytes) -> None:
 
 def test_kernel_limits_hold_from_the_start(bomb: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """ffmpeg runs under limits that the kernel keeps, without our environment."""
-    read, seen = module._read_samples, list[tuple[int, int]]()
+    read, seen = module._chunks, list[tuple[int, int]]()
 
-    async def looking(process: asyncio.subprocess.Process, max_audio_s: float) -> bytearray:
+    async def looking(process: asyncio.subprocess.Process, timeout_s: float) -> AsyncGenerator[bytes, None]:
         assert process.stdout is not None
         await process.stdout.readexactly(2)  # so it is ffmpeg by now
         with open(f"/proc/{process.pid}/environ", "rb") as environment:  # noqa: ASYNC230 - not on a disk
             assert b"HOME" not in environment.read()
         for limit in (resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_FSIZE, resource.RLIMIT_CORE):
             seen.append(resource.prlimit(process.pid, limit))
-        return await read(process, max_audio_s)
+        async for chunk in read(process, timeout_s):
+            yield chunk
 
     monkeypatch.setenv("HOME", "/home/us")
-    monkeypatch.setattr(module, "_read_samples", looking)
+    monkeypatch.setattr(module, "_chunks", looking)
     with pytest.raises(AudioTooLong):
         asyncio.run(decoded(bomb))
     assert seen == [(module.MAX_MEMORY_BYTES,) * 2, (60, 60), (0, 0), (0, 0)]
@@ -374,15 +375,16 @@ def test_file_that_kills_its_decoder_is_unusable(
     by: signal.Signals, code: str, bomb: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever signal ends ffmpeg, the file is to blame (422), not the server."""
-    read = module._read_samples
+    read = module._chunks
 
-    async def killed(process: asyncio.subprocess.Process, max_audio_s: float) -> bytearray:
+    async def killed(process: asyncio.subprocess.Process, timeout_s: float) -> AsyncGenerator[bytes, None]:
         assert process.stdout is not None
         await process.stdout.readexactly(2)
         process.send_signal(by)
-        return await read(process, max_audio_s)
+        async for chunk in read(process, timeout_s):
+            yield chunk
 
-    monkeypatch.setattr(module, "_read_samples", killed)
+    monkeypatch.setattr(module, "_chunks", killed)
     with pytest.raises(UnusableAudio) as caught:
         asyncio.run(decoded(bomb, max_audio_s=1e6))
     assert (caught.value.status, caught.value.code) == (422, code)
@@ -483,11 +485,12 @@ def test_cancellation_kills_the_child(new_loop: str, bomb: bytes, monkeypatch: p
     """When the caller goes, the decoder goes: no running child, no zombie, no open pipe."""
     make_loop: Callable[[], asyncio.AbstractEventLoop] = pytest.importorskip(new_loop).new_event_loop
     started = asyncio.Event()
-    read = module._read_samples
+    read = module._chunks
 
-    async def reading(*args: Any) -> bytearray:
+    async def reading(*args: Any) -> AsyncGenerator[bytes, None]:
         started.set()
-        return await read(*args)
+        async for chunk in read(*args):
+            yield chunk
 
     async def cancelled() -> None:
         task = asyncio.create_task(decoded(bomb, max_audio_s=1e6))
@@ -498,7 +501,7 @@ def test_cancellation_kills_the_child(new_loop: str, bomb: bytes, monkeypatch: p
             await task
         assert decoders() == []
 
-    monkeypatch.setattr(module, "_read_samples", reading)
+    monkeypatch.setattr(module, "_chunks", reading)
     loop = make_loop()
     try:
         loop.run_until_complete(cancelled())
@@ -516,8 +519,9 @@ def test_endless_log_is_cut() -> None:
             stdout=asyncio.subprocess.PIPE,
         )
         process.stderr, process.stdout = process.stdout, process.stderr
-        log, _ = await asyncio.gather(module._read_log(process), process.wait())
-        return log
+        log = module._Log()
+        await asyncio.gather(log.read(process), process.wait())
+        return log.said
 
     log = asyncio.run(read())
     assert log.startswith(b"begin")

@@ -38,7 +38,7 @@ class Call:
     """What a handle gives: of one answer or of many."""
 
     def __init__(self, result: Any) -> None:
-        self._result = asyncio.ensure_future(result) if inspect.isawaitable(result) else result
+        self._result: Any = asyncio.ensure_future(result) if inspect.isawaitable(result) else result
 
     def __await__(self) -> Iterator[Any]:
         return iter(self._result.__await__())
@@ -48,6 +48,15 @@ class Call:
 
     async def _to_object_ref(self) -> Reference:
         return Reference(self._result)
+
+    async def _to_object_ref_gen(self) -> AsyncIterator[Reference]:
+        return self._references()
+
+    async def _references(self) -> AsyncIterator[Reference]:
+        async for item in self._result:
+            result: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+            result.set_result(item)
+            yield Reference(result)
 
     def cancel(self) -> None:
         if isinstance(self._result, asyncio.Future):
@@ -74,7 +83,7 @@ class Graph:
         self.asked = asyncio.Event()
         self.news = asyncio.Condition()
 
-    async def load(self, url: str | None, headers: dict[str, str], chunks: list[Any], *_: Any) -> Audio:
+    async def load(self, url: str | None, headers: dict[str, str], chunks: list[Any], *_: Any) -> Any:
         async with self.news:
             self.loading += 1
             self.news.notify_all()
@@ -83,9 +92,9 @@ class Graph:
         except asyncio.CancelledError:
             self.abandoned.set()
             raise
-        return Audio(recording(0, 0))
+        yield Audio(recording(0, 0))
 
-    async def detect(self, ref: list[Any], request_id: str) -> AsyncGenerator[Speech, None]:
+    async def detect(self, ref: list[Any], scan: Any, request_id: str) -> AsyncGenerator[Speech, None]:
         await ref[0]
         yield Speech((), self.file_s)
         self.heard.set()

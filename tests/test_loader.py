@@ -3,7 +3,7 @@
 import asyncio
 import os
 import tempfile
-from collections.abc import Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from typing import Any
 
 import pytest
@@ -23,6 +23,21 @@ def loader() -> Any:
     return untyped.func_or_class(intake())
 
 
+async def loaded(
+    url: str | None,
+    chunks: Sequence[Awaitable[bytes]] = (),
+    *,
+    checksum: int | None = None,
+    replica: Any = None,
+) -> Audio:
+    """The whole file, which is all that a loader gives that is not asked to be early."""
+    parts = (replica or loader()).load(url, {}, list(chunks), None, checksum)
+    whole: Audio
+    (whole,) = [part async for part in parts]
+    assert whole.whole
+    return whole
+
+
 def stored(data: bytes) -> Awaitable[bytes]:
     """Stands for a reference to bytes."""
     found: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
@@ -38,9 +53,9 @@ def test_a_full_disk_is_a_typed_error(monkeypatch: pytest.MonkeyPatch, size: int
 
     async def run() -> None:
         if not by_url:
-            await loader().load(None, {}, [stored(b"x" * size)])
+            await loaded(None, [stored(b"x" * size)])
         async with serving(answering(b"x" * size)) as port:
-            await loader().load(f"http://127.0.0.1:{port}/", {}, [])
+            await loaded(f"http://127.0.0.1:{port}/")
 
     with pytest.raises(Overloaded):
         asyncio.run(run())
@@ -55,7 +70,7 @@ def test_no_disk_at_all_is_a_typed_error(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
 
     async def run() -> None:
-        await loader().load(None, {}, [stored(b"x")])
+        await loaded(None, [stored(b"x")])
 
     with pytest.raises(Overloaded):
         asyncio.run(run())
@@ -71,11 +86,11 @@ def test_a_url_that_is_fetched_again_must_give_the_same() -> None:
     async def run() -> None:
         async with serving(answer) as port:
             url = f"http://127.0.0.1:{port}"
-            first = await loader().load(f"{url}/one", {}, [])
-            again = await loader().load(f"{url}/one", {}, [], None, first.checksum)
+            first = await loaded(f"{url}/one")
+            again = await loaded(f"{url}/one", checksum=first.checksum)
             assert again.samples.tolist() == first.samples.tolist()
             with pytest.raises(SourceUnavailable) as refused:
-                await loader().load(f"{url}/other", {}, [], None, first.checksum)
+                await loaded(f"{url}/other", checksum=first.checksum)
         assert refused.value.code == "source_changed"
 
     asyncio.run(run())
@@ -94,21 +109,21 @@ def test_files_that_wait_are_few_and_do_not_wait_for_ever(
     async def run() -> None:
         decoding, decoded = asyncio.Event(), asyncio.Event()
 
-        async def decode(*_: Any, **__: Any) -> Audio:
+        async def decode(*_: Any, **__: Any) -> AsyncGenerator[Audio, None]:
             decoding.set()
             await decoded.wait()
-            return Audio(samples(1))
+            yield Audio(samples(1))
 
-        monkeypatch.setattr(loader_module, "decode", decode)
+        monkeypatch.setattr(loader_module, "decoding", decode)
         replica = loader()
-        first = asyncio.create_task(replica.load(None, {}, [stored(b"x")]))
+        first = asyncio.create_task(loaded(None, [stored(b"x")], replica=replica))
         await decoding.wait()
         async with serving(recording(requests, answering(b"x"))) as port:
             with pytest.raises(Overloaded):
-                await replica.load(f"http://127.0.0.1:{port}/", {}, [])
+                await loaded(f"http://127.0.0.1:{port}/", replica=replica)
             assert len(requests) == fetched
             decoded.set()
             assert (await first).duration_s == 1.0
-            await replica.load(f"http://127.0.0.1:{port}/", {}, [])
+            await loaded(f"http://127.0.0.1:{port}/", replica=replica)
 
     asyncio.run(run())

@@ -43,12 +43,16 @@ class Loading:
         self.asked_for: list[int | None] = []
         self.cancelled = 0
 
-    async def load(self, checksum: int | None) -> "Loading":
+    async def load(self, checksum: int | None, early: bool) -> "Loading":
         self.asked_for.append(checksum)
+        assert early == (len(self.asked_for) == 1)
         return self
 
-    async def _to_object_ref(self) -> int:
-        return len(self.asked_for)
+    async def _to_object_ref_gen(self) -> AsyncGenerator[int, None]:
+        async def references() -> AsyncGenerator[int, None]:
+            yield len(self.asked_for)
+
+        return references()
 
     def cancel(self) -> None:
         self.cancelled += 1
@@ -266,7 +270,7 @@ def test_a_search_that_breaks_off_goes_on() -> None:
     windows = [Window(float(n), n + 1.0) for n in range(5)]
     breaks = [2, 1, 3]  # after so many parts, in the first attempts
 
-    async def detect(ref: list[int], request_id: str) -> AsyncGenerator[Speech, None]:
+    async def detect(ref: list[int], scan: Any, request_id: str) -> AsyncGenerator[Speech, None]:
         parts = [
             Speech((), 5.0, (StageWarning("decode", "truncated_audio", ""),), checksum=5),
             Speech((windows[0], windows[1]), 5.0),

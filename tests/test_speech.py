@@ -1,17 +1,19 @@
 """Speech detection without a model: merging, clipping, stretches, and what importing it costs."""
 
 import itertools
+import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from serve_app.stages.segmentation import Hysteresis
-from serve_app.stages.speech import SpeechDetector, clip, in_stretches, to_float32, windows_in_steps
-from serve_app.transcript import Audio, Segments, Window
+from serve_app.stages.segmentation import Hysteresis, SegmentationSearch
+from serve_app.stages.speech import Joining, SpeechDetector, StretchSearch, clip, to_float32
+from serve_app.transcript import SAMPLE_RATE_HZ, Audio, Segments, Window
 
 
 def random_segments(seed: int, *, longest_s: float) -> list[tuple[float, float]]:
@@ -27,7 +29,8 @@ def random_segments(seed: int, *, longest_s: float) -> list[tuple[float, float]]
 
 def merge(segments: Segments, window_s: float) -> tuple[Window, ...]:
     """The windows of a whole file's segments."""
-    return tuple(itertools.chain.from_iterable(windows_in_steps([segments], window_s, 1e9)))
+    joining = Joining(window_s)
+    return (*joining.feed(segments), *joining.finish())
 
 
 def test_no_segments_give_no_windows() -> None:
@@ -83,7 +86,8 @@ def test_windows_do_not_depend_on_the_steps(seed: int) -> None:
     random = np.random.default_rng(seed)
     edges = [0, *sorted(random.integers(0, len(segments) + 1, 5).tolist()), len(segments)]
     steps = [segments[a:b] for a, b in itertools.pairwise(edges)]
-    found = list(windows_in_steps(steps, 12.0, 1e9))
+    joining = Joining(12.0)
+    found = [*map(joining.feed, steps), joining.finish()]
     assert tuple(itertools.chain.from_iterable(found)) == merge(segments, 12.0)
     for n in range(len(steps)):  # what the first steps gave is all but the window that may still grow
         known = tuple(itertools.chain.from_iterable(found[: n + 1]))
@@ -115,7 +119,10 @@ def test_audio_without_samples_has_no_speech() -> None:
     def find(samples: npt.NDArray[np.int16]) -> Iterator[Segments]:
         raise AssertionError("asked")
 
-    assert list(SpeechDetector(find, 30.0).scan(Audio(np.zeros(0, np.int16)))) == []
+    for begin in (StretchSearch, partial(SegmentationSearch, 0.5, 0.363, 30.0)):
+        detector = SpeechDetector(find, begin, 30.0)
+        found = detector.scan(Audio(np.zeros(0, np.int16)), detector.new_scan())
+        assert list(itertools.chain.from_iterable(found)) == []
 
 
 def runs(samples: npt.NDArray[np.int16]) -> list[tuple[int, int]]:
@@ -130,8 +137,15 @@ def test_stretches_find_what_the_whole_would(seed: int) -> None:
     random = np.random.default_rng(seed)
     lengths = random.integers(1, 5_000, 80)
     samples = np.repeat(np.arange(80) % 2, lengths).astype(np.int16)
-    stretches = in_stretches(runs, samples, stretch=20_480, context=1_024)
-    assert list(itertools.chain.from_iterable(stretches)) == runs(samples)
+    expected = [(start / SAMPLE_RATE_HZ, end / SAMPLE_RATE_HZ) for start, end in runs(samples)]
+    for cuts in ([0], random.integers(0, len(samples), 3).tolist()):
+        search = StretchSearch(stretch=20_480, context=1_024)
+        found: list[tuple[float, float]] = []
+        for end in sorted(cuts):  # more and more of the file, as it is decoded
+            search = pickle.loads(pickle.dumps(search))
+            found += itertools.chain.from_iterable(search.segments(runs, samples[:end], whole=False))
+        found += itertools.chain.from_iterable(search.segments(runs, samples, whole=True))
+        assert found == expected
 
 
 def test_importing_the_module_brings_no_torch() -> None:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from pydantic import BaseModel
 from ray.serve import Application
 
+from benchmarks.simulated import Fixed
 from serve_app.app import graph
 from serve_app.model_loaders import Loaders
 from serve_app.settings import Settings
@@ -59,9 +60,11 @@ class CountingDetector:
 
     pace: float
 
-    def scan(self, audio: Audio) -> Iterator[tuple[Window, ...]]:
-        for start_s in np.arange(0, audio.duration_s, WINDOW_S):
-            window = Window(float(start_s), min(float(start_s) + WINDOW_S, audio.duration_s))
+    def new_scan(self) -> Fixed:
+        return Fixed(WINDOW_S)
+
+    def scan(self, audio: Audio, scan: Fixed) -> Iterator[tuple[Window, ...]]:
+        for window in scan.windows(audio):
             time.sleep(self.pace * (window.end_s - window.start_s))
             yield (window,)
 

@@ -1,11 +1,12 @@
 """The audio loader: URL or upload to samples."""
 
 import asyncio
+import math
 import os
 import time
 import zlib
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from typing import Any, BinaryIO
 
@@ -16,7 +17,7 @@ from serve_app.deployments.handles import STAGE
 from serve_app.errors import Overloaded, SourceUnavailable
 from serve_app.settings import IntakeSettings
 from serve_app.spool import nameless_file, no_room
-from serve_app.stages.decode import decode
+from serve_app.stages.decode import EARLY_S, decoding
 from serve_app.stages.fetch import fetch
 from serve_app.transcript import Audio
 
@@ -42,11 +43,13 @@ class AudioLoader:
         chunks: list[Any],
         max_audio_s: float | None = None,
         checksum: int | None = None,
-    ) -> Audio:
+        early: bool = False,
+    ) -> AsyncIterator[Audio]:
         """Fetches the URL, or joins the upload's chunks (references to bytes), and decodes it.
 
-        More than `max_audio_s` of sound, or more than the server takes, is AudioTooLong. With `checksum`, a
-        URL that gives another file is refused: half of the transcript is of the one before.
+        Gives the whole; with `early`, more and more of a long file's beginning before that. More than
+        `max_audio_s` of sound, or more than the server takes, is AudioTooLong. With `checksum`, a URL that
+        gives another file is refused: half of the transcript is of the one before.
         """
         begun_s = time.monotonic()
         try:
@@ -64,19 +67,21 @@ class AudioLoader:
                             "source_changed",
                         )
                     fetched_s = time.monotonic()
-                    async with _one_of(self._decoders):
-                        audio = await decode(
-                            file,
-                            max_audio_s=min(
-                                self._intake.max_audio_s, max_audio_s or self._intake.max_audio_s
-                            ),
-                            timeout_s=self._intake.decode_timeout_s,
-                        )
+                    most_s = self._intake.max_audio_s
+                    parts = decoding(
+                        file,
+                        max_audio_s=min(most_s, max_audio_s or most_s),
+                        timeout_s=self._intake.decode_timeout_s,
+                        early_s=EARLY_S if early else math.inf,
+                    )
+                    async with _one_of(self._decoders), aclosing(parts):
+                        async for audio in parts:
+                            decoded_s = time.monotonic()
+                            timings = {"fetch": fetched_s - begun_s, "decode": decoded_s - fetched_s}
+                            yield replace(audio, timings=timings, checksum=found)
         finally:
             # Serve leaves a failed call's arguments to the garbage collector: this list, but not the upload.
             chunks.clear()
-        timings = {"fetch": fetched_s - begun_s, "decode": time.monotonic() - fetched_s}
-        return replace(audio, timings=timings, checksum=found)
 
     async def ready(self) -> bool:
         return True

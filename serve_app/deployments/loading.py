@@ -1,6 +1,7 @@
 """A request's audio as the ingress holds it: a reference, and the means to load it again."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, BinaryIO
@@ -10,53 +11,110 @@ from ray.exceptions import ObjectStoreFullError, OutOfDiskError
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.admission import Admission
-from serve_app.deployments.handles import AudioRef
+from serve_app.deployments.handles import AudioLost, AudioRef
 from serve_app.errors import Overloaded
 from serve_app.observability import Retries
 from serve_app.spool import no_room
 from serve_app.transcript import Source
+
+logger = logging.getLogger("ray.serve")
 
 UPLOAD_CHUNK_BYTES = 2 << 20  # each costs this process twice its size while it is stored
 LOADINGS = 4  # of one request's audio, the first included
 
 
 class LoadedAudio:
-    """The audio of one request, in the object store or on its way there; whoever uses it waits for it.
+    """The audio of one request, in the object store or on its way there.
 
-    The loader returns it, so this process owns the object and it outlives the loader.
+    Of a long file the loader gives the beginning, then more and more of it, at last the whole. `ref` is
+    always the latest: it has all that was ever found in an earlier one. The loader returns them, so this
+    process owns the objects and they outlive the loader.
     """
 
-    def __init__(self, load: Callable[[int | None], Awaitable[Any]], retries: Retries) -> None:
-        """`load` starts a call of the loader; it is given the checksum that the file must have, if known."""
+    def __init__(self, load: Callable[[int | None, bool], Awaitable[Any]], retries: Retries) -> None:
+        """`load` starts a call of the loader; it is given the checksum that the file must have, if known, and
+        whether to give the beginning early.
+        """
+        self.ref: AudioRef = []  # one list for good: a call that Serve has not sent yet gets the latest, too
         self.checksum: int | None = None  # once a stage has said it
         self.slowest_s: dict[Any, float] = {}  # a stage's method -> its longest call about this audio so far
         self._load = load
         self._retries = retries
         self._loadings = 0
         self._response: Any = None
+        self._following: asyncio.Task[None] | None = None
         self._one_at_a_time = asyncio.Lock()
-        self.ref: AudioRef = []
+        self._news = asyncio.Condition()
+        self._versions = 0  # of `ref` so far
+        self._lost = False  # `ref` is of a loading that is being replaced
+        self._ended = False  # the loading, well or not
 
     async def load(self) -> None:
+        """Starts the loading. Only the first gives the beginning early: later, windows may be anywhere."""
         self._loadings += 1
-        self._response = await self._load(self.checksum)
-        self.ref = [await self._response._to_object_ref()]
+        self._response = await self._load(self.checksum, self._loadings == 1)
+        references = await self._response._to_object_ref_gen()
+        self._ended = False
+        self._following = asyncio.create_task(self._follow(references))
 
-    async def load_again(self, lost: AudioRef) -> None:
+    async def later_than(self, version: int) -> int:
+        """Waits until `ref` is a later one than that, whose number it gives. Raises AudioLost."""
+        return await self._when(lambda: self._versions > version and not self._lost)
+
+    async def whole(self) -> int:
+        """Waits until `ref` is the whole file, or what has become of it. Raises AudioLost."""
+        return await self._when(lambda: self._ended and not self._lost and self._versions > 0)
+
+    async def load_again(self, version: int) -> None:
         """Replaces `ref` if it still is the one that was lost: many windows lose the same audio at once."""
         async with self._one_at_a_time:
-            if self.ref is not lost:
-                return
-            if self._loadings == LOADINGS:
-                raise Overloaded("The audio was lost again and again; try again later.", None, "audio_lost")
-            self._retries.note("loader", "audio_lost")
-            await self.load()
+            while self._versions <= version:
+                if self._loadings == LOADINGS:
+                    raise Overloaded(
+                        "The audio was lost again and again; try again later.", None, "audio_lost"
+                    )
+                self._retries.note("loader", "audio_lost")
+                self._lost = True
+                try:
+                    await self.load()
+                    await self.later_than(version)
+                except AudioLost:  # that loading gave nothing
+                    continue
+                finally:
+                    self._lost = False
+                    await self._tell()
 
     def forget(self) -> None:
         """Ends the loading, if it has not ended, and lets go of the audio."""
+        if self._following is not None:
+            self._following.cancel()
         if self._response is not None:
             self._response.cancel()
         self.ref.clear()
+
+    async def _when(self, is_so: Callable[[], bool]) -> int:
+        async with self._news:
+            await self._news.wait_for(lambda: is_so() or (self._ended and not self._lost))
+        if not is_so():
+            raise AudioLost("the loader gave none")
+        return self._versions
+
+    async def _follow(self, references: AsyncIterator[Any]) -> None:
+        """Takes what the loader gives; its error is a reference, too."""
+        try:
+            async for reference in references:
+                self.ref[:] = [reference]
+                self._versions += 1
+                self._lost = False
+                await self._tell()
+        except Exception as error:  # noqa: BLE001  (whatever ended the call: who waits asks for it again)
+            logger.warning("Loading has ended: %s: %s", type(error).__name__, error)
+        self._lost, self._ended = False, True
+        await self._tell()
+
+    async def _tell(self) -> None:
+        async with self._news:
+            self._news.notify_all()
 
 
 def loading_with(
@@ -68,11 +126,13 @@ def loading_with(
     arguments to the garbage collector, which an idle server does not run.
     """
 
+    call = loader.options(stream=True).load
+
     @asynccontextmanager
     async def loading(source: Source) -> AsyncIterator[LoadedAudio]:
-        async def load(checksum: int | None) -> Any:
+        async def load(checksum: int | None, early: bool) -> Any:
             chunks[:] = await asyncio.to_thread(_put_chunks, source.file) if source.file else []
-            return loader.load.remote(source.url, source.headers, chunks, source.max_audio_s, checksum)
+            return call.remote(source.url, source.headers, chunks, source.max_audio_s, checksum, early)
 
         chunks: list[Any] = []
         audio = LoadedAudio(load, retries)

@@ -63,14 +63,22 @@ class SpeechDetector:
             run, max_batch_size=1, turns=of_this_device(), name="speech"
         )
 
-    async def detect(self, ref: AudioRef, request_id: str) -> AsyncIterator[Speech]:
-        """Part after part, as soon as the windows in it are sure; the first one comes at once, empty."""
+    async def detect(self, ref: AudioRef, scan: Any, request_id: str) -> AsyncIterator[Speech]:
+        """Part after part, as soon as the windows in it are sure; the first one comes at once, empty.
+
+        Where the audio is only the beginning of a file, the last one has what `scan` is to be in the call
+        with more of it. In a file's first call that is None.
+        """
         audio = await audio_behind(ref)
         yield Speech((), audio.duration_s, audio.warnings, audio.timings, audio.checksum)
-        scan = self._model.scan(audio)
-        while (windows := await self._batcher.submit(scan, request_id)) is not None:
+        if scan is None:
+            scan = self._model.new_scan()
+        steps = self._model.scan(audio, scan)
+        while (windows := await self._batcher.submit(steps, request_id)) is not None:
             if windows:
                 yield Speech(windows, audio.duration_s)
+        if not audio.whole:
+            yield Speech((), audio.duration_s, scan=scan)
 
     async def check_health(self) -> None:
         self._watch.check()

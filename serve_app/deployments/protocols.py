@@ -30,7 +30,8 @@ class Recognizer(Protocol):
 
 
 class SpeechModel(Protocol):
-    def scan(self, audio: Audio) -> Iterator[tuple[Window, ...]]: ...
+    def new_scan(self) -> Any: ...  # can be pickled
+    def scan(self, audio: Audio, scan: Any) -> Iterator[tuple[Window, ...]]: ...
 
 
 class AlignModel(Protocol):

@@ -26,7 +26,7 @@ from serve_app.deployments.loading import LoadedAudio
 from serve_app.errors import ModelCrashed, Overloaded, TranscriptionError
 from serve_app.observability import Retries
 from serve_app.options import Options
-from serve_app.transcript import KnownSpeaker, Speech, Window
+from serve_app.transcript import KnownSpeaker, Speech, StageWarning, Window
 
 logger = logging.getLogger("ray.serve")
 
@@ -106,26 +106,29 @@ def lasting(
 ) -> Callable[..., Any]:
     """`call(reference, ...)` as `lasting_call(audio, ...)`, made again where that helps.
 
-    With `patience` the first argument after the audio is a window, and the call has a deadline by its
-    length. What others' audio does to the queue is in it: a call may take three times as long as the
-    slowest so far of the same request. Deadlines cost no attempt, but each next one is twice as long. Its
-    last argument says whether it is to have a batch of its own.
+    Without `patience` it is about the whole file, and waits for that. With `patience` the first argument
+    after the audio is a window, and the call has a deadline by its length. What others' audio does to the
+    queue is in it: a call may take three times as long as the slowest so far of the same request. Deadlines
+    cost no attempt, but each next one is twice as long. Its last argument says whether it is to have a batch
+    of its own.
     """
     suspects = asyncio.Lock()
 
     async def lasting_call(audio: LoadedAudio, *args: Any) -> Any:
         attempts, factor = Attempts(stage, retries, suspects), 1.0
         while True:
+            version = 0
             try:
                 async with attempts.turn():
-                    ref = audio.ref
                     if patience is None:
-                        return await call(ref, *args)
+                        version = await audio.whole()
+                        return await call(audio.ref, *args)
+                    version = await audio.later_than(0)
                     begun_s = monotonic()
                     limit_s = partial(
                         _limit_s, factor * patience.limit_s(_length_s(args[0])), audio.slowest_s, call
                     )
-                    answer = await call(ref, *args, attempts.alone, limit_s=limit_s)
+                    answer = await call(audio.ref, *args, attempts.alone, limit_s=limit_s)
                 audio.slowest_s[call] = max(audio.slowest_s.get(call, 0.0), monotonic() - begun_s)
                 return answer
             except AGAIN as error:
@@ -133,7 +136,7 @@ def lasting(
                     factor *= 2
                 await attempts.failed(error)
                 if isinstance(error, AudioLost):
-                    await audio.load_again(ref)
+                    await audio.load_again(version)
 
     return lasting_call
 
@@ -191,12 +194,13 @@ def with_clips(diarize: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     async def call(ref: AudioRef, options: Options, request_id: str, known: Sequence[KnownSpeaker]) -> Any:
+        versions = [await speaker.clip.whole() for speaker in known]
         speakers = tuple(replace(speaker, clip=speaker.clip.ref) for speaker in known)
         try:
             return await diarize(ref, options, request_id, speakers)
         except AudioLost:
-            for speaker, sent in zip(known, speakers, strict=True):
-                await speaker.clip.load_again(sent.clip)
+            for speaker, version in zip(known, versions, strict=True):
+                await speaker.clip.load_again(version)
             raise
 
     return call
@@ -205,33 +209,35 @@ def with_clips(diarize: Callable[..., Any]) -> Callable[..., Any]:
 def resuming(
     stage: str, detect: Callable[..., AsyncGenerator[Speech, None]], retries: Retries
 ) -> Callable[..., AsyncGenerator[Speech, None]]:
-    """`detect(reference, ...)` as a stream over `audio` that goes on where it broke off.
+    """`detect(reference, scan, ...)` as a stream over `audio`, as it is decoded; goes on where it broke off.
 
-    Windows are found in the same order every time, so those that were given are skipped.
+    From the same `scan` windows are found in the same order every time, so those that were given are skipped.
     """
     suspects = asyncio.Lock()
 
     async def parts(audio: LoadedAudio, *args: Any) -> AsyncGenerator[Speech, None]:
-        attempts, given, begun = Attempts(stage, retries, suspects), 0, False
+        attempts, searched, scan, given = Attempts(stage, retries, suspects), 0, None, 0
+        told: set[StageWarning] = set()
         while True:
-            passed = 0
+            version, passed, end = searched, 0, None
             try:
-                async with attempts.turn(), aclosing(detect(ref := audio.ref, *args)) as stream:
+                version = await audio.later_than(searched)
+                async with attempts.turn(), aclosing(detect(audio.ref, scan, *args)) as stream:
                     async for part in stream:
+                        audio.checksum = part.checksum or audio.checksum
                         windows = part.windows[max(0, given - passed) :]
                         passed += len(part.windows)
-                        if begun and not windows:
-                            continue
-                        given = passed
-                        if not begun:
-                            audio.checksum = part.checksum
-                        yield replace(part, windows=windows, warnings=() if begun else part.warnings)
-                        begun = True
-                return
+                        given = max(given, passed)
+                        yield replace(part, windows=windows, warnings=tuple({*part.warnings} - told))
+                        told |= {*part.warnings}
+                        end = part.scan
+                if end is None:
+                    return
+                searched, scan, given = version, end, 0
             except AGAIN as error:
                 await attempts.failed(error)
                 if isinstance(error, AudioLost):
-                    await audio.load_again(ref)
+                    await audio.load_again(version)
 
     return parts
 

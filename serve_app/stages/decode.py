@@ -15,7 +15,8 @@ import re
 import signal
 import subprocess
 import threading
-from contextlib import suppress
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
 from time import monotonic
 from typing import BinaryIO
 
@@ -31,7 +32,7 @@ from serve_app.errors import (
     Overloaded,
     UnusableAudio,
 )
-from serve_app.transcript import SAMPLE_RATE_HZ, Audio, StageWarning
+from serve_app.transcript import SAMPLE_RATE_HZ, Audio, Samples, StageWarning
 
 logger = logging.getLogger("ray.serve")
 
@@ -40,6 +41,9 @@ FORMATS = "wav,w64,mp3,flac,ogg,mov,matroska,aac,aiff,caf,amr,asf,avi,flv,mpegts
 MAX_MEMORY_BYTES = 1 << 30  # address space; 300 MB is enough for every container measured
 MAX_LOG_BYTES = 1 << 16
 BYTES_PER_SAMPLE = 2
+BYTES_PER_S = SAMPLE_RATE_HZ * BYTES_PER_SAMPLE
+EARLY_S = 120.0  # of sound: from then on a file's beginning is worked on while the rest is decoded,
+GROWTH = 4  # and again whenever so many times as much is there
 RETRY_S = 60.0  # between two questions whether the kernel allows a namespace after all
 NO_DECODER = "The server cannot start a decoder now; try again later."
 
@@ -58,22 +62,42 @@ async def decode(file: BinaryIO, *, max_audio_s: float, timeout_s: float) -> Aud
     seconds), AudioTooCostly (more than `timeout_s` or more memory than a file needs), UnusableAudio,
     Overloaded (no process or descriptor left).
     """
+    parts = decoding(file, max_audio_s=max_audio_s, timeout_s=timeout_s, early_s=math.inf)
+    async with aclosing(parts):
+        return await anext(parts)
+
+
+async def decoding(
+    file: BinaryIO, *, max_audio_s: float, timeout_s: float, early_s: float = EARLY_S
+) -> AsyncGenerator[Audio, None]:
+    """The same as it gets on: the first `early_s` seconds, `GROWTH` times as much, and so on; then all of it.
+
+    What is wrong with a file may show only after its beginning has been given.
+    """
     file.flush()
     if os.fstat(file.fileno()).st_size == 0:
         raise EmptyAudio("The file is empty; send a file that holds audio.")
     process = await _start(file, timeout_s)
-    log = asyncio.create_task(_read_log(process))
+    log = _Log()
+    reading_log = asyncio.create_task(log.read(process))
     try:
-        pcm = await asyncio.wait_for(_read_samples(process, max_audio_s), timeout_s)
-    except asyncio.TimeoutError:
-        raise AudioTooCostly(
-            f"Decoding took longer than {timeout_s:g} s; send a shorter file or a simpler format such as WAV."
-        ) from None
+        pcm = bytearray()
+        async with aclosing(_chunks(process, timeout_s)) as chunks:
+            async for chunk in chunks:
+                pcm += chunk
+                if len(pcm) > max_audio_s * BYTES_PER_S:
+                    raise AudioTooLong(
+                        f"The audio is longer than {max_audio_s:g} s, the most this server takes; "
+                        "send it in shorter parts."
+                    )
+                if len(pcm) > early_s * BYTES_PER_S:
+                    await _refuse_encrypted(file, log)
+                    yield Audio(_samples(bytes(memoryview(pcm)[: int(early_s * BYTES_PER_S)])), whole=False)
+                    early_s *= GROWTH
     finally:
-        await _end(process, log)
-    if _says(log.result(), b"Input #0, mov,mp4") and await asyncio.to_thread(_is_encrypted, file):
-        raise EncryptedAudio("The sound track is encrypted; send a file without copy protection.")
-    return _judge(pcm, log.result(), process.returncode)
+        await _end(process, reading_log)
+    await _refuse_encrypted(file, log)
+    yield _judge(pcm, log.said, process.returncode)
 
 
 async def _start(file: BinaryIO, timeout_s: float) -> asyncio.subprocess.Process:
@@ -152,34 +176,41 @@ class Seclusion:
 _seclusion = Seclusion()
 
 
-async def _read_samples(process: asyncio.subprocess.Process, max_audio_s: float) -> bytearray:
+async def _chunks(process: asyncio.subprocess.Process, timeout_s: float) -> AsyncGenerator[bytes, None]:
+    """What the process gives until it ends, or AudioTooCostly."""
     assert process.stdout is not None
-    max_bytes = int(max_audio_s * SAMPLE_RATE_HZ) * BYTES_PER_SAMPLE
-    pcm = bytearray()
-    while chunk := await process.stdout.read(1 << 20):
-        pcm += chunk
-        if len(pcm) > max_bytes:
-            raise AudioTooLong(
-                f"The audio is longer than {max_audio_s:g} s, the most this server takes; "
-                "send it in shorter parts."
-            )
-    await process.wait()
-    return pcm
+    until_s = monotonic() + timeout_s
+    try:
+        while chunk := await asyncio.wait_for(process.stdout.read(1 << 20), until_s - monotonic()):
+            yield chunk
+        await asyncio.wait_for(process.wait(), until_s - monotonic())
+    except asyncio.TimeoutError:
+        raise AudioTooCostly(
+            f"Decoding took longer than {timeout_s:g} s; send a shorter file or a simpler format such as WAV."
+        ) from None
 
 
-async def _read_log(process: asyncio.subprocess.Process) -> bytes:
+class _Log:
     """The first and the last half of what fits: the banner and the reason of the end."""
-    assert process.stderr is not None
-    head, tail = b"", b""
-    while chunk := await process.stderr.read(MAX_LOG_BYTES // 2):
-        tail += chunk
-        if not head and len(tail) >= MAX_LOG_BYTES // 2:
-            head, tail = tail[: MAX_LOG_BYTES // 2], tail[MAX_LOG_BYTES // 2 :]
-        tail = tail[-(MAX_LOG_BYTES // 2) :]
-    return head + tail
+
+    def __init__(self) -> None:
+        self._head = self._tail = b""
+
+    @property
+    def said(self) -> bytes:
+        return self._head + self._tail
+
+    async def read(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stderr is not None
+        half = MAX_LOG_BYTES // 2
+        while chunk := await process.stderr.read(half):
+            self._tail += chunk
+            if not self._head and len(self._tail) >= half:
+                self._head, self._tail = self._tail[:half], self._tail[half:]
+            self._tail = self._tail[-half:]
 
 
-async def _end(process: asyncio.subprocess.Process, log: "asyncio.Task[bytes]") -> None:
+async def _end(process: asyncio.subprocess.Process, log: "asyncio.Task[None]") -> None:
     """Leaves neither a process nor an open pipe behind."""
     assert process.stdout is not None
     if process.returncode is None:
@@ -188,6 +219,11 @@ async def _end(process: asyncio.subprocess.Process, log: "asyncio.Task[bytes]") 
     await process.stdout.read()
     await log
     await process.wait()
+
+
+async def _refuse_encrypted(file: BinaryIO, log: _Log) -> None:
+    if _says(log.said, b"Input #0, mov,mp4") and await asyncio.to_thread(_is_encrypted, file):
+        raise EncryptedAudio("The sound track is encrypted; send a file without copy protection.")
 
 
 def _is_encrypted(file: BinaryIO) -> bool:
@@ -222,11 +258,16 @@ def _judge(pcm: bytearray, log: bytes, exit_code: int | None) -> Audio:
             "The file cannot be decoded; send intact audio or video in a common format such as "
             "MP3, M4A, MP4, WAV, FLAC, OGG or WEBM."
         )
-    samples = np.frombuffer(pcm, dtype="<i2", count=len(pcm) // BYTES_PER_SAMPLE)
+    samples = _samples(pcm)
     if not len(samples):
         raise EmptyAudio("The file holds no audio samples; send a file that holds audio.")
-    samples.flags.writeable = False  # as it will be once it has crossed a replica
     return Audio(samples, _warnings(len(samples) / SAMPLE_RATE_HZ, log))
+
+
+def _samples(pcm: bytes | bytearray) -> Samples:
+    samples = np.frombuffer(pcm, dtype="<i2", count=len(pcm) // BYTES_PER_SAMPLE)
+    samples.flags.writeable = False  # as it will be once it has crossed a replica
+    return samples
 
 
 def _warnings(decoded_s: float, log: bytes) -> tuple[StageWarning, ...]:

@@ -6,7 +6,6 @@ Scores and segments are those of pyannote's `Inference` and whisperx's `Binarize
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,36 +13,47 @@ import numpy.typing as npt
 
 from serve_app.transcript import SAMPLE_RATE_HZ, Samples, Segments
 
-CHUNKS_PER_STEP = 16  # half a second of work on one core; larger batches are no faster there
+# Half a second of work on one core, where larger batches are no faster; on a GPU as many as whisperx.
+CHUNKS_PER_STEP = {"cpu": 16, "cuda": 32}
 
 Scores = npt.NDArray[np.float32]  # (frames,), probability of speech
 
 
-@dataclass(frozen=True)
-class SegmentationScan:
-    """Segments of speech, each cut where speech is least probable once it reaches `window_s`."""
+class SegmentationSearch:
+    """Segments of speech, each cut where speech is least probable once it reaches `window_s`.
 
-    inference: Any  # pyannote's Inference around a segmentation model
-    onset: float
-    offset: float
-    window_s: float
+    Holds what is known of one file so far; the same whether it is searched at once or as it is decoded.
+    """
 
-    def __call__(self, samples: Samples) -> Iterator[Segments]:
-        """The segments in (samples,) of int16, step by step: each step is CHUNKS_PER_STEP chunks of work."""
-        frames = self.inference.model.receptive_field
-        hysteresis = Hysteresis(self.onset, self.offset, self.window_s)
-        first = 0
-        for scores in self.scores(samples):
+    def __init__(
+        self, onset: float, offset: float, window_s: float, chunks_per_step: int = CHUNKS_PER_STEP["cpu"]
+    ) -> None:
+        self._hysteresis = Hysteresis(onset, offset, window_s)
+        self._chunks_per_step = chunks_per_step
+        self._next_chunk = 0
+        self._overlap = _Overlap()
+
+    def segments(self, inference: Any, samples: Samples, /, *, whole: bool) -> Iterator[Segments]:
+        """The segments in (samples,) of int16, step by step, each a batch of chunks.
+
+        `inference` is pyannote's around a segmentation model. Where the samples are not the whole
+        file, the search ends before the first batch that they do not fill.
+        """
+        if not len(samples):
+            return
+        frames = inference.model.receptive_field
+        first = self._overlap.given
+        for scores in self.scores(inference, samples, whole=whole):
             times_s = [_middle_s(frames, first + n) for n in range(len(scores))]
             first += len(scores)
-            yield hysteresis.feed(times_s, scores.tolist())
-        yield hysteresis.finish()
+            yield self._hysteresis.feed(times_s, scores.tolist())
+        if whole:
+            yield self._hysteresis.finish()
 
-    def scores(self, samples: Samples) -> Iterator[Scores]:
+    def scores(self, inference: Any, samples: Samples, *, whole: bool) -> Iterator[Scores]:
         """Probabilities of speech, frame after frame: pyannote's `Inference.slide` and `aggregate`."""
         from pyannote.core import Segment, SlidingWindow
 
-        inference = self.inference
         frames = SlidingWindow(
             start=0.0,
             duration=inference.model.receptive_field.duration,
@@ -51,31 +61,32 @@ class SegmentationScan:
         )
         chunk_samples = inference.model.audio.get_num_samples(inference.duration)
         step_samples = round(inference.step * SAMPLE_RATE_HZ)
-        whole_chunks = max(0, (len(samples) - chunk_samples) // step_samples + 1)
+        chunks = max(0, (len(samples) - chunk_samples) // step_samples + 1)
         padded = len(samples) < chunk_samples or (len(samples) - chunk_samples) % step_samples > 0
-        chunks = whole_chunks + padded
-        end_s = inference.duration + (chunks - 1) * inference.step
-        frame_count = frames.closest_frame(end_s + 0.5 * frames.duration) + 1
-        if padded:  # the frames of the padding are nobody's
-            ranges = frames.crop(
-                Segment(0.0, len(samples) / SAMPLE_RATE_HZ), mode="loose", return_ranges=True
-            )
-            frame_count = min(frame_count, ranges[-1][1])
+        chunks += whole and padded
 
-        overlap = _Overlap(frame_count, inference.warm_up, inference.duration)
-        given = 0
-        for first in range(0, chunks, CHUNKS_PER_STEP):
-            batch = _chunks(
-                samples, range(first, min(first + CHUNKS_PER_STEP, chunks)), chunk_samples, step_samples
-            )
-            for number, score in enumerate(_speech(inference.infer(batch)), start=first):
-                overlap.add(frames.closest_frame(number * inference.step + 0.5 * frames.duration), score)
-            after = first + CHUNKS_PER_STEP  # whose chunk is the first that still changes anything
-            final = frame_count
-            if after < chunks:
-                final = frames.closest_frame(after * inference.step + 0.5 * frames.duration)
-            yield overlap.mean(given, min(final, frame_count))
-            given = final
+        def first_frame(chunk: int) -> int:
+            return int(frames.closest_frame(chunk * inference.step + 0.5 * frames.duration))
+
+        while self._next_chunk < chunks:
+            after = self._next_chunk + self._chunks_per_step
+            if after > chunks and not whole:
+                return
+            batch = _chunks(samples, range(self._next_chunk, min(after, chunks)), chunk_samples, step_samples)
+            for number, score in enumerate(_speech(inference.infer(batch)), start=self._next_chunk):
+                self._overlap.add(first_frame(number), score, inference)
+            self._next_chunk = after
+            if after < chunks or not whole:
+                yield self._overlap.give(first_frame(after))  # a later chunk changes nothing before that
+        if whole:
+            end_s = inference.duration + (chunks - 1) * inference.step
+            frame_count = frames.closest_frame(end_s + 0.5 * frames.duration) + 1
+            if padded:  # the frames of the padding are nobody's
+                ranges = frames.crop(
+                    Segment(0.0, len(samples) / SAMPLE_RATE_HZ), mode="loose", return_ranges=True
+                )
+                frame_count = min(frame_count, ranges[-1][1])
+            yield self._overlap.give(frame_count)
 
 
 def _middle_s(frames: Any, number: int) -> float:
@@ -100,26 +111,39 @@ def _speech(outputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 
 class _Overlap:
-    """Overlap-add of the chunks' scores, weighed as pyannote's `Inference.aggregate` does for a file."""
+    """Overlap-add of the chunks' scores, weighed as pyannote's `Inference.aggregate` does for a file.
 
-    def __init__(self, frame_count: int, warm_up: tuple[float, float], chunk_s: float) -> None:
-        self._total = np.zeros(frame_count, np.float32)
-        self._weight = np.zeros(frame_count, np.float32)
-        self._warm_up = (warm_up[0] / chunk_s, warm_up[1] / chunk_s)
+    Holds the frames from number `given` on: of those before, the scores have been given.
+    """
 
-    def add(self, first: int, score: npt.NDArray[np.float32]) -> None:
+    def __init__(self) -> None:
+        self.given = 0
+        self._total = np.zeros(0, np.float32)
+        self._weight = np.zeros(0, np.float32)
+
+    def add(self, first: int, score: npt.NDArray[np.float32], inference: Any) -> None:
+        """The scores of one chunk, whose first frame has that number in the file."""
         weight = np.hamming(len(score))
-        left, right = (round(share * len(score)) for share in self._warm_up)
+        left, right = (round(warm_up_s / inference.duration * len(score)) for warm_up_s in inference.warm_up)
         weight[:left] *= 1e-12
         weight[len(score) - right :] *= 1e-12
-        room = len(self._total[first : first + len(score)])
-        self._total[first : first + room] += (score * weight)[:room]
-        self._weight[first : first + room] += weight[:room]
+        begin = first - self.given
+        self._make_room(begin + len(score))
+        self._total[begin : begin + len(score)] += score * weight
+        self._weight[begin : begin + len(score)] += weight
 
-    def mean(self, first: int, end: int) -> Scores:
-        return np.asarray(
-            self._total[first:end] / np.maximum(self._weight[first:end], 1e-12), dtype=np.float32
-        )
+    def give(self, end: int) -> Scores:
+        """The means of all frames before number `end`."""
+        count = max(0, end - self.given)
+        self._make_room(count)
+        means = self._total[:count] / np.maximum(self._weight[:count], 1e-12)
+        self.given += count
+        self._total, self._weight = self._total[count:].copy(), self._weight[count:].copy()
+        return np.asarray(means, dtype=np.float32)
+
+    def _make_room(self, frames: int) -> None:
+        missing = max(0, frames - len(self._total))
+        self._total, self._weight = np.pad(self._total, (0, missing)), np.pad(self._weight, (0, missing))
 
 
 class Hysteresis:

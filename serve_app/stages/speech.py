@@ -8,17 +8,19 @@ for pyannote is torch and some 20 s. Neither asks a hub.
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from serve_app.errors import ModelUnavailable
 from serve_app.settings import SpeechSettings
-from serve_app.stages.segmentation import SegmentationScan
+from serve_app.stages.segmentation import CHUNKS_PER_STEP, SegmentationSearch
 from serve_app.transcript import SAMPLE_RATE_HZ, Audio, Samples, Segments, Window
 
 SILERO_FRAME_SAMPLES = 512
@@ -26,29 +28,33 @@ SILERO_STRETCH_SAMPLES = 18_750 * SILERO_FRAME_SAMPLES  # 10 minutes
 SILERO_CONTEXT_SAMPLES = 128 * SILERO_FRAME_SAMPLES  # 4 s: it misses up to 1 s of speech from a cold start
 
 
-def windows_in_steps(
-    steps: Iterable[Segments], window_s: float, duration_s: float
-) -> Iterator[tuple[Window, ...]]:
-    """Joins neighbouring segments as long as the window stays within `window_s`, step by step.
+class Joining:
+    """Joins neighbouring segments as long as the window stays within `window_s`, fed piece by piece.
 
-    Gives the windows that each step completes, within [0, duration]: pyannote's last frame can reach
-    beyond the end of the audio. All steps together are whisperx's `Vad.merge_chunks`
-    (https://arxiv.org/abs/2303.00747, section 2): the silence between joined segments stays in, and a
-    segment that is longer by itself becomes a longer window.
+    All windows together are whisperx's `Vad.merge_chunks` (https://arxiv.org/abs/2303.00747, section 2): the
+    silence between joined segments stays in, and a segment that is longer by itself becomes a longer window.
     """
-    growing: tuple[float, float] | None = None
-    for segments in steps:
+
+    def __init__(self, window_s: float) -> None:
+        self._window_s = window_s
+        self._growing: tuple[float, float] | None = None
+
+    def feed(self, segments: Segments) -> list[Window]:
+        """The windows that these segments complete."""
         complete = []
         for start_s, end_s in segments:
-            if growing is None:
-                growing = (start_s, start_s)
-            if end_s - growing[0] > window_s and growing[1] > growing[0]:
-                complete.append(Window(*growing))
-                growing = (start_s, end_s)
-            growing = (growing[0], end_s)
-        yield clip(complete, duration_s)
-    if growing is not None:
-        yield clip([Window(*growing)], duration_s)
+            if self._growing is None:
+                self._growing = (start_s, start_s)
+            begin_s, grown_s = self._growing
+            if end_s - begin_s > self._window_s and grown_s > begin_s:
+                complete.append(Window(begin_s, grown_s))
+                begin_s = start_s
+            self._growing = (begin_s, end_s)
+        return complete
+
+    def finish(self) -> list[Window]:
+        """The window that is still growing at the end."""
+        return [] if self._growing is None else [Window(*self._growing)]
 
 
 def clip(windows: Sequence[Window], duration_s: float) -> tuple[Window, ...]:
@@ -64,20 +70,42 @@ def to_float32(samples: Samples) -> npt.NDArray[np.float32]:
     return waveform
 
 
+class Search(Protocol):
+    """The search for speech in one file: what is known so far, and can be pickled."""
+
+    def segments(self, model: Any, samples: Samples, /, *, whole: bool) -> Iterator[Segments]:
+        """Goes on where it was, step by step, as far as the samples (all from the file's start) reach."""
+
+
+@dataclass
+class Scan:
+    """How far a file has been searched: to be gone on with when there is more of it."""
+
+    search: Search
+    joining: Joining
+
+
 @dataclass(frozen=True)
 class SpeechDetector:
-    """A loaded detector: `find` goes through a file's samples and gives each step's segments of speech."""
+    """A loaded detector: its model, and how to begin the search through a file with it."""
 
-    find: Callable[[Samples], Iterator[Segments]]
+    model: Any
+    begin: Callable[[], Search]
     window_s: float
 
-    def scan(self, audio: Audio) -> Iterator[tuple[Window, ...]]:
-        """The windows of speech in the audio, in order; each step is about a second of work at most.
+    def new_scan(self) -> Scan:
+        return Scan(self.begin(), Joining(self.window_s))
 
-        Steps without a complete window give none: whoever calls can turn to another file meanwhile.
+    def scan(self, audio: Audio, scan: Scan) -> Iterator[tuple[Window, ...]]:
+        """The next windows of speech in the audio, in order; each step is about a second of work at most.
+
+        Steps without a complete window give none: whoever calls can turn to another file meanwhile. Windows
+        lie within [0, duration]: pyannote's last frame can reach beyond the end of the audio.
         """
-        steps = self.find(audio.samples) if len(audio.samples) else iter(())
-        return windows_in_steps(steps, self.window_s, audio.duration_s)
+        for segments in scan.search.segments(self.model, audio.samples, whole=audio.whole):
+            yield clip(scan.joining.feed(segments), audio.duration_s)
+        if audio.whole:
+            yield clip(scan.joining.finish(), audio.duration_s)
 
 
 def load_pyannote_detector(settings: SpeechSettings, window_s: float, device: str = "cpu") -> SpeechDetector:
@@ -101,7 +129,8 @@ def load_pyannote_detector(settings: SpeechSettings, window_s: float, device: st
         raise ModelUnavailable(f"The speech detection model {path} is missing: install whisperx again.")
     fix_reproducibility(torch.device(device))  # TensorFloat-32 off, as pyannote does before each file
     inference = Inference(Model.from_pretrained(path), step=settings.step_s, device=torch.device(device))
-    return SpeechDetector(SegmentationScan(inference, settings.onset, settings.offset, window_s), window_s)
+    begin = partial(SegmentationSearch, settings.onset, settings.offset, window_s, CHUNKS_PER_STEP[device])
+    return SpeechDetector(inference, begin, window_s)
 
 
 def _whisperx_assets() -> Path:
@@ -131,33 +160,39 @@ def load_silero_detector(settings: SpeechSettings, window_s: float) -> SpeechDet
     def find_in_stretch(samples: Samples) -> list[tuple[int, int]]:
         return [(s["start"], s["end"]) for s in get_speech_timestamps(to_float32(samples), options)]
 
-    def find(samples: Samples) -> Iterator[Segments]:
-        for found in in_stretches(find_in_stretch, samples, SILERO_STRETCH_SAMPLES, SILERO_CONTEXT_SAMPLES):
-            yield [(start / SAMPLE_RATE_HZ, end / SAMPLE_RATE_HZ) for start, end in found]
-
-    return SpeechDetector(find, window_s)
+    return SpeechDetector(find_in_stretch, StretchSearch, window_s)
 
 
-def in_stretches(
-    find: Callable[[Samples], list[tuple[int, int]]], samples: Samples, stretch: int, context: int
-) -> Iterator[list[tuple[int, int]]]:
-    """Applies `find` to stretches of the samples, in turn; segments are in samples of the whole.
+@dataclass
+class StretchSearch:
+    """Applies a detector of whole recordings to stretches of a file, in turn.
 
     Faster-whisper copies its input three times as float32: 2 GB for 3 hours at once. Each stretch
-    begins `context` samples (a multiple of find's frame) early, so that the detector knows what went
+    begins `context` samples (a multiple of the detector's frame) early, so that it knows what went
     before. A segment that reaches the end of its stretch is left to the next one; so is the end of
     one without: a word that has just begun is too short to be found.
     """
-    done = 0  # all segments that begin before are known
-    while done < len(samples):
-        begin = max(0, done - context) // SILERO_FRAME_SAMPLES * SILERO_FRAME_SAMPLES
-        stop = min(begin + stretch, len(samples))
-        shifted = [(begin + start, begin + end) for start, end in find(samples[begin:stop])]
-        found = [(max(start, done), end) for start, end in shifted if end > done]
-        if stop == len(samples):
-            done = stop
-        elif found and found[-1][1] == stop and found[-1][0] > done:
-            done = found.pop()[0]
-        else:
-            done = max(found[-1][1] if found else 0, stop - context)
-        yield found
+
+    stretch: int = SILERO_STRETCH_SAMPLES
+    context: int = SILERO_CONTEXT_SAMPLES
+    done: int = 0  # samples: all segments that begin before are known
+
+    def segments(
+        self, find: Callable[[Samples], list[tuple[int, int]]], samples: Samples, /, *, whole: bool
+    ) -> Iterator[Segments]:
+        """`find` gives the segments of a stretch, in samples from its start."""
+        while self.done < len(samples):
+            begin = max(0, self.done - self.context) // SILERO_FRAME_SAMPLES * SILERO_FRAME_SAMPLES
+            stop = begin + self.stretch
+            last = whole and stop >= len(samples)
+            if not last and stop > len(samples):
+                return
+            shifted = [(begin + start, begin + end) for start, end in find(samples[begin:stop])]
+            found = [(max(start, self.done), end) for start, end in shifted if end > self.done]
+            if last:
+                self.done = len(samples)
+            elif found and found[-1][1] == stop and found[-1][0] > self.done:
+                self.done = found.pop()[0]
+            else:
+                self.done = max(found[-1][1] if found else 0, stop - self.context)
+            yield [(start / SAMPLE_RATE_HZ, end / SAMPLE_RATE_HZ) for start, end in found]

@@ -188,19 +188,19 @@ def test_audio_that_is_lost_is_loaded_again() -> None:
     transcriber: Any = serve.get_deployment_handle(DEPLOYMENTS["asr"], NAME)
     again = Retries()
 
-    async def load(checksum: int | None) -> Any:
-        return loader.load.remote(None, {}, [ray.put(FILE)]) if "lost" in found else Orphan()
+    async def load(checksum: int | None, early: bool) -> Any:
+        if early:
+            return Orphan()
+        return loader.options(stream=True).load.remote(None, {}, [ray.put(FILE)])
 
     async def lose() -> list[WindowText]:
         audio = LoadedAudio(load, again)
         await audio.load()
-        found.append("lost")
         transcribe = lasting("asr", caller(transcriber.transcribe), again, Patience())
         windows = (Window(0.0, 1.0), Window(1.0, 2.0))
         calls = (transcribe(audio, window, "en", Decoding(), "lost") for window in windows)
         return list(await asyncio.gather(*calls))
 
-    found: list[str] = []
     assert [text.text for text in asyncio.run(asyncio.wait_for(lose(), 60))] == [" word1", " word2"]
     assert again.counts == {("loader", "audio_lost"): 1, ("asr", "audio_lost"): 2}
 

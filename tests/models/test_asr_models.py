@@ -81,8 +81,8 @@ def test_transcript_is_whisperx_own(audio: Audio, recognizer32: Recognizer) -> N
     segments = load_whisperx(bundled.ASR, "float32").transcribe(
         to_float32(audio.samples), batch_size=4, chunk_size=int(WINDOW_S), language="en"
     )["segments"]
-    scan = load_pyannote_detector(SpeechSettings(), int(WINDOW_S)).scan(audio)
-    windows = tuple(itertools.chain.from_iterable(scan))
+    detector = load_pyannote_detector(SpeechSettings(), int(WINDOW_S))
+    windows = tuple(itertools.chain.from_iterable(detector.scan(audio, detector.new_scan())))
     texts = recognizer32.transcribe(
         [AsrRequest(recognizer32.features(window.cut(audio.samples)), "en") for window in windows]
     )

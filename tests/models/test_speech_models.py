@@ -1,21 +1,24 @@
 """Speech detection with the real models: whisperx's windows, and inputs that are hardly any."""
 
 import itertools
+import pickle
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from serve_app.settings import SpeechSettings
-from serve_app.stages import speech
-from serve_app.stages.segmentation import SegmentationScan
+from serve_app.stages.segmentation import SegmentationSearch
 from serve_app.stages.speech import (
+    Joining,
     SpeechDetector,
+    StretchSearch,
     load_pyannote_detector,
     load_silero_detector,
     to_float32,
-    windows_in_steps,
 )
 from serve_app.transcript import SAMPLE_RATE_HZ, Audio, Window
 
@@ -40,7 +43,7 @@ def detector(request: pytest.FixtureRequest) -> SpeechDetector:
 
 
 def windows_of(detector: SpeechDetector, audio: Audio) -> tuple[Window, ...]:
-    return tuple(itertools.chain.from_iterable(detector.scan(audio)))
+    return tuple(itertools.chain.from_iterable(detector.scan(audio, detector.new_scan())))
 
 
 def speech_mask(windows: tuple[Window, ...], duration_s: float) -> np.ndarray:
@@ -74,8 +77,9 @@ def test_scores_are_pyannotes_own(audio: Audio, pyannote: SpeechDetector, second
     from whisperx.vads import Pyannote
 
     samples = audio.samples[: int(seconds * SAMPLE_RATE_HZ)]
-    assert isinstance(pyannote.find, SegmentationScan)
-    found = np.concatenate(list(pyannote.find.scores(samples)))
+    search = pyannote.begin()
+    assert isinstance(search, SegmentationSearch)
+    found = np.concatenate(list(search.scores(pyannote.model, samples, whole=True)))
     reference = Pyannote(torch.device("cpu"), vad_onset=SETTINGS.onset, vad_offset=SETTINGS.offset)
     waveform = Pyannote.preprocess_audio(to_float32(samples))
     expected = reference({"waveform": waveform, "sample_rate": SAMPLE_RATE_HZ}).data[:, 0]
@@ -85,7 +89,7 @@ def test_scores_are_pyannotes_own(audio: Audio, pyannote: SpeechDetector, second
 
 def test_the_first_window_is_there_long_before_the_last(audio: Audio, pyannote: SpeechDetector) -> None:
     """Two minutes: the first window comes within the first quarter of the steps."""
-    steps = list(pyannote.scan(Audio(np.tile(audio.samples, 5))))
+    steps = list(pyannote.scan(Audio(np.tile(audio.samples, 5)), pyannote.new_scan()))
     first = next(n for n, windows in enumerate(steps) if windows)
     assert first < len(steps) / 4
 
@@ -100,8 +104,9 @@ def test_merge_is_whisperx_own(seed: int) -> None:
     edges_s = np.cumsum(random.exponential(1.5, 120) * random.integers(0, 3, 120)).tolist()
     segments = [(start, end) for start, end in zip(edges_s[::2], edges_s[1::2], strict=True) if start < end]
     chunks = Vad.merge_chunks([Segment(start, end) for start, end in segments], WINDOW_S, 0.5, None)
-    found = itertools.chain.from_iterable(windows_in_steps([segments], WINDOW_S, 1e9))
-    assert tuple(found) == tuple(Window(chunk["start"], chunk["end"]) for chunk in chunks)
+    joining = Joining(WINDOW_S)
+    found = (*joining.feed(segments), *joining.finish())
+    assert found == tuple(Window(chunk["start"], chunk["end"]) for chunk in chunks)
 
 
 def test_methods_agree_on_where_speech_is(
@@ -136,14 +141,31 @@ def test_samples_may_be_read_only(audio: Audio, detector: SpeechDetector) -> Non
     np.testing.assert_array_equal(audio.samples, before)
 
 
-def test_long_file_in_stretches_is_the_same_to_silero(
-    audio: Audio, silero: SpeechDetector, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("ends_s", [(20.0,), (1.0, 3.0, 29.7, 80.0), (150.0, 167.0)])
+def test_a_file_is_searched_as_it_is_decoded(
+    audio: Audio, detector: SpeechDetector, ends_s: tuple[float, ...]
 ) -> None:
+    """The windows are the whole file's to the last digit, and the first are there before the end is."""
+    samples = np.tile(audio.samples, 7)
+    if isinstance(detector.begin(), StretchSearch):
+        detector = replace(detector, begin=partial(StretchSearch, 60 * SAMPLE_RATE_HZ))
+    scan, found = detector.new_scan(), list[Window]()
+    for end_s in ends_s:
+        beginning = Audio(samples[: int(end_s * SAMPLE_RATE_HZ)], whole=False)
+        found += itertools.chain.from_iterable(detector.scan(beginning, scan))
+        scan = pickle.loads(pickle.dumps(scan))
+    early = len(found)
+    found += itertools.chain.from_iterable(detector.scan(Audio(samples), scan))
+    assert tuple(found) == windows_of(detector, Audio(samples))
+    assert (0 < early < len(found)) == (ends_s[-1] > 60)
+
+
+def test_long_file_in_stretches_is_the_same_to_silero(audio: Audio, silero: SpeechDetector) -> None:
     """Stretches of a minute, which keep memory small, find the speech that one piece has."""
     samples = np.tile(audio.samples, 7)
     whole = windows_of(silero, Audio(samples))
-    monkeypatch.setattr(speech, "SILERO_STRETCH_SAMPLES", 60 * SAMPLE_RATE_HZ)
-    pieces = windows_of(silero, Audio(samples))
+    in_minutes = replace(silero, begin=partial(StretchSearch, 60 * SAMPLE_RATE_HZ))
+    pieces = windows_of(in_minutes, Audio(samples))
     duration_s = len(samples) / SAMPLE_RATE_HZ
     same = speech_mask(whole, duration_s) == speech_mask(pieces, duration_s)
     assert same.mean() >= 0.995
