@@ -136,6 +136,20 @@ def test_long_files_leave_room_for_short_ones() -> None:
     retry_after_s(house.let_in, 10.0)
 
 
+def test_a_file_counts_as_far_as_it_is_decoded() -> None:
+    """It comes in short and grows, for as long as there is room for it; said twice, it counts once."""
+    house = House(audio_s=10 * HOUR_S)
+    growing, other = house.let_in(120.0), house.let_in(120.0)
+    for seconds in (480.0, 8 * HOUR_S, 8 * HOUR_S):
+        house.admission.add(growing, seconds)
+    house.admission.add(other, 480.0)
+    with pytest.raises(Overloaded):
+        house.admission.add(other, 8 * HOUR_S)
+    house.end(other, 0.0, 1.0)
+    house.end(growing, 8 * HOUR_S, 1.0)
+    house.let_in(8 * HOUR_S)
+
+
 def test_one_long_file_always_fits() -> None:
     """However long: the limit refuses company."""
     house = House(audio_s=HOUR_S)

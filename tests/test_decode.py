@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import AsyncGenerator, Callable
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,10 +29,11 @@ from serve_app.errors import (
     EncryptedAudio,
     NoAudioStream,
     Overloaded,
+    TranscriptionError,
     UnusableAudio,
 )
 from serve_app.stages import decode as module
-from serve_app.stages.decode import decode
+from serve_app.stages.decode import decode, decoding
 from serve_app.transcript import Audio
 
 CONTAINERS = {
@@ -153,6 +154,62 @@ def test_one_file_decodes_twice_at_once() -> None:
     first, second = asyncio.run(both())
     assert np.array_equal(first.samples, second.samples)
     assert first.duration_s == pytest.approx(5.0, abs=0.1)
+
+
+async def parts_of(
+    content: bytes, *, max_audio_s: float = 60.0, most: int | None = None
+) -> tuple[list[Audio], Exception | None]:
+    """What comes of a file early, from the first second on, and how it ends; at most so many parts."""
+    parts: list[Audio] = []
+    with stored(content) as file:
+        found = decoding(file, max_audio_s=max_audio_s, timeout_s=30.0, early_s=1.0)
+        async with aclosing(found):
+            try:
+                async for part in found:
+                    parts.append(part)
+                    if len(parts) == most:
+                        break
+            except TranscriptionError as error:
+                return parts, error
+    return parts, None
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".mp3"])
+def test_a_long_file_comes_while_it_is_decoded(suffix: str) -> None:
+    """Its beginning, twice as much, and so on, each the whole's to the last sample; then the whole."""
+    sound = noise(40.0)
+    content = wav(sound) if suffix == ".wav" else encode(sound, 16_000, suffix)
+    whole = asyncio.run(decoded(content))
+    parts, error = asyncio.run(parts_of(content))
+    assert error is None
+    assert [part.whole for part in parts] == [False] * (len(parts) - 1) + [True]
+    assert [part.duration_s for part in parts[:-1]] == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0][: len(parts) - 1]
+    assert len(parts) > 3
+    for part in parts:
+        assert np.array_equal(part.samples, whole.samples[: len(part.samples)])
+        assert not part.samples.flags.writeable
+    assert len(parts[-1].samples) == len(whole.samples)
+
+
+def test_a_short_file_comes_at_once() -> None:
+    """And nobody waits for a second part of it."""
+    ((part,), error) = asyncio.run(parts_of(wav(noise(1.0))))
+    assert (part.whole, error) == (True, None)
+
+
+def test_what_is_wrong_with_a_long_file_is_said_in_the_end() -> None:
+    """Its beginning has been given by then."""
+    parts, error = asyncio.run(parts_of(wav(noise(40.0)), max_audio_s=30.0))
+    assert [part.whole for part in parts] == [False] * len(parts)
+    assert parts
+    assert isinstance(error, AudioTooLong)
+
+
+def test_who_has_enough_ends_the_decoder(bomb: bytes) -> None:
+    """Also between two parts."""
+    parts, _ = asyncio.run(parts_of(bomb, max_audio_s=1e6, most=2))
+    assert len(parts) == 2
+    assert decoders() == []
 
 
 @pytest.mark.parametrize("in_thread", [False, True], ids=["main thread", "other thread"])

@@ -294,6 +294,92 @@ def test_a_search_that_breaks_off_goes_on() -> None:
     assert request.audio.checksum == 5
 
 
+class Growing(Loading):
+    """A first loading that gives the beginning and ends in `end`, and others that give the whole: the number
+    of the loading, and whether it is all.
+    """
+
+    def __init__(self, end: Exception | None) -> None:
+        super().__init__()
+        self.end = end
+        self.go_on = asyncio.Event()
+
+    async def _to_object_ref_gen(self) -> AsyncGenerator[Any, None]:
+        async def references(number: int) -> AsyncGenerator[Any, None]:
+            if number == 1:
+                yield (1, "beginning")
+                await self.go_on.wait()
+            yield self.end if number == 1 and self.end else (number, "whole")
+
+        return references(len(self.asked_for))
+
+
+@pytest.mark.parametrize(("end", "loadings"), [(None, 1), (AudioLost("killed"), 2)])
+def test_a_file_is_searched_while_it_is_decoded(end: Exception | None, loadings: int) -> None:
+    """From where the search of its beginning ended, whatever happens to the loader meanwhile; calls about a
+    window have what there is, calls about the whole file wait.
+    """
+    request = Request()
+    loading = Growing(end)
+    request.audio = LoadedAudio(loading.load, request.retries)
+    windows = {"beginning": (Window(0.0, 1.0), Window(1.0, 2.0)), "whole": (Window(2.0, 3.0),)}
+    searched: list[tuple[Any, Any]] = []
+
+    async def detect(ref: list[Any], scan: Any, request_id: str) -> AsyncGenerator[Speech, None]:
+        (found,) = ref
+        searched.append((found, scan))
+        if isinstance(found, Exception):
+            raise found
+        how_much = found[1]
+        yield Speech((), 2.0 if how_much == "beginning" else 3.0)
+        yield Speech(windows[how_much], 2.0)
+        if how_much == "beginning":
+            yield Speech((), 2.0, scan="searched to here")
+
+    async def used(ref: list[Any], *_: Any, **__: Any) -> Any:
+        if isinstance(ref[0], Exception):
+            raise ref[0]
+        return ref[0]
+
+    async def run() -> list[Window]:
+        await request.audio.load()
+        about_all = asyncio.ensure_future(lasting("diarization", used, request.retries)(request.audio))
+        about_window = lasting("asr", used, request.retries, Patience())
+        found: list[Window] = []
+        async for part in resuming("speech", detect, request.retries)(request.audio, "id"):
+            found += part.windows
+            if part.scan:
+                assert await about_window(request.audio, WINDOW) == (1, "beginning")
+                assert not about_all.done()
+                loading.go_on.set()
+        assert await about_all == await about_window(request.audio, WINDOW) == (loadings, "whole")
+        return found
+
+    assert asyncio.run(run()) == [*windows["beginning"], *windows["whole"]]
+    assert searched[0] == ((1, "beginning"), None)
+    assert searched[-1] == ((loadings, "whole"), "searched to here")
+    assert len(loading.asked_for) == loadings
+
+
+def test_a_loading_that_gives_nothing_is_begun_again() -> None:
+    """As when its replica is gone before anything of it has come."""
+    request = Request()
+
+    class Empty(Loading):
+        async def _to_object_ref_gen(self) -> AsyncGenerator[int, None]:
+            async def references(number: int) -> AsyncGenerator[int, None]:
+                if number == 1:
+                    raise ActorDiedError
+                yield number
+
+            return references(len(self.asked_for))
+
+    request.loading = Empty()
+    request.audio = LoadedAudio(request.loading.load, request.retries)
+    assert request.run(calls=3) == ["done"] * 3
+    assert request.used == [2, 2, 2]
+
+
 def test_a_call_that_a_hung_replica_has_is_made_again() -> None:
     """Its deadline is by the length of the window and costs no attempt; the next one is twice as long."""
     limits_s: list[float] = []

@@ -43,7 +43,7 @@ MAX_LOG_BYTES = 1 << 16
 BYTES_PER_SAMPLE = 2
 BYTES_PER_S = SAMPLE_RATE_HZ * BYTES_PER_SAMPLE
 EARLY_S = 120.0  # of sound: from then on a file's beginning is worked on while the rest is decoded,
-GROWTH = 4  # and again whenever so many times as much is there
+GROWTH = 2  # and again whenever twice as much is there
 RETRY_S = 60.0  # between two questions whether the kernel allows a namespace after all
 NO_DECODER = "The server cannot start a decoder now; try again later."
 

@@ -190,6 +190,16 @@ def test_many_windows_of_one_file_come_back_in_order() -> None:
     ]
 
 
+def test_a_long_file_that_is_worked_on_while_it_is_decoded_loses_nothing() -> None:
+    """Words at the file's ends and where its early beginning breaks off; everybody's speaker."""
+    spoken = {0: 1, 119: 2, 120: 3, 239: 4, 240: 5, 479: 6, 480: 7, 599: 8}
+    body = post(files={"file": wav(recording(*(spoken.get(second, 0) for second in range(600))))}).json()
+    assert [(s["start"], s["text"], s["speaker"]) for s in body["model_output"]] == [
+        (second, f"word{number}", f"SPEAKER_0{number % 2}") for second, number in spoken.items()
+    ]
+    assert (body["duration"], body["warnings"]) == (600.0, [])
+
+
 def test_a_streaming_handle_reports_segments_before_the_answer() -> None:
     """handle.stream gives every segment once, in order and without speaker, then the whole answer."""
     handle: Any = serve.get_app_handle("whisperx").options(stream=True)
