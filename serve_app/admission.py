@@ -109,12 +109,14 @@ class Admission:
         self._refuse_when_full(audio_s)
 
     def add(self, audio: Any, seconds: float) -> None:
-        """Counts this audio until `remove`, and again when more of it has been decoded; raises Overloaded
-        instead when full.
+        """Counts this audio until `remove`, or anew when its length is better known; raises Overloaded instead
+        when it is more, and too much.
         """
-        if seconds > self._held_s.get(audio, 0.0):
+        counted_s = self._held_s.get(audio, 0.0)
+        if seconds != counted_s:
             self._held_s.pop(audio, None)
-            self._refuse_when_full(seconds)
+            if seconds > counted_s:
+                self._refuse_when_full(seconds)
             self._held_s[audio] = seconds
             self._pace.work(True)
 

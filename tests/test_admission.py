@@ -137,9 +137,9 @@ def test_long_files_leave_room_for_short_ones() -> None:
 
 
 def test_a_file_counts_as_far_as_it_is_decoded() -> None:
-    """It comes in short and grows, for as long as there is room for it; said twice, it counts once."""
+    """It grows for as long as there is room for it, and shrinks; said twice, it counts once."""
     house = House(audio_s=10 * HOUR_S)
-    growing, other = house.let_in(120.0), house.let_in(120.0)
+    growing, other = house.let_in(9.5 * HOUR_S), house.let_in(120.0)
     for seconds in (480.0, 8 * HOUR_S, 8 * HOUR_S):
         house.admission.add(growing, seconds)
     house.admission.add(other, 480.0)

@@ -84,6 +84,7 @@ class Ingress:
             detect_speech=_booked(
                 resuming("speech", streamer(detector.options(stream=True).detect), self._retries),
                 self._admission,
+                settings.intake.max_audio_s,
             ),
             transcribe=transcribe_window,
             align=align,
@@ -209,14 +210,17 @@ def _source(source: str | bytes, headers: dict[str, str] | None) -> Source:
 
 
 def _booked(
-    detect_speech: Callable[..., AsyncGenerator[Speech, None]], held: Admission
+    detect_speech: Callable[..., AsyncGenerator[Speech, None]], held: Admission, most_s: float
 ) -> Callable[..., Any]:
-    """The first that is heard of a file says how long it is: then it is counted, and booked on its key."""
+    """What is heard of a file says how long it is: so long it counts, and is booked on its key.
+
+    While it is being decoded it counts for as long as it says it is, `most_s` at most: it may fill the house.
+    """
 
     async def parts(audio: LoadedAudio, request_id: str) -> AsyncGenerator[Speech, None]:
         async with aclosing(detect_speech(audio, request_id)) as found:
             async for part in found:
-                held.add(audio, part.duration_s)
+                held.add(audio, max(part.duration_s, min(part.declared_s, most_s)))
                 charge(part.duration_s)
                 yield part
 

@@ -70,15 +70,17 @@ class SpeechDetector:
         with more of it. In a file's first call that is None.
         """
         audio = await audio_behind(ref)
-        yield Speech((), audio.duration_s, audio.warnings, audio.timings, audio.checksum)
+        yield Speech(
+            (), audio.duration_s, audio.warnings, audio.timings, audio.checksum, declared_s=audio.declared_s
+        )
         if scan is None:
             scan = self._model.new_scan()
         steps = self._model.scan(audio, scan)
         while (windows := await self._batcher.submit(steps, request_id)) is not None:
             if windows:
-                yield Speech(windows, audio.duration_s)
+                yield Speech(windows, audio.duration_s, declared_s=audio.declared_s)
         if not audio.whole:
-            yield Speech((), audio.duration_s, scan=scan)
+            yield Speech((), audio.duration_s, declared_s=audio.declared_s, scan=scan)
 
     async def check_health(self) -> None:
         self._watch.check()

@@ -92,7 +92,8 @@ async def decoding(
                     )
                 if len(pcm) > early_s * BYTES_PER_S:
                     await _refuse_encrypted(file, log)
-                    yield Audio(_samples(bytes(memoryview(pcm)[: int(early_s * BYTES_PER_S)])), whole=False)
+                    samples = _samples(bytes(memoryview(pcm)[: int(early_s * BYTES_PER_S)]))
+                    yield Audio(samples, whole=False, declared_s=_declared_s(log.said))
                     early_s *= GROWTH
     finally:
         await _end(process, reading_log)
@@ -270,20 +271,25 @@ def _samples(pcm: bytes | bytearray) -> Samples:
     return samples
 
 
+def _declared_s(log: bytes) -> float:
+    """What the file says, 0 for nothing; an estimate from the bit rate is no declaration."""
+    declared = _DURATION.search(log)
+    if not declared or _says(log, b"Estimating duration from bitrate"):
+        return 0.0
+    hours, minutes, seconds = (float(part) for part in declared.groups())
+    return 3600 * hours + 60 * minutes + seconds
+
+
 def _warnings(decoded_s: float, log: bytes) -> tuple[StageWarning, ...]:
     """Exit code 0 proves nothing: half an MP3 decodes without an error."""
     missing = f"Only {decoded_s:.1f} s of sound could be decoded"
-    declared = _DURATION.search(log)
-    # An estimate from the bit rate is no declaration.
-    if declared and not _says(log, b"Estimating duration from bitrate"):
-        hours, minutes, seconds = (float(part) for part in declared.groups())
-        declared_s = 3600 * hours + 60 * minutes + seconds
-        if declared_s - decoded_s > max(1.0, 0.02 * declared_s):
-            message = (
-                f"{missing} where the file declares {declared_s:.1f} s; it is cut off or damaged, "
-                "or its sound track is shorter than the file."
-            )
-            return (StageWarning("decode", "truncated_audio", message),)
+    declared_s = _declared_s(log)
+    if declared_s - decoded_s > max(1.0, 0.02 * declared_s):
+        message = (
+            f"{missing} where the file declares {declared_s:.1f} s; it is cut off or damaged, "
+            "or its sound track is shorter than the file."
+        )
+        return (StageWarning("decode", "truncated_audio", message),)
     # A WAV header written to a pipe declares the largest size there is; that is no truncation.
     if _says(log, b"corrupt input packet") and not _says(log, b"Ignoring maximum wav data size"):
         message = f"{missing}: the file breaks off in the middle of its data; send the whole file."
