@@ -109,8 +109,8 @@ class Admission:
         self._refuse_when_full(audio_s)
 
     def add(self, audio: Any, seconds: float) -> None:
-        """Counts this audio until `remove`, or anew when its length is better known; raises Overloaded instead
-        when it is more, and too much.
+        """Counts this audio until `remove`, anew when its length is better known; raises Overloaded instead
+        when that is more, and too much.
         """
         counted_s = self._held_s.get(audio, 0.0)
         if seconds != counted_s:
