@@ -47,7 +47,7 @@ class Audio:
     timings: dict[str, float] = field(default_factory=dict)  # stage -> wall seconds
     checksum: int = 0  # CRC-32 of what a URL gave: whether it gives the same when it is fetched again
     whole: bool = True  # False: the beginning of a long file whose rest is still being decoded,
-    declared_s: float = 0.0  # and how long the file says it is; 0: it says nothing
+    expected_s: float = 0.0  # and how long the file will be, by what it says itself; 0: not known
 
     @property
     def duration_s(self) -> float:
@@ -76,7 +76,7 @@ class Speech:
     warnings: tuple[StageWarning, ...] = ()
     timings: dict[str, float] = field(default_factory=dict)
     checksum: int = 0
-    declared_s: float = 0.0  # while the file is being decoded, what it says itself
+    expected_s: float = 0.0  # while the file is being decoded, what it says itself
     scan: Any = None  # in the last part: where to go on once more has been decoded; None: that was all
 
 

@@ -7,7 +7,7 @@ import asyncio
 import base64
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -179,6 +179,23 @@ class FakeRecognizer:
         except FileNotFoundError:
             return False
         return not held or int(held) in numbers
+
+
+class References:
+    """Ray's generator of references, over what a generator gives."""
+
+    def __init__(self, given: AsyncGenerator[Any, None]) -> None:
+        self._given = given
+
+    async def __anext__(self) -> Any:
+        return await anext(self._given)
+
+    def _get_next_ref_n(self, number: int) -> "list[References]":
+        return [self] * number
+
+    def _on_ready(self, done: Callable[[Exception | None], None]) -> Callable[[], None]:
+        done(None)
+        return lambda: None
 
 
 class FakeSpeechModel:

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from fakes import FakeAligner, FakeDiarizer, FakeRecognizer, FakeSpeechModel, recording
+from fakes import FakeAligner, FakeDiarizer, FakeRecognizer, FakeSpeechModel, References, recording
 from ray.serve import Application
 
 from serve_app.app import graph
@@ -145,10 +145,10 @@ class Orphan:
     def __init__(self) -> None:
         self._owner: Any = Owner.remote()  # type: ignore[attr-defined]
 
-    async def _to_object_ref_gen(self) -> AsyncIterator[Any]:
-        return self._references()
+    async def _to_object_ref_gen(self) -> References:
+        return References(self._references())
 
-    async def _references(self) -> AsyncIterator[Any]:
+    async def _references(self) -> AsyncGenerator[Any, None]:
         (ref,) = await self._owner.put.remote()
         ray.kill(self._owner)
         with suppress(ray.exceptions.ObjectLostError):

@@ -34,6 +34,8 @@ from serve_app.errors import (
 )
 from serve_app.stages import decode as module
 from serve_app.stages.decode import decode, decoding
+from serve_app.stages.ffmpeg_log import MAX_LOG_BYTES, Log
+from serve_app.stages.seclusion import Seclusion, seclusion
 from serve_app.transcript import Audio
 
 CONTAINERS = {
@@ -198,10 +200,17 @@ def test_a_short_file_comes_at_once() -> None:
 
 
 def test_what_is_wrong_with_a_long_file_is_said_in_the_end() -> None:
-    """Its beginning has been given by then."""
-    parts, error = asyncio.run(parts_of(wav(noise(40.0)), max_audio_s=30.0))
-    assert [part.whole for part in parts] == [False] * len(parts)
+    """Its beginning has been given by then; but not where the file itself says that it is too long."""
+    honest = encode(noise(40.0), 16_000, ".flac")
+    silent = (
+        honest[:21] + bytes([honest[21] & 0xF0]) + bytes(4) + honest[26:]
+    )  # about how many samples it has
+    parts, error = asyncio.run(parts_of(silent, max_audio_s=30.0))
     assert parts
+    assert not any(part.whole for part in parts)
+    assert isinstance(error, AudioTooLong)
+    parts, error = asyncio.run(parts_of(honest, max_audio_s=30.0))
+    assert parts == []
     assert isinstance(error, AudioTooLong)
 
 
@@ -456,13 +465,13 @@ def test_file_that_needs_too_much_memory_is_unusable() -> None:
 
 def test_decoder_has_no_network() -> None:
     """Even an ffmpeg that may use every protocol reaches no address from where decoders run."""
-    if not module._seclusion.prefix():
+    if not seclusion.prefix():
         pytest.skip("this kernel or container allows no network namespaces")
     with socket.create_server(("127.0.0.1", 0)) as canary:
         canary.setblocking(False)
         address = f"http://127.0.0.1:{canary.getsockname()[1]}/"
         fetch = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-rw_timeout", "100000", "-i", address]
-        subprocess.run([*module._seclusion.prefix(), *fetch], check=False, capture_output=True, timeout=60)
+        subprocess.run([*seclusion.prefix(), *fetch], check=False, capture_output=True, timeout=60)
         with pytest.raises(BlockingIOError):
             canary.accept()
         subprocess.run(fetch, check=False, capture_output=True, timeout=60)
@@ -477,8 +486,8 @@ def test_decoding_goes_on_where_namespaces_are_forbidden(
     def forbid(*args: object, **kwargs: object) -> None:
         raise subprocess.CalledProcessError(1, "unshare")
 
-    monkeypatch.setattr(module, "_seclusion", module.Seclusion())
-    monkeypatch.setattr(module, "RETRY_S", 0.0)
+    monkeypatch.setattr(module, "seclusion", Seclusion())
+    monkeypatch.setattr("serve_app.stages.seclusion.RETRY_S", 0.0)
     monkeypatch.setattr(subprocess, "run", forbid)
     monkeypatch.setattr(module, "logger", logging.getLogger("decode"))  # Serve's own is not captured
     for _ in range(2):
@@ -497,12 +506,12 @@ def test_a_refused_namespace_is_asked_for_again(monkeypatch: pytest.MonkeyPatch)
             raise answer
 
     monkeypatch.setattr(subprocess, "run", run)
-    monkeypatch.setattr(module, "monotonic", lambda: now_s[0])
-    seclusion = module.Seclusion()
-    assert [seclusion.prefix(), seclusion.prefix()] == [(), ()]
+    monkeypatch.setattr("serve_app.stages.seclusion.monotonic", lambda: now_s[0])
+    fresh = Seclusion()
+    assert [fresh.prefix(), fresh.prefix()] == [(), ()]
     now_s[0] += 60.0
     expected = ("unshare", "--user", "--net")
-    assert [seclusion.prefix(), seclusion.prefix()] == [expected, expected]  # and not asked a third time
+    assert [fresh.prefix(), fresh.prefix()] == [expected, expected]  # and not asked a third time
 
 
 def test_asking_for_a_namespace_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -517,7 +526,7 @@ def test_asking_for_a_namespace_holds_up_nobody(monkeypatch: pytest.MonkeyPatch)
             assert others.wait(10)
 
         monkeypatch.setattr(subprocess, "run", run)
-        monkeypatch.setattr(module, "_seclusion", module.Seclusion())
+        monkeypatch.setattr(module, "seclusion", Seclusion())
         question = asyncio.create_task(decoded(wav(tone(1.0))))
         await asked.wait()
         others.set()
@@ -532,7 +541,7 @@ def test_decoder_that_cannot_start_is_not_the_files_fault(
 ) -> None:
     """When the kernel refuses another namespace or program, the caller may try again later."""
     refused = ("unshare", "--no-such-namespace") if missing == "unshare" else ("/nonexistent/ffmpeg",)
-    monkeypatch.setattr(module._seclusion, "prefix", lambda: refused)
+    monkeypatch.setattr(seclusion, "prefix", lambda: refused)
     with pytest.raises(Overloaded, match="later"):
         asyncio.run(decoded(wav(tone(0.1))))
 
@@ -576,14 +585,14 @@ def test_endless_log_is_cut() -> None:
             stdout=asyncio.subprocess.PIPE,
         )
         process.stderr, process.stdout = process.stdout, process.stderr
-        log = module._Log()
+        log = Log()
         await asyncio.gather(log.read(process), process.wait())
         return log.said
 
     log = asyncio.run(read())
     assert log.startswith(b"begin")
     assert log.endswith(b"end\n")
-    assert len(log) <= module.MAX_LOG_BYTES
+    assert len(log) <= MAX_LOG_BYTES
 
 
 def test_no_process_left_is_a_typed_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 import ray
-from fakes import recording
+from fakes import References, recording
 from ray.exceptions import ObjectStoreFullError, OutOfDiskError
 from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import DeploymentUnavailableError
@@ -49,10 +49,10 @@ class Call:
     async def _to_object_ref(self) -> Reference:
         return Reference(self._result)
 
-    async def _to_object_ref_gen(self) -> AsyncIterator[Reference]:
-        return self._references()
+    async def _to_object_ref_gen(self) -> References:
+        return References(self._references())
 
-    async def _references(self) -> AsyncIterator[Reference]:
+    async def _references(self) -> AsyncGenerator[Reference, None]:
         async for item in self._result:
             result: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
             result.set_result(item)

@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import pytest
+from fakes import References
 from ray.exceptions import (
     ActorDiedError,
     ActorUnavailableError,
@@ -48,11 +49,11 @@ class Loading:
         assert early == (len(self.asked_for) == 1)
         return self
 
-    async def _to_object_ref_gen(self) -> AsyncGenerator[int, None]:
-        async def references() -> AsyncGenerator[int, None]:
-            yield len(self.asked_for)
+    async def _to_object_ref_gen(self) -> References:
+        return References(self.references(len(self.asked_for)))
 
-        return references()
+    async def references(self, number: int) -> AsyncGenerator[Any, None]:
+        yield number
 
     def cancel(self) -> None:
         self.cancelled += 1
@@ -304,14 +305,11 @@ class Growing(Loading):
         self.end = end
         self.go_on = asyncio.Event()
 
-    async def _to_object_ref_gen(self) -> AsyncGenerator[Any, None]:
-        async def references(number: int) -> AsyncGenerator[Any, None]:
-            if number == 1:
-                yield (1, "beginning")
-                await self.go_on.wait()
-            yield self.end if number == 1 and self.end else (number, "whole")
-
-        return references(len(self.asked_for))
+    async def references(self, number: int) -> AsyncGenerator[Any, None]:
+        if number == 1:
+            yield (1, "beginning")
+            await self.go_on.wait()
+        yield self.end if number == 1 and self.end else (number, "whole")
 
 
 @pytest.mark.parametrize(("end", "loadings"), [(None, 1), (AudioLost("killed"), 2)])
@@ -366,13 +364,10 @@ def test_a_loading_that_gives_nothing_is_begun_again() -> None:
     request = Request()
 
     class Empty(Loading):
-        async def _to_object_ref_gen(self) -> AsyncGenerator[int, None]:
-            async def references(number: int) -> AsyncGenerator[int, None]:
-                if number == 1:
-                    raise ActorDiedError
-                yield number
-
-            return references(len(self.asked_for))
+        async def references(self, number: int) -> AsyncGenerator[Any, None]:
+            if number == 1:
+                raise ActorDiedError
+            yield number
 
     request.loading = Empty()
     request.audio = LoadedAudio(request.loading.load, request.retries)

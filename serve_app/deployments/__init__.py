@@ -5,10 +5,11 @@ tests pass fake models and no process imports a model package that it does not n
 """
 
 from serve_app.deployments.batch_config import AlignerConfig, BatchConfig
+from serve_app.deployments.diarizer import Diarizer
 from serve_app.deployments.health import Patience
 from serve_app.deployments.ingress import Ingress
 from serve_app.deployments.loader import AudioLoader
-from serve_app.deployments.models import Aligner, Diarizer, SpeechDetector, Transcriber
+from serve_app.deployments.models import Aligner, SpeechDetector, Transcriber
 
 # What `user_config` of each deployment in a config file may hold.
 USER_CONFIGS: dict[str, type[BatchConfig] | None] = {

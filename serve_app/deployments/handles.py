@@ -133,6 +133,26 @@ def streamer(method: Any) -> Callable[..., AsyncGenerator[Any, None]]:
     return stream
 
 
+async def references(arriving: Any) -> AsyncGenerator[Any, None]:
+    """What Ray's generator of references gives, as it comes. An error is a reference, too.
+
+    To iterate over that itself would bring each object to this node, only to see that it is there.
+    """
+    loop = asyncio.get_running_loop()
+    while True:
+        (reference,) = arriving._get_next_ref_n(1)
+        there = asyncio.Event()
+        stop_waiting = reference._on_ready(lambda _, there=there: loop.call_soon_threadsafe(there.set))
+        try:
+            await there.wait()
+        finally:
+            stop_waiting()
+        try:
+            yield await anext(arriving)
+        except StopAsyncIteration:
+            return
+
+
 async def awaited(response: Any) -> Any:
     try:
         return await response

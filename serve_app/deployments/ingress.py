@@ -214,13 +214,14 @@ def _booked(
 ) -> Callable[..., Any]:
     """What is heard of a file says how long it is: so long it counts, and is booked on its key.
 
-    While it is being decoded it counts for as long as it says it is, `most_s` at most: it may fill the house.
+    While it is being decoded it counts for as long as it says it is, but for `most_s` at most: whoever comes
+    meanwhile is to find the room taken.
     """
 
     async def parts(audio: LoadedAudio, request_id: str) -> AsyncGenerator[Speech, None]:
         async with aclosing(detect_speech(audio, request_id)) as found:
             async for part in found:
-                held.add(audio, max(part.duration_s, min(part.declared_s, most_s)))
+                held.add(audio, max(part.duration_s, min(part.expected_s, most_s)))
                 charge(part.duration_s)
                 yield part
 

@@ -79,6 +79,7 @@ class AudioLoader:
                             decoded_s = time.monotonic()
                             timings = {"fetch": fetched_s - begun_s, "decode": decoded_s - fetched_s}
                             yield replace(audio, timings=timings, checksum=found)
+                            del audio  # the store has it, and more comes
         finally:
             # Serve leaves a failed call's arguments to the garbage collector: this list, but not the upload.
             chunks.clear()

@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from typing import Any, BinaryIO
 
 import ray
@@ -11,7 +11,7 @@ from ray.exceptions import ObjectStoreFullError, OutOfDiskError
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.admission import Admission
-from serve_app.deployments.handles import AudioLost, AudioRef
+from serve_app.deployments.handles import AudioLost, AudioRef, references
 from serve_app.errors import Overloaded
 from serve_app.observability import Retries
 from serve_app.spool import no_room
@@ -50,12 +50,15 @@ class LoadedAudio:
         self._ended = False  # the loading, well or not
 
     async def load(self) -> None:
-        """Starts the loading. Only the first gives the beginning early: later, windows may be anywhere."""
+        """Hands the loading to a replica. Only the first gives the beginning early: later, windows may be
+        anywhere.
+        """
+        self._stop()
         self._loadings += 1
         self._response = await self._load(self.checksum, self._loadings == 1)
-        references = await self._response._to_object_ref_gen()
+        arriving = await self._response._to_object_ref_gen()
         self._ended = False
-        self._following = asyncio.create_task(self._follow(references))
+        self._following = asyncio.create_task(self._follow(references(arriving)))
 
     async def later_than(self, version: int) -> int:
         """Waits until `ref` is a later one than that, whose number it gives. Raises AudioLost."""
@@ -68,29 +71,33 @@ class LoadedAudio:
     async def load_again(self, version: int) -> None:
         """Replaces `ref` if it still is the one that was lost: many windows lose the same audio at once."""
         async with self._one_at_a_time:
-            while self._versions <= version:
-                if self._loadings == LOADINGS:
-                    raise Overloaded(
-                        "The audio was lost again and again; try again later.", None, "audio_lost"
-                    )
-                self._retries.note("loader", "audio_lost")
-                self._lost = True
-                try:
+            try:
+                while self._versions <= version:
+                    if self._loadings == LOADINGS:
+                        raise Overloaded(
+                            "The audio was lost again and again; try again later.", None, "audio_lost"
+                        )
+                    self._retries.note("loader", "audio_lost")
+                    self._lost = True
                     await self.load()
-                    await self.later_than(version)
-                except AudioLost:  # that loading gave nothing
-                    continue
-                finally:
-                    self._lost = False
-                    await self._tell()
+                    async with self._news:
+                        await self._news.wait_for(lambda: self._versions > version or self._ended)
+            finally:
+                self._lost = False
+                await self._tell()
 
     def forget(self) -> None:
         """Ends the loading, if it has not ended, and lets go of the audio."""
+        self._stop()
+        self.ref.clear()
+
+    def _stop(self) -> None:
+        """So that nothing more comes of a loading; keeps nothing that would keep what has come of it."""
         if self._following is not None:
             self._following.cancel()
         if self._response is not None:
             self._response.cancel()
-        self.ref.clear()
+        self._following = self._response = None
 
     async def _when(self, is_so: Callable[[], bool]) -> int:
         async with self._news:
@@ -99,17 +106,19 @@ class LoadedAudio:
             raise AudioLost("the loader gave none")
         return self._versions
 
-    async def _follow(self, references: AsyncIterator[Any]) -> None:
+    async def _follow(self, arriving: AsyncGenerator[Any, None]) -> None:
         """Takes what the loader gives; its error is a reference, too."""
         try:
-            async for reference in references:
-                self.ref[:] = [reference]
-                self._versions += 1
-                self._lost = False
-                await self._tell()
+            async with aclosing(arriving):
+                async for reference in arriving:
+                    self.ref[:] = [reference]
+                    del reference
+                    self._versions += 1
+                    self._lost = False
+                    await self._tell()
         except Exception as error:  # noqa: BLE001  (whatever ended the call: who waits asks for it again)
             logger.warning("Loading has ended: %s: %s", type(error).__name__, error)
-        self._lost, self._ended = False, True
+        self._ended = True
         await self._tell()
 
     async def _tell(self) -> None:

@@ -10,20 +10,15 @@ from ray import serve
 
 from serve_app.batching import Batcher
 from serve_app.deployments.batch_config import AlignerConfig, BatchConfig
-from serve_app.deployments.handles import STAGE, WHOLE_FILES, AudioRef, audio_behind
+from serve_app.deployments.handles import STAGE, AudioRef, audio_behind
 from serve_app.deployments.health import Patience, Watch, by_halves
-from serve_app.deployments.protocols import AlignModel, DiarizeModel, DiarizeRequest, Recognizer, SpeechModel
+from serve_app.deployments.protocols import AlignModel, Recognizer, SpeechModel
 from serve_app.fallback import Fallback
-from serve_app.known_speakers import reference_samples
 from serve_app.observability import Retries
-from serve_app.options import Options
 from serve_app.transcript import (
-    SAMPLE_RATE_HZ,
     AlignRequest,
     AsrRequest,
     Decoding,
-    Diarization,
-    KnownSpeaker,
     Samples,
     Segment,
     Speech,
@@ -41,10 +36,6 @@ def _padded_s(request: AsrRequest) -> float:
 
 def _length_s(request: AlignRequest) -> float:
     return request.end_s - request.start_s
-
-
-def _duration_s(request: DiarizeRequest) -> float:
-    return len(request[0]) / SAMPLE_RATE_HZ
 
 
 def _next_parts(scans: list[Iterator[tuple[Window, ...]]]) -> list[tuple[Window, ...] | None]:
@@ -70,17 +61,16 @@ class SpeechDetector:
         with more of it. In a file's first call that is None.
         """
         audio = await audio_behind(ref)
-        yield Speech(
-            (), audio.duration_s, audio.warnings, audio.timings, audio.checksum, declared_s=audio.declared_s
-        )
+        part = Speech((), audio.duration_s, expected_s=audio.expected_s)
+        yield replace(part, warnings=audio.warnings, timings=audio.timings, checksum=audio.checksum)
         if scan is None:
             scan = self._model.new_scan()
         steps = self._model.scan(audio, scan)
         while (windows := await self._batcher.submit(steps, request_id)) is not None:
             if windows:
-                yield Speech(windows, audio.duration_s, declared_s=audio.declared_s)
+                yield replace(part, windows=windows)
         if not audio.whole:
-            yield Speech((), audio.duration_s, declared_s=audio.declared_s, scan=scan)
+            yield replace(part, scan=scan)
 
     async def check_health(self) -> None:
         self._watch.check()
@@ -195,62 +185,6 @@ class Aligner:
     async def check_health(self) -> None:
         self._watch.check()
         self._batcher.check()
-
-    async def ready(self) -> bool:
-        return True
-
-
-SHORT_S = 60.0  # a file that is no longer does not wait for the speakers of long ones
-
-
-@serve.deployment(**WHOLE_FILES)
-class Diarizer:
-    """The whole file to speaker turns.
-
-    One call is a whole file, minutes of work for some, so short files have a thread and a model of their own.
-    """
-
-    def __init__(self, load: Callable[[], DiarizeModel], patience: Patience = PATIENCE) -> None:
-        self._watch = Watch(patience)
-        self._long = self._batcher(load(), "diarize")
-        self._short = self._batcher(load(), "diarize-short")
-
-    def _batcher(self, model: DiarizeModel, name: str) -> Batcher[DiarizeRequest, Diarization]:
-        def run(items: list[DiarizeRequest]) -> list[Diarization]:
-            return [
-                model.diarize(
-                    samples,
-                    num_speakers=options.num_speakers,
-                    min_speakers=options.min_speakers,
-                    max_speakers=options.max_speakers,
-                    known=known,
-                )
-                for samples, options, known in items
-            ]
-
-        return Batcher(
-            by_halves(self._watch.over(run, _duration_s), "diarization", Retries().note),
-            max_batch_size=1,
-            name=name,
-        )
-
-    async def diarize(
-        self, ref: AudioRef, options: Options, request_id: str, known: tuple[KnownSpeaker, ...] = ()
-    ) -> Diarization:
-        """The clips of `known` are references to audio; what is wrong with one is raised first."""
-        clips = [
-            await reference_samples(audio_behind(speaker.clip), number)
-            for number, speaker in enumerate(known)
-        ]
-        decoded = tuple(replace(speaker, clip=clip) for speaker, clip in zip(known, clips, strict=True))
-        request = ((await audio_behind(ref)).samples, options, decoded)
-        lane = self._short if _duration_s(request) <= SHORT_S else self._long
-        return await lane.submit(request, request_id)
-
-    async def check_health(self) -> None:
-        self._watch.check()
-        self._long.check()
-        self._short.check()
 
     async def ready(self) -> bool:
         return True

@@ -106,11 +106,10 @@ def lasting(
 ) -> Callable[..., Any]:
     """`call(reference, ...)` as `lasting_call(audio, ...)`, made again where that helps.
 
-    Without `patience` it is about the whole file, and waits for that. With `patience` the first argument
-    after the audio is a window, and the call has a deadline by its length. What others' audio does to the
-    queue is in it: a call may take three times as long as the slowest so far of the same request. Deadlines
-    cost no attempt, but each next one is twice as long. Its last argument says whether it is to have a batch
-    of its own.
+    Without `patience` it is about the whole file, and waits for that. With it, the first argument after the
+    audio is a window, and the call has a deadline by its length. What others' audio does to the queue is in
+    it: a call may take three times as long as the slowest so far of the same request. Deadlines cost no
+    attempt, but each next one is twice as long. Its last argument: whether it is to have a batch of its own.
     """
     suspects = asyncio.Lock()
 
@@ -119,11 +118,10 @@ def lasting(
         while True:
             version = 0
             try:
+                version = await (audio.whole() if patience is None else audio.later_than(0))
                 async with attempts.turn():
                     if patience is None:
-                        version = await audio.whole()
                         return await call(audio.ref, *args)
-                    version = await audio.later_than(0)
                     begun_s = monotonic()
                     limit_s = partial(
                         _limit_s, factor * patience.limit_s(_length_s(args[0])), audio.slowest_s, call
@@ -194,9 +192,10 @@ def with_clips(diarize: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     async def call(ref: AudioRef, options: Options, request_id: str, known: Sequence[KnownSpeaker]) -> Any:
-        versions = [await speaker.clip.whole() for speaker in known]
-        speakers = tuple(replace(speaker, clip=speaker.clip.ref) for speaker in known)
+        versions = [0 for _ in known]
         try:
+            versions = [await speaker.clip.whole() for speaker in known]
+            speakers = tuple(replace(speaker, clip=speaker.clip.ref) for speaker in known)
             return await diarize(ref, options, request_id, speakers)
         except AudioLost:
             for speaker, version in zip(known, versions, strict=True):
@@ -228,8 +227,9 @@ def resuming(
                         windows = part.windows[max(0, given - passed) :]
                         passed += len(part.windows)
                         given = max(given, passed)
-                        yield replace(part, windows=windows, warnings=tuple({*part.warnings} - told))
-                        told |= {*part.warnings}
+                        news = tuple(warning for warning in part.warnings if warning not in told)
+                        told.update(news)
+                        yield replace(part, windows=windows, warnings=news)
                         end = part.scan
                 if end is None:
                     return

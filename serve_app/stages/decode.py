@@ -11,10 +11,7 @@ import asyncio
 import logging
 import math
 import os
-import re
 import signal
-import subprocess
-import threading
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from time import monotonic
@@ -23,6 +20,7 @@ from typing import BinaryIO
 import imageio_ffmpeg
 import numpy as np
 
+from serve_app.deadline import timeout
 from serve_app.errors import (
     AudioTooCostly,
     AudioTooLong,
@@ -32,6 +30,8 @@ from serve_app.errors import (
     Overloaded,
     UnusableAudio,
 )
+from serve_app.stages.ffmpeg_log import Log
+from serve_app.stages.seclusion import seclusion
 from serve_app.transcript import SAMPLE_RATE_HZ, Audio, Samples, StageWarning
 
 logger = logging.getLogger("ray.serve")
@@ -39,16 +39,11 @@ logger = logging.getLogger("ray.serve")
 # Containers only: playlists (hls, concat, dash, sdp) name other files and addresses.
 FORMATS = "wav,w64,mp3,flac,ogg,mov,matroska,aac,aiff,caf,amr,asf,avi,flv,mpegts,mpeg,ac3,eac3,au,wv,ape,tta"
 MAX_MEMORY_BYTES = 1 << 30  # address space; 300 MB is enough for every container measured
-MAX_LOG_BYTES = 1 << 16
 BYTES_PER_SAMPLE = 2
 BYTES_PER_S = SAMPLE_RATE_HZ * BYTES_PER_SAMPLE
 EARLY_S = 120.0  # of sound: from then on a file's beginning is worked on while the rest is decoded,
 GROWTH = 2  # and again whenever twice as much is there
-RETRY_S = 60.0  # between two questions whether the kernel allows a namespace after all
 NO_DECODER = "The server cannot start a decoder now; try again later."
-
-# Two spaces: the banner's own line. Lines from the file's metadata are indented further.
-_DURATION = re.compile(rb"^  Duration: (\d+):(\d\d):(\d\d(?:\.\d+)?)", re.MULTILINE)
 
 
 async def decode(file: BinaryIO, *, max_audio_s: float, timeout_s: float) -> Audio:
@@ -70,18 +65,19 @@ async def decode(file: BinaryIO, *, max_audio_s: float, timeout_s: float) -> Aud
 async def decoding(
     file: BinaryIO, *, max_audio_s: float, timeout_s: float, early_s: float = EARLY_S
 ) -> AsyncGenerator[Audio, None]:
-    """The same as it gets on: the first `early_s` seconds, `GROWTH` times as much, and so on; then all of it.
+    """`decode` as it gets on: the first `early_s` seconds, `GROWTH` times as much, and so on; then all of it.
 
-    What is wrong with a file may show only after its beginning has been given.
+    Raises what `decode` raises, maybe after the beginning has been given. Of a file that says itself that it
+    is longer than `max_audio_s` there is no beginning, only all of it if that is not true.
     """
     file.flush()
     if os.fstat(file.fileno()).st_size == 0:
         raise EmptyAudio("The file is empty; send a file that holds audio.")
     process = await _start(file, timeout_s)
-    log = _Log()
+    log = Log()
     reading_log = asyncio.create_task(log.read(process))
     try:
-        pcm = bytearray()
+        pcm, begun = bytearray(), False
         async with aclosing(_chunks(process, timeout_s)) as chunks:
             async for chunk in chunks:
                 pcm += chunk
@@ -91,14 +87,22 @@ async def decoding(
                         "send it in shorter parts."
                     )
                 if len(pcm) > early_s * BYTES_PER_S:
-                    await _refuse_encrypted(file, log)
-                    samples = _samples(bytes(memoryview(pcm)[: int(early_s * BYTES_PER_S)]))
-                    yield Audio(samples, whole=False, declared_s=_declared_s(log.said))
+                    expected_s = log.duration_s()
+                    if expected_s > max_audio_s:
+                        early_s = math.inf
+                        continue
+                    if not begun:
+                        await _refuse_encrypted(file, log)
+                        begun = True
+                    beginning = bytes(memoryview(pcm)[: int(early_s * BYTES_PER_S)])
+                    yield Audio(_samples(beginning), whole=False, expected_s=expected_s)
+                    del beginning  # up to as much again as there is
                     early_s *= GROWTH
     finally:
         await _end(process, reading_log)
-    await _refuse_encrypted(file, log)
-    yield _judge(pcm, log.said, process.returncode)
+    if not begun:
+        await _refuse_encrypted(file, log)
+    yield _judge(pcm, log, process.returncode)
 
 
 async def _start(file: BinaryIO, timeout_s: float) -> asyncio.subprocess.Process:
@@ -106,7 +110,7 @@ async def _start(file: BinaryIO, timeout_s: float) -> asyncio.subprocess.Process
     # them when this process is gone. Where a limit cannot be set there is a stricter one already.
     memory_kib, cpu_s = MAX_MEMORY_BYTES >> 10, 2 * math.ceil(timeout_s)
     limits = f"ulimit -v {memory_kib}; ulimit -t {cpu_s}; ulimit -f 0; ulimit -c 0"
-    secluded = await asyncio.to_thread(_seclusion.prefix)
+    secluded = await asyncio.to_thread(seclusion.prefix)
     try:
         source = os.open(f"/proc/self/fd/{file.fileno()}", os.O_RDONLY)  # again: a position of its own
         try:
@@ -141,74 +145,23 @@ def _packets(head: bytes) -> tuple[str, ...]:
     return ("-max_size", str(1 << 20)) if is_wav and int.from_bytes(head[24:28], "little") >= 8000 else ()
 
 
-class Seclusion:
-    """What to put before a command so that it has no network and no capabilities, where that is allowed.
-
-    Containers often forbid it. ffmpeg's whitelists, which hold anyway, are the barrier then. A refusal may
-    be a moment's lack of something, so it is not for ever.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()  # decodes that come meanwhile wait, and do not go without
-        self._prefix: tuple[str, ...] = ()
-        self._asked_s: float | None = None
-
-    def prefix(self) -> tuple[str, ...]:
-        """Empty where it is forbidden. May take seconds, so not for the event loop."""
-        with self._lock:
-            if not self._prefix and (self._asked_s is None or monotonic() - self._asked_s >= RETRY_S):
-                self._prefix = self._ask()
-                self._asked_s = monotonic()
-            return self._prefix
-
-    def _ask(self) -> tuple[str, ...]:
-        # No user is mapped there: not even root keeps a capability. To files it is the same user as before.
-        prefix = ("unshare", "--user", "--net")
-        command = [*prefix, imageio_ffmpeg.get_ffmpeg_exe(), "-version"]
-        try:
-            subprocess.run(command, env={}, capture_output=True, check=True, timeout=10)  # noqa: S603 - ours
-        except (OSError, subprocess.SubprocessError) as error:
-            if self._asked_s is None:
-                logger.warning("Decoders keep the network, which only ffmpeg's whitelist forbids: %s", error)
-            return ()
-        return prefix
-
-
-_seclusion = Seclusion()
-
-
 async def _chunks(process: asyncio.subprocess.Process, timeout_s: float) -> AsyncGenerator[bytes, None]:
     """What the process gives until it ends, or AudioTooCostly."""
     assert process.stdout is not None
     until_s = monotonic() + timeout_s
     try:
-        while chunk := await asyncio.wait_for(process.stdout.read(1 << 20), until_s - monotonic()):
+        while True:
+            async with timeout(until_s - monotonic()):
+                chunk = await process.stdout.read(1 << 20)
+            if not chunk:
+                break
             yield chunk
-        await asyncio.wait_for(process.wait(), until_s - monotonic())
+        async with timeout(until_s - monotonic()):
+            await process.wait()
     except asyncio.TimeoutError:
         raise AudioTooCostly(
             f"Decoding took longer than {timeout_s:g} s; send a shorter file or a simpler format such as WAV."
         ) from None
-
-
-class _Log:
-    """The first and the last half of what fits: the banner and the reason of the end."""
-
-    def __init__(self) -> None:
-        self._head = self._tail = b""
-
-    @property
-    def said(self) -> bytes:
-        return self._head + self._tail
-
-    async def read(self, process: asyncio.subprocess.Process) -> None:
-        assert process.stderr is not None
-        half = MAX_LOG_BYTES // 2
-        while chunk := await process.stderr.read(half):
-            self._tail += chunk
-            if not self._head and len(self._tail) >= half:
-                self._head, self._tail = self._tail[:half], self._tail[half:]
-            self._tail = self._tail[-half:]
 
 
 async def _end(process: asyncio.subprocess.Process, log: "asyncio.Task[None]") -> None:
@@ -222,8 +175,8 @@ async def _end(process: asyncio.subprocess.Process, log: "asyncio.Task[None]") -
     await process.wait()
 
 
-async def _refuse_encrypted(file: BinaryIO, log: _Log) -> None:
-    if _says(log.said, b"Input #0, mov,mp4") and await asyncio.to_thread(_is_encrypted, file):
+async def _refuse_encrypted(file: BinaryIO, log: Log) -> None:
+    if log.says(b"Input #0, mov,mp4") and await asyncio.to_thread(_is_encrypted, file):
         raise EncryptedAudio("The sound track is encrypted; send a file without copy protection.")
 
 
@@ -238,21 +191,16 @@ def _is_encrypted(file: BinaryIO) -> bool:
     return False
 
 
-def _says(log: bytes, words: bytes) -> bool:
-    """Whether ffmpeg itself says so: its own lines begin at the left, what it shows of a file is indented."""
-    return re.search(rb"^(?=\S).*" + re.escape(words), log, re.MULTILINE) is not None
-
-
-def _judge(pcm: bytearray, log: bytes, exit_code: int | None) -> Audio:
+def _judge(pcm: bytearray, log: Log, exit_code: int | None) -> Audio:
     """Audio with its warnings, or the error that ffmpeg's end means. Shows nothing of the log."""
-    if log.startswith((b"decoder: ", b"unshare: ")):  # ffmpeg never ran: nothing is known about the file
+    if log.said.startswith((b"decoder: ", b"unshare: ")):  # ffmpeg never ran: nothing is known about the file
         raise Overloaded(NO_DECODER)
     # Killed by the kernel: what `decode` kills never comes this far.
-    if exit_code == -signal.SIGKILL or (exit_code != 0 and _says(log, b"Cannot allocate memory")):
+    if exit_code == -signal.SIGKILL or (exit_code != 0 and log.says(b"Cannot allocate memory")):
         raise AudioTooCostly("Decoding took too much time or memory; send a shorter or simpler file.")
-    if exit_code != 0 and _says(log, b"matches no streams"):
+    if exit_code != 0 and log.says(b"matches no streams"):
         raise NoAudioStream("The file has no sound track; send one that has.")
-    if exit_code != 0 and _says(log, b"moov atom not found"):
+    if exit_code != 0 and log.says(b"moov atom not found"):
         raise UnusableAudio("The MP4 file is incomplete (its index is missing); send the whole file.")
     if exit_code != 0:  # or a signal: a file that crashes ffmpeg
         raise UnusableAudio(
@@ -271,19 +219,11 @@ def _samples(pcm: bytes | bytearray) -> Samples:
     return samples
 
 
-def _declared_s(log: bytes) -> float:
-    """What the file says, 0 for nothing; an estimate from the bit rate is no declaration."""
-    declared = _DURATION.search(log)
-    if not declared or _says(log, b"Estimating duration from bitrate"):
-        return 0.0
-    hours, minutes, seconds = (float(part) for part in declared.groups())
-    return 3600 * hours + 60 * minutes + seconds
-
-
-def _warnings(decoded_s: float, log: bytes) -> tuple[StageWarning, ...]:
+def _warnings(decoded_s: float, log: Log) -> tuple[StageWarning, ...]:
     """Exit code 0 proves nothing: half an MP3 decodes without an error."""
     missing = f"Only {decoded_s:.1f} s of sound could be decoded"
-    declared_s = _declared_s(log)
+    # An estimate from the bit rate is no declaration.
+    declared_s = 0.0 if log.says(b"Estimating duration from bitrate") else log.duration_s()
     if declared_s - decoded_s > max(1.0, 0.02 * declared_s):
         message = (
             f"{missing} where the file declares {declared_s:.1f} s; it is cut off or damaged, "
@@ -291,7 +231,7 @@ def _warnings(decoded_s: float, log: bytes) -> tuple[StageWarning, ...]:
         )
         return (StageWarning("decode", "truncated_audio", message),)
     # A WAV header written to a pipe declares the largest size there is; that is no truncation.
-    if _says(log, b"corrupt input packet") and not _says(log, b"Ignoring maximum wav data size"):
+    if log.says(b"corrupt input packet") and not log.says(b"Ignoring maximum wav data size"):
         message = f"{missing}: the file breaks off in the middle of its data; send the whole file."
         return (StageWarning("decode", "truncated_audio", message),)
     return ()

@@ -26,9 +26,16 @@ class SegmentationSearch:
     """
 
     def __init__(
-        self, onset: float, offset: float, window_s: float, chunks_per_step: int = CHUNKS_PER_STEP["cpu"]
+        self,
+        onset: float,
+        offset: float,
+        window_s: float,
+        step_s: float = 0.5,
+        chunks_per_step: int = CHUNKS_PER_STEP["cpu"],
     ) -> None:
+        """A chunk begins every `step_s` seconds, whatever `inference` would do: another replica may go on."""
         self._hysteresis = Hysteresis(onset, offset, window_s)
+        self._step_s = step_s
         self._chunks_per_step = chunks_per_step
         self._next_chunk = 0
         self._overlap = _Overlap()
@@ -60,13 +67,13 @@ class SegmentationSearch:
             step=inference.model.receptive_field.step,
         )
         chunk_samples = inference.model.audio.get_num_samples(inference.duration)
-        step_samples = round(inference.step * SAMPLE_RATE_HZ)
+        step_samples = round(self._step_s * SAMPLE_RATE_HZ)
         chunks = max(0, (len(samples) - chunk_samples) // step_samples + 1)
         padded = len(samples) < chunk_samples or (len(samples) - chunk_samples) % step_samples > 0
         chunks += whole and padded
 
         def first_frame(chunk: int) -> int:
-            return int(frames.closest_frame(chunk * inference.step + 0.5 * frames.duration))
+            return int(frames.closest_frame(chunk * self._step_s + 0.5 * frames.duration))
 
         while self._next_chunk < chunks:
             after = self._next_chunk + self._chunks_per_step
@@ -79,7 +86,7 @@ class SegmentationSearch:
             if after < chunks or not whole:
                 yield self._overlap.give(first_frame(after))  # a later chunk changes nothing before that
         if whole:
-            end_s = inference.duration + (chunks - 1) * inference.step
+            end_s = inference.duration + (chunks - 1) * self._step_s
             frame_count = frames.closest_frame(end_s + 0.5 * frames.duration) + 1
             if padded:  # the frames of the padding are nobody's
                 ranges = frames.crop(

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from serve_app.errors import ModelUnavailable
+from serve_app.errors import ModelUnavailable, Overloaded
 from serve_app.settings import SpeechSettings
 from serve_app.stages.segmentation import CHUNKS_PER_STEP, SegmentationSearch
 from serve_app.transcript import SAMPLE_RATE_HZ, Audio, Samples, Segments, Window
@@ -102,6 +102,11 @@ class SpeechDetector:
         Steps without a complete window give none: whoever calls can turn to another file meanwhile. Windows
         lie within [0, duration]: pyannote's last frame can reach beyond the end of the audio.
         """
+        if type(scan.search) is not type(self.begin()):
+            raise Overloaded(
+                "The method of speech detection was changed while the file was decoded; send it again.",
+                "model",
+            )
         for segments in scan.search.segments(self.model, audio.samples, whole=audio.whole):
             yield clip(scan.joining.feed(segments), audio.duration_s)
         if audio.whole:
@@ -129,7 +134,14 @@ def load_pyannote_detector(settings: SpeechSettings, window_s: float, device: st
         raise ModelUnavailable(f"The speech detection model {path} is missing: install whisperx again.")
     fix_reproducibility(torch.device(device))  # TensorFloat-32 off, as pyannote does before each file
     inference = Inference(Model.from_pretrained(path), step=settings.step_s, device=torch.device(device))
-    begin = partial(SegmentationSearch, settings.onset, settings.offset, window_s, CHUNKS_PER_STEP[device])
+    begin = partial(
+        SegmentationSearch,
+        settings.onset,
+        settings.offset,
+        window_s,
+        settings.step_s,
+        CHUNKS_PER_STEP[device],
+    )
     return SpeechDetector(inference, begin, window_s)
 
 

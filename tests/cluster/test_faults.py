@@ -9,9 +9,11 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import ray
 from fakes import recording
@@ -19,14 +21,14 @@ from faulty_graph import PROBE_S, Gates, Orphan
 from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
-from sounds import wav
+from sounds import ffmpeg, wav
 
 from serve_app.deployments.handles import caller
 from serve_app.deployments.health import Patience
 from serve_app.deployments.loading import LoadedAudio
 from serve_app.deployments.retries import lasting
 from serve_app.observability import Retries
-from serve_app.transcript import Decoding, Window, WindowText
+from serve_app.transcript import SAMPLE_RATE_HZ, Decoding, Window, WindowText
 
 NAME = "faulty"
 URL = f"http://127.0.0.1:18000/{NAME}"
@@ -180,6 +182,28 @@ def test_a_loader_that_is_killed_loads_again(pool: ThreadPoolExecutor) -> None:
                 again.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(FILE) + FILE)
                 assert words(answer) == WORDS
     assert new(before)["loader/audio_lost"] == 1
+
+
+@pytest.mark.parametrize("stage", ["loader", "speech"])
+def test_a_long_file_outlives_what_dies_while_it_is_decoded(
+    stage: str, gates: Gates, pool: ThreadPoolExecutor, tmp_path: Path
+) -> None:
+    """Its first words are being recognised already; silence of hours behind them takes seconds to decode."""
+    before = retries()
+    sound = np.concatenate([recording(*NUMBERS), np.zeros(3 * 3600 * SAMPLE_RATE_HZ, np.int16)])
+    (tmp_path / "long.wav").write_bytes(wav(sound))
+    ffmpeg("-i", str(tmp_path / "long.wav"), str(tmp_path / "long.flac"))
+    gates.close("asr")
+    answer = pool.submit(post, (tmp_path / "long.flac").read_bytes())
+    until(lambda: gates.waiting("asr") or answer.done())
+    assert not answer.done(), answer.result().text
+    (pid,) = pids(stage)
+    os.kill(pid, signal.SIGKILL)
+    gates.open("asr")
+    assert words(answer) == WORDS
+    assert answer.result().json()["duration"] == len(sound) / SAMPLE_RATE_HZ
+    again = new(before)
+    assert again["loader/audio_lost" if stage == "loader" else "speech/replica_died"] == 1, again
 
 
 def test_audio_that_is_lost_is_loaded_again() -> None:
