@@ -167,6 +167,7 @@ def _on_cpu(threads: int = 1) -> dict[str, Any]:
         "MALLOC_ARENA_MAX": "1",  # with one for each of Ray's threads, memory grows for thousands of requests
         "CUDA_VISIBLE_DEVICES": "",  # Ray shows the GPU even to replicas that booked none
         "GRPC_VERBOSITY": "ERROR",  # else Ray says something for every child process of a decoder
+        "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # of calls whose request has failed already
         "PYANNOTE_METRICS_ENABLED": "0",  # no telemetry about our users' audio
     }
     return {"num_cpus": BOOKED_CPUS, "runtime_env": {"env_vars": env_vars}}

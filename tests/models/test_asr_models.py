@@ -219,10 +219,18 @@ def test_prompts_of_equal_length_mix_in_a_batch(audio: Audio, recognizer32: Reco
         assert_equal(text, alone)
 
 
-def looping_window() -> Samples:
-    """Of ten minutes read by two voices: after a few words the decoder repeats the same ones for ever."""
+def looping_window(recognizer: Recognizer) -> Samples:
+    """Of ten minutes read by two voices: after a few words the decoder repeats the same ones for ever.
+
+    Which cut does that depends on the processor's arithmetic.
+    """
     [recording] = truth.load_folder(RECORDINGS / "ten-minutes")
-    return Window(30.355343750000003, 34.860968750000005).cut(recording.samples)
+    for later_s in (0.0, -0.1, 0.1, -0.2, 0.2, -0.3, 0.3, -0.4, 0.4):
+        samples = Window(30.355343750000003 + later_s, 34.860968750000005 + later_s).cut(recording.samples)
+        (text,) = recognizer.transcribe([AsrRequest(recognizer.features(samples), "en")])
+        if isinstance(text, WindowText) and text.compression_ratio > 2.4:
+            return samples
+    return pytest.fail("None of these windows is a loop here.")
 
 
 @pytest.fixture
@@ -246,8 +254,8 @@ def test_fallback_is_faster_whispers(audio: Audio, seeded: Callable[[int], Whisp
     """
     from faster_whisper.tokenizer import Tokenizer
 
-    windows = [looping_window(), *windows_of(audio.samples, 1)]
     recognizer = Recognizer(seeded(3), "bundled", 5, compression_ratio_threshold=1000.0)
+    windows = [looping_window(recognizer), *windows_of(audio.samples, 1)]
     features = [recognizer.features(window) for window in windows]
     ours = [by_transcriber(recognizer, window) for window in features]
     theirs = seeded(3)
@@ -268,7 +276,7 @@ def test_fallback_is_faster_whispers(audio: Audio, seeded: Callable[[int], Whisp
 def test_a_loop_ends(seeded: Callable[[int], WhisperModel]) -> None:
     """A window whose decoder repeats a word for ever ends with words said once."""
     recognizer = Recognizer(seeded(0), "bundled", 5)
-    features = recognizer.features(looping_window())
+    features = recognizer.features(looping_window(recognizer))
     [cold] = recognizer.transcribe([AsrRequest(features, "en")])
     assert isinstance(cold, WindowText)
     assert len(cold.text.split()) > 200
