@@ -489,7 +489,9 @@ def test_decoding_goes_on_where_namespaces_are_forbidden(
     monkeypatch.setattr(module, "seclusion", Seclusion())
     monkeypatch.setattr("serve_app.stages.seclusion.RETRY_S", 0.0)
     monkeypatch.setattr(subprocess, "run", forbid)
-    monkeypatch.setattr(module, "logger", logging.getLogger("decode"))  # Serve's own is not captured
+    monkeypatch.setattr(
+        "serve_app.stages.seclusion.logger", logging.getLogger("decode")
+    )  # Serve's own is not captured
     for _ in range(2):
         assert asyncio.run(decoded(wav(tone(1.0)))).duration_s == 1.0
     (line,) = caplog.messages

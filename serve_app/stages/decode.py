@@ -8,7 +8,6 @@ file's fault, an UnusableAudio (422).
 """
 
 import asyncio
-import logging
 import math
 import os
 import signal
@@ -33,8 +32,6 @@ from serve_app.errors import (
 from serve_app.stages.ffmpeg_log import Log
 from serve_app.stages.seclusion import seclusion
 from serve_app.transcript import SAMPLE_RATE_HZ, Audio, Samples, StageWarning
-
-logger = logging.getLogger("ray.serve")
 
 # Containers only: playlists (hls, concat, dash, sdp) name other files and addresses.
 FORMATS = "wav,w64,mp3,flac,ogg,mov,matroska,aac,aiff,caf,amr,asf,avi,flv,mpegts,mpeg,ac3,eac3,au,wv,ape,tta"
