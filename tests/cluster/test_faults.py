@@ -194,11 +194,13 @@ def test_a_long_file_outlives_what_dies_while_it_is_decoded(
     (tmp_path / "long.wav").write_bytes(wav(sound))
     ffmpeg("-i", str(tmp_path / "long.wav"), str(tmp_path / "long.flac"))
     gates.close("asr")
+    gates.close("speech")  # or silence may have been searched to its end before the kill
     answer = pool.submit(post, (tmp_path / "long.flac").read_bytes())
-    until(lambda: gates.waiting("asr") or answer.done())
+    until(lambda: (gates.waiting("asr") and gates.waiting("speech")) or answer.done())
     assert not answer.done(), answer.result().text
     (pid,) = pids(stage)
     os.kill(pid, signal.SIGKILL)
+    gates.open("speech")
     gates.open("asr")
     assert words(answer) == WORDS
     assert answer.result().json()["duration"] == len(sound) / SAMPLE_RATE_HZ
