@@ -4,6 +4,7 @@ import fcntl
 import io
 import logging
 import os
+import random
 import shutil
 import signal
 import socket
@@ -28,6 +29,7 @@ from serve_app.errors import ModelUnavailable
 from serve_app.settings import Settings
 
 SPILL_PREFIX = "whisperx-serve-spill-"
+NOT_EPHEMERAL = range(20_000, 32_000)  # above are ports of outgoing connections, below those of Ray's workers
 GRACE_S = 30.0  # how long running requests may take to end after SIGTERM
 
 
@@ -43,9 +45,11 @@ def url_of(raw: dict[str, Any]) -> str:
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
+    """A loopback port that nobody listens on, and that nobody's outgoing connection gets meanwhile."""
+    for port in random.sample(NOT_EPHEMERAL, len(NOT_EPHEMERAL)):
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise CannotStart("There is no free port on 127.0.0.1.")
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """What the launcher keeps on disk, and how it stops."""
 
 import shutil
+import socket
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,8 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError
 
-from serve_app.launcher import SPILL_PREFIX, _drain, spill_folder
+from serve_app import launcher
+from serve_app.launcher import SPILL_PREFIX, CannotStart, _drain, free_port, spill_folder
 
 
 def test_what_does_not_fit_in_memory_is_for_nobody_else(
@@ -42,6 +44,15 @@ def test_a_link_in_its_place_is_left_alone(tmp_path: Path, monkeypatch: pytest.M
     with spill_folder():
         assert precious.exists()
     shutil.rmtree(tmp_path)
+
+
+def test_a_port_that_somebody_listens_on_is_not_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(launcher, "NOT_EPHEMERAL", range(port, port + 1))
+        with pytest.raises(CannotStart):
+            free_port()
+    assert free_port() == port
 
 
 GRACE_S = 7.0
