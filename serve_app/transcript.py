@@ -77,7 +77,8 @@ class Speech:
     timings: dict[str, float] = field(default_factory=dict)
     checksum: int = 0
     expected_s: float = 0.0  # while the file is being decoded, what it says itself
-    scan: Any = None  # in the last part: where to go on once more has been decoded; None: that was all
+    whole: bool = True  # False: more of the file is being decoded
+    scan: Any = None  # where a search that breaks off now is to go on
 
 
 @dataclass(frozen=True, slots=True)

@@ -266,33 +266,57 @@ def test_a_stage_without_audio_says_so(error: Exception) -> None:
     asyncio.run(run())
 
 
+class Search:
+    """Finds a window in each of five parts, from number `scan` on, and breaks off before some of them."""
+
+    def __init__(self, breaks: list[tuple[int, Exception]]) -> None:
+        self.windows = [Window(float(n), n + 1.0) for n in range(5)]
+        self.breaks = breaks
+        self.scans: list[Any] = []
+
+    async def detect(self, ref: list[int], scan: Any, request_id: str) -> AsyncGenerator[Speech, None]:
+        self.scans.append(scan)
+        yield Speech((), 5.0, (StageWarning("decode", "truncated_audio", ""),), checksum=5)
+        for number in range(scan or 0, 5):
+            if self.breaks and self.breaks[0][0] == number:
+                raise self.breaks.pop(0)[1]
+            yield Speech((self.windows[number],), 5.0, scan=number + 1)
+
+    def parts(self, request: Request) -> list[Speech]:
+        async def run() -> list[Speech]:
+            await request.audio.load()
+            search = resuming("speech", self.detect, request.retries)
+            return [part async for part in search(request.audio, "id")]
+
+        return asyncio.run(run())
+
+
 def test_a_search_that_breaks_off_goes_on() -> None:
     """Windows come once each and in order, and what is said of the file is said once."""
-    windows = [Window(float(n), n + 1.0) for n in range(5)]
-    breaks = [2, 1, 3]  # after so many parts, in the first attempts
-
-    async def detect(ref: list[int], scan: Any, request_id: str) -> AsyncGenerator[Speech, None]:
-        parts = [
-            Speech((), 5.0, (StageWarning("decode", "truncated_audio", ""),), checksum=5),
-            Speech((windows[0], windows[1]), 5.0),
-            Speech((windows[2],), 5.0),
-            Speech((windows[3], windows[4]), 5.0),
-        ]
-        for part in parts[: breaks[0] if breaks else None]:
-            yield part
-        if breaks:
-            raise AudioLost(str(breaks.pop(0)))
-
     request = Request()
-
-    async def run() -> list[Speech]:
-        await request.audio.load()
-        return [part async for part in resuming("speech", detect, request.retries)(request.audio, "id")]
-
-    parts = asyncio.run(run())
-    assert [window for part in parts for window in part.windows] == windows
+    search = Search([(2, AudioLost("gone")), (2, ActorDiedError()), (4, AudioLost("gone"))])
+    parts = search.parts(request)
+    assert [window for part in parts for window in part.windows] == search.windows
+    assert search.scans == [None, 2, 2, 4]
     assert sum(len(part.warnings) for part in parts) == 1
     assert request.audio.checksum == 5
+
+
+def test_a_search_that_gets_on_outlives_any_number_of_deaths() -> None:
+    """Three at each window are more than any one call bears."""
+    request = Request()
+    search = Search([(number, ActorDiedError()) for number in range(5) for _ in range(3)])
+    assert [window for part in search.parts(request) for window in part.windows] == search.windows
+    assert request.retries.counts == {("speech", "replica_died"): 15}
+
+
+def test_a_search_that_always_dies_at_the_same_place_ends() -> None:
+    """What was found before that does not excuse the file."""
+    request = Request()
+    search = Search([(3, ActorDiedError())] * 10)
+    with pytest.raises(ModelCrashed):
+        search.parts(request)
+    assert search.scans == [None, 3, 3, 3]
 
 
 class Growing(Loading):
@@ -329,10 +353,11 @@ def test_a_file_is_searched_while_it_is_decoded(end: Exception | None, loadings:
         if isinstance(found, Exception):
             raise found
         how_much = found[1]
-        yield Speech((), 2.0 if how_much == "beginning" else 3.0)
-        yield Speech(windows[how_much], 2.0)
-        if how_much == "beginning":
-            yield Speech((), 2.0, scan="searched to here")
+        begins = how_much == "beginning"
+        yield Speech((), 2.0 if begins else 3.0, whole=not begins)
+        yield Speech(windows[how_much], 2.0, whole=not begins, scan=f"in the {how_much}")
+        if begins:
+            yield Speech((), 2.0, whole=False, scan="searched to here")
 
     async def used(ref: list[Any], *_: Any, **__: Any) -> Any:
         if isinstance(ref[0], Exception):
@@ -346,7 +371,7 @@ def test_a_file_is_searched_while_it_is_decoded(end: Exception | None, loadings:
         found: list[Window] = []
         async for part in resuming("speech", detect, request.retries)(request.audio, "id"):
             found += part.windows
-            if part.scan:
+            if part.scan == "searched to here":
                 assert await about_window(request.audio, WINDOW) == (1, "beginning")
                 assert not about_all.done()
                 loading.go_on.set()

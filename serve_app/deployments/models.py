@@ -1,6 +1,7 @@
 """The four deployments that hold a model: each a batcher in front of one device thread."""
 
 from collections.abc import AsyncIterator, Callable, Iterator
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -57,18 +58,18 @@ class SpeechDetector:
     async def detect(self, ref: AudioRef, scan: Any, request_id: str) -> AsyncIterator[Speech]:
         """Part after part, as soon as the windows in it are sure; the first one comes at once, empty.
 
-        Where the audio is only the beginning of a file, the last one has what `scan` is to be in the call
-        with more of it. In a file's first call that is None.
+        Every other part has what `scan` is to be in a call that goes on behind it: in this audio, or in more
+        of it where it is only the beginning of a file. In a file's first call that is None.
         """
         audio = await audio_behind(ref)
-        part = Speech((), audio.duration_s, expected_s=audio.expected_s)
+        part = Speech((), audio.duration_s, expected_s=audio.expected_s, whole=audio.whole)
         yield replace(part, warnings=audio.warnings, timings=audio.timings, checksum=audio.checksum)
         if scan is None:
             scan = self._model.new_scan()
         steps = self._model.scan(audio, scan)
         while (windows := await self._batcher.submit(steps, request_id)) is not None:
             if windows:
-                yield replace(part, windows=windows)
+                yield replace(part, windows=windows, scan=deepcopy(scan))  # which changes meanwhile
         if not audio.whole:
             yield replace(part, scan=scan)
 

@@ -3,7 +3,7 @@
 Serve sends a call to another replica until one has accepted it; what goes wrong later is the caller's. A
 stage call changes nothing, so it is made again. Waiting for a replica costs no attempt: while none lives,
 Serve's router holds the call, and the request's deadline bounds that. No library for it: what to do between
-two attempts (load audio again, skip what a stream has given) is all there is to it.
+two attempts (load audio again, go on with a stream) is all there is to it.
 """
 
 import asyncio
@@ -210,30 +210,30 @@ def resuming(
 ) -> Callable[..., AsyncGenerator[Speech, None]]:
     """`detect(reference, scan, ...)` as a stream over `audio`, as it is decoded; goes on where it broke off.
 
-    From the same `scan` windows are found in the same order every time, so those that were given are skipped.
+    A replica that has found something before it died was not killed by what killed those before it, so then
+    all attempts are there again: one call for hours of audio may well meet many deaths.
     """
     suspects = asyncio.Lock()
 
     async def parts(audio: LoadedAudio, *args: Any) -> AsyncGenerator[Speech, None]:
-        attempts, searched, scan, given = Attempts(stage, retries, suspects), 0, None, 0
+        attempts, searched, scan = Attempts(stage, retries, suspects), 0, None
         told: set[StageWarning] = set()
         while True:
-            version, passed, end = searched, 0, None
+            version, whole = searched, False
             try:
                 version = await audio.later_than(searched)
                 async with attempts.turn(), aclosing(detect(audio.ref, scan, *args)) as stream:
                     async for part in stream:
                         audio.checksum = part.checksum or audio.checksum
-                        windows = part.windows[max(0, given - passed) :]
-                        passed += len(part.windows)
-                        given = max(given, passed)
+                        whole = part.whole
+                        if part.scan is not None:
+                            attempts, scan = Attempts(stage, retries, suspects), part.scan
                         news = tuple(warning for warning in part.warnings if warning not in told)
                         told.update(news)
-                        yield replace(part, windows=windows, warnings=news)
-                        end = part.scan
-                if end is None:
+                        yield replace(part, warnings=news)
+                if whole:
                     return
-                searched, scan, given = version, end, 0
+                searched = version
             except AGAIN as error:
                 await attempts.failed(error)
                 if isinstance(error, AudioLost):

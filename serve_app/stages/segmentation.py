@@ -190,8 +190,9 @@ class Hysteresis:
         return segments
 
     def finish(self) -> list[tuple[float, float]]:
-        """The segment that is still open at the end."""
-        return [(self._start_s, self._last_s)] if self._active and self._last_s > self._start_s else []
+        """The segment that is still open at the end; asked again, none."""
+        was_active, self._active = self._active, False
+        return [(self._start_s, self._last_s)] if was_active and self._last_s > self._start_s else []
 
     def _cut(self) -> float:
         half = len(self._kept) // 2

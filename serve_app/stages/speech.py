@@ -53,8 +53,9 @@ class Joining:
         return complete
 
     def finish(self) -> list[Window]:
-        """The window that is still growing at the end."""
-        return [] if self._growing is None else [Window(*self._growing)]
+        """The window that is still growing at the end; asked again, none."""
+        grown, self._growing = self._growing, None
+        return [] if grown is None else [Window(*grown)]
 
 
 def clip(windows: Sequence[Window], duration_s: float) -> tuple[Window, ...]:
@@ -99,8 +100,9 @@ class SpeechDetector:
     def scan(self, audio: Audio, scan: Scan) -> Iterator[tuple[Window, ...]]:
         """The next windows of speech in the audio, in order; each step is about a second of work at most.
 
-        Steps without a complete window give none: whoever calls can turn to another file meanwhile. Windows
-        lie within [0, duration]: pyannote's last frame can reach beyond the end of the audio.
+        Steps without a complete window give none: whoever calls can turn to another file meanwhile. After
+        any of them `scan` is such that another call goes on behind it. Windows lie within [0, duration]:
+        pyannote's last frame can reach beyond the end of the audio.
         """
         if type(scan.search) is not type(self.begin()):
             raise Overloaded(

@@ -160,6 +160,18 @@ def test_a_file_is_searched_as_it_is_decoded(
     assert (0 < early < len(found)) == (ends_s[-1] > 60)
 
 
+def test_a_search_that_breaks_off_goes_on(audio: Audio, detector: SpeechDetector) -> None:
+    """After any step, the very last included, another replica finds the rest and nothing twice."""
+    scan, found, states = detector.new_scan(), list[Window](), []
+    for windows in detector.scan(audio, scan):
+        found += windows
+        states.append((len(found), pickle.dumps(scan)))
+    assert len(found) > 1
+    for given, state in (states[0], states[len(states) // 2], *states[-3:]):
+        rest = itertools.chain.from_iterable(detector.scan(audio, pickle.loads(state)))
+        assert list(rest) == found[given:]
+
+
 def test_long_file_in_stretches_is_the_same_to_silero(audio: Audio, silero: SpeechDetector) -> None:
     """Stretches of a minute, which keep memory small, find the speech that one piece has."""
     samples = np.tile(audio.samples, 7)
