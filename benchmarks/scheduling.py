@@ -11,7 +11,8 @@ The real graph on a local Ray, called through its handle, with models that only 
   without reading the file) and beside a file of 3 hours, all without speakers: their
   one call for the whole file is not scheduled in windows (short_beside_long_p95_ratio,
   long_beside_short_ratio, first_segment_fraction)
-- scaling: the file of 3 hours on 1, 2 and 4 GPUs, without speakers (scaling_2, scaling_4)
+- scaling: the file of 3 hours on 1, 2 and 4 GPUs, without speakers (scaling_2, scaling_4); as an MP3 file,
+  too, which takes time to decode (mp3_4_s, mp3_first_segment_fraction_4 and so on)
 """
 
 import asyncio
@@ -21,6 +22,7 @@ import os
 import platform
 import random
 import signal
+import subprocess
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -29,6 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
+import imageio_ffmpeg
 import numpy as np
 import typer
 from ray import serve
@@ -114,6 +117,19 @@ def simulation(gpu_count: int) -> Iterator[Simulation]:
 def silence(seconds: float) -> bytes:
     """A WAV file; what is in it does not matter to a simulated model."""
     return wav(np.zeros(int(seconds * SAMPLE_RATE_HZ), np.int16))
+
+
+def mp3(seconds: float) -> bytes:
+    """One of stereo noise at 44.1 kHz and 128 kbit/s: a minute of it, again and again."""
+    ffmpeg = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-v", "error"]
+    noise = ["-f", "lavfi", "-t", "60", "-i", "anoisesrc=sample_rate=44100:seed=1"]
+    as_mp3 = ["-ac", "2", "-b:a", "128k"]
+    with tempfile.TemporaryDirectory() as folder:
+        minute, target = Path(folder, "minute.mp3"), Path(folder, "target.mp3")
+        subprocess.run([*ffmpeg, *noise, *as_mp3, str(minute)], check=True)
+        again = ["-stream_loop", "-1", "-i", str(minute), "-t", str(seconds), "-c", "copy", str(target)]
+        subprocess.run([*ffmpeg, *again], check=True)
+        return target.read_bytes()
 
 
 async def burst(graph: Simulation, rng: random.Random) -> dict[str, float]:
@@ -253,7 +269,7 @@ def main(
     if counts[0] != 1:
         raise typer.BadParameter("the first number of GPUs must be 1, which the others are compared with")
     figures: dict[str, Any] = {}
-    long_clip = silence(long_s)
+    long_clip, compressed = silence(long_s), mp3(long_s)
     for count in counts:
         say.print(f"{count} simulated GPU{'s' * (count > 1)}")
         with simulation(count) as graph:
@@ -267,6 +283,9 @@ def main(
                 result = asyncio.run(long_file(graph, long_clip))
                 figures[f"long_{count}_s"] = result.wall_s
                 figures[f"scaling_{count}"] = figures["long_1_s"] / result.wall_s
+            result = asyncio.run(long_file(graph, compressed))
+            figures[f"mp3_{count}_s"] = result.wall_s
+            figures[f"mp3_first_segment_fraction_{count}"] = result.first_segment_s / result.wall_s
         say.print(json.dumps(figures))
     figures |= {
         "long_s": long_s,

@@ -108,6 +108,10 @@ class Gpu:
                 left_s -= held_s
                 os.sched_yield()
 
+    def show(self) -> None:
+        """To this process and nobody else, as Ray does."""
+        os.environ["CUDA_VISIBLE_DEVICES"] = self.path.name
+
     def busy_s(self, begin_s: float, end_s: float) -> float:
         """Seconds busy between two readings of the monotonic clock."""
         if not self.path.exists():
@@ -138,6 +142,9 @@ class SimulatedDetector:
     """All of the file is speech: windows of 30 s, and one with the rest."""
 
     gpu: Gpu
+
+    def __post_init__(self) -> None:
+        self.gpu.show()
 
     def new_scan(self) -> Fixed:
         return Fixed(WINDOW_S)
@@ -175,6 +182,7 @@ def _claim_one(gpus: Sequence[Gpu], model: str) -> tuple[Gpu, BinaryIO]:
         except BlockingIOError:
             claim.close()
         else:
+            gpu.show()
             return gpu, claim
     raise RuntimeError(f"all {len(gpus)} simulated GPUs are taken")
 
@@ -195,6 +203,9 @@ class SimulatedDiarizer:
     """One speaker."""
 
     gpu: Gpu
+
+    def __post_init__(self) -> None:
+        self.gpu.show()
 
     def diarize(self, samples: Samples, **_: Any) -> Diarization:
         duration_s = len(samples) / SAMPLE_RATE_HZ
