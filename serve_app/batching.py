@@ -21,7 +21,7 @@ from typing import Generic, TypeVar
 
 from serve_app.batch_items import BatchCounters, BatcherDied, Waiting
 from serve_app.batch_queue import BatchQueue
-from serve_app.turns import Turns
+from serve_app.turns import DeviceTurns
 
 logger = logging.getLogger("ray.serve")
 
@@ -52,7 +52,8 @@ class Batcher(Generic[Item, Result]):
         key: Callable[[Item], Hashable] = lambda item: None,
         audio_s: Callable[[Item], float] = lambda item: 0.0,
         lanes: int = 1,
-        turns: Turns | None = None,
+        turns: DeviceTurns | None = None,
+        searches: bool = False,
         name: str = "device",
     ) -> None:
         self._run = run
@@ -63,6 +64,7 @@ class Batcher(Generic[Item, Result]):
         self.counters = BatchCounters()
         self._queue: BatchQueue[Item, Result] = BatchQueue(audio_s)
         self._turns = turns
+        self._searches = searches
         self._gave_way_s = 0.0
         self._running: list[list[Waiting[Item, Result]]] = [[] for _ in range(lanes)]
         self._busy_since_s = 0.0
@@ -150,9 +152,8 @@ class Batcher(Generic[Item, Result]):
             self._busy_since_s = begun_s
         self._running[lane] = batch
         self._wake()  # newcomers need not wait for it
-        run = self._run_first if all(waiting.newcomer for waiting in batch) else self._run_batch
         try:
-            results = await asyncio.get_running_loop().run_in_executor(self._thread, run, batch)
+            results = await asyncio.get_running_loop().run_in_executor(self._thread, self._run_in_turn, batch)
         except BaseException:  # the loop or the interpreter is ending: nobody may wait for ever
             for waiting in batch:
                 waiting.answer.cancel()
@@ -177,18 +178,31 @@ class Batcher(Generic[Item, Result]):
                 return
 
     async def _give_way(self) -> None:
-        """While short work runs elsewhere on the device, unless some waits here; half of the time at most."""
-        if self._turns is None or len(self._running) > 1 or not self.queued or not self._turns.taken():
+        """While others go first on the device; half of the time at most."""
+        if not self._is_behind_others():
             return
         begun_s = last_s = time.monotonic()
         until_s = begun_s + min(MOST_GIVEN_S, begun_s - self._gave_way_s)
-        while last_s + LINGER_S > (now_s := time.monotonic()) < until_s:
-            if any(waiting.newcomer and not waiting.answer.done() for waiting in self._queue):
-                break
-            if self._turns.taken():
+        while last_s + LINGER_S > (now_s := time.monotonic()) < until_s and not self._has_pressing_work():
+            if self._is_behind_others():
                 last_s = now_s
             await asyncio.sleep(LOOK_S)
         self._gave_way_s = time.monotonic()
+
+    def _is_behind_others(self) -> bool:
+        """Whether what waits here is to wait for other processes' work on the device."""
+        turns = self._turns
+        if turns is None or self._has_pressing_work() or not self.queued:
+            return False
+        # Beside short work there is a second lane, and two processes that wait for each other's are too many.
+        to_short = len(self._running) == 1 and turns.short.taken()
+        return to_short or (not self._searches and turns.search.taken())
+
+    def _has_pressing_work(self) -> bool:
+        """Short work, or a full batch for a device that has a second lane for it."""
+        if len(self._running) > 1 and self.queued >= self.max_batch_size:
+            return True
+        return any(waiting.newcomer and not waiting.answer.done() for waiting in self._queue)
 
     def _cut(self) -> list[Waiting[Item, Result]]:
         self.counters.dropped += self._queue.drop_cancelled()
@@ -202,8 +216,13 @@ class Batcher(Generic[Item, Result]):
             return []
         return self._queue.cut_newcomers(min(SECOND_LANE_ITEMS, self.max_batch_size))
 
-    def _run_first(self, batch: list[Waiting[Item, Result]]) -> Sequence[Result | BaseException]:
-        with self._turns.first() if self._turns else nullcontext():
+    def _run_in_turn(self, batch: list[Waiting[Item, Result]]) -> Sequence[Result | BaseException]:
+        turn = None
+        if self._turns and all(waiting.newcomer for waiting in batch):
+            turn = self._turns.short
+        elif self._turns and self._searches:
+            turn = self._turns.search
+        with turn.first() if turn else nullcontext():
             return self._run_batch(batch)
 
     def _run_batch(self, batch: list[Waiting[Item, Result]]) -> Sequence[Result | BaseException]:

@@ -4,6 +4,10 @@ A device gives everybody an equal part, so a clip that is recognised beside a lo
 third of it while that file is aligned as well. Whoever works on short files only holds a lock; alignment and
 speech detection of long files wait meanwhile, for half of the time at most. The kernel lets go of the lock
 when a process dies.
+
+Second comes the search for speech in a long file: it finds work for many devices, and with a third of one it
+keeps only four of them busy. It holds another lock; meanwhile alignment waits, and recognition waits until it
+has a full batch.
 """
 
 import fcntl
@@ -11,6 +15,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from serve_app.settings import MOST_THREADS
@@ -73,9 +78,18 @@ class Turns:
         return file
 
 
-def of_this_device() -> Turns | None:
+@dataclass(frozen=True)
+class DeviceTurns:
+    """Who goes first on one device, and who comes second."""
+
+    short: Turns
+    search: Turns
+
+
+def of_this_device() -> DeviceTurns | None:
     """Those of the GPU that Ray gave this process, or of CPUs so few that every replica uses all of them."""
     device = os.environ.get("CUDA_VISIBLE_DEVICES") or "cpu"
     if device == "cpu" and len(os.sched_getaffinity(0)) > MOST_THREADS:
         return None
-    return Turns(FOLDER / f"whisperx-{os.geteuid()}-{device.replace('/', '_')}")
+    path = FOLDER / f"whisperx-{os.geteuid()}-{device.replace('/', '_')}"
+    return DeviceTurns(Turns(path), Turns(path.with_name(f"{path.name}-search")))

@@ -10,7 +10,7 @@ import pytest
 from serve_app.batch_items import BatcherDied, Waiting
 from serve_app.batch_queue import NEWCOMER_ITEMS, BatchQueue
 from serve_app.batching import Batcher
-from serve_app.turns import Turns
+from serve_app.turns import DeviceTurns, Turns
 
 
 class Device:
@@ -375,16 +375,24 @@ def test_a_long_request_is_no_newcomer_again_after_a_pause() -> None:
     assert asyncio.run(scenario()) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
 
 
-def test_what_can_wait_gives_way_to_short_work_on_the_same_device(tmp_path: Path) -> None:
-    """A long file waits while a clip is at work elsewhere; the clip itself does not, and nobody for ever."""
+@pytest.fixture
+def turns(tmp_path: Path) -> DeviceTurns:
+    return DeviceTurns(Turns(tmp_path / "short"), Turns(tmp_path / "search"))
+
+
+@pytest.mark.parametrize("others", ["short", "search"])
+def test_what_can_wait_gives_way_to_others_on_the_same_device(turns: DeviceTurns, others: str) -> None:
+    """A long file waits while a clip is at work elsewhere, or a search that finds work for many devices; a
+    clip here does not, and nobody for ever.
+    """
 
     async def scenario() -> list[list[Any]]:
         device = Device()
         device.free(100)
-        batcher: Batcher[Any, Any] = Batcher(device.run, max_batch_size=1, turns=Turns(tmp_path / "device"))
+        batcher: Batcher[Any, Any] = Batcher(device.run, max_batch_size=1, turns=turns)
         for n in range(NEWCOMER_ITEMS):
             await batcher.submit(f"long-{n}", "long")
-        with Turns(tmp_path / "device").first():
+        with getattr(turns, others).first():
             late = asyncio.create_task(batcher.submit("long-late", "long"))
             await settle()
             assert await batcher.submit("short", "short") == "<short>"
@@ -393,6 +401,58 @@ def test_what_can_wait_gives_way_to_short_work_on_the_same_device(tmp_path: Path
         return device.batches
 
     assert asyncio.run(scenario())[NEWCOMER_ITEMS:] == [["short"], ["long-late"]]
+
+
+def test_a_recogniser_waits_for_a_full_batch_while_windows_are_searched_for(turns: DeviceTurns) -> None:
+    """On the same device; but it runs a clip at once, and what there is before long."""
+
+    async def scenario() -> list[list[Any]]:
+        device = Device()
+        device.free(100)
+        batcher: Batcher[Any, Any] = Batcher(device.run, max_batch_size=3, lanes=2, turns=turns)
+        for n in range(NEWCOMER_ITEMS):
+            await batcher.submit(f"long-{n}", "long")
+
+        def found(number: int) -> "asyncio.Task[Any]":
+            return asyncio.create_task(batcher.submit(number, "long"))
+
+        with turns.search.first():
+            windows = [found(1)]
+            await settle()
+            windows += [found(2), found(3)]
+            await asyncio.gather(*windows)
+            windows = [found(4)]
+            await settle()
+            assert await batcher.submit("short", "short") == "<short>"
+            windows += [found(5)]
+            await asyncio.gather(*windows)
+        batcher.close()
+        return device.batches
+
+    batches = asyncio.run(scenario())[NEWCOMER_ITEMS:]
+    assert batches[0] == [1, 2, 3]
+    assert {"short", 4, 5} == {item for batch in batches[1:] for item in batch}
+    assert "short" in batches[1]
+
+
+def test_who_goes_first_shows_to_others_while_it_runs(turns: DeviceTurns) -> None:
+    """Short work to everybody, and of a search also what is done for a long file."""
+    seen: list[tuple[bool, bool]] = []
+
+    def run(items: list[Any]) -> list[Any]:
+        seen.append((turns.short.taken(), turns.search.taken()))
+        return items
+
+    async def scenario(searches: bool) -> None:
+        batcher: Batcher[Any, Any] = Batcher(run, max_batch_size=1, turns=turns, searches=searches)
+        for n in range(NEWCOMER_ITEMS + 1):
+            await batcher.submit(n, "long")
+        batcher.close()
+
+    asyncio.run(scenario(searches=False))
+    asyncio.run(scenario(searches=True))
+    short = [(True, False)] * NEWCOMER_ITEMS
+    assert seen == [*short, (False, False), *short, (False, True)]
 
 
 def test_newcomers_come_first_but_not_always() -> None:

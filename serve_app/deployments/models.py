@@ -52,7 +52,7 @@ class SpeechDetector:
         self._watch = Watch(patience)
         run = by_halves(self._watch.over(_next_parts), "speech", Retries().note)
         self._batcher: Batcher[Iterator[tuple[Window, ...]], tuple[Window, ...] | None] = Batcher(
-            run, max_batch_size=1, turns=of_this_device(), name="speech"
+            run, max_batch_size=1, turns=of_this_device(), searches=True, name="speech"
         )
 
     async def detect(self, ref: AudioRef, scan: Any, request_id: str) -> AsyncIterator[Speech]:
