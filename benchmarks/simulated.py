@@ -204,9 +204,6 @@ class SimulatedDiarizer:
 
     gpu: Gpu
 
-    def __post_init__(self) -> None:
-        self.gpu.show()
-
     def diarize(self, samples: Samples, **_: Any) -> Diarization:
         duration_s = len(samples) / SAMPLE_RATE_HZ
         self.gpu.run(diarize_s(duration_s))

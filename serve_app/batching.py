@@ -21,13 +21,13 @@ from typing import Generic, TypeVar
 
 from serve_app.batch_items import BatchCounters, BatcherDied, Waiting
 from serve_app.batch_queue import BatchQueue
-from serve_app.turns import DeviceTurns
+from serve_app.turns import DeviceTurns, Turns
 
 logger = logging.getLogger("ray.serve")
 
 SECOND_LANE_ITEMS = 2  # at most: they are held in memory beside the first lane's batch
-MOST_GIVEN_S = 1.0  # that a batch waits for short work elsewhere on the device
-LINGER_S = 0.05  # and after it, as the same clip comes here next
+MOST_GIVEN_S = 1.0  # that a batch waits for others on the device
+LINGER_S = 0.05  # and after them: the same clip comes here next, a search takes its next step
 LOOK_S = 0.005
 
 Item = TypeVar("Item")
@@ -39,8 +39,10 @@ class Batcher(Generic[Item, Result]):
 
     `run` gets a list and returns a list of the same length and order, an exception standing for an item
     that failed. `wait_s` is how long an idle device waits for company. With two `lanes`, `run` must bear two
-    threads; with one, long files' items give way by `turns` to newcomers' batches elsewhere on the same
-    device. `max_batch_s` bounds a batch's seconds of audio, by `audio_s` of its items; one item always goes.
+    threads. By `turns` long files' items wait for others on the same device: with one lane for newcomers'
+    batches and for searches, with two for searches until there are items for a full batch; what `searches`
+    itself waits for newcomers only, and is what the others wait for.
+    `max_batch_s` bounds a batch's seconds of audio, by `audio_s` of its items; one item always goes.
     """
 
     def __init__(
@@ -65,6 +67,12 @@ class Batcher(Generic[Item, Result]):
         self._queue: BatchQueue[Item, Result] = BatchQueue(audio_s)
         self._turns = turns
         self._searches = searches
+        self._first: list[Turns] = []  # whose holders go before long files' items here
+        if turns and lanes == 1:
+            self._first.append(turns.short)
+        if turns and turns.search and not searches:
+            self._first.append(turns.search)
+        self._gives_way = False
         self._gave_way_s = 0.0
         self._running: list[list[Waiting[Item, Result]]] = [[] for _ in range(lanes)]
         self._busy_since_s = 0.0
@@ -179,27 +187,23 @@ class Batcher(Generic[Item, Result]):
 
     async def _give_way(self) -> None:
         """While others go first on the device; half of the time at most."""
-        if not self._is_behind_others():
+        if not self.queued or self._has_pressing_work() or not self._others_go_first():
             return
         begun_s = last_s = time.monotonic()
         until_s = begun_s + min(MOST_GIVEN_S, begun_s - self._gave_way_s)
+        self._gives_way = True
         while last_s + LINGER_S > (now_s := time.monotonic()) < until_s and not self._has_pressing_work():
-            if self._is_behind_others():
+            if self._others_go_first():
                 last_s = now_s
             await asyncio.sleep(LOOK_S)
+        self._gives_way = False
         self._gave_way_s = time.monotonic()
 
-    def _is_behind_others(self) -> bool:
-        """Whether what waits here is to wait for other processes' work on the device."""
-        turns = self._turns
-        if turns is None or self._has_pressing_work() or not self.queued:
-            return False
-        # Beside short work there is a second lane, and two processes that wait for each other's are too many.
-        to_short = len(self._running) == 1 and turns.short.taken()
-        return to_short or (not self._searches and turns.search.taken())
+    def _others_go_first(self) -> bool:
+        return any(turns.taken() for turns in self._first)
 
     def _has_pressing_work(self) -> bool:
-        """Short work, or a full batch for a device that has a second lane for it."""
+        """Short work that no second lane has taken; and with two lanes, as much as fits into a batch."""
         if len(self._running) > 1 and self.queued >= self.max_batch_size:
             return True
         return any(waiting.newcomer and not waiting.answer.done() for waiting in self._queue)
@@ -210,18 +214,17 @@ class Batcher(Generic[Item, Result]):
         return self._queue.cut(self.max_batch_size, max_s)
 
     def _cut_newcomers(self) -> list[Waiting[Item, Result]]:
-        """Newcomers that wait for a long file's batch, if they are few."""
+        """Newcomers that wait for a long file's batch, run or not, if they are few."""
         self.counters.dropped += self._queue.drop_cancelled()
-        if all(waiting.newcomer for waiting in self._running[0]):
+        if not self._gives_way and all(waiting.newcomer for waiting in self._running[0]):
             return []
         return self._queue.cut_newcomers(min(SECOND_LANE_ITEMS, self.max_batch_size))
 
     def _run_in_turn(self, batch: list[Waiting[Item, Result]]) -> Sequence[Result | BaseException]:
         turn = None
-        if self._turns and all(waiting.newcomer for waiting in batch):
-            turn = self._turns.short
-        elif self._turns and self._searches:
-            turn = self._turns.search
+        if self._turns:
+            short = all(waiting.newcomer for waiting in batch)
+            turn = self._turns.short if short else self._turns.search if self._searches else None
         with turn.first() if turn else nullcontext():
             return self._run_batch(batch)
 

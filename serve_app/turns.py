@@ -5,9 +5,9 @@ third of it while that file is aligned as well. Whoever works on short files onl
 speech detection of long files wait meanwhile, for half of the time at most. The kernel lets go of the lock
 when a process dies.
 
-Second comes the search for speech in a long file: it finds work for many devices, and with a third of one it
-keeps only four of them busy. It holds another lock; meanwhile alignment waits, and recognition waits until it
-has a full batch.
+On a GPU second comes the search for speech in a long file: it finds work for many devices, and with a third
+of one it keeps only four of them busy. It holds another lock; meanwhile alignment waits, and recognition
+until it has a full batch.
 """
 
 import fcntl
@@ -33,11 +33,11 @@ class Turns:
         try:
             os.close(self._open())
         except OSError as error:
-            logger.warning("Short files do not go first on this device: %s: %s", path, error)
+            logger.warning("Nobody goes first on this device: %s: %s", path, error)
 
     @contextmanager
     def first(self) -> Iterator[None]:
-        """While this is entered the device is for short work, of whichever threads and processes.
+        """While this is entered others wait, of whichever threads and processes.
 
         Where there can be no lock, as without a free descriptor, work goes on without.
         """
@@ -83,7 +83,7 @@ class DeviceTurns:
     """Who goes first on one device, and who comes second."""
 
     short: Turns
-    search: Turns
+    search: Turns | None  # on CPUs nobody waits for it: they are all there is, and it does not use them all
 
 
 def of_this_device() -> DeviceTurns | None:
@@ -92,4 +92,5 @@ def of_this_device() -> DeviceTurns | None:
     if device == "cpu" and len(os.sched_getaffinity(0)) > MOST_THREADS:
         return None
     path = FOLDER / f"whisperx-{os.geteuid()}-{device.replace('/', '_')}"
-    return DeviceTurns(Turns(path), Turns(path.with_name(f"{path.name}-search")))
+    search = None if device == "cpu" else Turns(path.with_name(f"{path.name}-search"))
+    return DeviceTurns(Turns(path), search)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from serve_app import batching
 from serve_app.batch_items import BatcherDied, Waiting
 from serve_app.batch_queue import NEWCOMER_ITEMS, BatchQueue
 from serve_app.batching import Batcher
@@ -380,11 +381,45 @@ def turns(tmp_path: Path) -> DeviceTurns:
     return DeviceTurns(Turns(tmp_path / "short"), Turns(tmp_path / "search"))
 
 
-@pytest.mark.parametrize("others", ["short", "search"])
-def test_what_can_wait_gives_way_to_others_on_the_same_device(turns: DeviceTurns, others: str) -> None:
+@pytest.mark.parametrize(
+    ("others", "lanes", "searches"),
+    [("short", 1, False), ("search", 1, False), ("short", 1, True), ("search", 2, False)],
+)
+def test_what_can_wait_gives_way_to_others_on_the_same_device(
+    turns: DeviceTurns, others: str, lanes: int, searches: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A long file waits while a clip is at work elsewhere, or a search that finds work for many devices; a
-    clip here does not, and nobody for ever.
+    clip here does not.
     """
+    monkeypatch.setattr(batching, "MOST_GIVEN_S", 60.0)
+
+    async def scenario() -> list[list[Any]]:
+        device = Device()
+        device.free(100)
+        batcher: Batcher[Any, Any] = Batcher(
+            device.run, max_batch_size=8, lanes=lanes, turns=turns, searches=searches
+        )
+        for n in range(NEWCOMER_ITEMS):
+            await batcher.submit(f"long-{n}", "long")
+        with getattr(turns, others).first():
+            late = asyncio.create_task(batcher.submit("long-late", "long"))
+            await settle()
+            if lanes > 1:
+                assert await batcher.submit("short", "short") == "<short>"
+            assert not late.done()
+        assert await late == "<long-late>"
+        batcher.close()
+        return device.batches
+
+    clips = [["short"]] * (lanes > 1)
+    assert asyncio.run(scenario())[NEWCOMER_ITEMS:] == [*clips, ["long-late"]]
+
+
+def test_with_one_lane_a_clip_ends_the_giving_way(
+    turns: DeviceTurns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would else wait with the long file's items."""
+    monkeypatch.setattr(batching, "MOST_GIVEN_S", 60.0)
 
     async def scenario() -> list[list[Any]]:
         device = Device()
@@ -392,19 +427,63 @@ def test_what_can_wait_gives_way_to_others_on_the_same_device(turns: DeviceTurns
         batcher: Batcher[Any, Any] = Batcher(device.run, max_batch_size=1, turns=turns)
         for n in range(NEWCOMER_ITEMS):
             await batcher.submit(f"long-{n}", "long")
-        with getattr(turns, others).first():
+        with turns.short.first():
             late = asyncio.create_task(batcher.submit("long-late", "long"))
             await settle()
             assert await batcher.submit("short", "short") == "<short>"
-            assert await late == "<long-late>"
+        await late
         batcher.close()
         return device.batches
 
-    assert asyncio.run(scenario())[NEWCOMER_ITEMS:] == [["short"], ["long-late"]]
+    assert asyncio.run(scenario())[NEWCOMER_ITEMS] == ["short"]
 
 
-def test_a_recogniser_waits_for_a_full_batch_while_windows_are_searched_for(turns: DeviceTurns) -> None:
-    """On the same device; but it runs a clip at once, and what there is before long."""
+@pytest.mark.parametrize(("others", "lanes", "searches"), [("short", 2, False), ("search", 1, True)])
+def test_who_waits_for_whom_has_an_end(turns: DeviceTurns, others: str, lanes: int, searches: bool) -> None:
+    """A recogniser has a second lane for short work, and a search waits for no search."""
+
+    async def scenario() -> None:
+        device = Device()
+        device.free(100)
+        batcher: Batcher[Any, Any] = Batcher(
+            device.run, max_batch_size=8, lanes=lanes, turns=turns, searches=searches
+        )
+        for n in range(NEWCOMER_ITEMS):
+            await batcher.submit(f"long-{n}", "long")
+        with getattr(turns, others).first():
+            first = asyncio.create_task(batcher.submit("long-first", "long"))
+            await settle()
+            second = asyncio.create_task(batcher.submit("long-second", "long"))
+            await asyncio.gather(first, second)
+        batcher.close()
+        assert device.batches[NEWCOMER_ITEMS:] == [["long-first"], ["long-second"]]
+
+    asyncio.run(scenario())
+
+
+def test_others_are_waited_for_half_of_the_time_at_most(
+    turns: DeviceTurns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long they go on."""
+    monkeypatch.setattr(batching, "MOST_GIVEN_S", 0.02)
+
+    async def scenario() -> list[Any]:
+        device = Device()
+        device.free(100)
+        batcher: Batcher[Any, Any] = Batcher(device.run, max_batch_size=1, turns=turns)
+        with turns.short.first():
+            answers = [await batcher.submit(n, "long") for n in range(NEWCOMER_ITEMS + 2)]
+        batcher.close()
+        return answers
+
+    assert asyncio.run(scenario()) == [f"<{n}>" for n in range(NEWCOMER_ITEMS + 2)]
+
+
+def test_a_recogniser_waits_for_a_full_batch_while_windows_are_searched_for(
+    turns: DeviceTurns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the same device; a full one runs at once."""
+    monkeypatch.setattr(batching, "MOST_GIVEN_S", 60.0)
 
     async def scenario() -> list[list[Any]]:
         device = Device()
@@ -412,27 +491,16 @@ def test_a_recogniser_waits_for_a_full_batch_while_windows_are_searched_for(turn
         batcher: Batcher[Any, Any] = Batcher(device.run, max_batch_size=3, lanes=2, turns=turns)
         for n in range(NEWCOMER_ITEMS):
             await batcher.submit(f"long-{n}", "long")
-
-        def found(number: int) -> "asyncio.Task[Any]":
-            return asyncio.create_task(batcher.submit(number, "long"))
-
+        assert turns.search
         with turns.search.first():
-            windows = [found(1)]
+            windows = [asyncio.create_task(batcher.submit(1, "long"))]
             await settle()
-            windows += [found(2), found(3)]
-            await asyncio.gather(*windows)
-            windows = [found(4)]
-            await settle()
-            assert await batcher.submit("short", "short") == "<short>"
-            windows += [found(5)]
+            windows += [asyncio.create_task(batcher.submit(number, "long")) for number in (2, 3)]
             await asyncio.gather(*windows)
         batcher.close()
         return device.batches
 
-    batches = asyncio.run(scenario())[NEWCOMER_ITEMS:]
-    assert batches[0] == [1, 2, 3]
-    assert {"short", 4, 5} == {item for batch in batches[1:] for item in batch}
-    assert "short" in batches[1]
+    assert asyncio.run(scenario())[NEWCOMER_ITEMS:] == [[1, 2, 3]]
 
 
 def test_who_goes_first_shows_to_others_while_it_runs(turns: DeviceTurns) -> None:
@@ -440,6 +508,7 @@ def test_who_goes_first_shows_to_others_while_it_runs(turns: DeviceTurns) -> Non
     seen: list[tuple[bool, bool]] = []
 
     def run(items: list[Any]) -> list[Any]:
+        assert turns.search
         seen.append((turns.short.taken(), turns.search.taken()))
         return items
 

@@ -47,8 +47,8 @@ def test_a_link_in_its_place_is_left_alone(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_port_that_somebody_listens_on_is_not_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    port = free_port()
+    with socket.create_server(("127.0.0.1", port)):
         monkeypatch.setattr(launcher, "NOT_EPHEMERAL", range(port, port + 1))
         with pytest.raises(CannotStart):
             free_port()

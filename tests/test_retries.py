@@ -1,7 +1,7 @@
 """Calls that are made again: what for, how often, with which audio, and after how long."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
 import pytest
@@ -23,7 +23,7 @@ from serve_app.deployments import retries as retries_module
 from serve_app.deployments.handles import AudioLost, Hung, audio_behind, caller
 from serve_app.deployments.health import Patience
 from serve_app.deployments.loading import LOADINGS, LoadedAudio
-from serve_app.deployments.retries import ATTEMPTS, lasting, or_on_cpu, resuming
+from serve_app.deployments.retries import ATTEMPTS, MOST_DEATHS, lasting, or_on_cpu, resuming
 from serve_app.errors import ModelCrashed, Overloaded, TranscriptionError, UnusableAudio
 from serve_app.observability import Retries
 from serve_app.transcript import Speech, StageWarning, Window
@@ -267,17 +267,17 @@ def test_a_stage_without_audio_says_so(error: Exception) -> None:
 
 
 class Search:
-    """Finds a window in each of five parts, from number `scan` on, and breaks off before some of them."""
+    """Finds a window in each of so many parts, from number `scan` on, and breaks off before some of them."""
 
-    def __init__(self, breaks: list[tuple[int, Exception]]) -> None:
-        self.windows = [Window(float(n), n + 1.0) for n in range(5)]
-        self.breaks = breaks
+    def __init__(self, breaks: Sequence[tuple[int, Exception]], parts: int = 5) -> None:
+        self.windows = [Window(float(n), n + 1.0) for n in range(parts)]
+        self.breaks = list(breaks)
         self.scans: list[Any] = []
 
     async def detect(self, ref: list[int], scan: Any, request_id: str) -> AsyncGenerator[Speech, None]:
         self.scans.append(scan)
         yield Speech((), 5.0, (StageWarning("decode", "truncated_audio", ""),), checksum=5)
-        for number in range(scan or 0, 5):
+        for number in range(scan or 0, len(self.windows)):
             if self.breaks and self.breaks[0][0] == number:
                 raise self.breaks.pop(0)[1]
             yield Speech((self.windows[number],), 5.0, scan=number + 1)
@@ -302,21 +302,31 @@ def test_a_search_that_breaks_off_goes_on() -> None:
     assert request.audio.checksum == 5
 
 
-def test_a_search_that_gets_on_outlives_any_number_of_deaths() -> None:
-    """Three at each window are more than any one call bears."""
+def test_a_search_that_gets_on_outlives_more_deaths_than_other_calls() -> None:
+    """One at each window; but not for ever."""
     request = Request()
-    search = Search([(number, ActorDiedError()) for number in range(5) for _ in range(3)])
+    search = Search([(number, ActorDiedError()) for number in range(MOST_DEATHS - 1)], parts=100)
     assert [window for part in search.parts(request) for window in part.windows] == search.windows
-    assert request.retries.counts == {("speech", "replica_died"): 15}
-
-
-def test_a_search_that_always_dies_at_the_same_place_ends() -> None:
-    """What was found before that does not excuse the file."""
-    request = Request()
-    search = Search([(3, ActorDiedError())] * 10)
+    assert request.retries.counts == {("speech", "replica_died"): MOST_DEATHS - 1}
     with pytest.raises(ModelCrashed):
-        search.parts(request)
-    assert search.scans == [None, 3, 3, 3]
+        Search([(number, ActorDiedError()) for number in range(MOST_DEATHS)], parts=100).parts(Request())
+
+
+@pytest.mark.parametrize(("at", "scans"), [(0, [None] * 4), (3, [None, 3, 3, 3])])
+def test_a_search_that_always_dies_at_the_same_place_ends(at: int, scans: list[int | None]) -> None:
+    """What was found before that does not excuse the file."""
+    search = Search([(at, ActorDiedError())] * 10)
+    with pytest.raises(ModelCrashed):
+        search.parts(Request())
+    assert search.scans == scans
+
+
+def test_a_suspect_that_gets_on_stays_one() -> None:
+    """Or others, which only share its replicas, would be blamed for what it does now and then."""
+    search = Search([(0, ActorDiedError())] * 2 + [(3, ActorDiedError())] * 10)
+    with pytest.raises(ModelCrashed):
+        search.parts(Request())
+    assert search.scans == [None, None, None, 3]
 
 
 class Growing(Loading):

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Callable, Iterator
 from copy import deepcopy
 from dataclasses import replace
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from serve_app.transcript import (
 from serve_app.turns import of_this_device
 
 PATIENCE = Patience()
+SCAN_EVERY_S = 2.0  # a search tells how far it is, also where there is no speech
 
 
 def _padded_s(request: AsrRequest) -> float:
@@ -56,10 +58,11 @@ class SpeechDetector:
         )
 
     async def detect(self, ref: AudioRef, scan: Any, request_id: str) -> AsyncIterator[Speech]:
-        """Part after part, as soon as the windows in it are sure; the first one comes at once, empty.
+        """Part after part, as soon as the windows in it are sure, or empty after a while without.
 
-        Every other part has what `scan` is to be in a call that goes on behind it: in this audio, or in more
-        of it where it is only the beginning of a file. In a file's first call that is None.
+        The first one comes at once, empty. Every other one has what `scan` is to be in a call that goes on
+        behind it: in this audio, or in more of it where it is only the beginning of a file. In a file's first
+        call that is None.
         """
         audio = await audio_behind(ref)
         part = Speech((), audio.duration_s, expected_s=audio.expected_s, whole=audio.whole)
@@ -67,9 +70,11 @@ class SpeechDetector:
         if scan is None:
             scan = self._model.new_scan()
         steps = self._model.scan(audio, scan)
+        said_s = monotonic()
         while (windows := await self._batcher.submit(steps, request_id)) is not None:
-            if windows:
+            if windows or monotonic() - said_s > SCAN_EVERY_S:
                 yield replace(part, windows=windows, scan=deepcopy(scan))  # which changes meanwhile
+                said_s = monotonic()
         if not audio.whole:
             yield replace(part, scan=scan)
 

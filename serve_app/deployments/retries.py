@@ -33,6 +33,7 @@ logger = logging.getLogger("ray.serve")
 ATTEMPTS = 4
 DEATHS_IN_COMPANY = 2  # of replicas that a call has met; after so many it is made again alone,
 DEATHS_ALONE = 2  # and after so many then, no more
+MOST_DEATHS = 20  # of a call that gets on between them
 PAUSE_S = 0.5  # before the second attempt where the first trouble may pass; doubled before each later one
 PASSING = ("replica_unavailable", "out_of_memory")
 START_S = 300.0  # that a CPU replica may take to be scheduled and to load its model
@@ -72,7 +73,8 @@ class Attempts:
         self._retries = retries
         self._suspects = suspects
         self._made = 0
-        self._deaths = 0
+        self._deaths = 0  # at the present place, or in company
+        self._all_deaths = 0
 
     @property
     def alone(self) -> bool:
@@ -82,6 +84,11 @@ class Attempts:
         """To be held during the next attempt."""
         return self._suspects if self.alone else nullcontext()
 
+    def got_on(self) -> None:
+        """The call is past what the last replica died of: it is no nearer to its end, but stays a suspect."""
+        self._made = 0
+        self._deaths = min(self._deaths, DEATHS_IN_COMPANY)
+
     async def failed(self, error: Exception) -> None:
         """Counts, and waits where the trouble may pass; raises where there is to be no other attempt."""
         cause = cause_of(error)
@@ -89,7 +96,8 @@ class Attempts:
             raise error
         self._made += not isinstance(error, Hung)
         self._deaths += cause == "replica_died"
-        if self._deaths == DEATHS_IN_COMPANY + DEATHS_ALONE:
+        self._all_deaths += cause == "replica_died"
+        if self._deaths == DEATHS_IN_COMPANY + DEATHS_ALONE or self._all_deaths == MOST_DEATHS:
             raise ModelCrashed(f"The {self._stage} stage crashes on this audio; leave it out.")
         if self._made == ATTEMPTS:
             if isinstance(error, TranscriptionError):
@@ -210,8 +218,8 @@ def resuming(
 ) -> Callable[..., AsyncGenerator[Speech, None]]:
     """`detect(reference, scan, ...)` as a stream over `audio`, as it is decoded; goes on where it broke off.
 
-    A replica that has found something before it died was not killed by what killed those before it, so then
-    all attempts are there again: one call for hours of audio may well meet many deaths.
+    A replica that died further on in the file was not killed by what killed those before it: the search of
+    hours of audio may well meet many deaths, but only so many at one place.
     """
     suspects = asyncio.Lock()
 
@@ -227,7 +235,8 @@ def resuming(
                         audio.checksum = part.checksum or audio.checksum
                         whole = part.whole
                         if part.scan is not None:
-                            attempts, scan = Attempts(stage, retries, suspects), part.scan
+                            scan = part.scan
+                            attempts.got_on()
                         news = tuple(warning for warning in part.warnings if warning not in told)
                         told.update(news)
                         yield replace(part, warnings=news)
