@@ -26,6 +26,16 @@ class BatchQueue(Generic[Item, Result]):
         """All of it, also what nobody waits for any more."""
         return (waiting for queue in self._queues.values() for waiting in queue)
 
+    @property
+    def waiting(self) -> int:
+        """How many of it somebody waits for."""
+        return sum(not waiting.answer.done() for waiting in self)
+
+    @property
+    def has_newcomers(self) -> bool:
+        """Whether somebody waits for a newcomer's item."""
+        return any(waiting.newcomer and not waiting.answer.done() for waiting in self)
+
     def is_newcomer(self, request_id: Hashable) -> bool:
         """Whether the request's next item is one of its first; counts that item."""
         self._submitted[request_id] = 1 + (number := self._submitted.pop(request_id, 0))

@@ -40,9 +40,9 @@ class Batcher(Generic[Item, Result]):
     `run` gets a list and returns a list of the same length and order, an exception standing for an item
     that failed. `wait_s` is how long an idle device waits for company. With two `lanes`, `run` must bear two
     threads. By `turns` long files' items wait for others on the same device: with one lane for newcomers'
-    batches and for searches, with two for searches until there are items for a full batch; what `searches`
-    itself waits for newcomers only, and is what the others wait for.
-    `max_batch_s` bounds a batch's seconds of audio, by `audio_s` of its items; one item always goes.
+    batches and for searches, with two for searches until there are items for a full batch. Who `searches`
+    waits for newcomers only. `max_batch_s` bounds a batch's seconds of audio, by `audio_s` of its items; one
+    item always goes.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Batcher(Generic[Item, Result]):
     @property
     def queued(self) -> int:
         """Items that wait for the device."""
-        return sum(not waiting.answer.done() for waiting in self._queue)
+        return self._queue.waiting
 
     @property
     def running(self) -> int:
@@ -204,9 +204,7 @@ class Batcher(Generic[Item, Result]):
 
     def _has_pressing_work(self) -> bool:
         """Short work that no second lane has taken; and with two lanes, as much as fits into a batch."""
-        if len(self._running) > 1 and self.queued >= self.max_batch_size:
-            return True
-        return any(waiting.newcomer and not waiting.answer.done() for waiting in self._queue)
+        return self._queue.has_newcomers or (len(self._running) > 1 and self.queued >= self.max_batch_size)
 
     def _cut(self) -> list[Waiting[Item, Result]]:
         self.counters.dropped += self._queue.drop_cancelled()

@@ -376,6 +376,12 @@ def test_a_long_request_is_no_newcomer_again_after_a_pause() -> None:
     assert asyncio.run(scenario()) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
 
 
+async def be_long(batcher: "Batcher[Any, Any]") -> None:
+    """The request "long" has more items from now on than a newcomer."""
+    for n in range(NEWCOMER_ITEMS):
+        await batcher.submit(f"long-{n}", "long")
+
+
 @pytest.fixture
 def turns(tmp_path: Path) -> DeviceTurns:
     return DeviceTurns(Turns(tmp_path / "short"), Turns(tmp_path / "search"))
@@ -399,8 +405,7 @@ def test_what_can_wait_gives_way_to_others_on_the_same_device(
         batcher: Batcher[Any, Any] = Batcher(
             device.run, max_batch_size=8, lanes=lanes, turns=turns, searches=searches
         )
-        for n in range(NEWCOMER_ITEMS):
-            await batcher.submit(f"long-{n}", "long")
+        await be_long(batcher)
         with getattr(turns, others).first():
             late = asyncio.create_task(batcher.submit("long-late", "long"))
             await settle()
@@ -425,8 +430,7 @@ def test_with_one_lane_a_clip_ends_the_giving_way(
         device = Device()
         device.free(100)
         batcher: Batcher[Any, Any] = Batcher(device.run, max_batch_size=1, turns=turns)
-        for n in range(NEWCOMER_ITEMS):
-            await batcher.submit(f"long-{n}", "long")
+        await be_long(batcher)
         with turns.short.first():
             late = asyncio.create_task(batcher.submit("long-late", "long"))
             await settle()
@@ -439,7 +443,7 @@ def test_with_one_lane_a_clip_ends_the_giving_way(
 
 
 @pytest.mark.parametrize(("others", "lanes", "searches"), [("short", 2, False), ("search", 1, True)])
-def test_who_waits_for_whom_has_an_end(turns: DeviceTurns, others: str, lanes: int, searches: bool) -> None:
+def test_not_all_wait_for_all(turns: DeviceTurns, others: str, lanes: int, searches: bool) -> None:
     """A recogniser has a second lane for short work, and a search waits for no search."""
 
     async def scenario() -> None:
@@ -448,8 +452,7 @@ def test_who_waits_for_whom_has_an_end(turns: DeviceTurns, others: str, lanes: i
         batcher: Batcher[Any, Any] = Batcher(
             device.run, max_batch_size=8, lanes=lanes, turns=turns, searches=searches
         )
-        for n in range(NEWCOMER_ITEMS):
-            await batcher.submit(f"long-{n}", "long")
+        await be_long(batcher)
         with getattr(turns, others).first():
             first = asyncio.create_task(batcher.submit("long-first", "long"))
             await settle()
@@ -461,10 +464,8 @@ def test_who_waits_for_whom_has_an_end(turns: DeviceTurns, others: str, lanes: i
     asyncio.run(scenario())
 
 
-def test_others_are_waited_for_half_of_the_time_at_most(
-    turns: DeviceTurns, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """However long they go on."""
+def test_others_are_not_waited_for_for_ever(turns: DeviceTurns, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long they go on, also the second time."""
     monkeypatch.setattr(batching, "MOST_GIVEN_S", 0.02)
 
     async def scenario() -> list[Any]:
@@ -489,8 +490,7 @@ def test_a_recogniser_waits_for_a_full_batch_while_windows_are_searched_for(
         device = Device()
         device.free(100)
         batcher: Batcher[Any, Any] = Batcher(device.run, max_batch_size=3, lanes=2, turns=turns)
-        for n in range(NEWCOMER_ITEMS):
-            await batcher.submit(f"long-{n}", "long")
+        await be_long(batcher)
         assert turns.search
         with turns.search.first():
             windows = [asyncio.create_task(batcher.submit(1, "long"))]

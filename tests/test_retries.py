@@ -23,7 +23,8 @@ from serve_app.deployments import retries as retries_module
 from serve_app.deployments.handles import AudioLost, Hung, audio_behind, caller
 from serve_app.deployments.health import Patience
 from serve_app.deployments.loading import LOADINGS, LoadedAudio
-from serve_app.deployments.retries import ATTEMPTS, MOST_DEATHS, lasting, or_on_cpu, resuming
+from serve_app.deployments.retries import ATTEMPTS, MOST_DEATHS, lasting, resuming
+from serve_app.deployments.spare import or_on_cpu
 from serve_app.errors import ModelCrashed, Overloaded, TranscriptionError, UnusableAudio
 from serve_app.observability import Retries
 from serve_app.transcript import Speech, StageWarning, Window

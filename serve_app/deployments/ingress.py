@@ -20,7 +20,8 @@ from serve_app.backpressure import BoundedReceive
 from serve_app.deployments.handles import HEALTH, MANY, ROUTER, awaited, caller, has_replica, streamer
 from serve_app.deployments.health import Patience
 from serve_app.deployments.loading import LoadedAudio, loading_with
-from serve_app.deployments.retries import START_S, lasting, or_on_cpu, resuming, with_clips
+from serve_app.deployments.retries import lasting, resuming, with_clips
+from serve_app.deployments.spare import START_S, or_on_cpu
 from serve_app.errors import AudioTooCostly, AudioTooLong, DeadlineExceeded, InvalidRequest
 from serve_app.following import Report, followed
 from serve_app.observability import Retries

@@ -9,7 +9,7 @@ two attempts (load audio again, go on with a stream) is all there is to it.
 import asyncio
 import logging
 import random
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -36,7 +36,6 @@ DEATHS_ALONE = 2  # and after so many then, no more
 MOST_DEATHS = 20  # of a call that gets on between them
 PAUSE_S = 0.5  # before the second attempt where the first trouble may pass; doubled before each later one
 PASSING = ("replica_unavailable", "out_of_memory")
-START_S = 300.0  # that a CPU replica may take to be scheduled and to load its model
 
 # Some of them, see `cause_of`.
 AGAIN = (*GONE, AudioLost, BatcherDied, Hung, ReplicaUnavailableError, TranscriptionError)
@@ -145,52 +144,6 @@ def lasting(
                     await audio.load_again(version)
 
     return lasting_call
-
-
-def or_on_cpu(
-    stage: str,
-    on_gpu: Callable[..., Any],
-    on_cpu: Callable[..., Any],
-    has_started: Callable[[], Awaitable[bool]],
-    retries: Retries,
-    start_s: float = START_S,
-) -> Callable[..., Any]:
-    """`on_gpu`; where the GPU stays too full for a call of it, `on_cpu` with the same arguments.
-
-    `on_cpu` waits until a replica has started. If none has after `start_s`, or none can, the GPU's error it
-    is, for other calls as well for as long again: a file of many windows waits once.
-    """
-    in_vain_until_s = 0.0
-
-    async def call(*args: Any) -> Any:
-        nonlocal in_vain_until_s
-        try:
-            return await on_gpu(*args)
-        except TranscriptionError as error:
-            if not error.code.endswith("out_of_memory"):
-                raise
-            if monotonic() < in_vain_until_s:
-                raise
-            full = error.with_traceback(None)
-        retries.note(stage, "on_cpu", full)
-        calling = asyncio.ensure_future(on_cpu(*args))
-        try:
-            done, _ = await asyncio.wait({calling}, timeout=start_s)
-            if not done and not await has_started():
-                in_vain_until_s = monotonic() + start_s
-                raise full
-            return await calling
-        except ModelCrashed:  # by the kernel, for want of memory: not the audio's fault
-            raise full from None
-        except TranscriptionError:
-            raise
-        except Exception as error:  # noqa: BLE001  (such as Serve's, of a deployment that failed to start)
-            logger.warning("%s: not on a CPU either (%s)", stage, type(error).__name__)
-            raise full from None
-        finally:
-            calling.cancel()
-
-    return call
 
 
 def with_clips(diarize: Callable[..., Any]) -> Callable[..., Any]:
