@@ -376,10 +376,14 @@ def test_a_long_request_is_no_newcomer_again_after_a_pause() -> None:
     assert asyncio.run(scenario()) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
 
 
-async def be_long(batcher: "Batcher[Any, Any]") -> None:
-    """The request "long" has more items from now on than a newcomer."""
+async def after_first_items(**options: Any) -> "tuple[Device, Batcher[Any, Any]]":
+    """A device that ends every batch, and its batcher, to which the request "long" is a newcomer no more."""
+    device = Device()
+    device.free(100)
+    batcher: Batcher[Any, Any] = Batcher(device.run, **options)
     for n in range(NEWCOMER_ITEMS):
         await batcher.submit(f"long-{n}", "long")
+    return device, batcher
 
 
 @pytest.fixture
@@ -400,12 +404,8 @@ def test_what_can_wait_gives_way_to_others_on_the_same_device(
     monkeypatch.setattr(batching, "MOST_GIVEN_S", 60.0)
 
     async def scenario() -> list[list[Any]]:
-        device = Device()
-        device.free(100)
-        batcher: Batcher[Any, Any] = Batcher(
-            device.run, max_batch_size=8, lanes=lanes, turns=turns, searches=searches
-        )
-        await be_long(batcher)
+        options = {"lanes": lanes, "turns": turns, "searches": searches}
+        device, batcher = await after_first_items(max_batch_size=8, **options)
         with getattr(turns, others).first():
             late = asyncio.create_task(batcher.submit("long-late", "long"))
             await settle()
@@ -427,10 +427,7 @@ def test_with_one_lane_a_clip_ends_the_giving_way(
     monkeypatch.setattr(batching, "MOST_GIVEN_S", 60.0)
 
     async def scenario() -> list[list[Any]]:
-        device = Device()
-        device.free(100)
-        batcher: Batcher[Any, Any] = Batcher(device.run, max_batch_size=1, turns=turns)
-        await be_long(batcher)
+        device, batcher = await after_first_items(max_batch_size=1, turns=turns)
         with turns.short.first():
             late = asyncio.create_task(batcher.submit("long-late", "long"))
             await settle()
@@ -447,12 +444,8 @@ def test_not_all_wait_for_all(turns: DeviceTurns, others: str, lanes: int, searc
     """A recogniser has a second lane for short work, and a search waits for no search."""
 
     async def scenario() -> None:
-        device = Device()
-        device.free(100)
-        batcher: Batcher[Any, Any] = Batcher(
-            device.run, max_batch_size=8, lanes=lanes, turns=turns, searches=searches
-        )
-        await be_long(batcher)
+        options = {"lanes": lanes, "turns": turns, "searches": searches}
+        device, batcher = await after_first_items(max_batch_size=8, **options)
         with getattr(turns, others).first():
             first = asyncio.create_task(batcher.submit("long-first", "long"))
             await settle()
@@ -487,10 +480,7 @@ def test_a_recogniser_waits_for_a_full_batch_while_windows_are_searched_for(
     monkeypatch.setattr(batching, "MOST_GIVEN_S", 60.0)
 
     async def scenario() -> list[list[Any]]:
-        device = Device()
-        device.free(100)
-        batcher: Batcher[Any, Any] = Batcher(device.run, max_batch_size=3, lanes=2, turns=turns)
-        await be_long(batcher)
+        device, batcher = await after_first_items(max_batch_size=3, lanes=2, turns=turns)
         assert turns.search
         with turns.search.first():
             windows = [asyncio.create_task(batcher.submit(1, "long"))]
