@@ -6,6 +6,7 @@ will be worth while follows from what is held and from how fast audio was finish
 
 import asyncio
 import math
+import statistics
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from time import monotonic
@@ -54,13 +55,16 @@ class Pace:
         """The same without the time since the last success, which a long file takes however fast it goes."""
         return self._at_success * audio_s
 
-    def wait_s(self, audio_s: float, unknown: int) -> float:
-        """How long so much audio and `unknown` requests of the usual length will take."""
+    def wait_s(self, audio_s: float) -> float:
+        """How long so much audio will take."""
         worked_s = self._worked_s + self._span_s()  # time without any success counts, too
         if not self._audio_s:
             return max(FIRST_RETRY_AFTER_S, worked_s)
-        usual_s = self._audio_s / self._requests
-        return (audio_s + unknown * usual_s) * worked_s / self._audio_s
+        return audio_s * worked_s / self._audio_s
+
+    def usual_s(self) -> float:
+        """How long a file was lately, on average; 0 before any is finished."""
+        return self._audio_s / self._requests if self._requests else 0.0
 
     def _span_s(self) -> float:
         return 0.0 if self._since_s is None else self._clock() - self._since_s
@@ -99,7 +103,8 @@ class Admission:
         """
         self.refuse_new(2 * SHORT_S if body_bytes > SHORT_BYTES else 0.0)
         if self._requests >= self._most_requests:
-            raise self._full("The server works on as many requests as it takes; try again later.")
+            half = statistics.median_low(self._lengths_s())
+            raise self._full("The server works on as many requests as it takes; try again later.", half)
         return self._counted()
 
     def refuse_new(self, audio_s: float = 0.0) -> None:
@@ -141,13 +146,22 @@ class Admission:
         if self._held_s and self._pace.least_wait_s(work_s) > self._within_s:
             raise self._full("The server could not do this much audio in time; try again later.")
 
-    def _full(self, message: str) -> Overloaded:
-        """Says to come back when half of what is here will be done: sooner, there is hardly room for all
-        that are refused meanwhile; later, the server would wait for them."""
-        unknown = max(0, self._requests - len(self._held_s))
-        wait_s = self._pace.wait_s(sum(self._held_s.values()), unknown) / 2
+    def _full(self, message: str, longest_s: float = math.inf) -> Overloaded:
+        """Says to come back when the files up to that length will be done.
+
+        Files take turns, and those that are here are half done on average. Where there are too many requests,
+        half of which are no longer than `longest_s`, half of them will have ended; else, half of the audio.
+        Sooner there is hardly room for all that are refused meanwhile; later the server would wait for them.
+        """
+        work_s = sum(min(seconds, longest_s) for seconds in self._lengths_s())
         least_s, most_s = RETRY_AFTER_S
-        return Overloaded(message, None, None, min(max(least_s, math.ceil(wait_s)), most_s))
+        wait_s = math.ceil(self._pace.wait_s(work_s) / 2)
+        return Overloaded(message, None, None, min(max(least_s, wait_s), most_s))
+
+    def _lengths_s(self) -> list[float]:
+        """Of all files; one that is not decoded yet counts as long as those that were finished lately."""
+        unknown = max(0, self._requests - len(self._held_s))
+        return [*self._held_s.values(), *[self._pace.usual_s()] * unknown]
 
     @contextmanager
     def _counted(self) -> Iterator[None]:

@@ -75,9 +75,17 @@ class BoundedReceive:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         fetch = self.fetches.get(type(receive))
-        if fetch and scope["type"] == "http":
-            receive = _bounded(receive, fetch)
-        await self.app(scope, receive, send)
+        if not fetch or scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        queue = receive.queue  # type: ignore[attr-defined]
+        try:
+            await self.app(scope, _bounded(receive, fetch), send)
+        finally:
+            # What Serve holds of an ended request may wait for the garbage collector, which an idle server
+            # does not run.
+            while not queue.empty():
+                queue.get_nowait()
 
 
 def _fetches() -> dict[type, str]:

@@ -77,6 +77,15 @@ def test_requests_that_are_not_decoded_count_as_long_as_the_usual_ones() -> None
     assert retry_after_s(house.let_in) == 15
 
 
+def test_short_requests_make_room_before_long_ones_are_done() -> None:
+    """Six of ten have a minute: halfway through those, after 15 s at 20 times real time, half have ended."""
+    house = House(requests=10)
+    house.fill_and_finish(50, audio_s=60.0, each_s=3.0)
+    for audio_s in 6 * [60.0] + 4 * [HOUR_S]:
+        house.let_in(audio_s)
+    assert retry_after_s(house.let_in) == 15
+
+
 def test_the_pace_is_that_of_the_last_minutes() -> None:
     """A server that has become four times slower says so; a night without work changes nothing."""
     house = House(audio_s=HOUR_S)

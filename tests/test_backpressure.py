@@ -83,6 +83,38 @@ def test_a_replica_fetches_no_more_than_is_read() -> None:
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("how", ["answers", "fails", "is cancelled"])
+def test_nothing_unread_outlives_a_request(how: str) -> None:
+    """However it ends: Serve's objects may stay for a while, and with them they would keep megabytes."""
+
+    async def ends(_scope: Scope, _receive: Receive, _send: Send) -> None:
+        await go.wait()
+        if how == "fails":
+            raise OSError
+
+    async def fetch(_: Any) -> bytes:
+        fetched.extend(PIECES[:2])
+        return pickle.dumps(PIECES[:2])
+
+    async def run() -> None:
+        untyped: Any = ASGIReceiveProxy
+        receive = untyped(HTTP, None, fetch)
+        call = asyncio.create_task(BoundedReceive(ends)(HTTP, receive, nowhere))
+        await asyncio.sleep(0)
+        fetching = asyncio.create_task(receive.fetch_until_disconnect())
+        await stuck(fetched)
+        assert receive.queue.qsize() == MOST_UNREAD
+        if how == "is cancelled":
+            call.cancel()
+        go.set()
+        await asyncio.wait({call})
+        fetching.cancel()
+        assert receive.queue.empty()
+
+    go, fetched = asyncio.Event(), list[Message]()
+    asyncio.run(run())
+
+
 def test_behind_haproxy_too_where_another_thread_fetches() -> None:
     """There Serve's server runs in one thread of the replica and the application in another."""
     serving = asyncio.new_event_loop()

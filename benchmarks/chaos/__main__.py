@@ -157,6 +157,7 @@ SCENARIOS = {
         Goal("changed_transcripts", at_most=0),
         Goal("retry_after_ratio", at_least=0.5),
         Goal("retry_after_ratio", at_most=2),
+        Goal("retry_after_within_2", at_least=0.8),
         Goal("grown_mib", at_most=300),
         Goal("latency_recovered_s", at_most=30),
         Goal("short_over_long_admitted", at_least=0.8),

@@ -1,5 +1,6 @@
 """Ten times more than the graph can do, and a house full of long files."""
 
+import math
 import random
 import statistics
 import time
@@ -47,6 +48,7 @@ def overload(
     cpu_s = _front_cpu_s(graph) - cpu_s
     recovered_s = wait_for(lambda: _idle_s(load) < RECOVERED * idle_s, "latency as before", RECOVER_S)
     refused = [outcome for outcome in outcomes if outcome.status in (429, 503)]
+    told = _told_over_true(outcomes)
     say.print(f"  overload: {len(outcomes)} requests, {len(refused)} refused")
     return {
         "capacity_audio_s_per_s": capacity,
@@ -56,7 +58,8 @@ def overload(
         "goodput_ratio": goodput / capacity,
         "refused_without_retry_after": sum(outcome.retry_after_s is None for outcome in refused),
         "refused_p95_s": float(np.percentile([outcome.wall_s for outcome in refused] or [0.0], 95)),
-        "retry_after_ratio": _retry_after_ratio(outcomes, ended_s),
+        "retry_after_ratio": statistics.median(told or [math.nan]),
+        "retry_after_within_2": statistics.fmean([0.5 <= ratio <= 2 for ratio in told] or [math.nan]),
         "failed_otherwise": sum(outcome.status not in (200, 429, 503) for outcome in outcomes),
         "changed_transcripts": sum(outcome.changed for outcome in outcomes),
         "short_over_long_admitted": _admitted(outcomes, short=True) / _admitted(outcomes, short=False),
@@ -116,20 +119,13 @@ def _admitted(outcomes: list[Outcome], *, short: bool) -> float:
     return sum(outcome.status == 200 for outcome in kind) / len(kind) if kind else float("nan")
 
 
-def _retry_after_ratio(outcomes: list[Outcome], ended_s: float) -> float:
-    """What the last refusals told, over the time in which half of the audio held then was really done."""
-    told = [
-        outcome.retry_after_s
-        for outcome in sorted(outcomes, key=lambda outcome: outcome.ended_s)
-        if outcome.retry_after_s is not None and outcome.ended_s <= ended_s
-    ][-10:]
-    held = sorted(
-        (outcome for outcome in outcomes if outcome.status == 200 and outcome.ended_s > ended_s),
-        key=lambda outcome: outcome.ended_s,
-    )
-    half_s = sum(outcome.clip.audio_s for outcome in held) / 2
-    for outcome in held:
-        half_s -= outcome.clip.audio_s
-        if half_s <= 0 and told:
-            return statistics.fmean(told) / max(1.0, outcome.ended_s - ended_s)
-    return float("nan")
+def _told_over_true(outcomes: list[Outcome]) -> list[float]:
+    """Of every refusal, what it told over the time until half of the requests held then had really ended."""
+    done = sorted((o for o in outcomes if o.status == 200), key=lambda outcome: outcome.ended_s)
+    ratios = []
+    for refused in (o for o in outcomes if o.retry_after_s is not None):
+        held = [o for o in done if o.begun_s < refused.ended_s < o.ended_s]
+        if held:
+            true_s = held[(len(held) - 1) // 2].ended_s - refused.ended_s
+            ratios.append(refused.retry_after_s / max(1.0, true_s))  # whole seconds, one at least
+    return ratios
