@@ -123,9 +123,9 @@ def _told_over_true(outcomes: list[Outcome]) -> list[float]:
     """Of every refusal, what it told over the time until half of the requests held then had really ended."""
     done = sorted((o for o in outcomes if o.status == 200), key=lambda outcome: outcome.ended_s)
     ratios = []
-    for refused in (o for o in outcomes if o.retry_after_s is not None):
+    for refused in outcomes:
         held = [o for o in done if o.begun_s < refused.ended_s < o.ended_s]
-        if held:
+        if held and refused.retry_after_s is not None:
             true_s = held[(len(held) - 1) // 2].ended_s - refused.ended_s
             ratios.append(refused.retry_after_s / max(1.0, true_s))  # whole seconds, one at least
     return ratios
