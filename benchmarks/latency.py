@@ -69,10 +69,14 @@ def direct(plain: PlainWhisperx, path: Path, *, diarize: bool) -> Run:
     return Run(clock_s[-1] - clock_s[0], {stage: ended - begun for stage, (begun, ended) in stages})
 
 
-def compare(client: httpx.Client, plain: PlainWhisperx, short: Path, long: Path, runs: int, *, diarize: bool) -> Any:
+def compare(
+    client: httpx.Client, plain: PlainWhisperx, short: Path, long: Path, runs: int, *, diarize: bool
+) -> Any:
     ours(client, short, diarize=diarize)
     direct(plain, short, diarize=diarize)
-    pairs = [(ours(client, short, diarize=diarize), direct(plain, short, diarize=diarize)) for _ in range(runs)]
+    pairs = [
+        (ours(client, short, diarize=diarize), direct(plain, short, diarize=diarize)) for _ in range(runs)
+    ]
     mine = statistics.median(run.wall_s for run, _ in pairs)
     its = statistics.median(run.wall_s for _, run in pairs)
     file = ours(client, long, diarize=diarize), direct(plain, long, diarize=diarize)
