@@ -51,19 +51,19 @@ class Pace:
         if self._audio_s and worked_s >= MEASURED_S:
             self._at_success = worked_s / self._audio_s
 
-    def least_wait_s(self, audio_s: float) -> float:
-        """The same without the time since the last success, which a long file takes however fast it goes."""
-        return self._at_success * audio_s
-
     def wait_s(self, audio_s: float) -> float:
-        """How long so much audio will take."""
+        """Seconds that so much audio will take."""
         worked_s = self._worked_s + self._span_s()  # time without any success counts, too
         if not self._audio_s:
             return max(FIRST_RETRY_AFTER_S, worked_s)
         return audio_s * worked_s / self._audio_s
 
+    def least_wait_s(self, audio_s: float) -> float:
+        """The same without the time since the last success, which a long file takes however fast it goes."""
+        return self._at_success * audio_s
+
     def usual_s(self) -> float:
-        """How long a file was lately, on average; 0 before any is finished."""
+        """Seconds of audio that a file had lately, on average; 0 before any is finished."""
         return self._audio_s / self._requests if self._requests else 0.0
 
     def _span_s(self) -> float:
@@ -103,8 +103,8 @@ class Admission:
         """
         self.refuse_new(2 * SHORT_S if body_bytes > SHORT_BYTES else 0.0)
         if self._requests >= self._most_requests:
-            half = statistics.median_low(self._lengths_s())
-            raise self._full("The server works on as many requests as it takes; try again later.", half)
+            median_s = statistics.median_low(self._lengths_s())
+            raise self._full("The server works on as many requests as it takes; try again later.", median_s)
         return self._counted()
 
     def refuse_new(self, audio_s: float = 0.0) -> None:
@@ -142,24 +142,23 @@ class Admission:
         if full:
             raise self._full("The server holds as much audio as it takes; try again later.")
         # Files take turns, window by window: until this one is done, none gets more of the work than it.
-        work_s = audio_s + sum(min(seconds, audio_s) for seconds in self._held_s.values())
-        if self._held_s and self._pace.least_wait_s(work_s) > self._within_s:
+        all_s = audio_s + sum(min(seconds, audio_s) for seconds in self._held_s.values())
+        if self._held_s and self._pace.least_wait_s(all_s) > self._within_s:
             raise self._full("The server could not do this much audio in time; try again later.")
 
     def _full(self, message: str, longest_s: float = math.inf) -> Overloaded:
-        """Says to come back when the files up to that length will be done.
+        """Says to come back when half of the audio here, at most `longest_s` of each file, will be done.
 
-        Files take turns, and those that are here are half done on average. Where there are too many requests,
-        half of which are no longer than `longest_s`, half of them will have ended; else, half of the audio.
-        Sooner there is hardly room for all that are refused meanwhile; later the server would wait for them.
+        Files take turns and are half done on average, so those of up to `longest_s` have ended by then: half
+        of too many requests, where it is their median. For too much audio it is a rule and no forecast.
         """
-        work_s = sum(min(seconds, longest_s) for seconds in self._lengths_s())
+        audio_s = sum(min(seconds, longest_s) for seconds in self._lengths_s())
         least_s, most_s = RETRY_AFTER_S
-        wait_s = math.ceil(self._pace.wait_s(work_s) / 2)
-        return Overloaded(message, None, None, min(max(least_s, wait_s), most_s))
+        wait_s = min(max(least_s, self._pace.wait_s(audio_s) / 2), most_s)
+        return Overloaded(message, None, None, math.ceil(wait_s))
 
     def _lengths_s(self) -> list[float]:
-        """Of all files; one that is not decoded yet counts as long as those that were finished lately."""
+        """Seconds of audio of each file; one that is not decoded yet counts as the usual one."""
         unknown = max(0, self._requests - len(self._held_s))
         return [*self._held_s.values(), *[self._pace.usual_s()] * unknown]
 

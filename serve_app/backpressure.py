@@ -82,8 +82,8 @@ class BoundedReceive:
         try:
             await self.app(scope, _bounded(receive, fetch), send)
         finally:
-            # What Serve holds of an ended request may wait for the garbage collector, which an idle server
-            # does not run.
+            # Serve's objects may wait for the garbage collector, which an idle server does not run. (Behind
+            # HAProxy a few pieces may still come, until Serve's thread hears that this has ended.)
             while not queue.empty():
                 queue.get_nowait()
 

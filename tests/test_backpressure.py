@@ -107,8 +107,9 @@ def test_nothing_unread_outlives_a_request(how: str) -> None:
         if how == "is cancelled":
             call.cancel()
         go.set()
-        await asyncio.wait({call})
+        await asyncio.gather(call, return_exceptions=True)
         fetching.cancel()
+        await stuck(fetched)
         assert receive.queue.empty()
 
     go, fetched = asyncio.Event(), list[Message]()

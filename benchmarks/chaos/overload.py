@@ -48,7 +48,7 @@ def overload(
     cpu_s = _front_cpu_s(graph) - cpu_s
     recovered_s = wait_for(lambda: _idle_s(load) < RECOVERED * idle_s, "latency as before", RECOVER_S)
     refused = [outcome for outcome in outcomes if outcome.status in (429, 503)]
-    told = _told_over_true(outcomes)
+    told = told_over_true(outcomes)
     say.print(f"  overload: {len(outcomes)} requests, {len(refused)} refused")
     return {
         "capacity_audio_s_per_s": capacity,
@@ -85,6 +85,7 @@ def full_house(load: Load, long_clip: Clip, long_files: int) -> dict[str, Any]:
     return {
         "long_refused": sum(outcome.status == 503 for outcome in longs),
         "long_done": sum(outcome.status == 200 for outcome in longs),
+        "long_retry_after_ratio": statistics.median(told_over_true(longs) or [math.nan]),
         "short_beside": len(shorts),
         "short_not_served": sum(not outcome.ok for outcome in shorts),
         "short_median_s": statistics.median(outcome.wall_s for outcome in shorts),
@@ -119,13 +120,14 @@ def _admitted(outcomes: list[Outcome], *, short: bool) -> float:
     return sum(outcome.status == 200 for outcome in kind) / len(kind) if kind else float("nan")
 
 
-def _told_over_true(outcomes: list[Outcome]) -> list[float]:
+def told_over_true(outcomes: list[Outcome]) -> list[float]:
     """Of every refusal, what it told over the time until half of the requests held then had really ended."""
     done = sorted((o for o in outcomes if o.status == 200), key=lambda outcome: outcome.ended_s)
     ratios = []
     for refused in outcomes:
-        held = [o for o in done if o.begun_s < refused.ended_s < o.ended_s]
-        if held and refused.retry_after_s is not None:
-            true_s = held[(len(held) - 1) // 2].ended_s - refused.ended_s
-            ratios.append(refused.retry_after_s / max(1.0, true_s))  # whole seconds, one at least
+        if refused.retry_after_s is None:
+            continue
+        ends_s = [o.ended_s for o in done if o.begun_s < refused.ended_s < o.ended_s]
+        true_s = ends_s[(len(ends_s) - 1) // 2] - refused.ended_s if ends_s else 0.0
+        ratios.append(refused.retry_after_s / max(1.0, true_s))  # whole seconds, one at least
     return ratios
