@@ -1,5 +1,6 @@
 """Plain whisperx called in its documented order, models kept warm: what the service is compared with."""
 
+import logging
 import os
 import tempfile
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ class PlainWhisperx:
         import nltk
         import whisperx
 
+        logging.getLogger("whisperx").handlers = [logging.StreamHandler()]  # its own is on standard output
         nltk.data.path.insert(0, empty_punkt())
         aligner, metadata = whisperx.load_align_model("en", device, model_name=models.aligners.get("en"))
         asr = whisperx.load_model(models.asr, device, compute_type=compute_type, threads=threads)
