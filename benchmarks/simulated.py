@@ -158,6 +158,8 @@ class SimulatedDetector:
 class SimulatedRecognizer:
     """Every window says how long it is, after the time its batch takes."""
 
+    lanes = 1
+
     def __init__(self, gpus: Sequence[Gpu]) -> None:
         self._gpu, self._claim = _claim_one(gpus, "recognizer")
 

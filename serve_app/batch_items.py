@@ -33,12 +33,12 @@ class Waiting(Generic[Item, Result]):
 
 @dataclass
 class BatchCounters:
-    """What has run so far; the first lane's occupancy is `items / slots`."""
+    """What has run so far; occupancy, beside the newcomers' lane, is `items / slots`."""
 
     batches: int = 0
     items: int = 0
     slots: int = 0  # places that these batches had
-    beside: int = 0  # items in the second lane
+    beside: int = 0  # items in the newcomers' lane
     dropped: int = 0
     wait_s: float = 0.0
     busy_s: float = 0.0  # at least one lane was

@@ -5,17 +5,18 @@ that arrived meanwhile (`@serve.batch` cuts sooner: 24 requests ran as 24 batche
 per request in turn, so no long file keeps a short clip waiting, and only items with equal keys: some options
 are per model call. Items whose caller has gone are dropped; each item gets its own result or error.
 
-A second lane runs a newcomer or two beside a long file's batch: behind it, a short clip would take ten times
-as long as alone. Where more newcomers wait, they fill the next batch instead.
+A lane for newcomers runs one or two beside long files' batches: behind them, a short clip would take ten
+times as long as alone. Where more newcomers wait, they fill the next batch instead.
 """
 
 import asyncio
 import contextvars
 import logging
+import math
 import time
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from itertools import chain
 from typing import Generic, TypeVar
 
@@ -25,7 +26,7 @@ from serve_app.turns import DeviceTurns, Turns
 
 logger = logging.getLogger("ray.serve")
 
-SECOND_LANE_ITEMS = 2  # at most: they are held in memory beside the first lane's batch
+ITEMS_BESIDE = 2  # newcomers' at most: they are held in memory beside the other lanes' batches
 MOST_GIVEN_S = 1.0  # that a batch waits for others on the device
 LINGER_S = 0.05  # and after them: the same clip comes here next, a search takes its next step
 LOOK_S = 0.005
@@ -35,14 +36,15 @@ Result = TypeVar("Result")
 
 
 class Batcher(Generic[Item, Result]):
-    """Runs `run(items)` on one thread, with at most `max_batch_size` items of equal key at a time.
+    """Runs `run(items)` on a thread a lane, with at most `max_batch_size` items of equal key at a time.
 
     `run` gets a list and returns a list of the same length and order, an exception standing for an item
-    that failed. `wait_s` is how long an idle device waits for company. With two `lanes`, `run` must bear two
-    threads. By `turns` long files' items wait for others on the same device: with one lane for newcomers'
-    batches and for searches, with two for searches until there are items for a full batch. Who `searches`
-    waits for newcomers only. `max_batch_s` bounds a batch's seconds of audio, by `audio_s` of its items; one
-    item always goes.
+    that failed. `wait_s` is how long an idle device waits for company. `lanes` share what waits, and with
+    `newcomers_beside` there is one more, for newcomers; `run` must bear so many threads. By `turns` long
+    files' items wait for others on the same device: for newcomers' batches and for searches, or, where
+    newcomers go beside, for searches until there are items for a full batch. Who `searches` waits for
+    newcomers only. `max_batch_s` bounds a batch's seconds of audio, by `audio_s` of its items; one item
+    always goes.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Batcher(Generic[Item, Result]):
         key: Callable[[Item], Hashable] = lambda item: None,
         audio_s: Callable[[Item], float] = lambda item: 0.0,
         lanes: int = 1,
+        newcomers_beside: bool = False,
         turns: DeviceTurns | None = None,
         searches: bool = False,
         name: str = "device",
@@ -68,16 +71,19 @@ class Batcher(Generic[Item, Result]):
         self._turns = turns
         self._searches = searches
         self._first: list[Turns] = []  # whose holders go before long files' items here
-        if turns and lanes == 1:
+        if turns and not newcomers_beside:
             self._first.append(turns.short)
         if turns and turns.search and not searches:
             self._first.append(turns.search)
         self._gives_way = False
         self._gave_way_s = 0.0
-        self._running: list[list[Waiting[Item, Result]]] = [[] for _ in range(lanes)]
+        self._lanes = lanes
+        self._newcomers_beside = newcomers_beside
+        all_lanes = lanes + newcomers_beside
+        self._running: list[list[Waiting[Item, Result]]] = [[] for _ in range(all_lanes)]
         self._busy_since_s = 0.0
-        self._news = [asyncio.Event() for _ in range(lanes)]
-        self._thread = ThreadPoolExecutor(max_workers=lanes, thread_name_prefix=name)
+        self._news = [asyncio.Event() for _ in range(all_lanes)]
+        self._threads = ThreadPoolExecutor(max_workers=all_lanes, thread_name_prefix=name)
         self._loop_tasks: list[asyncio.Task[None]] = []
         self._died = False
 
@@ -119,7 +125,7 @@ class Batcher(Generic[Item, Result]):
         """Stops cutting batches and frees the threads once their present batches are done."""
         for task in self._loop_tasks:
             task.cancel()
-        self._thread.shutdown(wait=False)
+        self._threads.shutdown(wait=False)
 
     def _note_death(self, task: "asyncio.Task[None]") -> None:
         """Nobody may wait for ever for a loop that an error has ended."""
@@ -139,12 +145,12 @@ class Batcher(Generic[Item, Result]):
         while True:
             await self._news[lane].wait()
             self._news[lane].clear()
-            if lane == 0:
-                await self._wait_for_company()  # only now: after a batch, what came meanwhile is company
+            if lane < self._lanes:
+                await self._wait_for_company(lane)  # only now: after a batch, what came meanwhile is company
             while True:
-                if lane == 0:
+                if lane < self._lanes:
                     await self._give_way()
-                batch = self._cut() if lane == 0 else self._cut_newcomers()
+                batch = self._cut() if lane < self._lanes else self._cut_newcomers()
                 if not batch:
                     break
                 try:
@@ -161,7 +167,7 @@ class Batcher(Generic[Item, Result]):
         self._running[lane] = batch
         self._wake()  # newcomers need not wait for it
         try:
-            results = await asyncio.get_running_loop().run_in_executor(self._thread, self._run_in_turn, batch)
+            results = await asyncio.get_running_loop().run_in_executor(self._threads, self._run_in_turn, batch)
         except BaseException:  # the loop or the interpreter is ending: nobody may wait for ever
             for waiting in batch:
                 waiting.answer.cancel()
@@ -172,18 +178,12 @@ class Batcher(Generic[Item, Result]):
         for waiting, result in zip(batch, results, strict=True):
             waiting.end(result)
 
-    async def _wait_for_company(self) -> None:
-        loop = asyncio.get_running_loop()
-        until_s = loop.time() + self.wait_s
-        while 0 < self.queued < self.max_batch_size:
-            left_s = until_s - loop.time()
-            if left_s <= 0:
-                return
-            self._news[0].clear()
-            try:
-                await asyncio.wait_for(self._news[0].wait(), left_s)
-            except asyncio.TimeoutError:
-                return
+    async def _wait_for_company(self, lane: int) -> None:
+        until_s = time.monotonic() + self.wait_s
+        while 0 < self.queued < self.max_batch_size and (left_s := until_s - time.monotonic()) > 0:
+            self._news[lane].clear()
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._news[lane].wait(), left_s)
 
     async def _give_way(self) -> None:
         """While others go first on the device; half of the time at most."""
@@ -203,20 +203,22 @@ class Batcher(Generic[Item, Result]):
         return any(turns.taken() for turns in self._first)
 
     def _has_pressing_work(self) -> bool:
-        """Short work that no second lane has taken; and with two lanes, as much as fits into a batch."""
-        return self._queue.has_newcomers or (len(self._running) > 1 and self.queued >= self.max_batch_size)
+        """Short work that goes nowhere else; and where newcomers go beside, as much as fits into a batch."""
+        return self._queue.has_newcomers or (self._newcomers_beside and self.queued >= self.max_batch_size)
 
     def _cut(self) -> list[Waiting[Item, Result]]:
         self.counters.dropped += self._queue.drop_cancelled()
         max_s = float("inf") if self.max_batch_s is None else self.max_batch_s
-        return self._queue.cut(self.max_batch_size, max_s)
+        idle = sum(not batch for batch in self._running[: self._lanes])  # of which this lane is one
+        return self._queue.cut(min(self.max_batch_size, math.ceil(self.queued / idle)), max_s)
 
     def _cut_newcomers(self) -> list[Waiting[Item, Result]]:
-        """Newcomers that wait for a long file's batch, run or not, if they are few."""
+        """Newcomers that wait for long files' batches, run or not, if they are few."""
         self.counters.dropped += self._queue.drop_cancelled()
-        if not self._gives_way and all(waiting.newcomer for waiting in self._running[0]):
+        ends_soon = (all(waiting.newcomer for waiting in batch) for batch in self._running[: self._lanes])
+        if not self._gives_way and any(ends_soon):
             return []
-        return self._queue.cut_newcomers(min(SECOND_LANE_ITEMS, self.max_batch_size))
+        return self._queue.cut_newcomers(min(ITEMS_BESIDE, self.max_batch_size))
 
     def _run_in_turn(self, batch: list[Waiting[Item, Result]]) -> Sequence[Result | BaseException]:
         turn = None
@@ -239,7 +241,7 @@ class Batcher(Generic[Item, Result]):
 
     def _count(self, batch: list[Waiting[Item, Result]], lane: int, begun_s: float) -> None:
         counters = self.counters
-        if lane == 0:
+        if lane < self._lanes:
             counters.batches += 1
             counters.items += len(batch)
             counters.slots += self.max_batch_size

@@ -157,6 +157,7 @@ class FakeRecognizer:
     """
 
     gate: Path
+    lanes = 1
 
     def features(self, samples: Samples) -> npt.NDArray[np.float32]:
         return samples[:1].astype(np.float32)

@@ -297,11 +297,11 @@ def test_a_batch_holds_no_more_audio_than_it_may() -> None:
 
 
 def test_a_newcomer_does_not_wait_for_a_long_batch() -> None:
-    """With two lanes a short request runs beside a long one's batch, and the long one's batches stay full."""
+    """In a lane of its own a short request runs beside a long one's batch, and the long one's batches stay full."""
 
     async def scenario() -> list[list[Any]]:
         device = Device()
-        batcher: Batcher[Any, Any] = Batcher(device.run, max_batch_size=4, lanes=2)
+        batcher: Batcher[Any, Any] = Batcher(device.run, max_batch_size=4, newcomers_beside=True)
         long = [asyncio.create_task(batcher.submit(f"long-{n}", "long")) for n in range(8)]
         await device.busy()
         short = asyncio.create_task(batcher.submit("short", "short"))
@@ -324,7 +324,7 @@ def test_many_newcomers_fill_the_next_batch_instead() -> None:
 
     async def scenario() -> list[list[Any]]:
         device = Device()
-        batcher: Batcher[Any, Any] = Batcher(device.run, max_batch_size=4, lanes=2)
+        batcher: Batcher[Any, Any] = Batcher(device.run, max_batch_size=4, newcomers_beside=True)
         long = [asyncio.create_task(batcher.submit(f"long-{n}", "long")) for n in range(5)]
         await device.busy()
         short = [asyncio.create_task(batcher.submit(f"short-{n}", n)) for n in range(3)]
@@ -341,12 +341,12 @@ def test_many_newcomers_fill_the_next_batch_instead() -> None:
     ]
 
 
-def test_the_second_lane_splits_no_batches_of_newcomers() -> None:
+def test_the_lane_for_newcomers_splits_no_batches_of_them() -> None:
     """While newcomers run, others wait and share the next batch: the second lane is for long batches only."""
 
     async def scenario() -> list[list[Any]]:
         device = Device()
-        batcher: Batcher[Any, Any] = Batcher(device.run, max_batch_size=8, lanes=2)
+        batcher: Batcher[Any, Any] = Batcher(device.run, max_batch_size=8, newcomers_beside=True)
         first = asyncio.create_task(batcher.submit(0, "request-0"))
         await device.busy()
         others = [asyncio.create_task(batcher.submit(n, f"request-{n}")) for n in range(1, 3)]
@@ -364,7 +364,7 @@ def test_a_long_request_is_no_newcomer_again_after_a_pause() -> None:
 
     async def scenario() -> list[list[Any]]:
         device = Device()
-        batcher: Batcher[Any, Any] = Batcher(device.run, max_batch_size=4, lanes=2)
+        batcher: Batcher[Any, Any] = Batcher(device.run, max_batch_size=4, newcomers_beside=True)
         for first in (0, 4, 8):
             tasks = [asyncio.create_task(batcher.submit(n, "long")) for n in range(first, first + 4)]
             await device.busy()
@@ -392,11 +392,11 @@ def turns(tmp_path: Path) -> DeviceTurns:
 
 
 @pytest.mark.parametrize(
-    ("others", "lanes", "searches"),
-    [("short", 1, False), ("search", 1, False), ("short", 1, True), ("search", 2, False)],
+    ("others", "beside", "searches"),
+    [("short", False, False), ("search", False, False), ("short", False, True), ("search", True, False)],
 )
 def test_what_can_wait_gives_way_to_others_on_the_same_device(
-    turns: DeviceTurns, others: str, lanes: int, searches: bool, monkeypatch: pytest.MonkeyPatch
+    turns: DeviceTurns, others: str, beside: bool, searches: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A long file waits while a clip is at work elsewhere, or a search that finds work for many devices; a
     clip here does not.
@@ -404,23 +404,23 @@ def test_what_can_wait_gives_way_to_others_on_the_same_device(
     monkeypatch.setattr(batching, "MOST_GIVEN_S", 60.0)
 
     async def scenario() -> list[list[Any]]:
-        options = {"lanes": lanes, "turns": turns, "searches": searches}
+        options = {"newcomers_beside": beside, "turns": turns, "searches": searches}
         device, batcher = await after_first_items(max_batch_size=8, **options)
         with getattr(turns, others).first():
             late = asyncio.create_task(batcher.submit("long-late", "long"))
             await settle()
-            if lanes > 1:
+            if beside:
                 assert await batcher.submit("short", "short") == "<short>"
             assert not late.done()
         assert await late == "<long-late>"
         batcher.close()
         return device.batches
 
-    clips = [["short"]] * (lanes > 1)
+    clips = [["short"]] * beside
     assert asyncio.run(scenario())[NEWCOMER_ITEMS:] == [*clips, ["long-late"]]
 
 
-def test_with_one_lane_a_clip_ends_the_giving_way(
+def test_where_nothing_goes_beside_a_clip_ends_the_giving_way(
     turns: DeviceTurns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It would else wait with the long file's items."""
@@ -439,12 +439,12 @@ def test_with_one_lane_a_clip_ends_the_giving_way(
     assert asyncio.run(scenario())[NEWCOMER_ITEMS] == ["short"]
 
 
-@pytest.mark.parametrize(("others", "lanes", "searches"), [("short", 2, False), ("search", 1, True)])
-def test_not_all_wait_for_all(turns: DeviceTurns, others: str, lanes: int, searches: bool) -> None:
-    """A recogniser has a second lane for short work, and a search waits for no search."""
+@pytest.mark.parametrize(("others", "beside", "searches"), [("short", True, False), ("search", False, True)])
+def test_not_all_wait_for_all(turns: DeviceTurns, others: str, beside: bool, searches: bool) -> None:
+    """A recogniser has a lane for short work, and a search waits for no search."""
 
     async def scenario() -> None:
-        options = {"lanes": lanes, "turns": turns, "searches": searches}
+        options = {"newcomers_beside": beside, "turns": turns, "searches": searches}
         device, batcher = await after_first_items(max_batch_size=8, **options)
         with getattr(turns, others).first():
             first = asyncio.create_task(batcher.submit("long-first", "long"))
@@ -480,7 +480,7 @@ def test_a_recogniser_waits_for_a_full_batch_while_windows_are_searched_for(
     monkeypatch.setattr(batching, "MOST_GIVEN_S", 60.0)
 
     async def scenario() -> list[list[Any]]:
-        device, batcher = await after_first_items(max_batch_size=3, lanes=2, turns=turns)
+        device, batcher = await after_first_items(max_batch_size=3, newcomers_beside=True, turns=turns)
         assert turns.search
         with turns.search.first():
             windows = [asyncio.create_task(batcher.submit(1, "long"))]

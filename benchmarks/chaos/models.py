@@ -72,6 +72,8 @@ class CountingDetector:
 class CountingRecognizer:
     """Hears the checksum of each window's samples, a batch at a time."""
 
+    lanes = 1
+
     def __init__(self, pace: float) -> None:
         self._pace = pace
         self._device = threading.Lock()

@@ -105,7 +105,8 @@ class Transcriber:
             by_halves(self._watch.over(self._model.transcribe, _padded_s), "asr", Retries().note),
             max_batch_size=batch.max_batch_size,
             key=self._model.batch_key,
-            lanes=2,
+            lanes=self._model.lanes,
+            newcomers_beside=True,
             turns=of_this_device(),
             name="asr",
         )

@@ -3,8 +3,13 @@
 One batch is one encoder pass and one search, and each item has its own prompt, so languages and
 tasks mix. Texts and scores are whisperx's; its pipeline object is not used, because it keeps the
 language and options of a request on itself and costs 20 s and 0.9 GB (torch) to import.
+
+On CPUs a search gains little from a second core, whose threads mostly wait for each other, and an encoder
+all of it. So two batches go side by side, each on half of the cores, and the encoder of one that is alone
+has all of them, in a second copy of the weights: CTranslate2 settles threads when it loads a model.
 """
 
+import threading
 from collections.abc import Hashable, Sequence
 
 import ctranslate2
@@ -20,6 +25,7 @@ from serve_app.stages.token_ends import token_ends
 from serve_app.transcript import SAMPLE_RATE_HZ, AsrRequest, Samples, WindowText
 
 ENCODER_SAMPLES = 30 * SAMPLE_RATE_HZ  # Whisper's encoder always sees 30 s
+CPU_LANES = 2
 BEST_OF = 5  # samples at a temperature above 0, of which the likeliest is taken
 
 Features = npt.NDArray[np.float32]  # log-mel, (n_mels, 3000)
@@ -53,14 +59,20 @@ def load_recognizer(
 
     Raises ModelUnavailable where that fails, whatever the reason.
     """
-    try:
-        whisper = WhisperModel(
+    lanes = 1 if device == "cuda" else min(threads, CPU_LANES)
+
+    def load(threads: int, workers: int) -> WhisperModel:
+        return WhisperModel(
             model,
             device=device,
             compute_type=choose_compute_type(compute_type, device),
             cpu_threads=threads,
-            num_workers=2,  # the batcher's lanes; they share the weights
+            num_workers=workers,
         )
+
+    try:
+        whisper = load(threads // lanes, lanes + 1)  # the batcher's lanes; they share the weights
+        wide = load(threads, 1).model if lanes > 1 else None
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise ModelUnavailable(
@@ -69,15 +81,27 @@ def load_recognizer(
             "and `device` and `asr.compute_type` must be ones it has.",
             "model",
         ) from error
-    return Recognizer(whisper, model, beam_size, compression_ratio_threshold)
+    return Recognizer(whisper, model, beam_size, compression_ratio_threshold, lanes=lanes, wide=wide)
 
 
 class Recognizer:
     """A loaded Whisper. No call changes it, so requests cannot affect each other."""
 
     def __init__(
-        self, whisper: WhisperModel, name: str, beam_size: int, compression_ratio_threshold: float = 2.4
+        self,
+        whisper: WhisperModel,
+        name: str,
+        beam_size: int,
+        compression_ratio_threshold: float = 2.4,
+        *,
+        lanes: int = 1,
+        wide: ctranslate2.models.Whisper | None = None,
     ) -> None:
+        """`wide` is the same model on more threads, for the encoder of a batch that has no other beside it."""
+        self.lanes = lanes
+        self._wide = wide or whisper.model
+        self._in_work = 0
+        self._counting = threading.Lock()
         self._whisper = whisper
         self._model: ctranslate2.models.Whisper = whisper.model
         self._tokenizer = whisper.hf_tokenizer
@@ -127,7 +151,14 @@ class Recognizer:
         """
         answers: list[WindowText | TranscriptionError | None] = [self._refusal(r) for r in requests]
         accepted = [index for index, answer in enumerate(answers) if answer is None]
-        texts = self._recognise([requests[index] for index in accepted]) if accepted else []
+        with self._counting:
+            self._in_work += 1
+            encoder = self._wide if self._in_work == 1 else self._model
+        try:
+            texts = self._recognise([requests[index] for index in accepted], encoder) if accepted else []
+        finally:
+            with self._counting:
+                self._in_work -= 1
         for index, text in zip(accepted, texts, strict=True):
             answers[index] = text
         return [answer for answer in answers if answer is not None]
@@ -152,8 +183,10 @@ class Recognizer:
             return error
         return None
 
-    def _recognise(self, requests: list[AsrRequest]) -> list[WindowText]:
-        encoded = self._model.encode(get_ctranslate2_storage(np.stack([r.features for r in requests])))
+    def _recognise(
+        self, requests: list[AsrRequest], encoder: ctranslate2.models.Whisper
+    ) -> list[WindowText]:
+        encoded = encoder.encode(get_ctranslate2_storage(np.stack([r.features for r in requests])))
         languages = self._languages(encoded, requests)
         prompts = [
             self._prompts.prompt(language, r.decoding)
