@@ -16,13 +16,20 @@ from serve_app import models
 from serve_app.config_file import ON_CPU
 from serve_app.errors import ModelUnavailable
 from serve_app.fallback import Fallback
-from serve_app.model_loaders import Loaders, detector_device, loaders, max_padded_s, threads_on
+from serve_app.model_loaders import (
+    Loaders,
+    detector_device,
+    detector_threads,
+    loaders,
+    max_padded_s,
+    threads_on,
+)
 from serve_app.settings import Settings
 
 deployments: Any = untyped_deployments  # Serve decorators turn classes into Deployments, unknown to mypy
 
 CPU_BATCH = {"max_batch_size": 4}  # CPU decoding gains nothing from more
-GPU_BATCH = {"max_batch_size": 16, "wait_s": 0.01}  # on a T4 16 windows give 90 % of what 32 would
+GPU_BATCH = {"max_batch_size": 16}  # on a T4 16 windows give 90 % of what 32 would
 ALIGN_GPU_BATCH = GPU_BATCH | {"max_batch_s": 30.0}  # fills a T4; more would only keep others waiting
 NO_BATCH = {"max_batch_size": 1}
 
@@ -65,9 +72,10 @@ def graph(settings: Settings, load: Loaders, device: str, on_cpu: Loaders | None
     loader = deployments.AudioLoader.options(
         ray_actor_options=_without_secrets(), max_surge_percent=100
     ).bind(settings.intake)
+    detects_on = detector_device(settings, device)
     detector = deployments.SpeechDetector.options(
-        ray_actor_options=_on(detector_device(settings, device), speech.gpu_share, speech.threads)
-    ).bind(load.detector, _patience(settings, detector_device(settings, device)))
+        ray_actor_options=_on(detects_on, speech.gpu_share, detector_threads(settings, detects_on))
+    ).bind(load.detector, _patience(settings, detects_on))
     spare = None
     if on_cpu:
         cpu = _for_cpu(settings)

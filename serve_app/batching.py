@@ -76,7 +76,7 @@ class Batcher(Generic[Item, Result]):
         if turns and turns.search and not searches:
             self._first.append(turns.search)
         self._gives_way = False
-        self._gave_way_s = 0.0
+        self._gave_way_s = dict.fromkeys(self._first, 0.0)  # until when, to whom
         self._lanes = lanes
         self._newcomers_beside = newcomers_beside
         all_lanes = lanes + newcomers_beside
@@ -167,7 +167,9 @@ class Batcher(Generic[Item, Result]):
         self._running[lane] = batch
         self._wake()  # newcomers need not wait for it
         try:
-            results = await asyncio.get_running_loop().run_in_executor(self._threads, self._run_in_turn, batch)
+            results = await asyncio.get_running_loop().run_in_executor(
+                self._threads, self._run_in_turn, batch
+            )
         except BaseException:  # the loop or the interpreter is ending: nobody may wait for ever
             for waiting in batch:
                 waiting.answer.cancel()
@@ -186,21 +188,22 @@ class Batcher(Generic[Item, Result]):
                 await asyncio.wait_for(self._news[lane].wait(), left_s)
 
     async def _give_way(self) -> None:
-        """While others go first on the device; half of the time at most."""
-        if not self.queued or self._has_pressing_work() or not self._others_go_first():
-            return
-        begun_s = last_s = time.monotonic()
-        until_s = begun_s + min(MOST_GIVEN_S, begun_s - self._gave_way_s)
-        self._gives_way = True
-        while last_s + LINGER_S > (now_s := time.monotonic()) < until_s and not self._has_pressing_work():
-            if self._others_go_first():
-                last_s = now_s
+        """While others go first on the device; half of the time at most, to each kind of them."""
+        begun_s = time.monotonic()
+        until_s = {
+            turns: begun_s + min(MOST_GIVEN_S, begun_s - end_s) for turns, end_s in self._gave_way_s.items()
+        }
+        last_s = -math.inf
+        while self.queued and not self._has_pressing_work():
+            now_s = time.monotonic()
+            for turns in self._first:
+                if now_s < until_s[turns] and turns.taken():
+                    self._gave_way_s[turns] = last_s = now_s
+            if now_s > last_s + LINGER_S:
+                break
+            self._gives_way = True
             await asyncio.sleep(LOOK_S)
         self._gives_way = False
-        self._gave_way_s = time.monotonic()
-
-    def _others_go_first(self) -> bool:
-        return any(turns.taken() for turns in self._first)
 
     def _has_pressing_work(self) -> bool:
         """Short work that goes nowhere else; and where newcomers go beside, as much as fits into a batch."""

@@ -47,6 +47,11 @@ def threads_on(device: str, chosen: int | None) -> int:
     return 1 if device == "cuda" else min(len(os.sched_getaffinity(0)), MOST_THREADS)
 
 
+def detector_threads(settings: Settings, device: str) -> int:
+    """Half of the cores: its steps are small, and threads wait for each other after each."""
+    return settings.speech.threads or max(1, threads_on(device, None) // 2)
+
+
 def max_padded_s(settings: Settings, device: str) -> float:
     """Seconds of audio, padding included, that the alignment model takes at once."""
     chosen = settings.alignment.max_padded_s

@@ -19,7 +19,7 @@ from serve_app.transcript import Source
 
 logger = logging.getLogger("ray.serve")
 
-UPLOAD_CHUNK_BYTES = 2 << 20  # each costs this process twice its size while it is stored
+UPLOAD_CHUNK_BYTES = 8 << 20  # each costs this process twice its size while it is stored
 LOADINGS = 4  # of one request's audio, the first included
 
 

@@ -183,9 +183,7 @@ class Recognizer:
             return error
         return None
 
-    def _recognise(
-        self, requests: list[AsrRequest], encoder: ctranslate2.models.Whisper
-    ) -> list[WindowText]:
+    def _recognise(self, requests: list[AsrRequest], encoder: ctranslate2.models.Whisper) -> list[WindowText]:
         encoded = encoder.encode(get_ctranslate2_storage(np.stack([r.features for r in requests])))
         languages = self._languages(encoded, requests)
         prompts = [
