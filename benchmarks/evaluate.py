@@ -29,7 +29,7 @@ from serve_app import bundled, config_file, models
 from serve_app.deployments import USER_CONFIGS
 from serve_app.launcher import CannotStart, free_port
 from serve_app.settings import Settings
-from serve_app.stages.asr import choose_compute_type
+from serve_app.stages.asr_loading import choose_compute_type
 from serve_app.stages.decode import decode
 
 PROJECT = Path(__file__).parents[1]

@@ -70,20 +70,18 @@ class Batcher(Generic[Item, Result]):
         self._queue: BatchQueue[Item, Result] = BatchQueue(audio_s)
         self._turns = turns
         self._searches = searches
-        self._first: list[Turns] = []  # whose holders go before long files' items here
+        self._first: dict[Turns, float] = {}  # who goes before long files' items here, and when they last did
         if turns and not newcomers_beside:
-            self._first.append(turns.short)
+            self._first[turns.short] = 0.0
         if turns and turns.search and not searches:
-            self._first.append(turns.search)
+            self._first[turns.search] = 0.0
         self._gives_way = False
-        self._gave_way_s = dict.fromkeys(self._first, 0.0)  # until when, to whom
         self._lanes = lanes
         self._newcomers_beside = newcomers_beside
-        all_lanes = lanes + newcomers_beside
-        self._running: list[list[Waiting[Item, Result]]] = [[] for _ in range(all_lanes)]
+        self._running: list[list[Waiting[Item, Result]]] = [[] for _ in range(lanes + newcomers_beside)]
         self._busy_since_s = 0.0
-        self._news = [asyncio.Event() for _ in range(all_lanes)]
-        self._threads = ThreadPoolExecutor(max_workers=all_lanes, thread_name_prefix=name)
+        self._news = [asyncio.Event() for _ in self._running]
+        self._threads = ThreadPoolExecutor(max_workers=len(self._running), thread_name_prefix=name)
         self._loop_tasks: list[asyncio.Task[None]] = []
         self._died = False
 
@@ -189,16 +187,13 @@ class Batcher(Generic[Item, Result]):
 
     async def _give_way(self) -> None:
         """While others go first on the device; half of the time at most, to each kind of them."""
-        begun_s = time.monotonic()
-        until_s = {
-            turns: begun_s + min(MOST_GIVEN_S, begun_s - end_s) for turns, end_s in self._gave_way_s.items()
-        }
-        last_s = -math.inf
+        begun_s, last_s = time.monotonic(), -math.inf
+        given_s = {turns: min(MOST_GIVEN_S, begun_s - end_s) for turns, end_s in self._first.items()}
         while self.queued and not self._has_pressing_work():
             now_s = time.monotonic()
-            for turns in self._first:
-                if now_s < until_s[turns] and turns.taken():
-                    self._gave_way_s[turns] = last_s = now_s
+            for turns, most_s in given_s.items():
+                if now_s < begun_s + most_s and turns.taken():
+                    self._first[turns] = last_s = now_s
             if now_s > last_s + LINGER_S:
                 break
             self._gives_way = True

@@ -71,7 +71,7 @@ def _load_detector(settings: Settings, window_s: float, device: str) -> Any:
 
 
 def _load_recognizer(settings: Settings, model: str, device: str) -> Any:
-    from serve_app.stages.asr import load_recognizer
+    from serve_app.stages.asr_loading import load_recognizer
 
     asr = settings.asr
     return load_recognizer(

@@ -1,5 +1,7 @@
 """Recognition without a model: what is asked of CTranslate2, and what is made of its answers."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,13 +14,8 @@ from tokenizers import Tokenizer
 
 from serve_app import bundled
 from serve_app.errors import InvalidRequest, ModelUnavailable
-from serve_app.stages.asr import (
-    ENCODER_SAMPLES,
-    Recognizer,
-    average_logprob,
-    choose_compute_type,
-    load_recognizer,
-)
+from serve_app.stages.asr import ENCODER_SAMPLES, Recognizer, average_logprob
+from serve_app.stages.asr_loading import choose_compute_type, load_recognizer
 from serve_app.transcript import AsrRequest, Decoding, WindowText
 
 TOKENIZER = Tokenizer.from_file(str(bundled.ASR / "tokenizer.json"))
@@ -57,13 +54,13 @@ class FakeCTranslate2:
         ]
 
 
-def recognizer_of(model: FakeCTranslate2) -> Recognizer:
+def recognizer_of(model: FakeCTranslate2, **options: Any) -> Recognizer:
     languages = ["en", "de", "fr", "yue"] if model.is_multilingual else ["en"]
     whisper = SimpleNamespace(
         model=model, hf_tokenizer=TOKENIZER, max_length=448, supported_languages=languages
     )
     whisper.get_prompt = partial(WhisperModel.get_prompt, whisper)
-    return Recognizer(whisper, "fake", 5)
+    return Recognizer(whisper, "fake", 5, **options)
 
 
 @pytest.fixture
@@ -101,6 +98,31 @@ def test_mixed_batch_is_one_call_of_each_kind(model: FakeCTranslate2, recognizer
         [start, "<|en|>", "<|translate|>", end],
         [start, "<|fr|>", "<|transcribe|>", end],
     ]
+
+
+def test_only_a_batch_that_is_alone_is_encoded_on_all_cores(model: FakeCTranslate2) -> None:
+    """Beside another one it has the threads of its lane; afterwards the next has all of them again."""
+    wide = FakeCTranslate2(multilingual=True)
+    recognizer = recognizer_of(model, lanes=2, wide=wide)
+    searches, may_end = threading.Event(), threading.Event()
+    generate = model.generate
+
+    def held(*args: Any, **options: Any) -> list[Any]:
+        searches.set()
+        assert may_end.wait(timeout=60)
+        return generate(*args, **options)
+
+    model.generate = held  # type: ignore[method-assign]
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(recognizer.transcribe, [AsrRequest(FEATURES, "de")])
+        assert searches.wait(timeout=60)
+        model.generate = generate  # type: ignore[method-assign]
+        recognizer.transcribe([AsrRequest(FEATURES, "en")] * 2)
+        may_end.set()
+        first.result(timeout=60)
+    recognizer.transcribe([AsrRequest(FEATURES, "en")] * 3)
+    assert [n for call, n in wide.calls if call == "encode"] == [1, 3]
+    assert [n for call, n in model.calls if call == "encode"] == [2]
 
 
 def test_named_languages_are_not_detected(model: FakeCTranslate2, recognizer: Recognizer) -> None:

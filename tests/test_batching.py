@@ -296,8 +296,30 @@ def test_a_batch_holds_no_more_audio_than_it_may() -> None:
     assert asyncio.run(scenario()) == [[70], [30, 10, 10, 10], [30, 30]]
 
 
+def test_lanes_share_what_waits() -> None:
+    """Two batches side by side rather than a full one and none; the only idle lane takes all it may."""
+
+    async def scenario() -> list[list[Any]]:
+        device = Device()
+        batcher: Batcher[Any, Any] = Batcher(device.run, max_batch_size=4, lanes=2)
+        first = [asyncio.create_task(batcher.submit(n, f"request-{n}")) for n in range(3)]
+        await device.busy()
+        await device.busy()
+        later = [asyncio.create_task(batcher.submit(n, f"request-{n}")) for n in range(3, 8)]
+        await settle()
+        assert (batcher.running, batcher.queued) == (3, 5)
+        device.free()
+        await device.busy()
+        device.free(100)
+        await asyncio.gather(*first, *later)
+        batcher.close()
+        return device.batches
+
+    assert asyncio.run(scenario()) == [[0, 1], [2], [3, 4, 5, 6], [7]]
+
+
 def test_a_newcomer_does_not_wait_for_a_long_batch() -> None:
-    """In a lane of its own a short request runs beside a long one's batch, and the long one's batches stay full."""
+    """A short request runs in a lane of its own beside a long one's batch, and that one's stay full."""
 
     async def scenario() -> list[list[Any]]:
         device = Device()
@@ -491,6 +513,31 @@ def test_a_recogniser_waits_for_a_full_batch_while_windows_are_searched_for(
         return device.batches
 
     assert asyncio.run(scenario())[NEWCOMER_ITEMS:] == [[1, 2, 3]]
+
+
+def test_giving_way_to_a_search_leaves_time_to_give_way_to_clips(
+    turns: DeviceTurns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the time at most goes to each: a clip that comes during a search would else get none of it."""
+    monkeypatch.setattr(batching, "MOST_GIVEN_S", 60.0)
+
+    async def gives_way_to(first: Turns, batcher: Batcher[Any, Any]) -> bool:
+        """Whether a long file's item still waits for it after a while."""
+        with first.first():
+            late = asyncio.create_task(batcher.submit("long", "long"))
+            await asyncio.wait({late}, timeout=4 * batching.LINGER_S)
+            waits = not late.done()
+        await late
+        return waits
+
+    async def scenario() -> list[bool]:
+        _, batcher = await after_first_items(max_batch_size=1, turns=turns)
+        assert turns.search
+        gave_way = [await gives_way_to(first, batcher) for first in (turns.search, turns.short)]
+        batcher.close()
+        return gave_way
+
+    assert asyncio.run(scenario()) == [True, True]
 
 
 def test_who_goes_first_shows_to_others_while_it_runs(turns: DeviceTurns) -> None:

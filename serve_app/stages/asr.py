@@ -3,10 +3,6 @@
 One batch is one encoder pass and one search, and each item has its own prompt, so languages and
 tasks mix. Texts and scores are whisperx's; its pipeline object is not used, because it keeps the
 language and options of a request on itself and costs 20 s and 0.9 GB (torch) to import.
-
-On CPUs a search gains little from a second core, whose threads mostly wait for each other, and an encoder
-all of it. So two batches go side by side, each on half of the cores, and the encoder of one that is alone
-has all of them, in a second copy of the weights: CTranslate2 settles threads when it loads a model.
 """
 
 import threading
@@ -19,23 +15,15 @@ from faster_whisper import WhisperModel
 from faster_whisper.feature_extractor import FeatureExtractor
 from faster_whisper.transcribe import get_compression_ratio, get_ctranslate2_storage
 
-from serve_app.errors import InvalidRequest, ModelUnavailable, TranscriptionError
+from serve_app.errors import InvalidRequest, TranscriptionError
 from serve_app.stages.prompts import Prompts
 from serve_app.stages.token_ends import token_ends
 from serve_app.transcript import SAMPLE_RATE_HZ, AsrRequest, Samples, WindowText
 
 ENCODER_SAMPLES = 30 * SAMPLE_RATE_HZ  # Whisper's encoder always sees 30 s
-CPU_LANES = 2
 BEST_OF = 5  # samples at a temperature above 0, of which the likeliest is taken
 
 Features = npt.NDArray[np.float32]  # log-mel, (n_mels, 3000)
-
-
-def choose_compute_type(compute_type: str, device: str) -> str:
-    """CTranslate2's name for "auto": int8 weights, with float16 arithmetic on a GPU."""
-    if compute_type != "auto":
-        return compute_type
-    return "int8_float16" if device == "cuda" else "int8"
 
 
 def average_logprob(score: float, tokens: int) -> float:
@@ -44,44 +32,6 @@ def average_logprob(score: float, tokens: int) -> float:
     CTranslate2's `score` is the sum divided by the tokens alone (length penalty 1).
     """
     return score * tokens / (tokens + 1)
-
-
-def load_recognizer(
-    model: str,
-    *,
-    device: str,
-    compute_type: str,
-    threads: int,
-    beam_size: int,
-    compression_ratio_threshold: float = 2.4,
-) -> "Recognizer":
-    """Loads a CTranslate2 Whisper from a directory or, by faster-whisper name or repository, the hub.
-
-    Raises ModelUnavailable where that fails, whatever the reason.
-    """
-    lanes = 1 if device == "cuda" else min(threads, CPU_LANES)
-
-    def load(threads: int, workers: int) -> WhisperModel:
-        return WhisperModel(
-            model,
-            device=device,
-            compute_type=choose_compute_type(compute_type, device),
-            cpu_threads=threads,
-            num_workers=workers,
-        )
-
-    try:
-        whisper = load(threads // lanes, lanes + 1)  # the batcher's lanes; they share the weights
-        wide = load(threads, 1).model if lanes > 1 else None
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise ModelUnavailable(
-            f"The Whisper model {model!r} could not be loaded ({reason}): `model` must be a CTranslate2 "
-            "directory, a name such as small or large-v2, or a hub repository that this machine can reach, "
-            "and `device` and `asr.compute_type` must be ones it has.",
-            "model",
-        ) from error
-    return Recognizer(whisper, model, beam_size, compression_ratio_threshold, lanes=lanes, wide=wide)
 
 
 class Recognizer:
@@ -97,7 +47,7 @@ class Recognizer:
         lanes: int = 1,
         wide: ctranslate2.models.Whisper | None = None,
     ) -> None:
-        """`wide` is the same model on more threads, for the encoder of a batch that has no other beside it."""
+        """`wide` is the same model on more threads, for the encoder of a batch that has none beside it."""
         self.lanes = lanes
         self._wide = wide or whisper.model
         self._in_work = 0
