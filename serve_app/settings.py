@@ -54,9 +54,8 @@ class AsrSettings(_Strict):
     )
     threads: Threads = Field(
         None,
-        description="CPU threads; empty = all cores, at most 8; one beside a GPU. On CPUs two batches share them, "
-        "and one that is alone has all for its encoder, in a second copy of the weights. A short clip beside "
-        "long files takes as many as a batch.",
+        description="CPU threads; empty = all cores, at most 8; one beside a GPU. On CPUs two batches share "
+        "them, but the encoder of a lone one has all, in a second copy of the weights.",
     )
     gpu_share: Share = Field(0.5, description="Part of a GPU that one replica books.")
 
@@ -83,7 +82,7 @@ class SpeechSettings(_Strict):
         description="pyannote looks at 5 s every so many seconds; 0.5 = whisperx, 1 = half the cost.",
     )
     threads: Threads = Field(
-        None, description="CPU threads of one replica; empty = half of the cores, at most 4; one beside a GPU."
+        None, description="CPU threads of a replica; empty = half of the cores, at most 4; one beside a GPU."
     )
     gpu_share: float = Field(
         0.0, ge=0, le=1, description="Part of a GPU that one replica books; 0 = on the CPU."
