@@ -5,6 +5,7 @@ speakers. `deployments` says where each stage runs.
 """
 # No `from __future__ import annotations` here: Ray validates `args:` only when the annotation is a class.
 
+import platform
 from dataclasses import replace
 from typing import Any
 
@@ -42,12 +43,14 @@ CPU_PER_AUDIO_S = 20.0
 BOOKED_CPUS = 0.25
 
 # For models on CPUs: glibc would hand every large array's memory back and have it zeroed page by page for the
-# next one, which is a tenth to a quarter of the encoders' time. Up to 1 GiB a process is kept instead.
+# next one, which is a tenth to a quarter of the encoders' time. Kept instead, it is some 1 GiB a process. Not
+# the Diarizer's, whose calls need more the longer a file is. Before 2.35 glibc takes no such threshold.
 KEEPS_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(2**28),
     "MALLOC_TRIM_THRESHOLD_": str(2**30),
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
+HAS_THRESHOLDS = [int(part) for part in platform.libc_ver()[1].split(".") if part.isdigit()] >= [2, 35]
 
 CPU_TYPES = ("int8", "int8_float32", "float32")  # CTranslate2's that every CPU has
 
@@ -102,8 +105,8 @@ def _text_and_speakers(
     asr, alignment, diarization = settings.asr, settings.alignment, settings.diarization
     patience = _patience(settings, device)
 
-    def options(deployment: Any, gpu_share: float, threads: int | None) -> Any:
-        actor = _on(device, gpu_share, threads)
+    def options(deployment: Any, gpu_share: float, threads: int | None, *, keep: bool = True) -> Any:
+        actor = _on(device, gpu_share, threads, keep=keep)
         if not spare:
             return deployment.options(ray_actor_options=actor)
         return deployment.options(
@@ -130,7 +133,7 @@ def _text_and_speakers(
     )
     diarizer = None
     if load.diarizer:
-        diarizer = options(deployments.Diarizer, diarization.gpu_share, diarization.threads).bind(
+        diarizer = options(deployments.Diarizer, diarization.gpu_share, diarization.threads, keep=False).bind(
             load.diarizer, replace(patience, most_s=settings.request_timeout_s)
         )
     return transcriber, aligner, diarizer
@@ -165,13 +168,14 @@ def _patience(settings: Settings, device: str) -> Any:
     return deployments.Patience(settings.call_timeout_s, per_audio_s)
 
 
-def _on(device: str, gpu_share: float, threads: int | None) -> dict[str, Any]:
+def _on(device: str, gpu_share: float, threads: int | None, *, keep: bool = True) -> dict[str, Any]:
     options = _on_cpu(threads_on(device, threads))
     env_vars = options["runtime_env"]["env_vars"]
     if device == "cuda":
         del env_vars["CUDA_VISIBLE_DEVICES"]
         return {**options, "num_gpus": gpu_share}
-    env_vars.update(KEEPS_MEMORY)
+    if keep and HAS_THRESHOLDS:
+        env_vars.update(KEEPS_MEMORY)
     return options
 
 

@@ -33,7 +33,7 @@ class Waiting(Generic[Item, Result]):
 
 @dataclass
 class BatchCounters:
-    """What has run so far; occupancy, beside the newcomers' lane, is `items / slots`."""
+    """What has run so far; occupancy, without the newcomers' lane, is `items / slots`."""
 
     batches: int = 0
     items: int = 0

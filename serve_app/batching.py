@@ -70,18 +70,17 @@ class Batcher(Generic[Item, Result]):
         self._queue: BatchQueue[Item, Result] = BatchQueue(audio_s)
         self._turns = turns
         self._searches = searches
-        self._first: dict[Turns, float] = {}  # who goes before long files' items here, and when they last did
+        self._first: dict[Turns, float] = {}  # who goes before long files' items; when last, without waiting
         if turns and not newcomers_beside:
             self._first[turns.short] = 0.0
         if turns and turns.search and not searches:
             self._first[turns.search] = 0.0
         self._gives_way = False
-        self._lanes = lanes
-        self._newcomers_beside = newcomers_beside
+        self._lanes, self._newcomers_beside = lanes, newcomers_beside
         self._running: list[list[Waiting[Item, Result]]] = [[] for _ in range(lanes + newcomers_beside)]
-        self._busy_since_s = 0.0
+        self._busy_since_s = self._waited_s = 0.0
         self._news = [asyncio.Event() for _ in self._running]
-        self._threads = ThreadPoolExecutor(max_workers=len(self._running), thread_name_prefix=name)
+        self._pool = ThreadPoolExecutor(max_workers=len(self._running), thread_name_prefix=name)
         self._loop_tasks: list[asyncio.Task[None]] = []
         self._died = False
 
@@ -123,7 +122,7 @@ class Batcher(Generic[Item, Result]):
         """Stops cutting batches and frees the threads once their present batches are done."""
         for task in self._loop_tasks:
             task.cancel()
-        self._threads.shutdown(wait=False)
+        self._pool.shutdown(wait=False)
 
     def _note_death(self, task: "asyncio.Task[None]") -> None:
         """Nobody may wait for ever for a loop that an error has ended."""
@@ -165,9 +164,7 @@ class Batcher(Generic[Item, Result]):
         self._running[lane] = batch
         self._wake()  # newcomers need not wait for it
         try:
-            results = await asyncio.get_running_loop().run_in_executor(
-                self._threads, self._run_in_turn, batch
-            )
+            results = await asyncio.get_running_loop().run_in_executor(self._pool, self._run_in_turn, batch)
         except BaseException:  # the loop or the interpreter is ending: nobody may wait for ever
             for waiting in batch:
                 waiting.answer.cancel()
@@ -186,19 +183,22 @@ class Batcher(Generic[Item, Result]):
                 await asyncio.wait_for(self._news[lane].wait(), left_s)
 
     async def _give_way(self) -> None:
-        """While others go first on the device; half of the time at most, to each kind of them."""
-        begun_s, last_s = time.monotonic(), -math.inf
-        given_s = {turns: min(MOST_GIVEN_S, begun_s - end_s) for turns, end_s in self._first.items()}
+        """While others go first on the device, for each kind of them as long as it did not wait, at most."""
+        begun_s, last_s, given = time.monotonic(), -math.inf, set[Turns]()
+        worked_s = begun_s - self._waited_s
+        until_s = {turns: begun_s + min(MOST_GIVEN_S, worked_s - s) for turns, s in self._first.items()}
         while self.queued and not self._has_pressing_work():
             now_s = time.monotonic()
-            for turns, most_s in given_s.items():
-                if now_s < begun_s + most_s and turns.taken():
-                    self._first[turns] = last_s = now_s
-            if now_s > last_s + LINGER_S:
+            if taken := {turns for turns in until_s if now_s < until_s[turns] and turns.taken()}:
+                given, last_s = given | taken, now_s
+            if now_s > last_s + LINGER_S or now_s >= max(until_s[turns] for turns in given):
                 break
             self._gives_way = True
             await asyncio.sleep(LOOK_S)
         self._gives_way = False
+        if given:
+            self._waited_s += time.monotonic() - begun_s
+            self._first.update(dict.fromkeys(given, worked_s))
 
     def _has_pressing_work(self) -> bool:
         """Short work that goes nowhere else; and where newcomers go beside, as much as fits into a batch."""
@@ -206,7 +206,7 @@ class Batcher(Generic[Item, Result]):
 
     def _cut(self) -> list[Waiting[Item, Result]]:
         self.counters.dropped += self._queue.drop_cancelled()
-        max_s = float("inf") if self.max_batch_s is None else self.max_batch_s
+        max_s = math.inf if self.max_batch_s is None else self.max_batch_s
         idle = sum(not batch for batch in self._running[: self._lanes])  # of which this lane is one
         return self._queue.cut(min(self.max_batch_size, math.ceil(self.queued / idle)), max_s)
 

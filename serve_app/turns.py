@@ -2,7 +2,7 @@
 
 A device gives everybody an equal part, so a clip that is recognised beside a long file's batch would get a
 third of it while that file is aligned as well. Whoever works on short files only holds a lock; alignment and
-speech detection of long files wait meanwhile, for half of the time at most. The kernel lets go of the lock
+speech detection of long files wait meanwhile, as long as they work, at most. The kernel lets go of the lock
 when a process dies.
 
 On a GPU second comes the search for speech in a long file: it finds work for many devices, and with a third

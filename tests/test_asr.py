@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from serve_app import bundled
 from serve_app.errors import InvalidRequest, ModelUnavailable
+from serve_app.stages import asr_loading
 from serve_app.stages.asr import ENCODER_SAMPLES, Recognizer, average_logprob
 from serve_app.stages.asr_loading import choose_compute_type, load_recognizer
 from serve_app.transcript import AsrRequest, Decoding, WindowText
@@ -54,13 +55,17 @@ class FakeCTranslate2:
         ]
 
 
-def recognizer_of(model: FakeCTranslate2, **options: Any) -> Recognizer:
+def whisper_of(model: FakeCTranslate2) -> Any:
     languages = ["en", "de", "fr", "yue"] if model.is_multilingual else ["en"]
     whisper = SimpleNamespace(
         model=model, hf_tokenizer=TOKENIZER, max_length=448, supported_languages=languages
     )
     whisper.get_prompt = partial(WhisperModel.get_prompt, whisper)
-    return Recognizer(whisper, "fake", 5, **options)
+    return whisper
+
+
+def recognizer_of(model: FakeCTranslate2, **options: Any) -> Recognizer:
+    return Recognizer(whisper_of(model), "fake", 5, **options)
 
 
 @pytest.fixture
@@ -78,6 +83,31 @@ def test_compute_type_auto_depends_on_the_device() -> None:
     assert choose_compute_type("auto", "cuda") == "int8_float16"
     assert choose_compute_type("auto", "cpu") == "int8"
     assert choose_compute_type("float32", "cuda") == "float32"
+
+
+@pytest.mark.parametrize(
+    ("device", "threads", "loaded", "lanes"),
+    [
+        ("cuda", 1, [(1, 2)], 1),
+        ("cuda", 4, [(4, 2)], 1),
+        ("cpu", 1, [(1, 2)], 1),
+        ("cpu", 2, [(1, 3), (2, 1)], 2),
+        ("cpu", 8, [(4, 3), (8, 1)], 2),
+    ],
+)
+def test_cpu_lanes_share_the_threads_and_gpus_hold_the_weights_once(
+    device: str, threads: int, loaded: list[tuple[int, int]], lanes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads and workers of each copy: a worker for each lane and one for newcomers."""
+    calls: list[tuple[int, int]] = []
+
+    def load(model: str, *, cpu_threads: int, num_workers: int, **_: Any) -> Any:
+        calls.append((cpu_threads, num_workers))
+        return whisper_of(FakeCTranslate2(multilingual=True))
+
+    monkeypatch.setattr(asr_loading, "WhisperModel", load)
+    recognizer = load_recognizer("any", device=device, compute_type="auto", threads=threads, beam_size=5)
+    assert (calls, recognizer.lanes) == (loaded, lanes)
 
 
 def test_average_logprob_counts_the_end_token() -> None:

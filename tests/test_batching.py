@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -315,7 +316,35 @@ def test_lanes_share_what_waits() -> None:
         batcher.close()
         return device.batches
 
-    assert asyncio.run(scenario()) == [[0, 1], [2], [3, 4, 5, 6], [7]]
+    batches = asyncio.run(scenario())
+    assert sorted(batches[:2]) == [[0, 1], [2]]  # by two threads, whichever comes first
+    assert batches[2:] == [[3, 4, 5, 6], [7]]
+
+
+def test_a_newcomer_goes_beside_lanes_that_are_all_busy_with_long_files() -> None:
+    """As on CPUs; not beside a lane that is idle, where there is room for it."""
+
+    async def scenario() -> list[list[Any]]:
+        device = Device()
+        options: dict[str, Any] = {"lanes": 2, "newcomers_beside": True}
+        batcher: Batcher[Any, Any] = Batcher(device.run, max_batch_size=4, **options)
+        long = [asyncio.create_task(batcher.submit(f"long-{n}", "long")) for n in range(8)]
+        await device.busy()
+        await device.busy()
+        first = asyncio.create_task(batcher.submit("first", "first"))
+        await device.busy()
+        assert (batcher.running, batcher.queued) == (9, 0)
+        device.free(3)
+        await asyncio.gather(*long, first)
+        late = [asyncio.create_task(batcher.submit(f"long-{n}", "long")) for n in (8, 9)]
+        second = asyncio.create_task(batcher.submit("second", "second"))
+        device.free(100)
+        await asyncio.gather(*late, second)
+        assert batcher.counters.beside == 1
+        batcher.close()
+        return device.batches
+
+    assert ["first"] in asyncio.run(scenario())
 
 
 def test_a_newcomer_does_not_wait_for_a_long_batch() -> None:
@@ -342,7 +371,7 @@ def test_a_newcomer_does_not_wait_for_a_long_batch() -> None:
 
 
 def test_many_newcomers_fill_the_next_batch_instead() -> None:
-    """The second lane takes one or two; where more wait they share a batch with the long file, in turn."""
+    """Their lane takes one or two; where more wait they share a batch with the long file, in turn."""
 
     async def scenario() -> list[list[Any]]:
         device = Device()
@@ -364,7 +393,7 @@ def test_many_newcomers_fill_the_next_batch_instead() -> None:
 
 
 def test_the_lane_for_newcomers_splits_no_batches_of_them() -> None:
-    """While newcomers run, others wait and share the next batch: the second lane is for long batches only."""
+    """While newcomers run, others wait and share the next batch: their own lane is for long batches only."""
 
     async def scenario() -> list[list[Any]]:
         device = Device()
@@ -382,7 +411,7 @@ def test_the_lane_for_newcomers_splits_no_batches_of_them() -> None:
 
 
 def test_a_long_request_is_no_newcomer_again_after_a_pause() -> None:
-    """Windows of a long file that come in small numbers stay in the first lane, all in one batch."""
+    """Windows of a long file that come in small numbers stay in the other lane, all in one batch."""
 
     async def scenario() -> list[list[Any]]:
         device = Device()
@@ -538,6 +567,29 @@ def test_giving_way_to_a_search_leaves_time_to_give_way_to_clips(
         return gave_way
 
     assert asyncio.run(scenario()) == [True, True]
+
+
+def test_who_gives_way_to_all_still_works_for_a_part_of_the_time(turns: DeviceTurns) -> None:
+    """Also while clips and searches on the same device never end."""
+
+    def run(items: list[Any]) -> list[Any]:
+        time.sleep(0.05)
+        return items
+
+    async def scenario() -> float:
+        _, batcher = await after_first_items(max_batch_size=1, turns=turns)
+        batcher._run = run
+        assert turns.search
+        with turns.short.first(), turns.search.first():
+            await batcher.submit("long", "long")  # which gives all that is owed to them
+            begun_s, busy_s = time.monotonic(), batcher.counters.busy_s
+            for _ in range(10):
+                await batcher.submit("long", "long")
+            share = (batcher.counters.busy_s - busy_s) / (time.monotonic() - begun_s)
+        batcher.close()
+        return share
+
+    assert asyncio.run(scenario()) > 0.3
 
 
 def test_who_goes_first_shows_to_others_while_it_runs(turns: DeviceTurns) -> None:

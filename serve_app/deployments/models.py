@@ -1,4 +1,4 @@
-"""The four deployments that hold a model: each a batcher in front of one device thread."""
+"""The four deployments that hold a model: each a batcher in front of its device."""
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from copy import deepcopy

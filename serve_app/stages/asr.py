@@ -35,7 +35,7 @@ def average_logprob(score: float, tokens: int) -> float:
 
 
 class Recognizer:
-    """A loaded Whisper. No call changes it, so requests cannot affect each other."""
+    """A loaded Whisper. No call changes its weights or options, so requests cannot affect each other."""
 
     def __init__(
         self,

@@ -37,6 +37,7 @@ def test_what_stands_in_needs_no_gpu_and_takes_nothing_meant_for_one(monkeypatch
         assert "num_gpus" not in options
         env_vars = options["runtime_env"]["env_vars"]
         assert env_vars["CUDA_VISIBLE_DEVICES"] == ""
+        assert ("MALLOC_TRIM_THRESHOLD_" in env_vars) == (stage.name != "DiarizerOnCpu")
         assert options["num_cpus"] == 0
         assert env_vars["OMP_NUM_THREADS"] == str(min(len(os.sched_getaffinity(0)), MOST_THREADS))
     assert patience.per_audio_s == CPU_PER_AUDIO_S
