@@ -130,23 +130,22 @@ def test_mixed_batch_is_one_call_of_each_kind(model: FakeCTranslate2, recognizer
     ]
 
 
-def test_only_a_batch_that_is_alone_is_encoded_on_all_cores(model: FakeCTranslate2) -> None:
+def test_only_a_batch_that_is_alone_is_encoded_on_all_cores() -> None:
     """Beside another one it has the threads of its lane; afterwards the next has all of them again."""
-    wide = FakeCTranslate2(multilingual=True)
-    recognizer = recognizer_of(model, lanes=2, wide=wide)
     searches, may_end = threading.Event(), threading.Event()
-    generate = model.generate
 
-    def held(*args: Any, **options: Any) -> list[Any]:
-        searches.set()
-        assert may_end.wait(timeout=60)
-        return generate(*args, **options)
+    class HeldOnce(FakeCTranslate2):
+        def generate(self, encoded: list[int], prompts: list[list[int]], **options: Any) -> list[Any]:
+            if not searches.is_set():
+                searches.set()
+                assert may_end.wait(timeout=60)
+            return super().generate(encoded, prompts, **options)
 
-    model.generate = held  # type: ignore[method-assign]
+    model, wide = HeldOnce(multilingual=True), FakeCTranslate2(multilingual=True)
+    recognizer = recognizer_of(model, lanes=2, wide=wide)
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(recognizer.transcribe, [AsrRequest(FEATURES, "de")])
         assert searches.wait(timeout=60)
-        model.generate = generate  # type: ignore[method-assign]
         recognizer.transcribe([AsrRequest(FEATURES, "en")] * 2)
         may_end.set()
         first.result(timeout=60)

@@ -344,7 +344,9 @@ def test_a_newcomer_goes_beside_lanes_that_are_all_busy_with_long_files() -> Non
         batcher.close()
         return device.batches
 
-    assert ["first"] in asyncio.run(scenario())
+    batches = asyncio.run(scenario())
+    halves = [[f"long-{n}" for n in range(first, first + 4)] for first in (0, 4)]
+    assert sorted(batches[:3]) == [["first"], *halves]
 
 
 def test_a_newcomer_does_not_wait_for_a_long_batch() -> None:
@@ -573,7 +575,7 @@ def test_who_gives_way_to_all_still_works_for_a_part_of_the_time(turns: DeviceTu
     """Also while clips and searches on the same device never end."""
 
     def run(items: list[Any]) -> list[Any]:
-        time.sleep(0.05)
+        time.sleep(0.05)  # the work itself: what is measured is how much of it there is
         return items
 
     async def scenario() -> float:

@@ -28,7 +28,7 @@ def load_recognizer(
     threads: int,
     beam_size: int,
     compression_ratio_threshold: float = 2.4,
-) -> "Recognizer":
+) -> Recognizer:
     """Loads a CTranslate2 Whisper from a directory or, by faster-whisper name or repository, the hub.
 
     Raises ModelUnavailable where that fails, whatever the reason.
