@@ -7,6 +7,7 @@ import asyncio
 import importlib.metadata
 import logging
 import os
+import time
 import wave
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -174,8 +175,12 @@ def closed(gate: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def closed_gate(gate: Path) -> Iterator[Path]:
-    """The gate, closed until the test opens it or ends."""
+def closed_gate(app: DeploymentHandle[object], gate: Path) -> Iterator[Path]:
+    """The gate, closed until the test opens it or ends; nothing of an earlier test's is behind it."""
+    counters: Any = serve.get_deployment_handle("Transcriber", "whisperx").counters
+    deadline_s = time.monotonic() + 60
+    while (now := counters.remote().result(timeout_s=60))["running"] + now["queued"]:
+        assert time.monotonic() < deadline_s, now
     with closed(gate):
         yield gate
 

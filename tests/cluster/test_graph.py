@@ -106,18 +106,23 @@ def test_a_reference_of_no_use_is_an_error_that_names_it(clip: bytes, status: in
     assert error["message"].startswith("known_speaker_references[1]: ")
 
 
+def counters() -> dict[str, float]:
+    """The Transcriber's, now."""
+    transcriber: Any = serve.get_deployment_handle("Transcriber", "whisperx")
+    return dict(transcriber.counters.remote().result(timeout_s=60))
+
+
 def until(condition: Callable[[dict[str, float]], bool]) -> dict[str, float]:
     """The Transcriber's counters once they are so; they must be within a minute."""
-    counters: Any = serve.get_deployment_handle("Transcriber", "whisperx").counters
     deadline_s = time.monotonic() + 60
-    while not condition(found := counters.remote().result(timeout_s=60)):
+    while not condition(found := counters()):
         assert time.monotonic() < deadline_s, found
-    return dict(found)
+    return found
 
 
 def test_windows_of_different_requests_share_batches(closed_gate: Path) -> None:
     """Eight requests of one window that wait for a busy device run in two batches of four, which is full."""
-    before = until(lambda now: now["running"] == 0)
+    before = counters()
     with ThreadPoolExecutor(9) as pool:
         first = pool.submit(post, files={"file": wav(recording(9))})
         until(lambda now: now["running"] == 1)
@@ -213,7 +218,7 @@ def test_a_streaming_handle_reports_segments_before_the_answer() -> None:
 
 def test_a_stream_that_is_left_frees_its_windows(closed_gate: Path) -> None:
     """Whoever stops listening has the windows that wait dropped: they never reach the device."""
-    before = until(lambda now: now["running"] == 0)
+    before = counters()
     handle: Any = serve.get_app_handle("whisperx").options(stream=True)
     responses = handle.stream.remote(wav(recording(*range(1, 41))), language="en")
     until(lambda now: now["queued"] + now["running"] == 40)
@@ -237,7 +242,7 @@ def request_of(file: bytes) -> Iterator[None]:
 
 def test_a_client_that_hangs_up_frees_its_windows(closed_gate: Path) -> None:
     """The windows of an HTTP client that has gone are dropped; only those on the device run to their end."""
-    before = until(lambda now: now["running"] == 0)
+    before = counters()
     with request_of(wav(recording(*range(1, 41)))):
         until(lambda now: now["queued"] + now["running"] == 40)
     running = until(lambda now: now["queued"] == 0)["running"]
