@@ -145,8 +145,8 @@ def _for_cpu(settings: Settings) -> Settings:
     per_audio_s = max(settings.call_timeout_per_audio_s or 0.0, CPU_PER_AUDIO_S)
     of_gpu: dict[str, dict[str, Any]] = {
         "asr": {"compute_type": compute_type if compute_type in CPU_TYPES else "auto", "threads": None},
-        "alignment": {"max_padded_s": None, "threads": None},
-        "diarization": {"batch_windows": None, "threads": None},
+        "alignment": {"max_padded_s": None, "compute_type": "auto", "threads": None},
+        "diarization": {"batch_windows": None, "compute_type": "auto", "threads": None},
     }
     stages = {name: getattr(settings, name).model_copy(update=update) for name, update in of_gpu.items()}
     return settings.model_copy(update={**stages, "call_timeout_per_audio_s": per_audio_s})

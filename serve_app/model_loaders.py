@@ -93,6 +93,7 @@ def _load_aligner(settings: Settings, aligners: dict[str, str], device: str) -> 
     return load_aligner(
         aligners,
         device=device,
+        compute_type=alignment.compute_type,
         max_padded_s=max_padded_s(settings, device),
         max_loaded_languages=alignment.max_loaded_languages,
         preload=alignment.preload,
@@ -108,6 +109,7 @@ def _load_diarizer(settings: Settings, model: str, device: str) -> Any:
         model,
         device=device,
         token=get_token(),
+        compute_type=settings.diarization.compute_type,
         batch_windows=settings.diarization.batch_windows,
         max_voice_distance=settings.diarization.known_speaker_threshold,
     )

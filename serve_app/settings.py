@@ -5,142 +5,22 @@ Nothing is read from the environment here; secrets (HF_TOKEN) are read where the
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from serve_app.addresses import Host, Origin
+from serve_app.stage_settings import (
+    AlignmentSettings,
+    AsrSettings,
+    DiarizationSettings,
+    SpeechSettings,
+    Strict,
+)
 
-Share = Annotated[float, Field(gt=0, le=1)]
 Seconds = Annotated[float, Field(gt=0, le=1e9)]
-Probability = Annotated[float, Field(gt=0, lt=1)]
 MOST_THREADS = 8  # of a replica that is not told otherwise; these models gain little beyond
-Threads = Annotated[int | None, Field(ge=1)]  # None: every core, at most 8, on a CPU, and one beside a GPU
 
 
-class _Strict(BaseModel):
-    # What stands in the file is not repeated in errors: it might be a key where its hash belongs.
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, allow_inf_nan=False)
-
-
-class AsrSettings(_Strict):
-    """Whisper: windows to text."""
-
-    compute_type: str = Field(
-        "auto", description="CTranslate2 type; auto = int8_float16 on a GPU, int8 on a CPU."
-    )
-    beam_size: int = Field(5, ge=1, le=20, description="Beam width, as whisperx's default.")
-    temperature_fallback: tuple[Annotated[float, Field(ge=0.01, le=1)], ...] = Field(
-        (0.2, 0.4, 0.6, 0.8, 1.0),
-        description="A window whose text repeats itself or is unlikely is decoded again at these "
-        "temperatures, one after the other; [] = never, as whisperx.",
-    )
-    compression_ratio_threshold: float = Field(
-        2.4, gt=0, description="Text that zlib makes smaller than one in so many repeats itself."
-    )
-    log_prob_threshold: float = Field(
-        -1.0, le=0, description="Text with less log-probability per token is unlikely."
-    )
-    no_speech_threshold: float = Field(
-        0.6,
-        gt=0,
-        le=1,
-        description="Unlikely text is left out, with a warning, where Whisper says with more than this "
-        "probability that nobody speaks; 1 = never, as whisperx.",
-    )
-    window_s: float | None = Field(
-        None,
-        gt=0,
-        le=30,
-        description="Longest window; empty = 30, or what the bundled model was trained for.",
-    )
-    threads: Threads = Field(
-        None,
-        description="CPU threads; empty = all cores, at most 8; one beside a GPU. On CPUs two batches share "
-        "them, but the encoder of a lone one has all, in a second copy of the weights.",
-    )
-    gpu_share: Share = Field(0.5, description="Part of a GPU that one replica books.")
-
-    @model_validator(mode="after")
-    def _agree(self) -> "AsrSettings":
-        if list(self.temperature_fallback) != sorted(set(self.temperature_fallback)):
-            raise ValueError("asr.temperature_fallback must rise, such as [0.2, 0.4, 0.6, 0.8, 1.0]")
-        return self
-
-
-class SpeechSettings(_Strict):
-    """Voice activity detection: where the speech is."""
-
-    method: Literal["pyannote", "silero"] = Field(
-        "pyannote",
-        description="pyannote = whisperx's default; silero = 25x cheaper on a CPU, slightly less exact.",
-    )
-    onset: Probability = Field(0.500, description="Speech starts above this probability.")
-    offset: Probability = Field(0.363, description="Speech ends below this probability.")
-    step_s: float = Field(
-        0.5,
-        gt=0,
-        le=5,
-        description="pyannote looks at 5 s every so many seconds; 0.5 = whisperx, 1 = half the cost.",
-    )
-    threads: Threads = Field(
-        None, description="CPU threads of a replica; empty = half of the cores, at most 4; one beside a GPU."
-    )
-    gpu_share: float = Field(
-        0.0, ge=0, le=1, description="Part of a GPU that one replica books; 0 = on the CPU."
-    )
-
-
-class AlignmentSettings(_Strict):
-    """wav2vec2: text to word times."""
-
-    models: dict[str, str] = Field(
-        default_factory=dict,
-        description="Language code to model (hub name, torchaudio bundle, directory); else whisperx's.",
-    )
-    preload: tuple[str, ...] = Field(
-        ("en",), description="Languages whose models are loaded at start instead of at their first request."
-    )
-    max_loaded_languages: int = Field(3, ge=1, description="Models of this many languages stay in memory.")
-    max_padded_s: float | None = Field(
-        None,
-        ge=0,
-        description="Seconds of audio, padding included, that the model takes at once; 0 = every window "
-        "alone; empty = 60 on a GPU, 0 on a CPU, where that is faster.",
-    )
-    threads: Threads = Field(
-        None, description="CPU threads of one replica; empty = all cores, at most 8; one beside a GPU."
-    )
-    gpu_share: Share = Field(0.2, description="Part of a GPU that one replica books.")
-
-
-class DiarizationSettings(_Strict):
-    """pyannote: who speaks when."""
-
-    model: str = Field(
-        "auto",
-        description="auto = bundled with a bundled recogniser, community-1 where HF_TOKEN is set, else off; "
-        "off, bundled, a hub name or a local directory.",
-    )
-    batch_windows: int | None = Field(
-        None,
-        ge=1,
-        le=1024,
-        description="Windows the device takes at once; empty = 16 on a GPU, on a CPU what is fastest. "
-        "Out of memory, a replica halves it.",
-    )
-    known_speaker_threshold: float | None = Field(
-        None,
-        gt=0,
-        le=2,
-        description="Cosine distance below which a speaker has a known speaker's voice; empty = 0.3 with "
-        "the bundled model, else 0.5.",
-    )
-    threads: Threads = Field(
-        None, description="CPU threads of one replica; empty = all cores, at most 8; one beside a GPU."
-    )
-    gpu_share: Share = Field(0.3, description="Part of a GPU that one replica books.")
-
-
-class IntakeSettings(_Strict):
+class IntakeSettings(Strict):
     """Limits on what comes in."""
 
     max_bytes: int = Field(1 << 30, gt=0, description="Largest upload or fetched file, in bytes.")
@@ -159,7 +39,7 @@ class IntakeSettings(_Strict):
     )
 
 
-class ApiKey(_Strict):
+class ApiKey(Strict):
     """A client. The key itself stands nowhere; `python -m serve_app key NAME` makes one."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")  # shown in logs
@@ -168,7 +48,7 @@ class ApiKey(_Strict):
     max_audio_s_per_minute: Seconds | None = None
 
 
-class AccessSettings(_Strict):
+class AccessSettings(Strict):
     """Who may ask."""
 
     keys: tuple[ApiKey, ...] = Field(
@@ -195,7 +75,7 @@ class AccessSettings(_Strict):
         return self
 
 
-class Settings(_Strict):
+class Settings(Strict):
     """The builder's argument: `args:` in serve_config.yaml."""
 
     model: str = Field(

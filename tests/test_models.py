@@ -9,7 +9,8 @@ from requests import Response
 
 from serve_app import models
 from serve_app.errors import ModelUnavailable
-from serve_app.settings import AlignmentSettings, DiarizationSettings, Settings
+from serve_app.settings import Settings
+from serve_app.stage_settings import AlignmentSettings, DiarizationSettings
 
 
 @pytest.fixture

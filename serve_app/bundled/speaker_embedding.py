@@ -66,10 +66,15 @@ class TinyXVector(Model):  # type: ignore[misc]  # pyannote is untyped here
 
     def forward_frames(self, waveforms: Tensor) -> Tensor:
         """(batch, 1, samples) -> (batch, channels, frames), the part that no speaker mask touches."""
+        frames: Tensor = self.net(self.features(waveforms))
+        return frames
+
+    def features(self, waveforms: Tensor) -> Tensor:
+        """(batch, 1, samples) -> log-mels (batch, 64, frames) below the loudest one."""
         log_mel = self.mel(waveforms.squeeze(1)).clamp(min=1e-9).log10()
         loudest = log_mel.amax((1, 2), keepdim=True)
-        frames: Tensor = self.net((torch.maximum(log_mel, loudest - 5) - loudest + 2.5) / 1.2)
-        return frames
+        scaled: Tensor = (torch.maximum(log_mel, loudest - 5) - loudest + 2.5) / 1.2
+        return scaled
 
     def forward_embedding(self, frames: Tensor, weights: Tensor | None = None) -> Tensor:
         """Pools the frames under each speaker's weights and projects them."""

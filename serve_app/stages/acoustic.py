@@ -3,7 +3,8 @@
 Windows of unequal length are padded with zeros. The padding would get in at three places, so: attention
 is masked, frames beyond a window's end are cut off, and the group norm of wav2vec2-base's first layer,
 whose mean over time the zeros would shift, looks at each window's own frames. What is left is the order
-of float32 sums: log-probabilities agree with the window's own pass within 5e-6, relative or absolute.
+of float32 sums: log-probabilities agree with the window's own pass within 5e-6, relative or absolute. Half
+precision is much coarser than that, with or without padding.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,9 @@ import torch
 from torch import nn
 
 from serve_app.errors import ModelUnavailable
+from serve_app.stage_settings import ComputeType
 from serve_app.stages.forced_alignment import Emission
+from serve_app.stages.half_precision import choose_precision
 from serve_app.transcript import SAMPLE_RATE_HZ, Samples
 
 MIN_SAMPLES = 400  # one frame of wav2vec2; a shorter window is padded to it
@@ -58,7 +61,15 @@ class _GroupNormOfLengths(nn.GroupNorm):
 class AcousticModel:
     """A wav2vec2 with a CTC head, of torchaudio or transformers. Not thread-safe."""
 
-    def __init__(self, model: Any, *, from_torchaudio: bool, device: str, max_padded_s: float) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        from_torchaudio: bool,
+        device: str,
+        max_padded_s: float,
+        compute_type: ComputeType = "auto",
+    ) -> None:
         """Takes over whisperx's `model`, which works as before for others.
 
         `max_padded_s` is the most audio, padding included, in one pass; 0 = every window alone.
@@ -66,6 +77,7 @@ class AcousticModel:
         self.model = model
         self.from_torchaudio = from_torchaudio
         self._device = device
+        self._precision = choose_precision(compute_type, device)
         # torchaudio's wrapper of its large models normalizes the whole batch as if it were one recording.
         self._normalizes = getattr(model, "normalize_waveform", False)
         self._inner = getattr(model, "model" if from_torchaudio else "wav2vec2", model)
@@ -110,11 +122,14 @@ class AcousticModel:
             row[: len(window)] = torch.from_numpy(window.astype(np.float32) / 32768)
         waveforms = padded.to(self._device)
         if len(windows) == 1:
-            logits = self._alone(waveforms, lengths[0])
+            logits = self._precision.run(lambda: self._alone(waveforms, lengths[0]))
             frames = [logits.shape[1]]
         else:
             frames = self._frames(lengths)
-            logits = self._padded(waveforms, lengths)
+            if self._normalizes:
+                for row, length in zip(waveforms, lengths, strict=True):
+                    row[:length] = nn.functional.layer_norm(row[:length], (length,))
+            logits = self._precision.run(lambda: self._padded(waveforms, lengths))
         log_probs = torch.log_softmax(logits, dim=-1).cpu()
         own = [log_probs[item, :n_frames] for item, n_frames in enumerate(frames)]
         return [(emission.numpy(), emission.exp().numpy()) for emission in own]
@@ -127,10 +142,7 @@ class AcousticModel:
         return self.model(waveform, lengths=short)[0]
 
     def _padded(self, waveforms: torch.Tensor, lengths: Sequence[int]) -> Any:
-        """(batch, samples) to logits (batch, frames, tokens)."""
-        if self._normalizes:
-            for row, length in zip(waveforms, lengths, strict=True):
-                row[:length] = nn.functional.layer_norm(row[:length], (length,))
+        """(batch, samples), normalized where the model wants that, to logits (batch, frames, tokens)."""
         if self._group_norm is not None:
             self._group_norm.frames = self._frames(lengths, layers=1)
         try:

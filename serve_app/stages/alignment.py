@@ -10,9 +10,11 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from serve_app.errors import ModelUnavailable, TranscriptionError
+from serve_app.stage_settings import ComputeType
 from serve_app.stages.forced_alignment import assemble, blank_token, letter_times, spell
 from serve_app.transcript import AlignRequest, Segment, Window
 
@@ -81,7 +83,9 @@ def model_name(language: str, name: str | None) -> str:
     return name or str(defaults[language])
 
 
-def load_language_model(language: str, name: str, device: str, max_padded_s: float) -> LanguageModel:
+def load_language_model(
+    language: str, name: str, device: str, max_padded_s: float, compute_type: ComputeType = "auto"
+) -> LanguageModel:
     """`name` is a torchaudio bundle, a hub name or a directory; ModelUnavailable if it cannot be loaded."""
     import torch
     from whisperx import alignment
@@ -108,7 +112,11 @@ def load_language_model(language: str, name: str, device: str, max_padded_s: flo
             "alignment_out_of_memory",
         )
     acoustic = AcousticModel(
-        model, from_torchaudio=metadata["type"] == "torchaudio", device=device, max_padded_s=max_padded_s
+        model,
+        from_torchaudio=metadata["type"] == "torchaudio",
+        device=device,
+        max_padded_s=max_padded_s,
+        compute_type=compute_type,
     )
     return LanguageModel(acoustic, metadata["dictionary"], load_sentence_splitter(language))
 
@@ -142,11 +150,18 @@ class Aligner:
     """Aligns windows of any language; the models of the last few languages stay in memory."""
 
     def __init__(
-        self, models: Mapping[str, str], *, device: str, max_padded_s: float, max_loaded_languages: int
+        self,
+        models: Mapping[str, str],
+        *,
+        device: str,
+        compute_type: ComputeType,
+        max_padded_s: float,
+        max_loaded_languages: int,
     ) -> None:
         self._models = models
-        self._device = device
-        self._max_padded_s = max_padded_s
+        self._load = partial(
+            load_language_model, device=device, max_padded_s=max_padded_s, compute_type=compute_type
+        )
         self._max_loaded_languages = max_loaded_languages
         self._loaded: OrderedDict[str, LanguageModel] = OrderedDict()  # least recently used first
         # When it may be tried again, and why not now: message and code.
@@ -162,7 +177,7 @@ class Aligner:
             while len(self._loaded) >= self._max_loaded_languages:
                 self._loaded.popitem(last=False)  # before loading: two models may not fit beside each other
             try:
-                self._loaded[language] = load_language_model(language, name, self._device, self._max_padded_s)
+                self._loaded[language] = self._load(language, name)
             except ModelUnavailable as failure:
                 is_full = failure.code == "alignment_out_of_memory"
                 again_s = time.monotonic() + (_FULL_RETRY_AFTER_S if is_full else _RETRY_AFTER_S)
@@ -193,6 +208,7 @@ def load_aligner(
     models: Mapping[str, str],
     *,
     device: str,
+    compute_type: ComputeType = "auto",
     max_padded_s: float,
     max_loaded_languages: int,
     preload: Sequence[str] = (),
@@ -207,7 +223,11 @@ def load_aligner(
     from whisperx import alignment  # noqa: F401
 
     aligner = Aligner(
-        models, device=device, max_padded_s=max_padded_s, max_loaded_languages=max_loaded_languages
+        models,
+        device=device,
+        compute_type=compute_type,
+        max_padded_s=max_padded_s,
+        max_loaded_languages=max_loaded_languages,
     )
     for language in preload[:max_loaded_languages]:
         try:

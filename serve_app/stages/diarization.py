@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from serve_app.errors import ModelUnavailable
 from serve_app.known_speakers import no_voice, no_voices_to_compare
+from serve_app.stage_settings import ComputeType
 from serve_app.stages.diarization_pipeline import load_pipeline
 from serve_app.stages.speaker_embeddings import share_trunk
 from serve_app.stages.voices import match, rename
@@ -86,10 +88,14 @@ class Diarizer:
         pipeline: Any,
         *,
         device: str = "cpu",
+        compute_type: ComputeType = "auto",
         batch_windows: int | None = None,
         max_voice_distance: float = MAX_VOICE_DISTANCE,
     ) -> None:
         """Takes the pipeline over; `device` is where it is, `batch_windows` None is right for the device.
+
+        The embedding is computed in `compute_type`, the segmentation, which costs little, in float32. Raises
+        ModelUnavailable for half precision around an embedding that is not known to bear it.
 
         A known speaker's reference and a speaker are one voice below `max_voice_distance` (cosine).
         """
@@ -98,7 +104,14 @@ class Diarizer:
         segmentation, embedding = _BATCH_WINDOWS[device]
         pipeline.segmentation_batch_size = batch_windows or segmentation
         pipeline.embedding_batch_size = batch_windows or embedding
-        self._takes_int16 = share_trunk(pipeline, pad_batches=device == "cuda")
+        self._takes_int16 = share_trunk(
+            pipeline, pad_batches=device == "cuda", compute_type=compute_type, device=device
+        )
+        if compute_type in ("float16", "bfloat16") and not self._takes_int16:
+            raise ModelUnavailable(
+                f"diarization.compute_type: {compute_type} is for pyannote's WeSpeaker embeddings, and this "
+                "pipeline has another one; use auto or float32."
+            )
         _bound_clusters(pipeline)
 
     def diarize(
@@ -193,6 +206,7 @@ def load_diarizer(
     *,
     device: str,
     token: str | None,
+    compute_type: ComputeType = "auto",
     batch_windows: int | None = None,
     max_voice_distance: float | None = None,
 ) -> Diarizer:
@@ -201,5 +215,9 @@ def load_diarizer(
     if max_voice_distance is None:
         max_voice_distance = BUNDLED_MAX_VOICE_DISTANCE if model == "bundled" else MAX_VOICE_DISTANCE
     return Diarizer(
-        pipeline, device=device, batch_windows=batch_windows, max_voice_distance=max_voice_distance
+        pipeline,
+        device=device,
+        compute_type=compute_type,
+        batch_windows=batch_windows,
+        max_voice_distance=max_voice_distance,
     )

@@ -13,20 +13,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from serve_app.stage_settings import ComputeType
 from serve_app.transcript import SAMPLE_RATE_HZ
 
 
-def share_trunk(pipeline: Any, *, pad_batches: bool) -> bool:
+def share_trunk(
+    pipeline: Any, *, pad_batches: bool, compute_type: ComputeType = "float32", device: str = "cpu"
+) -> bool:
     """Makes `pipeline` embed as `embed` does; True where it could, False where `pipeline` stays as it was.
 
     It can for pyannote's own pipeline around one of its WeSpeaker ResNets (community-1, 3.1) or our
-    TinyXVector. From then on the pipeline takes int16 waveforms too, so that nobody needs hours of
-    audio as float32.
+    TinyXVector, and then computes the trunk in `compute_type` on `device`. From then on the pipeline takes
+    int16 waveforms too, so that nobody needs hours of audio as float32.
     """
     if not _is_known(pipeline):
         return False
     pipeline._segmentation.model.register_forward_pre_hook(lambda _, inputs: (to_float(inputs[0]),))
-    vars(pipeline)["get_embeddings"] = partial(embed, pipeline, pad_batches=pad_batches)  # hides the method
+    trunk = _trunk(pipeline._embedding.model_, compute_type, device)
+    # Hides the method.
+    vars(pipeline)["get_embeddings"] = partial(embed, pipeline, trunk, pad_batches=pad_batches)
     return True
 
 
@@ -47,8 +52,33 @@ def _is_known(pipeline: Any) -> bool:
     )
 
 
+def _trunk(model: Any, compute_type: ComputeType, device: str) -> Callable[[Any], Any]:
+    """(batch, 1, samples) to frames: the model's own `forward_frames`, the network in `compute_type`."""
+    import torch
+
+    from serve_app.stages.half_precision import choose_precision
+
+    precision = choose_precision(compute_type, device)
+    if precision.dtype is None:
+        forward_frames: Callable[[Any], Any] = model.forward_frames
+        return forward_frames
+    resnet = getattr(model, "resnet", None)
+    features, network = (
+        (model.features, model.net) if resnet is None else (model.compute_fbank, resnet.forward_frames)
+    )
+    if resnet is not None:
+        resnet.to(memory_format=torch.channels_last)  # as tensor cores take it
+
+    def frames(waveforms: Any) -> Any:
+        computed = features(waveforms)  # outside: power spectra are beyond what float16 holds
+        return precision.run(lambda: network(computed))
+
+    return frames
+
+
 def embed(
     pipeline: Any,
+    trunk: Callable[[Any], Any],
     file: Any,
     binary_segmentations: Any,
     exclude_overlap: bool = False,
@@ -87,7 +117,7 @@ def embed(
             cut = [pipeline._audio.crop(file, windows[int(window)], mode="pad")[0] for window in batch]
             if pad_batches:
                 cut += [torch.zeros_like(cut[0])] * (size - len(batch))
-            frames = model.forward_frames(to_float(torch.stack(cut).to(device)))[: len(batch)]
+            frames = trunk(to_float(torch.stack(cut).to(device)))[: len(batch)]
             weights = torch.from_numpy(pooling_masks(active[batch], least_frames)).to(device)
             embeddings[batch] = model.forward_embedding(frames, weights=weights).cpu().numpy()
             if hook is not None:

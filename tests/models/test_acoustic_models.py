@@ -12,7 +12,9 @@ from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
 
 from serve_app import bundled
 from serve_app.errors import ModelUnavailable
+from serve_app.stage_settings import ComputeType
 from serve_app.stages.acoustic import AcousticModel, Emissions, group_by_length
+from serve_app.stages.half_precision import choose_precision
 from serve_app.transcript import SAMPLE_RATE_HZ, Samples
 
 pytestmark = [
@@ -22,6 +24,8 @@ pytestmark = [
 ]
 
 TOLERANCE = 5e-6  # relative or absolute; 1.4e-6 was measured for wav2vec2-base at its true size
+
+HALF_AND_WHOLE: tuple[ComputeType, ComputeType] = ("float16", "float32")
 
 SECONDS = (1.0, 2.0, 0.02, 1.31, 1.7)  # four within a second of each other, and one shorter than a frame
 
@@ -78,9 +82,14 @@ def normalizing_of_torchaudio() -> Any:
     return _extend_model(of_torchaudio("layer_norm"), normalize_waveform=True).eval()
 
 
-def acoustic(model: Any, max_padded_s: float) -> AcousticModel:
-    from_torchaudio = not isinstance(model, Wav2Vec2ForCTC)
-    return AcousticModel(model, from_torchaudio=from_torchaudio, device="cpu", max_padded_s=max_padded_s)
+def acoustic(model: Any, max_padded_s: float, compute_type: ComputeType = "auto") -> AcousticModel:
+    return AcousticModel(
+        model,
+        from_torchaudio=not isinstance(model, Wav2Vec2ForCTC),
+        device="cpu",
+        max_padded_s=max_padded_s,
+        compute_type=compute_type,
+    )
 
 
 def windows_of(sample: Samples) -> list[Samples]:
@@ -106,7 +115,9 @@ def passes(model: Any, fails_above: int = 99) -> list[int]:
 
 
 def assert_equal(
-    found: list[Emissions | ModelUnavailable], expected: list[Emissions | ModelUnavailable]
+    found: list[Emissions | ModelUnavailable],
+    expected: list[Emissions | ModelUnavailable],
+    tolerance: float = TOLERANCE,
 ) -> None:
     """Same frames, and probabilities within the tolerance."""
     assert len(found) == len(expected)
@@ -115,10 +126,10 @@ def assert_equal(
         assert not isinstance(alone, ModelUnavailable)
         for ours, theirs in zip(batched, alone, strict=True):
             assert ours.shape == theirs.shape
-            np.testing.assert_allclose(ours, theirs, rtol=TOLERANCE, atol=TOLERANCE)
+            np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize(
+EVERY_KIND = pytest.mark.parametrize(
     "load",
     [
         bundled_aligner,
@@ -135,6 +146,9 @@ def assert_equal(
         "torchaudio, normalized samples",
     ],
 )
+
+
+@EVERY_KIND
 def test_windows_together_sound_as_each_alone(load: Callable[[], Any], sample: Samples) -> None:
     """Padding changes neither the number of frames nor what is heard in them."""
     torch.manual_seed(0)
@@ -144,6 +158,38 @@ def test_windows_together_sound_as_each_alone(load: Callable[[], Any], sample: S
     together = acoustic(model, max_padded_s=60).emissions(windows)
     assert sizes == [4, 1]
     assert_equal(together, alone)
+
+
+@EVERY_KIND
+def test_half_precision_sounds_nearly_the_same(load: Callable[[], Any], sample: Samples) -> None:
+    """It is computed in float16, alone or together, and given as float32."""
+    torch.manual_seed(0)
+    model, windows = load(), windows_of(sample)
+    whole = acoustic(model, max_padded_s=0).emissions(windows)
+    for max_padded_s in (0, 60):
+        half = acoustic(model, max_padded_s, "float16").emissions(windows)
+        assert_equal(half, whole, tolerance=0.03)
+        with pytest.raises(AssertionError):
+            assert_equal(half, whole)
+        for emissions in half:
+            assert not isinstance(emissions, ModelUnavailable)
+            assert {array.dtype for array in emissions} == {np.dtype(np.float32)}
+
+
+def test_what_overflows_in_half_precision_is_computed_without(sample: Samples) -> None:
+    """float16 ends at 65504; nobody's words are lost for it, nor those of the windows beside."""
+    torch.manual_seed(0)
+    model, windows = normalizing_of_torchaudio(), windows_of(sample)
+    with torch.no_grad():
+        model.model.aux.weight *= 1e6
+    half, whole = (acoustic(model, 60, compute_type).emissions(windows) for compute_type in HALF_AND_WHOLE)
+    assert_equal(half, whole, tolerance=0)
+
+
+@pytest.mark.parametrize(("device", "dtype"), [("cuda", torch.float16), ("cpu", None)])
+def test_only_gpus_compute_in_half_precision_unasked(device: str, dtype: torch.dtype | None) -> None:
+    """On CPUs words are whisperx's own, to the last digit."""
+    assert choose_precision("auto", device).dtype is dtype
 
 
 @pytest.mark.parametrize(

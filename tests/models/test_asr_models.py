@@ -17,7 +17,7 @@ from benchmarks.random_whisper import build_random_whisper
 from serve_app import bundled
 from serve_app.errors import InvalidRequest
 from serve_app.fallback import Fallback
-from serve_app.settings import SpeechSettings
+from serve_app.stage_settings import SpeechSettings
 from serve_app.stages.asr import Features, Recognizer
 from serve_app.stages.asr_loading import load_recognizer
 from serve_app.stages.speech import load_pyannote_detector, to_float32

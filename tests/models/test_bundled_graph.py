@@ -31,7 +31,8 @@ from benchmarks.plain_whisperx import PlainWhisperx
 from serve_app import bundled, models
 from serve_app.app import build
 from serve_app.options import Options
-from serve_app.settings import AsrSettings, IntakeSettings, Settings
+from serve_app.settings import IntakeSettings, Settings
+from serve_app.stage_settings import AsrSettings
 from serve_app.stages.decode import decode
 from serve_app.transcript import SAMPLE_RATE_HZ, Samples
 

@@ -15,8 +15,8 @@ FOR_A_GPU: dict[str, Any] = {
     "model": "bundled",
     "call_timeout_per_audio_s": 2.0,
     "asr": {"compute_type": "float16", "threads": 1},
-    "alignment": {"max_padded_s": 60, "threads": 1},
-    "diarization": {"batch_windows": 64, "threads": 1},
+    "alignment": {"max_padded_s": 60, "compute_type": "float16", "threads": 1},
+    "diarization": {"batch_windows": 64, "compute_type": "float16", "threads": 1},
 }
 
 
@@ -42,7 +42,8 @@ def test_what_stands_in_needs_no_gpu_and_takes_nothing_meant_for_one(monkeypatch
         assert env_vars["OMP_NUM_THREADS"] == str(min(len(os.sched_getaffinity(0)), MOST_THREADS))
     assert patience.per_audio_s == CPU_PER_AUDIO_S
     aligner, diarizer = (stage.init_args[0]() for stage in bound[1:])
-    assert aligner.load("en").acoustic._max_padded == 0
+    acoustic = aligner.load("en").acoustic
+    assert (acoustic._max_padded, acoustic._precision.dtype) == (0, None)
     assert diarizer._pipeline.segmentation_batch_size < FOR_A_GPU["diarization"]["batch_windows"]
     load, *_ = bound[0].init_args
     recognizer = load()

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.distance import cosine
 from sounds import silence
 
 from benchmarks.random_pyannote import (
@@ -16,6 +17,7 @@ from benchmarks.random_pyannote import (
     save_with_real_segmentation,
     whisperx_segmentation,
 )
+from serve_app.errors import ModelUnavailable
 from serve_app.stages.diarization import Diarizer
 from serve_app.stages.diarization_pipeline import load_pipeline
 from serve_app.stages.speaker_embeddings import share_trunk
@@ -126,6 +128,8 @@ def test_an_embedding_without_a_known_trunk_stays_as_it_is(meeting: Samples) -> 
     )
     assert_same_turns(pipeline, [(meeting[: 6 * SAMPLE_RATE_HZ], {})])
     assert not share_trunk(pipeline, pad_batches=False)
+    with pytest.raises(ModelUnavailable, match="float16 is for pyannote's WeSpeaker embeddings"):
+        Diarizer(pipeline, compute_type="float16")
 
 
 def segmentation_of(n_windows: int) -> Any:
@@ -166,6 +170,23 @@ def test_embeddings_are_the_stock_pipelines(meeting: Samples) -> None:
 def test_embeddings_of_resnet34_are_the_stock_pipelines(resnet34: Path, meeting: Samples) -> None:
     """At the true size, in two batches of which the second is padded."""
     assert_same_embeddings(str(resnet34), meeting, 6, [(True, True, 4)])
+
+
+@pytest.mark.parametrize("model", ["bundled", "resnet34"])
+def test_half_precision_hears_nearly_the_same_voices(model: str, resnet34: Path, meeting: Samples) -> None:
+    """As loud as samples can be: power spectra are beyond float16, so features are not computed in it."""
+    loud = np.clip(meeting.astype(np.int32) * 50, -32768, 32767).astype(np.int16)
+    file, segmentation = file_of(loud[: 8 * SAMPLE_RATE_HZ - 4_000]), segmentation_of(6)
+    name = str(resnet34) if model == "resnet34" else model
+    whole, half = (load_pipeline(name, device="cpu", token=None) for _ in range(2))
+    expected = whole.get_embeddings(file, segmentation)
+    assert share_trunk(half, pad_batches=True, compute_type="float16")
+    found = half.get_embeddings(file, segmentation)
+    assert found.dtype == np.float32
+    assert not np.array_equal(found, expected)
+    heard = np.nan_to_num(segmentation.data).any(axis=1)
+    distances = [cosine(*pair) for pair in zip(found[heard], expected[heard], strict=True)]
+    assert max(distances) < 1e-3
 
 
 def test_progress_is_told(bundled: Any, meeting: Samples) -> None:

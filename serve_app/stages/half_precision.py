@@ -1,0 +1,42 @@
+"""Torch networks in half precision, which a GPU's tensor cores compute several times as fast.
+
+For a T4 NVIDIA gives 420 images a second in float32 and 1128 in mixed precision (DeepLearningExamples,
+ResNet-50 v1.5 for PyTorch, inference, 32 at a time). torch's autocast leaves weights, norms and softmax in
+float32. Features do not belong in here: power spectra are beyond what float16 holds.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from serve_app.stage_settings import ComputeType
+
+logger = logging.getLogger("ray.serve")
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What a network is computed in; float32 while `dtype` is None."""
+
+    device: str
+    dtype: torch.dtype | None = None
+
+    def run(self, network: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """What `network` gives, as float32. What overflows in half precision is computed again without."""
+        if self.dtype is None:
+            return network()
+        with torch.autocast(self.device, self.dtype):
+            computed = network().float()
+        if torch.isfinite(computed).all():
+            return computed
+        logger.warning("A batch overflowed in %s; it is computed again in float32.", self.dtype)
+        return network()
+
+
+def choose_precision(compute_type: ComputeType, device: str) -> Precision:
+    """For "auto" float16 on a GPU, as CTranslate2 has it there, and float32 on a CPU."""
+    if compute_type == "auto":
+        compute_type = "float16" if device == "cuda" else "float32"
+    return Precision(device, None if compute_type == "float32" else getattr(torch, compute_type))
