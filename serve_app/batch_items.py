@@ -20,6 +20,7 @@ class Waiting(Generic[Item, Result]):
     newcomer: bool
     answer: "asyncio.Future[Result]"
     since_s: float
+    passed_over: bool = False  # for shorter ones, which happens only once
 
     def end(self, result: Result | BaseException) -> None:
         """Its caller gets this, or raises it; nothing where there is no caller any more."""

@@ -1,4 +1,8 @@
-"""What waits for a batcher: one queue per request, and whose items are next."""
+"""What waits for a batcher: one queue per request, and whose items are next.
+
+A batch of a model that writes lasts as long as its longest item, and one that is padded is as long. So of
+more requests than go into one batch the shorter half goes first, and the longer half next.
+"""
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterator
@@ -14,7 +18,9 @@ Result = TypeVar("Result")
 
 
 class BatchQueue(Generic[Item, Result]):
-    """Requests take turns, an item each; newcomers come before them in every other batch."""
+    """Requests take turns, an item each, shorter ones first of as many as go into two batches; newcomers
+    come before others in every other batch.
+    """
 
     def __init__(self, audio_s: Callable[[Item], float]) -> None:
         self._audio_s = audio_s
@@ -51,9 +57,16 @@ class BatchQueue(Generic[Item, Result]):
 
     def cut(self, max_items: int, max_s: float) -> list[Waiting[Item, Result]]:
         """One item per request in turn, its first with the key of whoever is first."""
+        in_turn = self._order()
+        nearest = [self._queues[request_id][0] for request_id in in_turn[:max_items]]
+        batch = self._fill(self._shorter_first(in_turn, max_items), max_items, max_s)
+        for waiting in nearest:
+            waiting.passed_over = waiting not in batch
+        return batch
+
+    def _fill(self, order: list[Hashable], max_items: int, max_s: float) -> list[Waiting[Item, Result]]:
         batch: list[Waiting[Item, Result]] = []
-        left_s, order = max_s, self._order()
-        grown = True
+        left_s, grown = max_s, True
         while grown:
             grown = False
             for request_id in order:
@@ -68,6 +81,15 @@ class BatchQueue(Generic[Item, Result]):
                     return batch
                 grown = True
         return batch
+
+    def _shorter_first(self, in_turn: list[Hashable], max_items: int) -> list[Hashable]:
+        """Whoever was passed over before, then by length of their first items as many as make two batches."""
+        if len(in_turn) <= max_items:
+            return in_turn
+        late = [request_id for request_id in in_turn if self._queues[request_id][0].passed_over]
+        others = [request_id for request_id in in_turn if not self._queues[request_id][0].passed_over]
+        near, far = others[: 2 * max_items], others[2 * max_items :]
+        return late + sorted(near, key=lambda r: self._audio_s(self._queues[r][0].item)) + far
 
     def _order(self) -> list[Hashable]:
         """In a batch that one long window fills, a clip would else wait for another such batch."""

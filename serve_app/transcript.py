@@ -98,6 +98,7 @@ class AsrRequest:
     features: npt.NDArray[np.float32]  # log-mel, (n_mels, 3000)
     language: str | None = None
     decoding: Decoding = Decoding()
+    length_s: float = 30.0  # of the window, without what pads it
 
 
 @dataclass(frozen=True, slots=True)

@@ -297,6 +297,31 @@ def test_a_batch_holds_no_more_audio_than_it_may() -> None:
     assert asyncio.run(scenario()) == [[70], [30, 10, 10, 10], [30, 30]]
 
 
+def test_of_more_clips_than_go_into_a_batch_the_shorter_ones_go_first_but_once() -> None:
+    """A batch lasts as long as its longest item; whoever was passed over is in the next one all the same."""
+
+    async def scenario() -> list[list[Any]]:
+        device = Device()
+        batcher: Batcher[Any, Any] = Batcher(device.run, max_batch_size=2, audio_s=float)
+        waiting = [asyncio.create_task(batcher.submit(0, "first"))]
+        await device.busy()
+
+        async def come(*lengths_s: int) -> None:
+            waiting.extend(asyncio.create_task(batcher.submit(s, f"clip of {s} s")) for s in lengths_s)
+            await settle()
+
+        await come(20, 3, 25, 4, 1)
+        device.free()
+        await device.busy()  # with the shorter two of the first four
+        await come(2)
+        device.free(100)
+        await asyncio.gather(*waiting)
+        batcher.close()
+        return device.batches
+
+    assert asyncio.run(scenario()) == [[0], [3, 4], [20, 1], [25, 2]]
+
+
 def test_lanes_share_what_waits() -> None:
     """Two batches side by side rather than a full one and none; the only idle lane takes all it may."""
 

@@ -105,6 +105,7 @@ class Transcriber:
             by_halves(self._watch.over(self._model.transcribe, _padded_s), "asr", Retries().note),
             max_batch_size=batch.max_batch_size,
             key=self._model.batch_key,
+            audio_s=lambda request: request.length_s,
             lanes=self._model.lanes,
             newcomers_beside=True,
             turns=of_this_device(),
@@ -135,7 +136,8 @@ class Transcriber:
         features = await self._features.submit(samples, request_id)
         attempts: list[WindowText] = []
         for temperature in self._fallback.schedule(decoding):
-            request = AsrRequest(features, language, replace(decoding, temperature=temperature))
+            how = replace(decoding, temperature=temperature)
+            request = AsrRequest(features, language, how, window.end_s - window.start_s)
             attempts.append(await self._batcher.submit(request, request_id, alone))
             if self._fallback.believes(attempts[-1]):
                 break
