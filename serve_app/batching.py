@@ -22,14 +22,13 @@ from typing import Generic, TypeVar
 
 from serve_app.batch_items import BatchCounters, BatcherDied, Waiting
 from serve_app.batch_queue import BatchQueue
-from serve_app.turns import DeviceTurns, Turns
+from serve_app.turns import DeviceTurns, GivingWay
 
 logger = logging.getLogger("ray.serve")
 
 ITEMS_BESIDE = 2  # newcomers' at most: they are held in memory beside the other lanes' batches
-MOST_GIVEN_S = 1.0  # that a batch waits for others on the device
-LINGER_S = 0.05  # and after them: the same clip comes here next, a search takes its next step
-LOOK_S = 0.005
+COMPANY_S = 1.0  # that an idle device waits at most for a full batch that is on its way,
+NEXT_S = 0.1  # and for the next item of it
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -39,11 +38,11 @@ class Batcher(Generic[Item, Result]):
     """Runs `run(items)` on a thread a lane, with at most `max_batch_size` items of equal key at a time.
 
     `run` gets a list and returns a list of the same length and order, an exception standing for an item
-    that failed. `wait_s` is how long an idle device waits for company. `lanes` share what waits, and with
-    `newcomers_beside` there is one more, for newcomers; `run` must bear so many threads. By `turns` long
-    files' items wait for others on the same device: for newcomers' batches and for searches, or, where
-    newcomers go beside, for searches until there are items for a full batch. Who `searches` waits for
-    newcomers only. `max_batch_s` bounds a batch's seconds of audio, by `audio_s` of its items; one item
+    that failed. `wait_s` is how long an idle device waits for company that nobody announced. `lanes` share
+    what waits, and with `newcomers_beside` there is one more, for newcomers; `run` must bear so many threads.
+    By `turns` long files' items wait for others on the same device: for newcomers' batches and for searches,
+    or, where newcomers go beside, for searches until there are items for a full batch. Who `searches` waits
+    for newcomers only. `max_batch_s` bounds a batch's seconds of audio, by `audio_s` of its items; one item
     always goes.
     """
 
@@ -70,22 +69,27 @@ class Batcher(Generic[Item, Result]):
         self._queue: BatchQueue[Item, Result] = BatchQueue(audio_s)
         self._turns = turns
         self._searches = searches
-        self._first: dict[Turns, float] = {}  # who goes before long files' items; when last, without waiting
-        if turns and not newcomers_beside:
-            self._first[turns.short] = 0.0
-        if turns and turns.search and not searches:
-            self._first[turns.search] = 0.0
-        self._gives_way = False
+        first = [turns.short] if turns and not newcomers_beside else []
+        self._giving_way = GivingWay(
+            [*first, turns.search] if turns and turns.search and not searches else first
+        )
+        self._coming, self._last_came_s = 0, -math.inf
         self._lanes, self._newcomers_beside = lanes, newcomers_beside
         self._running: list[list[Waiting[Item, Result]]] = [[] for _ in range(lanes + newcomers_beside)]
-        self._busy_since_s = self._waited_s = 0.0
+        self._busy_since_s = 0.0
         self._news = [asyncio.Event() for _ in self._running]
         self._pool = ThreadPoolExecutor(max_workers=len(self._running), thread_name_prefix=name)
         self._loop_tasks: list[asyncio.Task[None]] = []
         self._died = False
 
-    async def submit(self, item: Item, request_id: Hashable, alone: bool = False) -> Result:
-        """Waits for its turn, in a batch of its own if `alone`; its result, its error, or BatcherDied."""
+    async def submit(
+        self, item: Item, request_id: Hashable, *, alone: bool = False, coming: int = 0
+    ) -> Result:
+        """Waits for its turn, in a batch of its own if `alone`; its result, its error, or BatcherDied.
+
+        `coming` says how many other requests are on their way here now: an idle device waits a little for
+        as many as fill a batch.
+        """
         self.check()
         if not self._loop_tasks:
             # Here, because a constructor has no running loop; in an empty context, because Ray Serve
@@ -96,6 +100,7 @@ class Batcher(Generic[Item, Result]):
             ]
             for task in self._loop_tasks:
                 task.add_done_callback(self._note_death)
+        self._coming, self._last_came_s = coming, time.monotonic()
         newcomer = self._queue.is_newcomer(request_id)
         answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         key = object() if alone else self._key(item)  # which nothing else has
@@ -146,7 +151,7 @@ class Batcher(Generic[Item, Result]):
                 await self._wait_for_company(lane)  # only now: after a batch, what came meanwhile is company
             while True:
                 if lane < self._lanes:
-                    await self._give_way()
+                    await self._giving_way.wait(lambda: self.queued > 0 and not self._has_pressing_work())
                 batch = self._cut() if lane < self._lanes else self._cut_newcomers()
                 if not batch:
                     break
@@ -176,29 +181,16 @@ class Batcher(Generic[Item, Result]):
             waiting.end(result)
 
     async def _wait_for_company(self, lane: int) -> None:
-        until_s = time.monotonic() + self.wait_s
-        while 0 < self.queued < self.max_batch_size and (left_s := until_s - time.monotonic()) > 0:
+        begun_s = time.monotonic()
+        while 0 < (queued := self.queued) < self.max_batch_size:
+            until_s = begun_s + self.wait_s
+            if queued + self._coming >= self.max_batch_size:
+                until_s = max(until_s, min(begun_s + COMPANY_S, self._last_came_s + NEXT_S))
+            if (left_s := until_s - time.monotonic()) <= 0:
+                break
             self._news[lane].clear()
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._news[lane].wait(), left_s)
-
-    async def _give_way(self) -> None:
-        """While others go first on the device, for each kind of them as long as it did not wait, at most."""
-        begun_s, last_s, given = time.monotonic(), -math.inf, set[Turns]()
-        worked_s = begun_s - self._waited_s
-        until_s = {turns: begun_s + min(MOST_GIVEN_S, worked_s - s) for turns, s in self._first.items()}
-        while self.queued and not self._has_pressing_work():
-            now_s = time.monotonic()
-            if taken := {turns for turns in until_s if now_s < until_s[turns] and turns.taken()}:
-                given, last_s = given | taken, now_s
-            if now_s > last_s + LINGER_S or now_s >= max(until_s[turns] for turns in given):
-                break
-            self._gives_way = True
-            await asyncio.sleep(LOOK_S)
-        self._gives_way = False
-        if given:
-            self._waited_s += time.monotonic() - begun_s
-            self._first.update(dict.fromkeys(given, worked_s))
 
     def _has_pressing_work(self) -> bool:
         """Short work that goes nowhere else; and where newcomers go beside, as much as fits into a batch."""
@@ -214,7 +206,7 @@ class Batcher(Generic[Item, Result]):
         """Newcomers that wait for long files' batches, run or not, if they are few."""
         self.counters.dropped += self._queue.drop_cancelled()
         ends_soon = (all(waiting.newcomer for waiting in batch) for batch in self._running[: self._lanes])
-        if not self._gives_way and any(ends_soon):
+        if not self._giving_way.now and any(ends_soon):
             return []
         return self._queue.cut_newcomers(min(ITEMS_BESIDE, self.max_batch_size))
 

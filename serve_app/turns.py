@@ -10,10 +10,13 @@ of one it keeps only four of them busy. It holds another lock; meanwhile alignme
 until it has a full batch.
 """
 
+import asyncio
 import fcntl
 import logging
+import math
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +26,10 @@ from serve_app.settings import MOST_THREADS
 logger = logging.getLogger("ray.serve")
 
 FOLDER = Path("/dev/shm")  # noqa: S108  (of this machine, as the device is; the file in it is checked)
+
+MOST_GIVEN_S = 1.0  # that work waits for others on the device
+LINGER_S = 0.05  # and after them: the same clip comes here next, a search takes its next step
+LOOK_S = 0.005
 
 
 class Turns:
@@ -76,6 +83,33 @@ class Turns:
             os.close(file)
             raise PermissionError("it is somebody else's")
         return file
+
+
+class GivingWay:
+    """Work that waits for whoever is `first` on the device."""
+
+    def __init__(self, first: Sequence[Turns]) -> None:
+        self.now = False
+        self._first = dict.fromkeys(first, 0.0)  # when they went last, in time that was not spent waiting
+        self._waited_s = 0.0
+
+    async def wait(self, while_so: Callable[[], bool]) -> None:
+        """While others work, for each kind of them as long as it was not waited for, at most."""
+        begun_s, last_s, given = time.monotonic(), -math.inf, set[Turns]()
+        worked_s = begun_s - self._waited_s
+        until_s = {turns: begun_s + min(MOST_GIVEN_S, worked_s - s) for turns, s in self._first.items()}
+        while while_so():
+            now_s = time.monotonic()
+            if taken := {turns for turns in until_s if now_s < until_s[turns] and turns.taken()}:
+                given, last_s = given | taken, now_s
+            if now_s > last_s + LINGER_S or now_s >= max(until_s[turns] for turns in given):
+                break
+            self.now = True
+            await asyncio.sleep(LOOK_S)
+        self.now = False
+        if given:
+            self._waited_s += time.monotonic() - begun_s
+            self._first.update(dict.fromkeys(given, worked_s))
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from serve_app import batching
+from serve_app import turns as turns_module
 from serve_app.batch_items import BatcherDied, Waiting
 from serve_app.batch_queue import NEWCOMER_ITEMS, BatchQueue
 from serve_app.batching import Batcher
@@ -260,6 +261,39 @@ def test_an_idle_device_waits_for_company_only_until_the_batch_is_full() -> None
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize(
+    ("announced", "waits_s", "batches"),
+    [
+        ((2, 1, 0), 60.0, [[0, 1, 2]]),
+        ((1, 1, 0), 60.0, [[0], [1, 2]]),
+        ((9, 9, 9), 0.01, [[0], [1, 2]]),
+    ],
+    ids=["a batch full", "not enough", "more that do not come"],
+)
+def test_an_idle_device_waits_for_a_full_batch_that_is_on_its_way(
+    announced: tuple[int, ...], waits_s: float, batches: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only for as much as fills it, and not for long."""
+    monkeypatch.setattr(batching, "NEXT_S", waits_s)
+    monkeypatch.setattr(batching, "COMPANY_S", waits_s)
+
+    async def scenario() -> None:
+        device = Device()
+        batcher: Batcher[Any, Any] = Batcher(device.run, max_batch_size=3)
+        tasks = [asyncio.create_task(batcher.submit(0, 0, coming=announced[0]))]
+        if batches[0] == [0]:
+            await device.busy()
+        for n in (1, 2):
+            tasks.append(asyncio.create_task(batcher.submit(n, n, coming=announced[n])))
+            await settle()
+        device.free(2)
+        await asyncio.gather(*tasks)
+        assert device.batches == batches
+        batcher.close()
+
+    asyncio.run(scenario())
+
+
 def test_the_batch_size_changes_while_running() -> None:
     """A new size holds from the next batch on."""
 
@@ -479,7 +513,7 @@ def test_what_can_wait_gives_way_to_others_on_the_same_device(
     """A long file waits while a clip is at work elsewhere, or a search that finds work for many devices; a
     clip here does not.
     """
-    monkeypatch.setattr(batching, "MOST_GIVEN_S", 60.0)
+    monkeypatch.setattr(turns_module, "MOST_GIVEN_S", 60.0)
 
     async def scenario() -> list[list[Any]]:
         options = {"newcomers_beside": beside, "turns": turns, "searches": searches}
@@ -502,7 +536,7 @@ def test_where_nothing_goes_beside_a_clip_ends_the_giving_way(
     turns: DeviceTurns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It would else wait with the long file's items."""
-    monkeypatch.setattr(batching, "MOST_GIVEN_S", 60.0)
+    monkeypatch.setattr(turns_module, "MOST_GIVEN_S", 60.0)
 
     async def scenario() -> list[list[Any]]:
         device, batcher = await after_first_items(max_batch_size=1, turns=turns)
@@ -537,7 +571,7 @@ def test_not_all_wait_for_all(turns: DeviceTurns, others: str, beside: bool, sea
 
 def test_others_are_not_waited_for_for_ever(turns: DeviceTurns, monkeypatch: pytest.MonkeyPatch) -> None:
     """However long they go on, also the second time."""
-    monkeypatch.setattr(batching, "MOST_GIVEN_S", 0.02)
+    monkeypatch.setattr(turns_module, "MOST_GIVEN_S", 0.02)
 
     async def scenario() -> list[Any]:
         device = Device()
@@ -555,7 +589,7 @@ def test_a_recogniser_waits_for_a_full_batch_while_windows_are_searched_for(
     turns: DeviceTurns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On the same device; a full one runs at once."""
-    monkeypatch.setattr(batching, "MOST_GIVEN_S", 60.0)
+    monkeypatch.setattr(turns_module, "MOST_GIVEN_S", 60.0)
 
     async def scenario() -> list[list[Any]]:
         device, batcher = await after_first_items(max_batch_size=3, newcomers_beside=True, turns=turns)
@@ -575,13 +609,13 @@ def test_giving_way_to_a_search_leaves_time_to_give_way_to_clips(
     turns: DeviceTurns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Half of the time at most goes to each: a clip that comes during a search would else get none of it."""
-    monkeypatch.setattr(batching, "MOST_GIVEN_S", 60.0)
+    monkeypatch.setattr(turns_module, "MOST_GIVEN_S", 60.0)
 
     async def gives_way_to(first: Turns, batcher: Batcher[Any, Any]) -> bool:
         """Whether a long file's item still waits for it after a while."""
         with first.first():
             late = asyncio.create_task(batcher.submit("long", "long"))
-            await asyncio.wait({late}, timeout=4 * batching.LINGER_S)
+            await asyncio.wait({late}, timeout=4 * turns_module.LINGER_S)
             waits = not late.done()
         await late
         return waits

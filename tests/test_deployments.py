@@ -166,7 +166,7 @@ def transcribed(
         audio: asyncio.Future[Audio] = asyncio.get_running_loop().create_future()
         audio.set_result(Audio(recording(*samples)))
         windows = (
-            transcriber.transcribe([audio], Window(float(n), n + 1.0), None, decoding, "request")
+            transcriber.transcribe([audio], Window(float(n), n + 1.0), None, decoding, "request", 0)
             for n in range(len(samples))
         )
         return list(await asyncio.gather(*windows))

@@ -18,7 +18,7 @@ from serve_app.deployments import handles as handles_module
 from serve_app.deployments import ingress as ingress_module
 from serve_app.errors import Overloaded
 from serve_app.settings import IntakeSettings, Settings
-from serve_app.transcript import Audio, Speech
+from serve_app.transcript import Audio, Decoding, Speech, Window, WindowText
 
 FILE_S = 2.0
 FORM = {"content-type": "multipart/form-data; boundary=b"}
@@ -113,6 +113,33 @@ class Graph:
             await asyncio.wait_for(self.news.wait_for(lambda: self.loading == files), 60)
 
 
+class Speaking(Graph):
+    """Every file is one window in which nothing is said, found when the test lets it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_find = asyncio.Semaphore(0)
+        self.announced: list[int] = []
+
+    async def detect(self, ref: list[Any], scan: Any, request_id: str) -> AsyncGenerator[Speech, None]:
+        await ref[0]
+        await self.may_find.acquire()
+        yield Speech((Window(0.0, self.file_s),), self.file_s)
+
+    async def transcribe(
+        self,
+        ref: list[Any],
+        window: Window,
+        language: str | None,
+        decoding: Decoding,
+        request_id: str,
+        coming: int,
+        alone: bool,
+    ) -> WindowText:
+        self.announced.append(coming)
+        return WindowText("", "en", None, -0.1, 0.9, 1.0)
+
+
 class Handle:
     """Calls a graph's methods as a deployment's handle does."""
 
@@ -170,6 +197,25 @@ def store(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     stored: list[bytes] = []
     monkeypatch.setattr(ray, "put", stored.append)
     return stored
+
+
+def test_a_window_comes_with_the_number_of_requests_that_have_none_yet() -> None:
+    """By it a device knows how much company to wait for; who has left is none."""
+
+    async def run() -> None:
+        graph = Speaking()
+        server = Server(graph)
+        leaving, *staying = [asyncio.create_task(server.post()) for _ in range(4)]
+        await graph.until_loading(4)
+        leaving.cancel()
+        await asyncio.gather(leaving, return_exceptions=True)
+        for _ in range(3):
+            graph.may_find.release()
+            await asyncio.wait(staying, return_when=asyncio.FIRST_COMPLETED)
+            staying = [request for request in staying if not request.done()]
+        assert graph.announced == [2, 1, 0]
+
+    asyncio.run(run())
 
 
 def test_a_full_server_takes_no_more_requests() -> None:

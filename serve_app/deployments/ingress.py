@@ -3,7 +3,7 @@
 import asyncio
 import io
 import math
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sized
 from contextlib import aclosing
 from contextvars import Context
 from functools import partial
@@ -80,14 +80,16 @@ class Ingress:
                 gpu and or_on_cpu(stage, gpu, cpu, partial(has_replica, handle), self._retries, start_s)
                 for stage, gpu, cpu, handle in twice
             )
+        coming: set[str] = set()  # requests whose first window is still to come
         self._stages = Stages(
             load=loading_with(loader, self._admission, self._retries),
             detect_speech=_booked(
                 resuming("speech", streamer(detector.options(stream=True).detect), self._retries),
                 self._admission,
                 settings.intake.max_audio_s,
+                coming,
             ),
-            transcribe=transcribe_window,
+            transcribe=_announcing(transcribe_window, coming),
             align=align,
             diarize=diarize,
             model=settings.model,
@@ -210,20 +212,38 @@ def _source(source: str | bytes, headers: dict[str, str] | None) -> Source:
     raise InvalidRequest("source: give an http(s) URL, with headers or without, or a file's bytes.")
 
 
+def _announcing(transcribe: Callable[..., Any], coming: Sized) -> Callable[..., Any]:
+    """`transcribe` that tells its device how many others will want it soon."""
+
+    async def call(*args: Any) -> Any:
+        return await transcribe(*args, len(coming))
+
+    return call
+
+
 def _booked(
-    detect_speech: Callable[..., AsyncGenerator[Speech, None]], held: Admission, most_s: float
+    detect_speech: Callable[..., AsyncGenerator[Speech, None]],
+    held: Admission,
+    most_s: float,
+    coming: set[str],
 ) -> Callable[..., Any]:
     """What is heard of a file says how long it is: so long it counts, and is booked on its key.
 
     While it is being decoded it counts for as long as it says it is, but for `most_s` at most: whoever comes
-    meanwhile is to find the room taken.
+    meanwhile is to find the room taken. Until its first window it is one of those `coming`.
     """
 
     async def parts(audio: LoadedAudio, request_id: str) -> AsyncGenerator[Speech, None]:
-        async with aclosing(detect_speech(audio, request_id)) as found:
-            async for part in found:
-                held.add(audio, max(part.duration_s, min(part.expected_s, most_s)))
-                charge(part.duration_s)
-                yield part
+        coming.add(request_id)
+        try:
+            async with aclosing(detect_speech(audio, request_id)) as found:
+                async for part in found:
+                    held.add(audio, max(part.duration_s, min(part.expected_s, most_s)))
+                    charge(part.duration_s)
+                    if part.windows:
+                        coming.discard(request_id)
+                    yield part
+        finally:
+            coming.discard(request_id)
 
     return parts

@@ -129,16 +129,20 @@ class Transcriber:
         language: str | None,
         decoding: Decoding,
         request_id: str,
+        coming: int,
         alone: bool = False,
     ) -> WindowText:
-        """A text that is not believed comes again as a new item, so its first batch waits for nobody."""
+        """A text that is not believed comes again as a new item, so its first batch waits for nobody.
+
+        `coming` is how many other requests the caller has whose first window is still to come.
+        """
         samples = window.cut((await audio_behind(ref)).samples)
         features = await self._features.submit(samples, request_id)
         attempts: list[WindowText] = []
         for temperature in self._fallback.schedule(decoding):
             how = replace(decoding, temperature=temperature)
             request = AsrRequest(features, language, how, window.end_s - window.start_s)
-            attempts.append(await self._batcher.submit(request, request_id, alone))
+            attempts.append(await self._batcher.submit(request, request_id, alone=alone, coming=coming))
             if self._fallback.believes(attempts[-1]):
                 break
             language = attempts[-1].language
@@ -185,7 +189,7 @@ class Aligner:
         self, ref: AudioRef, window: Window, text: WindowText, request_id: str, alone: bool = False
     ) -> tuple[Segment, ...]:
         request = AlignRequest.for_window((await audio_behind(ref)).samples, window, text)
-        return await self._batcher.submit(request, request_id, alone)
+        return await self._batcher.submit(request, request_id, alone=alone)
 
     async def counters(self) -> dict[str, float]:
         """Batches, items and times so far, as the Transcriber's."""
