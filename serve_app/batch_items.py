@@ -17,7 +17,8 @@ class BatcherDied(Exception):
 class Waiting(Generic[Item, Result]):
     item: Item
     key: Hashable
-    newcomer: bool
+    newcomer: bool  # one of its request's first items,
+    short: bool  # which will have no more than these
     answer: "asyncio.Future[Result]"
     since_s: float
     passed_over: bool = False  # for shorter ones, which happens only once

@@ -83,10 +83,11 @@ class Batcher(Generic[Item, Result]):
         self._died = False
 
     async def submit(
-        self, item: Item, request_id: Hashable, *, alone: bool = False, coming: int = 0
+        self, item: Item, request_id: Hashable, *, long: bool = False, alone: bool = False, coming: int = 0
     ) -> Result:
         """Waits for its turn, in a batch of its own if `alone`; its result, its error, or BatcherDied.
 
+        What is `long` is nobody that others on the device wait for, not even while it is a newcomer.
         `coming` says how many other requests are on their way here now: an idle device waits a little for
         as many as fill a batch.
         """
@@ -104,7 +105,9 @@ class Batcher(Generic[Item, Result]):
         newcomer = self._queue.is_newcomer(request_id)
         answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         key = object() if alone else self._key(item)  # which nothing else has
-        self._queue.put(request_id, Waiting(item, key, newcomer, answer, time.monotonic()))
+        self._queue.put(
+            request_id, Waiting(item, key, newcomer, newcomer and not long, answer, time.monotonic())
+        )
         self._wake()
         return await answer
 
@@ -213,7 +216,7 @@ class Batcher(Generic[Item, Result]):
     def _run_in_turn(self, batch: list[Waiting[Item, Result]]) -> Sequence[Result | BaseException]:
         turn = None
         if self._turns:
-            short = all(waiting.newcomer for waiting in batch)
+            short = all(waiting.short for waiting in batch)
             turn = self._turns.short if short else self._turns.search if self._searches else None
         with turn.first() if turn else nullcontext():
             return self._run_batch(batch)

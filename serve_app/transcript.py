@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 SAMPLE_RATE_HZ = 16_000
+LONG_S = 120.0
 
 Task = Literal["transcribe", "translate"]
 
@@ -52,6 +53,11 @@ class Audio:
     @property
     def duration_s(self) -> float:
         return len(self.samples) / SAMPLE_RATE_HZ
+
+    @property
+    def is_long(self) -> bool:
+        """Nobody waits for every second of it; what is short goes first where they meet."""
+        return max(self.duration_s, self.expected_s) > LONG_S
 
 
 @dataclass(frozen=True, slots=True)

@@ -682,7 +682,7 @@ def test_newcomers_come_first_but_not_always() -> None:
 
         def put(item: str, request_id: str, newcomer: bool) -> None:
             answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            queue.put(request_id, Waiting(item, None, newcomer, answer, 0.0))
+            queue.put(request_id, Waiting(item, None, newcomer, newcomer, answer, 0.0))
 
         put("long", "file", False)
         put("long", "file", False)

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Callable, Iterator
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -71,7 +72,7 @@ class SpeechDetector:
             scan = self._model.new_scan()
         steps = self._model.scan(audio, scan)
         said_s = monotonic()
-        while (windows := await self._batcher.submit(steps, request_id)) is not None:
+        while (windows := await self._batcher.submit(steps, request_id, long=audio.is_long)) is not None:
             if windows or monotonic() - said_s > SCAN_EVERY_S:
                 yield replace(part, windows=windows, scan=deepcopy(scan))  # which changes meanwhile
                 said_s = monotonic()
@@ -136,13 +137,16 @@ class Transcriber:
 
         `coming` is how many other requests the caller has whose first window is still to come.
         """
-        samples = window.cut((await audio_behind(ref)).samples)
-        features = await self._features.submit(samples, request_id)
+        audio = await audio_behind(ref)
+        features = await self._features.submit(window.cut(audio.samples), request_id)
+        submit = partial(
+            self._batcher.submit, request_id=request_id, long=audio.is_long, alone=alone, coming=coming
+        )
         attempts: list[WindowText] = []
         for temperature in self._fallback.schedule(decoding):
             how = replace(decoding, temperature=temperature)
             request = AsrRequest(features, language, how, window.end_s - window.start_s)
-            attempts.append(await self._batcher.submit(request, request_id, alone=alone, coming=coming))
+            attempts.append(await submit(request))
             if self._fallback.believes(attempts[-1]):
                 break
             language = attempts[-1].language
@@ -188,8 +192,9 @@ class Aligner:
     async def align(
         self, ref: AudioRef, window: Window, text: WindowText, request_id: str, alone: bool = False
     ) -> tuple[Segment, ...]:
-        request = AlignRequest.for_window((await audio_behind(ref)).samples, window, text)
-        return await self._batcher.submit(request, request_id, alone=alone)
+        audio = await audio_behind(ref)
+        request = AlignRequest.for_window(audio.samples, window, text)
+        return await self._batcher.submit(request, request_id, long=audio.is_long, alone=alone)
 
     async def counters(self) -> dict[str, float]:
         """Batches, items and times so far, as the Transcriber's."""
