@@ -27,6 +27,7 @@ from ray.serve import Application
 from serve_app.app import graph
 from serve_app.model_loaders import Loaders
 from serve_app.settings import Settings
+from serve_app.stages.segmentation import CHUNKS_PER_STEP
 from serve_app.transcript import (
     SAMPLE_RATE_HZ,
     AlignRequest,
@@ -59,6 +60,7 @@ STOCK_DIARIZE = 488 / 3600 / 3.2  # for each chunk: ResNet34 once for each speak
 DIARIZE = HALF * 163 / 3600 / 3.2  # and with one trunk for all its speakers
 DETECT_CHUNK_S, DETECT_STEP_S = 5.0, 0.5
 DETECT = 9.4 / 7200 / 3.2  # for each chunk: pyannote's speech detection, on the GPU as in whisperx
+DETECT_STEP = CHUNKS_PER_STEP["cuda"] * DETECT  # a step of the search
 # Seconds of CPU for each second of audio.
 STOCK_ALIGN_CPU = 50 * (73e-6 + 13e-6) + 0.0026  # per-frame torch operations at 50 frames a second, pandas
 
@@ -154,7 +156,12 @@ class SimulatedDetector:
 
     def scan(self, audio: Audio, scan: Fixed) -> Iterator[tuple[Window, ...]]:
         for window in scan.windows(audio):
-            self.gpu.run(detect_s(window.end_s) - (detect_s(window.start_s) if window.start_s else 0.0))
+            left_s = detect_s(window.end_s) - (detect_s(window.start_s) if window.start_s else 0.0)
+            while left_s > 1.5 * DETECT_STEP:
+                self.gpu.run(DETECT_STEP)
+                left_s -= DETECT_STEP
+                yield ()
+            self.gpu.run(left_s)
             yield (window,)
 
 

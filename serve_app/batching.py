@@ -180,6 +180,8 @@ class Batcher(Generic[Item, Result]):
         finally:
             self._running[lane] = []
         self._count(batch, lane, begun_s)
+        if self._searches and all(waiting.short for waiting in batch):
+            self._giving_way.expect()  # what was found in a short file is recognised next
         for waiting, result in zip(batch, results, strict=True):
             waiting.end(result)
 

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from serve_app import batching
@@ -13,6 +14,7 @@ from serve_app import turns as turns_module
 from serve_app.batch_items import BatcherDied, Waiting
 from serve_app.batch_queue import NEWCOMER_ITEMS, BatchQueue
 from serve_app.batching import Batcher
+from serve_app.transcript import SAMPLE_RATE_HZ, Audio
 from serve_app.turns import DeviceTurns, Turns
 
 
@@ -494,7 +496,7 @@ async def after_first_items(**options: Any) -> "tuple[Device, Batcher[Any, Any]]
     device.free(100)
     batcher: Batcher[Any, Any] = Batcher(device.run, **options)
     for n in range(NEWCOMER_ITEMS):
-        await batcher.submit(f"long-{n}", "long")
+        await batcher.submit(f"long-{n}", "long", long=True)
     return device, batcher
 
 
@@ -565,6 +567,25 @@ def test_not_all_wait_for_all(turns: DeviceTurns, others: str, beside: bool, sea
             await asyncio.gather(first, second)
         batcher.close()
         assert device.batches[NEWCOMER_ITEMS:] == [["long-first"], ["long-second"]]
+
+    asyncio.run(scenario())
+
+
+def test_a_search_lets_what_it_found_in_a_clip_be_recognised_first(
+    turns: DeviceTurns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clip comes to another stage in a moment; a step of the search begun meanwhile would be beside it."""
+    monkeypatch.setattr(turns_module, "LINGER_S", 60.0)
+
+    async def scenario() -> None:
+        device, batcher = await after_first_items(max_batch_size=8, turns=turns, searches=True)
+        await batcher.submit("short", "short")
+        late = asyncio.create_task(batcher.submit("long-late", "long", long=True))
+        await asyncio.wait({late}, timeout=0.1)
+        assert device.batches[NEWCOMER_ITEMS:] == [["short"]]
+        monkeypatch.setattr(turns_module, "LINGER_S", 0.0)
+        await late
+        batcher.close()
 
     asyncio.run(scenario())
 
@@ -666,12 +687,27 @@ def test_who_goes_first_shows_to_others_while_it_runs(turns: DeviceTurns) -> Non
         batcher: Batcher[Any, Any] = Batcher(run, max_batch_size=1, turns=turns, searches=searches)
         for n in range(NEWCOMER_ITEMS + 1):
             await batcher.submit(n, "long")
+        await batcher.submit(n, "another long one, which says so", long=True)
         batcher.close()
 
     asyncio.run(scenario(searches=False))
     asyncio.run(scenario(searches=True))
     short = [(True, False)] * NEWCOMER_ITEMS
-    assert seen == [*short, (False, False), *short, (False, True)]
+    assert seen == [*short, *[(False, False)] * 2, *short, *[(False, True)] * 2]
+
+
+@pytest.mark.parametrize(
+    ("audio", "is_long"),
+    [
+        (Audio(np.zeros(60 * SAMPLE_RATE_HZ, np.int16)), False),
+        (Audio(np.zeros(121 * SAMPLE_RATE_HZ, np.int16)), True),
+        (Audio(np.zeros(60 * SAMPLE_RATE_HZ, np.int16), whole=False, expected_s=600.0), True),
+    ],
+    ids=["a minute", "two", "the first of ten"],
+)
+def test_a_file_is_long_by_what_there_is_and_by_what_it_says(audio: Audio, is_long: bool) -> None:
+    """Its stages tell their batchers so."""
+    assert audio.is_long is is_long
 
 
 def test_newcomers_come_first_but_not_always() -> None:
