@@ -574,7 +574,7 @@ def test_not_all_wait_for_all(turns: DeviceTurns, others: str, beside: bool, sea
 def test_a_search_lets_what_it_found_in_a_clip_be_recognised_first(
     turns: DeviceTurns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The clip comes to another stage in a moment; a step of the search begun meanwhile would be beside it."""
+    """The clip comes to another stage in a moment; a step begun meanwhile would be beside it there."""
     monkeypatch.setattr(turns_module, "LINGER_S", 60.0)
 
     async def scenario() -> None:
