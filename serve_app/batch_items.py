@@ -17,11 +17,11 @@ class BatcherDied(Exception):
 class Waiting(Generic[Item, Result]):
     item: Item
     key: Hashable
-    newcomer: bool  # one of its request's first items,
-    short: bool  # which will have no more than these
+    newcomer: bool  # one of its request's first items: early, so that a long file's first text is
+    short: bool  # and of no long file: others on the device wait for it
     answer: "asyncio.Future[Result]"
     since_s: float
-    passed_over: bool = False  # for shorter ones, which happens only once
+    passed_over: bool = False  # it would have been in the last batch by turn
 
     def end(self, result: Result | BaseException) -> None:
         """Its caller gets this, or raises it; nothing where there is no caller any more."""

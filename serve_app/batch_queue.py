@@ -18,8 +18,8 @@ Result = TypeVar("Result")
 
 
 class BatchQueue(Generic[Item, Result]):
-    """Requests take turns, an item each, shorter ones first of as many as go into two batches; newcomers
-    come before others in every other batch.
+    """Requests take turns, an item each, shorter ones first of as many as go into two batches; who was
+    passed over comes first in the next one. Newcomers come before others in every other batch.
     """
 
     def __init__(self, audio_s: Callable[[Item], float]) -> None:

@@ -27,8 +27,7 @@ from serve_app.turns import DeviceTurns, GivingWay
 logger = logging.getLogger("ray.serve")
 
 ITEMS_BESIDE = 2  # newcomers' at most: they are held in memory beside the other lanes' batches
-COMPANY_S = 1.0  # that an idle device waits at most for a full batch that is on its way,
-NEXT_S = 0.1  # and for the next item of it
+NEXT_S = 0.1  # between two items of a full batch that an idle device waits for
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -38,7 +37,8 @@ class Batcher(Generic[Item, Result]):
     """Runs `run(items)` on a thread a lane, with at most `max_batch_size` items of equal key at a time.
 
     `run` gets a list and returns a list of the same length and order, an exception standing for an item
-    that failed. `wait_s` is how long an idle device waits for company that nobody announced. `lanes` share
+    that failed. `wait_s` is how long an idle device waits for company, and `company_s` for a full batch that
+    is on its way. `lanes` share
     what waits, and with `newcomers_beside` there is one more, for newcomers; `run` must bear so many threads.
     By `turns` long files' items wait for others on the same device: for newcomers' batches and for searches,
     or, where newcomers go beside, for searches until there are items for a full batch. Who `searches` waits
@@ -64,15 +64,13 @@ class Batcher(Generic[Item, Result]):
         self._key = key
         self.max_batch_size = max_batch_size
         self.max_batch_s: float | None = None
-        self.wait_s = wait_s
+        self.wait_s, self.company_s = wait_s, 0.0
         self.counters = BatchCounters()
         self._queue: BatchQueue[Item, Result] = BatchQueue(audio_s)
-        self._turns = turns
-        self._searches = searches
+        self._turns, self._searches = turns, searches
         first = [turns.short] if turns and not newcomers_beside else []
-        self._giving_way = GivingWay(
-            [*first, turns.search] if turns and turns.search and not searches else first
-        )
+        first += [turns.search] if turns and turns.search and not searches else []
+        self._giving_way = GivingWay(first)
         self._coming, self._last_came_s = 0, -math.inf
         self._lanes, self._newcomers_beside = lanes, newcomers_beside
         self._running: list[list[Waiting[Item, Result]]] = [[] for _ in range(lanes + newcomers_beside)]
@@ -83,13 +81,18 @@ class Batcher(Generic[Item, Result]):
         self._died = False
 
     async def submit(
-        self, item: Item, request_id: Hashable, *, long: bool = False, alone: bool = False, coming: int = 0
+        self,
+        item: Item,
+        request_id: Hashable,
+        *,
+        long: bool = False,
+        alone: bool = False,
+        coming: int | None = None,
     ) -> Result:
         """Waits for its turn, in a batch of its own if `alone`; its result, its error, or BatcherDied.
 
-        What is `long` is nobody that others on the device wait for, not even while it is a newcomer.
-        `coming` says how many other requests are on their way here now: an idle device waits a little for
-        as many as fill a batch.
+        Nobody on the device waits for what is `long`, not even while it is a newcomer. `coming` says how
+        many other requests are on their way here now, where that is news.
         """
         self.check()
         if not self._loop_tasks:
@@ -101,13 +104,13 @@ class Batcher(Generic[Item, Result]):
             ]
             for task in self._loop_tasks:
                 task.add_done_callback(self._note_death)
-        self._coming, self._last_came_s = coming, time.monotonic()
+        if coming is not None:
+            self._coming, self._last_came_s = coming, time.monotonic()
         newcomer = self._queue.is_newcomer(request_id)
         answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         key = object() if alone else self._key(item)  # which nothing else has
-        self._queue.put(
-            request_id, Waiting(item, key, newcomer, newcomer and not long, answer, time.monotonic())
-        )
+        short = newcomer and not long
+        self._queue.put(request_id, Waiting(item, key, newcomer, short, answer, time.monotonic()))
         self._wake()
         return await answer
 
@@ -180,7 +183,7 @@ class Batcher(Generic[Item, Result]):
         finally:
             self._running[lane] = []
         self._count(batch, lane, begun_s)
-        if self._searches and all(waiting.short for waiting in batch):
+        if self._searches and batch[0].short and results[0]:
             self._giving_way.expect()  # what was found in a short file is recognised next
         for waiting, result in zip(batch, results, strict=True):
             waiting.end(result)
@@ -190,7 +193,7 @@ class Batcher(Generic[Item, Result]):
         while 0 < (queued := self.queued) < self.max_batch_size:
             until_s = begun_s + self.wait_s
             if queued + self._coming >= self.max_batch_size:
-                until_s = max(until_s, min(begun_s + COMPANY_S, self._last_came_s + NEXT_S))
+                until_s = max(until_s, min(begun_s + self.company_s, self._last_came_s + NEXT_S))
             if (left_s := until_s - time.monotonic()) <= 0:
                 break
             self._news[lane].clear()

@@ -57,7 +57,7 @@ class Audio:
     @property
     def is_long(self) -> bool:
         """Nobody waits for every second of it; what is short goes first where they meet."""
-        return max(self.duration_s, self.expected_s) > LONG_S
+        return not self.whole or self.duration_s > LONG_S
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,23 +92,25 @@ class GivingWay:
         self.now = False
         self._first = dict.fromkeys(first, 0.0)  # when they went last, in time that was not spent waiting
         self._waited_s = 0.0
-        self._last_s = -math.inf  # when somebody was seen at work
+        self._expected_s = -math.inf
 
     def expect(self) -> None:
         """Somebody will come in a moment, after what has just been done for them here."""
-        self._last_s = time.monotonic()
+        self._expected_s = time.monotonic()
 
     async def wait(self, while_so: Callable[[], bool]) -> None:
         """While others work, for each kind of them as long as it was not waited for, at most."""
-        begun_s, given = time.monotonic(), set[Turns]()
+        if not self._first:
+            return
+        begun_s, last_s, given = time.monotonic(), self._expected_s, set[Turns]()
         worked_s = begun_s - self._waited_s
         until_s = {turns: begun_s + min(MOST_GIVEN_S, worked_s - s) for turns, s in self._first.items()}
         while while_so():
             now_s = time.monotonic()
             if taken := {turns for turns in until_s if now_s < until_s[turns] and turns.taken()}:
-                given, self._last_s = given | taken, now_s
+                given, last_s = given | taken, now_s
             most_s = max((until_s[turns] for turns in given), default=math.inf)
-            if now_s > self._last_s + LINGER_S or now_s >= most_s:
+            if now_s > last_s + LINGER_S or now_s >= most_s:
                 break
             self.now = True
             await asyncio.sleep(LOOK_S)

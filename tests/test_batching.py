@@ -264,24 +264,30 @@ def test_an_idle_device_waits_for_company_only_until_the_batch_is_full() -> None
 
 
 @pytest.mark.parametrize(
-    ("announced", "waits_s", "batches"),
+    ("announced", "company_s", "next_s", "batches"),
     [
-        ((2, 1, 0), 60.0, [[0, 1, 2]]),
-        ((1, 1, 0), 60.0, [[0], [1, 2]]),
-        ((9, 9, 9), 0.01, [[0], [1, 2]]),
+        ((2, 1, 0), 60.0, 60.0, [[0, 1, 2]]),
+        ((1, 1, 0), 60.0, 60.0, [[0], [1, 2]]),
+        ((9, 9, 9), 60.0, 0.01, [[0], [1, 2]]),
+        ((9, 9, 9), 0.01, 60.0, [[0], [1, 2]]),
+        ((2, None, None), 60.0, 60.0, [[0, 1, 2]]),
     ],
-    ids=["a batch full", "not enough", "more that do not come"],
+    ids=["a batch full", "not enough", "none comes next", "too late", "no news"],
 )
 def test_an_idle_device_waits_for_a_full_batch_that_is_on_its_way(
-    announced: tuple[int, ...], waits_s: float, batches: list[list[int]], monkeypatch: pytest.MonkeyPatch
+    announced: tuple[int | None, ...],
+    company_s: float,
+    next_s: float,
+    batches: list[list[int]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Only for as much as fills it, and not for long."""
-    monkeypatch.setattr(batching, "NEXT_S", waits_s)
-    monkeypatch.setattr(batching, "COMPANY_S", waits_s)
+    monkeypatch.setattr(batching, "NEXT_S", next_s)
 
     async def scenario() -> None:
         device = Device()
         batcher: Batcher[Any, Any] = Batcher(device.run, max_batch_size=3)
+        batcher.company_s = company_s
         tasks = [asyncio.create_task(batcher.submit(0, 0, coming=announced[0]))]
         if batches[0] == [0]:
             await device.busy()
@@ -701,12 +707,14 @@ def test_who_goes_first_shows_to_others_while_it_runs(turns: DeviceTurns) -> Non
     [
         (Audio(np.zeros(60 * SAMPLE_RATE_HZ, np.int16)), False),
         (Audio(np.zeros(121 * SAMPLE_RATE_HZ, np.int16)), True),
-        (Audio(np.zeros(60 * SAMPLE_RATE_HZ, np.int16), whole=False, expected_s=600.0), True),
+        (Audio(np.zeros(60 * SAMPLE_RATE_HZ, np.int16), whole=False), True),
     ],
-    ids=["a minute", "two", "the first of ten"],
+    ids=["a minute", "two", "the first of many"],
 )
-def test_a_file_is_long_by_what_there_is_and_by_what_it_says(audio: Audio, is_long: bool) -> None:
-    """Its stages tell their batchers so."""
+def test_a_file_is_long_after_two_minutes_and_while_there_is_more_to_come(
+    audio: Audio, is_long: bool
+) -> None:
+    """Also one that does not say how long it will be."""
     assert audio.is_long is is_long
 
 

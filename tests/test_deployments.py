@@ -2,11 +2,13 @@
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 from fakes import FakeAligner, FakeDiarizer, FakeRecognizer, one_word_segment, recording, window_text
 from pydantic import ValidationError
@@ -15,6 +17,7 @@ from serve_app import deployments
 from serve_app.fallback import Fallback
 from serve_app.options import Options
 from serve_app.transcript import (
+    SAMPLE_RATE_HZ,
     AsrRequest,
     Audio,
     Decoding,
@@ -24,6 +27,7 @@ from serve_app.transcript import (
     Window,
     WindowText,
 )
+from serve_app.turns import DeviceTurns, Turns
 
 LANGUAGES = ("en", "de", "en", "de", "en", "en")
 
@@ -96,6 +100,61 @@ def test_what_a_user_config_leaves_out_stays_as_it_was() -> None:
     assert all(len(batch) == 1 for batch in model.batches)
 
 
+@dataclass
+class WatchedDevice:
+    """A model of each stage that notes whether others on its device wait for it, and how long windows are."""
+
+    turns: DeviceTurns
+    was_first: list[bool] = field(default_factory=list)
+    lengths_s: list[float] = field(default_factory=list)
+    lanes = 1
+
+    def new_scan(self) -> None: ...
+
+    def scan(self, audio: Audio, scan: None) -> Iterator[tuple[Window, ...]]:
+        self.was_first.append(self.turns.short.taken())
+        yield (Window(0.0, 1.0),)
+
+    def features(self, samples: Samples) -> npt.NDArray[np.float32]:
+        return np.zeros((80, 3000), np.float32)
+
+    def batch_key(self, request: AsrRequest) -> None: ...
+
+    def transcribe(self, requests: Sequence[AsrRequest]) -> list[WindowText]:
+        self.was_first.append(self.turns.short.taken())
+        self.lengths_s += [request.length_s for request in requests]
+        return [window_text(1, "en") for _ in requests]
+
+    def align(self, requests: Any) -> list[Any]:
+        self.was_first.append(self.turns.short.taken())
+        return [() for _ in requests]
+
+
+@pytest.mark.parametrize(("file_s", "first"), [(60, True), (121, False)], ids=["a short file", "a long one"])
+def test_others_on_a_device_wait_for_short_files_only(
+    file_s: int, first: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every stage knows from the audio which it is; and the recogniser how long each window is."""
+    turns = DeviceTurns(Turns(tmp_path / "short"), Turns(tmp_path / "search"))
+    monkeypatch.setattr(deployments.models, "of_this_device", lambda: turns)
+    device, untyped = WatchedDevice(turns), vars(deployments)
+
+    def stage(name: str, *args: Any) -> Any:
+        return untyped[name].func_or_class(lambda: device, *args)
+
+    async def run() -> None:
+        audio: asyncio.Future[Audio] = asyncio.get_running_loop().create_future()
+        audio.set_result(Audio(np.zeros(file_s * SAMPLE_RATE_HZ, np.int16)))
+        window, text = Window(0.5, 12.0), window_text(1, "en")
+        assert [part async for part in stage("SpeechDetector").detect([audio], None, "request")]
+        transcriber = stage("Transcriber", deployments.TranscriberConfig(), Fallback(()))
+        await transcriber.transcribe([audio], window, "en", Decoding(), "request", 0)
+        await stage("Aligner", deployments.AlignerConfig()).align([audio], window, text, "request")
+
+    asyncio.run(run())
+    assert (device.was_first, device.lengths_s) == ([first] * 3, [11.5])
+
+
 class HeldDiarizer(FakeDiarizer):
     """Gives no answer before `release` is set."""
 
@@ -161,7 +220,7 @@ def transcribed(
 
     async def run() -> list[WindowText]:
         transcriber = untyped.func_or_class(
-            lambda: model, deployments.BatchConfig(max_batch_size=8, wait_s=0.05), fallback
+            lambda: model, deployments.TranscriberConfig(max_batch_size=8, wait_s=0.05), fallback
         )
         audio: asyncio.Future[Audio] = asyncio.get_running_loop().create_future()
         audio.set_result(Audio(recording(*samples)))

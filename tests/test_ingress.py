@@ -2,6 +2,9 @@
 
 import asyncio
 import inspect
+import io
+import math
+import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from typing import Any
 
@@ -16,6 +19,7 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from serve_app import deployments
 from serve_app.deployments import handles as handles_module
 from serve_app.deployments import ingress as ingress_module
+from serve_app.deployments import loading as loading_module
 from serve_app.errors import Overloaded
 from serve_app.settings import IntakeSettings, Settings
 from serve_app.transcript import Audio, Decoding, Speech, Window, WindowText
@@ -335,6 +339,22 @@ def test_loading_ends_when_a_stream_is_closed() -> None:
         await asyncio.wait_for(graph.abandoned.wait(), 60)
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("size", [0, 9, 10, 25])
+def test_an_upload_goes_into_the_store_piece_by_piece(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it, in order, wherever the file was read last."""
+    pieces: list[bytes] = []
+    monkeypatch.setattr(loading_module, "UPLOAD_PIECE_BYTES", 10)
+    monkeypatch.setattr(ray, "put", lambda piece: pieces.append(piece.tobytes()))
+    content = bytes(range(size))
+    with tempfile.TemporaryFile() as on_disk:
+        on_disk.write(content)
+        for file in (on_disk, io.BytesIO(content)):
+            pieces.clear()
+            references = loading_module._put_chunks(file)
+            assert b"".join(pieces) == content
+            assert len(references) == len(pieces) == math.ceil(size / 10)
 
 
 @pytest.mark.parametrize("error", [ObjectStoreFullError, OutOfDiskError])

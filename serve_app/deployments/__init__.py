@@ -4,7 +4,7 @@ Each model class gets a loader (a function of no arguments) and calls it in its 
 tests pass fake models and no process imports a model package that it does not need.
 """
 
-from serve_app.deployments.batch_config import AlignerConfig, BatchConfig
+from serve_app.deployments.batch_config import AlignerConfig, BatchConfig, TranscriberConfig
 from serve_app.deployments.diarizer import Diarizer
 from serve_app.deployments.health import Patience
 from serve_app.deployments.ingress import Ingress
@@ -16,11 +16,11 @@ USER_CONFIGS: dict[str, type[BatchConfig] | None] = {
     "Ingress": None,
     "AudioLoader": None,
     "SpeechDetector": None,
-    "Transcriber": BatchConfig,
+    "Transcriber": TranscriberConfig,
     "Aligner": AlignerConfig,
     "Diarizer": None,
     # With cpu_when_gpu_is_full:
-    "TranscriberOnCpu": BatchConfig,
+    "TranscriberOnCpu": TranscriberConfig,
     "AlignerOnCpu": AlignerConfig,
     "DiarizerOnCpu": None,
 }
@@ -34,6 +34,7 @@ __all__ = [
     "Diarizer",
     "AlignerConfig",
     "BatchConfig",
+    "TranscriberConfig",
     "Patience",
     "USER_CONFIGS",
 ]

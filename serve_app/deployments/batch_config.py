@@ -8,7 +8,7 @@ from serve_app.batching import Batcher
 
 
 class BatchConfig(BaseModel):
-    """`user_config` of the Transcriber; changes at run time. What it leaves out stays as bound."""
+    """`user_config` of a stage; changes at run time. What it leaves out stays as bound."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -20,6 +20,12 @@ class BatchConfig(BaseModel):
         changed = self.model_validate(self.model_dump() | changes)
         for name, value in changed:
             setattr(batcher, name, value)
+
+
+class TranscriberConfig(BatchConfig):
+    """`user_config` of the Transcriber, which hears how many requests are on their way."""
+
+    company_s: float = Field(0.0, ge=0, le=10)
 
 
 class AlignerConfig(BatchConfig):

@@ -3,7 +3,7 @@
 import asyncio
 import io
 import math
-from collections.abc import AsyncGenerator, Callable, Sized
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from contextvars import Context
 from functools import partial
@@ -34,6 +34,7 @@ from serve_app.usage import charge
 
 READY_TIMEOUT_S = 2.0
 READY_LATELY_S = 60.0  # so long a stage that is slow to answer stays ready, if it has a replica
+COMING_S = 3.0  # after its body, a request that will be recognised soon has been decoded and searched
 READY_FOR_S = 1.0  # so long an answer about readiness is given again
 
 
@@ -80,7 +81,7 @@ class Ingress:
                 gpu and or_on_cpu(stage, gpu, cpu, partial(has_replica, handle), self._retries, start_s)
                 for stage, gpu, cpu, handle in twice
             )
-        coming: set[str] = set()  # requests whose first window is still to come
+        coming: dict[str, float] = {}  # requests whose first window is still to come, and when they began
         self._stages = Stages(
             load=loading_with(loader, self._admission, self._retries),
             detect_speech=_booked(
@@ -212,38 +213,36 @@ def _source(source: str | bytes, headers: dict[str, str] | None) -> Source:
     raise InvalidRequest("source: give an http(s) URL, with headers or without, or a file's bytes.")
 
 
-def _announcing(transcribe: Callable[..., Any], coming: Sized) -> Callable[..., Any]:
-    """`transcribe` that tells its device how many others will want it soon."""
+def _announcing(transcribe: Callable[..., Any], coming: Mapping[str, float]) -> Callable[..., Any]:
+    """`transcribe` that tells its device how many others will want it soon, which the slow ones will not."""
 
     async def call(*args: Any) -> Any:
-        return await transcribe(*args, len(coming))
+        since_s = monotonic() - COMING_S
+        return await transcribe(*args, sum(begun_s > since_s for begun_s in coming.values()))
 
     return call
 
 
 def _booked(
-    detect_speech: Callable[..., AsyncGenerator[Speech, None]],
-    held: Admission,
-    most_s: float,
-    coming: set[str],
+    detect_speech: Callable[..., Any], held: Admission, most_s: float, coming: dict[str, float]
 ) -> Callable[..., Any]:
     """What is heard of a file says how long it is: so long it counts, and is booked on its key.
 
     While it is being decoded it counts for as long as it says it is, but for `most_s` at most: whoever comes
-    meanwhile is to find the room taken. Until its first window it is one of those `coming`.
+    meanwhile is to find the room taken. Until its first window it is `coming`.
     """
 
     async def parts(audio: LoadedAudio, request_id: str) -> AsyncGenerator[Speech, None]:
-        coming.add(request_id)
+        coming[request_id] = monotonic()
         try:
             async with aclosing(detect_speech(audio, request_id)) as found:
                 async for part in found:
                     held.add(audio, max(part.duration_s, min(part.expected_s, most_s)))
                     charge(part.duration_s)
                     if part.windows:
-                        coming.discard(request_id)
+                        coming.pop(request_id, None)
                     yield part
         finally:
-            coming.discard(request_id)
+            coming.pop(request_id, None)
 
     return parts

@@ -45,7 +45,7 @@ class AudioLoader:
         checksum: int | None = None,
         early: bool = False,
     ) -> AsyncIterator[Audio]:
-        """Fetches the URL, or joins the upload's chunks (references to bytes), and decodes it.
+        """Fetches the URL, or joins the upload's chunks (references to arrays of bytes), and decodes it.
 
         Gives the whole; with `early`, more and more of a long file's beginning before that. More than
         `max_audio_s` of sound, or more than the server takes, is AudioTooLong. With `checksum`, a URL that
@@ -120,6 +120,8 @@ async def _join(chunks: list[Any], file: BinaryIO) -> None:
             await asyncio.to_thread(file.write, chunk)
         except OSError as error:
             raise no_room() from error
+        finally:
+            del chunk  # a view of the store, which an error would keep
     try:
         file.flush()
     except OSError as error:

@@ -3,11 +3,10 @@
 import asyncio
 import io
 import logging
-import mmap
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import ray
@@ -23,7 +22,7 @@ from serve_app.transcript import Source
 
 logger = logging.getLogger("ray.serve")
 
-UPLOAD_CHUNK_BYTES = 64 << 20
+UPLOAD_PIECE_BYTES = 16 << 20  # each costs this process so much while it is stored
 LOADINGS = 4  # of one request's audio, the first included
 
 
@@ -164,18 +163,16 @@ def loading_with(
 def _put_chunks(file: BinaryIO) -> list[Any]:
     """The upload in the object store, a piece at a time: it may go to a loader on another node.
 
-    The pieces are arrays: the store takes them from the file's pages as they are, and gives them so.
+    The pieces are arrays, which the loader gets as they lie in the store.
     """
-    if file.seek(0, os.SEEK_END) == 0:
-        return []
-    if isinstance(file, io.BytesIO):
-        whole = np.frombuffer(file.getvalue(), np.uint8)
-    else:
-        whole = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+    references = []
+    piece = np.empty(min(file.seek(0, os.SEEK_END), UPLOAD_PIECE_BYTES), np.uint8)  # the store copies it
+    file.seek(0)
     try:
-        return [
-            ray.put(whole[first : first + UPLOAD_CHUNK_BYTES])
-            for first in range(0, len(whole), UPLOAD_CHUNK_BYTES)
-        ]
+        while n_bytes := cast(io.BufferedRandom, file).readinto(piece.data):
+            references.append(ray.put(piece[:n_bytes]))
     except (ObjectStoreFullError, OutOfDiskError) as error:
+        del piece  # which the error would keep
+        references.clear()
         raise no_room() from error
+    return references

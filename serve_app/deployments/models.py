@@ -12,7 +12,7 @@ import numpy.typing as npt
 from ray import serve
 
 from serve_app.batching import Batcher
-from serve_app.deployments.batch_config import AlignerConfig, BatchConfig
+from serve_app.deployments.batch_config import AlignerConfig, TranscriberConfig
 from serve_app.deployments.handles import STAGE, AudioRef, audio_behind
 from serve_app.deployments.health import Patience, Watch, by_halves
 from serve_app.deployments.protocols import AlignModel, Recognizer, SpeechModel
@@ -94,7 +94,7 @@ class Transcriber:
     def __init__(
         self,
         load: Callable[[], Recognizer],
-        batch: BatchConfig,
+        batch: TranscriberConfig,
         fallback: Fallback,
         patience: Patience = PATIENCE,
     ) -> None:
@@ -139,14 +139,12 @@ class Transcriber:
         """
         audio = await audio_behind(ref)
         features = await self._features.submit(window.cut(audio.samples), request_id)
-        submit = partial(
-            self._batcher.submit, request_id=request_id, long=audio.is_long, alone=alone, coming=coming
-        )
+        submit = partial(self._batcher.submit, request_id=request_id, long=audio.is_long, alone=alone)
         attempts: list[WindowText] = []
         for temperature in self._fallback.schedule(decoding):
             how = replace(decoding, temperature=temperature)
             request = AsrRequest(features, language, how, window.end_s - window.start_s)
-            attempts.append(await submit(request))
+            attempts.append(await submit(request, coming=None if attempts else coming))
             if self._fallback.believes(attempts[-1]):
                 break
             language = attempts[-1].language

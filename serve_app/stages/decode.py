@@ -141,7 +141,7 @@ def _packets(head: bytes) -> tuple[str, ...]:
     it is.
     """
     is_wav = head[:4] == b"RIFF" and head[8:16] == b"WAVEfmt "
-    is_pcm = int.from_bytes(head[20:22], "little") in (1, 3, 0xFFFE)  # integers, floats, more said elsewhere
+    is_pcm = int.from_bytes(head[20:22], "little") in (1, 3, 6, 7, 0xFFFE)  # or floats, A-law, mu-law, any
     # At a low rate, resampling a packet would need much memory.
     if not (is_wav and is_pcm) or int.from_bytes(head[24:28], "little") < 8000:
         return ()

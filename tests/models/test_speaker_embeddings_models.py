@@ -18,6 +18,7 @@ from benchmarks.random_pyannote import (
     whisperx_segmentation,
 )
 from serve_app.errors import ModelUnavailable
+from serve_app.stages import half_precision
 from serve_app.stages.diarization import Diarizer
 from serve_app.stages.diarization_pipeline import load_pipeline
 from serve_app.stages.speaker_embeddings import share_trunk
@@ -173,15 +174,20 @@ def test_embeddings_of_resnet34_are_the_stock_pipelines(resnet34: Path, meeting:
 
 
 @pytest.mark.parametrize("model", ["bundled", "resnet34"])
-def test_half_precision_hears_nearly_the_same_voices(model: str, resnet34: Path, meeting: Samples) -> None:
+def test_half_precision_hears_nearly_the_same_voices(
+    model: str, resnet34: Path, meeting: Samples, caplog: pytest.LogCaptureFixture
+) -> None:
     """As loud as samples can be: power spectra are beyond float16, so features are not computed in it."""
     loud = np.clip(meeting.astype(np.int32) * 50, -32768, 32767).astype(np.int16)
     file, segmentation = file_of(loud[: 8 * SAMPLE_RATE_HZ - 4_000]), segmentation_of(6)
     name = str(resnet34) if model == "resnet34" else model
     whole, half = (load_pipeline(name, device="cpu", token=None) for _ in range(2))
+    assert share_trunk(whole, pad_batches=True)
     expected = whole.get_embeddings(file, segmentation)
     assert share_trunk(half, pad_batches=True, compute_type="float16")
+    half_precision._warn_once.cache_clear()
     found = half.get_embeddings(file, segmentation)
+    assert not [record for record in caplog.records if "overflowed" in record.message]
     assert found.dtype == np.float32
     assert not np.array_equal(found, expected)
     heard = np.nan_to_num(segmentation.data).any(axis=1)
