@@ -27,7 +27,7 @@ from serve_app.turns import DeviceTurns, GivingWay
 logger = logging.getLogger("ray.serve")
 
 ITEMS_BESIDE = 2  # newcomers' at most: they are held in memory beside the other lanes' batches
-NEXT_S = 0.1  # between two items of a full batch that an idle device waits for
+NEXT_S = 0.25  # between two items of a full batch that an idle device waits for
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -27,7 +27,7 @@ from serve_app.deployments.retries import ATTEMPTS, MOST_DEATHS, lasting, resumi
 from serve_app.deployments.spare import or_on_cpu
 from serve_app.errors import ModelCrashed, Overloaded, TranscriptionError, UnusableAudio
 from serve_app.observability import Retries
-from serve_app.transcript import Speech, StageWarning, Window
+from serve_app.transcript import Source, Speech, StageWarning, Window
 
 WINDOW = Window(0.0, 2.0)
 LOST = ObjectLostError("ab", None, "")
@@ -66,7 +66,7 @@ class Request:
     def __init__(self, *errors: Exception) -> None:
         self.loading = Loading()
         self.retries = Retries()
-        self.audio = LoadedAudio(self.loading.load, self.retries)
+        self.audio = LoadedAudio(Source(), self.loading.load, self.retries)
         self.errors = list(errors)
         self.used: list[int] = []  # references, call after call
 
@@ -354,7 +354,7 @@ def test_a_file_is_searched_while_it_is_decoded(end: Exception | None, loadings:
     """
     request = Request()
     loading = Growing(end)
-    request.audio = LoadedAudio(loading.load, request.retries)
+    request.audio = LoadedAudio(Source(), loading.load, request.retries)
     windows = {"beginning": (Window(0.0, 1.0), Window(1.0, 2.0)), "whole": (Window(2.0, 3.0),)}
     searched: list[tuple[Any, Any]] = []
 
@@ -406,7 +406,7 @@ def test_a_loading_that_gives_nothing_is_begun_again() -> None:
             yield number
 
     request.loading = Empty()
-    request.audio = LoadedAudio(request.loading.load, request.retries)
+    request.audio = LoadedAudio(Source(), request.loading.load, request.retries)
     assert request.run(calls=3) == ["done"] * 3
     assert request.used == [2, 2, 2]
 

@@ -3,7 +3,7 @@
 import asyncio
 import io
 import math
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from contextvars import Context
 from functools import partial
@@ -34,6 +34,7 @@ from serve_app.usage import charge
 
 READY_TIMEOUT_S = 2.0
 READY_LATELY_S = 60.0  # so long a stage that is slow to answer stays ready, if it has a replica
+Coming = dict[int, float]  # requests whose first window is still to come, by id of the source: since when
 COMING_S = 3.0  # after its body, a request that will be recognised soon has been decoded and searched
 READY_FOR_S = 1.0  # so long an answer about readiness is given again
 
@@ -81,16 +82,16 @@ class Ingress:
                 gpu and or_on_cpu(stage, gpu, cpu, partial(has_replica, handle), self._retries, start_s)
                 for stage, gpu, cpu, handle in twice
             )
-        coming: dict[str, float] = {}  # requests whose first window is still to come, and when they began
+        self._coming: Coming = {}
         self._stages = Stages(
             load=loading_with(loader, self._admission, self._retries),
             detect_speech=_booked(
                 resuming("speech", streamer(detector.options(stream=True).detect), self._retries),
                 self._admission,
                 settings.intake.max_audio_s,
-                coming,
+                self._coming,
             ),
-            transcribe=_announcing(transcribe_window, coming),
+            transcribe=_announcing(transcribe_window, self._coming),
             align=align,
             diarize=diarize,
             model=settings.model,
@@ -190,6 +191,7 @@ class Ingress:
     async def _run(self, source: Source, options: Options, report: Report = unheard) -> Transcript:
         self._admission.refuse_new()  # its body may have taken a while
         limit_s = self._settings.request_timeout_s
+        self._coming[id(source)] = monotonic()
         try:
             running = transcribe(self._stages, source, options, report, limit_s)
             transcript = await asyncio.wait_for(running, limit_s)
@@ -201,6 +203,8 @@ class Ingress:
             raise DeadlineExceeded(
                 f"The request took longer than {limit_s:g} s; send a shorter file."
             ) from None
+        finally:
+            self._coming.pop(id(source), None)
         self._admission.finished(transcript.duration_s)
         return transcript
 
@@ -213,7 +217,7 @@ def _source(source: str | bytes, headers: dict[str, str] | None) -> Source:
     raise InvalidRequest("source: give an http(s) URL, with headers or without, or a file's bytes.")
 
 
-def _announcing(transcribe: Callable[..., Any], coming: Mapping[str, float]) -> Callable[..., Any]:
+def _announcing(transcribe: Callable[..., Any], coming: Coming) -> Callable[..., Any]:
     """`transcribe` that tells its device how many others will want it soon, which the slow ones will not."""
 
     async def call(*args: Any) -> Any:
@@ -224,25 +228,21 @@ def _announcing(transcribe: Callable[..., Any], coming: Mapping[str, float]) -> 
 
 
 def _booked(
-    detect_speech: Callable[..., Any], held: Admission, most_s: float, coming: dict[str, float]
+    detect_speech: Callable[..., Any], held: Admission, most_s: float, coming: Coming
 ) -> Callable[..., Any]:
     """What is heard of a file says how long it is: so long it counts, and is booked on its key.
 
     While it is being decoded it counts for as long as it says it is, but for `most_s` at most: whoever comes
-    meanwhile is to find the room taken. Until its first window it is `coming`.
+    meanwhile is to find the room taken. With its first window it is no longer `coming`.
     """
 
     async def parts(audio: LoadedAudio, request_id: str) -> AsyncGenerator[Speech, None]:
-        coming[request_id] = monotonic()
-        try:
-            async with aclosing(detect_speech(audio, request_id)) as found:
-                async for part in found:
-                    held.add(audio, max(part.duration_s, min(part.expected_s, most_s)))
-                    charge(part.duration_s)
-                    if part.windows:
-                        coming.pop(request_id, None)
-                    yield part
-        finally:
-            coming.pop(request_id, None)
+        async with aclosing(detect_speech(audio, request_id)) as found:
+            async for part in found:
+                held.add(audio, max(part.duration_s, min(part.expected_s, most_s)))
+                charge(part.duration_s)
+                if part.windows:
+                    coming.pop(id(audio.source), None)
+                yield part
 
     return parts

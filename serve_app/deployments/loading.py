@@ -34,10 +34,13 @@ class LoadedAudio:
     process owns the objects and they outlive the loader.
     """
 
-    def __init__(self, load: Callable[[int | None, bool], Awaitable[Any]], retries: Retries) -> None:
+    def __init__(
+        self, source: Source, load: Callable[[int | None, bool], Awaitable[Any]], retries: Retries
+    ) -> None:
         """`load` starts a call of the loader; it is given the checksum that the file must have, if known, and
         whether to give the beginning early.
         """
+        self.source = source
         self.ref: AudioRef = []  # one list for good: a call that Serve has not sent yet gets the latest, too
         self.checksum: int | None = None  # once a stage has said it
         self.slowest_s: dict[Any, float] = {}  # a stage's method -> its longest call about this audio so far
@@ -147,7 +150,7 @@ def loading_with(
             return call.remote(source.url, source.headers, chunks, source.max_audio_s, checksum, early)
 
         chunks: list[Any] = []
-        audio = LoadedAudio(load, retries)
+        audio = LoadedAudio(source, load, retries)
         try:
             await audio.load()
             chunks.clear()  # the loader has them

@@ -28,7 +28,7 @@ from serve_app.deployments.health import Patience
 from serve_app.deployments.loading import LoadedAudio
 from serve_app.deployments.retries import lasting
 from serve_app.observability import Retries
-from serve_app.transcript import SAMPLE_RATE_HZ, Decoding, Window, WindowText
+from serve_app.transcript import SAMPLE_RATE_HZ, Decoding, Source, Window, WindowText
 
 NAME = "faulty"
 URL = f"http://127.0.0.1:18000/{NAME}"
@@ -220,11 +220,11 @@ def test_audio_that_is_lost_is_loaded_again() -> None:
         return loader.options(stream=True).load.remote(None, {}, [ray.put(FILE)])
 
     async def lose() -> list[WindowText]:
-        audio = LoadedAudio(load, again)
+        audio = LoadedAudio(Source(), load, again)
         await audio.load()
         transcribe = lasting("asr", caller(transcriber.transcribe), again, Patience())
         windows = (Window(0.0, 1.0), Window(1.0, 2.0))
-        calls = (transcribe(audio, window, "en", Decoding(), "lost") for window in windows)
+        calls = (transcribe(audio, window, "en", Decoding(), "lost", 0) for window in windows)
         return list(await asyncio.gather(*calls))
 
     assert [text.text for text in asyncio.run(asyncio.wait_for(lose(), 60))] == [" word1", " word2"]
