@@ -345,7 +345,8 @@ def test_loading_ends_when_a_stream_is_closed() -> None:
 def test_an_upload_goes_into_the_store_piece_by_piece(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of it, in order, wherever the file was read last."""
     pieces: list[bytes] = []
-    monkeypatch.setattr(loading_module, "UPLOAD_PIECE_BYTES", 10)
+    for kind in ("UPLOAD_PIECE_BYTES", "MEMORY_PIECE_BYTES"):
+        monkeypatch.setattr(loading_module, kind, 10)
     monkeypatch.setattr(ray, "put", lambda piece: pieces.append(piece.tobytes()))
     content = bytes(range(size))
     with tempfile.TemporaryFile() as on_disk:

@@ -4,12 +4,13 @@ import asyncio
 import io
 import logging
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from typing import Any, BinaryIO, cast
 
 import numpy as np
 import ray
+from numpy.typing import NDArray
 from ray.exceptions import ObjectStoreFullError, OutOfDiskError
 from ray.serve.handle import DeploymentHandle
 
@@ -22,7 +23,8 @@ from serve_app.transcript import Source
 
 logger = logging.getLogger("ray.serve")
 
-UPLOAD_PIECE_BYTES = 16 << 20  # each costs this process so much while it is stored
+UPLOAD_PIECE_BYTES = 16 << 20  # costs this process so much while a file on disk is stored
+MEMORY_PIECE_BYTES = 64 << 20  # of one in memory costs nothing
 LOADINGS = 4  # of one request's audio, the first included
 
 
@@ -169,13 +171,25 @@ def _put_chunks(file: BinaryIO) -> list[Any]:
     The pieces are arrays, which the loader gets as they lie in the store.
     """
     references = []
-    piece = np.empty(min(file.seek(0, os.SEEK_END), UPLOAD_PIECE_BYTES), np.uint8)  # the store copies it
-    file.seek(0)
+    pieces = _pieces(file)
     try:
-        while n_bytes := cast(io.BufferedRandom, file).readinto(piece.data):
-            references.append(ray.put(piece[:n_bytes]))
+        for piece in pieces:
+            references.append(ray.put(piece))
     except (ObjectStoreFullError, OutOfDiskError) as error:
+        pieces.close()
         del piece  # which the error would keep
         references.clear()
         raise no_room() from error
     return references
+
+
+def _pieces(file: BinaryIO) -> Generator[NDArray[np.uint8], None, None]:
+    """All of it. What is on disk comes in one buffer again and again: the store copies what it is given."""
+    if isinstance(file, io.BytesIO):
+        whole = np.frombuffer(file.getvalue(), np.uint8)
+        yield from (whole[at : at + MEMORY_PIECE_BYTES] for at in range(0, len(whole), MEMORY_PIECE_BYTES))
+        return
+    buffer = np.empty(min(file.seek(0, os.SEEK_END), UPLOAD_PIECE_BYTES), np.uint8)
+    file.seek(0)
+    while n_bytes := cast(io.BufferedRandom, file).readinto(buffer.data):
+        yield buffer[:n_bytes]
