@@ -106,7 +106,7 @@ def main(
     trained = load_language_model("en", str(bundled.ALIGNERS["en"]), "cpu", max_padded_s=0)
     base = _random_base()
     recordings = [truth.load(path) for path in sorted(RECORDINGS.glob("*/*.opus"))]
-    turns = [_turns_of(recording) for recording in recordings]
+    turns = [turns_of(recording) for recording in recordings]
     stage, stage_base = (_whole_stage(model, turns[0]) for model in (trained, base))
     real = _outside(trained, _replayed(trained), _cycle(turns, audio_s))
     random = _outside(base, _random_emissions(base, seed), _random_audio(recordings, seed, audio_s))
@@ -135,7 +135,8 @@ def _random_base() -> LanguageModel:
     return LanguageModel(acoustic, dictionary, load_sentence_splitter("en"))
 
 
-def _turns_of(recording: Recording) -> Audio:
+def turns_of(recording: Recording) -> Audio:
+    """A window a turn, with the words that are said in it."""
     segments = []
     for turn in recording.turns:
         said = [w.word for w in recording.words if turn.start_s - 0.01 <= w.start_s < turn.end_s]
@@ -226,13 +227,16 @@ def _compare(
     costs.audio_s += sum(segment["end"] - segment["start"] for segment in file.segments)
 
 
+def request_for(segment: dict[str, Any], file: Audio) -> AlignRequest:
+    text = WindowText(segment["text"], "en", None, -0.5, 0.0, 1.0)
+    return AlignRequest.for_window(file.samples, Window(segment["start"], segment["end"]), text)
+
+
 def _ours(model: LanguageModel, file: Audio) -> list[TimedWord]:
     """A window at a time, as the Aligner does on a CPU."""
     words: list[TimedWord] = []
     for segment in file.segments:
-        text = WindowText(segment["text"], "en", None, -0.5, 0.0, 1.0)
-        request = AlignRequest.for_window(file.samples, Window(segment["start"], segment["end"]), text)
-        [result] = align_language(model, [request])
+        [result] = align_language(model, [request_for(segment, file)])
         assert not isinstance(result, TranscriptionError)
         words += [(w.text, w.start_s, w.end_s, w.score) for found in result for w in found.words]
     return words

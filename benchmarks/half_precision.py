@@ -8,23 +8,23 @@ or end elsewhere, by how many seconds at most, and recordings whose turns are no
 import json
 import platform
 import warnings
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import typer
 
 from benchmarks import truth
+from benchmarks.alignment import RECORDINGS, request_for, turns_of
 from serve_app import bundled
 from serve_app.errors import TranscriptionError
 from serve_app.stage_settings import ComputeType
 from serve_app.stages.alignment import align_language, load_language_model
 from serve_app.stages.diarization import load_diarizer
-from serve_app.transcript import AlignRequest, Diarization, Window, WindowText
+from serve_app.transcript import Diarization
 
-RECORDINGS = Path(__file__).parent / "recordings"
+TYPES: tuple[ComputeType, ...] = ("float16", "bfloat16")
 PADDED_S = 60.0  # as on a GPU
 
-TimedWord = tuple[str, float | None, float | None]
+TimedWord = tuple[float | None, float | None]
 
 
 def words(compute_type: ComputeType, recordings: list[truth.Recording]) -> list[TimedWord]:
@@ -32,16 +32,11 @@ def words(compute_type: ComputeType, recordings: list[truth.Recording]) -> list[
     max_padded_s = 0.0 if compute_type == "float32" else PADDED_S
     model = load_language_model("en", str(bundled.ALIGNERS["en"]), "cpu", max_padded_s, compute_type)
     found: list[TimedWord] = []
-    for recording in recordings:
-        requests = []
-        for turn in recording.turns:
-            said = [w.word for w in recording.words if turn.start_s - 0.01 <= w.start_s < turn.end_s]
-            text = WindowText(" " + " ".join(said), "en", None, -0.5, 0.0, 1.0)
-            window = Window(turn.start_s, turn.end_s)
-            requests.append(AlignRequest.for_window(recording.samples, window, text))
+    for file in map(turns_of, recordings):
+        requests = [request_for(segment, file) for segment in file.segments]
         for segments in align_language(model, requests):
             assert not isinstance(segments, TranscriptionError)
-            found += [(word.text, word.start_s, word.end_s) for segment in segments for word in segment.words]
+            found += [(word.start_s, word.end_s) for segment in segments for word in segment.words]
     return found
 
 
@@ -52,20 +47,19 @@ def turns(compute_type: ComputeType, recordings: list[truth.Recording]) -> list[
 
 def moved_s(ours: TimedWord, other: TimedWord) -> float:
     """How far apart the same word's times are."""
-    return max(abs((a or 0.0) - (b or 0.0)) for a, b in zip(ours[1:], cast(Any, other[1:]), strict=True))
+    return max(abs((a or 0.0) - (b or 0.0)) for a, b in zip(ours, other, strict=True))
 
 
-def main(types: str = "float16,bfloat16") -> None:
+def main() -> None:
     warnings.simplefilter("ignore")  # pyannote's and torchaudio's advice
     recordings = [truth.load(path) for path in sorted(RECORDINGS.glob("*/*.opus"))]
     exact_words, exact_turns = words("float32", recordings), turns("float32", recordings)
     figures: dict[str, Any] = {"words": len(exact_words), "recordings": len(recordings)}
-    for name in types.split(","):
-        compute_type = cast(ComputeType, name)
+    for compute_type in TYPES:
         pairs = zip(exact_words, words(compute_type, recordings), strict=True)
         moved = [distance for pair in pairs if (distance := moved_s(*pair)) > 1e-6]
         other = sum(a != b for a, b in zip(exact_turns, turns(compute_type, recordings), strict=True))
-        figures[name] = {
+        figures[compute_type] = {
             "words_moved": len(moved),
             "by_s_at_most": round(max(moved, default=0.0), 3),
             "recordings_with_other_turns": other,

@@ -32,10 +32,7 @@ deployments: Any = untyped_deployments  # Serve decorators turn classes into Dep
 CPU_BATCH = {"max_batch_size": 4}  # CPU decoding gains nothing from more
 # On a T4 16 windows give 90 % of what 32 would; a batch more takes it 0.3 s.
 GPU_BATCH = {"max_batch_size": 16, "company_s": 1.5}
-ALIGN_GPU_BATCH = {
-    "max_batch_size": 16,
-    "max_batch_s": 30.0,
-}  # fills a T4; more would only keep others waiting
+ALIGN_GPU_BATCH = {"max_batch_size": 16, "max_batch_s": 30.0}  # fills a T4; more would keep others waiting
 NO_BATCH = {"max_batch_size": 1}
 
 # Seconds that a model call may last for each second of audio in it; generous, beyond it a replica is killed.

@@ -38,12 +38,11 @@ class Batcher(Generic[Item, Result]):
 
     `run` gets a list and returns a list of the same length and order, an exception standing for an item
     that failed. `wait_s` is how long an idle device waits for company, and `company_s` for a full batch that
-    is on its way. `lanes` share
-    what waits, and with `newcomers_beside` there is one more, for newcomers; `run` must bear so many threads.
-    By `turns` long files' items wait for others on the same device: for newcomers' batches and for searches,
-    or, where newcomers go beside, for searches until there are items for a full batch. Who `searches` waits
-    for newcomers only. `max_batch_s` bounds a batch's seconds of audio, by `audio_s` of its items; one item
-    always goes.
+    is on its way. `lanes` share what waits, and with `newcomers_beside` there is one more, for newcomers;
+    `run` must bear so many threads. By `turns` long files' items wait for others on the same device: for
+    newcomers' batches and for searches, or, where newcomers go beside, for searches until there are items
+    for a full batch. Who `searches` waits for newcomers only. `max_batch_s` bounds a batch's seconds of
+    audio, by `audio_s` of its items; one item always goes.
     """
 
     def __init__(

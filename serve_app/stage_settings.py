@@ -137,8 +137,9 @@ class DiarizationSettings(Strict):
     )
     compute_type: ComputeType = Field(
         "auto",
-        description="auto = float16 on a GPU for pyannote's WeSpeaker embeddings, else "
-        "float32. In half precision turns may differ from pyannote's where a voice is in doubt.",
+        description="auto = float16 on a GPU for pyannote's WeSpeaker embeddings and the "
+        "bundled one, else float32. In half precision turns may differ from pyannote's where a voice is in "
+        "doubt.",
     )
     threads: Threads = Field(
         None, description="CPU threads of one replica; empty = all cores, at most 8; one beside a GPU."

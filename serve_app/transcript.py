@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 SAMPLE_RATE_HZ = 16_000
-LONG_S = 120.0
+LONG_S = 120.0  # from then on a file keeps a device busy for long enough to let others go first
 
 Task = Literal["transcribe", "translate"]
 
@@ -56,7 +56,7 @@ class Audio:
 
     @property
     def is_long(self) -> bool:
-        """Nobody waits for every second of it; what is short goes first where they meet."""
+        """Whether what is short goes first where they meet on a device."""
         return not self.whole or self.duration_s > LONG_S
 
 

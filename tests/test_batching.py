@@ -496,11 +496,11 @@ def test_a_long_request_is_no_newcomer_again_after_a_pause() -> None:
     assert asyncio.run(scenario()) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
 
 
-async def after_first_items(**options: Any) -> "tuple[Device, Batcher[Any, Any]]":
+async def after_first_items(run: Any = None, **options: Any) -> "tuple[Device, Batcher[Any, Any]]":
     """A device that ends every batch, and its batcher, to which the request "long" is a newcomer no more."""
     device = Device()
     device.free(100)
-    batcher: Batcher[Any, Any] = Batcher(device.run, **options)
+    batcher: Batcher[Any, Any] = Batcher(run or device.run, **options)
     for n in range(NEWCOMER_ITEMS):
         await batcher.submit(f"long-{n}", "long", long=True)
     return device, batcher
@@ -665,8 +665,7 @@ def test_who_gives_way_to_all_still_works_for_a_part_of_the_time(turns: DeviceTu
         return items
 
     async def scenario() -> float:
-        _, batcher = await after_first_items(max_batch_size=1, turns=turns)
-        batcher._run = run
+        _, batcher = await after_first_items(run, max_batch_size=1, turns=turns)
         assert turns.search
         with turns.short.first(), turns.search.first():
             await batcher.submit("long", "long")  # which gives all that is owed to them

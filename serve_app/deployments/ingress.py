@@ -34,9 +34,10 @@ from serve_app.usage import charge
 
 READY_TIMEOUT_S = 2.0
 READY_LATELY_S = 60.0  # so long a stage that is slow to answer stays ready, if it has a replica
-Coming = dict[int, float]  # requests whose first window is still to come, by id of the source: since when
-COMING_S = 3.0  # after its body, a request that will be recognised soon has been decoded and searched
 READY_FOR_S = 1.0  # so long an answer about readiness is given again
+COMING_S = 3.0  # after its body, a request that will be recognised soon has been decoded and searched
+
+Coming = dict[int, float]  # requests whose first window is still to come, by id of the source: since when
 
 
 @serve.deployment(max_ongoing_requests=MANY, request_router_config=ROUTER, **HEALTH)

@@ -109,8 +109,8 @@ class Diarizer:
         )
         if compute_type in ("float16", "bfloat16") and not self._takes_int16:
             raise ModelUnavailable(
-                f"diarization.compute_type: {compute_type} is for pyannote's WeSpeaker embeddings, and this "
-                "pipeline has another one; use auto or float32."
+                f"diarization.compute_type: {compute_type} is for pyannote's WeSpeaker embeddings and the "
+                "bundled one, and this pipeline has another; use auto or float32."
             )
         _bound_clusters(pipeline)
 
