@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 from serve_app.batch_items import Waiting
 
-NEWCOMER_ITEMS = 2  # so many items of a request are a newcomer's
+NEWCOMER_ITEMS = 2  # so many items of a request are a newcomer's; of a long file the first only
 REQUESTS_KNOWN = 4096  # whose items are counted
 
 Item = TypeVar("Item")
@@ -38,16 +38,16 @@ class BatchQueue(Generic[Item, Result]):
         return sum(not waiting.answer.done() for waiting in self)
 
     @property
-    def has_newcomers(self) -> bool:
-        """Whether somebody waits for a newcomer's item."""
-        return any(waiting.newcomer and not waiting.answer.done() for waiting in self)
+    def is_pressed(self) -> bool:
+        """Whether somebody waits for a pressing item."""
+        return any(waiting.pressing and not waiting.answer.done() for waiting in self)
 
-    def is_newcomer(self, request_id: Hashable) -> bool:
+    def is_newcomer(self, request_id: Hashable, *, long: bool) -> bool:
         """Whether the request's next item is one of its first; counts that item."""
         self._submitted[request_id] = 1 + (number := self._submitted.pop(request_id, 0))
         if len(self._submitted) > REQUESTS_KNOWN:
             self._submitted.popitem(last=False)
-        return number < NEWCOMER_ITEMS
+        return number < (1 if long else NEWCOMER_ITEMS)
 
     def put(self, request_id: Hashable, waiting: Waiting[Item, Result]) -> None:
         self._queues.setdefault(request_id, deque()).append(waiting)

@@ -39,10 +39,9 @@ class Batcher(Generic[Item, Result]):
     `run` gets a list and returns a list of the same length and order, an exception standing for an item
     that failed. `wait_s` is how long an idle device waits for company, and `company_s` for a full batch that
     is on its way. `lanes` share what waits, and with `newcomers_beside` there is one more, for newcomers;
-    `run` must bear so many threads. By `turns` long files' items wait for others on the same device: for
-    newcomers' batches and for searches, or, where newcomers go beside, for searches until there are items
-    for a full batch. Who `searches` waits for newcomers only. `max_batch_s` bounds a batch's seconds of
-    audio, by `audio_s` of its items; one item always goes.
+    `run` must bear so many threads. By `turns` long files' items wait for others on the device: newcomers'
+    batches and searches, or, where newcomers go beside, searches until there are items for two batches. Who
+    `searches` waits for newcomers only. `max_batch_s` bounds a batch's seconds of audio (`audio_s`).
     """
 
     def __init__(
@@ -85,13 +84,15 @@ class Batcher(Generic[Item, Result]):
         request_id: Hashable,
         *,
         long: bool = False,
+        urgent: bool = False,
         alone: bool = False,
         coming: int | None = None,
     ) -> Result:
         """Waits for its turn, in a batch of its own if `alone`; its result, its error, or BatcherDied.
 
-        Nobody on the device waits for what is `long`, not even while it is a newcomer. `coming` says how
-        many other requests are on their way here now, where that is news.
+        Nobody on the device waits for what is `long`, not even while it is a newcomer; it waits for others,
+        but for its first item and for what is `urgent`. `coming` says how many other requests are on their
+        way here now, where that is news.
         """
         self.check()
         if not self._loop_tasks:
@@ -105,11 +106,11 @@ class Batcher(Generic[Item, Result]):
                 task.add_done_callback(self._note_death)
         if coming is not None:
             self._coming, self._last_came_s = coming, time.monotonic()
-        newcomer = self._queue.is_newcomer(request_id)
+        newcomer = self._queue.is_newcomer(request_id, long=long)
         answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         key = object() if alone else self._key(item)  # which nothing else has
-        short = newcomer and not long
-        self._queue.put(request_id, Waiting(item, key, newcomer, short, answer, time.monotonic()))
+        short, pressing = newcomer and not long, newcomer or urgent or not long
+        self._queue.put(request_id, Waiting(item, key, newcomer, short, pressing, answer, time.monotonic()))
         self._wake()
         return await answer
 
@@ -200,8 +201,8 @@ class Batcher(Generic[Item, Result]):
                 await asyncio.wait_for(self._news[lane].wait(), left_s)
 
     def _has_pressing_work(self) -> bool:
-        """Short work that goes nowhere else; and where newcomers go beside, as much as fits into a batch."""
-        return self._queue.has_newcomers or (self._newcomers_beside and self.queued >= self.max_batch_size)
+        """Work that cannot wait; and where newcomers go beside, as much as fits into two batches."""
+        return self._queue.is_pressed or (self._newcomers_beside and self.queued >= 2 * self.max_batch_size)
 
     def _cut(self) -> list[Waiting[Item, Result]]:
         self.counters.dropped += self._queue.drop_cancelled()

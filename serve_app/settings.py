@@ -105,7 +105,7 @@ class Settings(Strict):
         "threads and batches.",
     )
     windows_in_flight: int = Field(
-        128, ge=1, description="Windows of one request that wait or run; two batches for each GPU and more."
+        192, ge=1, description="Windows of one request that wait or run; three batches for each GPU and more."
     )
     requests_in_flight: int = Field(
         256, ge=1, description="Requests received and worked on at once; more are answered 503."

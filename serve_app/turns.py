@@ -7,7 +7,7 @@ when a process dies.
 
 On a GPU second comes the search for speech in a long file: it finds work for many devices, and with a third
 of one it keeps only four of them busy. It holds another lock; meanwhile alignment waits, and recognition
-until it has a full batch.
+until two full batches wait for it.
 """
 
 import asyncio
@@ -27,16 +27,18 @@ logger = logging.getLogger("ray.serve")
 
 FOLDER = Path("/dev/shm")  # noqa: S108  (of this machine, as the device is; the file in it is checked)
 
-MOST_GIVEN_S = 1.0  # that work waits for others on the device
+# Seconds that work waits for others on the device, at most. In so long a search finds two batches for each of
+# eight GPUs; with less they all run halves of batches until it has ended.
+FOR_SHORT_S, FOR_SEARCH_S = 1.0, 4.0
 LINGER_S = 0.05  # and after them: the same clip comes here next, a search takes its next step
 LOOK_S = 0.005
 
 
 class Turns:
-    """Those of one device: all processes of one user that name the same file."""
+    """Those of one device: all processes of one user that name the same file. Others wait for `most_s`."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, most_s: float = FOR_SHORT_S) -> None:
+        self._path, self.most_s = path, most_s
         try:
             os.close(self._open())
         except OSError as error:
@@ -104,7 +106,7 @@ class GivingWay:
             return
         begun_s, last_s, given = time.monotonic(), self._expected_s, set[Turns]()
         worked_s = begun_s - self._waited_s
-        until_s = {turns: begun_s + min(MOST_GIVEN_S, worked_s - s) for turns, s in self._first.items()}
+        until_s = {turns: begun_s + min(turns.most_s, worked_s - s) for turns, s in self._first.items()}
         while while_so():
             now_s = time.monotonic()
             if taken := {turns for turns in until_s if now_s < until_s[turns] and turns.taken()}:
@@ -134,5 +136,5 @@ def of_this_device() -> DeviceTurns | None:
     if device == "cpu" and len(os.sched_getaffinity(0)) > MOST_THREADS:
         return None
     path = FOLDER / f"whisperx-{os.geteuid()}-{device.replace('/', '_')}"
-    search = None if device == "cpu" else Turns(path.with_name(f"{path.name}-search"))
+    search = None if device == "cpu" else Turns(path.with_name(f"{path.name}-search"), FOR_SEARCH_S)
     return DeviceTurns(Turns(path), search)

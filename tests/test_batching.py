@@ -508,7 +508,7 @@ async def after_first_items(run: Any = None, **options: Any) -> "tuple[Device, B
 
 @pytest.fixture
 def turns(tmp_path: Path) -> DeviceTurns:
-    return DeviceTurns(Turns(tmp_path / "short"), Turns(tmp_path / "search"))
+    return DeviceTurns(Turns(tmp_path / "short", 60.0), Turns(tmp_path / "search", 60.0))
 
 
 @pytest.mark.parametrize(
@@ -516,18 +516,17 @@ def turns(tmp_path: Path) -> DeviceTurns:
     [("short", False, False), ("search", False, False), ("short", False, True), ("search", True, False)],
 )
 def test_what_can_wait_gives_way_to_others_on_the_same_device(
-    turns: DeviceTurns, others: str, beside: bool, searches: bool, monkeypatch: pytest.MonkeyPatch
+    turns: DeviceTurns, others: str, beside: bool, searches: bool
 ) -> None:
     """A long file waits while a clip is at work elsewhere, or a search that finds work for many devices; a
     clip here does not.
     """
-    monkeypatch.setattr(turns_module, "MOST_GIVEN_S", 60.0)
 
     async def scenario() -> list[list[Any]]:
         options = {"newcomers_beside": beside, "turns": turns, "searches": searches}
         device, batcher = await after_first_items(max_batch_size=8, **options)
         with getattr(turns, others).first():
-            late = asyncio.create_task(batcher.submit("long-late", "long"))
+            late = asyncio.create_task(batcher.submit("long-late", "long", long=True))
             await settle()
             if beside:
                 assert await batcher.submit("short", "short") == "<short>"
@@ -540,16 +539,13 @@ def test_what_can_wait_gives_way_to_others_on_the_same_device(
     assert asyncio.run(scenario())[NEWCOMER_ITEMS:] == [*clips, ["long-late"]]
 
 
-def test_where_nothing_goes_beside_a_clip_ends_the_giving_way(
-    turns: DeviceTurns, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_nothing_goes_beside_a_clip_ends_the_giving_way(turns: DeviceTurns) -> None:
     """It would else wait with the long file's items."""
-    monkeypatch.setattr(turns_module, "MOST_GIVEN_S", 60.0)
 
     async def scenario() -> list[list[Any]]:
         device, batcher = await after_first_items(max_batch_size=1, turns=turns)
         with turns.short.first():
-            late = asyncio.create_task(batcher.submit("long-late", "long"))
+            late = asyncio.create_task(batcher.submit("long-late", "long", long=True))
             await settle()
             assert await batcher.submit("short", "short") == "<short>"
         await late
@@ -567,9 +563,9 @@ def test_not_all_wait_for_all(turns: DeviceTurns, others: str, beside: bool, sea
         options = {"newcomers_beside": beside, "turns": turns, "searches": searches}
         device, batcher = await after_first_items(max_batch_size=8, **options)
         with getattr(turns, others).first():
-            first = asyncio.create_task(batcher.submit("long-first", "long"))
+            first = asyncio.create_task(batcher.submit("long-first", "long", long=True))
             await settle()
-            second = asyncio.create_task(batcher.submit("long-second", "long"))
+            second = asyncio.create_task(batcher.submit("long-second", "long", long=True))
             await asyncio.gather(first, second)
         batcher.close()
         assert device.batches[NEWCOMER_ITEMS:] == [["long-first"], ["long-second"]]
@@ -596,52 +592,77 @@ def test_a_search_lets_what_it_found_in_a_clip_be_recognised_first(
     asyncio.run(scenario())
 
 
-def test_others_are_not_waited_for_for_ever(turns: DeviceTurns, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_others_are_not_waited_for_for_ever(turns: DeviceTurns) -> None:
     """However long they go on, also the second time."""
-    monkeypatch.setattr(turns_module, "MOST_GIVEN_S", 0.02)
+    turns.short.most_s = 0.02
 
     async def scenario() -> list[Any]:
         device = Device()
         device.free(100)
         batcher: Batcher[Any, Any] = Batcher(device.run, max_batch_size=1, turns=turns)
         with turns.short.first():
-            answers = [await batcher.submit(n, "long") for n in range(NEWCOMER_ITEMS + 2)]
+            answers = [await batcher.submit(n, "long", long=True) for n in range(NEWCOMER_ITEMS + 2)]
         batcher.close()
         return answers
 
     assert asyncio.run(scenario()) == [f"<{n}>" for n in range(NEWCOMER_ITEMS + 2)]
 
 
-def test_a_recogniser_waits_for_a_full_batch_while_windows_are_searched_for(
-    turns: DeviceTurns, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On the same device; a full one runs at once."""
-    monkeypatch.setattr(turns_module, "MOST_GIVEN_S", 60.0)
+def test_a_recogniser_waits_for_two_full_batches_while_windows_are_searched_for(turns: DeviceTurns) -> None:
+    """On the same device; then the first of them runs, and the rest waits on."""
 
     async def scenario() -> list[list[Any]]:
-        device, batcher = await after_first_items(max_batch_size=3, newcomers_beside=True, turns=turns)
+        device, batcher = await after_first_items(max_batch_size=2, newcomers_beside=True, turns=turns)
         assert turns.search
         with turns.search.first():
-            windows = [asyncio.create_task(batcher.submit(1, "long"))]
+            windows = [asyncio.create_task(batcher.submit(n, "long", long=True)) for n in range(3)]
             await settle()
-            windows += [asyncio.create_task(batcher.submit(number, "long")) for number in (2, 3)]
-            await asyncio.gather(*windows)
+            assert len(device.batches) == NEWCOMER_ITEMS
+            windows.append(asyncio.create_task(batcher.submit(3, "long", long=True)))
+            await asyncio.gather(*windows[:2])
+            await settle()
+            assert not any(window.done() for window in windows[2:])
+        await asyncio.gather(*windows)
         batcher.close()
         return device.batches
 
-    assert asyncio.run(scenario())[NEWCOMER_ITEMS:] == [[1, 2, 3]]
+    assert asyncio.run(scenario())[NEWCOMER_ITEMS:] == [[0, 1], [2, 3]]
 
 
-def test_giving_way_to_a_search_leaves_time_to_give_way_to_clips(
-    turns: DeviceTurns, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("beside", [True, False], ids=["recogniser", "aligner"])
+def test_only_what_a_long_file_can_wait_for_waits_for_a_search(turns: DeviceTurns, beside: bool) -> None:
+    """Not its first item, and none that decides how it goes on; of a short file nothing at all."""
+
+    async def scenario() -> None:
+        device = Device()
+        device.free(100)
+        batcher: Batcher[Any, Any] = Batcher(
+            device.run, max_batch_size=8, newcomers_beside=beside, turns=turns
+        )
+        assert turns.search
+        with turns.search.first():
+            await batcher.submit("long-first", "long", long=True)
+            for n in range(NEWCOMER_ITEMS + 1):
+                await batcher.submit(n, "short")
+            second = asyncio.create_task(batcher.submit("long-second", "long", long=True))
+            await settle()
+            assert not second.done()
+            await batcher.submit("vote", "another long one", long=True)
+            assert not second.done() or not beside
+            await batcher.submit("another vote", "another long one", long=True, urgent=True)
+        await second
+        batcher.close()
+
+    asyncio.run(asyncio.wait_for(scenario(), 30))
+
+
+def test_giving_way_to_a_search_leaves_time_to_give_way_to_clips(turns: DeviceTurns) -> None:
     """Half of the time at most goes to each: a clip that comes during a search would else get none of it."""
-    monkeypatch.setattr(turns_module, "MOST_GIVEN_S", 60.0)
 
     async def gives_way_to(first: Turns, batcher: Batcher[Any, Any]) -> bool:
         """Whether a long file's item still waits for it after a while."""
         with first.first():
-            late = asyncio.create_task(batcher.submit("long", "long"))
+            late = asyncio.create_task(batcher.submit("long", "long", long=True))
             await asyncio.wait({late}, timeout=4 * turns_module.LINGER_S)
             waits = not late.done()
         await late
@@ -667,11 +688,12 @@ def test_who_gives_way_to_all_still_works_for_a_part_of_the_time(turns: DeviceTu
     async def scenario() -> float:
         _, batcher = await after_first_items(run, max_batch_size=1, turns=turns)
         assert turns.search
+        turns.short.most_s, turns.search.most_s = 0.5, 1.0
         with turns.short.first(), turns.search.first():
-            await batcher.submit("long", "long")  # which gives all that is owed to them
+            await batcher.submit("long", "long", long=True)  # which gives all that is owed to them
             begun_s, busy_s = time.monotonic(), batcher.counters.busy_s
             for _ in range(10):
-                await batcher.submit("long", "long")
+                await batcher.submit("long", "long", long=True)
             share = (batcher.counters.busy_s - busy_s) / (time.monotonic() - begun_s)
         batcher.close()
         return share
@@ -691,8 +713,8 @@ def test_who_goes_first_shows_to_others_while_it_runs(turns: DeviceTurns) -> Non
     async def scenario(searches: bool) -> None:
         batcher: Batcher[Any, Any] = Batcher(run, max_batch_size=1, turns=turns, searches=searches)
         for n in range(NEWCOMER_ITEMS + 1):
-            await batcher.submit(n, "long")
-        await batcher.submit(n, "another long one, which says so", long=True)
+            await batcher.submit(n, "short")
+        await batcher.submit(n, "long", long=True)
         batcher.close()
 
     asyncio.run(scenario(searches=False))
@@ -725,7 +747,7 @@ def test_newcomers_come_first_but_not_always() -> None:
 
         def put(item: str, request_id: str, newcomer: bool) -> None:
             answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            queue.put(request_id, Waiting(item, None, newcomer, newcomer, answer, 0.0))
+            queue.put(request_id, Waiting(item, None, newcomer, newcomer, newcomer, answer, 0.0))
 
         put("long", "file", False)
         put("long", "file", False)

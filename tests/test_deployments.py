@@ -135,7 +135,7 @@ def test_others_on_a_device_wait_for_short_files_only(
     file_s: int, first: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every stage knows from the audio which it is; and the recogniser how long each window is."""
-    turns = DeviceTurns(Turns(tmp_path / "short"), Turns(tmp_path / "search"))
+    turns = DeviceTurns(Turns(tmp_path / "short", 60.0), Turns(tmp_path / "search", 60.0))
     monkeypatch.setattr(deployments.models, "of_this_device", lambda: turns)
     device, untyped = WatchedDevice(turns), vars(deployments)
 

@@ -144,7 +144,8 @@ class Transcriber:
         for temperature in self._fallback.schedule(decoding):
             how = replace(decoding, temperature=temperature)
             request = AsrRequest(features, language, how, window.end_s - window.start_s)
-            attempts.append(await submit(request, coming=None if attempts else coming))
+            votes = language is None  # on the file's language: all its other windows wait for it
+            attempts.append(await submit(request, urgent=votes, coming=None if attempts else coming))
             if self._fallback.believes(attempts[-1]):
                 break
             language = attempts[-1].language
