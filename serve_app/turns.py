@@ -30,7 +30,7 @@ FOLDER = Path("/dev/shm")  # noqa: S108  (of this machine, as the device is; the
 # Seconds that work waits for others on the device, at most. In so long a search finds two batches for each of
 # eight GPUs; with less they all run halves of batches until it has ended.
 FOR_SHORT_S, FOR_SEARCH_S = 1.0, 4.0
-LINGER_S = 0.05  # and after them: the same clip comes here next, a search takes its next step
+LINGER_S = 0.1  # and after them: the same clip comes here next, a search takes its next step
 LOOK_S = 0.005
 
 
