@@ -41,7 +41,7 @@ class Batcher(Generic[Item, Result]):
     is on its way. `lanes` share what waits, and with `newcomers_beside` there is one more, for newcomers;
     `run` must bear so many threads. By `turns` long files' items wait for others on the device: newcomers'
     batches and searches, or, where newcomers go beside, searches until there are items for two batches. Who
-    `searches` waits for newcomers only. `max_batch_s` bounds a batch's seconds of audio (`audio_s`).
+    `searches` waits for newcomers only. `max_batch_s` bounds the `audio_s` of a batch of more than one item.
     """
 
     def __init__(

@@ -155,6 +155,56 @@ def test_others_on_a_device_wait_for_short_files_only(
     assert (device.was_first, device.lengths_s) == ([first] * 3, [11.5])
 
 
+class DoubtfulDevice(WatchedDevice):
+    """One whose first texts are not believed."""
+
+    def transcribe(self, requests: Sequence[AsrRequest]) -> list[WindowText]:
+        texts = super().transcribe(requests)
+        return [
+            text if request.decoding.temperature else replace(text, avg_logprob=-3.0)
+            for request, text in zip(requests, texts, strict=True)
+        ]
+
+
+@pytest.mark.parametrize(
+    ("language", "windows", "device", "waiting"),
+    [(None, 4, DoubtfulDevice, 0), ("en", 1, DoubtfulDevice, 0), ("en", 4, WatchedDevice, 3)],
+    ids=["a vote", "the first", "others"],
+)
+def test_what_the_rest_of_a_long_file_waits_for_waits_for_no_search(
+    language: str | None,
+    windows: int,
+    device: type[WatchedDevice],
+    waiting: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Windows that vote on its language, and the first one, also while they are decoded again."""
+    turns = DeviceTurns(Turns(tmp_path / "short", 60.0), Turns(tmp_path / "search", 60.0))
+    assert turns.search
+    monkeypatch.setattr(deployments.models, "of_this_device", lambda: turns)
+    untyped: Any = deployments.Transcriber
+    fallback = Fallback((0.2,))
+    stage = untyped.func_or_class(lambda: device(turns), deployments.TranscriberConfig(), fallback)
+    audio = Audio(np.zeros(121 * SAMPLE_RATE_HZ, np.int16))
+
+    async def still_waiting(search: Turns) -> int:
+        ref: asyncio.Future[Audio] = asyncio.get_running_loop().create_future()
+        ref.set_result(audio)
+        with search.first():
+            calls = [
+                asyncio.create_task(
+                    stage.transcribe([ref], Window(n, n + 1.0), language, Decoding(), "request", 0)
+                )
+                for n in range(windows)
+            ]
+            _, pending = await asyncio.wait(calls, timeout=1.0 if waiting else 30.0)
+        await asyncio.gather(*calls)
+        return len(pending)
+
+    assert asyncio.run(still_waiting(turns.search)) == waiting
+
+
 class HeldDiarizer(FakeDiarizer):
     """Gives no answer before `release` is set."""
 

@@ -139,16 +139,18 @@ class Transcriber:
         """
         audio = await audio_behind(ref)
         features = await self._features.submit(window.cut(audio.samples), request_id)
+        votes = language is None  # on the file's language: all its other windows wait for it
         submit = partial(self._batcher.submit, request_id=request_id, long=audio.is_long, alone=alone)
         attempts: list[WindowText] = []
         for temperature in self._fallback.schedule(decoding):
             how = replace(decoding, temperature=temperature)
             request = AsrRequest(features, language, how, window.end_s - window.start_s)
-            votes = language is None  # on the file's language: all its other windows wait for it
-            attempts.append(await submit(request, urgent=votes, coming=None if attempts else coming))
-            if self._fallback.believes(attempts[-1]):
+            again = len(attempts) > 0  # of a file's first window, too
+            text = await submit(request, urgent=votes or again, coming=None if again else coming)
+            attempts.append(text)
+            if self._fallback.believes(text):
                 break
-            language = attempts[-1].language
+            language = text.language
         return self._fallback.choose(attempts)
 
     async def counters(self) -> dict[str, float]:
