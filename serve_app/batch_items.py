@@ -17,9 +17,9 @@ class BatcherDied(Exception):
 class Waiting(Generic[Item, Result]):
     item: Item
     key: Hashable
-    newcomer: bool  # one of its request's first items: early, so that a long file's first text is
+    newcomer: bool  # one of its request's first items here: early, so that a long file's first text is
     short: bool  # and of no long file: others on the device wait for it
-    pressing: bool  # or of no long file, or urgent: waits for nobody on the device
+    pressing: bool  # a newcomer's, of no long file, or urgent: waits for nobody on the device
     answer: "asyncio.Future[Result]"
     since_s: float
     passed_over: bool = False  # it would have been in the last batch by turn

@@ -4,6 +4,8 @@ A batch of a model that writes lasts as long as its longest item, and one that i
 more requests than go into one batch the shorter half goes first, and the longer half next.
 """
 
+import asyncio
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterator
 from typing import Generic, TypeVar
@@ -42,15 +44,25 @@ class BatchQueue(Generic[Item, Result]):
         """Whether somebody waits for a pressing item."""
         return any(waiting.pressing and not waiting.answer.done() for waiting in self)
 
-    def is_newcomer(self, request_id: Hashable, *, long: bool) -> bool:
-        """Whether the request's next item is one of its first; counts that item."""
+    def knows(self, request_id: Hashable) -> bool:
+        """Whether the request has had an item before."""
+        return request_id in self._submitted
+
+    def put(
+        self, request_id: Hashable, item: Item, key: Hashable, *, long: bool = False, urgent: bool = False
+    ) -> Waiting[Item, Result]:
+        """Behind the request's other items; what is pressing, before those that are not."""
         self._submitted[request_id] = 1 + (number := self._submitted.pop(request_id, 0))
         if len(self._submitted) > REQUESTS_KNOWN:
             self._submitted.popitem(last=False)
-        return number < (1 if long else NEWCOMER_ITEMS)
-
-    def put(self, request_id: Hashable, waiting: Waiting[Item, Result]) -> None:
-        self._queues.setdefault(request_id, deque()).append(waiting)
+        newcomer = number < (1 if long else NEWCOMER_ITEMS)
+        short, pressing = newcomer and not long, newcomer or urgent or not long
+        answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        waiting = Waiting(item, key, newcomer, short, pressing, answer, time.monotonic())
+        queue = self._queues.setdefault(request_id, deque())
+        behind = (n for n, other in enumerate(queue) if pressing and not other.pressing)
+        queue.insert(next(behind, len(queue)), waiting)
+        return waiting
 
     def clear(self) -> None:
         self._queues.clear()

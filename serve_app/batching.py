@@ -41,7 +41,8 @@ class Batcher(Generic[Item, Result]):
     is on its way. `lanes` share what waits, and with `newcomers_beside` there is one more, for newcomers;
     `run` must bear so many threads. By `turns` long files' items wait for others on the device: newcomers'
     batches and searches, or, where newcomers go beside, searches until there are items for two batches. Who
-    `searches` waits for newcomers only. `max_batch_s` bounds the `audio_s` of a batch of more than one item.
+    `searches` waits for newcomers only. An item that cannot wait ends the waiting of all. `max_batch_s`
+    bounds the `audio_s` of a batch of more than one item.
     """
 
     def __init__(
@@ -66,9 +67,7 @@ class Batcher(Generic[Item, Result]):
         self.counters = BatchCounters()
         self._queue: BatchQueue[Item, Result] = BatchQueue(audio_s)
         self._turns, self._searches = turns, searches
-        first = [turns.short] if turns and not newcomers_beside else []
-        first += [turns.search] if turns and turns.search and not searches else []
-        self._giving_way = GivingWay(first)
+        self._giving_way = GivingWay(turns.before(newcomers_beside, searches) if turns else {})
         self._coming, self._last_came_s = 0, -math.inf
         self._lanes, self._newcomers_beside = lanes, newcomers_beside
         self._running: list[list[Waiting[Item, Result]]] = [[] for _ in range(lanes + newcomers_beside)]
@@ -91,8 +90,8 @@ class Batcher(Generic[Item, Result]):
         """Waits for its turn, in a batch of its own if `alone`; its result, its error, or BatcherDied.
 
         Nobody on the device waits for what is `long`, not even while it is a newcomer; it waits for others,
-        but for its first item and for what is `urgent`. `coming` says how many other requests are on their
-        way here now, where that is news.
+        but for its first item here and for what is `urgent`. `coming` says how many other requests are on
+        their way here now, where that is news.
         """
         self.check()
         if not self._loop_tasks:
@@ -106,18 +105,19 @@ class Batcher(Generic[Item, Result]):
                 task.add_done_callback(self._note_death)
         if coming is not None:
             self._coming, self._last_came_s = coming, time.monotonic()
-        newcomer = self._queue.is_newcomer(request_id, long=long)
-        answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         key = object() if alone else self._key(item)  # which nothing else has
-        short, pressing = newcomer and not long, newcomer or urgent or not long
-        self._queue.put(request_id, Waiting(item, key, newcomer, short, pressing, answer, time.monotonic()))
+        waiting = self._queue.put(request_id, item, key, long=long, urgent=urgent)
         self._wake()
-        return await answer
+        return await waiting.answer
 
     def check(self) -> None:
         """Raises BatcherDied; for `check_health`, so that Serve replaces the replica."""
         if self._died:
             raise BatcherDied
+
+    def knows(self, request_id: Hashable) -> bool:
+        """Whether the request has submitted an item before."""
+        return self._queue.knows(request_id)
 
     @property
     def queued(self) -> int:

@@ -105,7 +105,10 @@ class Settings(Strict):
         "threads and batches.",
     )
     windows_in_flight: int = Field(
-        192, ge=1, description="Windows of one request that wait or run; three batches for each GPU and more."
+        192,
+        ge=1,
+        description="Windows of one request that wait or run; three batches for each GPU and more, so enough "
+        "for four GPUs with batches of 16.",
     )
     requests_in_flight: int = Field(
         256, ge=1, description="Requests received and worked on at once; more are answered 503."

@@ -2,12 +2,12 @@
 
 A device gives everybody an equal part, so a clip that is recognised beside a long file's batch would get a
 third of it while that file is aligned as well. Whoever works on short files only holds a lock; alignment and
-speech detection of long files wait meanwhile, as long as they work, at most. The kernel lets go of the lock
-when a process dies.
+speech detection of long files wait meanwhile, as long as they themselves have worked since they last waited,
+at most. The kernel lets go of the lock when a process dies.
 
 On a GPU second comes the search for speech in a long file: it finds work for many devices, and with a third
 of one it keeps only four of them busy. It holds another lock; meanwhile alignment waits, and recognition
-until two full batches wait for it.
+longer, but only until two full batches wait for it.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,18 +27,18 @@ logger = logging.getLogger("ray.serve")
 
 FOLDER = Path("/dev/shm")  # noqa: S108  (of this machine, as the device is; the file in it is checked)
 
-# Seconds that work waits for others on the device, at most. In so long a search finds two batches for each of
-# eight GPUs; with less they all run halves of batches until it has ended.
-FOR_SHORT_S, FOR_SEARCH_S = 1.0, 4.0
+# Seconds that work waits for others on the device, at most and at a time; recognition for a search longer: by
+# then that finds two batches for each of four GPUs, and with less they all run halves until it has ended.
+MOST_S, MOST_FOR_SEARCH_S = 1.0, 4.0
 LINGER_S = 0.1  # and after them: the same clip comes here next, a search takes its next step
 LOOK_S = 0.005
 
 
 class Turns:
-    """Those of one device: all processes of one user that name the same file. Others wait for `most_s`."""
+    """Those of one device: all processes of one user that name the same file."""
 
-    def __init__(self, path: Path, most_s: float = FOR_SHORT_S) -> None:
-        self._path, self.most_s = path, most_s
+    def __init__(self, path: Path) -> None:
+        self._path = path
         try:
             os.close(self._open())
         except OSError as error:
@@ -88,11 +88,12 @@ class Turns:
 
 
 class GivingWay:
-    """Work that waits for whoever is `first` on the device."""
+    """Work that waits for whoever is `first` on the device, for so many seconds at a time at most."""
 
-    def __init__(self, first: Sequence[Turns]) -> None:
+    def __init__(self, first: Mapping[Turns, float]) -> None:
         self.now = False
-        self._first = dict.fromkeys(first, 0.0)  # when they went last, in time that was not spent waiting
+        self._most_s = dict(first)
+        self._last_s = dict.fromkeys(first, 0.0)  # when they went last, in time that was not spent waiting
         self._waited_s = 0.0
         self._expected_s = -math.inf
 
@@ -102,11 +103,12 @@ class GivingWay:
 
     async def wait(self, while_so: Callable[[], bool]) -> None:
         """While others work, for each kind of them as long as it was not waited for, at most."""
-        if not self._first:
+        if not self._most_s:
             return
         begun_s, last_s, given = time.monotonic(), self._expected_s, set[Turns]()
         worked_s = begun_s - self._waited_s
-        until_s = {turns: begun_s + min(turns.most_s, worked_s - s) for turns, s in self._first.items()}
+        allowed_s = {turns: min(s, worked_s - self._last_s[turns]) for turns, s in self._most_s.items()}
+        until_s = {turns: begun_s + s for turns, s in allowed_s.items()}
         while while_so():
             now_s = time.monotonic()
             if taken := {turns for turns in until_s if now_s < until_s[turns] and turns.taken()}:
@@ -119,7 +121,7 @@ class GivingWay:
         self.now = False
         self._waited_s += time.monotonic() - begun_s
         if given:
-            self._first.update(dict.fromkeys(given, worked_s))
+            self._last_s.update(dict.fromkeys(given, worked_s))
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,15 @@ class DeviceTurns:
 
     short: Turns
     search: Turns | None  # on CPUs nobody waits for it: they are all there is, and it does not use them all
+    most_s: float = MOST_S
+    most_for_search_s: float = MOST_FOR_SEARCH_S
+
+    def before(self, newcomers_beside: bool, searches: bool) -> dict[Turns, float]:
+        """Whom a stage with a lane for newcomers, or that searches, or neither, waits for, and how long."""
+        first = {} if newcomers_beside else {self.short: self.most_s}
+        if self.search and not searches:
+            first[self.search] = self.most_for_search_s if newcomers_beside else self.most_s
+        return first
 
 
 def of_this_device() -> DeviceTurns | None:
@@ -136,5 +147,5 @@ def of_this_device() -> DeviceTurns | None:
     if device == "cpu" and len(os.sched_getaffinity(0)) > MOST_THREADS:
         return None
     path = FOLDER / f"whisperx-{os.geteuid()}-{device.replace('/', '_')}"
-    search = None if device == "cpu" else Turns(path.with_name(f"{path.name}-search"), FOR_SEARCH_S)
+    search = None if device == "cpu" else Turns(path.with_name(f"{path.name}-search"))
     return DeviceTurns(Turns(path), search)

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from serve_app import batching
 from serve_app import turns as turns_module
-from serve_app.batch_items import BatcherDied, Waiting
+from serve_app.batch_items import BatcherDied
 from serve_app.batch_queue import NEWCOMER_ITEMS, BatchQueue
 from serve_app.batching import Batcher
 from serve_app.transcript import SAMPLE_RATE_HZ, Audio
@@ -508,7 +509,13 @@ async def after_first_items(run: Any = None, **options: Any) -> "tuple[Device, B
 
 @pytest.fixture
 def turns(tmp_path: Path) -> DeviceTurns:
-    return DeviceTurns(Turns(tmp_path / "short", 60.0), Turns(tmp_path / "search", 60.0))
+    return DeviceTurns(Turns(tmp_path / "short"), Turns(tmp_path / "search"), 60.0, 60.0)
+
+
+async def still_waits(task: "asyncio.Task[Any]") -> bool:
+    """Whether it does not end, although whatever could let it look again does so several times."""
+    await asyncio.wait({task}, timeout=10 * turns_module.LOOK_S)
+    return not task.done()
 
 
 @pytest.mark.parametrize(
@@ -527,10 +534,10 @@ def test_what_can_wait_gives_way_to_others_on_the_same_device(
         device, batcher = await after_first_items(max_batch_size=8, **options)
         with getattr(turns, others).first():
             late = asyncio.create_task(batcher.submit("long-late", "long", long=True))
-            await settle()
+            assert await still_waits(late)
             if beside:
                 assert await batcher.submit("short", "short") == "<short>"
-            assert not late.done()
+            assert await still_waits(late)
         assert await late == "<long-late>"
         batcher.close()
         return device.batches
@@ -594,12 +601,12 @@ def test_a_search_lets_what_it_found_in_a_clip_be_recognised_first(
 
 def test_others_are_not_waited_for_for_ever(turns: DeviceTurns) -> None:
     """However long they go on, also the second time."""
-    turns.short.most_s = 0.02
+    hurried = replace(turns, most_s=0.02)
 
     async def scenario() -> list[Any]:
         device = Device()
         device.free(100)
-        batcher: Batcher[Any, Any] = Batcher(device.run, max_batch_size=1, turns=turns)
+        batcher: Batcher[Any, Any] = Batcher(device.run, max_batch_size=1, turns=hurried)
         with turns.short.first():
             answers = [await batcher.submit(n, "long", long=True) for n in range(NEWCOMER_ITEMS + 2)]
         batcher.close()
@@ -609,24 +616,28 @@ def test_others_are_not_waited_for_for_ever(turns: DeviceTurns) -> None:
 
 
 def test_a_recogniser_waits_for_two_full_batches_while_windows_are_searched_for(turns: DeviceTurns) -> None:
-    """On the same device; then the first of them runs, and the rest waits on."""
+    """On the same device; then the first of them runs, and the rest waits for as long as that took."""
+    batches = []
 
-    async def scenario() -> list[list[Any]]:
-        device, batcher = await after_first_items(max_batch_size=2, newcomers_beside=True, turns=turns)
+    def run(items: list[Any]) -> list[Any]:
+        batches.append(items)
+        time.sleep(0.3)  # the work itself
+        return items
+
+    async def scenario() -> None:
+        _, batcher = await after_first_items(run, max_batch_size=2, newcomers_beside=True, turns=turns)
         assert turns.search
         with turns.search.first():
             windows = [asyncio.create_task(batcher.submit(n, "long", long=True)) for n in range(3)]
-            await settle()
-            assert len(device.batches) == NEWCOMER_ITEMS
+            assert await still_waits(windows[0])
             windows.append(asyncio.create_task(batcher.submit(3, "long", long=True)))
             await asyncio.gather(*windows[:2])
-            await settle()
-            assert not any(window.done() for window in windows[2:])
+            assert await still_waits(windows[2])
         await asyncio.gather(*windows)
         batcher.close()
-        return device.batches
 
-    assert asyncio.run(scenario())[NEWCOMER_ITEMS:] == [[0, 1], [2, 3]]
+    asyncio.run(scenario())
+    assert batches[NEWCOMER_ITEMS:] == [[0, 1], [2, 3]]
 
 
 @pytest.mark.parametrize("beside", [True, False], ids=["recogniser", "aligner"])
@@ -645,12 +656,12 @@ def test_only_what_a_long_file_can_wait_for_waits_for_a_search(turns: DeviceTurn
             for n in range(NEWCOMER_ITEMS + 1):
                 await batcher.submit(n, "short")
             second = asyncio.create_task(batcher.submit("long-second", "long", long=True))
-            await settle()
-            assert not second.done()
-            await batcher.submit("vote", "another long one", long=True)
-            assert not second.done() or not beside
-            await batcher.submit("another vote", "another long one", long=True, urgent=True)
-        await second
+            assert await still_waits(second)
+            await batcher.submit("another's first", "another long one", long=True)
+            assert not beside or await still_waits(second)
+            third = asyncio.create_task(batcher.submit("long-third", "long", long=True))
+            await batcher.submit("urgent", "long", long=True, urgent=True)
+        await asyncio.gather(second, third)
         batcher.close()
 
     asyncio.run(asyncio.wait_for(scenario(), 30))
@@ -678,7 +689,8 @@ def test_giving_way_to_a_search_leaves_time_to_give_way_to_clips(turns: DeviceTu
     assert asyncio.run(scenario()) == [True, True]
 
 
-def test_who_gives_way_to_all_still_works_for_a_part_of_the_time(turns: DeviceTurns) -> None:
+@pytest.mark.parametrize("beside", [True, False], ids=["recogniser", "aligner"])
+def test_who_gives_way_to_all_still_works_for_a_part_of_the_time(turns: DeviceTurns, beside: bool) -> None:
     """Also while clips and searches on the same device never end."""
 
     def run(items: list[Any]) -> list[Any]:
@@ -686,9 +698,9 @@ def test_who_gives_way_to_all_still_works_for_a_part_of_the_time(turns: DeviceTu
         return items
 
     async def scenario() -> float:
-        _, batcher = await after_first_items(run, max_batch_size=1, turns=turns)
+        hurried = replace(turns, most_s=0.5, most_for_search_s=1.0)
+        _, batcher = await after_first_items(run, max_batch_size=1, newcomers_beside=beside, turns=hurried)
         assert turns.search
-        turns.short.most_s, turns.search.most_s = 0.5, 1.0
         with turns.short.first(), turns.search.first():
             await batcher.submit("long", "long", long=True)  # which gives all that is owed to them
             begun_s, busy_s = time.monotonic(), batcher.counters.busy_s
@@ -739,22 +751,39 @@ def test_a_file_is_long_after_two_minutes_and_while_there_is_more_to_come(
     assert audio.is_long is is_long
 
 
+def test_what_is_urgent_is_first_of_its_request() -> None:
+    """Behind what is, too; that others have come before does not matter to who is next."""
+
+    async def scenario() -> list[list[str]]:
+        queue: BatchQueue[str, None] = BatchQueue(lambda item: 30.0)
+        queue.put("other", "other's first", None, long=True)
+        for number in range(3):
+            queue.put("file", f"window {number}", None, long=True)
+        for number in range(2):
+            queue.put("file", f"again {number}", "again", long=True, urgent=True)
+        return [[waiting.item for waiting in queue.cut(2, 300.0)] for _ in range(3)]
+
+    assert asyncio.run(scenario()) == [
+        ["other's first", "window 0"],
+        ["again 0", "again 1"],
+        ["window 1", "window 2"],
+    ]
+
+
 def test_newcomers_come_first_but_not_always() -> None:
     """Where one long window fills a batch, clips come before it, and it comes before the next clips."""
 
     async def scenario() -> list[list[str]]:
         queue: BatchQueue[str, None] = BatchQueue(lambda item: 30.0 if item == "long" else 10.0)
 
-        def put(item: str, request_id: str, newcomer: bool) -> None:
-            answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            queue.put(request_id, Waiting(item, None, newcomer, newcomer, newcomer, answer, 0.0))
-
-        put("long", "file", False)
-        put("long", "file", False)
-        put("clip", "clip 1", True)
+        queue.put("file", "first", None, long=True)
+        queue.cut(8, 30.0)
+        queue.put("file", "long", None, long=True)
+        queue.put("file", "long", None, long=True)
+        queue.put("clip 1", "clip", None)
         batches = [queue.cut(8, 30.0)]
         for number in (2, 3, 4, 5):
-            put("clip", f"clip {number}", True)
+            queue.put(f"clip {number}", "clip", None)
         batches += [queue.cut(8, 30.0) for _ in range(4)]
         return [[waiting.item for waiting in batch] for batch in batches]
 

@@ -2,7 +2,8 @@
 
 import asyncio
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -135,7 +136,7 @@ def test_others_on_a_device_wait_for_short_files_only(
     file_s: int, first: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every stage knows from the audio which it is; and the recogniser how long each window is."""
-    turns = DeviceTurns(Turns(tmp_path / "short", 60.0), Turns(tmp_path / "search", 60.0))
+    turns = DeviceTurns(Turns(tmp_path / "short"), Turns(tmp_path / "search"), 60.0, 60.0)
     monkeypatch.setattr(deployments.models, "of_this_device", lambda: turns)
     device, untyped = WatchedDevice(turns), vars(deployments)
 
@@ -155,11 +156,16 @@ def test_others_on_a_device_wait_for_short_files_only(
     assert (device.was_first, device.lengths_s) == ([first] * 3, [11.5])
 
 
+@dataclass
 class DoubtfulDevice(WatchedDevice):
     """One whose first texts are not believed."""
 
+    on_doubt: Callable[[], None] = lambda: None
+
     def transcribe(self, requests: Sequence[AsrRequest]) -> list[WindowText]:
         texts = super().transcribe(requests)
+        if not requests[0].decoding.temperature:
+            self.on_doubt()
         return [
             text if request.decoding.temperature else replace(text, avg_logprob=-3.0)
             for request, text in zip(requests, texts, strict=True)
@@ -168,8 +174,13 @@ class DoubtfulDevice(WatchedDevice):
 
 @pytest.mark.parametrize(
     ("language", "windows", "device", "waiting"),
-    [(None, 4, DoubtfulDevice, 0), ("en", 1, DoubtfulDevice, 0), ("en", 4, WatchedDevice, 3)],
-    ids=["a vote", "the first", "others"],
+    [
+        (None, 4, DoubtfulDevice, 0),
+        ("en", 1, DoubtfulDevice, 0),
+        ("en", 4, WatchedDevice, 3),
+        ("en", 4, DoubtfulDevice, 3),
+    ],
+    ids=["votes", "the first", "others", "others after a first one that is decoded again"],
 )
 def test_what_the_rest_of_a_long_file_waits_for_waits_for_no_search(
     language: str | None,
@@ -180,7 +191,7 @@ def test_what_the_rest_of_a_long_file_waits_for_waits_for_no_search(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Windows that vote on its language, and the first one, also while they are decoded again."""
-    turns = DeviceTurns(Turns(tmp_path / "short", 60.0), Turns(tmp_path / "search", 60.0))
+    turns = DeviceTurns(Turns(tmp_path / "short"), Turns(tmp_path / "search"), 60.0, 60.0)
     assert turns.search
     monkeypatch.setattr(deployments.models, "of_this_device", lambda: turns)
     untyped: Any = deployments.Transcriber
@@ -198,11 +209,50 @@ def test_what_the_rest_of_a_long_file_waits_for_waits_for_no_search(
                 )
                 for n in range(windows)
             ]
-            _, pending = await asyncio.wait(calls, timeout=1.0 if waiting else 30.0)
+            await asyncio.wait_for(asyncio.gather(*calls[: windows - waiting]), 30.0)
+            await asyncio.wait(calls[windows - waiting :] or calls, timeout=0.2)
+            pending = sum(not call.done() for call in calls)
         await asyncio.gather(*calls)
-        return len(pending)
+        return pending
 
     assert asyncio.run(still_waiting(turns.search)) == waiting
+
+
+def test_a_later_window_that_is_decoded_again_waits_for_a_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing else waits for it, and there are many of them in a file with noise or music."""
+    turns = DeviceTurns(Turns(tmp_path / "short"), Turns(tmp_path / "search"), 60.0, 60.0)
+    monkeypatch.setattr(deployments.models, "of_this_device", lambda: turns)
+    untyped: Any = deployments.Transcriber
+    device = DoubtfulDevice(turns)
+    stage = untyped.func_or_class(lambda: device, deployments.TranscriberConfig(), Fallback((0.2,)))
+
+    async def scenario() -> None:
+        ref: asyncio.Future[Audio] = asyncio.get_running_loop().create_future()
+        ref.set_result(Audio(np.zeros(121 * SAMPLE_RATE_HZ, np.int16)))
+
+        def transcribe(start_s: float) -> Any:
+            return stage.transcribe([ref], Window(start_s, start_s + 1.0), "en", Decoding(), "request", 0)
+
+        await transcribe(0.0)
+        searched = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        with ExitStack() as held:
+
+            def begin_search() -> None:
+                assert turns.search
+                held.enter_context(turns.search.first())
+                loop.call_soon_threadsafe(searched.set)
+
+            device.on_doubt = begin_search
+            later = asyncio.create_task(transcribe(1.0))
+            await asyncio.wait_for(searched.wait(), 30.0)
+            await asyncio.wait({later}, timeout=0.2)
+            assert not later.done()
+        await later
+
+    asyncio.run(scenario())
 
 
 class HeldDiarizer(FakeDiarizer):

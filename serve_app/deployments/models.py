@@ -139,14 +139,14 @@ class Transcriber:
         """
         audio = await audio_behind(ref)
         features = await self._features.submit(window.cut(audio.samples), request_id)
-        votes = language is None  # on the file's language: all its other windows wait for it
+        # All other windows of the file wait for its vote on the language; or it is the file's first one here.
+        urgent = language is None or not self._batcher.knows(request_id)
         submit = partial(self._batcher.submit, request_id=request_id, long=audio.is_long, alone=alone)
         attempts: list[WindowText] = []
         for temperature in self._fallback.schedule(decoding):
             how = replace(decoding, temperature=temperature)
             request = AsrRequest(features, language, how, window.end_s - window.start_s)
-            again = len(attempts) > 0  # of a file's first window, too
-            text = await submit(request, urgent=votes or again, coming=None if again else coming)
+            text = await submit(request, urgent=urgent, coming=None if attempts else coming)
             attempts.append(text)
             if self._fallback.believes(text):
                 break
