@@ -2,8 +2,8 @@
 
 A device gives everybody an equal part, so a clip that is recognised beside a long file's batch would get a
 third of it while that file is aligned as well. Whoever works on short files only holds a lock; alignment and
-speech detection of long files wait meanwhile, as long as they themselves have worked since they last waited,
-at most. The kernel lets go of the lock when a process dies.
+speech detection of long files wait meanwhile, half of the time at most. The kernel lets go of the lock when a
+process dies.
 
 On a GPU second comes the search for speech in a long file: it finds work for many devices, and with a third
 of one it keeps only four of them busy. It holds another lock; meanwhile alignment waits, and recognition
@@ -88,12 +88,16 @@ class Turns:
 
 
 class GivingWay:
-    """Work that waits for whoever is `first` on the device, for so many seconds at a time at most."""
+    """Work that waits for whoever is `first` on the device, for so many seconds at a time at most.
+
+    And for as long as it has not waited before, so that half of the time is its own. What it might have
+    waited longer is kept for the next time.
+    """
 
     def __init__(self, first: Mapping[Turns, float]) -> None:
         self.now = False
         self._most_s = dict(first)
-        self._last_s = dict.fromkeys(first, 0.0)  # when they went last, in time that was not spent waiting
+        self._since_s = dict.fromkeys(first, 0.0)  # from when on time without waiting counts, in such time
         self._waited_s = 0.0
         self._expected_s = -math.inf
 
@@ -107,7 +111,7 @@ class GivingWay:
             return
         begun_s, last_s, given = time.monotonic(), self._expected_s, set[Turns]()
         worked_s = begun_s - self._waited_s
-        allowed_s = {turns: min(s, worked_s - self._last_s[turns]) for turns, s in self._most_s.items()}
+        allowed_s = {turns: min(s, worked_s - self._since_s[turns]) for turns, s in self._most_s.items()}
         until_s = {turns: begun_s + s for turns, s in allowed_s.items()}
         while while_so():
             now_s = time.monotonic()
@@ -119,9 +123,10 @@ class GivingWay:
             self.now = True
             await asyncio.sleep(LOOK_S)
         self.now = False
-        self._waited_s += time.monotonic() - begun_s
-        if given:
-            self._last_s.update(dict.fromkeys(given, worked_s))
+        waited_s = time.monotonic() - begun_s
+        self._waited_s += waited_s
+        for turns in given:
+            self._since_s[turns] = worked_s - max(0.0, allowed_s[turns] - waited_s)
 
 
 @dataclass(frozen=True)

@@ -515,6 +515,7 @@ def turns(tmp_path: Path) -> DeviceTurns:
 async def still_waits(task: "asyncio.Task[Any]") -> bool:
     """Whether it does not end, although whatever could let it look again does so several times."""
     await asyncio.wait({task}, timeout=10 * turns_module.LOOK_S)
+    await settle()  # a look at this very moment is over before anything else comes
     return not task.done()
 
 
@@ -616,16 +617,10 @@ def test_others_are_not_waited_for_for_ever(turns: DeviceTurns) -> None:
 
 
 def test_a_recogniser_waits_for_two_full_batches_while_windows_are_searched_for(turns: DeviceTurns) -> None:
-    """On the same device; then the first of them runs, and the rest waits for as long as that took."""
-    batches = []
+    """On the same device; then the first of them runs, and the rest waits on."""
 
-    def run(items: list[Any]) -> list[Any]:
-        batches.append(items)
-        time.sleep(0.3)  # the work itself
-        return items
-
-    async def scenario() -> None:
-        _, batcher = await after_first_items(run, max_batch_size=2, newcomers_beside=True, turns=turns)
+    async def scenario() -> list[list[Any]]:
+        device, batcher = await after_first_items(max_batch_size=2, newcomers_beside=True, turns=turns)
         assert turns.search
         with turns.search.first():
             windows = [asyncio.create_task(batcher.submit(n, "long", long=True)) for n in range(3)]
@@ -635,9 +630,9 @@ def test_a_recogniser_waits_for_two_full_batches_while_windows_are_searched_for(
             assert await still_waits(windows[2])
         await asyncio.gather(*windows)
         batcher.close()
+        return device.batches
 
-    asyncio.run(scenario())
-    assert batches[NEWCOMER_ITEMS:] == [[0, 1], [2, 3]]
+    assert asyncio.run(scenario())[NEWCOMER_ITEMS:] == [[0, 1], [2, 3]]
 
 
 @pytest.mark.parametrize("beside", [True, False], ids=["recogniser", "aligner"])
@@ -660,6 +655,7 @@ def test_only_what_a_long_file_can_wait_for_waits_for_a_search(turns: DeviceTurn
             await batcher.submit("another's first", "another long one", long=True)
             assert not beside or await still_waits(second)
             third = asyncio.create_task(batcher.submit("long-third", "long", long=True))
+            assert await still_waits(third)
             await batcher.submit("urgent", "long", long=True, urgent=True)
         await asyncio.gather(second, third)
         batcher.close()
@@ -752,7 +748,7 @@ def test_a_file_is_long_after_two_minutes_and_while_there_is_more_to_come(
 
 
 def test_what_is_urgent_is_first_of_its_request() -> None:
-    """Behind what is, too; that others have come before does not matter to who is next."""
+    """But behind what is urgent already; other requests keep their turn."""
 
     async def scenario() -> list[list[str]]:
         queue: BatchQueue[str, None] = BatchQueue(lambda item: 30.0)

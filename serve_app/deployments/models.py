@@ -139,7 +139,7 @@ class Transcriber:
         """
         audio = await audio_behind(ref)
         features = await self._features.submit(window.cut(audio.samples), request_id)
-        # All other windows of the file wait for its vote on the language; or it is the file's first one here.
+        # All other windows of the file wait for its vote on the language, or its caller for the first text.
         urgent = language is None or not self._batcher.knows(request_id)
         submit = partial(self._batcher.submit, request_id=request_id, long=audio.is_long, alone=alone)
         attempts: list[WindowText] = []
