@@ -90,8 +90,8 @@ class Turns:
 class GivingWay:
     """Work that waits for whoever is `first` on the device, for so many seconds at a time at most.
 
-    And for as long as it has not waited before, so that half of the time is its own. What it might have
-    waited longer is kept for the next time.
+    And for each kind as long as it has not waited before, so that each gets half of the time at most. What is
+    left of that is kept for the next time.
     """
 
     def __init__(self, first: Mapping[Turns, float]) -> None:

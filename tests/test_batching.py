@@ -672,11 +672,12 @@ def test_giving_way_to_a_search_leaves_time_to_give_way_to_clips(turns: DeviceTu
             late = asyncio.create_task(batcher.submit("long", "long", long=True))
             await asyncio.wait({late}, timeout=4 * turns_module.LINGER_S)
             waits = not late.done()
-        await late
+            await late  # for as long as it may
         return waits
 
     async def scenario() -> list[bool]:
-        _, batcher = await after_first_items(max_batch_size=1, turns=turns)
+        hurried = replace(turns, most_s=8 * turns_module.LINGER_S)
+        _, batcher = await after_first_items(max_batch_size=1, turns=hurried)
         assert turns.search
         gave_way = [await gives_way_to(first, batcher) for first in (turns.search, turns.short)]
         batcher.close()

@@ -1,11 +1,17 @@
 """Turns on a device: who holds it is seen by others, and nobody holds it who has died."""
 
+import asyncio
+import math
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
-from serve_app.turns import Turns
+import pytest
+
+from serve_app import turns as turns_module
+from serve_app.turns import GivingWay, Turns
 
 HOLD = """
 import sys
@@ -49,3 +55,32 @@ def test_a_link_in_its_place_is_not_followed(tmp_path: Path) -> None:
     with turns.first():
         assert not Turns(tmp_path / "gpu-0").taken()
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_wait_that_is_cut_short_costs_what_it_lasted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left is there the next time, and so is the time between."""
+    now_s = 100.0
+
+    async def sleep(seconds: float) -> None:
+        nonlocal now_s
+        now_s += seconds
+
+    monkeypatch.setattr(turns_module, "time", SimpleNamespace(monotonic=lambda: now_s))
+    monkeypatch.setattr(turns_module, "asyncio", SimpleNamespace(sleep=sleep))
+    short = Turns(tmp_path / "gpu-0")
+    giving_way = GivingWay({short: 1.0})
+
+    async def waited_s(most_s: float = math.inf) -> float:
+        begun_s = now_s
+        await giving_way.wait(lambda: now_s < begun_s + most_s)
+        return now_s - begun_s
+
+    async def scenario() -> list[float]:
+        with short.first():
+            waited = [await waited_s(0.6), await waited_s()]
+            await sleep(0.3)
+            return [*waited, await waited_s(), await waited_s()]
+
+    assert asyncio.run(scenario()) == pytest.approx([0.6, 0.4, 0.3, 0.0], abs=2 * turns_module.LOOK_S)
