@@ -31,6 +31,7 @@ from serve_app.model_loaders import Loaders
 from serve_app.settings import IntakeSettings, Settings
 from serve_app.stages.decode import decode
 from serve_app.transcript import SAMPLE_RATE_HZ, Audio, Samples
+from serve_app.turns import DeviceTurns, Turns
 
 HTTP_PORT = 18_000  # below the range Ray takes its workers' ports from
 
@@ -40,6 +41,12 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"  # larger real inputs, wh
 def pytest_report_header() -> str:
     packages = ("ray", "whisperx", "faster-whisper", "ctranslate2", "pyannote.audio", "torch")
     return "  ".join(f"{package} {importlib.metadata.version(package)}" for package in packages)
+
+
+@pytest.fixture
+def turns(tmp_path: Path) -> DeviceTurns:
+    """Those of a device of the test's own, on which others wait for as long as they are taken."""
+    return DeviceTurns(Turns(tmp_path / "short"), Turns(tmp_path / "search"), 60.0, 60.0)
 
 
 os.environ["OMP_NUM_THREADS"] = "1"  # on a busy machine more threads only wait for each other

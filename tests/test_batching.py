@@ -4,7 +4,6 @@ import asyncio
 import threading
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -505,11 +504,6 @@ async def after_first_items(run: Any = None, **options: Any) -> "tuple[Device, B
     for n in range(NEWCOMER_ITEMS):
         await batcher.submit(f"long-{n}", "long", long=True)
     return device, batcher
-
-
-@pytest.fixture
-def turns(tmp_path: Path) -> DeviceTurns:
-    return DeviceTurns(Turns(tmp_path / "short"), Turns(tmp_path / "search"), 60.0, 60.0)
 
 
 async def still_waits(task: "asyncio.Task[Any]") -> bool:

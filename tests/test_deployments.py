@@ -133,10 +133,9 @@ class WatchedDevice:
 
 @pytest.mark.parametrize(("file_s", "first"), [(60, True), (121, False)], ids=["a short file", "a long one"])
 def test_others_on_a_device_wait_for_short_files_only(
-    file_s: int, first: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    file_s: int, first: bool, turns: DeviceTurns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every stage knows from the audio which it is; and the recogniser how long each window is."""
-    turns = DeviceTurns(Turns(tmp_path / "short"), Turns(tmp_path / "search"), 60.0, 60.0)
     monkeypatch.setattr(deployments.models, "of_this_device", lambda: turns)
     device, untyped = WatchedDevice(turns), vars(deployments)
 
@@ -187,11 +186,10 @@ def test_what_the_rest_of_a_long_file_waits_for_waits_for_no_search(
     windows: int,
     device: type[WatchedDevice],
     waiting: int,
-    tmp_path: Path,
+    turns: DeviceTurns,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Windows that vote on its language, and the first one, also while they are decoded again."""
-    turns = DeviceTurns(Turns(tmp_path / "short"), Turns(tmp_path / "search"), 60.0, 60.0)
     assert turns.search
     monkeypatch.setattr(deployments.models, "of_this_device", lambda: turns)
     untyped: Any = deployments.Transcriber
@@ -219,10 +217,9 @@ def test_what_the_rest_of_a_long_file_waits_for_waits_for_no_search(
 
 
 def test_a_later_window_that_is_decoded_again_waits_for_a_search(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    turns: DeviceTurns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing else waits for it, and there are many of them in a file with noise or music."""
-    turns = DeviceTurns(Turns(tmp_path / "short"), Turns(tmp_path / "search"), 60.0, 60.0)
     monkeypatch.setattr(deployments.models, "of_this_device", lambda: turns)
     untyped: Any = deployments.Transcriber
     device = DoubtfulDevice(turns)
