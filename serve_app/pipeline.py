@@ -37,6 +37,7 @@ from serve_app.transcript import (
     Window,
     WindowText,
 )
+from serve_app.window_gate import WindowGate
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Stages:
         Callable[[Any, Options, str, tuple[KnownSpeaker, ...]], Awaitable[Diarization]] | None
     )  # whom the caller knows; None: the server has no model
     model: str
-    windows_in_flight: int = 64
+    window_gate: WindowGate  # shared by all requests
 
 
 def unheard(progress: Progress) -> None:
@@ -124,7 +125,6 @@ class _Request:
         self.decoding = Decoding(options.task, options.initial_prompt, options.hotwords, options.temperature)
         self.id = uuid.uuid4().hex
         self.report = report
-        self.in_flight = asyncio.Semaphore(stages.windows_in_flight)
         self.timings = Timings()
         self.load_timings: dict[str, float] = {}
         self.warnings: list[StageWarning] = []
@@ -183,11 +183,11 @@ class _Request:
     async def _window(self, audio: Any, window: Window, number: int) -> None:
         text = None
         if self.language.asks(number):
-            async with self.in_flight:
+            async with self.stages.window_gate.place(self.id):
                 text = await self._transcribe(audio, window, None)
             self.warn(self.language.vote(text))
         language = await self.language.decided()
-        async with self.in_flight:
+        async with self.stages.window_gate.place(self.id):
             if text is None or text.language != language:
                 text = await self._transcribe(audio, window, language)
             self.heard[number] = window, text

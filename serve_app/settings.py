@@ -107,8 +107,8 @@ class Settings(Strict):
     windows_in_flight: int = Field(
         192,
         ge=1,
-        description="Windows of one request that wait or run; at least three batches for each GPU: 192 is "
-        "enough for four GPUs with batches of 16.",
+        description="Windows of all requests of one Ingress that wait for a model or run, at once; at least "
+        "three batches for each GPU: 192 is enough for four GPUs with batches of 16.",
     )
     requests_in_flight: int = Field(
         256, ge=1, description="Requests received and worked on at once; more are answered 503."

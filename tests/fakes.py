@@ -35,6 +35,7 @@ from serve_app.transcript import (
     WindowText,
     Word,
 )
+from serve_app.window_gate import WindowGate
 
 WINDOW_S = 1.0
 
@@ -99,7 +100,7 @@ class FakeStages:
             align=self._align,
             diarize=self._diarize if diarizes else None,
             model="fake",
-            windows_in_flight=windows_in_flight,
+            window_gate=WindowGate(windows_in_flight),
         )
 
     def _called(self, stage: str) -> None:

@@ -31,6 +31,7 @@ from serve_app.schemas import answer, progress_response
 from serve_app.settings import Settings
 from serve_app.transcript import Progress, Source, Speech, Transcript
 from serve_app.usage import charge
+from serve_app.window_gate import WindowGate
 
 READY_TIMEOUT_S = 2.0
 READY_LATELY_S = 60.0  # so long a stage that is slow to answer stays ready, if it has a replica
@@ -96,7 +97,7 @@ class Ingress:
             align=align,
             diarize=diarize,
             model=settings.model,
-            windows_in_flight=settings.windows_in_flight,
+            window_gate=WindowGate(settings.windows_in_flight),
         )
 
     def _calls(
