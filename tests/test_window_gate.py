@@ -24,15 +24,15 @@ BATCH = 16
 
 
 class SteppedDevice:
-    """Runs a batch when it is told to, and counts."""
+    """Runs a batch when it is told to."""
 
     def __init__(self) -> None:
-        self.batches = 0
         self.step = threading.Semaphore(0)
+        self.ended = threading.Semaphore(0)
 
     def run(self, items: list[Any]) -> list[Any]:
         self.step.acquire()
-        self.batches += 1
+        self.ended.release()
         return items
 
 
@@ -44,12 +44,11 @@ def test_a_clip_behind_twenty_long_files_waits_for_three_batches_at_most() -> No
         batcher: Batcher[Any, Any] = Batcher(device.run, max_batch_size=BATCH)
         router = asyncio.Semaphore(ROUTER_QUEUE)
         fake = FakeStages(recording(1))
-        searched = 0
+        searched = asyncio.Semaphore(0)
 
         async def detect(audio: Any, request_id: str) -> AsyncGenerator[Speech, None]:
-            nonlocal searched
             yield Speech(tuple(Window(float(n), n + 1.0) for n in range(audio[0])), float(audio[0]))
-            searched += 1
+            searched.release()
 
         async def recognise(audio: Any, window: Window, language: Any, decoding: Any, request_id: str) -> Any:
             async with router:
@@ -66,8 +65,8 @@ def test_a_clip_behind_twenty_long_files_waits_for_three_batches_at_most() -> No
             return asyncio.create_task(transcribe(own, source, options))
 
         files = [request(144) for _ in range(20)]
-        while searched < len(files):
-            await asyncio.sleep(0)
+        for _ in files:
+            await searched.acquire()
         for _ in range(20):  # each of their windows has come as far as it can
             await asyncio.sleep(0)
         clip = request(1)
@@ -75,8 +74,7 @@ def test_a_clip_behind_twenty_long_files_waits_for_three_batches_at_most() -> No
         while not clip.done():
             device.step.release()
             waited += 1
-            while device.batches < waited:
-                await asyncio.sleep(0.001)
+            await asyncio.to_thread(device.ended.acquire)
             for _ in range(20):  # what the batch has freed moves up
                 await asyncio.sleep(0)
         for file in files:
@@ -122,8 +120,10 @@ def test_places_are_bounded_shared_in_turn_and_never_lost(
                 inside += 1
                 most = max(most, inside)
                 entered.append(request)
-                await asyncio.sleep(0)
-                inside -= 1
+                try:
+                    await asyncio.sleep(0)
+                finally:
+                    inside -= 1
 
         requests = [request for request, count in enumerate(windows) for _ in range(count)]
         tasks = [asyncio.create_task(window(request)) for request in requests]
