@@ -22,6 +22,7 @@ from typing import Generic, TypeVar
 
 from serve_app.batch_items import BatchCounters, BatcherDied, Waiting
 from serve_app.batch_queue import BatchQueue
+from serve_app.deadline import timeout
 from serve_app.turns import DeviceTurns, GivingWay
 
 logger = logging.getLogger("ray.serve")
@@ -198,7 +199,8 @@ class Batcher(Generic[Item, Result]):
                 break
             self._news[lane].clear()
             with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._news[lane].wait(), left_s)
+                async with timeout(left_s):
+                    await self._news[lane].wait()
 
     def _has_pressing_work(self) -> bool:
         """Work that cannot wait; and where newcomers go beside, as much as fits into two batches."""

@@ -847,3 +847,31 @@ def test_an_item_that_asks_for_it_is_alone_in_its_batch() -> None:
         return device.batches
 
     assert sorted(asyncio.run(scenario())) == [[0], [1, 4, 5], [2], [3]]
+
+
+@pytest.mark.parametrize("ticks", range(6))
+def test_a_batcher_that_is_closed_while_an_item_comes_ends_quietly(
+    ticks: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whenever that is: no lane goes on without its threads."""
+
+    async def run() -> None:
+        batcher: Batcher[int, int] = Batcher(list, max_batch_size=4, wait_s=60)
+        first = asyncio.create_task(batcher.submit(1, "a"))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        second = asyncio.create_task(batcher.submit(2, "b"))
+        for _ in range(ticks):
+            await asyncio.sleep(0)
+        batcher.close()
+        for item in range(3, 7):
+            batcher._queue.put("c", item, None)
+        batcher._wake()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        batcher.check()
+        for task in (first, second):
+            task.cancel()
+
+    asyncio.run(run())
+    assert "A batcher has ended" not in caplog.text

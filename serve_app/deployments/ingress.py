@@ -17,6 +17,7 @@ from ray.serve.handle import DeploymentHandle
 from serve_app.admission import Admission, CountRequests
 from serve_app.api import create_app
 from serve_app.backpressure import BoundedReceive
+from serve_app.deadline import timeout
 from serve_app.deployments.handles import HEALTH, MANY, ROUTER, awaited, caller, has_replica, streamer
 from serve_app.deployments.health import Patience
 from serve_app.deployments.loading import LoadedAudio, loading_with
@@ -162,7 +163,8 @@ class Ingress:
         async def ready(stage: str, handle: DeploymentHandle[Any]) -> bool:
             response: Any = handle.ready.remote()
             try:
-                answer = bool(await asyncio.wait_for(awaited(response), READY_TIMEOUT_S))
+                async with timeout(READY_TIMEOUT_S):
+                    answer = bool(await awaited(response))
             except asyncio.TimeoutError:  # it computes and hears nothing, or there is no replica
                 response.cancel()
                 lately = monotonic() - self._ready_at_s.get(stage, -math.inf) < READY_LATELY_S
@@ -185,7 +187,8 @@ class Ingress:
         """Refuses new requests with 503 and waits for the running ones; True when all have ended."""
         self._admission.draining = True
         try:
-            await asyncio.wait_for(self._admission.none.wait(), timeout_s)
+            async with timeout(timeout_s):
+                await self._admission.none.wait()
         except asyncio.TimeoutError:
             return False
         return True
@@ -195,8 +198,8 @@ class Ingress:
         limit_s = self._settings.request_timeout_s
         self._coming[id(source)] = monotonic()
         try:
-            running = transcribe(self._stages, source, options, report, limit_s)
-            transcript = await asyncio.wait_for(running, limit_s)
+            async with timeout(limit_s):
+                transcript = await transcribe(self._stages, source, options, report, limit_s)
         except (AudioTooLong, AudioTooCostly) as error:  # a decoder worked on it all the same
             intake = self._settings.intake
             charge(intake.max_audio_s if isinstance(error, AudioTooLong) else intake.decode_timeout_s)
