@@ -1,6 +1,7 @@
 """Calls that are made again: what for, how often, with which audio, and after how long."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import DeploymentUnavailableError
 
 from serve_app.batch_items import BatcherDied
+from serve_app.deadline import timeout
 from serve_app.deployments import retries as retries_module
 from serve_app.deployments.handles import AudioLost, Hung, audio_behind, caller
 from serve_app.deployments.health import Patience
@@ -171,6 +173,61 @@ def test_a_window_that_kills_its_replica_costs_nobody_else(poison_at: int) -> No
     assert ended == {number: f"<{number}>" for number in ended}
     assert replica.deaths == 4
     assert replica.alone.count(13) == 2
+
+
+def test_a_suspect_that_hangs_does_not_hold_the_others_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those behind it are told to come again while it still has the stage for itself."""
+    monkeypatch.setattr(retries_module, "SUSPECT_WAITS_S", 0.05, raising=False)
+    request = Request()
+    deaths: Counter[Window] = Counter()
+    first, second = Window(0.0, 1.0), Window(1.0, 2.0)
+    hangs = asyncio.Event()
+
+    async def call(ref: list[int], window: Window, alone: bool = False, **_: Any) -> None:
+        if deaths[window] < 2:
+            deaths[window] += 1
+            raise ActorDiedError
+        hangs.set()
+        await asyncio.Event().wait()
+
+    async def run() -> None:
+        await request.audio.load()
+        stage = lasting("diarization", call, request.retries)
+        hanging = asyncio.create_task(stage(request.audio, first))
+        await hangs.wait()
+        with pytest.raises(Overloaded) as raised:
+            async with timeout(10):
+                await stage(request.audio, second)
+        assert raised.value.code == "diarization_failed"
+        hanging.cancel()
+
+    asyncio.run(run())
+
+
+def test_everybody_hears_of_a_loading_that_cannot_be_begun_again() -> None:
+    """A stage that waits for audio ends when another stage's attempt to load it again has failed."""
+
+    class Full(Growing):
+        async def load(self, checksum: int | None, early: bool) -> "Loading":
+            if self.asked_for:
+                raise Overloaded("no room")
+            return await super().load(checksum, early)
+
+    request = Request()
+    loading = Full(None)
+    request.audio = LoadedAudio(Source(), loading.load, request.retries)
+
+    async def run() -> None:
+        await request.audio.load()
+        version = await request.audio.later_than(0)
+        waiting = asyncio.create_task(request.audio.later_than(version))
+        with pytest.raises(Overloaded):
+            await request.audio.load_again(version)
+        with pytest.raises(AudioLost):
+            async with timeout(10):
+                await waiting
+
+    asyncio.run(run())
 
 
 def test_a_full_device_stays_the_reason() -> None:

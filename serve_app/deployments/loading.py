@@ -87,7 +87,11 @@ class LoadedAudio:
                         )
                     self._retries.note("loader", "audio_lost")
                     self._lost = True
-                    await self.load()
+                    try:
+                        await self.load()
+                    except BaseException:
+                        self._ended = True  # nothing more comes of the loading that was stopped either
+                        raise
                     async with self._news:
                         await self._news.wait_for(lambda: self._versions > version or self._ended)
             finally:

@@ -9,8 +9,8 @@ two attempts (load audio again, go on with a stream) is all there is to it.
 import asyncio
 import logging
 import random
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from time import monotonic
@@ -20,6 +20,7 @@ from ray.exceptions import ActorUnavailableError, ObjectLostError, OutOfMemoryEr
 from ray.serve.exceptions import ReplicaUnavailableError
 
 from serve_app.batch_items import BatcherDied
+from serve_app.deadline import timeout
 from serve_app.deployments.handles import GONE, AudioLost, AudioRef, Hung
 from serve_app.deployments.health import Patience
 from serve_app.deployments.loading import LoadedAudio
@@ -34,6 +35,7 @@ ATTEMPTS = 4
 DEATHS_IN_COMPANY = 2  # of replicas that a call has met; after so many it is made again alone,
 DEATHS_ALONE = 2  # and after so many then, no more
 MOST_DEATHS = 20  # of a call that gets on between them
+SUSPECT_WAITS_S = 300.0  # for the suspects before it
 PAUSE_S = 0.5  # before the second attempt where the first trouble may pass; doubled before each later one
 PASSING = ("replica_unavailable", "out_of_memory")
 
@@ -79,9 +81,22 @@ class Attempts:
     def alone(self) -> bool:
         return self._deaths >= DEATHS_IN_COMPANY
 
-    def turn(self) -> AbstractAsyncContextManager[Any]:
-        """To be held during the next attempt."""
-        return self._suspects if self.alone else nullcontext()
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """To be held during the next attempt. Raises Overloaded where a suspect before this one hangs."""
+        if not self.alone:
+            yield
+            return
+        try:
+            async with timeout(SUSPECT_WAITS_S):
+                await self._suspects.acquire()
+        except asyncio.TimeoutError:
+            message = f"The {self._stage} stage keeps failing; try again later."
+            raise Overloaded(message, None, f"{self._stage}_failed") from None
+        try:
+            yield
+        finally:
+            self._suspects.release()
 
     def got_on(self) -> None:
         """The call is past what the last replica died of: it is no nearer to its end, but stays a suspect."""
