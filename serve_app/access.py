@@ -1,4 +1,4 @@
-"""Who may ask: API keys, other machines, other web pages; and how long a body may take.
+"""Who may ask: API keys, other machines; and how long a body may take.
 
 All but the last is decided from a request's headers, before any of its body is read.
 """
@@ -15,12 +15,9 @@ from collections.abc import Iterable
 from contextlib import nullcontext
 from time import monotonic
 
-from fastapi import FastAPI
-from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.answers import error_response
-from serve_app.errors import NoApiKeys, RateLimited, TranscriptionError, Unauthorized, UploadTooSlow
+from serve_app.errors import NoApiKeys, RateLimited, Unauthorized, UploadTooSlow
 from serve_app.settings import AccessSettings
 from serve_app.usage import Usage
 
@@ -56,22 +53,8 @@ def is_loopback(host: str) -> bool:
     return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
-def protect(app: FastAPI, access: AccessSettings, *, receive_timeout_s: float) -> None:
-    """Puts all of this in front of the application; what is added last sees a request first."""
-    app.add_middleware(ReceiveDeadline, timeout_s=receive_timeout_s)
-    app.add_middleware(Access, settings=access)
-    if access.cors_origins:  # in front of the keys: a browser asks for permission without one
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=access.cors_origins,
-            allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["*"],
-            expose_headers=["Retry-After", "X-Request-ID", "X-Warnings"],
-        )
-
-
 class Access:
-    """ASGI middleware: answers 401, 403 or 429 itself, and hands everything else on without the key."""
+    """ASGI middleware: raises Unauthorized, NoApiKeys or RateLimited; hands the rest on without the key."""
 
     def __init__(self, app: ASGIApp, settings: AccessSettings) -> None:
         self.app = app
@@ -85,11 +68,7 @@ class Access:
         headers = scope["headers"]
         # Nothing behind this can log the key, or send it on.
         scope = {**scope, "headers": [pair for pair in headers if pair[0] not in KEY_HEADERS]}
-        try:
-            usage = None if _is_open(scope) else self._allowed(scope, headers)
-        except TranscriptionError as error:
-            await error_response(error)(scope, receive, send)
-            return
+        usage = None if _is_open(scope) else self._allowed(scope, headers)
         with usage.request() if usage else nullcontext():
             await self.app(scope, receive, send)
 

@@ -12,7 +12,6 @@ from contextlib import AbstractContextManager, contextmanager
 from time import monotonic
 from typing import Any
 
-from serve_app.answers import error_response
 from serve_app.errors import Overloaded
 
 SHORT_S = 600.0  # so long is a short file at most,
@@ -177,7 +176,8 @@ class Admission:
 class CountRequests:
     """ASGI middleware: a request counts from before its body is read until its answer is sent.
 
-    Only what can bring work: a full server still tells its load balancer that it is well.
+    Raises Overloaded when the server is full. Counts only what can bring work: a full server still tells its
+    load balancer that it is well.
     """
 
     def __init__(self, app: Any, admission: Admission) -> None:
@@ -188,12 +188,7 @@ class CountRequests:
         if scope["type"] != "http" or scope["method"] != "POST":
             await self.app(scope, receive, send)
             return
-        try:
-            one = self.admission.one(_declared_bytes(scope))
-        except Overloaded as error:
-            await error_response(error)(scope, receive, send)
-            return
-        with one:
+        with self.admission.one(_declared_bytes(scope)):
             await self.app(scope, receive, send)
 
 

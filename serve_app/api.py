@@ -12,10 +12,14 @@ from fastapi.responses import JSONResponse, RedirectResponse, Response
 from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 
 from serve_app import __version__
-from serve_app.access import protect
-from serve_app.answers import error_response, text_response
+from serve_app.access import Access, ReceiveDeadline
+from serve_app.admission import Admission, CountRequests
+from serve_app.answers import ErrorAnswers, RequestId, error_response, text_response
+from serve_app.backpressure import BoundedReceive
 from serve_app.bodies import received
 from serve_app.errors import TranscriptionError
 from serve_app.following import Transcribe
@@ -44,22 +48,31 @@ def create_app(
     max_bytes: int,
     access: AccessSettings = OWN_MACHINE_ONLY,
     receive_timeout_s: float = 600.0,
+    admission: Admission | None = None,
+    behind_serve: bool = False,
 ) -> FastAPI:
     """The application: `transcribe` runs a request, `readiness` says per stage if it has its models.
 
     `model` is what OpenAI's clients call it.
     A file of more than `max_bytes` is refused in every kind of body, and so is a body that takes longer to
-    arrive than `receive_timeout_s`. `access` says who may ask.
+    arrive than `receive_timeout_s`. `access` says who may ask, `admission` how many at once. `behind_serve`
+    is for an application that Serve calls: Serve puts X-Request-ID into every answer itself.
     """
     app: FastAPI = FastAPIOffline(  # the documentation page loads nothing from elsewhere
         title="WhisperX on Ray Serve",
         version=__version__,
         description="Audio URL or file in; timed, speaker-labelled segments out.",
+        exception_handlers={TranscriptionError: _error, StarletteHTTPException: _http_error},
+        middleware=[  # the first one sees a request first, and its answer last
+            *([Middleware(BoundedReceive)] if behind_serve else []),  # needs the `receive` that Serve gives
+            *_cors(access),
+            *([] if behind_serve else [Middleware(RequestId)]),
+            Middleware(ErrorAnswers),
+            Middleware(Access, settings=access),
+            Middleware(ReceiveDeadline, timeout_s=receive_timeout_s),
+            *([Middleware(CountRequests, admission=admission)] if admission else []),
+        ],
     )
-    protect(app, access, receive_timeout_s=receive_timeout_s)
-    app.add_exception_handler(TranscriptionError, _error)
-    app.add_exception_handler(StarletteHTTPException, _http_error)
-    app.add_exception_handler(Exception, _error)
 
     async def predict(request: Request) -> Response:
         """Transcribes one audio URL or file. Errors come as `{"error": {message, type, param, code}}`."""
@@ -109,6 +122,20 @@ def create_app(
         return RedirectResponse("docs")
 
     return app
+
+
+def _cors(access: AccessSettings) -> list[Middleware]:
+    if not access.cors_origins:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=access.cors_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=["Retry-After", "X-Request-ID", "X-Warnings"],
+        )
+    ]
 
 
 async def _http_error(_: Request, error: Exception) -> Response:

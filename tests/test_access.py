@@ -18,7 +18,7 @@ from serve_app import access, launcher, usage
 from serve_app.__main__ import cli
 from serve_app.access import Access, ReceiveDeadline
 from serve_app.api import create_app
-from serve_app.errors import UploadTooSlow
+from serve_app.errors import EmptyAudio, UploadTooSlow
 from serve_app.options import Options
 from serve_app.settings import AccessSettings, ApiKey, Settings
 from serve_app.transcript import Source, Transcript
@@ -349,6 +349,40 @@ def test_named_origins_may_use_the_api() -> None:
         assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (status, PAGE)
     other = server.request("OPTIONS", "/predict", headers={"Origin": "https://evil.example", **question})
     assert (other.status_code, other.headers.get("access-control-allow-origin")) == (400, None)
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "error", "status"),
+    [
+        ("/predict", {}, None, 401),
+        ("/nothing", BEARER, None, 404),
+        ("/predict", BEARER, EmptyAudio("Nothing to decode."), 422),
+        ("/predict", BEARER, RuntimeError("a bug"), 500),
+    ],
+)
+def test_named_origins_can_read_every_error(
+    path: str, headers: dict[str, str], error: Exception | None, status: int
+) -> None:
+    """A browser would show a page neither the status nor the message of an answer without CORS headers."""
+    server = Server(key(), cors_origins=(PAGE,))
+    server.error = error
+    answer = server.request("POST", path, files={"file": b"x"}, headers={"Origin": PAGE, **headers})
+    assert (answer.status_code, answer.headers.get("access-control-allow-origin")) == (status, PAGE)
+    assert answer.json()["error"]["message"]
+
+
+def test_a_bug_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    """With its traceback, and without a second one from the web server."""
+    server = Server()
+    server.error = RuntimeError("a bug")
+    transport = httpx.ASGITransport(server.app, raise_app_exceptions=True)
+
+    async def post() -> httpx.Response:
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
+            return await http.post("/predict", files={"file": b"x"})
+
+    assert asyncio.run(post()).status_code == 500
+    assert [record.exc_info[1] for record in caplog.records if record.exc_info] == [server.error]
 
 
 def test_every_origin_may_use_the_api_where_keys_keep_strangers_out() -> None:

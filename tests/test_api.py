@@ -224,6 +224,18 @@ def test_an_unexpected_error_tells_nothing_of_the_inside() -> None:
     assert "secret" not in response.text
 
 
+@pytest.mark.parametrize("error", [None, Overloaded("Later."), RuntimeError("a bug")])
+@pytest.mark.parametrize(
+    ("sent", "kept"),
+    [("of/the client: 7", True), ("x" * 129, False), ("ä", False), ("", False), (None, False)],
+)
+def test_every_answer_has_a_request_id(error: Exception | None, sent: str | None, kept: bool) -> None:
+    """The client's own, if it is printable ASCII of up to 128 characters, else a new one."""
+    headers = {} if sent is None else {"X-Request-ID": sent.encode()}
+    (found,) = Server(error).post(json=URL, headers=headers).headers.get_list("x-request-id")
+    assert found == sent if kept else re.fullmatch("[0-9a-f]{32}", found)
+
+
 def test_bodies_over_the_limit_are_413_declared_or_not() -> None:
     """Content-Length is believed at once; a body without one is counted."""
     server = Server()

@@ -1,6 +1,7 @@
 """The Ingress in front of a graph in this process: what it refuses, and what it ends with a request."""
 
 import asyncio
+import hashlib
 import inspect
 import io
 import math
@@ -21,10 +22,11 @@ from serve_app.deployments import handles as handles_module
 from serve_app.deployments import ingress as ingress_module
 from serve_app.deployments import loading as loading_module
 from serve_app.errors import Overloaded
-from serve_app.settings import IntakeSettings, Settings
+from serve_app.settings import AccessSettings, ApiKey, IntakeSettings, Settings
 from serve_app.transcript import Audio, Decoding, Speech, Window, WindowText
 
 FILE_S = 2.0
+PAGE = "https://page.example"
 FORM = {"content-type": "multipart/form-data; boundary=b"}
 
 
@@ -248,6 +250,29 @@ def test_a_full_server_takes_no_more_requests() -> None:
         assert await first == OK
         assert await server.post() == OK
         assert graph.loading == 2
+
+    asyncio.run(run())
+
+
+def test_a_full_server_is_readable_for_web_pages_and_tells_strangers_nothing() -> None:
+    """Its 503 has the CORS headers, and without a key the answer is 401, full or not."""
+
+    async def run() -> None:
+        graph = Graph()
+        graph.worked.clear()
+        acme = ApiKey(name="acme", sha256=hashlib.sha256(b"wx_acme").hexdigest())
+        access = AccessSettings(keys=(acme,), cors_origins=(PAGE,))
+        server = Server(graph, requests_in_flight=1, access=access)
+        form: dict[str, Any] = {"files": {"file": b"x"}, "headers": {"Api-Key": "wx_acme", "Origin": PAGE}}
+        first = asyncio.create_task(server.http.post("/predict", **form))
+        await graph.until_loading(1)
+        refused = await server.http.post("/predict", **form)
+        stranger = await server.http.post("/predict", files=form["files"], headers={"Origin": PAGE})
+        graph.worked.set()
+        answers = [refused, stranger, await first]
+        assert [answer.status_code for answer in answers] == [503, 401, 200]
+        assert [answer.headers.get("access-control-allow-origin") for answer in answers] == [PAGE] * 3
+        assert "retry-after" in refused.headers
 
     asyncio.run(run())
 

@@ -14,9 +14,8 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.admission import Admission, CountRequests
+from serve_app.admission import Admission
 from serve_app.api import create_app
-from serve_app.backpressure import BoundedReceive
 from serve_app.deadline import timeout
 from serve_app.deployments.handles import HEALTH, MANY, ROUTER, awaited, caller, has_replica, streamer
 from serve_app.deployments.health import Patience
@@ -112,17 +111,16 @@ class Ingress:
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        app = create_app(
+        return create_app(
             self._run,
             self.readiness,
             model=self._settings.model,
             max_bytes=self._settings.intake.max_bytes,
             access=self._settings.access,
             receive_timeout_s=self._settings.intake.receive_timeout_s,
+            admission=self._admission,
+            behind_serve=True,
         )
-        app.add_middleware(CountRequests, admission=self._admission)
-        app.add_middleware(BoundedReceive)  # last, so that it gets what Serve gives
-        return app
 
     async def transcribe(
         self, source: str | bytes, *, headers: dict[str, str] | None = None, **options: Any
