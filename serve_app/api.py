@@ -3,6 +3,7 @@
 `create_app` gets the two things it needs as callables, so it is tested with fakes and a client.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -34,6 +35,7 @@ from serve_app.schemas import (
     answer,
 )
 from serve_app.settings import AccessSettings
+from serve_app.transcript import Transcript
 
 Readiness = Callable[[], Awaitable[dict[str, bool]]]
 
@@ -78,10 +80,7 @@ def create_app(
         """Transcribes one audio URL or file. Errors come as `{"error": {message, type, param, code}}`."""
         async with received(request, max_bytes) as (source, options):
             transcript = await transcribe(source, options)
-        body = answer(transcript, options)
-        if isinstance(body, str):
-            return text_response(body, options.response_format, transcript)
-        return JSONResponse(body)
+        return await asyncio.to_thread(_response, transcript, options)  # many words take seconds
 
     # Gives /docs a field for the key. It is checked long before this, in front of the application.
     key_field = [Depends(HTTPBearer(auto_error=False))] if access.keys else []
@@ -136,6 +135,13 @@ def _cors(access: AccessSettings) -> list[Middleware]:
             expose_headers=["Retry-After", "X-Request-ID", "X-Warnings"],
         )
     ]
+
+
+def _response(transcript: Transcript, options: Options) -> Response:
+    body = answer(transcript, options)
+    if isinstance(body, str):
+        return text_response(body, options.response_format, transcript)
+    return JSONResponse(body)
 
 
 async def _http_error(_: Request, error: Exception) -> Response:

@@ -1,5 +1,6 @@
 """The routes of OpenAI's audio API, for clients that are written for it."""
 
+import asyncio
 from contextlib import AsyncExitStack, aclosing
 from functools import partial
 from time import monotonic
@@ -68,8 +69,7 @@ def add_openai_routes(
             # The text is that of a stream, whatever becomes of its sentences where speakers change.
             said: list[Segment] = []
             transcript = await run(lambda progress: said.extend(progress.segments))
-        text = "".join(text_pieces(said, task, first=True))
-        response = _response(transcript, ask, text)
+        response = await asyncio.to_thread(_response, transcript, ask, said)  # many words take seconds
         response.headers["openai-processing-ms"] = str(round((monotonic() - begun_s) * 1000))
         return response
 
@@ -110,7 +110,8 @@ def add_openai_routes(
         return json_ready(ModelItem(id=name))
 
 
-def _response(transcript: Transcript, ask: Ask, text: str) -> Response:
+def _response(transcript: Transcript, ask: Ask, said: list[Segment]) -> Response:
+    text = "".join(text_pieces(said, ask.options.task, first=True))
     kind = ask.response_format
     if kind in ("json", "verbose_json", "diarized_json"):
         return JSONResponse(answer(transcript, ask, text))

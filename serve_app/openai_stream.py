@@ -21,7 +21,7 @@ from serve_app.openai_answers import diarized, text_pieces, token_usage
 from serve_app.openai_request import Ask
 from serve_app.openai_schemas import TextDelta, TextDone
 from serve_app.schemas import warnings_out
-from serve_app.transcript import Progress
+from serve_app.transcript import Progress, Transcript
 
 KEEP_ALIVE_S = 15.0  # of silence: proxies cut a connection after 30 to 60
 KEEP_ALIVE = b": still at work\n\n"
@@ -57,13 +57,16 @@ async def events(news: News, ask: Ask) -> AsyncGenerator[bytes, None]:
             raise
         yield b"event: error\ndata: " + json.dumps(error_body(error)).encode() + b"\n\n"
         return
-    if ask.response_format == "diarized_json":
-        for segment in diarized(transcript, ask):
-            yield _event(segment)
-    yield _event(
-        TextDone(text="".join(text), usage=token_usage(transcript), warnings=warnings_out(transcript) or None)
-    )
+    for event in await asyncio.to_thread(_last_events, transcript, ask, "".join(text)):  # one per sentence
+        yield event
     yield END
+
+
+def _last_events(transcript: Transcript, ask: Ask, text: str) -> list[bytes]:
+    segments = diarized(transcript, ask) if ask.response_format == "diarized_json" else []
+    usage = token_usage(transcript)
+    done = TextDone(text=text, usage=usage, warnings=warnings_out(transcript) or None)
+    return [_event(item) for item in (*segments, done)]
 
 
 class EventStream(StreamingResponse):

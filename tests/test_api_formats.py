@@ -2,13 +2,15 @@
 
 import asyncio
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from transcripts import FIXED
+from starlette.responses import JSONResponse
+from transcripts import FIXED, watched
 
 from serve_app.api import create_app
 from serve_app.following import Report
@@ -17,9 +19,10 @@ from serve_app.options import Options
 from serve_app.pipeline import unheard
 from serve_app.settings import AccessSettings
 from serve_app.subtitles import SubtitleLayout
-from serve_app.transcript import Source, Transcript
+from serve_app.transcript import Source, Transcript, Window, WindowText
 
 URL = {"audio_file": "https://example.com/x.mp3"}
+OPENAI = "/v1/audio/transcriptions"
 GOLDEN = Path(__file__).parent / "golden"
 
 
@@ -72,6 +75,39 @@ def test_text_formats_have_their_type_and_keep_their_warnings(
         assert response.headers["content-type"] == content_type
         assert response.content.decode() == rendered(FIXED, response_format)
         assert json.loads(response.headers["x-warnings"]) == post(json=URL).json()["warnings"]
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/predict", {"word_timestamps": "true"}),
+        ("/predict", {"response_format": "words"}),
+        ("/predict", {"response_format": "srt"}),
+        (OPENAI, {"model": "whisper-1", "response_format": "verbose_json"}),
+        (OPENAI, {"model": "whisper-1", "response_format": "vtt"}),
+        (OPENAI, {"model": "whisper-1", "response_format": "diarized_json"}),
+        (OPENAI, {"model": "whisper-1", "response_format": "diarized_json", "stream": "true"}),
+    ],
+)
+def test_answers_are_built_beside_the_event_loop(
+    path: str, fields: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many thousand words take seconds, in which other requests go on; their JSON is written there, too."""
+    threads: set[int] = set()
+    render = JSONResponse.render
+
+    def watched_render(response: JSONResponse, content: Any) -> bytes:
+        threads.add(threading.get_ident())
+        return render(response, content)
+
+    monkeypatch.setattr(JSONResponse, "render", watched_render)
+    heard = WindowText("Hello.", "en", None, -0.1, 0.0, 1.0)
+    segment = replace(FIXED.segments[0], heard=heard, window=Window(0.0, 1.0))
+    transcript = watched(replace(FIXED, segments=(segment,)), threads)
+    response = request("POST", path, transcript=transcript, files={"file": b"x"}, data=fields)
+    assert response.status_code == 200
+    assert threads
+    assert threading.get_ident() not in threads  # where the event loop is
 
 
 def test_without_warnings_there_is_no_header() -> None:

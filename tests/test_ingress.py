@@ -6,6 +6,7 @@ import inspect
 import io
 import math
 import tempfile
+import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ from fakes import References, recording
 from ray.exceptions import ObjectStoreFullError, OutOfDiskError
 from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import DeploymentUnavailableError
+from transcripts import FIXED, watched
 
 from serve_app import deployments
 from serve_app.deployments import handles as handles_module
@@ -23,7 +25,7 @@ from serve_app.deployments import ingress as ingress_module
 from serve_app.deployments import loading as loading_module
 from serve_app.errors import Overloaded
 from serve_app.settings import AccessSettings, ApiKey, IntakeSettings, Settings
-from serve_app.transcript import Audio, Decoding, Speech, Window, WindowText
+from serve_app.transcript import Audio, Decoding, Speech, Transcript, Window, WindowText
 
 FILE_S = 2.0
 PAGE = "https://page.example"
@@ -336,6 +338,27 @@ def test_a_file_over_the_limit_of_audio_passes_alone() -> None:
 
 async def _passes_alone() -> None:
     assert await Server(Graph(), audio_in_flight_s=FILE_S / 2).post() == OK
+
+
+def test_answers_to_handles_are_built_beside_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As over HTTP: of both methods."""
+    threads: set[int] = set()
+
+    async def run() -> None:
+        ingress = Server(Graph()).ingress
+
+        async def transcribed(*_: Any) -> Transcript:
+            return watched(FIXED, threads)
+
+        monkeypatch.setattr(ingress, "_run", transcribed)
+        whole = await ingress.transcribe(b"x")
+        (streamed,) = [item async for item in ingress.stream(b"x")]
+        assert whole == streamed
+        assert whole["duration"] == FIXED.duration_s
+
+    asyncio.run(run())
+    assert threads
+    assert threading.get_ident() not in threads
 
 
 def test_loading_ends_at_the_deadline() -> None:

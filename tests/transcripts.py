@@ -1,5 +1,7 @@
 """Transcripts for the tests of formats: one fixed, and any that hypothesis can think of."""
 
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
 
 from hypothesis import strategies as st
@@ -111,3 +113,20 @@ def transcripts(draw: st.DrawFn, *, unaligned: bool = False) -> Transcript:
         at_ms = max(at_ms, draw(st.sampled_from([at_ms, max(ends_ms)])))
     turns = tuple(Turn(s.start_s, s.end_s, s.speaker) for s in segments if s.speaker)
     return Transcript(tuple(segments), language, 1.0, "made", turns)
+
+
+class Watched(tuple[Segment, ...]):
+    """Segments that note in which threads they are read."""
+
+    threads: set[int]
+
+    def __iter__(self) -> Iterator[Segment]:
+        self.threads.add(threading.get_ident())
+        return super().__iter__()
+
+
+def watched(transcript: Transcript, threads: set[int]) -> Transcript:
+    """The same transcript; `threads` gets the identifiers of those that read its segments."""
+    segments = Watched(transcript.segments)
+    segments.threads = threads
+    return replace(transcript, segments=segments)

@@ -131,7 +131,8 @@ class Ingress:
         """
         where, parsed = _source(source, headers), parse_options(options)
         with self._admission.one():
-            return answer(await self._run(where, parsed), parsed)
+            transcript = await self._run(where, parsed)
+            return await asyncio.to_thread(answer, transcript, parsed)
 
     async def stream(
         self, source: str | bytes, *, headers: dict[str, str] | None = None, **options: Any
@@ -146,7 +147,7 @@ class Ingress:
             async with followed(partial(self._run, where, parsed)) as news:
                 while isinstance(item := await news.get(), Progress):
                     yield progress_response(item, parsed)
-                yield answer(item.result(), parsed)
+                yield await asyncio.to_thread(answer, item.result(), parsed)
 
     async def readiness(self) -> dict[str, bool]:
         """Per stage, whether a replica with its models answers: one question at a time, however many ask."""
