@@ -17,6 +17,7 @@ from time import monotonic
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve_app.deadline import timeout
 from serve_app.errors import NoApiKeys, RateLimited, Unauthorized, UploadTooSlow
 from serve_app.settings import AccessSettings
 from serve_app.usage import Usage
@@ -156,8 +157,12 @@ class ReceiveDeadline:
             if complete:  # what is awaited now is that the client leaves, for as long as the answer takes
                 return await receive()
             begun_s = monotonic()
+            wait_s = min(deadline_s - begun_s, patience_s)
             try:
-                message = await asyncio.wait_for(receive(), min(deadline_s - begun_s, patience_s))
+                if wait_s <= 0:  # else a piece that is there already would be taken
+                    raise asyncio.TimeoutError
+                async with timeout(wait_s):
+                    message = await receive()
             except asyncio.TimeoutError:
                 raise UploadTooSlow(
                     f"The body came too slowly, or not within {self.timeout_s:g} s; send a smaller file, or "

@@ -455,6 +455,37 @@ def test_a_body_that_trickles_is_given_up(
     assert len(arrived) == arrives
 
 
+@pytest.mark.parametrize("steps", range(4))
+def test_a_request_that_is_cancelled_as_its_body_comes_is_cancelled(steps: int) -> None:
+    """Whichever of the loop's next steps it is cancelled in."""
+
+    async def run() -> None:
+        arrived, ended = asyncio.Event(), asyncio.Event()
+
+        async def receive() -> Any:
+            await arrived.wait()
+            return {"type": "http.request", "more_body": False}
+
+        async def inner(scope: Any, receive: Any, send: Any) -> None:
+            await receive()
+            await ended.wait()  # the work on the request
+
+        task = asyncio.create_task(ReceiveDeadline(inner, 60.0)({"type": "http"}, receive, unheard))
+        for _ in range(3):  # until it waits for the body
+            await asyncio.sleep(0)
+        arrived.set()
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        task.cancel()
+        for _ in range(9):
+            await asyncio.sleep(0)
+        ended.set()
+        await asyncio.wait({task})
+        assert task.cancelled()
+
+    asyncio.run(run())
+
+
 def test_a_fresh_key_and_its_lines_fit_together() -> None:
     """What `python -m serve_app key` prints to paste makes a server accept the key, and does not hold it."""
     done = CliRunner().invoke(cli, ["key", "007"])
