@@ -468,6 +468,31 @@ def test_a_loading_that_gives_nothing_is_begun_again() -> None:
     assert request.used == [2, 2, 2]
 
 
+@pytest.mark.parametrize("about_whole_file", [True, False])
+@pytest.mark.parametrize("broken_loading", [1, 2])
+def test_a_programming_error_is_not_lost_audio(broken_loading: int, about_whole_file: bool) -> None:
+    """Whoever waits for the audio hears of it at once: loading again, now or later, would not help."""
+    request = Request(AudioLost("gone"))
+
+    class Broken(Loading):
+        async def references(self, number: int) -> AsyncGenerator[Any, None]:
+            if number == broken_loading:
+                raise AttributeError("a Ray without this method")
+            yield number
+
+    request.loading = Broken()
+    request.audio = LoadedAudio(Source(), request.loading.load, request.retries)
+
+    async def run() -> None:
+        await request.audio.load()
+        patience = None if about_whole_file else Patience()
+        await lasting("asr", request.call, request.retries, patience)(request.audio, WINDOW)
+
+    with pytest.raises(AttributeError, match="a Ray without this method"):
+        asyncio.run(run())
+    assert len(request.loading.asked_for) == broken_loading
+
+
 def test_a_call_that_a_hung_replica_has_is_made_again() -> None:
     """Its deadline is by the length of the window and costs no attempt; the next one is twice as long."""
     limits_s: list[float] = []

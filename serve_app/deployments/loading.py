@@ -11,12 +11,13 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 import ray
 from numpy.typing import NDArray
-from ray.exceptions import ObjectStoreFullError, OutOfDiskError
+from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayTaskError
+from ray.serve.exceptions import DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.admission import Admission
-from serve_app.deployments.handles import AudioLost, AudioRef, references
-from serve_app.errors import Overloaded
+from serve_app.deployments.handles import GONE, AudioLost, AudioRef, own_error, references
+from serve_app.errors import Overloaded, TranscriptionError
 from serve_app.observability import Retries
 from serve_app.spool import no_room
 from serve_app.transcript import Source
@@ -26,6 +27,9 @@ logger = logging.getLogger("ray.serve")
 UPLOAD_PIECE_BYTES = 16 << 20  # costs this process so much while a file on disk is stored
 MEMORY_PIECE_BYTES = 64 << 20  # of one in memory costs nothing
 LOADINGS = 4  # of one request's audio, the first included
+
+# What ends a loading so that another one may come through. Any other error is a fault of the program.
+LOST = (*GONE, AudioLost, TranscriptionError, ReplicaUnavailableError, DeploymentUnavailableError)
 
 
 class LoadedAudio:
@@ -56,6 +60,7 @@ class LoadedAudio:
         self._versions = 0  # of `ref` so far
         self._lost = False  # `ref` is of a loading that is being replaced
         self._ended = False  # the loading, well or not
+        self._fault: BaseException | None = None  # that ended it and is no loss
 
     async def load(self) -> None:
         """Hands the loading to a replica. Only the first gives the beginning early: later, windows may be
@@ -65,15 +70,18 @@ class LoadedAudio:
         self._loadings += 1
         self._response = await self._load(self.checksum, self._loadings == 1)
         arriving = await self._response._to_object_ref_gen()
-        self._ended = False
+        self._ended, self._fault = False, None
         self._following = asyncio.create_task(self._follow(references(arriving)))
 
     async def later_than(self, version: int) -> int:
-        """Waits until `ref` is a later one than that, whose number it gives. Raises AudioLost."""
+        """Waits until `ref` is a later one than that, whose number it gives.
+
+        Raises AudioLost; what ended the loading and is no loss, as it is.
+        """
         return await self._when(lambda: self._versions > version and not self._lost)
 
     async def whole(self) -> int:
-        """Waits until `ref` is the whole file, or what has become of it. Raises AudioLost."""
+        """Waits until `ref` is the whole file, or what has become of it. Raises as `later_than`."""
         return await self._when(lambda: self._ended and not self._lost and self._versions > 0)
 
     async def load_again(self, version: int) -> None:
@@ -94,6 +102,7 @@ class LoadedAudio:
                         raise
                     async with self._news:
                         await self._news.wait_for(lambda: self._versions > version or self._ended)
+                    self._raise_fault()
             finally:
                 self._lost = False
                 await self._tell()
@@ -102,6 +111,7 @@ class LoadedAudio:
         """Ends the loading, if it has not ended, and lets go of the audio."""
         self._stop()
         self.ref.clear()
+        self._fault = None  # its traceback would keep what it was raised through
 
     def _stop(self) -> None:
         """So that nothing more comes of a loading; keeps nothing that would keep what has come of it."""
@@ -114,6 +124,7 @@ class LoadedAudio:
     async def _when(self, is_so: Callable[[], bool]) -> int:
         async with self._news:
             await self._news.wait_for(lambda: is_so() or (self._ended and not self._lost))
+        self._raise_fault()
         if not is_so():
             raise AudioLost("the loader gave none")
         return self._versions
@@ -128,10 +139,18 @@ class LoadedAudio:
                     self._versions += 1
                     self._lost = False
                     await self._tell()
-        except Exception as error:  # noqa: BLE001  (whatever ended the call: who waits asks for it again)
-            logger.warning("Loading has ended: %s: %s", type(error).__name__, error)
+        except Exception as error:  # noqa: BLE001  (raised where the audio is waited for)
+            cause = own_error(error) if isinstance(error, RayTaskError) else error
+            if isinstance(cause, LOST):
+                logger.warning("Loading has ended: %s: %s", type(cause).__name__, cause)
+            else:
+                self._fault = cause
         self._ended = True
         await self._tell()
+
+    def _raise_fault(self) -> None:
+        if self._fault is not None:
+            raise self._fault
 
     async def _tell(self) -> None:
         async with self._news:
