@@ -15,6 +15,7 @@ from ray.serve import Application
 from serve_app import deployments as untyped_deployments
 from serve_app import models
 from serve_app.config_file import ON_CPU
+from serve_app.deployments import ray_private
 from serve_app.errors import ModelUnavailable
 from serve_app.fallback import Fallback
 from serve_app.model_loaders import (
@@ -70,7 +71,11 @@ def build(settings: Settings) -> Application:
 
 
 def graph(settings: Settings, load: Loaders, device: str, on_cpu: Loaders | None = None) -> Application:
-    """The six deployments and how they are composed; with `on_cpu` three more, for when the GPU is full."""
+    """The six deployments and how they are composed; with `on_cpu` three more, for when the GPU is full.
+
+    Raises UnknownRay for a version of Ray that lacks something that they need.
+    """
+    ray_private.check()
     patience, speech = _patience(settings, device), settings.speech
     # Two of each beside each other while they are replaced: both are small, and without them all waits.
     loader = deployments.AudioLoader.options(

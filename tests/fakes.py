@@ -7,7 +7,7 @@ import asyncio
 import base64
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -195,9 +195,8 @@ class References:
     def _get_next_ref_n(self, number: int) -> "list[References]":
         return [self] * number
 
-    def _on_ready(self, done: Callable[[Exception | None], None]) -> Callable[[], None]:
-        done(None)
-        return lambda: None
+    async def _ready(self) -> "References":
+        return self
 
 
 class FakeSpeechModel:

@@ -19,6 +19,7 @@ from ray.exceptions import (
 from ray.serve.config import RequestRouterConfig
 
 from serve_app.batch_items import BatcherDied
+from serve_app.deployments.ray_private import taken
 from serve_app.errors import TranscriptionError
 from serve_app.spool import no_room
 from serve_app.transcript import Audio
@@ -94,7 +95,7 @@ def caller(method: Any) -> Callable[..., Any]:
         try:
             if limit_s is None:
                 return await awaited(response)
-            await response._to_object_ref()
+            await taken(response)
             return await _within(awaited(response), limit_s)
         except (asyncio.CancelledError, Hung):
             response.cancel()
@@ -131,26 +132,6 @@ def streamer(method: Any) -> Callable[..., AsyncGenerator[Any, None]]:
             raise
 
     return stream
-
-
-async def references(arriving: Any) -> AsyncGenerator[Any, None]:
-    """What Ray's generator of references gives, as it comes. An error is a reference, too.
-
-    To iterate over that itself would bring each object to this node, only to see that it is there.
-    """
-    loop = asyncio.get_running_loop()
-    while True:
-        (reference,) = arriving._get_next_ref_n(1)
-        there = asyncio.Event()
-        stop_waiting = reference._on_ready(lambda _, there=there: loop.call_soon_threadsafe(there.set))
-        try:
-            await there.wait()
-        finally:
-            stop_waiting()
-        try:
-            yield await anext(arriving)
-        except StopAsyncIteration:
-            return
 
 
 async def awaited(response: Any) -> Any:

@@ -16,7 +16,8 @@ from ray.serve.exceptions import DeploymentUnavailableError, ReplicaUnavailableE
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.admission import Admission
-from serve_app.deployments.handles import GONE, AudioLost, AudioRef, own_error, references
+from serve_app.deployments.handles import GONE, AudioLost, AudioRef, own_error
+from serve_app.deployments.ray_private import generator_of, references
 from serve_app.errors import Overloaded, TranscriptionError
 from serve_app.observability import Retries
 from serve_app.spool import no_room
@@ -69,7 +70,7 @@ class LoadedAudio:
         self._stop()
         self._loadings += 1
         self._response = await self._load(self.checksum, self._loadings == 1)
-        arriving = await self._response._to_object_ref_gen()
+        arriving = await generator_of(self._response)
         self._ended, self._fault = False, None
         self._following = asyncio.create_task(self._follow(references(arriving)))
 
