@@ -63,6 +63,29 @@ class Files:
         self._server.server_close()
 
 
+class SlowFile(io.BytesIO):
+    """A file on a disk whose `slow` ("write" or "flush") takes until `go_on` is set, or gives up."""
+
+    def __init__(self, slow: str) -> None:
+        super().__init__()
+        self._slow = slow
+        self.asked, self.go_on = threading.Event(), threading.Event()
+        self.gave_up = False
+
+    def write(self, data: Any, /) -> int:
+        self._wait("write")
+        return super().write(data)
+
+    def flush(self) -> None:
+        self._wait("flush")
+        super().flush()
+
+    def _wait(self, name: str) -> None:
+        if name == self._slow:
+            self.asked.set()
+            self.gave_up |= not self.go_on.wait(5)
+
+
 class Canary:
     """Stands for everything that must never be reached: listens on loopback and counts connections.
 

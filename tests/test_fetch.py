@@ -5,7 +5,7 @@ import logging
 
 import pytest
 from aiohttp import web
-from loopback import Served, answering, failure, fetched, intake, recording, serving
+from loopback import Served, SlowFile, answering, failure, fetched, intake, recording, serving
 
 from serve_app.errors import (
     InvalidRequest,
@@ -206,6 +206,23 @@ def test_full_disk_is_a_typed_error() -> None:
 
     with pytest.raises(Overloaded, match="room"):
         asyncio.run(run())
+
+
+@pytest.mark.parametrize("slow", ["write", "flush"])
+def test_a_slow_disk_stops_nothing_else(slow: str) -> None:
+    """While the disk takes its time, other calls of the replica go on: a health check, other files."""
+
+    async def run() -> None:
+        async with serving(answering(BODY)) as port:
+            with SlowFile(slow) as file:
+                fetching = asyncio.create_task(fetch(f"http://127.0.0.1:{port}/", {}, file, intake()))
+                assert await asyncio.to_thread(file.asked.wait, 60)
+                file.go_on.set()  # which nobody could if the write stopped the event loop
+                await fetching
+                assert file.getvalue() == BODY
+                assert not file.gave_up
+
+    asyncio.run(run())
 
 
 def test_cancelled_fetch_closes_its_connection() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 from fakes import recording as samples
-from loopback import answering, intake, recording, serving
+from loopback import SlowFile, answering, intake, recording, serving
 from sounds import wav
 
 from serve_app import deployments
@@ -59,6 +59,23 @@ def test_a_full_disk_is_a_typed_error(monkeypatch: pytest.MonkeyPatch, size: int
 
     with pytest.raises(Overloaded):
         asyncio.run(run())
+
+
+@pytest.mark.parametrize("slow", ["write", "flush"])
+def test_a_slow_disk_stops_nothing_else(slow: str) -> None:
+    """While the end of an upload reaches the disk, other calls of the replica go on: a health check, other
+    files.
+    """
+
+    async def run() -> None:
+        with SlowFile(slow) as file:
+            joining = asyncio.create_task(loader_module._join([stored(b"x")], file))
+            assert await asyncio.to_thread(file.asked.wait, 60)
+            file.go_on.set()  # which nobody could if the flush stopped the event loop
+            await joining
+            assert not file.gave_up
+
+    asyncio.run(run())
 
 
 def test_no_disk_at_all_is_a_typed_error(monkeypatch: pytest.MonkeyPatch) -> None:

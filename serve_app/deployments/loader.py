@@ -123,6 +123,6 @@ async def _join(chunks: list[Any], file: BinaryIO) -> None:
         finally:
             del chunk  # a view of the store, which an error would keep
     try:
-        file.flush()
+        await asyncio.to_thread(file.flush)
     except OSError as error:
         raise no_room() from error

@@ -19,6 +19,7 @@ MAX_URL_CHARACTERS = 8_192
 MAX_HEADER_CHARACTERS = 16_384
 LOW_SPEED_WINDOW_S = 30.0  # for the answer's headers, and again for each so many bytes of its body
 LOW_SPEED_BYTES_PER_S = 1_024
+WRITE_BYTES = 256 << 10  # at once, in a thread: a slow disk must not stop the event loop
 
 # Headers that belong to the connection or would contradict ours.
 _OWN_HEADERS = re.compile(
@@ -47,8 +48,8 @@ async def fetch(url: str, headers: Mapping[str, str], into: BinaryIO, intake: In
     """Streams the body of `url` into `into`; `headers` go to the URL's own host only.
 
     Raises InvalidRequest (the URL or a header is wrong), SourceUnavailable (its `code` says why),
-    PayloadTooLarge (more than `intake.max_bytes`), Overloaded (no room for the file). What was
-    written before an error stays in `into`.
+    PayloadTooLarge (more than `intake.max_bytes`), Overloaded (no room for the file). After an error
+    `into` holds some of what had come.
     """
     target = _parsed(url)
     _check_headers(headers)
@@ -167,6 +168,7 @@ async def _copy(response: aiohttp.ClientResponse, into: BinaryIO, max_bytes: int
     """The body, counted. Raises asyncio.TimeoutError when it comes too slowly or not at all."""
     _check_size(response.content_length or 0, max_bytes)
     received, ended = 0, False
+    unwritten = bytearray()
     while not ended:
         due = received + LOW_SPEED_BYTES_PER_S * LOW_SPEED_WINDOW_S
         async with timeout(LOW_SPEED_WINDOW_S):
@@ -174,13 +176,18 @@ async def _copy(response: aiohttp.ClientResponse, into: BinaryIO, max_bytes: int
                 chunk = await response.content.readany()
                 received += len(chunk)
                 _check_size(received, max_bytes)
-                _write(chunk, into)
+                unwritten += chunk
                 ended = not chunk
+        if ended or len(unwritten) >= WRITE_BYTES:
+            await asyncio.to_thread(_write, unwritten, into)
+            unwritten = bytearray()
 
 
-def _write(chunk: bytes, into: BinaryIO) -> None:
+def _write(data: bytearray, into: BinaryIO) -> None:
+    """Writes all of it, so that what a full disk refuses is known here. Raises Overloaded."""
     try:
-        into.write(chunk) if chunk else into.flush()
+        into.write(data)
+        into.flush()
     except OSError as error:
         raise Overloaded("The server has no room to store the file; try again later.") from error
 
