@@ -5,7 +5,6 @@ speakers. `deployments` says where each stage runs.
 """
 # No `from __future__ import annotations` here: Ray validates `args:` only when the annotation is a class.
 
-import platform
 from dataclasses import replace
 from typing import Any
 
@@ -21,10 +20,8 @@ from serve_app.fallback import Fallback
 from serve_app.model_loaders import (
     Loaders,
     detector_device,
-    detector_threads,
     loaders,
     max_padded_s,
-    threads_on,
 )
 from serve_app.settings import Settings
 
@@ -41,18 +38,11 @@ GPU_PER_AUDIO_S = 1.0
 CPU_PER_AUDIO_S = 20.0
 
 # What each replica books of a node's CPUs; small, so that a graph of one replica each fits on two
-# cores. Threads are set apart from it, in `args:`.
+# cores. Threads are set apart from it, in `args:`, and by each replica itself (`model_loaders`).
 BOOKED_CPUS = 0.25
 
-# For models on CPUs: glibc would hand every large array's memory back and have it zeroed page by page for the
-# next one, which is a tenth to a quarter of the encoders' time. Kept instead, it is some 1 GiB a process. Not
-# the Diarizer's, whose calls need more the longer a file is. Before 2.35 glibc takes no such threshold.
-KEEPS_MEMORY = {
-    "MALLOC_MMAP_THRESHOLD_": str(2**28),
-    "MALLOC_TRIM_THRESHOLD_": str(2**30),
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-}
-HAS_THRESHOLDS = [int(part) for part in platform.libc_ver()[1].split(".") if part.isdigit()] >= [2, 35]
+# For models on CPUs that keep their memory: in large pages. A glibc that has no such setting leaves it alone.
+LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 CPU_TYPES = ("int8", "int8_float32", "float32")  # CTranslate2's that every CPU has
 
@@ -82,9 +72,9 @@ def graph(settings: Settings, load: Loaders, device: str, on_cpu: Loaders | None
         ray_actor_options=_without_secrets(), max_surge_percent=100
     ).bind(settings.intake)
     detects_on = detector_device(settings, device)
-    detector = deployments.SpeechDetector.options(
-        ray_actor_options=_on(detects_on, speech.gpu_share, detector_threads(settings, detects_on))
-    ).bind(load.detector, _patience(settings, detects_on))
+    detector = deployments.SpeechDetector.options(ray_actor_options=_on(detects_on, speech.gpu_share)).bind(
+        load.detector, _patience(settings, detects_on)
+    )
     spare = None
     if on_cpu:
         cpu = _for_cpu(settings)
@@ -111,8 +101,8 @@ def _text_and_speakers(
     asr, alignment, diarization = settings.asr, settings.alignment, settings.diarization
     patience = _patience(settings, device)
 
-    def options(deployment: Any, gpu_share: float, threads: int | None, *, keep: bool = True) -> Any:
-        actor = _on(device, gpu_share, threads, keep=keep)
+    def options(deployment: Any, gpu_share: float, *, keep: bool = True) -> Any:
+        actor = _on(device, gpu_share, keep=keep)
         if not spare:
             return deployment.options(ray_actor_options=actor)
         return deployment.options(
@@ -121,7 +111,7 @@ def _text_and_speakers(
             ray_actor_options={**actor, "num_cpus": 0},  # it must find a place whatever the others book
         )
 
-    transcriber = options(deployments.Transcriber, asr.gpu_share, asr.threads).bind(
+    transcriber = options(deployments.Transcriber, asr.gpu_share).bind(
         load.recognizer,
         deployments.TranscriberConfig(**(GPU_BATCH if device == "cuda" else CPU_BATCH)),
         Fallback(
@@ -132,14 +122,14 @@ def _text_and_speakers(
         ),
         patience,
     )
-    aligner = options(deployments.Aligner, alignment.gpu_share, alignment.threads).bind(
+    aligner = options(deployments.Aligner, alignment.gpu_share).bind(
         load.aligner,
         deployments.AlignerConfig(**(ALIGN_GPU_BATCH if max_padded_s(settings, device) else NO_BATCH)),
         patience,
     )
     diarizer = None
     if load.diarizer:
-        diarizer = options(deployments.Diarizer, diarization.gpu_share, diarization.threads, keep=False).bind(
+        diarizer = options(deployments.Diarizer, diarization.gpu_share, keep=False).bind(
             load.diarizer, replace(patience, most_s=settings.request_timeout_s)
         )
     return transcriber, aligner, diarizer
@@ -174,20 +164,21 @@ def _patience(settings: Settings, device: str) -> Any:
     return deployments.Patience(settings.call_timeout_s, per_audio_s)
 
 
-def _on(device: str, gpu_share: float, threads: int | None, *, keep: bool = True) -> dict[str, Any]:
-    options = _on_cpu(threads_on(device, threads))
+def _on(device: str, gpu_share: float, *, keep: bool = True) -> dict[str, Any]:
+    options = _on_cpu()
     env_vars = options["runtime_env"]["env_vars"]
     if device == "cuda":
         del env_vars["CUDA_VISIBLE_DEVICES"]
         return {**options, "num_gpus": gpu_share}
-    if keep and HAS_THRESHOLDS:
-        env_vars.update(KEEPS_MEMORY)
+    if keep:
+        env_vars.update(LARGE_PAGES)
     return options
 
 
-def _on_cpu(threads: int = 1) -> dict[str, Any]:
+def _on_cpu() -> dict[str, Any]:
+    """Only what is right on every node: the graph may be built on another one than a replica runs on."""
     env_vars = {
-        "OMP_NUM_THREADS": str(threads),
+        "OMP_NUM_THREADS": "1",  # until a model's loader knows better
         # Replicas share the cores, so threads that wait sleep; but not at once: a nap between the small
         # steps of speech detection costs more than they do (64 instead of 27 ms for 5 s of audio).
         "OMP_WAIT_POLICY": "PASSIVE",
