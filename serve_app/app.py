@@ -53,7 +53,7 @@ WHEN_NEEDED = {"min_replicas": 0, "initial_replicas": 0, "max_replicas": 1}
 def build(settings: Settings) -> Application:
     """The application for these settings; raises ModelUnavailable for a model that cannot be had."""
     names = models.resolve(settings)
-    device = _device(settings)
+    device = choose_device(settings)
     on_cpu = None
     if settings.cpu_when_gpu_is_full and device == "cuda":
         on_cpu = loaders(_for_cpu(settings), names, "cpu")
@@ -148,13 +148,20 @@ def _for_cpu(settings: Settings) -> Settings:
     return settings.model_copy(update={**stages, "call_timeout_per_audio_s": per_audio_s})
 
 
-def _device(settings: Settings) -> str:
-    has_gpu = ray.is_initialized() and ray.cluster_resources().get("GPU", 0) > 0
-    if settings.device == "cuda" and not has_gpu:
-        raise ModelUnavailable("device: cuda, but this Ray cluster has no GPU; use auto or cpu.")
+def choose_device(settings: Settings) -> str:
+    """Where the models run; GPU nodes that are only started once a replica waits for one count, too."""
+    if settings.device == "cpu" or not ray.is_initialized():
+        may_have_gpu: bool | None = False
+    else:
+        may_have_gpu = ray.cluster_resources().get("GPU", 0) > 0 or ray_private.gpus_may_join()
+    if settings.device == "cuda" and may_have_gpu is False:
+        raise ModelUnavailable(
+            "device: cuda, but no node of this Ray cluster has a GPU, and none that its autoscaler may add; "
+            "use auto or cpu, or add a node with a GPU."
+        )
     if settings.device != "auto":
         return settings.device
-    return "cuda" if has_gpu else "cpu"
+    return "cuda" if may_have_gpu else "cpu"
 
 
 def _patience(settings: Settings, device: str) -> Any:

@@ -4,14 +4,33 @@
 """
 
 import inspect
+import logging
+import os
+import pkgutil
 from collections.abc import AsyncGenerator
+from pathlib import Path
 from typing import Any
 
 import ray
-from ray import ObjectRef, ObjectRefGenerator
-from ray.serve.handle import DeploymentResponse, DeploymentResponseGenerator
+
+logger = logging.getLogger("ray.serve")
 
 TRIED = "2.60.0"
+
+# Each with the arguments that it is given here, and whether it is awaited.
+KUBERAY = "ray.autoscaler._private.kuberay"
+LEANS_ON: list[tuple[str, tuple[str, ...], bool]] = [
+    ("ray:ObjectRefGenerator._get_next_ref_n", ("int",), False),
+    ("ray:ObjectRef._ready", (), True),
+    ("ray.serve.handle:DeploymentResponse._to_object_ref", (), True),
+    ("ray.serve.handle:DeploymentResponseGenerator._to_object_ref_gen", (), True),
+    ("ray._private.state:GlobalState.get_max_resources_from_cluster_config", (), False),
+    (f"{KUBERAY}.node_provider:KubernetesHttpApiClient.__init__", ("namespace",), False),
+    (f"{KUBERAY}.node_provider:KubernetesHttpApiClient.get", ("path",), False),
+    (f"{KUBERAY}.autoscaling_config:_generate_available_node_types_from_ray_cr_spec", ("spec",), False),
+]
+
+NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")  # in every pod
 
 
 class UnknownRay(Exception):
@@ -43,26 +62,54 @@ async def taken(response: Any) -> None:
     await response._to_object_ref()
 
 
+def gpus_may_join() -> bool | None:
+    """Whether the cluster's autoscaler may add a node with a GPU; None where that is not known.
+
+    KubeRay's RayCluster says it, and an autoscaler that reports to Ray what nodes it may start.
+    """
+    most = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+    if most.get("GPU", 0) > 0:
+        return True
+    name = os.environ.get("RAY_CLUSTER_NAME")  # KubeRay's operator sets it in every pod
+    if not name:
+        return False
+    try:
+        spec = _ray_cluster(name)["spec"]
+    except OSError as error:  # also what `requests` raises
+        logger.warning("Whether GPU nodes may join is not known: RayCluster %s: %s", name, error)
+        return None
+    from ray.autoscaler._private.kuberay.autoscaling_config import (
+        _generate_available_node_types_from_ray_cr_spec,
+    )
+
+    groups = _generate_available_node_types_from_ray_cr_spec(spec).values()
+    return bool(spec.get("enableInTreeAutoscaling")) and any(
+        group["max_workers"] > 0 and group["resources"].get("GPU", 0) > 0 for group in groups
+    )
+
+
+def _ray_cluster(name: str) -> dict[str, Any]:
+    """The RayCluster that this pod belongs to; the head's service account may read it."""
+    from ray.autoscaler._private.kuberay.node_provider import KubernetesHttpApiClient
+
+    namespace = os.environ.get("RAY_CLUSTER_NAMESPACE") or NAMESPACE_FILE.read_text()
+    cluster: dict[str, Any] = KubernetesHttpApiClient(namespace).get(f"rayclusters/{name}")
+    return cluster
+
+
 def check() -> None:
     """Raises UnknownRay where a name that is used here has gone or takes other arguments."""
-    methods: list[tuple[type, str, tuple[str, ...], bool]] = [
-        (ObjectRefGenerator, "_get_next_ref_n", ("int",), False),
-        (ObjectRef, "_ready", (), True),
-        (DeploymentResponse, "_to_object_ref", (), True),
-        (DeploymentResponseGenerator, "_to_object_ref_gen", (), True),
-    ]
-    for owner, name, arguments, is_async in methods:
-        method = getattr(owner, name, None)
-        if not _takes(method, arguments) or inspect.iscoroutinefunction(method) != is_async:
+    for name, arguments, is_async in LEANS_ON:
+        shown = name.partition(":")[2]
+        given = ("self", *arguments) if "." in shown else arguments
+        try:
+            function = pkgutil.resolve_name(name)
+            inspect.signature(function).bind(*given)
+            is_known = inspect.iscoroutinefunction(function) == is_async
+        except (ImportError, AttributeError, TypeError, ValueError):
+            is_known = False
+        if not is_known:
             raise UnknownRay(
-                f"Ray {ray.__version__} has no {owner.__name__}.{name}({', '.join(arguments)}); this service "
-                f"was tried with Ray {TRIED}."
+                f"Ray {ray.__version__} has no {shown}({', '.join(arguments)}); this service was tried with "
+                f"Ray {TRIED}."
             )
-
-
-def _takes(method: Any, arguments: tuple[str, ...]) -> bool:
-    try:
-        inspect.signature(method).bind("self", *arguments)
-    except (TypeError, ValueError):
-        return False
-    return True
