@@ -1,14 +1,18 @@
 """pyannote's pipeline: the bundled one, one in a directory, or one from the hub."""
 
+import inspect
 import logging
 import os
 import re
 import warnings
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from serve_app import bundled
 from serve_app.errors import ModelUnavailable
+
+PYANNOTE_TRIED = "4.0.7"
 
 _BUNDLED_PARAMETERS = {  # tuned on two synthesized voices, see MODEL_CARD.md
     "segmentation": {"threshold": 0.5, "min_duration_off": 0.2},
@@ -31,6 +35,7 @@ def load_pipeline(model: str, *, device: str, token: str | None) -> Any:
         from pyannote.audio import Pipeline
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # it advises to upgrade others' files
 
+    check_pyannote()
     try:
         pipeline = _bundled_pipeline() if model == "bundled" else Pipeline.from_pretrained(model, token=token)
         pipeline.to(torch.device(device))
@@ -39,6 +44,51 @@ def load_pipeline(model: str, *, device: str, token: str | None) -> Any:
             why_unavailable(model, token, error), None, "diarization_unavailable"
         ) from error
     return pipeline
+
+
+def check_pyannote() -> None:
+    """Raises ModelUnavailable where pyannote is not inside as the stages expect that replace parts of it."""
+    from pyannote.audio import Audio
+    from pyannote.audio.models.embedding.wespeaker import BaseWeSpeakerResNet
+    from pyannote.audio.pipelines import SpeakerDiarization
+    from pyannote.audio.pipelines.clustering import VBxClustering
+    from pyannote.audio.pipelines.speaker_verification import PyannoteAudioPretrainedSpeakerEmbedding
+
+    uses = [
+        (SpeakerDiarization, "__init__", "_segmentation _embedding _audio clustering klustering"),
+        (SpeakerDiarization, "apply", "get_embeddings clustering"),
+        (PyannoteAudioPretrainedSpeakerEmbedding, "__init__", "model_"),
+    ]
+    takes = [
+        (SpeakerDiarization, "get_embeddings", "self file binary_segmentations exclude_overlap hook"),
+        (VBxClustering, "filter_embeddings", "self embeddings segmentations min_active_ratio"),
+        (
+            VBxClustering,
+            "__call__",
+            "self embeddings segmentations num_clusters min_clusters max_clusters kwargs",
+        ),
+        (BaseWeSpeakerResNet, "compute_fbank", "self waveforms"),
+        (BaseWeSpeakerResNet, "forward_frames", "self waveforms"),
+        (BaseWeSpeakerResNet, "forward_embedding", "self frames weights"),
+        (Audio, "crop", "self file segment mode"),
+    ]
+    lacks = [
+        f"{owner.__name__}.{name} that uses {', '.join(names.split())}"
+        for owner, name, names in uses
+        if not set(names.split()) <= set(getattr(owner, name).__code__.co_names)
+    ] + [
+        f"{owner.__name__}.{name}({', '.join(parameters.split())})"
+        for owner, name, parameters in takes
+        if not hasattr(owner, name)
+        or [*inspect.signature(getattr(owner, name)).parameters] != parameters.split()
+    ]
+    if lacks:
+        raise ModelUnavailable(
+            f"pyannote.audio {metadata.version('pyannote.audio')} has no {lacks[0]}; install pyannote.audio "
+            f"{PYANNOTE_TRIED}, with which diarization was tried.",
+            None,
+            "diarization_unavailable",
+        )
 
 
 def why_unavailable(model: str, token: str | None, error: Exception) -> str:
