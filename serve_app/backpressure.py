@@ -6,6 +6,7 @@ look otherwise than expected, a warning is logged and Serve stays as it is.
 """
 
 import asyncio
+import inspect
 import logging
 import os
 from importlib import import_module
@@ -27,10 +28,10 @@ def bound_proxy() -> None:
     try:
         proxy: Any = import_module("ray.serve._private.proxy")
         queue = proxy.MessageQueue
-        _expect(queue.__call__, "put_nowait")
-        _expect(queue.get_messages_nowait, "_message_queue")
-        _expect(proxy.HTTPProxy.proxy_asgi_receive, "receive queue")
-        _expect(proxy.HTTPProxy.receive_asgi_messages, "get_messages_nowait")
+        _expect(queue.__call__, "self message", "put_nowait")
+        _expect(queue.get_messages_nowait, "self", "_message_queue")
+        _expect(proxy.HTTPProxy.proxy_asgi_receive, "self receive queue", "receive queue")
+        _expect(proxy.HTTPProxy.receive_asgi_messages, "self request_metadata", "get_messages_nowait")
         proxy.MessageQueue = _with_an_end(queue)
     except (ImportError, AttributeError):
         _warn("This Ray's proxy is not the one that the server knows")
@@ -94,8 +95,8 @@ def _fetches() -> dict[type, str]:
         from ray.serve._private.direct_ingress_http_util import ASGIDIReceiveProxy
         from ray.serve._private.http_util import ASGIReceiveProxy
 
-        _expect(ASGIReceiveProxy.fetch_until_disconnect, "_receive_asgi_messages queue")
-        _expect(ASGIDIReceiveProxy._fetch_until_disconnect, "_receive queue")
+        _expect(ASGIReceiveProxy.fetch_until_disconnect, "self", "_receive_asgi_messages queue")
+        _expect(ASGIDIReceiveProxy._fetch_until_disconnect, "self", "_receive queue")
     except (ImportError, AttributeError):
         _warn("This Ray's replicas are not those that the server knows")
         return {}
@@ -131,8 +132,12 @@ def _bounded(receive: Any, fetch: str) -> Receive:
     return receive_one
 
 
-def _expect(function: Any, names: str) -> None:
-    """Raises AttributeError where Serve's function no longer uses what is put in its way here."""
+def _expect(function: Any, parameters: str, names: str) -> None:
+    """Raises AttributeError where Serve's function takes something else, or no longer uses what is put in its
+    way here.
+    """
+    if [*inspect.signature(function).parameters] != parameters.split():
+        raise AttributeError(f"{function.__qualname__} with other parameters than {parameters}")
     code = function.__code__
     if missing := set(names.split()) - {*code.co_names, *code.co_varnames}:
         raise AttributeError(f"{function.__qualname__} without {', '.join(missing)}")

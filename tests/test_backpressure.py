@@ -198,6 +198,30 @@ def test_the_proxy_of_another_ray_is_left_alone(
     assert "kept in memory" in caplog.text
 
 
+async def _with_more(self: Any, message: Message, more: bool) -> None:
+    """Serve's MessageQueue.__call__, had it another parameter."""
+    self._message_queue.put_nowait(message)
+
+
+async def _fetching_more(self: Any, most: int) -> None:
+    """Serve's fetch_until_disconnect, had it another parameter."""
+    self._queue = await self._receive_asgi_messages(most, self.queue)
+
+
+def test_parameters_that_serve_adds_are_seen_before_a_body_comes(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the proxy and in the replica, which then stay as they are."""
+    monkeypatch.setattr(proxy.MessageQueue, "__call__", _with_more)
+    before = proxy.MessageQueue
+    bound_proxy()
+    assert proxy.MessageQueue is before
+    assert "proxy is not the one" in caplog.text
+    monkeypatch.setattr(ASGIReceiveProxy, "fetch_until_disconnect", _fetching_more)
+    assert BoundedReceive(Application()).fetches == {}
+    assert "replicas are not those" in caplog.text
+
+
 @pytest.mark.parametrize("gone", [True, False])
 def test_the_replica_of_another_ray_is_left_alone(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, gone: bool
