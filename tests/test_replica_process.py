@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from serve_app.app import graph
 from serve_app.model_loaders import Loaders
 from serve_app.settings import Settings
 
-LOADERS = Loaders(FakeSpeechModel, partial(FakeRecognizer, None), FakeAligner, FakeDiarizer)
+LOADERS = Loaders(FakeSpeechModel, partial(FakeRecognizer, Path("gate")), FakeAligner, FakeDiarizer)
 
 
 def environments(monkeypatch: pytest.MonkeyPatch, cores: int) -> list[dict[str, str]]:

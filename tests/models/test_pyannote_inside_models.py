@@ -21,7 +21,7 @@ class Other:
 
     def apply(self, file: Any) -> Any:
         """Calls neither what embeds nor what clusters under the names of the present one."""
-        return self.embeddings_of(file)
+        return self.embeddings_of(file, [])
 
     def embeddings_of(self, file: Any, segmentations: Any) -> Any:
         """Takes other arguments."""
