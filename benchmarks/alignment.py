@@ -28,7 +28,7 @@ from benchmarks.plain_whisperx import empty_punkt
 from benchmarks.truth import SAMPLE_RATE_HZ, Recording
 from serve_app import bundled
 from serve_app.errors import TranscriptionError
-from serve_app.stages.alignment import (
+from serve_app.stages.alignment.aligner import (
     LanguageModel,
     align_language,
     load_language_model,
@@ -127,7 +127,7 @@ def _random_base() -> LanguageModel:
     """torchaudio's wav2vec2-base with random weights and English characters."""
     import torchaudio
 
-    from serve_app.stages.acoustic import AcousticModel
+    from serve_app.stages.alignment.acoustic import AcousticModel
 
     model = torchaudio.models.wav2vec2_base(aux_num_out=len(CHARACTERS)).eval()
     acoustic = AcousticModel(model, from_torchaudio=True, device="cpu", max_padded_s=0)

@@ -114,7 +114,7 @@ def _save(directory: Path) -> None:
 def _load_stock(model: str, device: str, embedding_batch: int) -> Callable[[Samples], Diarization]:
     import torch
 
-    from serve_app.stages.diarization_pipeline import load_pipeline
+    from serve_app.stages.diarization.pipeline import load_pipeline
 
     pipeline = load_pipeline(model, device=device, token=None)
     pipeline.embedding_batch_size = embedding_batch
@@ -128,7 +128,7 @@ def _load_stock(model: str, device: str, embedding_batch: int) -> Callable[[Samp
 
 
 def _load_ours(model: str, device: str) -> Callable[[Samples], Diarization]:
-    from serve_app.stages.diarization import load_diarizer
+    from serve_app.stages.diarization.diarizer import load_diarizer
 
     return load_diarizer(model, device=device, token=None).diarize
 

@@ -25,12 +25,14 @@ from benchmarks.accuracy import Score, diarization_errors, score, total
 from benchmarks.plain_whisperx import PlainWhisperx
 from benchmarks.systems import Answer, Plain, System, service
 from benchmarks.truth import Recording, TrueTurn
-from serve_app import bundled, config_file, models
+from serve_app import bundled
+from serve_app.cli import config_file
+from serve_app.cli.launcher import CannotStart, free_port
 from serve_app.deployments import USER_CONFIGS
-from serve_app.launcher import CannotStart, free_port
 from serve_app.settings import Settings
-from serve_app.stages.asr_loading import choose_compute_type
-from serve_app.stages.decode import decode
+from serve_app.stages import model_names as models
+from serve_app.stages.asr.loading import choose_compute_type
+from serve_app.stages.audio.decode import decode
 
 PROJECT = Path(__file__).parents[1]
 RECORDINGS = Path(__file__).parent / "recordings"

@@ -17,8 +17,8 @@ from benchmarks.alignment import RECORDINGS, request_for, turns_of
 from serve_app import bundled
 from serve_app.errors import TranscriptionError
 from serve_app.stage_settings import ComputeType
-from serve_app.stages.alignment import align_language, load_language_model
-from serve_app.stages.diarization import load_diarizer
+from serve_app.stages.alignment.aligner import align_language, load_language_model
+from serve_app.stages.diarization.diarizer import load_diarizer
 from serve_app.transcript import Diarization
 
 TYPES: tuple[ComputeType, ...] = ("float16", "bfloat16")

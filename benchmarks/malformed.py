@@ -29,7 +29,7 @@ import typer
 
 from benchmarks.hostile_files import EXPECTED, FOLDER, Trap, generated, mutated, whole_files
 from serve_app.errors import TranscriptionError
-from serve_app.stages.decode import decode
+from serve_app.stages.audio.decode import decode
 
 LIMITS = {"max_audio_s": 14_400.0, "timeout_s": 60.0}
 

@@ -30,9 +30,9 @@ from benchmarks import truth
 from benchmarks.scheduling import cpus_for, graph_on_gpus
 from benchmarks.systems import Service, service, wav
 from benchmarks.truth import SAMPLE_RATE_HZ
-from serve_app import config_file
+from serve_app.cli import config_file
+from serve_app.cli.launcher import free_port
 from serve_app.deployments import USER_CONFIGS
-from serve_app.launcher import free_port
 
 PROJECT = Path(__file__).parents[1]
 RECORDINGS = Path(__file__).parent / "recordings" / "ten-minutes"

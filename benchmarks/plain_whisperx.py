@@ -11,7 +11,7 @@ import imageio_ffmpeg
 import numpy as np
 from numpy.typing import NDArray
 
-from serve_app.models import Models
+from serve_app.stages.model_names import Models
 
 PUNKT_FILES = ("collocations.tab", "sent_starters.txt", "abbrev_types.txt", "ortho_context.tab")
 BATCH_SIZE = 4
@@ -63,7 +63,7 @@ def _diarization(model: str, device: str) -> Any:
     from huggingface_hub import get_token
     from whisperx.diarize import DiarizationPipeline
 
-    from serve_app.stages.diarization_pipeline import load_pipeline
+    from serve_app.stages.diarization.pipeline import load_pipeline
 
     pipeline = DiarizationPipeline.__new__(DiarizationPipeline)
     pipeline.model = load_pipeline(model, device=device, token=get_token())

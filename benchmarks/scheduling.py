@@ -44,7 +44,7 @@ from benchmarks.simulated import Gpu, align_s, asr_s, detect_s, diarize_s, gpus_
 from benchmarks.systems import wav
 from benchmarks.truth import SAMPLE_RATE_HZ
 from serve_app.app import ALIGN_GPU_BATCH, BOOKED_CPUS, GPU_BATCH
-from serve_app.launcher import free_port, running
+from serve_app.cli.launcher import free_port, running
 
 BATCH = int(GPU_BATCH["max_batch_size"])
 WINDOW_S = 30.0

@@ -25,9 +25,9 @@ from pydantic import BaseModel
 from ray.serve import Application
 
 from serve_app.app import graph
-from serve_app.model_loaders import Loaders
 from serve_app.settings import Settings
-from serve_app.stages.segmentation import CHUNKS_PER_STEP
+from serve_app.stages.load import Loaders
+from serve_app.stages.speech.pyannote_scan import CHUNKS_PER_STEP
 from serve_app.transcript import (
     SAMPLE_RATE_HZ,
     AlignRequest,

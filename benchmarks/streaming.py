@@ -21,7 +21,7 @@ from rich.console import Console
 
 from benchmarks.systems import service, wav
 from serve_app import bundled
-from serve_app.stages.decode import decode
+from serve_app.stages.audio.decode import decode
 from serve_app.transcript import SAMPLE_RATE_HZ
 
 GOAL = 0.5  # first_delta_fraction, at most

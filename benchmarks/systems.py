@@ -16,9 +16,9 @@ from ray import serve
 
 from benchmarks.plain_whisperx import PlainWhisperx
 from benchmarks.truth import SAMPLE_RATE_HZ, TrueTurn
-from serve_app.launcher import running, url_of
+from serve_app.cli.launcher import running, url_of
 from serve_app.options import Options
-from serve_app.stages.speakers import assign_speakers, split_at_speaker_change
+from serve_app.request.assign_speakers import assign_speakers, split_at_speaker_change
 from serve_app.transcript import Audio, Diarization, Segment, Word
 
 

@@ -30,7 +30,7 @@ import typer
 import uvicorn
 from rich.console import Console
 
-from serve_app.api import create_app
+from serve_app.http.app import create_app
 from serve_app.options import Options
 from serve_app.transcript import Source, Transcript
 

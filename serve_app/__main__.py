@@ -16,11 +16,12 @@ import typer
 from pydantic import ValidationError
 from ray.serve.schema import ServeDeploySchema
 
-from serve_app import bundled, config_file
-from serve_app.access import new_key
-from serve_app.demo import DemoFailed, note, predict_sample, show
+from serve_app import bundled
+from serve_app.cli import config_file
+from serve_app.cli.demo import DemoFailed, note, predict_sample, show
+from serve_app.cli.launcher import GRACE_S, CannotStart, free_port, running, url_of
 from serve_app.deployments import USER_CONFIGS
-from serve_app.launcher import GRACE_S, CannotStart, free_port, running, url_of
+from serve_app.http.auth import new_key
 from serve_app.settings import ApiKey
 
 DEMO_CONFIG = Path(__file__).parent.parent / "serve_config.demo.yaml"

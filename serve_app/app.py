@@ -12,18 +12,18 @@ import ray
 from ray.serve import Application
 
 from serve_app import deployments as untyped_deployments
-from serve_app import models
-from serve_app.config_file import ON_CPU
-from serve_app.deployments import ray_private
+from serve_app.cli.config_file import ON_CPU
+from serve_app.deployments.calls import ray_private
 from serve_app.errors import ModelUnavailable
-from serve_app.fallback import Fallback
-from serve_app.model_loaders import (
+from serve_app.settings import Settings
+from serve_app.stages import model_names as models
+from serve_app.stages.asr.fallback import Fallback
+from serve_app.stages.load import (
     Loaders,
     detector_device,
     loaders,
     max_padded_s,
 )
-from serve_app.settings import Settings
 
 deployments: Any = untyped_deployments  # Serve decorators turn classes into Deployments, unknown to mypy
 

@@ -14,8 +14,8 @@ from pydantic import (
 )
 
 from serve_app.errors import InvalidRequest
+from serve_app.formats.subtitles import SubtitleLayout
 from serve_app.languages import LANGUAGES
-from serve_app.subtitles import SubtitleLayout
 
 Model = TypeVar("Model", bound=BaseModel)
 

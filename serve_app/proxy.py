@@ -8,8 +8,8 @@ from typing import Any
 
 from starlette.middleware import Middleware
 
-from serve_app.backpressure import bound_proxy
-from serve_app.proxy_errors import InOurWords
+from serve_app.ray_patches.body_queues import bound_proxy
+from serve_app.ray_patches.proxy_errors import InOurWords
 
 
 def at_start() -> list[Any]:

@@ -26,12 +26,12 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app import bundled
 from serve_app.app import graph
-from serve_app.backpressure import AT_PROXY_START, PROXY_HOOK
-from serve_app.model_loaders import Loaders
+from serve_app.batching.turns import DeviceTurns, Turns
+from serve_app.ray_patches.body_queues import AT_PROXY_START, PROXY_HOOK
 from serve_app.settings import IntakeSettings, Settings
-from serve_app.stages.decode import decode
+from serve_app.stages.audio.decode import decode
+from serve_app.stages.load import Loaders
 from serve_app.transcript import SAMPLE_RATE_HZ, Audio, Samples
-from serve_app.turns import DeviceTurns, Turns
 
 HTTP_PORT = 18_000  # below the range Ray takes its workers' ports from
 

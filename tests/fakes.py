@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from serve_app.options import Options
-from serve_app.pipeline import Stages
+from serve_app.request.pipeline import Stages
+from serve_app.request.window_gate import WindowGate
 from serve_app.transcript import (
     SAMPLE_RATE_HZ,
     AlignRequest,
@@ -35,7 +36,6 @@ from serve_app.transcript import (
     WindowText,
     Word,
 )
-from serve_app.window_gate import WindowGate
 
 WINDOW_S = 1.0
 

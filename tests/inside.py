@@ -10,8 +10,8 @@ import ray
 from ray.exceptions import OutOfDiskError
 from ray.serve._private.http_util import ASGIReceiveProxy
 
-from serve_app import bodies
-from serve_app.stages import decode
+from serve_app.http import uploads as bodies
+from serve_app.stages.audio import decode
 
 PROXY = "SERVE_PROXY_ACTOR"
 INGRESS = "whisperx#Ingress#"

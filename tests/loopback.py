@@ -13,11 +13,11 @@ from typing import Any
 import httpx
 from aiohttp import web
 
-from serve_app.api import create_app
 from serve_app.errors import TranscriptionError
+from serve_app.http.app import create_app
 from serve_app.options import Options
 from serve_app.settings import IntakeSettings
-from serve_app.stages.fetch import fetch
+from serve_app.stages.audio.fetch import fetch
 from serve_app.transcript import Source, Transcript
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

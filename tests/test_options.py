@@ -6,7 +6,7 @@ import pytest
 
 from serve_app.errors import InvalidRequest
 from serve_app.options import parse_options
-from serve_app.speaker_wishes import wants_speakers
+from serve_app.request.speaker_wishes import wants_speakers
 
 CLIP = "data:audio/wav;base64,AAAA"
 

@@ -54,9 +54,9 @@ def test_the_config_files_name_deployments_that_exist(name: str) -> None:
         "serve_app.app",
         "serve_app.__main__",
         "serve_app.deployments",
-        "serve_app.stages.alignment",
-        "serve_app.stages.diarization",
-        "serve_app.stages.speech",
+        "serve_app.stages.alignment.aligner",
+        "serve_app.stages.diarization.diarizer",
+        "serve_app.stages.speech.detector",
     ],
 )
 def test_importing_does_not_load_model_packages(module: str) -> None:

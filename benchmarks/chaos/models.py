@@ -21,8 +21,8 @@ from ray.serve import Application
 
 from benchmarks.simulated import Fixed
 from serve_app.app import graph
-from serve_app.model_loaders import Loaders
 from serve_app.settings import Settings
+from serve_app.stages.load import Loaders
 from serve_app.transcript import (
     SAMPLE_RATE_HZ,
     AlignRequest,

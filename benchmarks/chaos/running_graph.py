@@ -15,7 +15,7 @@ from ray.exceptions import RayActorError
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 
-from serve_app.launcher import free_port, running, url_of
+from serve_app.cli.launcher import free_port, running, url_of
 
 STAGES = {  # deployments, and what their retries are counted as
     "AudioLoader": "loader",

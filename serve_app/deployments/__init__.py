@@ -4,12 +4,12 @@ Each model class gets a loader (a function of no arguments) and calls it in its 
 tests pass fake models and no process imports a model package that it does not need.
 """
 
+from serve_app.deployments.audio_loader import AudioLoader
 from serve_app.deployments.batch_config import AlignerConfig, BatchConfig, TranscriberConfig
 from serve_app.deployments.diarizer import Diarizer
-from serve_app.deployments.health import Patience
 from serve_app.deployments.ingress import Ingress
-from serve_app.deployments.loader import AudioLoader
 from serve_app.deployments.models import Aligner, SpeechDetector, Transcriber
+from serve_app.deployments.watchdog import Patience
 
 # What `user_config` of each deployment in a config file may hold.
 USER_CONFIGS: dict[str, type[BatchConfig] | None] = {

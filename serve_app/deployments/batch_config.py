@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from serve_app.batching import Batcher
+from serve_app.batching.batcher import Batcher
 
 
 class BatchConfig(BaseModel):

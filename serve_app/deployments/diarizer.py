@@ -5,13 +5,13 @@ from dataclasses import replace
 
 from ray import serve
 
-from serve_app.batching import Batcher
-from serve_app.deployments.handles import WHOLE_FILES, AudioLost, AudioRef, audio_behind
-from serve_app.deployments.health import Patience, Watch, by_halves
+from serve_app.batching.batcher import Batcher
+from serve_app.deployments.calls.handles import WHOLE_FILES, AudioLost, AudioRef, audio_behind
+from serve_app.deployments.metrics import Retries
 from serve_app.deployments.protocols import DiarizeModel, DiarizeRequest
-from serve_app.known_speakers import reference_samples
-from serve_app.observability import Retries
+from serve_app.deployments.watchdog import Patience, Watch, by_halves
 from serve_app.options import Options
+from serve_app.request.known_speakers import reference_samples
 from serve_app.transcript import SAMPLE_RATE_HZ, Diarization, KnownSpeaker
 
 PATIENCE = Patience()

@@ -14,24 +14,24 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.admission import Admission
-from serve_app.api import create_app
 from serve_app.deadline import timeout
-from serve_app.deployments.handles import HEALTH, MANY, ROUTER, awaited, caller, has_replica, streamer
-from serve_app.deployments.health import Patience
-from serve_app.deployments.loading import LoadedAudio, loading_with
-from serve_app.deployments.retries import lasting, resuming, with_clips
-from serve_app.deployments.spare import START_S, or_on_cpu
+from serve_app.deployments.calls.audio_ref import LoadedAudio, loading_with
+from serve_app.deployments.calls.handles import HEALTH, MANY, ROUTER, awaited, caller, has_replica, streamer
+from serve_app.deployments.calls.retries import lasting, resuming, with_clips
+from serve_app.deployments.calls.spare import START_S, or_on_cpu
+from serve_app.deployments.metrics import Retries
+from serve_app.deployments.watchdog import Patience
 from serve_app.errors import AudioTooCostly, AudioTooLong, DeadlineExceeded, InvalidRequest
-from serve_app.following import Report, followed
-from serve_app.observability import Retries
+from serve_app.http.app import create_app
+from serve_app.http.quotas import charge
+from serve_app.http.schemas import answer, progress_response
 from serve_app.options import Options, parse_options
-from serve_app.pipeline import Stages, transcribe, unheard
-from serve_app.schemas import answer, progress_response
+from serve_app.request.admission import Admission
+from serve_app.request.pipeline import Stages, transcribe, unheard
+from serve_app.request.progress import Report, followed
+from serve_app.request.window_gate import WindowGate
 from serve_app.settings import Settings
 from serve_app.transcript import Progress, Source, Speech, Transcript
-from serve_app.usage import charge
-from serve_app.window_gate import WindowGate
 
 READY_TIMEOUT_S = 2.0
 READY_LATELY_S = 60.0  # so long a stage that is slow to answer stays ready, if it has a replica

@@ -11,13 +11,14 @@ import numpy as np
 import numpy.typing as npt
 from ray import serve
 
-from serve_app.batching import Batcher
+from serve_app.batching.batcher import Batcher
+from serve_app.batching.turns import of_this_device
 from serve_app.deployments.batch_config import AlignerConfig, TranscriberConfig
-from serve_app.deployments.handles import STAGE, AudioRef, audio_behind
-from serve_app.deployments.health import Patience, Watch, by_halves
+from serve_app.deployments.calls.handles import STAGE, AudioRef, audio_behind
+from serve_app.deployments.metrics import Retries
 from serve_app.deployments.protocols import AlignModel, Recognizer, SpeechModel
-from serve_app.fallback import Fallback
-from serve_app.observability import Retries
+from serve_app.deployments.watchdog import Patience, Watch, by_halves
+from serve_app.stages.asr.fallback import Fallback
 from serve_app.transcript import (
     AlignRequest,
     AsrRequest,
@@ -28,7 +29,6 @@ from serve_app.transcript import (
     Window,
     WindowText,
 )
-from serve_app.turns import of_this_device
 
 PATIENCE = Patience()
 SCAN_EVERY_S = 2.0  # a search tells how far it is, also where there is no speech

@@ -23,11 +23,11 @@ from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 from sounds import ffmpeg, wav
 
-from serve_app.deployments.handles import caller
-from serve_app.deployments.health import Patience
-from serve_app.deployments.loading import LoadedAudio
-from serve_app.deployments.retries import lasting
-from serve_app.observability import Retries
+from serve_app.deployments.calls.audio_ref import LoadedAudio
+from serve_app.deployments.calls.handles import caller
+from serve_app.deployments.calls.retries import lasting
+from serve_app.deployments.metrics import Retries
+from serve_app.deployments.watchdog import Patience
 from serve_app.transcript import SAMPLE_RATE_HZ, Decoding, Source, Window, WindowText
 
 NAME = "faulty"

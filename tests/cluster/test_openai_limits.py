@@ -19,8 +19,8 @@ from ray import serve
 from sounds import wav
 
 from serve_app.app import graph
-from serve_app.model_loaders import Loaders
 from serve_app.settings import AccessSettings, ApiKey, Settings
+from serve_app.stages.load import Loaders
 
 URL = "http://127.0.0.1:18000/limited"
 ONE_WINDOW = ("one.wav", wav(recording(7)))

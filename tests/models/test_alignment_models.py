@@ -20,13 +20,13 @@ from benchmarks import truth
 from benchmarks.random_wav2vec2 import save_torchaudio_base, save_transformers_base
 from serve_app import bundled
 from serve_app.errors import ModelUnavailable
-from serve_app.stages.alignment import (
+from serve_app.stages.alignment.aligner import (
     Aligner,
     LanguageModel,
     load_aligner,
     load_sentence_splitter,
 )
-from serve_app.stages.forced_alignment import fill_nearest, letter_times, spell, word_ranges
+from serve_app.stages.alignment.forced import fill_nearest, letter_times, spell, word_ranges
 from serve_app.transcript import AlignRequest, Samples, Segment, Window, WindowText, Word
 
 pytestmark = [
@@ -320,7 +320,7 @@ def test_a_model_that_cannot_be_loaded_is_not_asked_for_at_every_window(
     """Failing without a network takes 20 s, so a failure holds for a minute; then it is tried again."""
     now_s = 0.0
     clock = SimpleNamespace(monotonic=lambda: now_s)
-    monkeypatch.setattr("serve_app.stages.alignment.time", clock)
+    monkeypatch.setattr("serve_app.stages.alignment.aligner.time", clock)
     attempts = []
     load = upstream.load_align_model
 

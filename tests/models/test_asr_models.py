@@ -16,11 +16,11 @@ from benchmarks import truth
 from benchmarks.random_whisper import build_random_whisper
 from serve_app import bundled
 from serve_app.errors import InvalidRequest
-from serve_app.fallback import Fallback
 from serve_app.stage_settings import SpeechSettings
-from serve_app.stages.asr import Features, Recognizer
-from serve_app.stages.asr_loading import load_recognizer
-from serve_app.stages.speech import load_pyannote_detector, to_float32
+from serve_app.stages.asr.fallback import Fallback
+from serve_app.stages.asr.loading import load_recognizer
+from serve_app.stages.asr.recognizer import Features, Recognizer
+from serve_app.stages.speech.detector import load_pyannote_detector, to_float32
 from serve_app.transcript import SAMPLE_RATE_HZ, AsrRequest, Audio, Decoding, Samples, Window, WindowText
 
 RECORDINGS = Path(truth.__file__).parent / "recordings"

@@ -28,12 +28,13 @@ from tokenizers import Tokenizer
 from benchmarks import truth
 from benchmarks.accuracy import speaker_errors
 from benchmarks.plain_whisperx import PlainWhisperx
-from serve_app import bundled, models
+from serve_app import bundled
 from serve_app.app import build
 from serve_app.options import Options
 from serve_app.settings import IntakeSettings, Settings
 from serve_app.stage_settings import AsrSettings
-from serve_app.stages.decode import decode
+from serve_app.stages import model_names as models
+from serve_app.stages.audio.decode import decode
 from serve_app.transcript import SAMPLE_RATE_HZ, Samples
 
 URL = f"http://127.0.0.1:{HTTP_PORT}/bundled"

@@ -13,8 +13,8 @@ from requests import Response
 
 from benchmarks.random_pyannote import bundled_vbx_pipeline, save_community_1
 from serve_app.errors import ModelUnavailable
-from serve_app.stages.diarization import Diarizer, exclusive_turns, load_diarizer
-from serve_app.stages.diarization_pipeline import load_pipeline
+from serve_app.stages.diarization.diarizer import Diarizer, exclusive_turns, load_diarizer
+from serve_app.stages.diarization.pipeline import load_pipeline
 from serve_app.transcript import Diarization, Samples, Turn
 
 pytestmark = [

@@ -9,7 +9,7 @@ from pyannote.audio.pipelines import SpeakerDiarization
 from pyannote.audio.pipelines.clustering import VBxClustering
 
 from serve_app.errors import ModelUnavailable
-from serve_app.stages.diarization_pipeline import load_pipeline
+from serve_app.stages.diarization.pipeline import load_pipeline
 
 
 class Other:

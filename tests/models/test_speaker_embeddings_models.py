@@ -18,10 +18,10 @@ from benchmarks.random_pyannote import (
     whisperx_segmentation,
 )
 from serve_app.errors import ModelUnavailable
-from serve_app.stages import half_precision
-from serve_app.stages.diarization import Diarizer
-from serve_app.stages.diarization_pipeline import load_pipeline
-from serve_app.stages.speaker_embeddings import share_trunk
+from serve_app.stages import torch_support as half_precision
+from serve_app.stages.diarization.diarizer import Diarizer
+from serve_app.stages.diarization.embeddings import share_trunk
+from serve_app.stages.diarization.pipeline import load_pipeline
 from serve_app.transcript import SAMPLE_RATE_HZ, Diarization, Samples, Turn
 
 pytestmark = [

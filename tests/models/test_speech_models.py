@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from serve_app.stage_settings import SpeechSettings
-from serve_app.stages.segmentation import SegmentationSearch
-from serve_app.stages.speech import (
+from serve_app.stages.speech.detector import (
     Joining,
     SpeechDetector,
     StretchSearch,
@@ -20,6 +19,7 @@ from serve_app.stages.speech import (
     load_silero_detector,
     to_float32,
 )
+from serve_app.stages.speech.pyannote_scan import SegmentationSearch
 from serve_app.transcript import SAMPLE_RATE_HZ, Audio, Window
 
 SETTINGS = SpeechSettings()

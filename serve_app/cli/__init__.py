@@ -1,0 +1,1 @@
+"""The command line: a local Ray, the strict config file, the demo."""

@@ -1,0 +1,1 @@
+"""Calls between deployments that survive killed replicas and lost audio."""

@@ -1,0 +1,1 @@
+"""A transcript as text: plain, subtitles, tables, speaker turns."""

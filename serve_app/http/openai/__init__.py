@@ -1,0 +1,1 @@
+"""OpenAI's audio API over the same requests."""

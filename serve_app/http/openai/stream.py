@@ -1,0 +1,101 @@
+"""A transcription as server-sent events, while it runs.
+
+Starlette's StreamingResponse alone would not do, and FastAPI's events neither: where a client leaves while a
+piece is being sent, the first leaves its generator open, and the run with it; the second says 200 before it
+is known whether the file can be used.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AsyncExitStack
+
+from pydantic import BaseModel
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from serve_app.deadline import timeout
+from serve_app.http.openai.request import Ask
+from serve_app.http.openai.response import diarized, text_pieces, token_usage
+from serve_app.http.openai.schemas import TextDelta, TextDone
+from serve_app.http.responses import error_body
+from serve_app.http.schemas import warnings_out
+from serve_app.request.progress import News
+from serve_app.transcript import Progress, Transcript
+
+KEEP_ALIVE_S = 15.0  # of silence: proxies cut a connection after 30 to 60
+KEEP_ALIVE = b": still at work\n\n"
+END = b"data: [DONE]\n\n"  # where OpenAI's clients stop reading
+
+
+async def events(news: News, ask: Ask) -> AsyncGenerator[bytes, None]:
+    """The events of a run: text as soon as it is final and in order, then speakers if asked for, then `done`.
+
+    What goes wrong before anything was sent is raised, and can still be an ordinary answer; after that it is
+    an event.
+    """
+    text: list[str] = []
+    silent = True
+    while True:
+        try:
+            async with timeout(KEEP_ALIVE_S):
+                item = await news.get()
+        except asyncio.TimeoutError:
+            silent = False
+            yield KEEP_ALIVE
+            continue
+        if not isinstance(item, Progress):
+            break
+        for piece in text_pieces(item.segments, ask.options.task, first=not text):
+            silent = False
+            text.append(piece)
+            yield _event(TextDelta(delta=piece))
+    try:
+        transcript = item.result()
+    except Exception as error:
+        if silent:
+            raise
+        yield b"event: error\ndata: " + json.dumps(error_body(error)).encode() + b"\n\n"
+        return
+    for event in await asyncio.to_thread(_last_events, transcript, ask, "".join(text)):  # one per sentence
+        yield event
+    yield END
+
+
+def _last_events(transcript: Transcript, ask: Ask, text: str) -> list[bytes]:
+    segments = diarized(transcript, ask) if ask.response_format == "diarized_json" else []
+    usage = token_usage(transcript)
+    done = TextDone(text=text, usage=usage, warnings=warnings_out(transcript) or None)
+    return [_event(item) for item in (*segments, done)]
+
+
+class EventStream(StreamingResponse):
+    """Sends what `first` is and then `rest` gives; ends with its client, and closes `held` in the end."""
+
+    def __init__(self, first: bytes, rest: AsyncGenerator[bytes, None], held: AsyncExitStack) -> None:
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # the latter is for nginx
+        super().__init__(_chained(first, rest), headers=headers, media_type="text/event-stream")
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._held:
+            sending = asyncio.ensure_future(self.stream_response(send))
+            leaving = asyncio.ensure_future(self.listen_for_disconnect(receive))
+            try:
+                await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
+                if sending.done():
+                    sending.result()
+            finally:
+                for task in (sending, leaving):
+                    task.cancel()
+                await asyncio.gather(sending, leaving, return_exceptions=True)
+
+
+async def _chained(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
+    yield first
+    async for event in rest:
+        yield event
+
+
+def _event(item: BaseModel) -> bytes:
+    return b"data: " + item.model_dump_json(exclude_none=True).encode() + b"\n\n"

@@ -1,0 +1,1 @@
+"""One request from audio to transcript, and how many at once. Plain async functions, no Ray."""

@@ -1,0 +1,1 @@
+"""Windows to text: Whisper on CTranslate2."""

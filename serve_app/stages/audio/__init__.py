@@ -1,0 +1,1 @@
+"""A URL or file to samples: fetch, address check, decode in a sandbox."""

@@ -1,0 +1,1 @@
+"""A whole file to speaker turns: pyannote."""

@@ -1,0 +1,1 @@
+"""Samples to windows of speech: voice activity detection."""

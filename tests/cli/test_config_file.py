@@ -1,0 +1,226 @@
+"""serve_config.yaml is read strictly: a wrong key anywhere is named."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+from ray.serve.schema import ServeDeploySchema
+
+from serve_app.cli.config_file import ConfigError, read
+from serve_app.deployments import USER_CONFIGS
+from serve_app.settings import Settings
+
+PROJECT = Path(__file__).parents[2]
+
+
+def load(path: Path) -> dict[str, Any]:
+    return read(path, ServeDeploySchema, USER_CONFIGS)
+
+
+@pytest.mark.parametrize("name", ["serve_config.yaml", "serve_config.demo.yaml"])
+def test_the_shipped_files_are_right(name: str) -> None:
+    """Both shipped files pass their own check."""
+    assert load(PROJECT / name)["applications"][0]["import_path"] == "serve_app.app:build"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda raw: raw.update(http_option={}), "unknown key http_option"),
+        (lambda raw: raw["http_options"].update(prot=1), "unknown key prot"),
+        (lambda raw: raw["applications"][0].update(arg={}), "unknown key arg"),
+        (lambda raw: raw["applications"][0]["args"].update(modle="x"), "unknown key modle"),
+        (lambda raw: raw["applications"][0]["args"]["asr"].update(beam=1), "unknown key asr.beam"),
+        (lambda raw: raw["applications"][0]["args"].update(device="tpu"), "device"),
+        (lambda raw: raw["applications"][0]["args"].update(speech={"onset": 0.2}), "speech.offset"),
+        (
+            lambda raw: raw["applications"][0]["deployments"].append({"name": "Aligner", "num_replica": 2}),
+            "unknown key num_replica",
+        ),
+        (
+            lambda raw: raw["applications"][0]["deployments"].append(
+                {"name": "Aligner", "autoscaling_config": {"max_replica": 2}}
+            ),
+            "unknown key max_replica",
+        ),
+        (
+            lambda raw: raw["applications"][0]["deployments"].append(
+                {"name": "Transcriber", "user_config": {"batch_size": 2}}
+            ),
+            "unknown key batch_size",
+        ),
+        (
+            lambda raw: raw["applications"][0]["deployments"].append(
+                {"name": "Aligner", "user_config": {"max_batch_size": 0}}
+            ),
+            "max_batch_size",
+        ),
+        (
+            lambda raw: raw["applications"][0]["deployments"].append({"name": "Diarizer", "user_config": {}}),
+            "Diarizer has no user_config",
+        ),
+        (
+            lambda raw: raw["applications"][0]["deployments"].append(
+                {"name": "Diarizer", "ray_actor_options": {"num_cpus": 2}}
+            ),
+            "ray_actor_options would replace",
+        ),
+        (
+            lambda raw: raw["applications"][0]["deployments"].append({"name": "Diariser"}),
+            "no deployment Diariser",
+        ),
+        (lambda raw: raw["applications"][0].update(deployments=[3]), "deployments"),
+        (
+            lambda raw: raw["applications"][0].update(
+                import_path="serve_app.app.build",
+                args={"modle": "x"},  # Ray takes the dot, too
+            ),
+            "unknown key modle",
+        ),
+        (
+            lambda raw: raw["applications"][0]["args"].update(
+                alignment={"preload": ["en", "de", "fr", "es"]}
+            ),
+            "alignment.preload",
+        ),
+    ],
+)
+def test_a_wrong_key_is_named(tmp_path: Path, change: Any, says: str) -> None:
+    """Misspelt keys at every level of the file, which Serve itself would accept in silence."""
+    raw = yaml.safe_load((PROJECT / "serve_config.yaml").read_text())
+    change(raw)
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    with pytest.raises(ConfigError, match=says):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "says"),
+    [
+        ("intake", {"allowed_hosts": ["https://media.internal/x"]}, "intake.allowed_hosts.0: write one host"),
+        ("intake", {"allowed_hosts": ["a.internal", "10.0.0.0/8"]}, "intake.allowed_hosts.1: write one host"),
+        ("intake", {"allowed_hosts": ["*.internal"]}, "host:port"),
+        ("intake", {"allowed_hosts": ["media.internal:"]}, "host:port"),
+        ("intake", {"allowed_hosts": [""]}, "host:port"),
+        ("access", {"cors_origins": ["https://page.example/"]}, "access.cors_origins.0: write an origin"),
+        ("access", {"cors_origins": ["https://page.example/app"]}, "https://example.com"),
+        ("access", {"cors_origins": ["https://Page.example"]}, "lower case"),
+        ("access", {"cors_origins": ["https://*.example"]}, "https://example.com"),
+        ("access", {"cors_origins": ["page.example"]}, "https://example.com"),
+        ("intake", {"max_audio_s": float("inf")}, "intake.max_audio_s"),
+        ("intake", {"max_audio_s": 1e305}, "intake.max_audio_s"),
+        ("intake", {"decode_timeout_s": float("inf")}, "intake.decode_timeout_s"),
+        ("intake", {"fetch_timeout_s": float("nan")}, "intake.fetch_timeout_s"),
+        ("alignment", {"max_padded_s": float("inf")}, "alignment.max_padded_s"),
+    ],
+)
+def test_a_value_that_could_never_work_is_named(
+    tmp_path: Path, section: str, values: dict[str, Any], says: str
+) -> None:
+    """With the form that does: hosts and origins that match nothing, times that are no number."""
+    raw = yaml.safe_load((PROJECT / "serve_config.yaml").read_text())
+    raw["applications"][0]["args"][section] = values
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("args", "deployment", "says"),
+    [
+        ({}, {"name": "AlignerOnCpu"}, "AlignerOnCpu exists only with args.cpu_when_gpu_is_full: true"),
+        ({"cpu_when_gpu_is_full": True}, {"name": "AlignerOnCpu", "num_replicas": 2}, "min_replicas: 0"),
+        (
+            {"cpu_when_gpu_is_full": True},
+            {"name": "AlignerOnCpu", "autoscaling_config": {"max_replicas": 2}},
+            "min_replicas: 0",
+        ),
+        ({"cpu_when_gpu_is_full": True, "device": "cpu"}, {"name": "Aligner"}, "needs a GPU"),
+    ],
+)
+def test_what_stands_in_on_cpus_is_named_only_where_it_exists(
+    tmp_path: Path, args: dict[str, Any], deployment: dict[str, Any], says: str
+) -> None:
+    """With no replica at the start, which is what Serve's own defaults would give it."""
+    raw = yaml.safe_load((PROJECT / "serve_config.yaml").read_text())
+    raw["applications"][0]["args"] |= args
+    raw["applications"][0]["deployments"] = [deployment]
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        load(path)
+
+
+def test_hosts_and_origins_in_their_right_form_are_taken() -> None:
+    """Names and addresses, with and without a port; origins of apps, too."""
+    hosts = ["media.internal", "my_host:9000", "10.0.0.7", "10.0.0.7:80", "::1", "[::1]", "[fe80::1]:9000"]
+    origins = ["https://page.example", "http://localhost:3000", "http://[::1]:3000", "capacitor://localhost"]
+    settings = Settings.model_validate(
+        {"intake": {"allowed_hosts": hosts}, "access": {"cors_origins": origins}}
+    )
+    assert [*settings.intake.allowed_hosts] == hosts
+    assert [*settings.access.cors_origins] == origins
+
+
+@pytest.mark.parametrize(
+    ("http_options", "access", "refused"),
+    [
+        ({"host": "127.0.0.1"}, {}, False),
+        ({"host": "localhost"}, {}, False),
+        ({"host": "0.0.0.0"}, {}, True),
+        ({"host": "::"}, {}, True),
+        ({"host": "192.168.1.5"}, {}, True),
+        ({"host": "myhost"}, {}, True),
+        (None, {}, True),  # Serve's own default is 0.0.0.0
+        ({"host": "0.0.0.0"}, {"public_without_keys": True}, False),
+        ({"host": "0.0.0.0"}, {"keys": [{"name": "acme", "sha256": "0" * 64}]}, False),
+    ],
+)
+def test_no_public_address_without_keys(
+    tmp_path: Path, http_options: dict[str, Any] | None, access: dict[str, Any], refused: bool
+) -> None:
+    """Refused in one sentence that says what to do, unless there are keys or the operator says so."""
+    raw = yaml.safe_load((PROJECT / "serve_config.yaml").read_text())
+    raw["http_options"] = http_options or {}
+    raw["applications"][0]["args"]["access"] = access
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    if not refused:
+        load(path)
+        return
+    with pytest.raises(ConfigError, match=r"127\.0\.0\.1.*keys.*public_without_keys"):
+        load(path)
+
+
+def test_files_that_are_no_config_say_so(tmp_path: Path) -> None:
+    """A missing file, broken YAML and a list each get their sentence."""
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [")
+    listing = tmp_path / "list.yaml"
+    listing.write_text("- a")
+    for path, says in (
+        (tmp_path / "none.yaml", "No such file"),
+        (broken, "not valid YAML"),
+        (listing, "mapping"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            load(path)
+
+
+@pytest.mark.parametrize("temperatures", [[0.0], [0.4, 0.2], [0.2, 0.2], [1.5], [float("nan")]])
+def test_fallback_temperatures_rise(temperatures: list[float]) -> None:
+    """What could not help, or would overflow, is refused at the start; none at all is whisperx's way."""
+    with pytest.raises(ValidationError, match="temperature_fallback"):
+        Settings.model_validate({"asr": {"temperature_fallback": temperatures}})
+    assert Settings.model_validate({"asr": {"temperature_fallback": []}}).asr.temperature_fallback == ()
+
+
+def test_settings_refuse_what_they_do_not_know() -> None:
+    """The builder's argument is strict by itself, whoever builds it."""
+    with pytest.raises(ValidationError, match="Extra inputs"):
+        Settings.model_validate({"modle": "large-v2"})

@@ -1,0 +1,111 @@
+"""What the launcher keeps on disk, and how it stops."""
+
+import shutil
+import socket
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.exceptions import ActorDiedError
+
+from serve_app.cli import launcher
+from serve_app.cli.launcher import SPILL_PREFIX, CannotStart, _drain, free_port, spill_folder
+
+
+def test_what_does_not_fit_in_memory_is_for_nobody_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder is closed to other users, goes with the server, and what killed servers left goes before.
+
+    That of a server that lives beside this one stays.
+    """
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    left = tmp_path / f"{SPILL_PREFIX}of-the-dead"
+    left.mkdir()
+    (left / "recording").write_bytes(b"private")
+    with spill_folder() as first:
+        assert list(tmp_path.iterdir()) == [Path(first)]
+        assert Path(first).stat().st_mode & 0o777 == 0o700
+        (Path(first) / "recording").write_bytes(b"private")
+        with spill_folder() as second:
+            assert {str(folder) for folder in tmp_path.iterdir()} == {first, second}
+        assert (Path(first) / "recording").exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_link_in_its_place_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everybody may write to the temporary directory: a name there proves nothing."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (tmp_path / "tmp" / f"{SPILL_PREFIX}link").symlink_to(precious)
+    with spill_folder():
+        assert precious.exists()
+    shutil.rmtree(tmp_path)
+
+
+def test_a_port_that_somebody_listens_on_is_not_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port()
+    with socket.create_server(("127.0.0.1", port)):
+        monkeypatch.setattr(launcher, "NOT_EPHEMERAL", range(port, port + 1))
+        with pytest.raises(CannotStart):
+            free_port()
+    assert free_port() == port
+
+
+GRACE_S = 7.0
+
+
+class Application:
+    """A handle whose Ingresses answer a broadcast so, or which ends in an error."""
+
+    def __init__(self, answers: list[Any] | Exception) -> None:
+        self.answers = answers
+        self.asked: list[tuple[Any, ...]] = []
+
+    @property
+    def drain(self) -> "Application":
+        return self
+
+    def remote(self, timeout_s: float) -> "Application":
+        return self
+
+    def result(self, *, timeout_s: float) -> bool:
+        return False
+
+    def broadcast(self, *asked: Any) -> "Application":
+        self.asked.append(asked)
+        return self
+
+    def results(self, *, timeout_s: float, return_exceptions: bool) -> list[Any]:
+        assert timeout_s >= GRACE_S
+        if isinstance(self.answers, Exception):
+            raise self.answers
+        return self.answers
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        ([True, True], ""),
+        ([True, False], "still running"),
+        ([True, ActorDiedError()], "ActorDiedError"),
+        (TimeoutError(), "still running"),
+        (RuntimeError("gone"), "RuntimeError"),
+    ],
+)
+def test_stopping_ends_in_sentences(
+    answers: Any, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every Ingress is asked once; one that is dead or deaf is no traceback and keeps no other waiting."""
+    applications = {"first": Application(answers), "second": Application([True])}
+    monkeypatch.setattr("serve_app.cli.launcher.serve.get_app_handle", lambda name: applications[name])
+    _drain(["gone", *applications], GRACE_S)
+    told = "".join(capsys.readouterr())
+    assert [application.asked for application in applications.values()] == [[("drain", GRACE_S)]] * 2
+    assert "gone: an Ingress could not end" in told
+    assert said in told
+    assert ("first" in told) == bool(said)
+    assert "second" not in told

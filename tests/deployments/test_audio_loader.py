@@ -1,0 +1,146 @@
+"""The audio loader's class without a cluster: disks that are full, and files that wait."""
+
+import asyncio
+import os
+import tempfile
+from collections.abc import AsyncGenerator, Awaitable, Sequence
+from typing import Any
+
+import pytest
+from aiohttp import web
+from fakes import recording as samples
+from loopback import SlowFile, answering, intake, recording, serving
+from sounds import wav
+
+from serve_app import deployments
+from serve_app.deployments import audio_loader as loader_module
+from serve_app.errors import Overloaded, SourceUnavailable
+from serve_app.transcript import Audio
+
+
+def loader() -> Any:
+    untyped: Any = deployments.AudioLoader  # Serve's decorator turns the class into a Deployment
+    return untyped.func_or_class(intake())
+
+
+async def loaded(
+    url: str | None,
+    chunks: Sequence[Awaitable[bytes]] = (),
+    *,
+    checksum: int | None = None,
+    replica: Any = None,
+) -> Audio:
+    """The whole file, which is all that a loader gives that is not asked to be early."""
+    parts = (replica or loader()).load(url, {}, list(chunks), None, checksum)
+    whole: Audio
+    (whole,) = [part async for part in parts]
+    assert whole.whole
+    return whole
+
+
+def stored(data: bytes) -> Awaitable[bytes]:
+    """Stands for a reference to bytes."""
+    found: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+    found.set_result(data)
+    return found
+
+
+@pytest.mark.parametrize("size", [10, 2 << 20])
+@pytest.mark.parametrize("by_url", [True, False])
+def test_a_full_disk_is_a_typed_error(monkeypatch: pytest.MonkeyPatch, size: int, by_url: bool) -> None:
+    """Whether it shows while the file is written, or only when the last of it is or the file is closed."""
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: open("/dev/full", "r+b"))  # noqa: SIM115
+
+    async def run() -> None:
+        if not by_url:
+            await loaded(None, [stored(b"x" * size)])
+        async with serving(answering(b"x" * size)) as port:
+            await loaded(f"http://127.0.0.1:{port}/")
+
+    with pytest.raises(Overloaded):
+        asyncio.run(run())
+
+
+@pytest.mark.parametrize("slow", ["write", "flush"])
+def test_a_slow_disk_stops_nothing_else(slow: str) -> None:
+    """While the end of an upload reaches the disk, other calls of the replica go on: a health check, other
+    files.
+    """
+
+    async def run() -> None:
+        with SlowFile(slow) as file:
+            joining = asyncio.create_task(loader_module._join([stored(b"x")], file))
+            assert await asyncio.to_thread(file.asked.wait, 60)
+            file.go_on.set()  # which nobody could if the flush stopped the event loop
+            await joining
+            assert not file.gave_up
+
+    asyncio.run(run())
+
+
+def test_no_disk_at_all_is_a_typed_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So it is where not even an empty file can be made."""
+
+    def refuse(**_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+
+    async def run() -> None:
+        await loaded(None, [stored(b"x")])
+
+    with pytest.raises(Overloaded):
+        asyncio.run(run())
+
+
+def test_a_url_that_is_fetched_again_must_give_the_same() -> None:
+    """Another recording of the same length would be the second half of this one's transcript."""
+    said = {"/one": wav(samples(1, 2)), "/other": wav(samples(1, 3))}
+
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(body=said[request.path])
+
+    async def run() -> None:
+        async with serving(answer) as port:
+            url = f"http://127.0.0.1:{port}"
+            first = await loaded(f"{url}/one")
+            again = await loaded(f"{url}/one", checksum=first.checksum)
+            assert again.samples.tolist() == first.samples.tolist()
+            with pytest.raises(SourceUnavailable) as refused:
+                await loaded(f"{url}/other", checksum=first.checksum)
+        assert refused.value.code == "source_changed"
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(("files", "fetched"), [(1, 0), (2, 1)])
+def test_files_that_wait_are_few_and_do_not_wait_for_ever(
+    monkeypatch: pytest.MonkeyPatch, files: int, fetched: int
+) -> None:
+    """Where all places are taken nothing more is fetched; who waits too long is told to come back."""
+    monkeypatch.setattr(loader_module, "MAX_FILES", files)
+    monkeypatch.setattr(loader_module, "MAX_WAIT_S", 0.05)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    requests: list[web.Request] = []
+
+    async def run() -> None:
+        decoding, decoded = asyncio.Event(), asyncio.Event()
+
+        async def decode(*_: Any, **__: Any) -> AsyncGenerator[Audio, None]:
+            decoding.set()
+            await decoded.wait()
+            yield Audio(samples(1))
+
+        monkeypatch.setattr(loader_module, "decoding", decode)
+        replica = loader()
+        first = asyncio.create_task(loaded(None, [stored(b"x")], replica=replica))
+        await decoding.wait()
+        async with serving(recording(requests, answering(b"x"))) as port:
+            with pytest.raises(Overloaded):
+                await loaded(f"http://127.0.0.1:{port}/", replica=replica)
+            assert len(requests) == fetched
+            decoded.set()
+            assert (await first).duration_s == 1.0
+            await loaded(f"http://127.0.0.1:{port}/", replica=replica)
+
+    asyncio.run(run())

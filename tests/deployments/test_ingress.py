@@ -1,0 +1,470 @@
+"""The Ingress in front of a graph in this process: what it refuses, and what it ends with a request."""
+
+import asyncio
+import hashlib
+import inspect
+import io
+import math
+import tempfile
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from typing import Any
+
+import httpx
+import pytest
+import ray
+from fakes import References, recording
+from ray.exceptions import ObjectStoreFullError, OutOfDiskError
+from ray.serve._private.common import DeploymentID
+from ray.serve.exceptions import DeploymentUnavailableError
+from transcripts import FIXED, watched
+
+from serve_app import deployments
+from serve_app.deployments import ingress as ingress_module
+from serve_app.deployments.calls import audio_ref as loading_module
+from serve_app.deployments.calls import handles as handles_module
+from serve_app.errors import Overloaded
+from serve_app.settings import AccessSettings, ApiKey, IntakeSettings, Settings
+from serve_app.transcript import Audio, Decoding, Speech, Transcript, Window, WindowText
+
+FILE_S = 2.0
+PAGE = "https://page.example"
+FORM = {"content-type": "multipart/form-data; boundary=b"}
+
+
+class Reference:
+    """To a result: whoever stops waiting for it leaves it alone."""
+
+    def __init__(self, result: "asyncio.Future[Any]") -> None:
+        self._result = result
+
+    def __await__(self) -> Iterator[Any]:
+        return asyncio.shield(self._result).__await__()
+
+
+class Call:
+    """What a handle gives: of one answer or of many."""
+
+    def __init__(self, result: Any) -> None:
+        self._result: Any = asyncio.ensure_future(result) if inspect.isawaitable(result) else result
+
+    def __await__(self) -> Iterator[Any]:
+        return iter(self._result.__await__())
+
+    def __aiter__(self) -> Any:
+        return self._result
+
+    async def _to_object_ref(self) -> Reference:
+        return Reference(self._result)
+
+    async def _to_object_ref_gen(self) -> References:
+        return References(self._references())
+
+    async def _references(self) -> AsyncGenerator[Reference, None]:
+        async for item in self._result:
+            result: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+            result.set_result(item)
+            yield Reference(result)
+
+    def cancel(self) -> None:
+        if isinstance(self._result, asyncio.Future):
+            self._result.cancel()
+
+
+class Graph:
+    """Every deployment in one object; all files are two silent seconds, or said to be longer."""
+
+    def __init__(self, file_s: float = FILE_S) -> None:
+        self.file_s = file_s
+        self.loading = 0
+        self.loaded = asyncio.Event()  # loading takes until then
+        self.loaded.set()
+        self.worked = asyncio.Event()  # what comes after it takes until then
+        self.worked.set()
+        self.heard = asyncio.Event()  # the length of a file is known
+        self.abandoned = asyncio.Event()
+        self.questions = 0
+        self.listening = asyncio.Event()  # answers no question about readiness before
+        self.listening.set()
+        self.broken = False
+        self.replicas = 1
+        self.asked = asyncio.Event()
+        self.news = asyncio.Condition()
+
+    async def load(self, url: str | None, headers: dict[str, str], chunks: list[Any], *_: Any) -> Any:
+        async with self.news:
+            self.loading += 1
+            self.news.notify_all()
+        try:
+            await self.loaded.wait()
+        except asyncio.CancelledError:
+            self.abandoned.set()
+            raise
+        yield Audio(recording(0, 0))
+
+    async def detect(self, ref: list[Any], scan: Any, request_id: str) -> AsyncGenerator[Speech, None]:
+        await ref[0]
+        yield Speech((), self.file_s)
+        self.heard.set()
+        await self.worked.wait()
+
+    async def ready(self) -> bool:
+        self.questions += 1
+        self.asked.set()
+        await self.listening.wait()
+        if self.broken:
+            raise RuntimeError("broken")
+        return True
+
+    async def until_loading(self, files: int) -> None:
+        async with self.news:
+            await asyncio.wait_for(self.news.wait_for(lambda: self.loading == files), 60)
+
+
+class Speaking(Graph):
+    """Every file is one window in which nothing is said, found when the test lets it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_find = asyncio.Semaphore(0)
+        self.announced: list[int] = []
+
+    async def detect(self, ref: list[Any], scan: Any, request_id: str) -> AsyncGenerator[Speech, None]:
+        await ref[0]
+        await self.may_find.acquire()
+        yield Speech((Window(0.0, self.file_s),), self.file_s)
+
+    async def transcribe(
+        self,
+        ref: list[Any],
+        window: Window,
+        language: str | None,
+        decoding: Decoding,
+        request_id: str,
+        coming: int,
+        alone: bool,
+    ) -> WindowText:
+        self.announced.append(coming)
+        return WindowText("", "en", None, -0.1, 0.9, 1.0)
+
+
+class Handle:
+    """Calls a graph's methods as a deployment's handle does."""
+
+    def __init__(self, graph: Graph, name: str = "") -> None:
+        self._graph = graph
+        self._name = name
+
+    def __getattr__(self, name: str) -> "Handle":
+        return Handle(self._graph, name)
+
+    def options(self, **_: Any) -> "Handle":
+        return self
+
+    def broadcast(self, name: str) -> "Handle":
+        return Handle(self._graph, name)
+
+    async def results_async(self, *, timeout_s: float, return_exceptions: bool) -> list[Any]:
+        if not self._graph.replicas:
+            raise DeploymentUnavailableError(DeploymentID("fake"))
+        try:
+            return [await asyncio.wait_for(getattr(self._graph, self._name)(), timeout_s)]
+        except asyncio.TimeoutError:
+            raise TimeoutError from None
+
+    def remote(self, *args: Any) -> Call:
+        return Call(getattr(self._graph, self._name)(*args))
+
+
+class Server:
+    """An Ingress of these settings and its application."""
+
+    def __init__(self, graph: Graph, audio_in_flight_s: float = 3600.0, **settings: Any) -> None:
+        intake = IntakeSettings(audio_in_flight_s=audio_in_flight_s)
+        untyped: Any = deployments.Ingress
+        own_class = untyped.func_or_class.__mro__[1]  # without what Serve wraps around it
+        chosen = Settings(model="fake", intake=intake, **settings)
+        self.ingress = own_class(chosen, *[Handle(graph)] * 4, None)
+        transport = httpx.ASGITransport(self.ingress.__serve_build_asgi_app__())
+        self.http = httpx.AsyncClient(transport=transport, base_url="http://localhost")
+
+    async def post(self, **kwargs: Any) -> tuple[int, str | None]:
+        """The status, and an error's code."""
+        response = await self.http.post("/predict", **(kwargs or {"files": {"file": b"x"}}))
+        assert ("retry-after" in response.headers) == (response.status_code == 503)
+        return response.status_code, response.json().get("error", {}).get("code")
+
+
+OK = (200, None)
+FULL = (503, "overloaded")
+
+
+@pytest.fixture(autouse=True)
+def store(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """What is in the object store."""
+    stored: list[bytes] = []
+    monkeypatch.setattr(ray, "put", stored.append)
+    return stored
+
+
+def test_a_window_comes_with_the_number_of_requests_that_have_none_yet() -> None:
+    """By it a device knows how much company to wait for; who has left is none."""
+
+    async def run() -> None:
+        graph = Speaking()
+        server = Server(graph)
+        leaving, *staying = [asyncio.create_task(server.post()) for _ in range(4)]
+        await graph.until_loading(4)
+        leaving.cancel()
+        await asyncio.gather(leaving, return_exceptions=True)
+        for _ in range(3):
+            graph.may_find.release()
+            await asyncio.wait(staying, return_when=asyncio.FIRST_COMPLETED)
+            staying = [request for request in staying if not request.done()]
+        assert graph.announced == [2, 1, 0]
+
+    asyncio.run(run())
+
+
+def test_a_full_server_takes_no_more_requests() -> None:
+    """One too many is refused before its body is read, over HTTP and from handles; health is still told."""
+
+    async def run() -> None:
+        graph = Graph()
+        graph.worked.clear()
+        server = Server(graph, requests_in_flight=1)
+        read: list[bytes] = []
+
+        async def body() -> AsyncIterator[bytes]:
+            read.append(b"--b")
+            yield b"--b"
+
+        first = asyncio.create_task(server.post())
+        await graph.until_loading(1)
+        assert await server.post(content=body(), headers=FORM) == FULL
+        assert read == []
+        with pytest.raises(Overloaded):
+            await server.ingress.transcribe(b"x")
+        with pytest.raises(Overloaded):
+            await server.ingress.stream(b"x").__anext__()
+        assert (await server.http.get("/healthz")).status_code == 200
+        graph.worked.set()
+        assert await first == OK
+        assert await server.post() == OK
+        assert graph.loading == 2
+
+    asyncio.run(run())
+
+
+def test_a_full_server_is_readable_for_web_pages_and_tells_strangers_nothing() -> None:
+    """Its 503 has the CORS headers, and without a key the answer is 401, full or not."""
+
+    async def run() -> None:
+        graph = Graph()
+        graph.worked.clear()
+        acme = ApiKey(name="acme", sha256=hashlib.sha256(b"wx_acme").hexdigest())
+        access = AccessSettings(keys=(acme,), cors_origins=(PAGE,))
+        server = Server(graph, requests_in_flight=1, access=access)
+        form: dict[str, Any] = {"files": {"file": b"x"}, "headers": {"Api-Key": "wx_acme", "Origin": PAGE}}
+        first = asyncio.create_task(server.http.post("/predict", **form))
+        await graph.until_loading(1)
+        refused = await server.http.post("/predict", **form)
+        stranger = await server.http.post("/predict", files=form["files"], headers={"Origin": PAGE})
+        graph.worked.set()
+        answers = [refused, stranger, await first]
+        assert [answer.status_code for answer in answers] == [503, 401, 200]
+        assert [answer.headers.get("access-control-allow-origin") for answer in answers] == [PAGE] * 3
+        assert "retry-after" in refused.headers
+
+    asyncio.run(run())
+
+
+def test_audio_in_memory_has_a_limit() -> None:
+    """Of three files that are loaded at once two pass it, the third is refused, and so are new requests."""
+
+    async def run() -> None:
+        graph = Graph()
+        graph.loaded.clear()
+        graph.worked.clear()
+        server = Server(graph, audio_in_flight_s=1.5 * FILE_S)
+        requests = {asyncio.create_task(server.post()) for _ in range(3)}
+        await graph.until_loading(3)
+        graph.loaded.set()
+        refused, running = await asyncio.wait(requests, timeout=60, return_when=asyncio.FIRST_COMPLETED)
+        assert [request.result() for request in refused] == [FULL]
+        assert await server.post() == FULL
+        assert graph.loading == 3  # the last one was not even fetched
+        graph.worked.set()
+        assert await asyncio.gather(*running) == [OK, OK]
+        assert await server.post() == OK
+
+    asyncio.run(run())
+
+
+def test_beside_long_files_a_large_upload_is_refused_unread_and_a_small_one_let_in() -> None:
+    """Long files have taken their share; the refusal says when to come back, in whole seconds."""
+
+    async def run() -> None:
+        graph = Graph(file_s=3600.0)
+        graph.worked.clear()
+        server = Server(graph, audio_in_flight_s=1.3 * 3600.0)
+        first = asyncio.create_task(server.post())
+        await graph.until_loading(1)
+        await asyncio.wait_for(graph.heard.wait(), 60)
+        graph.file_s = 10.0
+        read: list[bytes] = []
+
+        async def body() -> AsyncIterator[bytes]:
+            read.append(b"--b")
+            yield b"--b"
+
+        large = {**FORM, "content-length": str(1 << 30)}
+        refused = await server.http.post("/predict", content=body(), headers=large)
+        assert (refused.status_code, refused.json()["error"]["code"]) == FULL
+        assert 1 <= int(refused.headers["retry-after"]) <= 600
+        assert read == []
+        small = asyncio.create_task(server.post())
+        await graph.until_loading(2)
+        graph.worked.set()
+        assert [await first, await small] == [OK, OK]
+
+    asyncio.run(run())
+
+
+def test_a_file_over_the_limit_of_audio_passes_alone() -> None:
+    """The limit refuses company, not long files: `intake.max_audio_s` is for those."""
+    asyncio.run(_passes_alone())
+
+
+async def _passes_alone() -> None:
+    assert await Server(Graph(), audio_in_flight_s=FILE_S / 2).post() == OK
+
+
+def test_answers_to_handles_are_built_beside_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As over HTTP: of both methods."""
+    threads: set[int] = set()
+
+    async def run() -> None:
+        ingress = Server(Graph()).ingress
+
+        async def transcribed(*_: Any) -> Transcript:
+            return watched(FIXED, threads)
+
+        monkeypatch.setattr(ingress, "_run", transcribed)
+        whole = await ingress.transcribe(b"x")
+        (streamed,) = [item async for item in ingress.stream(b"x")]
+        assert whole == streamed
+        assert whole["duration"] == FIXED.duration_s
+
+    asyncio.run(run())
+    assert threads
+    assert threading.get_ident() not in threads
+
+
+def test_loading_ends_at_the_deadline() -> None:
+    """Nobody fetches or decodes for a request that has been answered 504."""
+
+    async def run() -> None:
+        graph = Graph()
+        graph.loaded.clear()
+        assert await Server(graph, request_timeout_s=0.05).post() == (504, "deadline_exceeded")
+        await asyncio.wait_for(graph.abandoned.wait(), 60)
+
+    asyncio.run(run())
+
+
+def test_loading_ends_when_a_stream_is_closed() -> None:
+    """A Python caller that stops following has its file given up."""
+
+    async def run() -> None:
+        graph = Graph()
+        graph.loaded.clear()
+        reports = Server(graph).ingress.stream(b"x")
+        following = asyncio.create_task(reports.__anext__())
+        await graph.until_loading(1)
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+        await asyncio.wait_for(graph.abandoned.wait(), 60)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("size", [0, 9, 10, 25])
+def test_an_upload_goes_into_the_store_piece_by_piece(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it, in order, wherever the file was read last."""
+    pieces: list[bytes] = []
+    for kind in ("UPLOAD_PIECE_BYTES", "MEMORY_PIECE_BYTES"):
+        monkeypatch.setattr(loading_module, kind, 10)
+    monkeypatch.setattr(ray, "put", lambda piece: pieces.append(piece.tobytes()))
+    content = bytes(range(size))
+    with tempfile.TemporaryFile() as on_disk:
+        on_disk.write(content)
+        for file in (on_disk, io.BytesIO(content)):
+            pieces.clear()
+            references = loading_module._put_chunks(file)
+            assert b"".join(pieces) == content
+            assert len(references) == len(pieces) == math.ceil(size / 10)
+
+
+@pytest.mark.parametrize("error", [ObjectStoreFullError, OutOfDiskError])
+def test_an_upload_that_the_object_store_cannot_hold_is_a_503(
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    """It is our trouble, to be tried again later."""
+
+    def refuse(_: bytes) -> None:
+        raise error
+
+    monkeypatch.setattr(ray, "put", refuse)
+
+    async def run() -> None:
+        assert await Server(Graph()).post() == FULL
+
+    asyncio.run(run())
+
+
+def test_readiness_costs_the_graph_one_question_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many ask, and although the first of them leaves."""
+    now_s = [1000.0]
+    monkeypatch.setattr(ingress_module, "monotonic", lambda: now_s[0])
+
+    async def run() -> None:
+        graph = Graph()
+        server = Server(graph)
+        impatient = asyncio.create_task(server.http.get("/readyz"))
+        await graph.asked.wait()
+        impatient.cancel()
+        answers = await asyncio.gather(*(server.http.get("/readyz") for _ in range(50)))
+        assert [answer.status_code for answer in answers] == [200] * 50
+        assert graph.questions == 4  # one of each stage
+        now_s[0] += 1.0
+        assert (await server.http.get("/readyz")).status_code == 200
+        assert graph.questions == 8
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("waited_s", "replicas", "broken", "status"),
+    [(30.0, 1, False, 200), (90.0, 1, False, 503), (30.0, 0, False, 503), (30.0, 1, True, 503)],
+)
+def test_a_stage_that_is_too_busy_to_answer_stays_ready(
+    waited_s: float, replicas: int, broken: bool, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a minute after it last was; one without a replica, or with an error, is not."""
+    now_s = [1000.0]
+    monkeypatch.setattr(ingress_module, "monotonic", lambda: now_s[0])
+    monkeypatch.setattr(ingress_module, "READY_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(handles_module, "LOOK_TIMEOUT_S", 0.01)
+
+    async def run() -> None:
+        graph = Graph()
+        server = Server(graph)
+        assert (await server.http.get("/readyz")).status_code == 200
+        now_s[0] += waited_s
+        graph.replicas, graph.broken = replicas, broken
+        if not broken:
+            graph.listening.clear()
+        assert (await server.http.get("/readyz")).status_code == status
+
+    asyncio.run(run())

@@ -1,0 +1,187 @@
+"""Which words stand in a cue, on which lines and when: beside whisperx's writer, and where it is left."""
+
+import re
+import unicodedata
+from dataclasses import replace
+from itertools import groupby
+
+import pytest
+import whisperx.utils
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transcripts import FIXED, transcripts
+
+from serve_app.formats.subtitles import PLAIN, Cue, SubtitleLayout, cues
+from serve_app.languages import LANGUAGES_WITHOUT_SPACES
+from serve_app.transcript import Segment, Transcript, Word
+
+LAYOUTS = st.builds(SubtitleLayout, st.none(), st.none(), st.booleans()) | st.builds(
+    SubtitleLayout, st.integers(1, 40), st.none() | st.integers(1, 4), st.booleans()
+)
+
+
+class Writer(whisperx.utils.SubtitlesWriter):  # type: ignore[misc]
+    """whisperx's, with times in milliseconds."""
+
+    def format_timestamp(self, seconds: float) -> int:
+        return round(seconds * 1000)
+
+
+def by_whisperx(transcript: Transcript, layout: SubtitleLayout) -> list[Cue]:
+    """Its cues of each run of one speaker's segments, with the differences that are on purpose undone.
+
+    Words come with the space before them, as whisper's own do: then it counts that in the line.
+    """
+    spaced = transcript.language not in LANGUAGES_WITHOUT_SPACES
+    found = []
+    for speaker, run in groupby(transcript.segments, lambda segment: segment.speaker):
+        segments = [
+            {
+                "start": segment.start_s,
+                "end": segment.end_s,
+                "words": [
+                    {"word": " " + word.text if spaced else word.text}
+                    | ({} if word.start_s is None else {"start": word.start_s, "end": word.end_s})
+                    for word in segment.words
+                ],
+            }
+            for segment in run
+        ]
+        result = {"segments": segments, "language": transcript.language}
+        for start_ms, end_ms, text in Writer("").iterate_result(result, vars(layout)):
+            if start_ms < end_ms:  # a pause that is none, where words overlap
+                one_space = re.sub(" +", " " if spaced else "", text).replace(" \n", "\n").strip()
+                found.append(Cue(start_ms, end_ms, one_space, speaker))
+    return found
+
+
+@settings(deadline=None)  # other work on the machine is no fault
+@given(transcripts(), LAYOUTS)
+def test_cues_are_those_of_whisperx(transcript: Transcript, layout: SubtitleLayout) -> None:
+    """Same words, lines and times for any width, count and highlighting."""
+    assert list(cues(transcript, layout)) == by_whisperx(transcript, layout)
+
+
+@settings(deadline=None)  # other work on the machine is no fault
+@given(transcripts(unaligned=True), LAYOUTS)
+def test_nothing_said_is_missing_and_cues_can_be_shown(
+    transcript: Transcript, layout: SubtitleLayout
+) -> None:
+    """Without highlighting every word of every segment is in one cue, in order; no cue ends as it starts."""
+    plain = list(cues(transcript, replace(layout, highlight_words=False)))
+    shown = "".join("".join(cue.text.split()) for cue in plain)
+    assert shown == "".join("".join(segment.text.split()) for segment in transcript.segments)
+    assert all(cue.start_ms < cue.end_ms for cue in [*plain, *cues(transcript, layout)])
+
+
+@settings(deadline=None)  # other work on the machine is no fault
+@given(transcripts(unaligned=True), st.integers(1, 40), st.integers(1, 4))
+def test_lines_are_as_long_and_as_many_as_asked_for(transcript: Transcript, width: int, count: int) -> None:
+    """Spaces count; only a word that is itself too long stands on a line that is."""
+    for cue in cues(transcript, SubtitleLayout(width, count)):
+        lines = cue.text.split("\n")
+        assert len(lines) <= count
+        assert all(len(line) <= width or " " not in line for line in lines)
+
+
+@settings(deadline=None)  # other work on the machine is no fault
+@given(transcripts(unaligned=True))
+def test_times_stay_within_the_segment(transcript: Transcript) -> None:
+    """One cue for each segment, not before it and not after it."""
+    found = list(cues(transcript, PLAIN))
+    assert [cue.speaker for cue in found] == [segment.speaker for segment in transcript.segments]
+    for cue, segment in zip(found, transcript.segments, strict=True):
+        assert round(segment.start_s * 1000) <= cue.start_ms < cue.end_ms <= round(segment.end_s * 1000) + 1
+
+
+def test_a_cue_has_one_speaker() -> None:
+    """Cues that flow over segments end where another one speaks, whatever room there is."""
+    words = [(Word("hi", at, at + 0.5), speaker) for at, speaker in ((0.0, "A"), (1.0, "A"), (2.0, "B"))]
+    segments = tuple(Segment(word.start_s or 0, word.end_s or 0, "hi", (word,), who) for word, who in words)
+    transcript = Transcript(segments, "en", 3.0, "made")
+    assert list(cues(transcript, SubtitleLayout(40, 2))) == [
+        Cue(0, 1500, "hi hi", "A"),
+        Cue(2000, 2500, "hi", "B"),
+    ]
+
+
+def test_a_long_pause_ends_a_cue_only_where_lines_are_counted() -> None:
+    """More than three seconds between the starts of two words; without a count the segment stays whole."""
+    words = (Word("a", 0.0, 0.5), Word("b", 3.0, 3.5), Word("c", 6.1, 7.0))
+    transcript = Transcript((Segment(0.0, 7.0, "a b c", words),), "en", 7.0, "made")
+    assert [cue.text for cue in cues(transcript, SubtitleLayout(40, 2))] == ["a b", "c"]
+    assert [cue.text for cue in cues(transcript, SubtitleLayout(40))] == ["a b c"]
+
+
+def test_a_segment_that_was_not_aligned_shares_its_time_out() -> None:
+    """Its lines come one after another, by their length, and no word of it is highlighted."""
+    transcript = Transcript((Segment(10.0, 20.0, "abcd efgh ij"),), "en", 20.0, "made")
+    assert list(cues(transcript, SubtitleLayout(4, 1, highlight_words=True))) == [
+        Cue(10_000, 14_000, "abcd", None),
+        Cue(14_000, 18_000, "efgh", None),
+        Cue(18_000, 20_000, "ij", None),
+    ]
+
+
+@pytest.mark.parametrize("end_s", [1.0, None])
+def test_a_word_without_length_is_shown_for_a_millisecond(end_s: float | None) -> None:
+    """WebVTT has no cue that ends when it starts."""
+    transcript = Transcript((Segment(1.0, 1.0, "x", (Word("x", 1.0, end_s),)),), "en", 2.0, "made")
+    assert list(cues(transcript, PLAIN)) == [Cue(1000, 1001, "x", None)]
+    assert list(cues(transcript, SubtitleLayout(highlight_words=True))) == [Cue(1000, 1001, "<u>x</u>", None)]
+
+
+def test_a_cue_without_any_times_is_shown_whole() -> None:
+    """Where lines are counted, words without times can fill a cue; nothing in it is highlighted."""
+    words = (Word("2"), Word("b", 1.0, 2.0))
+    transcript = Transcript((Segment(1.0, 2.0, "2 b", words),), "en", 2.0, "made")
+    assert [cue.text for cue in cues(transcript, SubtitleLayout(1, 1, True))] == ["2", "<u>b</u>"]
+
+
+def test_chinese_is_highlighted_without_spaces() -> None:
+    """Characters stand side by side whether one of them is underlined or not."""
+    words = (Word("你", 0.0, 0.5), Word("好", 0.5, 1.0))
+    transcript = Transcript((Segment(0.0, 1.0, "你好", words),), "zh", 1.0, "made")
+    assert [cue.text for cue in cues(transcript, SubtitleLayout(highlight_words=True))] == [
+        "<u>你</u>好",
+        "你<u>好</u>",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("language", "text"),
+    [
+        ("yue", "今日天氣好好，我哋去行山。"),
+        ("th", "น้ำตกที่นี่สวยมาก เราไปกัน"),
+        ("lo", "ນ້ຳຕົກຢູ່ນີ້ງາມຫຼາຍ"),
+        ("km", "ខ្ញុំស្រឡាញ់ភាសាខ្មែរ"),
+        ("my", "မန္တလေးမြို့သည်လှပသည်"),
+        ("bo", "བོད་སྐད་ཡིག"),
+    ],
+)
+def test_lines_break_in_every_language_without_spaces(language: str, text: str) -> None:
+    """Lines are as long as asked for, begin with no mark of the line before, and are the text together."""
+    transcript = Transcript((Segment(0.0, 9.0, text),), language, 9.0, "made")
+    lines = [line for cue in cues(transcript, SubtitleLayout(7, 1)) for line in cue.text.split("\n")]
+    assert len(lines) > 1
+    assert all(len(line) <= 7 for line in lines)
+    assert not any(unicodedata.category(line[0]).startswith("M") or line[0] in "ำຳ" for line in lines)
+    assert not any(line[-1] in "\u1039\u17d2" for line in lines)
+    assert "".join(lines).replace(" ", "") == text.replace(" ", "")
+    assert [cue.text for cue in cues(transcript, PLAIN)] == [text]
+
+
+def test_spaces_in_chinese_stay() -> None:
+    """Those between Latin words, aligned or not; English translated from Chinese has its own, too."""
+    text = "用 Ray Serve"
+    words = tuple(Word(character, 0.0, 1.0) for character in text if character != " ")
+    for segment in (Segment(0.0, 1.0, text, words), Segment(0.0, 1.0, text)):
+        transcript = Transcript((segment,), "zh", 1.0, "made")
+        assert [cue.text for cue in cues(transcript, PLAIN)] == [text]
+        assert [cue.text for cue in cues(transcript, SubtitleLayout(6))] == ["用 Ray\nServe"]
+
+
+def test_no_segments_no_cues() -> None:
+    """Silence, and segments that hold nothing to read."""
+    assert list(cues(replace(FIXED, segments=()), PLAIN)) == []
+    assert list(cues(replace(FIXED, segments=(Segment(0.0, 1.0, " \n"),)), PLAIN)) == []

@@ -1,0 +1,280 @@
+"""The HTTP surface with a fake pipeline: bodies, options, answers, errors."""
+
+import asyncio
+import base64
+import re
+from typing import Any
+
+import httpx
+import pytest
+
+from serve_app.errors import (
+    AudioTooLong,
+    DeadlineExceeded,
+    InvalidRequest,
+    Overloaded,
+    SourceUnavailable,
+    TranscriptionError,
+)
+from serve_app.http.app import create_app
+from serve_app.options import Options
+from serve_app.transcript import Segment, Source, StageWarning, Transcript, Word
+
+MAX_BYTES = 3 << 20
+
+
+class Server:
+    """The app around a fake pipeline that keeps what it was given."""
+
+    def __init__(self, error: Exception | None = None, ready: bool = True) -> None:
+        self.error = error
+        self.got: list[tuple[Source, Options]] = []
+        self.bytes: list[bytes] = []
+        self.stages = {"asr": ready, "speech": True}
+        self.app = create_app(self.transcribe, self.readiness, model="none", max_bytes=MAX_BYTES)
+
+    async def transcribe(self, source: Source, options: Options, report: object = None) -> Transcript:
+        if self.error is not None:
+            raise self.error
+        self.got.append((source, options))
+        if source.file is not None:
+            self.bytes.append(source.file.read())
+        words = (Word("hello", 0.5, 0.9, 0.8, "SPEAKER_00"), Word("2", None, None, None, "SPEAKER_00"))
+        return Transcript(
+            (Segment(0.5, 1.0, "hello 2", words, "SPEAKER_00"), Segment(2.0, 3.0, "who")),
+            "en",
+            3.5,
+            "fake",
+            warnings=(StageWarning("alignment", "alignment_failed", "Why."),),
+            timings={"total": 0.1234},
+        )
+
+    async def readiness(self) -> dict[str, bool]:
+        return self.stages
+
+    def request(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
+        async def send() -> httpx.Response:
+            transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
+            async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+                return await client.request(method, path, **kwargs)
+
+        return asyncio.run(send())
+
+    def post(self, **kwargs: Any) -> httpx.Response:
+        return self.request("POST", "/predict", **kwargs)
+
+
+JSON = {"content-type": "application/json"}
+TWO_LANGUAGES = [("file", b"x"), ("language", (None, "de")), ("language", (None, "en"))]
+URL = {"audio_file": "https://example.com/x.mp3"}
+
+
+def test_the_truss_answer() -> None:
+    """A URL in JSON gives model_output whose four keys are always there, speaker null when unknown."""
+    server = Server()
+    response = server.post(json=URL)
+    assert response.status_code == 200
+    assert response.json() == {
+        "model_output": [
+            {"start": 0.5, "end": 1.0, "text": "hello 2", "speaker": "SPEAKER_00"},
+            {"start": 2.0, "end": 3.0, "text": "who", "speaker": None},
+        ],
+        "language": "en",
+        "duration": 3.5,
+        "model": "fake",
+        "warnings": [{"stage": "alignment", "code": "alignment_failed", "message": "Why."}],
+        "timings": {"total": 0.123},
+    }
+    assert server.got == [(Source(url=URL["audio_file"]), Options())]
+
+
+def test_word_timestamps_add_words() -> None:
+    """Each segment then has words; what could not be aligned has null times."""
+    segments = Server().post(json={**URL, "word_timestamps": True}).json()["model_output"]
+    assert segments[0]["words"] == [
+        {"word": "hello", "start": 0.5, "end": 0.9, "score": 0.8, "speaker": "SPEAKER_00"},
+        {"word": "2", "start": None, "end": None, "score": None, "speaker": "SPEAKER_00"},
+    ]
+    assert segments[1]["words"] == []
+
+
+def test_the_other_route_is_the_same() -> None:
+    """/v1/models/whisperx:predict answers as /predict does."""
+    server = Server()
+    assert (
+        server.request("POST", "/v1/models/whisperx:predict", json=URL).json() == server.post(json=URL).json()
+    )
+
+
+def test_base64_and_uploads_arrive_byte_for_byte() -> None:
+    """A file in audio_b64 and a multipart file, small and over the memory limit, reach the pipeline whole."""
+    server = Server()
+    small, large = b"\x00\x01audio", bytes(range(256)) * 8192
+    assert server.post(json={"audio_b64": base64.b64encode(small).decode()}).status_code == 200
+    assert server.post(json={"audio_b64": base64.b64encode(large).decode()}).status_code == 200
+    assert server.post(files={"file": ("x.wav", small)}).status_code == 200
+    assert server.post(files={"file": ("x.wav", large)}).status_code == 200
+    assert server.bytes == [small, large, small, large]
+
+
+def test_options_arrive_from_json_and_from_forms() -> None:
+    """The same names everywhere; form text becomes numbers and booleans."""
+    server = Server()
+    wanted = Options(language="en", diarize=True, min_speakers=1, max_speakers=3, word_timestamps=True)
+    options = {
+        "language": "EN",
+        "diarize": True,
+        "min_speakers": 1,
+        "max_speakers": 3,
+        "word_timestamps": True,
+    }
+    server.post(json={**URL, **options})
+    server.post(files={"file": b"x"}, data={key: str(value).lower() for key, value in options.items()})
+    assert [got for _, got in server.got] == [wanted, wanted]
+
+
+def test_an_empty_form_field_is_as_good_as_none() -> None:
+    """A form sends its empty inputs too."""
+    server = Server()
+    server.post(files={"file": b"x"}, data={"language": "", "num_speakers": "", "diarize": ""})
+    assert server.got[0][1] == Options()
+
+
+def test_fetch_headers_go_with_the_url() -> None:
+    """`headers` reach the fetch."""
+    server = Server()
+    server.post(json={**URL, "headers": {"Authorization": "Bearer x"}})
+    assert server.got[0][0].headers == {"Authorization": "Bearer x"}
+
+
+def test_prompts_and_temperature_arrive_as_they_were_meant() -> None:
+    """Forms and JSON agree; a blank prompt is none, and a temperature is in hundredths."""
+    server = Server()
+    server.post(files={"file": b"x"}, data={"initial_prompt": "Kant, Hegel", "temperature": "0.2"})
+    server.post(json={**URL, "initial_prompt": " ", "hotwords": "", "temperature": 0.333})
+    form, body = (options for _, options in server.got)
+    assert (form.initial_prompt, form.hotwords, form.temperature) == ("Kant, Hegel", None, 0.2)
+    assert (body.initial_prompt, body.hotwords, body.temperature) == (None, None, 0.33)
+
+
+@pytest.mark.parametrize(
+    ("request_arguments", "param", "says"),
+    [
+        ({"json": {}}, None, "audio_file"),
+        ({"json": {**URL, "audio_b64": "AA=="}}, None, "either"),
+        ({"json": {**URL, "beam": 3}}, "beam", "unknown option"),
+        ({"json": {**URL, "language": "klingon"}}, "language", "language code"),
+        ({"json": {**URL, "num_speakers": 0}}, "num_speakers", "greater than or equal to 1"),
+        ({"json": {**URL, "num_speakers": 2, "max_speakers": 3}}, None, "combined"),
+        ({"json": {**URL, "min_speakers": 4, "max_speakers": 3}}, None, "above"),
+        ({"json": {**URL, "diarize": False, "num_speakers": 2}}, None, "diarize"),
+        ({"json": {**URL, "task": "translate", "word_timestamps": True}}, None, "translate"),
+        ({"json": {**URL, "temperature": 1.1}}, "temperature", "less than or equal to 1"),
+        ({"files": {"file": b"x"}, "data": {"temperature": "nan"}}, "temperature", "finite"),
+        ({"json": {**URL, "initial_prompt": "a" * 4001}}, "initial_prompt", "4000 characters"),
+        ({"json": {**URL, "hotwords": ["Kant"]}}, "hotwords", "string"),
+        ({"json": {"audio_b64": "not base64!"}}, "audio_b64", "base64"),
+        ({"json": {"audio_b64": "AA==", "headers": {"a": "b"}}}, None, "headers"),
+        ({"json": [1]}, None, "JSON object"),
+        ({"content": b"[" * 100_000, "headers": JSON}, None, "not valid JSON"),
+        ({"files": TWO_LANGUAGES}, "language", "once"),
+        ({"content": b"{", "headers": JSON}, None, "not valid JSON"),
+        ({"content": b"RIFF", "headers": {"content-type": "audio/wav"}}, None, "multipart/form-data"),
+        ({"data": {"language": "en"}, "files": {"audio": b"x"}}, "file", "file part"),
+        ({"files": {"file": b"x"}, "data": {"nonsense": "1"}}, "nonsense", "unknown option"),
+    ],
+)
+def test_a_wrong_request_is_a_400_that_names_the_field(
+    request_arguments: dict[str, Any], param: str | None, says: str
+) -> None:
+    """No option is accepted and ignored; the message says what to do."""
+    server = Server()
+    response = server.post(**request_arguments)
+    error = response.json()["error"]
+    assert (response.status_code, error["param"], error["type"]) == (400, param, "invalid_request_error")
+    assert says in error["message"]
+    assert server.got == []
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (InvalidRequest("No.", "language", "x"), 400, "x"),
+        (AudioTooLong("Too long."), 422, "audio_too_long"),
+        (SourceUnavailable("Gone.", "audio_file", "http_status"), 424, "http_status"),
+        (Overloaded("Later."), 503, "overloaded"),
+        (DeadlineExceeded("Slow."), 504, "deadline_exceeded"),
+        (TranscriptionError("Broken."), 500, "internal_error"),
+    ],
+)
+def test_errors_keep_their_status_and_shape(error: TranscriptionError, status: int, code: str) -> None:
+    """Every error of ours is {"error": {message, type, param, code}}; overload says when to come back."""
+    response = Server(error).post(json=URL)
+    assert response.status_code == status
+    assert response.json() == {
+        "error": {"message": error.message, "type": error.type, "param": error.param, "code": code}
+    }
+    assert ("retry-after" in response.headers) == (status == 503)
+
+
+def test_an_unexpected_error_tells_nothing_of_the_inside() -> None:
+    """A bug is a 500 of the usual shape without the exception's text."""
+    response = Server(RuntimeError("/secret/path")).post(json=URL)
+    assert (response.status_code, response.json()["error"]["code"]) == (500, "internal_error")
+    assert "secret" not in response.text
+
+
+@pytest.mark.parametrize("error", [None, Overloaded("Later."), RuntimeError("a bug")])
+@pytest.mark.parametrize(
+    ("sent", "kept"),
+    [("of/the client: 7", True), ("x" * 129, False), ("ä", False), ("", False), (None, False)],
+)
+def test_every_answer_has_a_request_id(error: Exception | None, sent: str | None, kept: bool) -> None:
+    """The client's own, if it is printable ASCII of up to 128 characters, else a new one."""
+    headers = {} if sent is None else {"X-Request-ID": sent.encode()}
+    (found,) = Server(error).post(json=URL, headers=headers).headers.get_list("x-request-id")
+    assert found == sent if kept else re.fullmatch("[0-9a-f]{32}", found)
+
+
+def test_bodies_over_the_limit_are_413_declared_or_not() -> None:
+    """Content-Length is believed at once; a body without one is counted."""
+    server = Server()
+    too_much = b"x" * (MAX_BYTES * 2)
+    assert server.post(files={"file": too_much}).status_code == 413
+
+    async def chunks() -> Any:
+        for _ in range(6):
+            yield too_much[: 1 << 20]
+
+    response = server.post(content=chunks(), headers={"content-type": "application/json"})
+    assert response.status_code == 413
+    assert server.got == []
+
+
+def test_unknown_routes_and_methods_have_the_same_error_shape() -> None:
+    """404 and 405 are {"error": ...} too."""
+    server = Server()
+    assert server.request("GET", "/nothing").json()["error"]["code"] == "http_404"
+    assert server.request("GET", "/predict").json()["error"]["code"] == "http_405"
+
+
+def test_health_and_readiness() -> None:
+    """/healthz needs no model; /readyz is 503 until every stage has its own."""
+    assert Server(ready=False).request("GET", "/healthz").status_code == 200
+    assert Server().request("GET", "/readyz").status_code == 200
+    late = Server(ready=False).request("GET", "/readyz")
+    assert (late.status_code, late.json()["stages"]) == (503, {"asr": False, "speech": True})
+
+
+def test_the_documentation_lists_every_option() -> None:
+    """/docs needs no other host, and the OpenAPI document names each option for JSON and for uploads."""
+    server = Server()
+    page = server.request("GET", "/docs")
+    assert page.status_code == 200
+    sources = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert sources
+    assert all(server.request("GET", source).status_code == 200 for source in sources)
+    document = server.request("GET", "/openapi.json").json()
+    content = document["paths"]["/predict"]["post"]["requestBody"]["content"]
+    assert set(Options.model_fields) < set(content["application/json"]["schema"]["properties"])
+    assert set(Options.model_fields) | {"file"} == set(content["multipart/form-data"]["schema"]["properties"])

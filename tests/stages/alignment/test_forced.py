@@ -1,0 +1,207 @@
+"""From emissions to words without a model: spelling, trellis, gaps, words, sentences."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from serve_app.stages.alignment.aligner import whole_window
+from serve_app.stages.alignment.forced import (
+    Emission,
+    Letter,
+    LetterTime,
+    assemble,
+    blank_token,
+    fill_nearest,
+    first_frames,
+    letter_times,
+    spell,
+    with_wildcard,
+    word_ranges,
+)
+from serve_app.transcript import AlignRequest, Segment, Window, WindowText, Word
+
+DICTIONARY = {"<pad>": 0, "|": 1, "a": 2, "b": 3, "c": 4}
+
+
+def emission(spoken: str, loud: float = 0.9) -> Emission:
+    """Log-probabilities with one frame for every character of `spoken`, "-" being the blank."""
+    probs = np.full((len(spoken), len(DICTIONARY)), (1 - loud) / 4)
+    for frame, character in enumerate(spoken):
+        probs[frame, 0 if character == "-" else DICTIONARY[character]] = loud
+    log_probs: Emission = np.log(probs).astype(np.float32)
+    return log_probs
+
+
+def times_of(text: str, spoken: str, window: Window) -> dict[int, LetterTime] | None:
+    log_probs = emission(spoken)
+    return letter_times(spell(text, "en", DICTIONARY), log_probs, np.exp(log_probs), 0, window)
+
+
+def test_spelling_keeps_separators_between_words_only() -> None:
+    """White space around the text is not looked for, spaces within it are."""
+    assert spell(" A b ", "en", DICTIONARY) == (Letter(1, 2), Letter(2, 1), Letter(3, 3))
+
+
+def test_unknown_characters_are_spelled_as_the_wildcard() -> None:
+    """Digits, symbols and foreign scripts get a place in time although the model cannot write them."""
+    assert [letter.token for letter in spell("a5é京", "en", DICTIONARY)] == [2, None, None, None]
+
+
+def test_a_character_whose_lower_case_is_longer_stays_one_character() -> None:
+    """The Turkish capital I with a dot does not shift the characters behind it."""
+    assert spell("İab", "tr", DICTIONARY) == (Letter(0, None), Letter(1, 2), Letter(2, 3))
+
+
+def test_spaces_are_skipped_where_the_model_has_none() -> None:
+    """Neither a dictionary without a separator nor a language without spaces looks for them."""
+    assert [letter.position for letter in spell("a b", "en", {"-": 0, "a": 1, "b": 2})] == [0, 2]
+    assert [letter.position for letter in spell("a b", "ja", DICTIONARY)] == [0, 2]
+
+
+@pytest.mark.parametrize("text", ["", " ", "  \t\n"])
+def test_white_space_spells_nothing(text: str) -> None:
+    """A text of white space has nothing to look for."""
+    assert spell(text, "en", DICTIONARY) == ()
+
+
+def test_the_blank_is_the_padding_token_or_the_first() -> None:
+    """Hugging Face names its blank, torchaudio's comes first."""
+    assert blank_token({"a": 0, "[pad]": 7}) == 7
+    assert blank_token({"-": 0, "a": 1}) == 0
+
+
+def test_the_wildcard_is_the_best_token_that_is_not_blank() -> None:
+    """Its column follows the others."""
+    probs = np.array([[0.7, 0.1, 0.2], [0.1, 0.5, 0.4]], np.float32)
+    assert with_wildcard(probs, 0)[:, 3].tolist() == [np.float32(0.2), np.float32(0.5)]
+
+
+def test_tokens_start_where_they_are_loudest() -> None:
+    """A clear emission is found frame by frame; silence after the last token is not part of it."""
+    assert first_frames(emission("--a-b--c-"), [2, 3, 4], 0) == [2, 4, 7, 8]
+
+
+def test_more_tokens_than_frames_have_no_path() -> None:
+    """A text too long for its window gives no alignment instead of a wrong one."""
+    assert first_frames(emission("ab"), [2, 3, 4, 2], 0) is None
+
+
+def _first_frames_by_trial(log_probs: Emission, tokens: list[int]) -> float:
+    """The best score of any placement that may stop early: token i at frame f[i], blanks between."""
+    best = -np.inf
+    for end in range(len(tokens), len(log_probs) + 1):
+        for frames in itertools.combinations(range(end), len(tokens)):
+            score = sum(log_probs[f, 0] for f in range(end) if f not in frames)
+            score += sum(log_probs[f, t] for f, t in zip(frames, tokens, strict=True))
+            best = max(best, float(score))
+    return best
+
+
+def test_the_path_found_is_the_best_of_all() -> None:
+    """No other placement of the tokens, ending anywhere, is more probable."""
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        raw = rng.normal(size=(7, 5)) * 2
+        log_probs = (raw - np.log(np.exp(raw).sum(axis=1, keepdims=True))).astype(np.float32)
+        tokens = rng.integers(1, 5, size=3).tolist()
+        found = first_frames(log_probs, tokens, 0)
+        assert found is not None
+        *frames, end = found
+        score = sum(log_probs[f, 0] for f in range(end) if f not in frames)
+        score += sum(log_probs[f, t] for f, t in zip(frames, tokens, strict=True))
+        assert score == pytest.approx(_first_frames_by_trial(log_probs, tokens), abs=1e-4)
+
+
+def test_times_are_seconds_of_the_file() -> None:
+    """Frames are scaled to the window and shifted to its start; scores are means of probabilities."""
+    assert times_of("ab", "-a-b", Window(10.0, 10.4)) == {
+        0: LetterTime(10.1, 10.3, 0.9),
+        1: LetterTime(10.3, 10.4, 0.9),
+    }
+
+
+def test_a_wildcard_takes_the_loudest_frame_left() -> None:
+    """A digit between two letters lies between them."""
+    times = times_of("a7b", "a-c-b", Window(0.0, 0.5))
+    assert times is not None
+    assert (times[0].start_s, times[1].start_s, times[2].start_s) == (0.0, 0.2, 0.4)
+
+
+def test_too_little_audio_gives_no_times() -> None:
+    """A text with more characters than frames cannot be aligned."""
+    assert times_of("abcabc", "a-b", Window(0.0, 0.1)) is None
+
+
+@pytest.mark.parametrize(
+    ("values", "filled"),
+    [
+        ([], []),
+        ([None, None], [None, None]),
+        ([1.0, 2.0], [1.0, 2.0]),
+        ([None, 1.0, None, None, None, 5.0, None], [1.0, 1.0, 1.0, 1.0, 5.0, 5.0, 5.0]),
+        ([None, None, 3.0], [3.0, 3.0, 3.0]),
+    ],
+)
+def test_gaps_take_the_nearest_value(values: list[float | None], filled: list[float | None]) -> None:
+    """The earlier one of two equally near, and nothing where nothing is known."""
+    assert fill_nearest(values) == filled
+
+
+def test_words_end_before_spaces() -> None:
+    """Ranges cover the text; in languages without spaces every character is a word."""
+    assert word_ranges(" ab c", "en") == [(0, 3), (3, 5)]
+    assert word_ranges("ab", "zh") == [(0, 1), (1, 2)]
+    assert word_ranges("", "en") == []
+
+
+def letters(text: str) -> dict[int, LetterTime]:
+    """One second for every character that is not a space."""
+    return {i: LetterTime(float(i), i + 1.0, 0.5) for i, c in enumerate(text) if c != " "}
+
+
+def test_sentences_become_segments_with_their_words() -> None:
+    """Times of words and sentences come from their characters, avg_logprob from the window."""
+    text = " Ab c. De."
+    assert assemble(text, "en", letters(text), [(1, 6), (7, 10)], -0.25) == (
+        Segment(1.0, 6.0, "Ab c.", (Word("Ab", 1.0, 3.0, 0.5), Word("c.", 4.0, 6.0, 0.5)), avg_logprob=-0.25),
+        Segment(7.0, 10.0, "De.", (Word("De.", 7.0, 10.0, 0.5),), avg_logprob=-0.25),
+    )
+
+
+def test_a_word_without_times_takes_its_neighbours() -> None:
+    """Its score stays unknown."""
+    text = "ab | c"
+    times = {i: time for i, time in letters(text).items() if text[i] != "|"}
+    [segment] = assemble(text, "en", times, [(0, 6)], None)
+    assert segment.words == (Word("ab", 0.0, 2.0, 0.5), Word("|", 0.0, 2.0), Word("c", 5.0, 6.0, 0.5))
+
+
+def test_sentences_with_equal_times_become_one_segment() -> None:
+    """A sentence without times of its own joins its neighbour: with a space, or without in Japanese."""
+    times = {0: LetterTime(1.0, 2.0, 0.5), 1: LetterTime(1.5, 2.0, 0.5)}
+    [segment] = assemble("a. b.", "en", times, [(0, 2), (3, 5)], None)
+    assert (segment.text, [word.text for word in segment.words]) == ("a. b.", ["a.", "b."])
+    [segment] = assemble("a. b.", "ja", times, [(0, 2), (3, 5)], None)
+    assert segment.text == "a.b."
+
+
+def test_no_times_at_all_give_no_segments() -> None:
+    """The caller then keeps the window whole."""
+    assert assemble("a b", "en", {}, [(0, 3)], None) == ()
+
+
+def test_a_request_is_cut_at_whisperx_times() -> None:
+    """Times are rounded to milliseconds before samples are cut, a view and not a copy."""
+    samples = np.arange(32_000, dtype=np.int16)
+    request = AlignRequest.for_window(samples, Window(0.50004, 1.2501), WindowText("a", "en", 1, -0.5, 0, 1))
+    assert (request.start_s, request.end_s) == (0.5, 1.25)
+    assert (request.text, request.language, request.avg_logprob) == ("a", "en", -0.5)
+    assert (request.samples[0], len(request.samples)) == (8_000, 12_000)
+    assert request.samples.base is samples
+
+
+def test_a_window_that_cannot_be_aligned_stays_whole() -> None:
+    """Its text and times come back as one segment without words."""
+    request = AlignRequest(np.zeros(0, np.int16), 3.0, 4.5, " text", "en", -0.5)
+    assert whole_window(request) == (Segment(3.0, 4.5, " text", avg_logprob=-0.5),)

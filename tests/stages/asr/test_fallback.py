@@ -1,0 +1,140 @@
+"""The fallback's rules: those of faster-whisper, and what a caller is told of them."""
+
+import itertools
+import logging
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+from faster_whisper import WhisperModel
+from faster_whisper.transcribe import TranscriptionOptions
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serve_app.stages.asr.fallback import Fallback, decoding_warnings
+from serve_app.transcript import Decoding, Window, WindowText
+
+FALLBACK = Fallback()
+TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+PLAIN, REPEATED = " all of it was heard well", " and so" * 200
+TEXT = WindowText(PLAIN, "en", None, -0.2, 0.0, 1.0, tokens=(1, 2))
+
+texts = st.builds(
+    WindowText,
+    text=st.sampled_from([PLAIN, REPEATED]),
+    language=st.just("en"),
+    language_probability=st.none(),
+    avg_logprob=st.floats(-2.0, 0.0).filter(lambda value: value != -1.0),  # itself both skipped and not
+    no_speech_prob=st.floats(0.0, 1.0),
+    compression_ratio=st.just(1.0),
+    tokens=st.just((1,)),
+)
+attempts_of_a_window = st.lists(texts, min_size=6, max_size=6).map(
+    lambda six: [
+        replace(
+            text,
+            compression_ratio=20.0 if text.text == REPEATED else 0.9,
+            temperature=temperature,
+            no_speech_prob=six[0].no_speech_prob,  # of the audio, so the same at every temperature
+        )
+        for text, temperature in zip(six, TEMPERATURES, strict=True)
+    ]
+)
+
+
+def by_faster_whisper(attempts: list[WindowText]) -> tuple[str, float]:
+    """What its own loop makes of a model that gives these texts; the text, and the last temperature."""
+    calls = itertools.count()
+
+    def generate(*arguments: object, **options: object) -> list[SimpleNamespace]:
+        text = attempts[number := next(calls)]
+        assert options.get("sampling_temperature", 0.0) == text.temperature
+        score = text.avg_logprob * 2  # of one token; faster-whisper counts the end token, too
+        return [SimpleNamespace(sequences_ids=[[number]], scores=[score], no_speech_prob=text.no_speech_prob)]
+
+    options = TranscriptionOptions(**dict.fromkeys(TranscriptionOptions.__dataclass_fields__))
+    options.temperatures = list(TEMPERATURES)
+    options.compression_ratio_threshold, options.log_prob_threshold = 2.4, -1.0
+    options.no_speech_threshold, options.max_initial_timestamp, options.length_penalty = 0.6, 0.0, 1
+    whisper = SimpleNamespace(
+        model=SimpleNamespace(generate=generate),
+        logger=logging.getLogger("unheard"),
+        time_precision=0.02,
+        max_length=448,
+    )
+    tokenizer = SimpleNamespace(decode=lambda tokens: attempts[tokens[0]].text)
+    result, avg_logprob, temperature, _ = WhisperModel.generate_with_fallback(
+        whisper, None, [], tokenizer, options
+    )
+    skipped = result.no_speech_prob > 0.6 and not avg_logprob > -1.0  # as `generate_segments` has it
+    return "" if skipped else attempts[result.sequences_ids[0][0]].text, temperature
+
+
+@given(attempts_of_a_window)
+def test_the_loop_is_faster_whispers(attempts: list[WindowText]) -> None:
+    """Whatever a model says at each temperature: as many attempts, and the same text chosen or left out."""
+    assert FALLBACK.schedule(Decoding()) == TEMPERATURES
+    made = []
+    for text in attempts:
+        made.append(text)
+        if FALLBACK.believes(text):
+            break
+    chosen = FALLBACK.choose(made)
+    assert (chosen.text, made[-1].temperature) == by_faster_whisper(attempts)
+    assert chosen.attempts == len(made)
+    assert chosen.silence == (chosen.text == "")
+
+
+def test_a_requests_own_temperature_is_the_only_one() -> None:
+    """Above 0 nothing is tried beside it; at 0, or without one, the fallback's follow."""
+    assert FALLBACK.schedule(Decoding(temperature=0.3)) == (0.3,)
+    assert FALLBACK.schedule(Decoding(temperature=0.0)) == TEMPERATURES
+    assert Fallback(temperatures=()).schedule(Decoding()) == (0.0,)
+
+
+def test_without_a_fallback_a_text_stays_as_it_is() -> None:
+    """An operator who wants whisperx's text gets it, be it ever so repetitive."""
+    never = Fallback(temperatures=(), no_speech_threshold=1.0)
+    bad = replace(TEXT, avg_logprob=-3.0, compression_ratio=20.0, no_speech_prob=0.999)
+    assert never.choose([bad]) == bad
+
+
+def test_the_first_attempts_language_probability_stays() -> None:
+    """Later attempts are told the language, so only the first one measured it."""
+    first = replace(TEXT, avg_logprob=-1.5, language_probability=0.7)
+    assert FALLBACK.choose([first, replace(TEXT, temperature=0.2)]).language_probability == 0.7
+
+
+@pytest.mark.parametrize("wordless", ["", " .", " ..."])
+def test_where_nothing_was_said_nothing_is_invented(wordless: str) -> None:
+    """A blip that is heard as a full stop stays one, however unlikely."""
+    blip = replace(TEXT, text=wordless, avg_logprob=-2.2)
+    assert FALLBACK.believes(blip)
+    assert FALLBACK.choose([blip]) == blip
+    assert not FALLBACK.believes(replace(blip, text=" 是"))
+
+
+def test_an_empty_window_is_no_loss() -> None:
+    """Where nothing was heard, nothing was left out."""
+    nothing = replace(TEXT, text="", avg_logprob=-3.0, no_speech_prob=0.9)
+    assert not FALLBACK.choose([nothing]).silence
+
+
+@pytest.mark.parametrize("count", [1, 2, 6])
+def test_warnings_say_how_many_windows_and_where(count: int) -> None:
+    """One warning of each kind for a whole file, with the times of the first windows."""
+    heard = [(Window(float(n), n + 0.5), replace(TEXT, attempts=3, temperature=0.4)) for n in range(count)]
+    heard.append((Window(50.0, 51.0), replace(TEXT, text="", tokens=(), silence=True)))
+    again, silent = decoding_warnings(heard)
+    assert (again.stage, again.code) == ("asr", "fallback_temperature")
+    assert f"{count} window" in again.message
+    assert "(0.0-0.5 s" in again.message
+    assert ("..." in again.message) == (count > 5)
+    assert (silent.stage, silent.code) == ("asr", "no_speech")
+    assert "1 window (50.0-51.0 s)" in silent.message
+
+
+def test_good_windows_warn_of_nothing() -> None:
+    """A file that was decoded as ever has no warnings."""
+    assert decoding_warnings([(Window(0.0, 1.0), TEXT)]) == []
+    assert decoding_warnings([]) == []

@@ -1,0 +1,344 @@
+"""Recognition without a model: what is asked of CTranslate2, and what is made of its answers."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from faster_whisper import WhisperModel
+from tokenizers import Tokenizer
+
+from serve_app import bundled
+from serve_app.errors import InvalidRequest, ModelUnavailable
+from serve_app.stages.asr import loading as asr_loading
+from serve_app.stages.asr.loading import choose_compute_type, load_recognizer
+from serve_app.stages.asr.recognizer import ENCODER_SAMPLES, Recognizer, average_logprob
+from serve_app.transcript import AsrRequest, Decoding, WindowText
+
+TOKENIZER = Tokenizer.from_file(str(bundled.ASR / "tokenizer.json"))
+FEATURES = np.zeros((80, 3000), np.float32)
+HELLO = (2425, 1002)  # two text tokens
+
+
+class FakeCTranslate2:
+    """Hears the same `samples` in every window, in French, and counts its calls."""
+
+    n_mels = 80
+
+    def __init__(self, *, multilingual: bool) -> None:
+        self.is_multilingual = multilingual
+        self.calls: list[tuple[str, int]] = []
+        self.prompts: list[list[str]] = []
+        self.options: dict[str, Any] = {}
+        self.samples: tuple[list[int], ...] = ([*HELLO, TOKENIZER.token_to_id("<|0.00|>")],)
+
+    def encode(self, features: Any) -> list[int]:
+        self.calls.append(("encode", features.shape[0]))
+        return list(range(features.shape[0]))
+
+    def detect_language(self, encoded: list[int]) -> list[list[tuple[str, float]]]:
+        self.calls.append(("detect_language", len(encoded)))
+        return [[("<|fr|>", 0.75), ("<|en|>", 0.25)] for _ in encoded]
+
+    def generate(self, encoded: list[int], prompts: list[list[int]], **options: Any) -> list[Any]:
+        self.calls.append(("generate", len(encoded)))
+        self.options = options
+        self.prompts = [[TOKENIZER.id_to_token(token) for token in prompt] for prompt in prompts]
+        scores = [-0.4 - number / 10 for number in range(len(self.samples))]
+        return [
+            SimpleNamespace(sequences_ids=list(self.samples), scores=scores, no_speech_prob=0.1)
+            for _ in prompts
+        ]
+
+
+def whisper_of(model: FakeCTranslate2) -> Any:
+    languages = ["en", "de", "fr", "yue"] if model.is_multilingual else ["en"]
+    whisper = SimpleNamespace(
+        model=model, hf_tokenizer=TOKENIZER, max_length=448, supported_languages=languages
+    )
+    whisper.get_prompt = partial(WhisperModel.get_prompt, whisper)
+    return whisper
+
+
+def recognizer_of(model: FakeCTranslate2, **options: Any) -> Recognizer:
+    return Recognizer(whisper_of(model), "fake", 5, **options)
+
+
+@pytest.fixture
+def model() -> FakeCTranslate2:
+    return FakeCTranslate2(multilingual=True)
+
+
+@pytest.fixture
+def recognizer(model: FakeCTranslate2) -> Recognizer:
+    return recognizer_of(model)
+
+
+def test_compute_type_auto_depends_on_the_device() -> None:
+    """`auto` is int8 with float16 arithmetic on a GPU and plain int8 on a CPU; a named type stays."""
+    assert choose_compute_type("auto", "cuda") == "int8_float16"
+    assert choose_compute_type("auto", "cpu") == "int8"
+    assert choose_compute_type("float32", "cuda") == "float32"
+
+
+@pytest.mark.parametrize(
+    ("device", "threads", "loaded", "lanes"),
+    [
+        ("cuda", 1, [(1, 2)], 1),
+        ("cuda", 4, [(4, 2)], 1),
+        ("cpu", 1, [(1, 2)], 1),
+        ("cpu", 2, [(1, 3), (2, 1)], 2),
+        ("cpu", 8, [(4, 3), (8, 1)], 2),
+    ],
+)
+def test_cpu_lanes_share_the_threads_and_gpus_hold_the_weights_once(
+    device: str, threads: int, loaded: list[tuple[int, int]], lanes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads and workers of each copy: a worker for each lane and one for newcomers."""
+    calls: list[tuple[int, int]] = []
+
+    def load(model: str, *, cpu_threads: int, num_workers: int, **_: Any) -> Any:
+        calls.append((cpu_threads, num_workers))
+        return whisper_of(FakeCTranslate2(multilingual=True))
+
+    monkeypatch.setattr(asr_loading, "WhisperModel", load)
+    recognizer = load_recognizer("any", device=device, compute_type="auto", threads=threads, beam_size=5)
+    assert (calls, recognizer.lanes) == (loaded, lanes)
+
+
+def test_average_logprob_counts_the_end_token() -> None:
+    """A mean over 3 tokens becomes one over 4, and a window without tokens gives 0."""
+    assert average_logprob(-0.4, 3) == pytest.approx(-0.3)
+    assert average_logprob(-0.4, 0) == 0
+
+
+def test_mixed_batch_is_one_call_of_each_kind(model: FakeCTranslate2, recognizer: Recognizer) -> None:
+    """Languages, tasks and a missing language share one encoding, one detection and one search."""
+    recognizer.transcribe(
+        [AsrRequest(FEATURES, "de"), AsrRequest(FEATURES, "en", Decoding("translate")), AsrRequest(FEATURES)]
+    )
+    assert model.calls == [("encode", 3), ("detect_language", 3), ("generate", 3)]
+    start, end = "<|startoftranscript|>", "<|notimestamps|>"
+    assert model.prompts == [
+        [start, "<|de|>", "<|transcribe|>", end],
+        [start, "<|en|>", "<|translate|>", end],
+        [start, "<|fr|>", "<|transcribe|>", end],
+    ]
+
+
+def test_only_a_batch_that_is_alone_is_encoded_on_all_cores() -> None:
+    """Beside another one it has the threads of its lane; afterwards the next has all of them again."""
+    searches, may_end = threading.Event(), threading.Event()
+
+    class HeldOnce(FakeCTranslate2):
+        def generate(self, encoded: list[int], prompts: list[list[int]], **options: Any) -> list[Any]:
+            if not searches.is_set():
+                searches.set()
+                assert may_end.wait(timeout=60)
+            return super().generate(encoded, prompts, **options)
+
+    model, wide = HeldOnce(multilingual=True), FakeCTranslate2(multilingual=True)
+    recognizer = recognizer_of(model, lanes=2, wide=wide)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(recognizer.transcribe, [AsrRequest(FEATURES, "de")])
+        assert searches.wait(timeout=60)
+        recognizer.transcribe([AsrRequest(FEATURES, "en")] * 2)
+        may_end.set()
+        first.result(timeout=60)
+    recognizer.transcribe([AsrRequest(FEATURES, "en")] * 3)
+    assert [n for call, n in wide.calls if call == "encode"] == [1, 3]
+    assert [n for call, n in model.calls if call == "encode"] == [2]
+
+
+def test_named_languages_are_not_detected(model: FakeCTranslate2, recognizer: Recognizer) -> None:
+    """Detection runs only when an item needs it, and only that item gets a probability."""
+    [named] = recognizer.transcribe([AsrRequest(FEATURES, "de")])
+    assert model.calls == [("encode", 1), ("generate", 1)]
+    named_again, detected = recognizer.transcribe([AsrRequest(FEATURES, "de"), AsrRequest(FEATURES)])
+    assert named == named_again
+    assert isinstance(named, WindowText)
+    assert isinstance(detected, WindowText)
+    assert (named.language, named.language_probability) == ("de", None)
+    assert (detected.language, detected.language_probability) == ("fr", 0.75)
+
+
+def test_text_keeps_its_leading_space_and_loses_special_tokens(recognizer: Recognizer) -> None:
+    """The text is what whisperx gives: text tokens only, unstripped; scores count all tokens."""
+    [answer] = recognizer.transcribe([AsrRequest(FEATURES, "en")])
+    assert isinstance(answer, WindowText)
+    assert answer.text == TOKENIZER.decode(list(HELLO))
+    assert answer.text.startswith(" ")
+    assert answer.tokens == HELLO
+    assert answer.avg_logprob == pytest.approx(-0.3)
+    assert answer.no_speech_prob == 0.1
+    assert 0 < answer.compression_ratio < 1
+
+
+def test_unknown_language_concerns_its_item_only(model: FakeCTranslate2, recognizer: Recognizer) -> None:
+    """An error takes the place of its item; the others are recognised, without it, in order."""
+    answers = recognizer.transcribe(
+        [AsrRequest(FEATURES, "xx"), AsrRequest(FEATURES, "de"), AsrRequest(FEATURES, "yy")]
+    )
+    assert [type(answer) for answer in answers] == [InvalidRequest, WindowText, InvalidRequest]
+    assert isinstance(answers[0], InvalidRequest)
+    assert answers[0].param == "language"
+    assert "'xx'" in answers[0].message
+    assert model.calls == [("encode", 1), ("generate", 1)]
+
+
+def test_language_needs_a_token_of_the_model(recognizer: Recognizer) -> None:
+    """Cantonese is refused by a model from before large-v3, although faster-whisper lists it."""
+    assert recognizer.languages == {"en", "de", "fr"}
+
+
+def test_english_only_model_refuses_other_languages_and_translation() -> None:
+    """An English-only model takes English and no language, and says which option it cannot follow."""
+    model = FakeCTranslate2(multilingual=False)
+    english, unnamed, german, translation = recognizer_of(model).transcribe(
+        [
+            AsrRequest(FEATURES, "en"),
+            AsrRequest(FEATURES),
+            AsrRequest(FEATURES, "de"),
+            AsrRequest(FEATURES, "en", Decoding("translate")),
+        ]
+    )
+    assert english == unnamed
+    assert isinstance(unnamed, WindowText)
+    assert (unnamed.language, unnamed.language_probability) == ("en", None)
+    assert isinstance(german, InvalidRequest)
+    assert german.param == "language"
+    assert isinstance(translation, InvalidRequest)
+    assert translation.param == "task"
+    assert model.calls == [("encode", 2), ("generate", 2)]
+    assert model.prompts == [["<|startoftranscript|>", "<|notimestamps|>"]] * 2
+
+
+def test_nothing_to_recognise_never_reaches_the_model(model: FakeCTranslate2, recognizer: Recognizer) -> None:
+    """No items, or only refused ones, cost no call."""
+    assert recognizer.transcribe([]) == []
+    recognizer.transcribe([AsrRequest(FEATURES, "xx")])
+    assert model.calls == []
+
+
+def test_batch_key_does_not_split_languages_and_tasks(recognizer: Recognizer) -> None:
+    """Items that differ in language and task, even in a wrong language, may share a batch."""
+    requests = [
+        AsrRequest(FEATURES),
+        AsrRequest(FEATURES, "de", Decoding("translate")),
+        AsrRequest(FEATURES, "xx"),
+    ]
+    assert len({recognizer.batch_key(request) for request in requests}) == 1
+
+
+def test_prompts_stand_before_the_start_token(model: FakeCTranslate2, recognizer: Recognizer) -> None:
+    """Hotwords, then the initial prompt, stripped, each after a space, as faster-whisper has them."""
+    recognizer.transcribe([AsrRequest(FEATURES, "en", Decoding("transcribe", " by Hegel ", "Kant"))])
+    [prompt] = model.prompts
+    start = prompt.index("<|startoftranscript|>")
+    assert prompt[0] == "<|startofprev|>"
+    assert prompt[start:] == ["<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>"]
+    assert TOKENIZER.decode([TOKENIZER.token_to_id(token) for token in prompt[1:start]]) == " Kant by Hegel"
+
+
+def test_batch_key_splits_prompts_of_other_lengths_and_temperatures(recognizer: Recognizer) -> None:
+    """Only equally long prompts share a batch, whatever they say; 0 and no temperature are one."""
+
+    def key(*options: Any) -> Any:
+        return recognizer.batch_key(AsrRequest(FEATURES, "en", Decoding("transcribe", *options)))
+
+    assert key("one two") == key("two one") == key(None, "one two") == key("one", "two")
+    assert key() == key(None, None, 0.0) == key(None, None, None)
+    assert len({key(), key("one"), key("one two"), key(None, None, 0.2), key("one", None, 0.2)}) == 5
+
+
+def test_a_temperature_samples_five_times(model: FakeCTranslate2, recognizer: Recognizer) -> None:
+    """Above 0 there is no beam search but sampling, best of five, and the answer says at what temperature."""
+    [cold] = recognizer.transcribe([AsrRequest(FEATURES, "en", Decoding(temperature=0.0))])
+    assert (model.options["beam_size"], "sampling_temperature" in model.options) == (5, False)
+    [hot] = recognizer.transcribe([AsrRequest(FEATURES, "en", Decoding(temperature=0.4))])
+    wanted = {"beam_size": 1, "num_hypotheses": 5, "sampling_topk": 0, "sampling_temperature": 0.4}
+    assert {name: model.options[name] for name in wanted} == wanted
+    assert isinstance(cold, WindowText)
+    assert isinstance(hot, WindowText)
+    assert (cold.temperature, hot.temperature) == (0.0, 0.4)
+
+
+def test_of_samples_the_likeliest_that_does_not_repeat_is_taken(
+    model: FakeCTranslate2, recognizer: Recognizer
+) -> None:
+    """A loop is likelier than words, but it is taken only where there is nothing else."""
+    loop, words = list(HELLO) * 50, list(HELLO)
+    window = AsrRequest(FEATURES, "en", Decoding(temperature=0.8))
+
+    def taken(*samples: list[int]) -> WindowText:
+        model.samples = samples
+        [text] = recognizer.transcribe([window])
+        assert isinstance(text, WindowText)
+        return text
+
+    assert taken(loop, words, words + words).tokens == HELLO
+    assert taken(loop, words).avg_logprob == pytest.approx(average_logprob(-0.5, 2))
+    assert taken(loop, loop + loop).tokens == tuple(loop)
+    assert taken(loop).tokens == tuple(loop)
+
+
+def test_a_long_initial_prompt_keeps_its_end_and_says_so(
+    model: FakeCTranslate2, recognizer: Recognizer
+) -> None:
+    """Whisper has room for 223 tokens: hotwords come first, and what is cut is counted."""
+    decoding = Decoding("transcribe", " ".join(["word"] * 300) + " end", "one two three")
+    [heard] = recognizer.transcribe([AsrRequest(FEATURES, "en", decoding)])
+    [prompt] = model.prompts
+    assert prompt.index("<|startoftranscript|>") == 224
+    assert prompt[1:4] == ["Ġone", "Ġtwo", "Ġthree"]
+    assert prompt[223] == "Ġend"
+    assert isinstance(heard, WindowText)
+    assert heard.prompt_tokens_cut == 301 + 3 - 223
+
+
+@pytest.mark.parametrize(
+    ("decoding", "param"),
+    [
+        (Decoding(hotwords="word " * 224), "hotwords"),
+        (Decoding(hotwords="a <|startoftranscript|>"), "hotwords"),
+        (Decoding(initial_prompt="<|endoftext|>"), "initial_prompt"),
+        (Decoding(initial_prompt="<|0.00|>" + " word" * 300), "initial_prompt"),
+    ],
+)
+def test_a_prompt_that_cannot_be_followed_concerns_its_item_only(
+    model: FakeCTranslate2, recognizer: Recognizer, decoding: Decoding, param: str
+) -> None:
+    """Too many hotwords, or Whisper's own tokens, which it would obey, are an error of their item."""
+    refused, heard = recognizer.transcribe([AsrRequest(FEATURES, "en", decoding), AsrRequest(FEATURES, "en")])
+    assert isinstance(refused, InvalidRequest)
+    assert refused.param == param
+    assert isinstance(heard, WindowText)
+    assert len(model.prompts) == 1
+    recognizer.batch_key(AsrRequest(FEATURES, "en", decoding))  # raises nothing
+
+
+def test_features_are_those_of_the_window_padded_to_30_s(recognizer: Recognizer) -> None:
+    """Any window, even read-only or of no samples, gives 3000 frames of float32; more than 30 s is cut."""
+    samples = np.full(ENCODER_SAMPLES, 1000, np.int16)
+    samples.flags.writeable = False
+    for length in (0, 1, 800, 16_000, ENCODER_SAMPLES):
+        features = recognizer.features(samples[:length])
+        assert features.shape == (80, 3000)
+        assert features.dtype == np.float32
+    one_too_many = np.append(samples, np.int16(1000))
+    assert np.array_equal(recognizer.features(one_too_many), recognizer.features(samples))
+
+
+@pytest.mark.parametrize("model", ["larg-v2", "/no/such/directory", "empty"])
+def test_model_that_cannot_be_loaded_says_so(model: str, tmp_path: Path) -> None:
+    """An unknown name, a missing and an empty directory become ModelUnavailable with the reason."""
+    name = str(tmp_path) if model == "empty" else model
+    with pytest.raises(ModelUnavailable) as caught:
+        load_recognizer(name, device="cpu", compute_type="auto", threads=1, beam_size=5)
+    assert name in caught.value.message
+    assert "\n" not in caught.value.message
+    assert caught.value.__cause__ is not None

@@ -1,0 +1,73 @@
+"""What a model's process gets from the node it runs on, not from the one where the graph was built."""
+
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import FakeAligner, FakeDiarizer, FakeRecognizer, FakeSpeechModel
+
+from serve_app.app import graph
+from serve_app.settings import Settings
+from serve_app.stages.load import Loaders
+
+LOADERS = Loaders(FakeSpeechModel, partial(FakeRecognizer, Path("gate")), FakeAligner, FakeDiarizer)
+
+
+def environments(monkeypatch: pytest.MonkeyPatch, cores: int) -> list[dict[str, str]]:
+    """Of each deployment of a graph that is built on a node with so many cores."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    ingress: Any = graph(Settings(model="fake"), LOADERS, "cpu", LOADERS)
+    bound = [ingress._bound_deployment]
+    for node in bound:  # which grows meanwhile
+        below = [*node.init_args, *node.init_kwargs.values(), *(node.init_kwargs.get("spare") or ())]
+        bound += [arg._bound_deployment for arg in below if hasattr(arg, "_bound_deployment")]
+    return [node.ray_actor_options["runtime_env"]["env_vars"] for node in bound]
+
+
+def test_no_environment_depends_on_where_the_graph_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head with two cores says nothing about workers with 32."""
+    on_small, on_large = (environments(monkeypatch, cores) for cores in (2, 32))
+    assert len(on_small) == 9
+    assert on_small == on_large
+    assert not any(name.startswith("MALLOC_MMAP") for env_vars in on_small for name in env_vars)  # glibc's
+
+
+# What a replica's process does on a node of two cores, and then: the threads that torch has in one of its own
+# threads, and the MiB that the process keeps of an array of 64 MiB.
+REPLICA = """
+import os, threading
+import numpy
+os.sched_getaffinity = lambda _: set(range(2))
+from serve_app.stages.load import prepare_process, threads_on
+prepare_process(threads_on("cpu", None), keep_memory={keep_memory})
+import torch
+threads = []
+thread = threading.Thread(target=lambda: threads.append(torch.get_num_threads()))
+thread.start()
+thread.join()
+def resident_mib():
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
+array = numpy.ones(1 << 23)
+before = resident_mib()
+del array
+print(*threads, 64 - (before - resident_mib()))
+"""
+
+
+@pytest.mark.parametrize(("keep_memory", "kept_mib"), [(True, 64), (False, 0)])
+def test_a_replica_fits_its_own_node(keep_memory: bool, kept_mib: int) -> None:
+    """It has the threads of that node's cores, and keeps memory between batches where that is wanted."""
+    run = subprocess.run(
+        [sys.executable, "-c", REPLICA.format(keep_memory=keep_memory)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    threads, found_mib = map(int, run.stdout.split())
+    assert threads == 2
+    assert abs(found_mib - kept_mib) < 8
