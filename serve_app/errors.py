@@ -1,24 +1,4 @@
-"""Every error a caller can meet.
-
-TranscriptionError                      500 internal_error
-├── ModelCrashed                        500 model_crashed         the model's process dies of this audio
-├── InvalidRequest                      400 invalid_request       an option or the body is wrong
-├── Unauthorized                        401 invalid_api_key       no key, or one that the server does not know
-├── NoApiKeys                           403 no_api_keys           a server without keys, asked from elsewhere
-├── ModelNotFound                       404 model_not_found       a model that this server does not have
-├── UploadTooSlow                       408 upload_too_slow       the body did not arrive in time
-├── PayloadTooLarge                     413 payload_too_large     more bytes than the server takes
-├── UnusableAudio                       422 undecodable_audio     the bytes hold no usable audio
-│   ├── EmptyAudio                      422 empty_audio           nothing to decode, or nothing decoded
-│   ├── NoAudioStream                   422 no_audio_stream       a file without a sound track
-│   ├── EncryptedAudio                  422 encrypted_audio       a copy-protected sound track
-│   ├── AudioTooLong                    422 audio_too_long        more seconds than the server takes
-│   └── AudioTooCostly                  422 audio_too_costly      decoding takes too much time or memory
-├── SourceUnavailable                   424 source_unavailable    the audio URL could not be fetched
-├── RateLimited                         429 too_many_requests     the key's limit is reached
-├── Overloaded                          503 overloaded            try again later
-├── DeadlineExceeded                    504 deadline_exceeded     the request took too long
-└── ModelUnavailable                    503 model_unavailable     a model cannot be loaded or used
+"""Every error a caller can meet, with its HTTP status, type and code.
 
 All arguments are positional: an exception with keyword-only arguments does not survive the way
 from one Ray replica to another. `str()` of an error that crossed replicas is a remote traceback,
@@ -168,6 +148,10 @@ class Overloaded(TranscriptionError):
     status = 503
     code = "overloaded"
     retry_after_s = 5
+
+
+class OutOfMemory(Overloaded):
+    """A model call found too little memory, on a GPU or on the host, even for one item."""
 
 
 class DeadlineExceeded(TranscriptionError):

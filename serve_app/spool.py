@@ -1,4 +1,4 @@
-"""Where the bytes of an upload are kept: a file on disk that no folder lists."""
+"""Where the bytes of an upload are kept: a temporary file on disk that has no name."""
 
 import tempfile
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from serve_app.errors import Overloaded, PayloadTooLarge
 
 
 @contextmanager
-def nameless_file() -> Iterator[BinaryIO]:
+def anonymous_temp_file() -> Iterator[BinaryIO]:
     """A file in the temporary directory (TMPDIR) that has no name, not even while it is written.
 
     Nobody can open it by a name, and the kernel frees it with its last descriptor, also after SIGKILL:
@@ -21,7 +21,7 @@ def nameless_file() -> Iterator[BinaryIO]:
     try:
         file = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115  (closed below)
     except OSError as error:
-        raise no_room() from error
+        raise disk_full_error() from error
     try:
         yield file
     finally:
@@ -52,5 +52,5 @@ class LimitedFile:
         return self._file
 
 
-def no_room() -> Overloaded:
+def disk_full_error() -> Overloaded:
     return Overloaded("The server has no room to store the audio now; try again later.")

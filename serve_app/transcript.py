@@ -58,9 +58,15 @@ class Window:
     start_s: float
     end_s: float
 
-    def cut(self, samples: Samples) -> Samples:
-        """The window's samples, a view (whisperx's own rounding: int of start and end)."""
-        return samples[int(self.start_s * SAMPLE_RATE_HZ) : int(self.end_s * SAMPLE_RATE_HZ)]
+    def cut(self, samples: Samples, samples_start_s: float = 0.0) -> Samples:
+        """The window's samples, a view; `samples` begin at `samples_start_s` in the file.
+
+        Rounded as whisperx does it: int of start and end.
+        """
+        offset = round(samples_start_s * SAMPLE_RATE_HZ)
+        return samples[
+            int(self.start_s * SAMPLE_RATE_HZ) - offset : int(self.end_s * SAMPLE_RATE_HZ) - offset
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +105,6 @@ class AsrRequest:
     features: npt.NDArray[np.float32]  # log-mel, (n_mels, 3000)
     language: str | None = None
     decoding: Decoding = Decoding()
-    length_s: float = 30.0  # of the window, without what pads it
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +125,7 @@ class WindowText:
 
 @dataclass(frozen=True, slots=True)
 class AlignRequest:
-    """One window's samples and what was heard in it.
-
-    For whisperx's numbers, times have three digits and samples are cut at them: `for_window` does both.
-    """
+    """One window's samples and text. As in whisperx, times have three digits and samples are cut at them."""
 
     samples: Samples  # of the window alone; empty where it starts after the end of the audio
     start_s: float
@@ -133,12 +135,13 @@ class AlignRequest:
     avg_logprob: float | None = None
 
     @classmethod
-    def for_window(cls, samples: Samples, window: Window, text: WindowText) -> "AlignRequest":
-        """The request for one window of a file's samples, rounded and cut as whisperx does."""
+    def for_window(
+        cls, samples: Samples, window: Window, text: WindowText, samples_start_s: float = 0.0
+    ) -> "AlignRequest":
+        """The request for one window of samples that begin at `samples_start_s` in the file."""
         rounded = Window(round(float(window.start_s), 3), round(float(window.end_s), 3))
-        return cls(
-            rounded.cut(samples), rounded.start_s, rounded.end_s, text.text, text.language, text.avg_logprob
-        )
+        cut = rounded.cut(samples, samples_start_s)
+        return cls(cut, rounded.start_s, rounded.end_s, text.text, text.language, text.avg_logprob)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,9 @@
 the file that the call is about (`deployments.calls`).
 """
 
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from serve_app.transcript import (
     AudioInfo,
@@ -16,6 +17,13 @@ from serve_app.transcript import (
     Window,
     WindowText,
 )
+
+
+class Audio(Protocol):
+    """What `load` gives: the audio of one file, maybe not decoded yet."""
+
+    def parts(self) -> AsyncIterator[AudioInfo]:
+        """Gives each part as it is decoded; raises what is wrong with the file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
