@@ -49,12 +49,11 @@ def test_audio_is_refused_when_there_is_as_much_as_the_server_takes() -> None:
 def test_a_file_is_counted_by_what_is_known_of_its_length() -> None:
     """More is refused where it is too much, less is never refused."""
     admission = Admission(100, 1000.0)
-    admission.hold("a", 400.0)
-    admission.hold("b", 600.0)
-    admission.hold("a", 300.0)
-    admission.hold("c", 50.0)
-    admission.hold("a", 400.0)
-    retry_after_s(admission.hold, "a", 500.0)
+    admission.hold("a", 100.0)
+    admission.hold("b", 550.0)
+    admission.hold("c", 500.0)
+    admission.hold("a", 50.0)
+    retry_after_s(admission.hold, "a", 60.0)
 
 
 def test_short_files_have_a_tenth_for_themselves() -> None:

@@ -171,8 +171,8 @@ class LoadedAudio:
             async with aclosing(references(arriving)) as found:
                 async for info_ref in found:
                     info: AudioInfo = await info_ref
-                    self._add(info, await anext(found))
                     self._note_length(self, info)
+                    self._add(info, await anext(found))
                     await self._tell()
         except Exception as error:  # noqa: BLE001  (raised where the audio is waited for)
             cause = own_error(error)
