@@ -187,7 +187,6 @@ async def burst(graph: Simulation, rng: random.Random) -> dict[str, float]:
         "burst_overhead_sim": ours_s / _least_s(lengths_s),
         "burst_busy_sim": busy_s / ours_s,
         "burst_occupancy_sim": (after["items"] - before["items"]) / (after["slots"] - before["slots"]),
-        "burst_beside": after["beside"] - before["beside"],
         "burst_ours_s": ours_s,
         "burst_whisperx_s": whisperx_s,
         "burst_whisperx_reading_s": sum(reading_s),
@@ -229,7 +228,7 @@ async def saturation(graph: Simulation, clients: int, files: int) -> dict[str, f
     if len(ends) < 3:  # the first is no batch's end
         raise typer.BadParameter("too few files to see one batch end after another: give more --files")
     (begun_s, first), (ended_s, last) = ends[1], ends[-1]
-    items = last["items"] + last["beside"] - first["items"] - first["beside"]
+    items = last["items"] - first["items"]
     ideal_s = items / BATCH * asr_s([WINDOW_S] * BATCH)
     ideal_s += items * WINDOW_S / FILE_S * (detect_s(FILE_S) + align_s(FILE_S) + diarize_s(FILE_S))
     return {
@@ -238,7 +237,6 @@ async def saturation(graph: Simulation, clients: int, files: int) -> dict[str, f
         "busy_sim": graph.gpus[0].busy_s(begun_s, ended_s) / (ended_s - begun_s),
         "overhead_sim": (ended_s - begun_s) / ideal_s,
         "windows": items,
-        "windows_beside": last["beside"] - first["beside"],
         "batches": last["batches"] - first["batches"],
     }
 
