@@ -79,26 +79,31 @@ class ModelReplica:
         self._batchers: list[Batcher[Any, Any]] = []
 
     def _batcher(
-        self, run: Callable[[list[Any]], Sequence[Any]], audio_s: Callable[[Any], float], **options: Any
+        self,
+        run: Callable[[list[Any]], Sequence[Any]],
+        audio_s: Callable[[Any], float] = lambda item: 0.0,
+        **options: Any,
     ) -> Batcher[Any, Any]:
-        """A batcher around the model call `run`, which is watched and does not fail for a whole batch."""
+        """A batcher around the model call `run`, which is watched and does not fail for a whole batch.
+
+        `user_config` is for the first one.
+        """
         watched = with_halved_batches(self._watchdog.over(run, audio_s), self._stage, self._retries.note)
         options = {"max_batch_size": 1, "name": self._stage, "audio_s": audio_s, **options}
         batcher: Batcher[Any, Any] = Batcher(watched, **options)
         self._batchers.append(batcher)
-        if self._batch:
-            self._batch.apply(batcher, {})
+        if len(self._batchers) == 1:
+            self.reconfigure({})
         return batcher
 
     def reconfigure(self, config: dict[str, Any]) -> None:
         """Serve calls this with `user_config` when a replica starts and when it changes."""
         if self._batch:
-            for batcher in self._batchers:
-                self._batch.apply(batcher, config)
+            self._batch.apply(self._batchers[0], config)
 
     async def counters(self) -> dict[str, float]:
         """Batches, items and times so far: what batch occupancy is computed from."""
-        (batcher,) = self._batchers
+        batcher = self._batchers[0]
         return vars(batcher.counters) | {"queued": batcher.queued, "running": batcher.running}
 
     async def check_health(self) -> None:

@@ -1,6 +1,5 @@
 """The deployment that recognises: windows to text."""
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Protocol
@@ -44,13 +43,16 @@ class Transcriber(ModelReplica):
         self._windows = self._batcher(
             self._model.transcribe, lambda request: PADDED_S, key=self._model.batch_key
         )
+        # Computed while the device runs, by the same rule of whose turn it is. A waiting window's features
+        # take 1 MB; the Ingress bounds how many windows wait (`windows_in_flight`).
+        self._features = self._batcher(
+            lambda items: [self._model.features(samples) for samples in items], name="features"
+        )
 
     async def transcribe(self, call: TranscribeCall) -> WindowText:
         """Recognises one window; a text that is not believable is decoded again at higher temperatures."""
         samples = await call.audio.cut(call.window)
-        # While the device runs other batches. A waiting window's features take 1 MB; how many windows wait is
-        # bounded by the Ingress (`windows_in_flight`).
-        features = await asyncio.to_thread(self._model.features, samples)
+        features = await self._features.submit(samples, call.request_id, is_first=call.is_first)
         language, attempts = call.language, list[WindowText]()
         for temperature in self._fallback.schedule(call.decoding):
             request = AsrRequest(features, language, replace(call.decoding, temperature=temperature))
