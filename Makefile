@@ -52,5 +52,5 @@ lint: setup
 
 # After changing dependencies in pyproject.toml: pins with hashes, without addresses.
 lock: setup
-	.venv/bin/uv pip compile pyproject.toml --group dev --universal --python-version 3.10 --generate-hashes \
+	.venv/bin/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-emit-find-links --no-annotate --no-header --quiet --output-file requirements.lock
