@@ -32,7 +32,7 @@ class RewriteServe503:
         self._router = _find_router(app)
         if self._router is None:
             logger.warning(
-                "Serve's routes are not where the patch expects them: its errors stay as they are."
+                "Serve's routes are not where the patch expects them: its errors stay unchanged."
             )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
