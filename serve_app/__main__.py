@@ -12,7 +12,6 @@ from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
-from ray.serve.schema import ServeDeploySchema
 
 from serve_app import bundled
 from serve_app.cli import config_file
@@ -99,7 +98,7 @@ def main() -> None:
 
 
 def _read(config: Path) -> dict[str, Any]:
-    return config_file.read(config, ServeDeploySchema, USER_CONFIGS)
+    return config_file.read(config, USER_CONFIGS)
 
 
 if __name__ == "__main__":

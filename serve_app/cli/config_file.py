@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from ray.serve.config import AutoscalingConfig
+from ray.serve.schema import ServeDeploySchema
 
 from serve_app.http.auth import is_loopback
 from serve_app.settings import Settings
@@ -22,7 +24,7 @@ class ConfigError(Exception):
     """Something in the file is wrong; the message names the key."""
 
 
-def read(path: Path, schema: type[BaseModel], user_configs: UserConfigs) -> dict[str, Any]:
+def read(path: Path, user_configs: UserConfigs) -> dict[str, Any]:
     """Returns the file's content, checked key by key against Serve's schema, Settings and `user_configs`.
 
     Raises ConfigError naming the first wrong key with its place in the file.
@@ -35,8 +37,7 @@ def read(path: Path, schema: type[BaseModel], user_configs: UserConfigs) -> dict
         raise ConfigError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} does not hold a mapping; see serve_config.yaml in the project.")
-    _refuse_unknown_keys(schema, raw, str(path))
-    _validate(schema, raw, str(path))
+    _validate(ServeDeploySchema, raw, str(path))
     for application in raw.get("applications") or ():
         place = f"{path}: applications[{application.get('name', '')}]"
         if application.get("import_path") == IMPORT_PATH_WITH_DOT:
@@ -47,6 +48,50 @@ def read(path: Path, schema: type[BaseModel], user_configs: UserConfigs) -> dict
             for deployment in application.get("deployments") or ():
                 _check_deployment(deployment, user_configs, place)
     return raw
+
+
+def _refuse_public_without_keys(raw: dict[str, Any], settings: Settings, path: Path) -> None:
+    access = settings.access
+    if access.keys or access.public_without_keys or raw.get("proxy_location") == "Disabled":
+        return
+    host = (raw.get("http_options") or {}).get("host", "0.0.0.0")  # noqa: S104  (Serve's default)
+    if not is_loopback(host):
+        raise ConfigError(
+            f"{path}: http_options.host {host} lets other machines in, and there are no API keys. Set it to "
+            "127.0.0.1, or add args.access.keys (python -m serve_app key NAME makes one), or, to let "
+            "everybody in, set args.access.public_without_keys: true."
+        )
+
+
+def _check_deployment(deployment: Any, user_configs: UserConfigs, place: str) -> None:
+    name = deployment.get("name")
+    if name not in user_configs:
+        raise ConfigError(f"{place}: there is no deployment {name}; there are {', '.join(user_configs)}.")
+    place = f"{place}.deployments[{name}]"
+    if "ray_actor_options" in deployment:
+        raise ConfigError(
+            f"{place}: ray_actor_options would replace what threads and gpu_share in args set; use those."
+        )
+    if isinstance(scaling := deployment.get("autoscaling_config"), dict):  # Serve's schema takes any mapping
+        _validate(AutoscalingConfig, scaling, f"{place}.autoscaling_config")
+    if deployment.get("user_config") is not None:
+        user_config = user_configs[name]
+        if user_config is None:
+            raise ConfigError(f"{place}: {name} has no user_config.")
+        _validate(user_config, deployment["user_config"], f"{place}.user_config")
+
+
+def _validate(model: type[Model], data: Any, place: str) -> Model:
+    try:
+        return model.model_validate(data, extra="forbid")
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise ConfigError(f"{place}: unknown key {key}.") from None
+        raise ConfigError(f"{place}: {key}: {first['msg'].removeprefix('Value error, ')}.") from None
+    except AttributeError:  # a validator of Serve's own met something that is no mapping
+        raise ConfigError(f"{place}: a list or a value stands where a mapping must be.") from None
 
 
 def settings_table() -> str:
@@ -72,69 +117,3 @@ def _as_yaml(default: Any) -> str:
     if isinstance(default, float):
         return f"{default:.10g}"
     return "" if default in (None, {}) else str(default)
-
-
-def _refuse_public_without_keys(raw: dict[str, Any], settings: Settings, path: Path) -> None:
-    access = settings.access
-    if access.keys or access.public_without_keys or raw.get("proxy_location") == "Disabled":
-        return
-    host = (raw.get("http_options") or {}).get("host", "0.0.0.0")  # noqa: S104  (Serve's default)
-    if not is_loopback(host):
-        raise ConfigError(
-            f"{path}: http_options.host {host} lets other machines in, and there are no API keys. Set it to "
-            "127.0.0.1, or add args.access.keys (python -m serve_app key NAME makes one), or, to let "
-            "everybody in, set args.access.public_without_keys: true."
-        )
-
-
-def _check_deployment(deployment: Any, user_configs: UserConfigs, place: str) -> None:
-    name = deployment.get("name")
-    if name not in user_configs:
-        raise ConfigError(f"{place}: there is no deployment {name}; there are {', '.join(user_configs)}.")
-    place = f"{place}.deployments[{name}]"
-    if "ray_actor_options" in deployment:
-        raise ConfigError(
-            f"{place}: ray_actor_options would replace what threads and gpu_share in args set; use those."
-        )
-    if deployment.get("user_config") is not None:
-        user_config = user_configs[name]
-        if user_config is None:
-            raise ConfigError(f"{place}: {name} has no user_config.")
-        _validate(user_config, deployment["user_config"], f"{place}.user_config")
-
-
-def _validate(model: type[Model], data: Any, place: str) -> Model:
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            raise ConfigError(f"{place}: unknown key {key}.") from None
-        raise ConfigError(f"{place}: {key}: {first['msg'].removeprefix('Value error, ')}.") from None
-
-
-def _refuse_unknown_keys(model: type[BaseModel], data: Any, place: str) -> None:
-    """Compares the raw data with the schema, also inside nested models and lists of them."""
-    if not isinstance(data, dict):
-        return
-    known = {field.alias or name: field for name, field in model.model_fields.items()}
-    for key, value in data.items():
-        if key not in known:
-            raise ConfigError(f"{place}: unknown key {key}; known are {', '.join(sorted(known))}.")
-        for nested in _models_in(known[key].annotation):
-            if not isinstance(value, list):
-                _refuse_unknown_keys(nested, value, f"{place}: {key}")
-                continue
-            for index, item in enumerate(value):
-                if not isinstance(item, dict):
-                    raise ConfigError(f"{place}: {key}[{index}] must be a mapping.")
-                _refuse_unknown_keys(nested, item, f"{place}: {key}[{item.get('name', index)}]")
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    """The model that an annotation can hold, also inside Optional or a list; none where several can be."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    found = [model for argument in get_args(annotation) for model in _models_in(argument)]
-    return found if len(found) == 1 else []
