@@ -9,6 +9,7 @@ from typing import Any
 
 PROXY_HOOK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 AT_PROXY_START = "serve_app.proxy:at_start"
+REPLICA_PATCH = "serve_app.ray_patches.body_queues"  # its BoundedReceive is the replica's half
 
 
 def at_start() -> list[Any]:
