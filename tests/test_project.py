@@ -84,6 +84,18 @@ def test_links_lead_somewhere(document: Path) -> None:
             assert heading in anchors, link
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(PROJECT)))
+def test_files_named_in_documents_exist(document: Path) -> None:
+    """So do modules, by their path in the project or the package, and test modules, by their name."""
+    text = document.read_text()
+    modules = set(re.findall(r"`([\w/]+\.py)`", text))
+    assert {
+        name for name in modules if not (PROJECT / name).exists() and not (PACKAGE / name).exists()
+    } == set()
+    tests = {path.stem for path in (PROJECT / "tests").rglob("test_*.py")}
+    assert set(re.findall(r"\btest_\w+", text)) <= tests
+
+
 @pytest.mark.parametrize("name", ["serve_config.yaml", "serve_config.demo.yaml"])
 def test_the_config_files_name_deployments_that_exist(name: str) -> None:
     """An unknown name would keep the service from starting."""
