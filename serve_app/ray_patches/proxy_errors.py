@@ -31,9 +31,7 @@ class RewriteServe503:
         self._rewriting = RequestId(self._rewrite)
         self._router = _find_router(app)
         if self._router is None:
-            logger.warning(
-                "Serve's routes are not where the patch expects them: its errors stay unchanged."
-            )
+            logger.warning("Serve's routes are not where the patch expects them: its errors stay unchanged.")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await (self._rewriting if self._is_ours(scope) else self.app)(scope, receive, send)
