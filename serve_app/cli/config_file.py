@@ -1,19 +1,21 @@
-"""Strict reading of serve_config.yaml: Serve itself accepts misspelt keys without a word."""
+"""Reads serve_config.yaml strictly, because Serve accepts misspelt keys silently; lists the settings."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from ray.serve.config import AutoscalingConfig
+from ray.serve.schema import ServeDeploySchema
 
 from serve_app.http.auth import is_loopback
 from serve_app.settings import Settings
 
-IMPORT_PATH = "serve_app.app:build"
-ALSO_OURS = "serve_app.app.build"  # Ray takes a dot as well
+Model = TypeVar("Model", bound=BaseModel)
 
-ON_CPU = "OnCpu"  # ends the names of the deployments of cpu_when_gpu_is_full
+IMPORT_PATH = "serve_app.app:build"
+IMPORT_PATH_WITH_DOT = "serve_app.app.build"  # Ray accepts both
 
 UserConfigs = Mapping[str, type[BaseModel] | None]  # deployment -> what its user_config may hold
 
@@ -22,8 +24,8 @@ class ConfigError(Exception):
     """Something in the file is wrong; the message names the key."""
 
 
-def read(path: Path, schema: type[BaseModel], user_configs: UserConfigs) -> dict[str, Any]:
-    """The file's content, checked key by key against Serve's schema, Settings and `user_configs`.
+def read(path: Path, user_configs: UserConfigs) -> dict[str, Any]:
+    """Returns the file's content, checked key by key against Serve's schema, Settings and `user_configs`.
 
     Raises ConfigError naming the first wrong key with its place in the file.
     """
@@ -34,23 +36,21 @@ def read(path: Path, schema: type[BaseModel], user_configs: UserConfigs) -> dict
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(raw, dict):
-        raise ConfigError(f"{path} holds no mapping; see serve_config.yaml in the project.")
-    _refuse_unknown(schema, raw, str(path))
-    _validate(schema, raw, str(path))
+        raise ConfigError(f"{path} does not hold a mapping; see serve_config.yaml in the project.")
+    _validate(ServeDeploySchema, raw, str(path))
     for application in raw.get("applications") or ():
         place = f"{path}: applications[{application.get('name', '')}]"
-        if application.get("import_path") == ALSO_OURS:
+        if application.get("import_path") == IMPORT_PATH_WITH_DOT:
             application["import_path"] = IMPORT_PATH
-        if application.get("import_path") == IMPORT_PATH:  # another application's args are its own business
-            _validate(Settings, application.get("args") or {}, f"{place}.args")
-            settings = Settings.model_validate(application.get("args") or {})
-            _refuse_public(raw, settings, path)
+        if application.get("import_path") == IMPORT_PATH:  # args of other applications are not ours to check
+            settings = _validate(Settings, application.get("args") or {}, f"{place}.args")
+            _refuse_public_without_keys(raw, settings, path)
             for deployment in application.get("deployments") or ():
-                _check_deployment(deployment, user_configs, settings, place)
+                _check_deployment(deployment, user_configs, place)
     return raw
 
 
-def _refuse_public(raw: dict[str, Any], settings: Settings, path: Path) -> None:
+def _refuse_public_without_keys(raw: dict[str, Any], settings: Settings, path: Path) -> None:
     access = settings.access
     if access.keys or access.public_without_keys or raw.get("proxy_location") == "Disabled":
         return
@@ -63,22 +63,17 @@ def _refuse_public(raw: dict[str, Any], settings: Settings, path: Path) -> None:
         )
 
 
-def _check_deployment(deployment: Any, user_configs: UserConfigs, settings: Settings, place: str) -> None:
+def _check_deployment(deployment: Any, user_configs: UserConfigs, place: str) -> None:
     name = deployment.get("name")
     if name not in user_configs:
         raise ConfigError(f"{place}: there is no deployment {name}; there are {', '.join(user_configs)}.")
-    if name.endswith(ON_CPU) and not settings.cpu_when_gpu_is_full:
-        raise ConfigError(f"{place}: {name} exists only with args.cpu_when_gpu_is_full: true.")
     place = f"{place}.deployments[{name}]"
-    if name.endswith(ON_CPU) and not _starts_when_needed(deployment):
-        raise ConfigError(
-            f"{place}: replicas of it start when they are needed. To let more of them start then, give "
-            "autoscaling_config: {min_replicas: 0, initial_replicas: 0, max_replicas: 2}."
-        )
     if "ray_actor_options" in deployment:
         raise ConfigError(
             f"{place}: ray_actor_options would replace what threads and gpu_share in args set; use those."
         )
+    if isinstance(scaling := deployment.get("autoscaling_config"), dict):  # Serve's schema takes any mapping
+        _validate(AutoscalingConfig, scaling, f"{place}.autoscaling_config")
     if deployment.get("user_config") is not None:
         user_config = user_configs[name]
         if user_config is None:
@@ -86,43 +81,39 @@ def _check_deployment(deployment: Any, user_configs: UserConfigs, settings: Sett
         _validate(user_config, deployment["user_config"], f"{place}.user_config")
 
 
-def _starts_when_needed(deployment: Any) -> bool:
-    scaling = deployment.get("autoscaling_config", {"min_replicas": 0})  # without it, ours stays
-    at_start = [scaling.get("min_replicas"), scaling.get("initial_replicas") or 0] if scaling else []
-    return "num_replicas" not in deployment and at_start == [0, 0]
-
-
-def _validate(model: type[BaseModel], data: Any, place: str) -> None:
+def _validate(model: type[Model], data: Any, place: str) -> Model:
     try:
-        model.model_validate(data)
+        return model.model_validate(data, extra="forbid")
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             raise ConfigError(f"{place}: unknown key {key}.") from None
         raise ConfigError(f"{place}: {key}: {first['msg'].removeprefix('Value error, ')}.") from None
+    except AttributeError:  # a validator of Serve's own met something that is no mapping
+        raise ConfigError(f"{place}: a list or a value stands where a mapping must be.") from None
 
 
-def _refuse_unknown(model: type[BaseModel], data: Any, place: str) -> None:
-    """Walks the raw data beside the schema, into nested models and lists of them."""
-    if not isinstance(data, dict):
-        return
-    known = {field.alias or name: field for name, field in model.model_fields.items()}
-    for key, value in data.items():
-        if key not in known:
-            raise ConfigError(f"{place}: unknown key {key}; known are {', '.join(sorted(known))}.")
-        for nested in _models_in(known[key].annotation):
-            for index, item in enumerate(value if isinstance(value, list) else [value]):
-                label = item.get("name", index) if isinstance(item, dict) else index
-                inside = f"{place}: {key}[{label}]" if isinstance(value, list) else f"{place}: {key}"
-                if isinstance(value, list) and not isinstance(item, dict):
-                    raise ConfigError(f"{inside} must be a mapping.")
-                _refuse_unknown(nested, item, inside)
+def settings_table() -> str:
+    """Every setting with its default and description, as a Markdown table."""
+    rows = "\n".join(_rows(Settings, ""))
+    return f"| setting | default | |\n| --- | --- | --- |\n{rows}"
 
 
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    """The models an annotation can hold: through Optional, unions and lists, but only if it is one."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    found = [model for argument in get_args(annotation) for model in _models_in(argument)]
-    return found if len(found) == 1 else []
+def _rows(model: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _rows(field.annotation, f"{prefix}{name}.")
+        else:
+            default = _as_yaml(field.get_default(call_default_factory=True))
+            yield f"| `{prefix}{name}` | {default} | {field.description} |"
+
+
+def _as_yaml(default: Any) -> str:
+    if isinstance(default, tuple):
+        return ", ".join(map(_as_yaml, default))
+    if isinstance(default, bool):
+        return str(default).lower()
+    if isinstance(default, float):
+        return f"{default:.10g}"
+    return "" if default in (None, {}) else str(default)

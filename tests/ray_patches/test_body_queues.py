@@ -1,4 +1,4 @@
-"""Serve's own queues with an end, without a cluster: all arrives in order; and Rays that differ."""
+"""Serve's own queues are bounded and keep the order; other versions of Ray are left alone. No cluster."""
 
 import asyncio
 import pickle
@@ -12,16 +12,16 @@ from ray.serve._private.direct_ingress_http_util import ASGIDIReceiveProxy
 from ray.serve._private.http_util import ASGIReceiveProxy, MessageQueue
 from starlette.types import Message, Receive, Scope, Send
 
-from serve_app.ray_patches import body_queues as backpressure
-from serve_app.ray_patches.body_queues import MOST_UNREAD, BoundedReceive, bound_proxy
+from serve_app.ray_patches import body_queues
+from serve_app.ray_patches.body_queues import MAX_UNREAD_MESSAGES, BoundedReceive, bound_proxy_queues
 
 proxy: Any = import_module("ray.serve._private.proxy")
 
 
 @pytest.fixture(autouse=True)
 def _logged(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Serve keeps its log to itself."""
-    monkeypatch.setattr(backpressure.logger, "propagate", True)
+    """Lets `caplog` see Serve's log, which does not propagate."""
+    monkeypatch.setattr(body_queues.logger, "propagate", True)
 
 
 HTTP = {"type": "http"}
@@ -32,7 +32,7 @@ LEFT: Message = {"type": "http.disconnect"}
 
 
 class Application:
-    """Takes what comes when it is told to."""
+    """Reads its whole body once `go` is set."""
 
     def __init__(self) -> None:
         self.go = asyncio.Event()
@@ -49,7 +49,7 @@ async def nowhere(message: Message) -> None:
 
 
 async def stuck(fetched: list[Any]) -> None:
-    """Until nothing more is fetched, however often others have their turn."""
+    """Waits until nothing more is fetched, however often the other tasks run."""
     before = -1
     while before != len(fetched):
         before = len(fetched)
@@ -58,7 +58,7 @@ async def stuck(fetched: list[Any]) -> None:
 
 
 def test_a_replica_fetches_no_more_than_is_read() -> None:
-    """Pieces come two at a time; a few wait while the application does nothing, then all come in order."""
+    """A few pieces wait while the application does nothing; then all of them arrive in order."""
 
     async def run() -> None:
         fetched: list[Message] = []
@@ -75,7 +75,7 @@ def test_a_replica_fetches_no_more_than_is_read() -> None:
         await asyncio.sleep(0)  # Serve starts the application before it fetches
         fetching = asyncio.create_task(receive.fetch_until_disconnect())
         await stuck(fetched)
-        assert len(fetched) == MOST_UNREAD
+        assert len(fetched) == MAX_UNREAD_MESSAGES
         application.go.set()
         await asyncio.wait_for(asyncio.gather(call, fetching), 60)
         assert application.got == [*PIECES, LEFT]
@@ -85,7 +85,7 @@ def test_a_replica_fetches_no_more_than_is_read() -> None:
 
 @pytest.mark.parametrize("how", ["answers", "fails", "is cancelled"])
 def test_nothing_unread_outlives_a_request(how: str) -> None:
-    """However it ends: Serve's objects may stay for a while, and with them they would keep megabytes."""
+    """Serve's objects may live on for a while and would hold megabytes, however the request ended."""
 
     async def ends(_scope: Scope, _receive: Receive, _send: Send) -> None:
         await go.wait()
@@ -103,7 +103,7 @@ def test_nothing_unread_outlives_a_request(how: str) -> None:
         await asyncio.sleep(0)
         fetching = asyncio.create_task(receive.fetch_until_disconnect())
         await stuck(fetched)
-        assert receive.queue.qsize() == MOST_UNREAD
+        assert receive.queue.qsize() == MAX_UNREAD_MESSAGES
         if how == "is cancelled":
             call.cancel()
         go.set()
@@ -117,7 +117,7 @@ def test_nothing_unread_outlives_a_request(how: str) -> None:
 
 
 def test_behind_haproxy_too_where_another_thread_fetches() -> None:
-    """There Serve's server runs in one thread of the replica and the application in another."""
+    """Serve's server then runs in one thread of the replica and the application in another."""
     serving = asyncio.new_event_loop()
     thread = threading.Thread(target=serving.run_forever)
     thread.start()
@@ -136,7 +136,7 @@ def test_behind_haproxy_too_where_another_thread_fetches() -> None:
         call = asyncio.create_task(BoundedReceive(application)(HTTP, receive, nowhere))
         await asyncio.sleep(0)
         fetching = asyncio.run_coroutine_threadsafe(receive._fetch_until_disconnect(), serving)
-        await asyncio.to_thread(until, lambda: receive.queue.qsize() >= MOST_UNREAD)
+        await asyncio.to_thread(until, lambda: receive.queue.qsize() >= MAX_UNREAD_MESSAGES)
         application.go.set()
         await asyncio.wait_for(asyncio.gather(call, asyncio.wrap_future(fetching)), 60)
         assert application.got == [*PIECES, LEFT]
@@ -152,7 +152,7 @@ def test_behind_haproxy_too_where_another_thread_fetches() -> None:
 def test_the_proxy_takes_no_more_than_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
     """A piece waits while a few are unread; that the client has left does not, nor does a websocket."""
     monkeypatch.setattr(proxy, "MessageQueue", MessageQueue)
-    bound_proxy()
+    bound_proxy_queues()
 
     async def run() -> None:
         queue: Any = proxy.MessageQueue()
@@ -166,36 +166,22 @@ def test_the_proxy_takes_no_more_than_is_fetched(monkeypatch: pytest.MonkeyPatch
 
         taking = asyncio.create_task(take())
         await stuck(taken)
-        assert len(taken) == MOST_UNREAD
+        assert len(taken) == MAX_UNREAD_MESSAGES
         got: list[Message] = []
         while LEFT not in got:
             await asyncio.wait_for(queue.wait_for_message(), 60)
             got += queue.get_messages_nowait()
         assert got == [*PIECES, LEFT]
         await taking
-        for message in [*PIECES[:MOST_UNREAD], *[{"type": "websocket.receive"}] * 9, LEFT]:
+        for message in [*PIECES[:MAX_UNREAD_MESSAGES], *[{"type": "websocket.receive"}] * 9, LEFT]:
             await asyncio.wait_for(queue(message), 60)
-        assert len(queue.get_messages_nowait()) == MOST_UNREAD + 10
+        assert len(queue.get_messages_nowait()) == MAX_UNREAD_MESSAGES + 10
 
     asyncio.run(run())
 
 
 async def _other(self: Any, *_: Any) -> None:
     """What a function of another Ray could look like."""
-
-
-@pytest.mark.parametrize(
-    ("changed", "name"), [(proxy.HTTPProxy, "proxy_asgi_receive"), (proxy, "MessageQueue")]
-)
-def test_the_proxy_of_another_ray_is_left_alone(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, changed: Any, name: str
-) -> None:
-    """It starts, unbounded, and says so."""
-    monkeypatch.setattr(changed, name, _other)
-    before = proxy.MessageQueue
-    bound_proxy()
-    assert proxy.MessageQueue is before
-    assert "kept in memory" in caplog.text
 
 
 async def _with_more(self: Any, message: Message, more: bool) -> None:
@@ -208,29 +194,34 @@ async def _fetching_more(self: Any, most: int) -> None:
     self._queue = await self._receive_asgi_messages(most, self.queue)
 
 
-def test_parameters_that_serve_adds_are_seen_before_a_body_comes(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("changed", "name", "to"),
+    [
+        (proxy.HTTPProxy, "proxy_asgi_receive", _other),
+        (proxy, "MessageQueue", _other),
+        (proxy.MessageQueue, "__call__", _with_more),
+    ],
+)
+def test_the_proxy_of_another_ray_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, changed: Any, name: str, to: Any
 ) -> None:
-    """In the proxy and in the replica, which then stay as they are."""
-    monkeypatch.setattr(proxy.MessageQueue, "__call__", _with_more)
+    """It starts without a bound and logs that, also where a function takes one more parameter."""
+    monkeypatch.setattr(changed, name, to)
     before = proxy.MessageQueue
-    bound_proxy()
+    bound_proxy_queues()
     assert proxy.MessageQueue is before
-    assert "proxy is not the one" in caplog.text
-    monkeypatch.setattr(ASGIReceiveProxy, "fetch_until_disconnect", _fetching_more)
-    assert BoundedReceive(Application()).fetches == {}
-    assert "replicas are not those" in caplog.text
+    assert "kept in memory" in caplog.text
 
 
-@pytest.mark.parametrize("gone", [True, False])
+@pytest.mark.parametrize("fetch", [None, _other, _fetching_more])
 def test_the_replica_of_another_ray_is_left_alone(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, gone: bool
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fetch: Any
 ) -> None:
-    """So is that, whether the function has gone or is another one."""
-    if gone:
+    """Serve's function may be missing, do something else, or take one more parameter."""
+    if fetch is None:
         monkeypatch.delattr(ASGIReceiveProxy, "fetch_until_disconnect")
     else:
-        monkeypatch.setattr(ASGIReceiveProxy, "fetch_until_disconnect", _other)
+        monkeypatch.setattr(ASGIReceiveProxy, "fetch_until_disconnect", fetch)
     seen: list[Any] = []
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
@@ -240,17 +231,4 @@ def test_the_replica_of_another_ray_is_left_alone(
     receive = untyped(HTTP, None, _other)
     asyncio.run(BoundedReceive(application)(HTTP, receive, nowhere))
     assert seen == [receive]
-    assert "replicas are not those" in caplog.text
-
-
-def test_a_ray_without_the_variable_is_told_about(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Whoever starts a cluster must export it; behind HAProxy there is no such queue."""
-    monkeypatch.delenv(backpressure.PROXY_HOOK, raising=False)
-    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
-    BoundedReceive(Application())
-    assert caplog.text == ""
-    monkeypatch.delenv("RAY_SERVE_ENABLE_HA_PROXY")
-    BoundedReceive(Application())
-    assert backpressure.PROXY_HOOK in caplog.text
+    assert "other replicas than" in caplog.text
