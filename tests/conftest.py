@@ -26,7 +26,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app import bundled
 from serve_app.app import graph
-from serve_app.ray_patches.body_queues import AT_PROXY_START, PROXY_HOOK
+from serve_app.proxy import AT_PROXY_START, PROXY_HOOK
 from serve_app.settings import IntakeSettings, Settings
 from serve_app.stages.audio.decode import decode_whole
 from serve_app.stages.load import Loaders
