@@ -23,6 +23,11 @@ class TinyXVector(Model):  # type: ignore[misc]  # pyannote is untyped here
     x-vectors: Snyder et al., "X-Vectors: Robust DNN Embeddings for Speaker Recognition", 2018.
     """
 
+    # Cosine distance at which two voices count as different. 400 clips were at most 0.17 from their speaker,
+    # 0.19 in noise, 0.26 as MP3 of little bandwidth (at 8 kHz it knows nobody). Of 4,400 pairs of different
+    # voices 1.6 % were below 0.3, all of them voices that sound alike.
+    max_voice_distance = 0.3
+
     def __init__(
         self,
         sample_rate: int = 16_000,
