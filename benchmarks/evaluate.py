@@ -31,7 +31,7 @@ from serve_app.cli.launcher import CannotStart, free_port
 from serve_app.deployments import USER_CONFIGS
 from serve_app.settings import Settings
 from serve_app.stages import model_names as models
-from serve_app.stages.asr.loading import choose_compute_type
+from serve_app.stages.asr.recognizer import choose_compute_type
 from serve_app.stages.audio.decode import decode_whole
 
 PROJECT = Path(__file__).parents[1]

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from serve_app.errors import DeadlineExceeded, InvalidRequest, TranscriptionError
+from serve_app.formats.table import FORMATS
 from serve_app.options import SPEAKER_OPTIONS, Options
 from serve_app.transcript import StageWarning, Window, WindowText
 
@@ -71,20 +72,19 @@ def coverage_warnings(heard: Sequence[tuple[Window, WindowText]]) -> list[StageW
 
 def wants_speakers(options: Options, *, available: bool) -> bool:
     """Whether a request needs diarization; raises InvalidRequest if it insists on it and there is none."""
+    form = FORMATS[options.response_format]
     demanded = next((name for name in SPEAKER_OPTIONS if getattr(options, name)), None)
-    if options.response_format == "rttm":
-        demanded = "response_format"
+    remedy = f"leave out {demanded}."
+    if form.needs_speakers:
+        demanded, remedy = "response_format", "ask for another response_format."
     if demanded and not available:
-        remedy = (
-            "ask for another response_format." if demanded == "response_format" else f"leave out {demanded}."
-        )
         raise InvalidRequest(
             "This server has no diarization model. Start it with HF_TOKEN set to a Hugging Face token that "
             f"may use pyannote/speaker-diarization-community-1, or {remedy}",
             demanded,
             "diarization_unavailable",
         )
-    return available and options.diarize is not False and options.response_format != "tsv"
+    return available and options.diarize is not False and form.has_speakers
 
 
 class Deadline:

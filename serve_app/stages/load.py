@@ -96,7 +96,7 @@ def _load_recognizer(settings: Settings, model: str, device: str) -> Any:
     asr = settings.asr
     threads = threads_on(device, asr.threads)
     prepare_process(threads, keep_memory=device == "cpu")
-    from serve_app.stages.asr.loading import load_recognizer
+    from serve_app.stages.asr.recognizer import load_recognizer
 
     return load_recognizer(
         model,
