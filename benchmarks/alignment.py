@@ -1,4 +1,4 @@
-"""Alignment beside `whisperx.align`: `python -m benchmarks.alignment` prints one line of JSON.
+"""Alignment compared with `whisperx.align`: `python -m benchmarks.alignment` prints one line of JSON.
 
 It compares the CPU time outside the acoustic model: text to tokens, trellis, backtracking, words, sentences.
 Both get the same windows, texts and emissions, alternately in one process with one thread. There is an hour

@@ -1,4 +1,4 @@
-"""Diarization beside pyannote's own pipeline: `python -m benchmarks.diarization` prints one line of JSON.
+"""Diarization compared with pyannote's pipeline: `python -m benchmarks.diarization` prints one line of JSON.
 
 Both get the same audio and the same weights, each in its own process, and run alternately. The segmentation
 is the real one of the whisperx wheel; the embedding is a ResNet34 of community-1's size with random weights.

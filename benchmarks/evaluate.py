@@ -1,4 +1,4 @@
-"""`make eval`: word errors, word times and speaker errors of the running service, beside plain whisperx.
+"""`make eval`: word errors, word times and speaker errors of the service, compared with plain whisperx.
 
 It starts the graph of a config file, sends it every recording of benchmarks/recordings over HTTP, gives the
 same recordings to plain whisperx with the same models, prints one table and writes out/eval.json.

@@ -24,8 +24,8 @@ class TinyXVector(Model):  # type: ignore[misc]  # pyannote is untyped here
     """
 
     # Cosine distance at which two voices count as different. 400 clips were at most 0.17 from their speaker,
-    # 0.19 in noise, 0.26 as MP3 of little bandwidth (at 8 kHz it knows nobody). Of 4,400 pairs of different
-    # voices 1.6 % were below 0.3, all of them voices that sound alike.
+    # 0.19 in noise, 0.26 as MP3 of little bandwidth (at 8 kHz no voice is recognised). Of 4,400 pairs of
+    # different voices 1.6 % were below 0.3, all of them voices that sound alike.
     max_voice_distance = 0.3
 
     def __init__(

@@ -79,11 +79,11 @@ def assign_speakers(segments: Sequence[Segment], diarization: Diarization) -> tu
 
 
 def split_at_speaker_change(segments: Sequence[Segment]) -> tuple[Segment, ...]:
-    """Splits segments, whose words have speakers, where another speaker goes on.
+    """Splits segments, whose words have speakers, where the speaker changes for long enough.
 
-    A run shorter than MIN_RUN_S does not count: more often the time or speaker of a word is a little wrong.
-    The parts keep the segment's text, except for spaces where it is split; a word without times stays with
-    the word before it.
+    A run of words shorter than MIN_RUN_S does not split: more often a word's time or speaker is a little
+    wrong. The parts keep the segment's text, except for spaces where it is split; a word without times stays
+    with the word before it.
     """
     return tuple(part for segment in segments for part in _parts(segment))
 

@@ -88,7 +88,7 @@ def wants_speakers(options: Options, *, available: bool) -> bool:
 
 
 class Deadline:
-    """The moment at which a request goes on without what is still missing, counted from now."""
+    """The end of a request's time, counted from now, less what is kept for writing its answer."""
 
     def __init__(self, limit_s: float) -> None:
         self._until_s = asyncio.get_running_loop().time() + limit_s - min(KEPT_SHARE * limit_s, MAX_KEPT_S)

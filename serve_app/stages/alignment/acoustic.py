@@ -175,7 +175,7 @@ def _out_of_memory(windows: Sequence[Samples]) -> ModelUnavailable:
     padded_s = len(windows) * max(len(window) for window in windows) / SAMPLE_RATE_HZ
     return ModelUnavailable(
         f"The alignment model ran out of GPU memory on {padded_s:.0f} s of audio: set alignment.max_padded_s "
-        "lower, or let less run beside it.",
+        "lower, or run less on the same GPU.",
         None,
         "alignment_out_of_memory",
     )

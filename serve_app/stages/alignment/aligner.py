@@ -107,7 +107,7 @@ def load_language_model(
     if model is None:  # raised outside the handler: its error keeps what was loaded of the model
         raise _unavailable(
             f"The alignment model for the language {language!r} found no room in GPU memory: set "
-            "alignment.max_loaded_languages lower, or let less run beside it.",
+            "alignment.max_loaded_languages lower, or run less on the same GPU.",
             "alignment_out_of_memory",
         )
     acoustic = AcousticModel(

@@ -46,7 +46,7 @@ class DiarizationModel(Protocol):
     ) -> Diarization:
         """The turns of a whole file; a speaker with the voice of a known one has that name.
 
-        Raises `reference_error` for a known speaker's clip that is of no use.
+        Raises `reference_error` for a known speaker's clip that has no voice.
         """
 
 
@@ -212,7 +212,7 @@ def load_pyannote(
     )
 
 
-# Models that `diarization.model` can name besides a pyannote pipeline's directory or hub name.
+# Models that `diarization.model` can name, apart from a pyannote pipeline's directory or hub name.
 LOADERS: dict[str, Callable[..., DiarizationModel]] = {bundled.NAME: load_pyannote}
 
 

@@ -122,8 +122,8 @@ def embed(
         if not has_speech.all():
             # Under a mask of zeros the statistics are zero whatever the frames are.
             frames = model.forward_frames(torch.zeros(1, 1, SAMPLE_RATE_HZ // 2, device=device))
-            nobody = torch.zeros(1, n_speakers, n_frames, device=device)
-            embeddings[~has_speech] = model.forward_embedding(frames, weights=nobody).cpu().numpy()
+            no_mask = torch.zeros(1, n_speakers, n_frames, device=device)
+            embeddings[~has_speech] = model.forward_embedding(frames, weights=no_mask).cpu().numpy()
     return embeddings
 
 
