@@ -1,7 +1,7 @@
-"""What loads each stage's model, in the process where the stage runs.
+"""Loads each stage's model in the process where the stage runs.
 
-Each function prepares its process first, by the node it is on, and imports its stage itself: the model
-packages cost up to 20 s and 0.9 GB.
+Each function prepares its process first, for the node that it is on, and only then imports its stage: the
+model packages cost up to 20 s and 0.9 GB.
 """
 
 import ctypes
@@ -16,7 +16,7 @@ from huggingface_hub import get_token
 from serve_app.settings import MOST_THREADS, Settings
 from serve_app.stages.model_names import Models
 
-# glibc's numbers for mallopt, and what they are set to.
+# glibc's numbers for mallopt, and the values that they are set to.
 M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES = -3, 2**28
 M_TRIM_THRESHOLD, TRIM_THRESHOLD_BYTES = -1, 2**30
 
@@ -25,7 +25,7 @@ GPU_PADDED_S = 60.0  # a base model then takes 1.7 GB of a GPU, a large one 2.9 
 
 @dataclass(frozen=True)
 class Loaders:
-    """Functions of no arguments that load each stage's model."""
+    """A function without arguments for each stage that loads its model."""
 
     detector: Callable[[], Any]
     recognizer: Callable[[], Any]
@@ -34,7 +34,7 @@ class Loaders:
 
 
 def loaders(settings: Settings, names: Models, device: str) -> Loaders:
-    """Of the models with these names, on this device."""
+    """Loads the models with these names on this device."""
     return Loaders(
         detector=partial(_load_detector, settings, names.window_s, detector_device(settings, device)),
         recognizer=partial(_load_recognizer, settings, names.asr, device),
@@ -48,18 +48,14 @@ def detector_device(settings: Settings, device: str) -> str:
 
 
 def threads_on(device: str, chosen: int | None) -> int:
+    """The chosen number of CPU threads; by default the node's cores, at most 8, or 1 next to a GPU."""
     if chosen is not None:
         return chosen
     return 1 if device == "cuda" else min(len(os.sched_getaffinity(0)), MOST_THREADS)
 
 
-def detector_threads(settings: Settings, device: str) -> int:
-    """Half of the cores: its steps are small, and threads wait for each other after each."""
-    return settings.speech.threads or max(1, threads_on(device, None) // 2)
-
-
 def max_padded_s(settings: Settings, device: str) -> float:
-    """Seconds of audio, padding included, that the alignment model takes at once."""
+    """Seconds of audio, padding included, in one pass of the alignment model."""
     chosen = settings.alignment.max_padded_s
     if chosen is not None:
         return chosen
@@ -67,36 +63,40 @@ def max_padded_s(settings: Settings, device: str) -> float:
 
 
 def prepare_process(threads: int, *, keep_memory: bool) -> None:
-    """Sets the threads of OpenMP and, with `keep_memory`, that freed memory stays with the process.
+    """Sets the number of OpenMP threads and, with `keep_memory`, keeps freed memory in the process.
 
-    Before the model packages are imported: OpenMP reads its variable when it is loaded. (numpy, which is
-    there already, stays with one thread.)
+    Call it before the model packages are imported: OpenMP reads its variable when it is loaded. (numpy, which
+    is there already, stays with one thread.)
 
-    glibc would hand every large array's memory back and have it zeroed page by page for the next one, which
-    is a tenth to a quarter of an encoder's time on a CPU. Kept instead, it is some 1 GiB a process.
+    Otherwise glibc returns the memory of every large array to the kernel, which zeroes it page by page for
+    the next one: a tenth to a quarter of an encoder's time on a CPU. What is kept is some 1 GiB a process.
     """
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    # Before 2.35 glibc takes no such threshold; without it the other one would do harm.
+    # glibc before 2.35 refuses the first threshold; the second one alone would do harm.
     if keep_memory and (libc := ctypes.CDLL(None)).mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES):
         libc.mallopt(M_TRIM_THRESHOLD, TRIM_THRESHOLD_BYTES)
 
 
 def _load_detector(settings: Settings, window_s: float, device: str) -> Any:
-    prepare_process(detector_threads(settings, device), keep_memory=device == "cpu")
-    from serve_app.stages.gpu_memory import keep_within_share
-    from serve_app.stages.speech import detector as speech
+    speech = settings.speech
+    # Half of the cores: its steps are small, and threads wait for each other after each.
+    threads = speech.threads or max(1, threads_on(device, None) // 2)
+    prepare_process(threads, keep_memory=device == "cpu")
+    from serve_app.stages.speech import detector
 
-    if settings.speech.method == "silero":
-        return speech.load_silero_detector(settings.speech, window_s)
-    keep_within_share(settings.speech.gpu_share, device)
-    return speech.load_pyannote_detector(settings.speech, window_s, device)
+    if speech.method == "silero":
+        return detector.load_silero_detector(speech, window_s)
+    from serve_app.stages.torch_support import limit_gpu_memory
+
+    limit_gpu_memory(speech.gpu_share, device)
+    return detector.load_pyannote_detector(speech, window_s, device)
 
 
 def _load_recognizer(settings: Settings, model: str, device: str) -> Any:
     asr = settings.asr
     threads = threads_on(device, asr.threads)
     prepare_process(threads, keep_memory=device == "cpu")
-    from serve_app.stages.asr.loading import load_recognizer
+    from serve_app.stages.asr.recognizer import load_recognizer
 
     return load_recognizer(
         model,
@@ -108,35 +108,23 @@ def _load_recognizer(settings: Settings, model: str, device: str) -> Any:
     )
 
 
-def _load_aligner(settings: Settings, aligners: dict[str, str], device: str) -> Any:
+def _load_aligner(settings: Settings, models: dict[str, str], device: str) -> Any:
     alignment = settings.alignment
     prepare_process(threads_on(device, alignment.threads), keep_memory=device == "cpu")
     from serve_app.stages.alignment.aligner import load_aligner
-    from serve_app.stages.gpu_memory import keep_within_share
+    from serve_app.stages.torch_support import limit_gpu_memory
 
-    keep_within_share(alignment.gpu_share, device)
-    return load_aligner(
-        aligners,
-        device=device,
-        compute_type=alignment.compute_type,
-        max_padded_s=max_padded_s(settings, device),
-        max_loaded_languages=alignment.max_loaded_languages,
-        preload=alignment.preload,
-    )
+    limit_gpu_memory(alignment.gpu_share, device)
+    padded_s = max_padded_s(settings, device)
+    return load_aligner(models, device=device, max_padded_s=padded_s, settings=alignment)
 
 
 def _load_diarizer(settings: Settings, model: str, device: str) -> Any:
-    # Its calls need more memory the longer a file is, which is not to be kept.
-    prepare_process(threads_on(device, settings.diarization.threads), keep_memory=False)
+    diarization = settings.diarization
+    # The memory that a call needs grows with the length of its file, so it is not kept.
+    prepare_process(threads_on(device, diarization.threads), keep_memory=False)
     from serve_app.stages.diarization.diarizer import load_diarizer
-    from serve_app.stages.gpu_memory import keep_within_share
+    from serve_app.stages.torch_support import limit_gpu_memory
 
-    keep_within_share(settings.diarization.gpu_share, device)
-    return load_diarizer(
-        model,
-        device=device,
-        token=get_token(),
-        compute_type=settings.diarization.compute_type,
-        batch_windows=settings.diarization.batch_windows,
-        max_voice_distance=settings.diarization.known_speaker_threshold,
-    )
+    limit_gpu_memory(diarization.gpu_share, device)
+    return load_diarizer(model, device=device, token=get_token(), settings=diarization)

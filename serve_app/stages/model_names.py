@@ -1,7 +1,7 @@
-"""Which models the settings name, and whether they can be had: asked once, before anything starts.
+"""Resolves the model names in the settings, once, before anything starts.
 
-A missing token, a gated model, an unknown name or an unreachable hub is one sentence here instead
-of a traceback in a replica or at the first request.
+A missing token, a gated model, an unknown name or an unreachable hub is one sentence here instead of a
+traceback in a replica or at the first request.
 """
 
 from dataclasses import dataclass
@@ -18,13 +18,14 @@ from huggingface_hub.errors import (
 from serve_app import bundled
 from serve_app.errors import ModelUnavailable
 from serve_app.settings import Settings
+from serve_app.stages.diarization.diarizer import LOADERS as DIARIZERS
 
 WHISPER_WINDOW_S = 30.0
 
 COMMUNITY = "pyannote/speaker-diarization-community-1"
 
-# Each pipeline's own repository first, then the gated ones it loads from.
-DIARIZATION_REPOSITORIES = {
+# The gated repositories that a diarization pipeline loads from, its own first.
+GATED_REPOSITORIES = {
     COMMUNITY: (COMMUNITY,),
     "pyannote/speaker-diarization-3.1": (
         "pyannote/speaker-diarization-3.1",
@@ -34,25 +35,9 @@ DIARIZATION_REPOSITORIES = {
 }
 
 # The names faster-whisper and whisperx know (a test compares them with the installed package).
+_SYSTRAN = "tiny.en tiny base.en base small.en small medium.en medium large-v1 large-v2 large-v3"
 WHISPER_REPOSITORIES = {
-    **{
-        name: f"Systran/faster-whisper-{name}"
-        for name in (
-            [
-                "tiny.en",
-                "tiny",
-                "base.en",
-                "base",
-                "small.en",
-                "small",
-                "medium.en",
-                "medium",
-                "large-v1",
-                "large-v2",
-                "large-v3",
-            ]
-        )
-    },
+    **{name: f"Systran/faster-whisper-{name}" for name in _SYSTRAN.split()},
     "large": "Systran/faster-whisper-large-v3",
     "large-v3-turbo": "mobiuslabsgmbh/faster-whisper-large-v3-turbo",
     "turbo": "mobiuslabsgmbh/faster-whisper-large-v3-turbo",
@@ -66,32 +51,32 @@ WHISPER_REPOSITORIES = {
 
 @dataclass(frozen=True)
 class Models:
-    """Names and directories that the stages' loaders take."""
+    """Names and directories for the stages' loaders."""
 
     name: str  # as answers report it
     asr: str
     window_s: float
     aligners: dict[str, str]  # language -> model; other languages have whisperx's default
-    diarization: str | None
+    diarization: str | None  # None: off
 
 
 def resolve(settings: Settings) -> Models:
     """The models of these settings; raises ModelUnavailable for one that cannot be had."""
-    is_bundled = settings.model == "bundled"
-    window_s = settings.asr.window_s or (bundled.ASR_WINDOW_S if is_bundled else WHISPER_WINDOW_S)
+    is_bundled = settings.model == bundled.NAME
     aligners = {language: str(path) for language, path in bundled.ALIGNERS.items()} if is_bundled else {}
+    for language, model in settings.alignment.models.items():
+        _directory(model, f"alignment.models.{language}")
     return Models(
         name=settings.model,
         asr=str(bundled.ASR) if is_bundled else _asr(settings.model),
-        window_s=window_s,
-        aligners={**aligners, **_aligners(settings.alignment.models)},
+        window_s=settings.asr.window_s or (bundled.ASR_WINDOW_S if is_bundled else WHISPER_WINDOW_S),
+        aligners={**aligners, **settings.alignment.models},
         diarization=_diarization(settings.diarization.model, is_bundled),
     )
 
 
 def _asr(model: str) -> str:
-    directory = _directory(model, "model")
-    if directory is not None:
+    if directory := _directory(model, "model"):
         if not (directory / "model.bin").is_file():
             raise ModelUnavailable(
                 f"{model} is a directory without model.bin; model needs a CTranslate2 Whisper directory "
@@ -102,43 +87,30 @@ def _asr(model: str) -> str:
         known = ", ".join(WHISPER_REPOSITORIES)
         raise ModelUnavailable(f"{model} is no model name; known are bundled, {known}, or give a directory.")
     repository = WHISPER_REPOSITORIES.get(model, model)
-    _ask_hub(repository, "model")
+    _check_repository(repository, "model")
     return repository
 
 
-def _aligners(models: dict[str, str]) -> dict[str, str]:
-    for language, model in models.items():
-        _directory(model, f"alignment.models.{language}")
-    return models
-
-
 def _diarization(model: str, is_bundled: bool) -> str | None:
+    if model == "auto":
+        model = bundled.NAME if is_bundled else COMMUNITY if get_token() else "off"
     if model == "off":
         return None
-    if model == "auto":
-        if is_bundled:
-            return "bundled"
-        if get_token() is None:
-            return None
-        model = COMMUNITY
-    if model == "bundled":
+    if model in DIARIZERS:
         return model
-    directory = _directory(model, "diarization.model")
-    if directory is not None:
+    if directory := _directory(model, "diarization.model"):
         if not (directory / "config.yaml").is_file():
             raise ModelUnavailable(f"{model} is a directory without config.yaml, so no pyannote pipeline.")
         return str(directory.resolve())
     if "/" not in model:
         raise ModelUnavailable(f"{model} is no diarization model; use auto, off, {COMMUNITY} or a directory.")
-    for repository in DIARIZATION_REPOSITORIES.get(model, (model,)):
-        if model in DIARIZATION_REPOSITORIES and get_token() is None and not _cached(repository):
-            raise _gated("diarization.model", repository, "HF_TOKEN is not set")
-        _ask_hub(repository, "diarization.model")
+    for repository in GATED_REPOSITORIES.get(model, (model,)):
+        _check_repository(repository, "diarization.model", is_gated=model in GATED_REPOSITORIES)
     return model
 
 
 def _directory(model: str, setting: str) -> Path | None:
-    """The directory that `model` names, or None where it is some other kind of name."""
+    """The directory that `model` names, or None if it is another kind of name."""
     directory = Path(model).expanduser()
     if directory.is_dir():
         return directory
@@ -147,31 +119,24 @@ def _directory(model: str, setting: str) -> Path | None:
     return None
 
 
-def _cached(repository: str) -> bool:
+def _check_repository(repository: str, setting: str, *, is_gated: bool = False) -> None:
+    """Raises ModelUnavailable unless the repository is in the local cache or may be downloaded."""
     try:
         snapshot_download(repository, local_files_only=True)
+        return
     except (LocalEntryNotFoundError, ValueError):
-        return False
-    return True
-
-
-def _gated(setting: str, repository: str, why: str) -> ModelUnavailable:
-    return ModelUnavailable(
+        token = get_token()
+    why = "your token's account has not accepted its conditions" if token else "HF_TOKEN is not set"
+    gated = ModelUnavailable(
         f"{setting}: {repository} is gated and {why}. Accept the conditions on huggingface.co/{repository}, "
         "then set HF_TOKEN to a token of that account."
     )
-
-
-def _ask_hub(repository: str, setting: str) -> None:
-    """Returns if the repository is in the local cache or may be downloaded."""
-    if _cached(repository):
-        return
-    token = get_token()
+    if is_gated and token is None:
+        raise gated
     try:
         auth_check(repository, token=token)
     except GatedRepoError:
-        why = "your token's account has not accepted its conditions" if token else "HF_TOKEN is not set"
-        raise _gated(setting, repository, why) from None
+        raise gated from None
     except RepositoryNotFoundError:
         raise ModelUnavailable(
             f"{setting}: there is no {repository} on the hub, or HF_TOKEN does not reach it."

@@ -1,4 +1,4 @@
-"""References of known speakers: what is taken, and what is wrong with the rest."""
+"""References of known speakers: which are accepted, and what is wrong with the others."""
 
 import asyncio
 import base64
@@ -18,7 +18,7 @@ from serve_app.request.known_speakers import (
     reference_bytes,
     reference_samples,
 )
-from serve_app.transcript import SAMPLE_RATE_HZ, Audio, Source
+from serve_app.transcript import SAMPLE_RATE_HZ, Samples, Source
 
 
 @pytest.mark.parametrize(
@@ -39,11 +39,11 @@ def test_anything_else_is_an_error_that_says_which(url: str) -> None:
     assert caught.value.param == "known_speaker_references"
 
 
-async def decoded(seconds: float) -> Audio:
-    return Audio(np.zeros(round(seconds * SAMPLE_RATE_HZ), np.int16))
+async def decoded(seconds: float) -> Samples:
+    return np.zeros(round(seconds * SAMPLE_RATE_HZ), np.int16)
 
 
-async def failing(error: TranscriptionError) -> Audio:
+async def failing(error: TranscriptionError) -> Samples:
     raise error
 
 

@@ -21,15 +21,14 @@ _BUNDLED_PARAMETERS = {  # tuned on two synthesized voices, see MODEL_CARD.md
 
 
 def load_pipeline(model: str, *, device: str, token: str | None) -> Any:
-    """pyannote's pipeline as it is; `device` is "cpu" or "cuda".
+    """pyannote's unchanged pipeline: the bundled one, one in a directory with config.yaml, or the hub's.
 
-    `model` is "bundled", a directory with config.yaml, or a hub name (`token`: HF_TOKEN's value).
-    Raises ModelUnavailable with one sentence that says what to do. A model's files are pickles:
-    trust them or do not load them.
+    `device` is "cpu" or "cuda", `token` HF_TOKEN's value. Raises ModelUnavailable with one sentence that
+    says what to do. A model's files are pickles: do not load them unless you trust them.
     """
     os.environ["PYANNOTE_METRICS_ENABLED"] = "0"  # else every call reports duration and speakers home
     with warnings.catch_warnings():
-        # Files are decoded elsewhere, so a broken torchcodec is none of pyannote's business here.
+        # Files are decoded elsewhere, so it does not matter that torchcodec is broken.
         warnings.filterwarnings("ignore", r"\s*torchcodec is not installed correctly", UserWarning)
         import torch
         from pyannote.audio import Pipeline
@@ -37,83 +36,12 @@ def load_pipeline(model: str, *, device: str, token: str | None) -> Any:
 
     check_pyannote()
     try:
-        pipeline = _bundled_pipeline() if model == "bundled" else Pipeline.from_pretrained(model, token=token)
+        is_bundled = model == bundled.NAME
+        pipeline = _bundled_pipeline() if is_bundled else Pipeline.from_pretrained(model, token=token)
         pipeline.to(torch.device(device))
     except Exception as error:
-        raise ModelUnavailable(
-            why_unavailable(model, token, error), None, "diarization_unavailable"
-        ) from error
+        raise _unavailable(_why_unavailable(model, token, error)) from error
     return pipeline
-
-
-def check_pyannote() -> None:
-    """Raises ModelUnavailable where pyannote is not inside as the stages expect that replace parts of it."""
-    from pyannote.audio import Audio
-    from pyannote.audio.models.embedding.wespeaker import BaseWeSpeakerResNet
-    from pyannote.audio.pipelines import SpeakerDiarization
-    from pyannote.audio.pipelines.clustering import VBxClustering
-    from pyannote.audio.pipelines.speaker_verification import PyannoteAudioPretrainedSpeakerEmbedding
-
-    uses = [
-        (SpeakerDiarization, "__init__", "_segmentation _embedding _audio clustering klustering"),
-        (SpeakerDiarization, "apply", "get_embeddings clustering"),
-        (PyannoteAudioPretrainedSpeakerEmbedding, "__init__", "model_"),
-    ]
-    takes = [
-        (SpeakerDiarization, "get_embeddings", "self file binary_segmentations exclude_overlap hook"),
-        (VBxClustering, "filter_embeddings", "self embeddings segmentations min_active_ratio"),
-        (
-            VBxClustering,
-            "__call__",
-            "self embeddings segmentations num_clusters min_clusters max_clusters kwargs",
-        ),
-        (BaseWeSpeakerResNet, "compute_fbank", "self waveforms"),
-        (BaseWeSpeakerResNet, "forward_frames", "self waveforms"),
-        (BaseWeSpeakerResNet, "forward_embedding", "self frames weights"),
-        (Audio, "crop", "self file segment mode"),
-    ]
-    lacks = [
-        f"{owner.__name__}.{name} that uses {', '.join(names.split())}"
-        for owner, name, names in uses
-        if not set(names.split()) <= set(getattr(owner, name).__code__.co_names)
-    ] + [
-        f"{owner.__name__}.{name}({', '.join(parameters.split())})"
-        for owner, name, parameters in takes
-        if not hasattr(owner, name)
-        or [*inspect.signature(getattr(owner, name)).parameters] != parameters.split()
-    ]
-    if lacks:
-        raise ModelUnavailable(
-            f"pyannote.audio {metadata.version('pyannote.audio')} has no {lacks[0]}; install pyannote.audio "
-            f"{PYANNOTE_TRIED}, with which diarization was tried.",
-            None,
-            "diarization_unavailable",
-        )
-
-
-def why_unavailable(model: str, token: str | None, error: Exception) -> str:
-    """One sentence: what went wrong with loading `model` and what to do about it."""
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-    )
-
-    here = f"The diarization model {model!r}"
-    if Path(model).is_dir() and not (Path(model) / "config.yaml").is_file():
-        return f"{here} is a directory without config.yaml; name the directory that holds it."
-    if isinstance(error, HFValidationError):
-        return f"{here} is neither 'bundled' nor an existing directory nor a hub name."
-    gated = re.search(r"https://[^/\s]+/([^/\s]+/[^/\s]+)/resolve/", str(error))  # may be a part of the model
-    page = f"https://huggingface.co/{gated[1] if gated else model}"
-    if isinstance(error, HfHubHTTPError) and not isinstance(error, LocalEntryNotFoundError):
-        remedy = "check its name and HF_TOKEN" if token else "set HF_TOKEN to a token of huggingface.co"
-        return f"{here} was refused: {remedy}, and accept the conditions on {page} as the token's owner."
-    if isinstance(error, OSError) and not Path(model).exists():
-        remedy = "" if token else f", accept the conditions on {page} and set HF_TOKEN"
-        return f"{here} could not be downloaded: check its name and the network{remedy}, or name a directory."
-    reason = str(error).strip().partition("\n")[0]
-    return f"{here} could not be loaded ({type(error).__name__}: {reason}); check its files and versions."
 
 
 def _bundled_pipeline() -> Any:
@@ -136,3 +64,82 @@ def _bundled_pipeline() -> Any:
     )
     pipeline.instantiate(_BUNDLED_PARAMETERS)
     return pipeline
+
+
+def limit_clusters(pipeline: Any) -> None:
+    """Makes `pipeline` ask for no more speakers than it has embeddings to cluster.
+
+    Only the pipeline knows how many, between embedding and clustering. pyannote 4.0.7's default
+    clustering asks KMeans all the same: "n_samples=3 should be >= n_clusters=8"; the other one does not.
+    """
+    if getattr(pipeline, "klustering", None) != "VBxClustering":
+        return
+    clustering: Any = pipeline.clustering
+
+    def limited(embeddings: Any, *, num_clusters: int | None, min_clusters: int, **others: Any) -> Any:
+        usable, _, _ = clustering.filter_embeddings(embeddings, segmentations=others["segmentations"])
+        most = max(1, len(usable))
+        wanted = num_clusters and min(num_clusters, most)
+        return clustering(embeddings, num_clusters=wanted, min_clusters=min(min_clusters, most), **others)
+
+    vars(pipeline)["clustering"] = limited  # found before pyannote's own attribute of that name
+
+
+def check_pyannote() -> None:
+    """Raises ModelUnavailable if what our stages replace or use inside pyannote is not as they expect it."""
+    from pyannote.audio import Audio
+    from pyannote.audio.models.embedding.wespeaker import BaseWeSpeakerResNet
+    from pyannote.audio.pipelines import SpeakerDiarization
+    from pyannote.audio.pipelines.clustering import VBxClustering
+    from pyannote.audio.pipelines.speaker_verification import PyannoteAudioPretrainedSpeakerEmbedding
+
+    uses = [
+        (SpeakerDiarization, "__init__", "_segmentation _embedding _audio clustering klustering"),
+        (SpeakerDiarization, "apply", "get_embeddings clustering"),
+        (PyannoteAudioPretrainedSpeakerEmbedding, "__init__", "model_"),
+    ]
+    clusters = "self embeddings segmentations num_clusters min_clusters max_clusters kwargs"
+    takes = [
+        (SpeakerDiarization, "get_embeddings", "self file binary_segmentations exclude_overlap hook"),
+        (VBxClustering, "filter_embeddings", "self embeddings segmentations min_active_ratio"),
+        (VBxClustering, "__call__", clusters),
+        (BaseWeSpeakerResNet, "compute_fbank", "self waveforms"),
+        (BaseWeSpeakerResNet, "forward_frames", "self waveforms"),
+        (BaseWeSpeakerResNet, "forward_embedding", "self frames weights"),
+        (Audio, "crop", "self file segment mode"),
+    ]
+    missing = [
+        f"{owner.__name__}.{name} that uses {', '.join(names.split())}"
+        for owner, name, names in uses
+        if not set(names.split()) <= set(getattr(owner, name).__code__.co_names)
+    ] + [
+        f"{owner.__name__}.{name}({', '.join(names.split())})"
+        for owner, name, names in takes
+        if not hasattr(owner, name) or [*inspect.signature(getattr(owner, name)).parameters] != names.split()
+    ]
+    if missing:
+        raise _unavailable(
+            f"pyannote.audio {metadata.version('pyannote.audio')} has no {missing[0]}; install "
+            f"pyannote.audio {PYANNOTE_TRIED}, with which diarization was tried."
+        )
+
+
+def _unavailable(message: str) -> ModelUnavailable:
+    return ModelUnavailable(message, None, "diarization_unavailable")
+
+
+def _why_unavailable(model: str, token: str | None, error: Exception) -> str:
+    """One sentence: why `model` could not be loaded and what to do about it."""
+    here = f"The diarization model {model!r}"
+    if isinstance(error, OSError) and not Path(model).exists():  # of the network, the hub or its cache
+        gated = re.search(r"https://[^/\s]+/([^/\s]+/[^/\s]+)/resolve/", str(error))  # may be only a part
+        page = f"https://huggingface.co/{gated[1] if gated else model}"
+        remedy = "check HF_TOKEN" if token else "set HF_TOKEN to a token of huggingface.co"
+        return (
+            f"{here} could not be downloaded: check its name and the network, {remedy} and accept the "
+            f"conditions on {page} as the token's owner, or name a directory."
+        )
+    reason = str(error).strip().partition("\n")[0]
+    return (
+        f"{here} could not be loaded ({type(error).__name__}: {reason}); check its name, files and versions."
+    )
