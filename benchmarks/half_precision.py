@@ -17,7 +17,7 @@ from benchmarks import truth
 from benchmarks.alignment import RECORDINGS, request_for, turns_of
 from serve_app import bundled
 from serve_app.errors import TranscriptionError
-from serve_app.stage_settings import ComputeType, DiarizationSettings
+from serve_app.settings import ComputeType, DiarizationSettings
 from serve_app.stages.alignment.aligner import align_language, load_language_model
 from serve_app.stages.diarization.diarizer import load_pyannote
 from serve_app.transcript import Diarization

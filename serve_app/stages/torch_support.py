@@ -7,7 +7,7 @@ from functools import cache
 
 import torch
 
-from serve_app.stage_settings import ComputeType
+from serve_app.settings import ComputeType
 
 logger = logging.getLogger("ray.serve")
 

@@ -20,7 +20,7 @@ from benchmarks import truth
 from benchmarks.random_wav2vec2 import save_torchaudio_base, save_transformers_base
 from serve_app import bundled
 from serve_app.errors import ModelUnavailable
-from serve_app.stage_settings import AlignmentSettings
+from serve_app.settings import AlignmentSettings
 from serve_app.stages.alignment.aligner import (
     Aligner,
     LanguageModel,

@@ -16,7 +16,7 @@ from benchmarks import truth
 from benchmarks.random_whisper import build_random_whisper
 from serve_app import bundled
 from serve_app.errors import InvalidRequest
-from serve_app.stage_settings import SpeechSettings
+from serve_app.settings import SpeechSettings
 from serve_app.stages.asr.fallback import Fallback
 from serve_app.stages.asr.loading import load_recognizer
 from serve_app.stages.asr.recognizer import Features, Recognizer

@@ -13,7 +13,7 @@ from requests import Response
 
 from benchmarks.random_pyannote import bundled_vbx_pipeline, save_community_1
 from serve_app.errors import ModelUnavailable
-from serve_app.stage_settings import DiarizationSettings
+from serve_app.settings import DiarizationSettings
 from serve_app.stages.diarization.diarizer import (
     PyannoteDiarizer,
     exclusive_turns,

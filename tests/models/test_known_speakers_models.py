@@ -11,7 +11,7 @@ from benchmarks.random_pyannote import save_community_1
 from benchmarks.truth import Recording
 from serve_app import bundled
 from serve_app.errors import InvalidRequest
-from serve_app.stage_settings import DiarizationSettings
+from serve_app.settings import DiarizationSettings
 from serve_app.stages.diarization.diarizer import PyannoteDiarizer, load_pyannote
 from serve_app.transcript import SAMPLE_RATE_HZ, Diarization, KnownSpeaker, Samples, SpeakerBounds
 

@@ -18,7 +18,7 @@ from benchmarks.random_pyannote import (
     whisperx_segmentation,
 )
 from serve_app.errors import ModelUnavailable
-from serve_app.stage_settings import DiarizationSettings
+from serve_app.settings import DiarizationSettings
 from serve_app.stages import torch_support
 from serve_app.stages.diarization.diarizer import PyannoteDiarizer
 from serve_app.stages.diarization.embeddings import share_trunk

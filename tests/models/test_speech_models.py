@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serve_app.stage_settings import SpeechSettings
+from serve_app.settings import SpeechSettings
 from serve_app.stages.speech.detector import (
     Joining,
     SpeechDetector,

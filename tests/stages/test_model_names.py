@@ -9,7 +9,7 @@ from requests import Response
 
 from serve_app.errors import ModelUnavailable
 from serve_app.settings import Settings
-from serve_app.stage_settings import AlignmentSettings, DiarizationSettings
+from serve_app.settings import AlignmentSettings, DiarizationSettings
 from serve_app.stages import model_names as models
 
 

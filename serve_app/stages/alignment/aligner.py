@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from serve_app.errors import ModelUnavailable, TranscriptionError
-from serve_app.stage_settings import AlignmentSettings, ComputeType
+from serve_app.settings import AlignmentSettings, ComputeType
 from serve_app.stages.alignment.forced import assemble, blank_token, letter_times, spell
 from serve_app.transcript import AlignRequest, Segment, Window
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from serve_app import bundled
 from serve_app.errors import InvalidRequest, ModelUnavailable
-from serve_app.stage_settings import DiarizationSettings
+from serve_app.settings import DiarizationSettings
 from serve_app.stages.diarization.embeddings import match_voices, share_trunk
 from serve_app.stages.diarization.pipeline import limit_clusters, load_pipeline
 from serve_app.transcript import SAMPLE_RATE_HZ, Diarization, KnownSpeaker, Samples, SpeakerBounds, Turn

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serve_app.stage_settings import ComputeType
+from serve_app.settings import ComputeType
 from serve_app.transcript import SAMPLE_RATE_HZ
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serve_app.errors import ModelUnavailable, Overloaded
-from serve_app.stage_settings import SpeechSettings
+from serve_app.settings import SpeechSettings
 from serve_app.stages.speech.pyannote_scan import CHUNKS_PER_STEP, SegmentationSearch
 from serve_app.transcript import SAMPLE_RATE_HZ, Audio, Samples, Segments, Window
 
