@@ -2,27 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Protocol
 
 from ray import serve
 
 from serve_app.deployments.replica import OPTIONS, ModelReplica
 from serve_app.deployments.watchdog import CallTimeout
 from serve_app.request.calls import DiarizeCall
+from serve_app.stages.diarization.diarizer import DiarizationModel
 from serve_app.transcript import SAMPLE_RATE_HZ, Diarization, KnownSpeaker, Samples, SpeakerBounds
 
 SHORT_S = 60.0  # a file of at most this length does not wait for the speakers of longer ones
 
 Request = tuple[Samples, SpeakerBounds, tuple[KnownSpeaker, ...]]  # clips as samples
-
-
-class DiarizeModel(Protocol):
-    """A model that finds the speaker turns of a whole file. To use another one: implement this, and name it
-    in `stages.load`."""
-
-    def diarize(
-        self, samples: Samples, *, bounds: SpeakerBounds, known: tuple[KnownSpeaker, ...]
-    ) -> Diarization: ...
 
 
 def _length_s(request: Request) -> float:
@@ -37,7 +28,7 @@ class Diarizer(ModelReplica):
     One call takes minutes for some files, so short files have a thread and a model of their own.
     """
 
-    def __init__(self, load: Callable[[], DiarizeModel], timeout: CallTimeout = CallTimeout()) -> None:  # noqa: B008
+    def __init__(self, load: Callable[[], DiarizationModel], timeout: CallTimeout = CallTimeout()) -> None:  # noqa: B008
         super().__init__("diarization", timeout)
         self._long, self._short = (
             self._batcher(_run(load()), _length_s, name=name) for name in ("long", "short")
@@ -52,7 +43,7 @@ class Diarizer(ModelReplica):
         return found
 
 
-def _run(model: DiarizeModel) -> Callable[[list[Request]], list[Diarization]]:
+def _run(model: DiarizationModel) -> Callable[[list[Request]], list[Diarization]]:
     return lambda requests: [
         model.diarize(samples, bounds=bounds, known=known) for samples, bounds, known in requests
     ]

@@ -5,7 +5,7 @@ the file that the call is about (`deployments.calls`).
 """
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from serve_app.transcript import (
@@ -66,5 +66,5 @@ class AlignCall(StageCall):
 class DiarizeCall(StageCall):
     """Tell the speakers of a whole file apart."""
 
-    bounds: SpeakerBounds = SpeakerBounds()
+    bounds: SpeakerBounds = field(default_factory=SpeakerBounds)
     known: tuple[KnownSpeaker, ...] = ()

@@ -9,14 +9,14 @@ import base64
 import binascii
 import io
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from serve_app.errors import AudioTooLong, InvalidRequest, TranscriptionError
 from serve_app.options import Options
 from serve_app.stages.diarization.diarizer import REFERENCES, reference_error
-from serve_app.transcript import SAMPLE_RATE_HZ, Diarization, KnownSpeaker, Samples, Source, StageWarning
+from serve_app.transcript import Diarization, KnownSpeaker, Source, StageWarning
 
 MIN_CLIP_S, MAX_CLIP_S = 2.0, 10.0
 TOLERANCE_S = 0.1  # encoders add some samples at the ends, or cut some off
@@ -54,17 +54,17 @@ def reference_bytes(url: str, number: int) -> bytes:
         raise reference_error(number, "what comes after base64, is not valid base64") from None
 
 
-async def reference_samples(decoded: Awaitable[Samples], number: int) -> Samples:
-    """A decoded clip of the right length; any error about it is raised as an error of this reference."""
-    try:
-        samples = await decoded
-    except AudioTooLong:
-        raise _wrong_length(number) from None
-    except TranscriptionError as error:
-        raise type(error)(f"{REFERENCES}[{number}]: {error.message}", REFERENCES, error.code) from None
-    if len(samples) < (MIN_CLIP_S - TOLERANCE_S) * SAMPLE_RATE_HZ:
-        raise _wrong_length(number)
-    return samples
+async def check_clips(known: Sequence[KnownSpeaker]) -> None:
+    """Waits until all clips are decoded; any error about one is raised as an error of this reference."""
+    for number, speaker in enumerate(known):
+        try:
+            parts = [part async for part in speaker.clip.parts()]
+        except AudioTooLong:
+            raise _wrong_length(number) from None
+        except TranscriptionError as error:
+            raise type(error)(f"{REFERENCES}[{number}]: {error.message}", REFERENCES, error.code) from None
+        if parts[-1].end_s < MIN_CLIP_S - TOLERANCE_S:
+            raise _wrong_length(number)
 
 
 def _wrong_length(number: int) -> InvalidRequest:

@@ -9,7 +9,7 @@ MAX_VOTERS = 4  # windows
 MIN_CERTAINTY = 0.5  # mean probability below which the decision comes with a warning
 
 
-class Language:
+class LanguageVote:
     """The one language of a file: the caller's, or the most probable one of the first windows."""
 
     def __init__(self, named: str | None) -> None:
