@@ -1,9 +1,10 @@
 """Old names, until http.app, http.responses and http.schemas ask `formats.table`."""
 
-from serve_app.formats.subtitles import PLAIN, SubtitleLayout
+from serve_app.formats.subtitles import SubtitleLayout
 from serve_app.formats.table import FORMATS
 from serve_app.transcript import Transcript
 
+PLAIN = SubtitleLayout()
 MEDIA_TYPES: dict[str, str] = {name: entry.media_type for name, entry in FORMATS.items() if entry.write}
 
 

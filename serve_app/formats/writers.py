@@ -5,10 +5,13 @@ No subtitle library writes these safely: pysubs2 reads `{}` and `\\N` in a text 
 """
 
 import re
+from functools import partial
 from html import escape
 
 from serve_app.formats.subtitles import SubtitleLayout, cues, one_line
 from serve_app.transcript import Transcript
+
+_escaped = partial(escape, quote=False)
 
 
 def write_text(transcript: Transcript, _: SubtitleLayout) -> str:
@@ -59,12 +62,6 @@ def _prefix(speaker: str | None) -> str:
     return f"[{one_line(speaker)}]: " if speaker else ""
 
 
-def _escaped(text: str) -> str:
-    return escape(text, quote=False)
-
-
 def _clock(ms: int, point: str) -> str:
-    seconds, ms = divmod(ms, 1000)
-    minutes, seconds = divmod(seconds, 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours:02d}:{minutes:02d}:{seconds:02d}{point}{ms:03d}"
+    minutes, ms = divmod(ms, 60_000)
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:{ms // 1000:02d}{point}{ms % 1000:03d}"

@@ -12,13 +12,14 @@ import webvtt
 from hypothesis import given, settings
 from transcripts import FIXED, transcripts
 
-from serve_app.formats.subtitles import PLAIN, SubtitleLayout
+from serve_app.formats.subtitles import SubtitleLayout
 from serve_app.formats.table import FORMATS
 from serve_app.languages import LANGUAGES_WITHOUT_SPACES
 from serve_app.transcript import Segment, Transcript, Turn, Word
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 MS = timedelta(milliseconds=1)
+PLAIN = SubtitleLayout()
 TEXT_FORMATS = [entry.name for entry in FORMATS.values() if entry.write]
 
 Shown = tuple[int, int, str | None, str]  # start and end in ms, speaker, text
