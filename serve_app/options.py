@@ -123,9 +123,9 @@ class Options(BaseModel):
         chosen = FORMATS[self.response_format]
         names, clips = self.known_speaker_names, self.known_speaker_references
         if len(clips) != len(names):
-            raise _conflict("known_speaker_references", f"give one for each of the {len(names)} names")
+            raise conflict("known_speaker_references", f"give one for each of the {len(names)} names")
         if "" in clips:
-            raise _conflict("known_speaker_references", f"number {clips.index('')}, counted from 0, is empty")
+            raise conflict("known_speaker_references", f"number {clips.index('')}, counted from 0, is empty")
         if self.diarize is False:
             needing = ("response_format",) if chosen.needs_speakers else ()
             self._refuse((*needing, *SPEAKER_OPTIONS), "needs diarize to be true")
@@ -144,14 +144,14 @@ class Options(BaseModel):
         if self.min_speakers or self.max_speakers:
             self._refuse(("num_speakers",), "cannot be combined with min_speakers or max_speakers")
         if self.min_speakers and self.max_speakers and self.min_speakers > self.max_speakers:
-            raise _conflict("min_speakers", "must not be above max_speakers")
+            raise conflict("min_speakers", "must not be above max_speakers")
         return self
 
     def _refuse(self, names: Sequence[str], why: str) -> None:
         """Raises the error of the first of these options that asks for something."""
         for name in names:
             if getattr(self, name):
-                raise _conflict(name, why)
+                raise conflict(name, why)
 
     def layout(self) -> SubtitleLayout:
         """How subtitles are laid out."""
@@ -166,8 +166,8 @@ class Options(BaseModel):
         return SpeakerBounds(self.num_speakers, self.min_speakers, self.max_speakers)
 
 
-def _conflict(name: str, why: str) -> InvalidRequest:
-    # Pydantic lets this error pass as it is; a ValueError here would not say which option is wrong.
+def conflict(name: str, why: str) -> InvalidRequest:
+    """The error for a field that contradicts others. A ValueError could not name the field."""
     return InvalidRequest(f"{name}: {why}.", name)
 
 
@@ -190,5 +190,4 @@ def validate_or_400(model: type[Model], fields: dict[str, Any]) -> Model:
         raise InvalidRequest(f"{name}: {message}." if name else f"{message}.", param) from None
 
 
-checked = validate_or_400  # the old name, until http.schemas uses the new one
-MOST_KNOWN_SPEAKERS = MAX_KNOWN_SPEAKERS  # the old name, until http.references uses the new one
+checked, MOST_KNOWN_SPEAKERS = validate_or_400, MAX_KNOWN_SPEAKERS  # old names, which http.* still uses

@@ -1,8 +1,8 @@
 """The cues of a transcript: which words stand together, on which lines, from when to when.
 
-The cues are those of whisperx's command line (`--max_line_width`, `--max_line_count`, `--highlight_words`),
-except where its writer exceeds the width by the spaces, mixes speakers in a cue, drops segments without words,
-misplaces spaces in Chinese and Japanese, or gives cues that do not end after they start, as WebVTT demands.
+They are those of whisperx's command line (`--max_line_width`, `--max_line_count`, `--highlight_words`).
+Its writer, however, exceeds the width by the spaces, mixes speakers in a cue, drops segments without words,
+misplaces spaces in Chinese and Japanese, and writes cues that end before they start.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""The wire of OpenAI's audio API: what its answers and events look like. Pydantic only.
+"""The answers and events of OpenAI's audio API. Pydantic only.
 
 `warnings`, and `speaker` in verbose_json, are not OpenAI's: they are left out where there are none.
 """
@@ -8,39 +8,26 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from serve_app.http.schemas import WarningOut
-
-
-class WithWarnings(BaseModel):
-    """What went less well than it should, if anything did."""
-
-    warnings: list[WarningOut] | None = Field(None, description="Only where there are any; not OpenAI's.")
+from serve_app.transcript import Task
 
 
 class DurationUsage(BaseModel):
-    """Of an answer in one piece."""
+    """The length of the audio."""
 
     type: Literal["duration"] = "duration"
     seconds: float
 
 
-class TokenUsage(BaseModel):
-    """Of a stream: OpenAI has no other kind there. Whisper's own tokens, of audio and of text."""
-
-    type: Literal["tokens"] = "tokens"
-    input_tokens: int = Field(description="One for each 20 ms of audio.")
-    output_tokens: int
-    total_tokens: int
-
-
-class Transcription(WithWarnings):
+class Transcription(BaseModel):
     """The answer with `response_format=json`."""
 
     text: str
     usage: DurationUsage
+    warnings: list[WarningOut] | None = Field(None, description="Only if there are any; not OpenAI's.")
 
 
 class WordItem(BaseModel):
-    """One word; where it could not be aligned, with its segment's times."""
+    """One word. If it could not be aligned, it has its segment's times."""
 
     word: str
     start: float
@@ -55,28 +42,26 @@ class SegmentItem(BaseModel):
     start: float
     end: float
     text: str
-    tokens: list[int] = Field(description="The sentence's own; its window's where they cannot be told apart.")
+    tokens: list[int] = Field([], description="Always empty; here because OpenAI's client requires it.")
     temperature: float
     avg_logprob: float
     compression_ratio: float
     no_speech_prob: float
-    speaker: str | None = Field(None, description="Only where speakers were asked for; not OpenAI's.")
+    speaker: str | None = Field(None, description="Only if speakers were asked for; not OpenAI's.")
 
 
-class VerboseTranscription(WithWarnings):
+class VerboseTranscription(Transcription):
     """The answer with `response_format=verbose_json`."""
 
-    task: Literal["transcribe", "translate"]
-    language: str = Field(description="English name; of a translation always `english`.")
+    task: Task
+    language: str = Field(description="English name; `english` for every translation.")
     duration: float
-    text: str
     words: list[WordItem] | None = None
     segments: list[SegmentItem] | None = None
-    usage: DurationUsage
 
 
 class DiarizedSegment(BaseModel):
-    """One sentence of one speaker; in a stream an event of its own."""
+    """One sentence of one speaker; in a stream it is an event."""
 
     type: Literal["transcript.text.segment"] = "transcript.text.segment"
     id: str
@@ -86,29 +71,27 @@ class DiarizedSegment(BaseModel):
     speaker: str = Field(description="A known speaker's name, or A, B, C in order of appearance.")
 
 
-class DiarizedTranscription(WithWarnings):
+class DiarizedTranscription(Transcription):
     """The answer with `response_format=diarized_json`."""
 
     task: Literal["transcribe"] = "transcribe"
     duration: float
-    text: str
     segments: list[DiarizedSegment]
-    usage: DurationUsage
 
 
 class TextDelta(BaseModel):
-    """More text, in a stream."""
+    """The next piece of text in a stream."""
 
     type: Literal["transcript.text.delta"] = "transcript.text.delta"
     delta: str
 
 
-class TextDone(WithWarnings):
-    """All of the text: the last event of a stream."""
+class TextDone(BaseModel):
+    """The whole text at the end of a stream. It has no usage: OpenAI's type takes only tokens here."""
 
     type: Literal["transcript.text.done"] = "transcript.text.done"
     text: str
-    usage: TokenUsage
+    warnings: list[WarningOut] | None = None
 
 
 class ModelItem(BaseModel):
