@@ -40,24 +40,18 @@ def test_the_package_parses_every_answer(client: OpenAI) -> None:
     """Each JSON answer has the package's type, and text formats are strings."""
     create: Any = client.audio.transcriptions.create
     translate: Any = client.audio.translations.create
-    for kind, call, fields in (
-        (Transcription, create, {}),
-        (
-            TranscriptionVerbose,
-            create,
-            {"response_format": "verbose_json", "timestamp_granularities": ["word", "segment"]},
-        ),
-        (
-            TranscriptionDiarized,
-            create,
-            {"response_format": "diarized_json", "chunking_strategy": {"type": "server_vad"}},
-        ),
-        (Translation, translate, {}),
-        (TranslationVerbose, translate, {"response_format": "verbose_json"}),
+    words = {"timestamp_granularities": ["word", "segment"]}
+    chunks = {"chunking_strategy": {"type": "server_vad"}}
+    for kind, call, response_format, fields in (
+        (Transcription, create, "json", {}),
+        (TranscriptionVerbose, create, "verbose_json", words),
+        (TranscriptionDiarized, create, "diarized_json", chunks),
+        (Translation, translate, "json", {}),
+        (TranslationVerbose, translate, "verbose_json", {}),
     ):
-        answer = call(file=FILE, model="whisper-1", **fields)
+        answer = call(file=FILE, model="whisper-1", response_format=response_format, **fields)
         assert isinstance(answer, kind)
-        check(fields.get("response_format", "json"), answer.to_dict())
+        check(response_format, answer.to_dict())
         assert answer.text == TEXT
     ours = {"diarize": True, "max_speakers": 3}
     assert "<v SPEAKER_01>word1" in create(

@@ -97,11 +97,10 @@ def add_openai_routes(
 
 def _response(transcript: Transcript, ask: Ask, final: list[Segment]) -> Response:
     text = "".join(text_pieces(final, ask.options.task, is_first=True))
-    name = ask.fields.response_format
-    if name in ("json", "verbose_json", "diarized_json"):
-        return JSONResponse(answer(transcript, ask, text))
     write = FORMATS[ask.options.response_format].write
-    assert write is not None
+    if write is None:
+        return JSONResponse(answer(transcript, ask, text))
+    name = ask.fields.response_format
     body = f"{text}\n" if name == "text" else write(transcript, ask.options.layout())
     return text_response(body, name, transcript)
 

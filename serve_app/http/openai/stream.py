@@ -1,7 +1,7 @@
 """A transcription as server-sent events, while it runs.
 
-Starlette's StreamingResponse alone would not do: if a client leaves while an event is sent, its generator stays
-open, and the run with it. FastAPI's events send status 200 before a bad file can be refused.
+Starlette's StreamingResponse alone would not do: if a client leaves while an event is sent, its generator
+stays open, and so does the run. FastAPI's events send status 200 before a bad file can be refused.
 """
 
 import asyncio
