@@ -71,8 +71,8 @@ OUR_FIELDS = Options.model_fields.keys() - Fields.model_fields.keys() - {"task",
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
-    """A request to one of OpenAI's audio routes."""
+class ParsedForm:
+    """A form sent to one of OpenAI's audio routes."""
 
     options: Options
     fields: Fields
@@ -86,12 +86,12 @@ class Ask:
         return InvalidRequest(error.message.replace(error.param, sent), sent, error.code)
 
 
-def parse(form: Sequence[FormField], task: Task, models: Collection[str]) -> Ask:
-    """The fields of a form that asks one of `models` for this task.
+def parse(sent: Sequence[FormField], task: Task, models: Collection[str]) -> ParsedForm:
+    """Parses the fields of a form that asks one of `models` for this task.
 
     Raises InvalidRequest naming the field that is wrong, and ModelNotFound.
     """
-    given = gathered([_named_strategy(field) for field in form], ARRAYS)
+    given = gathered([_named_strategy(field) for field in sent], ARRAYS)
     theirs = FIELDS_OF[task]
     if unknown := sorted(given.keys() - OUR_FIELDS - set(theirs)):
         raise conflict(
@@ -121,7 +121,7 @@ def parse(form: Sequence[FormField], task: Task, models: Collection[str]) -> Ask
         sent_as |= {"diarize": asking} if asking else {}
     if fields.response_format == "diarized_json" and not options.diarize:
         raise conflict("diarize", "diarized_json needs it to be true")
-    return Ask(options, fields, sent_as)
+    return ParsedForm(options, fields, sent_as)
 
 
 def unknown_model(name: str, models: Collection[str]) -> ModelNotFound:

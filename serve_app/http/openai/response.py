@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from serve_app.formats.subtitles import words_of
-from serve_app.http.openai.request import Ask
+from serve_app.http.openai.request import ParsedForm
 from serve_app.http.openai.schemas import (
     DiarizedSegment,
     DiarizedTranscription,
@@ -41,30 +41,30 @@ def text_pieces(segments: Iterable[Segment], task: Task, *, is_first: bool) -> I
         is_first = False
 
 
-def answer(transcript: Transcript, ask: Ask, text: str) -> dict[str, Any]:
+def answer(transcript: Transcript, form: ParsedForm, text: str) -> dict[str, Any]:
     """The answer in one of OpenAI's JSON formats. `text` is the whole text in one line."""
     duration_s = round(transcript.duration_s, 3)
     whole = Transcription(
         text=text, usage=DurationUsage(seconds=duration_s), warnings=warnings_out(transcript) or None
     )
-    if ask.fields.response_format == "json":
+    if form.fields.response_format == "json":
         return json_ready(whole)
     common = {**dict(whole), "duration": duration_s}
-    if ask.fields.response_format == "diarized_json":
-        return json_ready(DiarizedTranscription(**common, segments=diarized(transcript, ask)))
-    wanted = ask.fields.timestamp_granularities
+    if form.fields.response_format == "diarized_json":
+        return json_ready(DiarizedTranscription(**common, segments=diarized(transcript, form)))
+    wanted = form.fields.timestamp_granularities
     verbose_answer = VerboseTranscription(
         **common,
-        task=ask.options.task,
-        language=_language(transcript, ask),
+        task=form.options.task,
+        language=_language(transcript, form),
         words=list(_words(transcript)) if "word" in wanted else None,
         segments=list(verbose(transcript)) if "segment" in wanted else None,
     )
     return json_ready(verbose_answer)
 
 
-def diarized(transcript: Transcript, ask: Ask) -> list[DiarizedSegment]:
-    names = speaker_names(transcript.segments, ask.options.known_speaker_names)
+def diarized(transcript: Transcript, form: ParsedForm) -> list[DiarizedSegment]:
+    names = speaker_names(transcript.segments, form.options.known_speaker_names)
     return [
         DiarizedSegment(
             id=f"seg_{number:03d}",
@@ -113,10 +113,10 @@ def _words(transcript: Transcript) -> Iterator[WordItem]:
             yield WordItem(word=word.text, start=round(start_s, 3), end=round(end_s, 3))
 
 
-def _language(transcript: Transcript, ask: Ask) -> str:
-    if ask.options.task == "translate":
+def _language(transcript: Transcript, form: ParsedForm) -> str:
+    if form.options.task == "translate":
         return "english"
-    return LANGUAGES.get(transcript.language or ask.options.language or "", UNKNOWN)
+    return LANGUAGES.get(transcript.language or form.options.language or "", UNKNOWN)
 
 
 def _finite(value: float) -> float:

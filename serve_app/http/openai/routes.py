@@ -12,14 +12,17 @@ from fastapi.responses import JSONResponse, Response
 
 from serve_app.errors import InvalidRequest
 from serve_app.formats.table import FORMATS
-from serve_app.http.openai.request import ALIAS, FIELDS_OF, OUR_FIELDS, Ask, Fields, parse, unknown_model
-from serve_app.http.openai.response import answer, json_ready, text_pieces
-from serve_app.http.openai.schemas import (
-    DiarizedTranscription,
-    ModelItem,
-    Transcription,
-    VerboseTranscription,
+from serve_app.http.openai.request import (
+    ALIAS,
+    FIELDS_OF,
+    OUR_FIELDS,
+    Fields,
+    ParsedForm,
+    parse,
+    unknown_model,
 )
+from serve_app.http.openai.response import answer, text_pieces
+from serve_app.http.openai.schemas import DiarizedTranscription, Transcription, VerboseTranscription
 from serve_app.http.openai.stream import EventStream, events
 from serve_app.http.responses import text_response
 from serve_app.http.schemas import ErrorResponse
@@ -44,24 +47,24 @@ def add_openai_routes(
     async def answer_to(request: Request, task: Task) -> Response:
         started_s = monotonic()
         async with AsyncExitStack() as held:
-            parsed = partial(parse, task=task, models=models)
-            source, ask = await held.enter_async_context(received_form(request, max_bytes, parsed))
+            parse_form = partial(parse, task=task, models=models)
+            source, form = await held.enter_async_context(received_form(request, max_bytes, parse_form))
 
             async def run(report: Report) -> Transcript:
                 try:
-                    return await transcribe(source, ask.options, report)
+                    return await transcribe(source, form.options, report)
                 except InvalidRequest as error:
-                    raise ask.renamed(error) from None
+                    raise form.renamed(error) from None
 
-            if ask.fields.stream:
+            if form.fields.stream:
                 news = await held.enter_async_context(followed(run))
-                stream = await held.enter_async_context(aclosing(events(news, ask)))
+                stream = await held.enter_async_context(aclosing(events(news, form)))
                 first = await anext(stream)  # an error up to here becomes an ordinary answer
                 return EventStream(first, stream, held.pop_all())
             # The text is put together as in a stream: sentences split at a speaker change would differ.
             final: list[Segment] = []
             transcript = await run(lambda progress: final.extend(progress.segments))
-        response = await asyncio.to_thread(_response, transcript, ask, final)  # many words take seconds
+        response = await asyncio.to_thread(_response, transcript, form, final)  # many words take seconds
         response.headers["openai-processing-ms"] = str(round((monotonic() - started_s) * 1000))
         return response
 
@@ -85,23 +88,27 @@ def add_openai_routes(
     @app.get("/v1/models", tags=["OpenAI"], dependencies=dependencies)
     async def list_models() -> dict[str, Any]:
         """The names that `model` can be."""
-        return {"object": "list", "data": [json_ready(ModelItem(id=name)) for name in models]}
+        return {"object": "list", "data": [_model(name) for name in models]}
 
     @app.get("/v1/models/{name:path}", tags=["OpenAI"], dependencies=dependencies)
     async def retrieve_model(name: str) -> dict[str, Any]:
         """One model, if `model` can have this name."""
         if name not in models:
             raise unknown_model(name, models)
-        return json_ready(ModelItem(id=name))
+        return _model(name)
 
 
-def _response(transcript: Transcript, ask: Ask, final: list[Segment]) -> Response:
-    text = "".join(text_pieces(final, ask.options.task, is_first=True))
-    write = FORMATS[ask.options.response_format].write
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "whisperx-serve"}  # 0: not known
+
+
+def _response(transcript: Transcript, form: ParsedForm, final: list[Segment]) -> Response:
+    text = "".join(text_pieces(final, form.options.task, is_first=True))
+    write = FORMATS[form.options.response_format].write
     if write is None:
-        return JSONResponse(answer(transcript, ask, text))
-    name = ask.fields.response_format
-    body = f"{text}\n" if name == "text" else write(transcript, ask.options.layout())
+        return JSONResponse(answer(transcript, form, text))
+    name = form.fields.response_format
+    body = f"{text}\n" if name == "text" else write(transcript, form.options.layout())
     return text_response(body, name, transcript)
 
 

@@ -92,12 +92,3 @@ class TextDone(BaseModel):
     type: Literal["transcript.text.done"] = "transcript.text.done"
     text: str
     warnings: list[WarningOut] | None = None
-
-
-class ModelItem(BaseModel):
-    """A name that `model` can be. When the model was made is not known."""
-
-    id: str
-    object: Literal["model"] = "model"
-    created: int = 0
-    owned_by: str = "whisperx-serve"

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from serve_app.http.openai.request import Ask
+from serve_app.http.openai.request import ParsedForm
 from serve_app.http.openai.response import diarized, text_pieces
 from serve_app.http.openai.schemas import TextDelta, TextDone
 from serve_app.http.responses import error_body
@@ -27,7 +27,7 @@ KEEP_ALIVE = b": still at work\n\n"
 END = b"data: [DONE]\n\n"  # where OpenAI's clients stop reading
 
 
-async def events(news: News, ask: Ask) -> AsyncGenerator[bytes, None]:
+async def events(news: News, form: ParsedForm) -> AsyncGenerator[bytes, None]:
     """The events of a run: text in order as it becomes final, speakers if asked for, then the whole text.
 
     An error before the first event is raised and can still become an ordinary answer; later it is an event.
@@ -44,7 +44,7 @@ async def events(news: News, ask: Ask) -> AsyncGenerator[bytes, None]:
             continue
         if not isinstance(item, Progress):
             break
-        for piece in text_pieces(item.segments, ask.options.task, is_first=not text):
+        for piece in text_pieces(item.segments, form.options.task, is_first=not text):
             has_sent = True
             text.append(piece)
             yield _event(TextDelta(delta=piece))
@@ -55,13 +55,13 @@ async def events(news: News, ask: Ask) -> AsyncGenerator[bytes, None]:
             raise
         yield b"event: error\ndata: " + json.dumps(error_body(error)).encode() + b"\n\n"
         return
-    for event in await asyncio.to_thread(_last_events, transcript, ask, "".join(text)):  # one per sentence
+    for event in await asyncio.to_thread(_last_events, transcript, form, "".join(text)):  # one per sentence
         yield event
     yield END
 
 
-def _last_events(transcript: Transcript, ask: Ask, text: str) -> list[bytes]:
-    segments = diarized(transcript, ask) if ask.fields.response_format == "diarized_json" else []
+def _last_events(transcript: Transcript, form: ParsedForm, text: str) -> list[bytes]:
+    segments = diarized(transcript, form) if form.fields.response_format == "diarized_json" else []
     done = TextDone(text=text, warnings=warnings_out(transcript) or None)
     return [_event(item) for item in (*segments, done)]
 
