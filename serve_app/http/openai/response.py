@@ -2,34 +2,19 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from itertools import product
 from string import ascii_uppercase
 from typing import Any
 
-from pydantic import BaseModel
-
 from serve_app.formats.subtitles import words_of
 from serve_app.http.openai.request import ParsedForm
-from serve_app.http.openai.schemas import (
-    DiarizedSegment,
-    DiarizedTranscription,
-    DurationUsage,
-    SegmentItem,
-    Transcription,
-    VerboseTranscription,
-    WordItem,
-)
-from serve_app.http.schemas import warnings_out
+from serve_app.http.openai.schemas import DiarizedSegment, SegmentItem, WordItem
 from serve_app.languages import LANGUAGES, NO_SPACE_BETWEEN_SENTENCES
 from serve_app.transcript import Segment, Task, Transcript
 
 UNKNOWN = "unknown"  # where OpenAI requires a speaker or a language and there is none
 _LETTERS = [*ascii_uppercase, *map("".join, product(ascii_uppercase, repeat=2))]  # A to Z, AA to ZZ
-
-
-def json_ready(item: BaseModel) -> dict[str, Any]:
-    """The item without empty fields, which OpenAI's answers leave out as well."""
-    return item.model_dump(exclude_none=True)
 
 
 def text_pieces(segments: Iterable[Segment], task: Task, *, is_first: bool) -> Iterator[str]:
@@ -44,29 +29,32 @@ def text_pieces(segments: Iterable[Segment], task: Task, *, is_first: bool) -> I
 def answer(transcript: Transcript, form: ParsedForm, text: str) -> dict[str, Any]:
     """The answer in one of OpenAI's JSON formats. `text` is the whole text in one line."""
     duration_s = round(transcript.duration_s, 3)
-    whole = Transcription(
-        text=text, usage=DurationUsage(seconds=duration_s), warnings=warnings_out(transcript) or None
-    )
+    usage = {"type": "duration", "seconds": duration_s}
+    whole: dict[str, Any] = {"text": text, "usage": usage, **warnings_of(transcript)}
     if form.fields.response_format == "json":
-        return json_ready(whole)
-    common = {**dict(whole), "duration": duration_s}
+        return whole
+    whole |= {"task": form.options.task, "duration": duration_s}
     if form.fields.response_format == "diarized_json":
-        return json_ready(DiarizedTranscription(**common, segments=diarized(transcript, form)))
-    wanted = form.fields.timestamp_granularities
-    verbose_answer = VerboseTranscription(
-        **common,
-        task=form.options.task,
-        language=_language(transcript, form),
-        words=list(_words(transcript)) if "word" in wanted else None,
-        segments=list(verbose(transcript)) if "segment" in wanted else None,
-    )
-    return json_ready(verbose_answer)
+        return {**whole, "segments": diarized(transcript, form)}
+    whole["language"] = _language(transcript, form)
+    if "word" in form.fields.timestamp_granularities:
+        whole["words"] = list(_words(transcript))
+    if "segment" in form.fields.timestamp_granularities:
+        whole["segments"] = list(verbose(transcript))
+    return whole
+
+
+def warnings_of(transcript: Transcript) -> dict[str, Any]:
+    """The field `warnings`, if there are any."""
+    warnings = [asdict(warning) for warning in transcript.warnings]
+    return {"warnings": warnings} if warnings else {}
 
 
 def diarized(transcript: Transcript, form: ParsedForm) -> list[DiarizedSegment]:
     names = speaker_names(transcript.segments, form.options.known_speaker_names)
     return [
         DiarizedSegment(
+            type="transcript.text.segment",
             id=f"seg_{number:03d}",
             start=round(segment.start_s, 3),
             end=round(segment.end_s, 3),
@@ -90,18 +78,21 @@ def verbose(transcript: Transcript) -> Iterator[SegmentItem]:
         source, window = segment.source_text, segment.window
         assert source is not None
         assert window is not None
-        yield SegmentItem(
+        item = SegmentItem(
             id=number,
             seek=round(window.start_s * 100),
             start=round(segment.start_s, 3),
             end=round(segment.end_s, 3),
             text=segment.text,
+            tokens=[],
             temperature=source.temperature,
             avg_logprob=_finite(source.avg_logprob),
             compression_ratio=_finite(source.compression_ratio),
             no_speech_prob=_finite(source.no_speech_prob),
-            speaker=segment.speaker,
         )
+        if segment.speaker is not None:
+            item["speaker"] = segment.speaker
+        yield item
 
 
 def _words(transcript: Transcript) -> Iterator[WordItem]:

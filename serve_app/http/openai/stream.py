@@ -7,18 +7,15 @@ stays open, and so does the run. FastAPI's events send status 200 before a bad f
 import asyncio
 import json
 from asyncio import timeout
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AsyncExitStack
 
-from pydantic import BaseModel
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from serve_app.http.openai.request import ParsedForm
-from serve_app.http.openai.response import diarized, text_pieces
-from serve_app.http.openai.schemas import TextDelta, TextDone
+from serve_app.http.openai.response import diarized, text_pieces, warnings_of
 from serve_app.http.responses import error_body
-from serve_app.http.schemas import warnings_out
 from serve_app.request.progress import News
 from serve_app.transcript import Progress, Transcript
 
@@ -47,13 +44,13 @@ async def events(news: News, form: ParsedForm) -> AsyncGenerator[bytes, None]:
         for piece in text_pieces(item.segments, form.options.task, is_first=not text):
             has_sent = True
             text.append(piece)
-            yield _event(TextDelta(delta=piece))
+            yield _event({"type": "transcript.text.delta", "delta": piece})
     try:
         transcript = item.result()
     except Exception as error:
         if not has_sent:
             raise
-        yield b"event: error\ndata: " + json.dumps(error_body(error)).encode() + b"\n\n"
+        yield b"event: error\n" + _event(error_body(error))
         return
     for event in await asyncio.to_thread(_last_events, transcript, form, "".join(text)):  # one per sentence
         yield event
@@ -62,7 +59,8 @@ async def events(news: News, form: ParsedForm) -> AsyncGenerator[bytes, None]:
 
 def _last_events(transcript: Transcript, form: ParsedForm, text: str) -> list[bytes]:
     segments = diarized(transcript, form) if form.fields.response_format == "diarized_json" else []
-    done = TextDone(text=text, warnings=warnings_out(transcript) or None)
+    # Without `usage`: OpenAI's type for this event takes only tokens.
+    done = {"type": "transcript.text.done", "text": text, **warnings_of(transcript)}
     return [_event(item) for item in (*segments, done)]
 
 
@@ -94,5 +92,5 @@ async def _chained(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncIter
         yield event
 
 
-def _event(item: BaseModel) -> bytes:
-    return b"data: " + item.model_dump_json(exclude_none=True).encode() + b"\n\n"
+def _event(item: Mapping[str, object]) -> bytes:
+    return b"data: " + json.dumps(item).encode() + b"\n\n"

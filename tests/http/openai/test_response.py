@@ -10,7 +10,7 @@ def test_seek_is_where_the_window_starts() -> None:
     starts = (0.0, 0.29, 1.13, 4.35, 16.9)
     segments = tuple(Segment(s, s + 1, "ok", window=Window(s, s + 1), source_text=source) for s in starts)
     items = list(verbose(Transcript(segments, "en", 20.0, "made")))
-    assert [item.seek for item in items] == [0, 29, 113, 435, 1690]
+    assert [item["seek"] for item in items] == [0, 29, 113, 435, 1690]
 
 
 def test_speakers_have_letters_unless_they_are_known() -> None:
