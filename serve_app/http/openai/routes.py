@@ -11,23 +11,18 @@ from fastapi.params import Depends
 from fastapi.responses import JSONResponse, Response
 
 from serve_app.errors import InvalidRequest
-from serve_app.formats.text import rendered
+from serve_app.formats.table import FORMATS
 from serve_app.http.openai.request import (
     ALIAS,
-    NOT_HERE,
-    Ask,
-    TranscriptionFields,
-    TranslationFields,
+    FIELDS_OF,
+    OUR_FIELDS,
+    Fields,
+    ParsedForm,
     parse,
     unknown_model,
 )
-from serve_app.http.openai.response import answer, json_ready, text_pieces
-from serve_app.http.openai.schemas import (
-    DiarizedTranscription,
-    ModelItem,
-    Transcription,
-    VerboseTranscription,
-)
+from serve_app.http.openai.response import answer, text_pieces
+from serve_app.http.openai.schemas import DiarizedTranscription, Transcription, VerboseTranscription
 from serve_app.http.openai.stream import EventStream, events
 from serve_app.http.responses import text_response
 from serve_app.http.schemas import ErrorResponse
@@ -46,100 +41,98 @@ def add_openai_routes(
     dependencies: list[Depends],
     errors: dict[int | str, dict[str, Any]],
 ) -> None:
-    """Adds them to `app`. `model` and `whisper-1` are the names that a request can give."""
+    """Adds the routes to `app`. A request can name the model `model` or `whisper-1`."""
     models = (model, ALIAS)
 
-    async def answered(request: Request, task: Task) -> Response:
-        begun_s = monotonic()
+    async def answer_to(request: Request, task: Task) -> Response:
+        started_s = monotonic()
         async with AsyncExitStack() as held:
-            wanted = partial(parse, task=task, models=models)
-            source, ask = await held.enter_async_context(received_form(request, max_bytes, wanted))
+            parse_form = partial(parse, task=task, models=models)
+            source, form = await held.enter_async_context(received_form(request, max_bytes, parse_form))
 
             async def run(report: Report) -> Transcript:
                 try:
-                    return await transcribe(source, ask.options, report)
+                    return await transcribe(source, form.options, report)
                 except InvalidRequest as error:
-                    raise ask.renamed(error) from None
+                    raise form.renamed(error) from None
 
-            if ask.stream:
+            if form.fields.stream:
                 news = await held.enter_async_context(followed(run))
-                stream = await held.enter_async_context(aclosing(events(news, ask)))
-                first = await anext(stream)  # where this fails, it is an ordinary error
+                stream = await held.enter_async_context(aclosing(events(news, form)))
+                first = await anext(stream)  # an error up to here becomes an ordinary answer
                 return EventStream(first, stream, held.pop_all())
-            # The text is that of a stream, whatever becomes of its sentences where speakers change.
-            said: list[Segment] = []
-            transcript = await run(lambda progress: said.extend(progress.segments))
-        response = await asyncio.to_thread(_response, transcript, ask, said)  # many words take seconds
-        response.headers["openai-processing-ms"] = str(round((monotonic() - begun_s) * 1000))
+            # The text is put together as in a stream: sentences split at a speaker change would differ.
+            final: list[Segment] = []
+            transcript = await run(lambda progress: final.extend(progress.segments))
+        response = await asyncio.to_thread(_response, transcript, form, final)  # many words take seconds
+        response.headers["openai-processing-ms"] = str(round((monotonic() - started_s) * 1000))
         return response
 
-    @app.post(
-        "/v1/audio/transcriptions",
-        response_model=None,
-        openapi_extra=_request_body(TranscriptionFields),
-        responses={**_ANSWERS, **errors},
-        tags=["OpenAI"],
-        dependencies=dependencies,
-    )
-    async def transcriptions(request: Request) -> Response:
-        """OpenAI's transcription, from an uploaded file."""
-        return await answered(request, "transcribe")
+    def add_route(path: str, task: Task, description: str) -> None:
+        @app.post(
+            path,
+            name=path.rpartition("/")[2],
+            description=description,
+            response_model=None,
+            openapi_extra=_request_body(task),
+            responses={**_ANSWERS, **errors},
+            tags=["OpenAI"],
+            dependencies=dependencies,
+        )
+        async def endpoint(request: Request) -> Response:
+            return await answer_to(request, task)
 
-    @app.post(
-        "/v1/audio/translations",
-        response_model=None,
-        openapi_extra=_request_body(TranslationFields),
-        responses={**_ANSWERS, **errors},
-        tags=["OpenAI"],
-        dependencies=dependencies,
-    )
-    async def translations(request: Request) -> Response:
-        """OpenAI's translation into English, from an uploaded file."""
-        return await answered(request, "translate")
+    add_route("/v1/audio/transcriptions", "transcribe", "OpenAI's transcription of an uploaded file.")
+    add_route("/v1/audio/translations", "translate", "OpenAI's translation of an uploaded file into English.")
 
     @app.get("/v1/models", tags=["OpenAI"], dependencies=dependencies)
     async def list_models() -> dict[str, Any]:
         """The names that `model` can be."""
-        return {"object": "list", "data": [json_ready(ModelItem(id=name)) for name in models]}
+        return {"object": "list", "data": [_model(name) for name in models]}
 
     @app.get("/v1/models/{name:path}", tags=["OpenAI"], dependencies=dependencies)
     async def retrieve_model(name: str) -> dict[str, Any]:
-        """One of them."""
+        """One model, if `model` can have this name."""
         if name not in models:
             raise unknown_model(name, models)
-        return json_ready(ModelItem(id=name))
+        return _model(name)
 
 
-def _response(transcript: Transcript, ask: Ask, said: list[Segment]) -> Response:
-    text = "".join(text_pieces(said, ask.options.task, first=True))
-    kind = ask.response_format
-    if kind in ("json", "verbose_json", "diarized_json"):
-        return JSONResponse(answer(transcript, ask, text))
-    body = f"{text}\n" if kind == "text" else rendered(transcript, kind, ask.options.layout())
-    return text_response(body, kind, transcript)
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "whisperx-serve"}  # 0: not known
+
+
+def _response(transcript: Transcript, form: ParsedForm, final: list[Segment]) -> Response:
+    text = "".join(text_pieces(final, form.options.task, is_first=True))
+    write = FORMATS[form.options.response_format].write
+    if write is None:
+        return JSONResponse(answer(transcript, form, text))
+    name = form.fields.response_format
+    body = f"{text}\n" if name == "text" else write(transcript, form.options.layout())
+    return text_response(body, name, transcript)
 
 
 _ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
         "model": Transcription | VerboseTranscription | DiarizedTranscription,
-        "description": "In the `response_format` asked for.",
+        "description": "The transcript in the `response_format` asked for.",
         "content": {
-            kind: {"schema": {"type": "string"}}
-            for kind in ("text/plain", "application/x-subrip", "text/vtt", "text/event-stream")
+            media_type: {"schema": {"type": "string"}}
+            for media_type in ("text/plain", "application/x-subrip", "text/vtt", "text/event-stream")
         },
     },
     404: {"model": ErrorResponse, "description": "The server has no such model."},
 }
 
 
-def _request_body(fields: type[TranslationFields]) -> dict[str, Any]:
-    """OpenAI's fields, then our options; arrays as their clients send them."""
-    schema = fields.model_json_schema()
-    own = Options.model_json_schema()["properties"]
-    known = {**{name: own[name] for name in own if name not in NOT_HERE}, **schema["properties"]}
+def _request_body(task: Task) -> dict[str, Any]:
+    """OpenAI's fields and our options; arrays are named as OpenAI's clients send them."""
+    ours, theirs = Options.model_json_schema()["properties"], Fields.model_json_schema()["properties"]
+    known = {name: ours[name] for name in ours if name in OUR_FIELDS}
+    known |= {name: theirs[name] for name in FIELDS_OF[task]}
+    upload = {"type": "string", "format": "binary", "description": "The audio or video file."}
     properties = {
         f"{name}[]" if value.get("type") == "array" else name: value for name, value in known.items()
     }
-    upload = {"type": "string", "format": "binary", "description": "The audio or video file."}
-    form = {**schema, "properties": {"file": upload, **properties}, "required": ["file", "model"]}
+    form = {"type": "object", "properties": {"file": upload, **properties}, "required": ["file", "model"]}
     return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}}}
