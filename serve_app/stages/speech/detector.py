@@ -95,8 +95,8 @@ class SpeechDetector:
     def find_speech(self, requests: Sequence[SpeechRequest]) -> list[Speech | TranscriptionError]:
         """The windows of speech that are sure with the samples of each request, in order.
 
-        However a file is cut into requests, its windows are those of the whole file. They lie within [0,
-        duration]: pyannote's last frame can reach beyond the end of the audio.
+        With pyannote a file's windows are the same however it is cut into requests; Silero may cut long
+        speech elsewhere. Windows lie within [0, duration]: pyannote's last frame can reach beyond the end.
         """
         return [self._find(request) for request in requests]
 
