@@ -200,12 +200,8 @@ def load_recognizer(
     Raises ModelUnavailable where that fails, whatever the reason.
     """
     try:
-        whisper = WhisperModel(
-            model,
-            device=device,
-            compute_type=choose_compute_type(compute_type, device),
-            cpu_threads=threads,
-        )
+        compute_type = choose_compute_type(compute_type, device)
+        whisper = WhisperModel(model, device=device, compute_type=compute_type, cpu_threads=threads)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise ModelUnavailable(

@@ -146,35 +146,37 @@ def _is_encrypted(file: BinaryIO) -> bool:
 
 def _raise_for_failure(log: FfmpegLog, exit_code: int | None) -> None:
     """Raises the error that ffmpeg's end means, if it means one. It shows nothing of the log."""
+    if exit_code == 0:
+        return
     if log.says_not_started():  # so nothing is known about the file
         raise Overloaded(NO_DECODER)
     # Killed by the kernel: what `decode` kills never comes this far.
-    if exit_code == -signal.SIGKILL or (exit_code != 0 and log.says(b"Cannot allocate memory")):
+    if exit_code == -signal.SIGKILL or log.says(b"Cannot allocate memory"):
         raise AudioTooCostly("Decoding took too much time or memory; send a shorter or simpler file.")
-    if exit_code != 0 and log.says(b"matches no streams"):
+    if log.says(b"matches no streams"):
         raise NoAudioStream("The file has no sound track; send one that has.")
-    if exit_code != 0 and log.says(b"moov atom not found"):
+    if log.says(b"moov atom not found"):
         raise UnusableAudio("The MP4 file is incomplete (its index is missing); send the whole file.")
-    if exit_code != 0:  # or a signal: a file that crashes ffmpeg
-        raise UnusableAudio(
-            "The file cannot be decoded; send intact audio or video in a common format such as "
-            "MP3, M4A, MP4, WAV, FLAC, OGG or WEBM."
-        )
+    raise UnusableAudio(  # also where the file crashes ffmpeg
+        "The file cannot be decoded; send intact audio or video in a common format such as "
+        "MP3, M4A, MP4, WAV, FLAC, OGG or WEBM."
+    )
 
 
 def _warnings(decoded_s: float, log: FfmpegLog) -> tuple[StageWarning, ...]:
     """Exit code 0 proves nothing: half an MP3 decodes without an error."""
-    missing = f"Only {decoded_s:.1f} s of sound could be decoded"
     # An estimate from the bit rate is no declaration.
     declared_s = 0.0 if log.says(b"Estimating duration from bitrate") else log.duration_s()
-    if declared_s - decoded_s > max(1.0, 0.02 * declared_s):
-        message = (
-            f"{missing} where the file declares {declared_s:.1f} s; it is cut off or damaged, "
-            "or its sound track is shorter than the file."
-        )
-        return (StageWarning("decode", "truncated_audio", message),)
     # A WAV header written to a pipe declares the largest size there is; that is no truncation.
-    if log.says(b"corrupt input packet") and not log.says(b"Ignoring maximum wav data size"):
-        message = f"{missing}: the file breaks off in the middle of its data; send the whole file."
-        return (StageWarning("decode", "truncated_audio", message),)
-    return ()
+    breaks_off = log.says(b"corrupt input packet") and not log.says(b"Ignoring maximum wav data size")
+    if declared_s - decoded_s > max(1.0, 0.02 * declared_s):
+        problem = (
+            f" where the file declares {declared_s:.1f} s; it is cut off or damaged, or its sound track is "
+            "shorter than the file."
+        )
+    elif breaks_off:
+        problem = ": the file breaks off in the middle of its data; send the whole file."
+    else:
+        return ()
+    message = f"Only {decoded_s:.1f} s of sound could be decoded{problem}"
+    return (StageWarning("decode", "truncated_audio", message),)

@@ -4,6 +4,7 @@ import asyncio
 import re
 from asyncio import timeout
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import BinaryIO
 
 import aiohttp
@@ -62,16 +63,10 @@ async def fetch(url: str, headers: Mapping[str, str], into: BinaryIO, intake: In
 
 
 def _parse(url: str) -> URL:
-    try:
-        if len(url) > MAX_URL_CHARACTERS or _NOT_IN_A_URL.search(url):
-            raise ValueError
-        target = URL(url)
-        if not target.host:
-            raise ValueError
-    except ValueError:  # yarl's own, too
-        message = "audio_file is not a URL; send a complete http(s) address."
-        raise InvalidRequest(message, "audio_file") from None
-    return target
+    with suppress(ValueError):  # of yarl
+        if len(url) <= MAX_URL_CHARACTERS and not _NOT_IN_A_URL.search(url) and (target := URL(url)).host:
+            return target
+    raise InvalidRequest("audio_file is not a URL; send a complete http(s) address.", "audio_file")
 
 
 def _check_headers(headers: Mapping[str, str]) -> None:

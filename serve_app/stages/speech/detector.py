@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,8 @@ from serve_app.errors import ModelUnavailable, Overloaded, TranscriptionError
 from serve_app.stage_settings import SpeechSettings
 from serve_app.stages.speech.pyannote_scan import CHUNKS_PER_STEP, PyannoteScan
 from serve_app.transcript import SAMPLE_RATE_HZ, Samples, Segments, Speech, SpeechRequest, Window
+
+FindInRecording = Callable[[Samples], list[tuple[int, int]]]  # start and end of speech, in samples
 
 SILERO_FRAME_SAMPLES = 512
 SILERO_CONTEXT_SAMPLES = 128 * SILERO_FRAME_SAMPLES  # 4 s: it misses up to 1 s of speech from a cold start
@@ -68,19 +70,44 @@ def to_float32(samples: Samples) -> npt.NDArray[np.float32]:
     return waveform
 
 
-class ModelScan(Protocol):
-    """How far one file has been searched with one kind of model. It can be pickled."""
+@dataclass
+class SileroScan:
+    """How far one file has been searched with Silero, which searches whole recordings.
+
+    Each search begins `context` samples (a multiple of the model's frame) early, so that it knows what was
+    before. A segment that reaches the end of the samples is left to the next search; so is the end without
+    one: a word that has just begun is too short to be found.
+    """
+
+    context: int = SILERO_CONTEXT_SAMPLES
+    done: int = 0  # samples: all segments that begin before are known
 
     @property
-    def resume_s(self) -> float: ...  # the next search needs the samples from here on
-    def find_segments(self, model: Any, request: SpeechRequest) -> Segments: ...  # those that are sure now
+    def resume_s(self) -> float:
+        """The next search needs the samples from here on."""
+        first_frame = max(0, self.done - self.context) // SILERO_FRAME_SAMPLES
+        return first_frame * SILERO_FRAME_SAMPLES / SAMPLE_RATE_HZ
+
+    def find_segments(self, find: FindInRecording, request: SpeechRequest) -> Segments:
+        """The segments that are sure now."""
+        start, begin = round(request.start_s * SAMPLE_RATE_HZ), round(self.resume_s * SAMPLE_RATE_HZ)
+        end = start + len(request.samples)
+        shifted = [(begin + first, begin + last) for first, last in find(request.samples[begin - start :])]
+        found = [(max(first, self.done), last) for first, last in shifted if last > self.done]
+        if request.is_last:
+            self.done = end
+        elif found and found[-1][1] == end:
+            self.done = found.pop()[0]
+        else:
+            self.done = max(found[-1][1] if found else self.done, end - self.context)
+        return [(first / SAMPLE_RATE_HZ, last / SAMPLE_RATE_HZ) for first, last in found]
 
 
 @dataclass
 class Scan:
     """How far one file has been searched, and the window that is still open."""
 
-    by_model: ModelScan
+    by_model: PyannoteScan | SileroScan
     merger: WindowMerger
 
 
@@ -89,7 +116,7 @@ class SpeechDetector:
     """A loaded model, and how the scan of a file begins with it."""
 
     model: Any
-    new_scan: Callable[[], ModelScan]
+    new_scan: Callable[[], PyannoteScan | SileroScan]
     window_s: float
 
     def find_speech(self, requests: Sequence[SpeechRequest]) -> list[Speech | TranscriptionError]:
@@ -161,40 +188,3 @@ def load_silero_detector(settings: SpeechSettings, window_s: float) -> SpeechDet
         return [(s["start"], s["end"]) for s in get_speech_timestamps(to_float32(samples), options)]
 
     return SpeechDetector(find, SileroScan, window_s)
-
-
-@dataclass
-class SileroScan:
-    """How far one file has been searched with Silero, which searches whole recordings.
-
-    Each search begins `context` samples (a multiple of the model's frame) early, so that it knows what was
-    before. A segment that reaches the end of the samples is left to the next search; so is the end without
-    one: a word that has just begun is too short to be found.
-    """
-
-    context: int = SILERO_CONTEXT_SAMPLES
-    done: int = 0  # samples: all segments that begin before are known
-
-    @property
-    def resume_s(self) -> float:
-        return self._resume / SAMPLE_RATE_HZ
-
-    @property
-    def _resume(self) -> int:
-        return max(0, self.done - self.context) // SILERO_FRAME_SAMPLES * SILERO_FRAME_SAMPLES
-
-    def find_segments(
-        self, find: Callable[[Samples], list[tuple[int, int]]], request: SpeechRequest
-    ) -> Segments:
-        """The segments that are sure now; `find` gives those of a recording, in samples from its start."""
-        start, begin = round(request.start_s * SAMPLE_RATE_HZ), self._resume
-        end = start + len(request.samples)
-        shifted = [(begin + first, begin + last) for first, last in find(request.samples[begin - start :])]
-        found = [(max(first, self.done), last) for first, last in shifted if last > self.done]
-        if request.is_last:
-            self.done = end
-        elif found and found[-1][1] == end:
-            self.done = found.pop()[0]
-        else:
-            self.done = max(found[-1][1] if found else self.done, end - self.context)
-        return [(first / SAMPLE_RATE_HZ, last / SAMPLE_RATE_HZ) for first, last in found]

@@ -25,12 +25,7 @@ class PyannoteScan:
     """
 
     def __init__(
-        self,
-        onset: float,
-        offset: float,
-        window_s: float,
-        step_s: float = 0.5,
-        chunks_per_batch: int = CHUNKS_PER_STEP["cpu"],
+        self, onset: float, offset: float, window_s: float, step_s: float, chunks_per_batch: int
     ) -> None:
         """A chunk begins every `step_s` seconds, whatever `inference` would do: another replica may go on."""
         self._hysteresis = Hysteresis(onset, offset, window_s)
@@ -42,6 +37,7 @@ class PyannoteScan:
 
     @property
     def resume_s(self) -> float:
+        """The next search needs the samples from here on."""
         return self._next_chunk * self._step_samples / SAMPLE_RATE_HZ
 
     def find_segments(self, inference: Any, request: SpeechRequest) -> list[tuple[float, float]]:

@@ -239,7 +239,7 @@ def test_audio_without_samples_has_no_speech() -> None:
     def find(samples: Samples) -> Segments:
         raise AssertionError("asked")
 
-    for new_scan in (SileroScan, partial(PyannoteScan, 0.5, 0.363, 30.0)):
+    for new_scan in (SileroScan, partial(PyannoteScan, 0.5, 0.363, 30.0, 0.5, 16)):
         detector = SpeechDetector(find, new_scan, 30.0)
         (speech,) = detector.find_speech([SpeechRequest(np.zeros(0, np.int16), 0.0, True)])
         assert isinstance(speech, Speech)
