@@ -16,7 +16,7 @@ import imageio_ffmpeg
 import numpy as np
 from numpy.typing import NDArray
 
-from serve_app.stages.audio.decode import decode
+from serve_app.stages.audio.decode import decode_whole
 
 SAMPLE_RATE_HZ = 16_000
 OPUS_BITRATE = "24k"
@@ -59,9 +59,9 @@ def load(path: Path) -> Recording:
     """The recording at `path` (.opus or any audio), its truth in the .json beside it."""
     truth = json.loads(path.with_suffix(".json").read_text())
     with path.open("rb") as file:
-        audio = asyncio.run(decode(file, max_audio_s=LONGEST_S, timeout_s=60))
+        _, samples = asyncio.run(decode_whole(file, max_audio_s=LONGEST_S, timeout_s=60))
     words = tuple(TrueWord(*word) for word in truth["words"])
-    return Recording(path.stem, audio.samples, words, tuple(TrueTurn(*turn) for turn in truth["turns"]))
+    return Recording(path.stem, samples, words, tuple(TrueTurn(*turn) for turn in truth["turns"]))
 
 
 def load_folder(folder: Path) -> list[Recording]:

@@ -1,14 +1,14 @@
-"""Connections to hosts that callers name, without becoming a way into the private network.
+"""Connections to hosts that callers name, without a way into the private network (SSRF).
 
 The address is checked where the socket is made, so nothing can change between check and use: not by a
-redirect, a retry, an unusual notation, an IPv6 disguise or a name that resolves anew.
+redirect, a retry, an unusual notation, an IPv6 disguise or a name that resolves differently the second time.
 """
 
 import asyncio
 import ipaddress
 import socket
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -21,9 +21,6 @@ _GLOBAL_V6 = ipaddress.ip_network("2000::/3")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 # Public by the registry, but answered inside clouds: Azure's and Oracle's metadata services.
 _CLOUD_V4 = (ipaddress.ip_network("168.63.129.16/32"), ipaddress.ip_network("192.0.0.0/24"))
-
-# Name servers that never answer would fill the event loop's own few threads, and stop decoding with them.
-_LOOK_UPS = ThreadPoolExecutor(128, "look-up")
 
 
 class NotPublic(OSError):
@@ -47,17 +44,17 @@ def is_public(address: str) -> bool:
     return ip.is_global and not ip.is_multicast and not any(ip in network for network in _CLOUD_V4)
 
 
-def session(*, anywhere: bool = False) -> aiohttp.ClientSession:
-    """A session for one request to a host that a caller named; public addresses only, unless `anywhere`.
+def session(*, allow_private: bool = False) -> aiohttp.ClientSession:
+    """A session for one request to a host that a caller named; unless `allow_private`, to public addresses.
 
-    An attempt elsewhere raises aiohttp.ClientConnectorError with a NotPublic as `os_error`; connecting for
-    longer than CONNECT_TIMEOUT_S raises aiohttp.ConnectionTimeoutError. There is no other limit of time.
-    Bodies are not decompressed; cookies, and what the environment says of proxies and passwords, not used.
+    A connection to others raises aiohttp.ClientConnectorError with a NotPublic as `os_error`; one that takes
+    longer than CONNECT_TIMEOUT_S raises aiohttp.ConnectionTimeoutError. There is no other time limit. The
+    session decompresses no bodies, keeps no cookies, and uses no proxies or passwords of the environment.
     """
 
     def checked_socket(info: aiohttp.AddrInfoType) -> socket.socket:
         family, kind, protocol, _, address = info
-        if not anywhere and not is_public(str(address[0])):
+        if not allow_private and not is_public(str(address[0])):
             raise NotPublic("not a public address")
         return socket.socket(family, kind, protocol)
 
@@ -73,6 +70,12 @@ def session(*, anywhere: bool = False) -> aiohttp.ClientSession:
     )
 
 
+@cache
+def _look_up_threads() -> ThreadPoolExecutor:
+    # Name servers that never answer would fill the event loop's own few threads, and stop decoding with them.
+    return ThreadPoolExecutor(128, "look-up")
+
+
 class _Resolver(AbstractResolver):
     """The system's look-up, in threads of its own."""
 
@@ -82,7 +85,7 @@ class _Resolver(AbstractResolver):
         look_up = partial(
             socket.getaddrinfo, host, port, family, socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG
         )
-        found = await asyncio.get_running_loop().run_in_executor(_LOOK_UPS, look_up)
+        found = await asyncio.get_running_loop().run_in_executor(_look_up_threads(), look_up)
         return [
             ResolveResult(
                 hostname=host,
@@ -96,4 +99,4 @@ class _Resolver(AbstractResolver):
         ]
 
     async def close(self) -> None:
-        """Nothing is kept."""
+        """The resolver holds nothing."""
