@@ -24,6 +24,11 @@ class IntakeSettings(Strict):
     """Limits on what comes in."""
 
     max_bytes: int = Field(1 << 30, gt=0, description="Largest upload or fetched file, in bytes.")
+    max_json_bytes: int = Field(
+        64 << 20,
+        gt=0,
+        description="Largest JSON body in bytes; larger files are sent as multipart or fetched from a URL.",
+    )
     max_audio_s: Seconds = Field(4 * 3600, description="Longest audio, in decoded seconds.")
     receive_timeout_s: Seconds = Field(600, description="Longest time to receive a request's body.")
     fetch_timeout_s: Seconds = Field(300, description="Longest time to fetch an audio URL.")
