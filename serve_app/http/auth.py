@@ -1,9 +1,9 @@
-"""Who may ask: API keys, other machines; and how long a body may take.
+"""Who may use the API: keys with their quotas, and, where there are no keys, this machine only.
 
-All but the last is decided from a request's headers, before any of its body is read.
+All of it is decided from a request's headers, before any of its body is read. Quotas are counted in this
+process: with several Ingress replicas, each of them allows a key its full quota.
 """
 
-import asyncio
 import hashlib
 import hmac
 import ipaddress
@@ -11,40 +11,38 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Iterable
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass
 from time import monotonic
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serve_app.deadline import timeout
-from serve_app.errors import NoApiKeys, RateLimited, Unauthorized, UploadTooSlow
-from serve_app.http.quotas import Usage
-from serve_app.settings import AccessSettings
+from serve_app.errors import NoApiKeys, RateLimited, Unauthorized
+from serve_app.settings import AccessSettings, ApiKey
 
 logger = logging.getLogger("ray.serve")
 
-# For load balancers, which have no key, and for readers: the documentation knows nothing secret.
+Headers = Iterable[tuple[bytes, bytes]]
+
+# Load balancers have no key, and the documentation holds no secrets.
 OPEN_PATHS = ("/", "/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json")
 OPEN_FOLDER = "/static-offline-docs/"
 
 KEY_HEADERS = (b"authorization", b"api-key", b"x-api-key")
 SCHEMES = (b"bearer", b"api-key")  # OpenAI's clients send the first, Baseten's the second
-
-LOW_SPEED_WINDOW_S = 30.0  # as for fetching: at least so many bytes in so much waiting
-LOW_SPEED_BYTES = 30 << 10
-
-KEY_PREFIX = "wx_"  # by which a leaked key is recognised
+KEY_PREFIX = "wx_"  # makes a leaked key recognisable
 
 
 def new_key() -> tuple[str, str]:
-    """A fresh API key and its SHA-256 in hex."""
+    """A new API key and its SHA-256 in hex."""
     key = KEY_PREFIX + secrets.token_urlsafe(32)
     return key, hashlib.sha256(key.encode()).hexdigest()
 
 
 def is_loopback(host: str) -> bool:
-    """Whether this address or name is reached from this machine only."""
+    """Whether this address or name can only be reached from this machine."""
     if host == "localhost":
         return True
     try:
@@ -54,52 +52,119 @@ def is_loopback(host: str) -> bool:
     return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
+class Quota:
+    """Counts the running requests and the audio of one key.
+
+    The audio is a bucket that holds one minute's allowance and fills evenly. A request may start while
+    anything is left in it; a long file leaves a debt, and the next request waits until that is paid. The
+    `limits` package cannot do this: it books a cost only where it still fits, but the length of a file is
+    known only after it was let in.
+    """
+
+    def __init__(self, key: ApiKey) -> None:
+        self.key = key
+        self._running = 0
+        self._left_s = key.max_audio_s_per_minute or 0.0
+        self._filled_at_s = monotonic()
+
+    def refuse_over_limit(self) -> None:
+        """Raises RateLimited while the key may not start another request."""
+        if self.key.max_requests is not None and self._running >= self.key.max_requests:
+            message = "Each server replica allows this API key {} requests at once; wait for one to end."
+            raise RateLimited(message.format(self.key.max_requests))
+        self.spend(0.0)
+        if self.key.max_audio_s_per_minute is not None and self._left_s <= 0:
+            per_minute_s = self.key.max_audio_s_per_minute
+            wait_s = int(-self._left_s / (per_minute_s / 60)) + 1
+            message = f"Each server replica allows this API key {per_minute_s:g} s of audio a minute; "
+            raise RateLimited(f"{message}wait {wait_s} s.", None, "audio_limit_reached", wait_s)
+
+    @contextmanager
+    def count_request(self) -> Iterator[None]:
+        """Counts a request while it runs; inside, `charge` books its audio on this key."""
+        self._running += 1
+        before = _current.set(_Charged(self))
+        try:
+            yield
+        finally:
+            _current.reset(before)
+            self._running -= 1
+
+    def spend(self, audio_s: float) -> None:
+        """Fills the bucket by the time that passed, then takes this much audio out of it."""
+        per_minute_s = self.key.max_audio_s_per_minute
+        if per_minute_s is not None:
+            now_s = monotonic()
+            earned_s = (now_s - self._filled_at_s) * per_minute_s / 60
+            self._left_s = min(per_minute_s, self._left_s + earned_s) - audio_s
+            self._filled_at_s = now_s
+
+
+@dataclass
+class _Charged:
+    quota: Quota
+    audio_s: float = 0.0
+
+
+_current: ContextVar[_Charged | None] = ContextVar("request", default=None)
+
+
+def charge(audio_s: float) -> None:
+    """Books the running request's audio, in seconds, on its key, if it has one.
+
+    Called as soon as the length is known, so that a client that leaves early has paid. Calling it again with
+    the same length, when a stage is retried, books nothing more.
+    """
+    charged = _current.get()
+    if charged is not None and audio_s > charged.audio_s:
+        charged.quota.spend(audio_s - charged.audio_s)
+        charged.audio_s = audio_s
+
+
 class Access:
-    """ASGI middleware: raises Unauthorized, NoApiKeys or RateLimited; hands the rest on without the key."""
+    """ASGI middleware that raises Unauthorized, NoApiKeys or RateLimited, or passes on without the key."""
 
     def __init__(self, app: ASGIApp, settings: AccessSettings) -> None:
         self.app = app
         self.settings = settings
-        self.usages = {key.sha256: Usage(key) for key in settings.keys}
+        self.quotas = {key.sha256: Quota(key) for key in settings.keys}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         headers = scope["headers"]
-        # Nothing behind this can log the key, or send it on.
+        # Nothing behind this can log the key or send it on.
         scope = {**scope, "headers": [pair for pair in headers if pair[0] not in KEY_HEADERS]}
-        usage = None if _is_open(scope) else self._allowed(scope, headers)
-        with usage.request() if usage else nullcontext():
+        quota = None if _is_open(scope) else self._check(scope, headers)
+        with quota.count_request() if quota else nullcontext():
             await self.app(scope, receive, send)
 
-    def _allowed(self, scope: Scope, headers: Iterable[tuple[bytes, bytes]]) -> Usage | None:
-        """Whose request it is, None without keys; raises Unauthorized, NoApiKeys or RateLimited."""
-        if not self.usages:
+    def _check(self, scope: Scope, headers: Headers) -> Quota | None:
+        """The quota that the request counts against, if any; or Unauthorized, NoApiKeys, RateLimited."""
+        if not self.quotas:
             if not self.settings.public_without_keys:
                 _refuse_strangers(scope, headers)
             return None
-        usage = self._owner(_presented(headers))
-        if scope["method"] != "POST":  # what only asks for something that is there costs nothing
+        quota = self._owner(_presented_key(headers))
+        if scope["method"] != "POST":  # only a POST brings work
             return None
         try:
-            usage.refuse_over_limit()
+            quota.refuse_over_limit()
         except RateLimited as error:
-            logger.info("API key %s: %s", usage.key.name, error.code)
+            logger.info("API key %s: %s", quota.key.name, error.code)
             raise
-        return usage
+        return quota
 
-    def _owner(self, key: bytes | None) -> Usage:
+    def _owner(self, key: bytes | None) -> Quota:
         if key is None:
             raise Unauthorized("Send an API key: `Authorization: Bearer KEY`.", None, "missing_api_key")
         digest = hashlib.sha256(key).hexdigest()
-        owner = None
-        for known, usage in self.usages.items():  # all of them: the time taken tells nothing
-            if hmac.compare_digest(known, digest):
-                owner = usage
-        if owner is None:
+        # All are compared, so that the time taken does not tell which ones come close.
+        found = [quota for known, quota in self.quotas.items() if hmac.compare_digest(known, digest)]
+        if not found:
             raise Unauthorized("The server does not know this API key.")
-        return owner
+        return found[0]
 
 
 def _is_open(scope: Scope) -> bool:
@@ -107,72 +172,27 @@ def _is_open(scope: Scope) -> bool:
     return path in OPEN_PATHS or path.startswith(OPEN_FOLDER)
 
 
-def _refuse_strangers(scope: Scope, headers: Iterable[tuple[bytes, bytes]]) -> None:
-    """Raises NoApiKeys unless this machine asks, and asks for itself."""
+def _refuse_strangers(scope: Scope, headers: Headers) -> None:
+    """Raises NoApiKeys unless the request comes from this machine and is addressed to it."""
     open_it = "Its operator can add keys (python -m serve_app key NAME) or set access.public_without_keys."
     client = scope.get("client")
-    # Serve's HAProxy runs on this machine and does not say for whom it asks.
-    hidden = os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1"
-    if hidden or not (client and is_loopback(client[0])):
+    # Serve's HAProxy runs on this machine and hides the client's address.
+    is_hidden = os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1"
+    if is_hidden or not (client and is_loopback(client[0])):
         raise NoApiKeys(f"This server has no API keys and answers its own machine only. {open_it}")
-    # A page in a browser here can have its own site's name lead to this machine, and then read the answers.
-    hosts = [value for name, value in headers if name == b"host"]
-    if len(hosts) != 1 or not is_loopback(_without_port(hosts[0])):
+    # DNS rebinding: a web page can make its own site's name point to this machine, and read the answers.
+    hosts = [value.decode("latin-1").lower() for name, value in headers if name == b"host"]
+    if len(hosts) != 1 or not is_loopback(re.sub(r":\d*$", "", hosts[0]).removeprefix("[").removesuffix("]")):
         raise NoApiKeys(
             "This server has no API keys and answers only where it is asked for as 127.0.0.1, [::1] or "
             f"localhost; use one of these in the URL. {open_it}"
         )
 
 
-def _without_port(host: bytes) -> str:
-    return re.sub(r":\d*$", "", host.decode("latin-1").lower()).removeprefix("[").removesuffix("]")
-
-
-def _presented(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
-    """The key in the request's headers: `Authorization: Bearer` or `Api-Key`, or a header `(X-)Api-Key`."""
+def _presented_key(headers: Headers) -> bytes | None:
+    """The key in `Authorization: Bearer KEY`, `Authorization: Api-Key KEY`, `Api-Key` or `X-Api-Key`."""
     given = dict(headers)
     scheme, _, key = given.get(b"authorization", b"").partition(b" ")
     if scheme.lower() in SCHEMES and key:
         return key.strip()
     return given.get(b"api-key") or given.get(b"x-api-key")
-
-
-class ReceiveDeadline:
-    """ASGI middleware: a body that takes longer, or trickles, is a 408: no client holds a place for ever."""
-
-    def __init__(self, app: ASGIApp, timeout_s: float) -> None:
-        self.app = app
-        self.timeout_s = timeout_s
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        deadline_s = monotonic() + self.timeout_s
-        patience_s, due_bytes = LOW_SPEED_WINDOW_S, LOW_SPEED_BYTES
-        complete = False
-
-        async def receive_in_time() -> Message:
-            nonlocal complete, patience_s, due_bytes
-            if complete:  # what is awaited now is that the client leaves, for as long as the answer takes
-                return await receive()
-            begun_s = monotonic()
-            wait_s = min(deadline_s - begun_s, patience_s)
-            try:
-                if wait_s <= 0:  # else a piece that is there already would be taken
-                    raise asyncio.TimeoutError
-                async with timeout(wait_s):
-                    message = await receive()
-            except asyncio.TimeoutError:
-                raise UploadTooSlow(
-                    f"The body came too slowly, or not within {self.timeout_s:g} s; send a smaller file, or "
-                    "its URL."
-                ) from None
-            patience_s -= monotonic() - begun_s  # not the time that we take to store it
-            due_bytes -= len(message.get("body", b""))
-            if due_bytes <= 0:
-                patience_s, due_bytes = LOW_SPEED_WINDOW_S, LOW_SPEED_BYTES
-            complete = not message.get("more_body", False)
-            return message
-
-        await self.app(scope, receive_in_time, send)

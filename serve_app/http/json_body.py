@@ -1,143 +1,141 @@
-"""A JSON body whose base64 file is decoded on its way to disk."""
+"""JSON bodies of `POST /predict`. They are kept on disk while they arrive and parsed when complete."""
 
 import base64
 import binascii
 import json
 import re
-import secrets
-from typing import Any, BinaryIO
+from codecs import BOM_UTF8
+from typing import Any, BinaryIO, Self
 
-from serve_app.errors import InvalidRequest
-from serve_app.http.json_escapes import LONGEST_BYTES, begun, unescaped
-from serve_app.http.references import references_bytes
-from serve_app.http.schemas import parse_predict
-from serve_app.options import Options
+from pydantic import Field, model_validator
+
+from serve_app.errors import InvalidRequest, PayloadTooLarge
+from serve_app.http.forms import MAX_TEXT_BYTES, too_much_text
+from serve_app.options import Options, checked
 from serve_app.spool import LimitedFile
 from serve_app.transcript import Source
 
-_NAME = re.compile(rb'[{,][ \t\n\r]*"audio_b64"[ \t\n\r]*:[ \t\n\r]*"')
+MAX_SYNTAX_BYTES = 256 << 10
+PIECE_CHARS = 1 << 20
+
+_BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/-_="
+_SPACE = b" \t\r\n"
+_STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
+_DATA_URL = re.compile(r"\s*data:[^,]{0,200};base64,", re.IGNORECASE)
+_NON_ASCII = re.compile(rb"[\x80-\xff]+")
+
+
+class PredictRequest(Options):
+    """The JSON body of `POST /predict`; exactly one of `audio_file` and `audio_b64`."""
+
+    audio_file: str | None = Field(None, description="http or https URL of the audio or video.")
+    audio_b64: str | None = Field(None, description="The file itself, base64.")
+    headers: dict[str, str] = Field(
+        default_factory=dict, description="HTTP headers for fetching `audio_file`, such as Authorization."
+    )
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> Self:
+        if (self.audio_file is None) == (self.audio_b64 is None):
+            raise ValueError("give either audio_file (a URL) or audio_b64 (a file), or upload a form")
+        if self.headers and self.audio_file is None:
+            raise ValueError("headers are for fetching audio_file")
+        return self
+
+    def options(self) -> Options:
+        return Options.model_validate(self.model_dump(include=set(Options.model_fields)))
 
 
 class JsonBody:
-    """Decodes the value of `audio_b64` into `file` and parses the rest at the end.
+    """Collects a JSON body in `file`; the file in its `audio_b64`, if any, then takes its place there."""
 
-    The value is found without parsing: no unescaped quote stands inside a JSON string, so in valid JSON the
-    bytes of `_NAME` can only be a name and the first quote of its value. The value is replaced by a random
-    word, and text that is not JSON with the value is not JSON with the word either. That the name is the one
-    at the top level is seen from where the parser finds the word.
-    """
+    too_large_advice = "Send larger files as multipart/form-data or give their URL in audio_file."
 
-    def __init__(self, file: BinaryIO, max_bytes: int) -> None:
-        # Base64 takes 4/3, and each of its characters may be an escape.
-        self.most_file_bytes = (max_bytes + 2) // 3 * 4 * LONGEST_BYTES
-        self._file = LimitedFile(file, max_bytes, "audio_b64")
-        self._base64 = Base64Decoder(self._file)
-        self._word: str | None = None  # in the place of the value, once there is one
-        self._in_value = False
-        self._rest = bytearray()
-        self._references_bytes = 0
+    def __init__(self, file: BinaryIO, max_file_bytes: int, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self._file = file
+        self._max_file_bytes = max_file_bytes
 
     def write(self, piece: bytes) -> None:
-        """Raises InvalidRequest and PayloadTooLarge for the file; the rest is looked at in the end."""
-        if self._word is None:
-            self._rest += piece
-            # The plain search is fifty times as fast, which counts where voices come before the file.
-            name = _NAME.search(self._rest) if b'"audio_b64"' in self._rest else None
-            if name is None:
-                self._references_bytes = references_bytes(self._rest)
-                return
-            piece = bytes(self._rest[name.end() :])
-            del self._rest[name.end() :]
-            self._word = secrets.token_hex(16)  # new for each request, so that no client can send it
-            self._rest += self._word.encode()
-            self._in_value = True
-        if self._in_value:
-            value, quote, piece = piece.partition(b'"')
-            self._base64.write(value)
-            if quote:
-                self._base64.finish()
-                self._in_value = False
-                piece = quote + piece
-        if piece:
-            self._rest += piece
-            self._references_bytes = references_bytes(self._rest)
-
-    def beside_bytes(self) -> int:
-        return len(self._rest) - self._references_bytes
+        self._file.write(piece)
 
     def finish(self) -> tuple[Source, Options]:
-        """Raises InvalidRequest."""
-        body = parse_predict(_parsed(self._rest))
-        if body.audio_b64 != self._word:
-            raise InvalidRequest(
-                "audio_b64: must stand at the top level, its name written without escapes.", "audio_b64"
-            )
-        if body.audio_b64 is None:
-            return Source(url=body.audio_file, headers=body.headers), body.options()
-        return Source(file=self._file.from_start()), body.options()
-
-
-class Base64Decoder:
-    """Strict base64, as it stands inside a JSON string, into `file`."""
-
-    def __init__(self, file: LimitedFile) -> None:
-        self._file = file
-        self._carry = b""  # less than four characters, and the beginning of an escape
-        self._padded = False
-
-    def write(self, text: bytes) -> None:
-        text = unescaped(self._carry + text)
-        ready = len(text) - begun(text)
-        if b"\\" in text[:ready]:  # refused here, for a carry is unescaped again
-            raise _not_base64()
-        whole = ready // 4 * 4
-        self._carry = text[whole:]
-        self._decode(text[:whole])
-
-    def finish(self) -> None:
-        self._decode(self._carry)
-
-    def _decode(self, text: bytes) -> None:
-        if not text:
-            return
-        if self._padded:  # something after the end
-            raise _not_base64()
+        """Raises InvalidRequest, and PayloadTooLarge for the file in it or for the rest."""
+        self._file.seek(0)
+        request = checked(PredictRequest, _parse(self._file.read()))
+        if request.audio_b64 is None:
+            return Source(url=request.audio_file, headers=request.headers), request.options()
+        self._file.seek(0)
+        self._file.truncate()
+        audio = LimitedFile(self._file, self._max_file_bytes, "audio_b64")
         try:
-            self._file.write(base64.b64decode(text, validate=True))
-        except binascii.Error:
-            raise _not_base64() from None
-        self._padded = text.endswith(b"=")
+            _decode_base64(request.audio_b64, audio)
+        except ValueError:
+            raise InvalidRequest("audio_b64: not valid base64.", "audio_b64") from None
+        return Source(file=audio.from_start()), request.options()
 
 
-def _not_base64() -> InvalidRequest:
-    return InvalidRequest("audio_b64: not valid base64.", "audio_b64")
+def _parse(body: bytes) -> dict[str, Any]:
+    """Parses a JSON object in UTF-8 that has nothing large but base64.
 
-
-def _parsed(text: bytearray) -> dict[str, Any]:
-    """An object in UTF-8 (with a byte order mark or without), no name given twice; or InvalidRequest."""
+    Parsed JSON can take thirty times the memory of its text, but not where nearly all of it is base64: that
+    is checked first. The body and its text are dropped as soon as possible, because both are large.
+    """
+    body = body.removeprefix(BOM_UTF8)
+    if len(body.translate(None, _BASE64 + _SPACE + b"\\")) > MAX_SYNTAX_BYTES:
+        raise PayloadTooLarge(f"The JSON has over {MAX_SYNTAX_BYTES} characters that are not base64.")
     try:
-        fields = json.loads(text.decode("utf-8-sig"), object_pairs_hook=_once, parse_constant=_not_json)
-    except (
-        ValueError,
-        RecursionError,
-    ):  # ValueError: also numbers of thousands of digits and lone surrogates
+        if not body.isascii():  # a single emoji would make the text take four bytes per character
+            strings = body.split(b'"')
+            body = b'"'.join(each if each.isascii() else _NON_ASCII.sub(_escape, each) for each in strings)
+            del strings
+        text = body.decode("ascii")
+        del body
+        # Not strict: the output of the base64 command, pasted into a string, has line breaks.
+        fields = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant, strict=False)
+        del text
+        if not isinstance(fields, dict):
+            raise InvalidRequest('The body must be a JSON object such as {"audio_file": "https://..."}.')
+        rest = {name: value for name, value in fields.items() if name != "audio_b64"}
+        rest_bytes = len(json.dumps(rest, ensure_ascii=False).encode())  # fails for lone surrogates
+    except (ValueError, RecursionError):
         raise InvalidRequest("The body is not valid JSON.") from None
-    if not isinstance(fields, dict):
-        raise InvalidRequest('The body must be a JSON object such as {"audio_file": "https://..."}.')
+    if rest_bytes > MAX_TEXT_BYTES:
+        raise too_much_text()
     return fields
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _escape(found: re.Match[bytes]) -> bytes:
+    return json.dumps(found[0].decode())[1:-1].encode()
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for name, value in pairs:
-        for text in (name, value):
-            if isinstance(text, str):
-                text.encode()  # a lone surrogate cannot be sent on, not even in an error's message
         if name in fields:
-            raise InvalidRequest(f"{name}: given more than once; send it once.", name)
+            shown = ascii(name[:64])[1:-1]
+            raise InvalidRequest(f"{shown}: given more than once; send it once.", shown)
         fields[name] = value
     return fields
 
 
-def _not_json(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _decode_base64(text: str, file: LimitedFile) -> None:
+    """Decodes base64 as clients send it: as a data: URL, with white space, URL-safe, without padding.
+
+    Raises ValueError where it is not base64.
+    """
+    data_url = _DATA_URL.match(text)
+    text = text.rstrip("= \t\r\n")
+    rest = b""
+    for start in range(data_url.end() if data_url else 0, len(text), PIECE_CHARS):
+        rest += text[start : start + PIECE_CHARS].encode("ascii").translate(_STANDARD_ALPHABET, _SPACE)
+        if b"=" in rest:  # padding that is not at the end
+            raise binascii.Error
+        whole = len(rest) // 4 * 4
+        file.write(base64.b64decode(rest[:whole], validate=True))
+        rest = rest[whole:]
+    file.write(base64.b64decode(rest + b"=" * (-len(rest) % 4), validate=True))

@@ -1,119 +1,92 @@
-"""Request bodies: a file goes to disk as it comes and is never whole in memory.
-
-Held in memory per request: one piece of the body, and what it says beside the file, OVERHEAD_BYTES at most,
-and REFERENCES_BYTES of known speakers' voices.
-"""
+"""Receives the body of a request: a file goes to disk as it arrives and is never in memory as a whole."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import BinaryIO, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from python_multipart.multipart import parse_options_header
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
 
 from serve_app.errors import InvalidRequest, PayloadTooLarge
-from serve_app.http.form_fields import Field, form_options
-from serve_app.http.forms import FormBody
+from serve_app.http.forms import Field, FormBody
 from serve_app.http.json_body import JsonBody
-from serve_app.http.references import REFERENCES_BYTES
-from serve_app.options import Options
 from serve_app.spool import nameless_file, no_room
 from serve_app.transcript import Source
 
-PIECE_BYTES = 256 << 10
-OVERHEAD_BYTES = 256 << 10  # parsed JSON can take thirty times the memory of its text
-BESIDE_BYTES = OVERHEAD_BYTES + REFERENCES_BYTES
-
-
 Parsed = TypeVar("Parsed")
-Parsed_co = TypeVar("Parsed_co", covariant=True)
 
+PIECE_BYTES = 256 << 10
+LARGE_JSON_BYTES = 1 << 20
 
-class Body(Protocol[Parsed_co]):
-    """Takes a body in pieces. The methods may wait for the disk, so they are called in threads."""
-
-    most_file_bytes: int  # what the largest file there may be takes in such a body
-
-    def write(self, piece: bytes) -> None: ...
-
-    def beside_bytes(self) -> int:
-        """How much of what was written is neither the file nor a reference."""
-
-    def finish(self) -> tuple[Source, Parsed_co]: ...
+# Parsing takes up to three times the size of a JSON body in memory, so few large ones are parsed at once.
+_large_json = ThreadPoolExecutor(2, "large-json")
 
 
 @asynccontextmanager
-async def received(request: Request, max_bytes: int) -> AsyncIterator[tuple[Source, Options]]:
-    """What a request to /predict asks for. A file that came with it is at its first byte, and closed in the
-    end.
-
-    Raises InvalidRequest, PayloadTooLarge (a file over `max_bytes`, or over OVERHEAD_BYTES beside it) and
-    Overloaded (no room for the file).
-    """
-    with nameless_file() as file:
-        source, options = await _receive(request, _body(request, file, max_bytes), max_bytes)
-        if source.file is None:
-            file.close()  # to fetch a URL and transcribe what is there may take an hour
-        yield source, options
-
-
-@asynccontextmanager
-async def received_form(
-    request: Request, max_bytes: int, parse: Callable[[list[Field]], Parsed]
+async def received(
+    request: Request, max_file_bytes: int, parse: Callable[[list[Field]], Parsed], max_json_bytes: int = 0
 ) -> AsyncIterator[tuple[Source, Parsed]]:
-    """The same for a route that takes forms only, and what `parse` makes of their fields."""
+    """Receives the file or URL of a request, and what `parse` makes of the text fields of a form.
+
+    A route that takes JSON too, which is parsed as PredictRequest, has `max_json_bytes`. An uploaded file is
+    closed at the end. Raises InvalidRequest, PayloadTooLarge, and Overloaded where the disk is full.
+    """
     with nameless_file() as file:
         kind, parameters = parse_options_header(request.headers.get("content-type"))
-        if kind != b"multipart/form-data":
-            raise InvalidRequest("Send multipart/form-data with a file.", None, "unsupported_content_type")
-        boundary = parameters.get(b"boundary", b"")
-        # Nothing here keeps the body, whose text may have megabytes, while the request runs.
-        yield await _receive(request, FormBody(boundary, file, max_bytes, parse), max_bytes)
+        body: Any
+        if kind == b"multipart/form-data":
+            body = FormBody(parameters.get(b"boundary", b""), file, max_file_bytes, parse)
+        elif kind == b"application/json" and max_json_bytes:
+            body = JsonBody(file, max_file_bytes, max_json_bytes)
+        else:
+            or_json = ", or application/json with audio_file or audio_b64" if max_json_bytes else ""
+            message = f"Send multipart/form-data with a file{or_json}."
+            raise InvalidRequest(message, None, "unsupported_content_type")
+        source, parsed = await _receive(request, body)
+        del body  # the request may run for an hour and does not need the text of its body
+        if source.file is None:
+            file.close()  # nor an open file
+        yield source, parsed
 
 
-def _body(request: Request, file: BinaryIO, max_bytes: int) -> Body[Options]:
-    kind, parameters = parse_options_header(request.headers.get("content-type"))
-    if kind == b"multipart/form-data":
-        return FormBody(parameters.get(b"boundary", b""), file, max_bytes, form_options)
-    if kind == b"application/json":
-        return JsonBody(file, max_bytes)
-    raise InvalidRequest(
-        "Send application/json with audio_file or audio_b64, or multipart/form-data with a file.",
-        None,
-        "unsupported_content_type",
-    )
-
-
-async def _receive(request: Request, body: Body[Parsed], max_bytes: int) -> tuple[Source, Parsed]:
-    """Asks for more only when a piece is written, so that a fast client waits for a slow disk.
-
-    A request that is cancelled closes the file under its thread: a write that has begun ends first, the
-    next one fails where nobody sees it.
-    """
-    declared = request.headers.get("content-length", "")
+def declared_bytes(connection: HTTPConnection) -> int:
+    """The size of the body by its Content-Length; 0 where that is missing or not a number."""
+    declared = connection.headers.get("content-length", "")
     # int() refuses thousands of digits, and no number of bytes has more than 20.
-    if declared.isdecimal() and int(declared[:20]) > body.most_file_bytes + BESIDE_BYTES:
-        raise PayloadTooLarge(
-            f"The request body is too large for a file of {max_bytes} bytes; send a shorter or smaller file."
-        )
+    return int(declared[:20]) if declared.isdecimal() else 0
+
+
+async def _receive(request: Request, body: FormBody[Any] | JsonBody) -> tuple[Source, Any]:
+    """Asks for the next piece when the last one is written, so that a fast client waits for a slow disk.
+
+    When a request is cancelled its file is closed while a thread may still use it: a write that has begun
+    ends first, and the next one fails without consequences.
+    """
+    too_large = PayloadTooLarge(f"The request body is over {body.max_bytes} bytes. {body.too_large_advice}")
+    if declared_bytes(request) > body.max_bytes:
+        raise too_large
+    received_bytes = 0
     pending = bytearray()
     try:
         async for chunk in request.stream():
+            received_bytes += len(chunk)
+            if received_bytes > body.max_bytes:
+                raise too_large
             pending += chunk
             while len(pending) >= PIECE_BYTES:
                 piece = bytes(pending[:PIECE_BYTES])
                 del pending[:PIECE_BYTES]
-                await asyncio.to_thread(_write, body, piece)
-        await asyncio.to_thread(_write, body, bytes(pending))
-        return await asyncio.to_thread(body.finish)
-    except ClientDisconnect:  # nobody reads this answer; it keeps a client's leaving out of the error log
+                await asyncio.to_thread(body.write, piece)
+        await asyncio.to_thread(body.write, bytes(pending))
+        is_large = isinstance(body, JsonBody) and received_bytes > LARGE_JSON_BYTES
+        threads = _large_json if is_large else None  # None: the event loop's own
+        return await asyncio.get_running_loop().run_in_executor(threads, body.finish)
+    except ClientDisconnect:  # nobody reads this answer, but a disconnect is no failure for the error log
         raise InvalidRequest("The connection closed before the whole body had come.") from None
     except OSError as error:
         raise no_room() from error
 
 
-def _write(body: Body[object], piece: bytes) -> None:
-    body.write(piece)
-    if body.beside_bytes() > OVERHEAD_BYTES:
-        raise PayloadTooLarge(f"The request body has more than {OVERHEAD_BYTES} bytes beside the file.")
+received_form = received  # until http/openai uses the new name

@@ -102,7 +102,7 @@ def test_answers_are_built_beside_the_event_loop(
 
     monkeypatch.setattr(JSONResponse, "render", watched_render)
     heard = WindowText("Hello.", "en", None, -0.1, 0.0, 1.0)
-    segment = replace(FIXED.segments[0], heard=heard, window=Window(0.0, 1.0))
+    segment = replace(FIXED.segments[0], source_text=heard, window=Window(0.0, 1.0))
     transcript = watched(replace(FIXED, segments=(segment,)), threads)
     response = request("POST", path, transcript=transcript, files={"file": b"x"}, data=fields)
     assert response.status_code == 200

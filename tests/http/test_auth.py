@@ -16,11 +16,11 @@ from typer.testing import CliRunner
 
 from serve_app.__main__ import cli
 from serve_app.cli import launcher
-from serve_app.errors import EmptyAudio, UploadTooSlow
-from serve_app.http import auth as access
-from serve_app.http import quotas as usage
+from serve_app.errors import EmptyAudio, Overloaded, UploadTooSlow
+from serve_app.http import auth, middleware
 from serve_app.http.app import create_app
-from serve_app.http.auth import Access, ReceiveDeadline
+from serve_app.http.auth import Access
+from serve_app.http.middleware import ReceiveDeadline
 from serve_app.options import Options
 from serve_app.settings import AccessSettings, ApiKey, Settings
 from serve_app.transcript import Source, Transcript
@@ -48,14 +48,16 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(usage, "monotonic", clock)
+    monkeypatch.setattr(auth, "monotonic", clock)
     return clock
 
 
 class Server:
     """The app in front of a pipeline that finds `audio_s` seconds and waits while `gate` is closed."""
 
-    def __init__(self, *keys: ApiKey, receive_timeout_s: float = 60.0, **settings: Any) -> None:
+    def __init__(
+        self, *keys: ApiKey, receive_timeout_s: float = 60.0, admission: Any = None, **settings: Any
+    ) -> None:
         self.audio_s = 0.0
         self.error: Exception | None = None
         self.started = asyncio.Event()
@@ -68,11 +70,12 @@ class Server:
             max_bytes=1 << 20,
             access=AccessSettings(keys=keys, **settings),
             receive_timeout_s=receive_timeout_s,
+            admission=admission,
         )
 
     async def transcribe(self, source: Source, options: Options, report: object = None) -> Transcript:
-        usage.charge(self.audio_s)
-        usage.charge(self.audio_s)  # a stage that is tried again says so again
+        auth.charge(self.audio_s)
+        auth.charge(self.audio_s)  # a stage that is tried again says so again
         self.started.set()
         await self.gate.wait()
         if self.error is not None:
@@ -215,6 +218,7 @@ def test_a_key_has_so_many_requests_at_once() -> None:
         refused = await server.predict()
         assert code(refused) == (429, "too_many_requests")
         assert refused.json()["error"]["type"] == "rate_limit_error"
+        assert "Each server replica" in refused.json()["error"]["message"]  # it is no limit of the service
         assert int(refused.headers["retry-after"]) > 0
         assert (await server.send("GET", "/nothing", headers=BEARER)).status_code == 404
         server.started.clear()
@@ -373,6 +377,31 @@ def test_named_origins_can_read_every_error(
     assert answer.json()["error"]["message"]
 
 
+class Full:
+    """Admission to a server that takes nothing more."""
+
+    def __init__(self) -> None:
+        self.asked_bytes: list[int] = []
+
+    def admit(self, body_bytes: int) -> Any:
+        self.asked_bytes.append(body_bytes)
+        raise Overloaded("Full.")
+
+
+def test_a_full_server_is_readable_for_web_pages_and_healthy_for_load_balancers() -> None:
+    """Its 503 has the CORS headers; strangers hear nothing of it, and the length of a body can be a lie."""
+    full = Full()
+    server = Server(key(), cors_origins=(PAGE,), admission=full)
+    refused = server.post(headers={"Origin": PAGE, **BEARER, "Content-Length": "7"})
+    assert (code(refused), refused.headers["retry-after"]) == ((503, "overloaded"), "5")
+    assert refused.headers["access-control-allow-origin"] == PAGE
+    assert code(server.post()) == (401, "missing_api_key")
+    assert server.request("GET", "/healthz").status_code == 200
+    for length in ("9" * 5000, "x", ""):
+        assert server.post(headers={**BEARER, "Content-Length": length}).status_code == 503
+    assert full.asked_bytes == [7, int("9" * 20), 0, 0]
+
+
 def test_a_bug_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     """With its traceback, and without a second one from the web server."""
     server = Server()
@@ -414,7 +443,7 @@ def test_a_body_that_never_ends_is_given_up(content_type: str) -> None:
 def test_the_time_for_a_body_ends_with_the_body(monkeypatch: pytest.MonkeyPatch) -> None:
     """Once it is there, listening for the client's leaving takes as long as the answer does."""
     clock = Clock()
-    monkeypatch.setattr(access, "monotonic", clock)
+    monkeypatch.setattr(middleware, "monotonic", clock)
     messages = [{"type": "http.request", "more_body": more} for more in (True, False)]
     messages.append({"type": "http.disconnect"})
     seen = []
@@ -437,7 +466,7 @@ def test_a_body_that_trickles_is_given_up(
 ) -> None:
     """Less than 30 KiB in 30 s of waiting is too slow; the time that it takes to store it is not counted."""
     clock = Clock()
-    monkeypatch.setattr(access, "monotonic", clock)
+    monkeypatch.setattr(middleware, "monotonic", clock)
     arrived: list[Any] = []
 
     async def receive() -> Any:
