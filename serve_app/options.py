@@ -189,5 +189,3 @@ def validate_or_400(model: type[Model], fields: dict[str, Any]) -> Model:
             message = f"unknown option; known are {', '.join(sorted(model.model_fields))}"
         raise InvalidRequest(f"{name}: {message}." if name else f"{message}.", param) from None
 
-
-checked, MOST_KNOWN_SPEAKERS = validate_or_400, MAX_KNOWN_SPEAKERS  # old names, which http.* still uses

@@ -7,7 +7,7 @@ import pytest
 from serve_app.errors import InvalidRequest
 from serve_app.formats.table import FORMATS, FormatName
 from serve_app.options import parse_options
-from serve_app.request.speaker_wishes import wants_speakers
+from serve_app.request.warnings import wants_speakers
 from serve_app.transcript import Decoding, SpeakerBounds
 
 CLIP = "data:audio/wav;base64,AAAA"

@@ -14,6 +14,7 @@ from typing import Any
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
+from starlette.middleware import Middleware
 
 from serve_app import proxy
 from serve_app.deployments.calls.handles import has_replica, invoke
@@ -22,8 +23,8 @@ from serve_app.deployments.metrics import Retries, log_errors_in_one_line
 from serve_app.deployments.replica import OPTIONS
 from serve_app.errors import AudioTooCostly, AudioTooLong, DeadlineExceeded, InvalidRequest
 from serve_app.http.app import create_app
-from serve_app.http.quotas import charge
-from serve_app.http.schemas import answer, progress_response
+from serve_app.http.auth import charge
+from serve_app.http.responses import answer, progress_response
 from serve_app.options import Options, parse_options
 from serve_app.request.admission import Admission, WindowGate
 from serve_app.request.pipeline import Stages, transcribe
@@ -82,15 +83,19 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         # Where Serve's proxy is patched to let uploads wait, this process does its half.
+        intake = self._settings.intake
         patched = os.environ.get(proxy.PROXY_HOOK) == proxy.AT_PROXY_START
         return create_app(
             self._run,
             self.readiness,
             model=self._settings.model,
-            intake=self._settings.intake,
+            max_bytes=intake.max_bytes,
+            max_json_bytes=intake.max_json_bytes,
             access=self._settings.access,
+            receive_timeout_s=intake.receive_timeout_s,
             admission=self._admission,
-            outermost=import_module(proxy.REPLICA_PATCH).BoundedReceive if patched else None,
+            behind_serve=True,
+            outermost=[Middleware(import_module(proxy.REPLICA_PATCH).BoundedReceive)] if patched else [],
         )
 
     async def transcribe(

@@ -60,7 +60,7 @@ class Transcriber(ModelReplica):
                 request, call.request_id, is_first=call.is_first, runs_alone=call.runs_alone
             )
             attempts.append(text)
-            if self._fallback.believes(text):
+            if self._fallback.is_believable(text):
                 break
             language = text.language
-        return self._fallback.choose(attempts)
+        return self._fallback.best_attempt(attempts)

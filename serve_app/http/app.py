@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
 from serve_app import __version__
-from serve_app.formats.text import MEDIA_TYPES
+from serve_app.formats.table import FORMATS
 from serve_app.http.forms import form_options
 from serve_app.http.json_body import PredictRequest
 from serve_app.http.middleware import middleware_stack
@@ -133,7 +133,11 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
         "model": PredictResponse | WordsResponse,
         "description": "The transcript in the `response_format` asked for.",
-        "content": {kind.partition(";")[0]: {"schema": {"type": "string"}} for kind in MEDIA_TYPES.values()},
+        "content": {
+            entry.media_type.partition(";")[0]: {"schema": {"type": "string"}}
+            for entry in FORMATS.values()
+            if entry.write
+        },
         "headers": {
             "X-Warnings": {
                 "description": "In text formats: what JSON has as `warnings`, as ASCII JSON.",

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from serve_app.errors import InvalidRequest, PayloadTooLarge
 from serve_app.http.forms import MAX_TEXT_BYTES, too_much_text
-from serve_app.options import Options, checked
+from serve_app.options import Options, validate_or_400
 from serve_app.spool import LimitedFile
 from serve_app.transcript import Source
 
@@ -62,7 +62,7 @@ class JsonBody:
     def finish(self) -> tuple[Source, Options]:
         """Raises InvalidRequest, and PayloadTooLarge for the file in it or for the rest."""
         self._file.seek(0)
-        request = checked(PredictRequest, _parse(self._file.read()))
+        request = validate_or_400(PredictRequest, _parse(self._file.read()))
         if request.audio_b64 is None:
             return Source(url=request.audio_file, headers=request.headers), request.options()
         self._file.seek(0)

@@ -9,13 +9,11 @@ from uuid import uuid4
 from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.errors import UploadTooSlow
 from serve_app.http.auth import Access
 from serve_app.http.responses import error_response
-from serve_app.http.uploads import declared_bytes
 from serve_app.request.admission import Admission
 from serve_app.settings import AccessSettings
 
@@ -163,5 +161,5 @@ class CountRequests:
         if scope["type"] != "http" or scope["method"] != "POST":
             await self.app(scope, receive, send)
             return
-        with self.admission.admit(declared_bytes(HTTPConnection(scope))):
+        with self.admission.admit():
             await self.app(scope, receive, send)

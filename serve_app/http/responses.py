@@ -12,7 +12,7 @@ from typing_extensions import NotRequired, TypedDict  # pydantic needs this one 
 
 from serve_app.errors import TranscriptionError
 from serve_app.formats.subtitles import words_of
-from serve_app.formats.text import MEDIA_TYPES, rendered
+from serve_app.formats.table import FORMATS
 from serve_app.options import Options
 from serve_app.transcript import Progress, Segment, StageWarning, Transcript, Word
 
@@ -80,8 +80,8 @@ def answer(transcript: Transcript, options: Options) -> dict[str, Any] | str:
     With `words`, a segment that was not aligned has its words too, with null times, so that nothing that was
     said is missing.
     """
-    if options.response_format not in ("json", "words"):
-        return rendered(transcript, options.response_format, options.layout())
+    if write := FORMATS[options.response_format].write:
+        return write(transcript, options.layout())
     about = {
         "language": transcript.language,
         "duration": round(transcript.duration_s, 3),
@@ -116,13 +116,13 @@ def transcript_response(transcript: Transcript, options: Options) -> Response:
     """The answer to a request as a response. This can take seconds for many words: call it in a thread."""
     body = answer(transcript, options)
     if isinstance(body, str):
-        return text_response(body, options.response_format, transcript)
+        return text_response(body, FORMATS[options.response_format].media_type, transcript)
     return JSONResponse(body)
 
 
-def text_response(text: str, response_format: str, transcript: Transcript) -> Response:
+def text_response(text: str, media_type: str, transcript: Transcript) -> Response:
     """A response in a text format. Those have no place for warnings, which are in the header X-Warnings."""
-    response = Response(text, media_type=MEDIA_TYPES[response_format])
+    response = Response(text, media_type=media_type)
     if warnings := warnings_out(transcript):
         response.headers["X-Warnings"] = json.dumps(warnings)  # ASCII, as a header must be
     return response

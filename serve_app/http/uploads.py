@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from serve_app.errors import InvalidRequest, PayloadTooLarge
 from serve_app.http.forms import Field, FormBody
 from serve_app.http.json_body import JsonBody
-from serve_app.spool import nameless_file, no_room
+from serve_app.spool import anonymous_temp_file, disk_full_error
 from serve_app.transcript import Source
 
 Parsed = TypeVar("Parsed")
@@ -33,7 +33,7 @@ async def received(
     A route that takes JSON too, which is parsed as PredictRequest, has `max_json_bytes`. An uploaded file is
     closed at the end. Raises InvalidRequest, PayloadTooLarge, and Overloaded where the disk is full.
     """
-    with nameless_file() as file:
+    with anonymous_temp_file() as file:
         kind, parameters = parse_options_header(request.headers.get("content-type"))
         body: Any
         if kind == b"multipart/form-data":
@@ -86,7 +86,5 @@ async def _receive(request: Request, body: FormBody[Any] | JsonBody) -> tuple[So
     except ClientDisconnect:  # nobody reads this answer, but a disconnect is no failure for the error log
         raise InvalidRequest("The connection closed before the whole body had come.") from None
     except OSError as error:
-        raise no_room() from error
+        raise disk_full_error() from error
 
-
-received_form = received  # until http/openai uses the new name

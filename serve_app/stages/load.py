@@ -13,7 +13,7 @@ from typing import Any
 
 from huggingface_hub import get_token
 
-from serve_app.settings import MOST_THREADS, Settings
+from serve_app.settings import MAX_DEFAULT_THREADS, Settings
 from serve_app.stages.model_names import Models
 
 # glibc's numbers for mallopt, and the values that they are set to.
@@ -51,7 +51,7 @@ def threads_on(device: str, chosen: int | None) -> int:
     """The chosen number of CPU threads; by default the node's cores, at most 8, or 1 next to a GPU."""
     if chosen is not None:
         return chosen
-    return 1 if device == "cuda" else min(len(os.sched_getaffinity(0)), MOST_THREADS)
+    return 1 if device == "cuda" else min(len(os.sched_getaffinity(0)), MAX_DEFAULT_THREADS)
 
 
 def max_padded_s(settings: Settings, device: str) -> float:

@@ -22,7 +22,7 @@ from serve_app.deployments.calls.audio_ref import LoadedAudio, put_upload
 from serve_app.deployments.calls.handles import GONE, AudioLost, invoke
 from serve_app.deployments.metrics import Retries
 from serve_app.errors import ModelCrashed, OutOfMemory, Overloaded, TranscriptionError
-from serve_app.http.quotas import charge
+from serve_app.http.auth import charge
 from serve_app.request.admission import Admission
 from serve_app.request.calls import AlignCall, DetectCall, DiarizeCall, StageCall, TranscribeCall
 from serve_app.transcript import AudioInfo, Diarization, Segment, Source, Speech, WindowText

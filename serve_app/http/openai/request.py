@@ -8,8 +8,8 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from serve_app.errors import InvalidRequest, ModelNotFound
-from serve_app.http.form_fields import Field as FormField
-from serve_app.http.form_fields import gathered
+from serve_app.http.forms import Field as FormField
+from serve_app.http.forms import collect_fields
 from serve_app.options import (
     KNOWN_SPEAKERS,
     MAX_PROMPT_CHARS,
@@ -91,7 +91,7 @@ def parse(sent: Sequence[FormField], task: Task, models: Collection[str]) -> Par
 
     Raises InvalidRequest naming the field that is wrong, and ModelNotFound.
     """
-    given = gathered([_named_strategy(field) for field in sent], ARRAYS)
+    given = collect_fields([_named_strategy(field) for field in sent], ARRAYS)
     theirs = FIELDS_OF[task]
     if unknown := sorted(given.keys() - OUR_FIELDS - set(theirs)):
         raise conflict(

@@ -24,9 +24,8 @@ from serve_app.http.openai.request import (
 from serve_app.http.openai.response import answer, text_pieces
 from serve_app.http.openai.schemas import DiarizedTranscription, Transcription, VerboseTranscription
 from serve_app.http.openai.stream import EventStream, events
-from serve_app.http.responses import text_response
-from serve_app.http.schemas import ErrorResponse
-from serve_app.http.uploads import received_form
+from serve_app.http.responses import ErrorResponse, text_response
+from serve_app.http.uploads import received
 from serve_app.options import Options
 from serve_app.request.progress import Report, Transcribe, followed
 from serve_app.transcript import Segment, Task, Transcript
@@ -48,7 +47,7 @@ def add_openai_routes(
         started_s = monotonic()
         async with AsyncExitStack() as held:
             parse_form = partial(parse, task=task, models=models)
-            source, form = await held.enter_async_context(received_form(request, max_bytes, parse_form))
+            source, form = await held.enter_async_context(received(request, max_bytes, parse_form))
 
             async def run(report: Report) -> Transcript:
                 try:
@@ -109,7 +108,7 @@ def _response(transcript: Transcript, form: ParsedForm, final: list[Segment]) ->
         return JSONResponse(answer(transcript, form, text))
     name = form.fields.response_format
     body = f"{text}\n" if name == "text" else write(transcript, form.options.layout())
-    return text_response(body, name, transcript)
+    return text_response(body, FORMATS[name].media_type, transcript)
 
 
 _ANSWERS: dict[int | str, dict[str, Any]] = {
