@@ -1,7 +1,7 @@
 """What becomes of files that mean harm: `python -m benchmarks.malformed` prints one line a file.
 
 Every file of ../shared/data/malformed (where that folder is there), the list that `hostile_files` makes,
-and with `--mutations N` so many random accidents to intact files, decoded as the service decodes, with its
+and with `--mutations N` that many random accidents to intact files, decoded as the service decodes, with its
 default length limit, two at a time. Last comes one JSON line. The exit code is 1 where anything but audio or
 a 4xx came out, a kind of file ended as it must not, a file or URL that a file named was touched, or something
 was left over.

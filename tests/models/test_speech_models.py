@@ -172,7 +172,7 @@ def test_windows_in_parts_are_those_of_the_whole(
 
 
 def test_silero_in_parts_finds_the_speech_of_the_whole(talk: Samples, silero: SpeechDetector) -> None:
-    """It begins anew with every part, but early enough to miss nothing."""
+    """It starts again with every part, but early enough to miss nothing."""
     samples = np.tile(talk, 7)
     duration_s = len(samples) / SAMPLE_RATE_HZ
     found = windows_in_parts(silero, samples, (30.0, 60.0, 90.0, 120.0, 150.0, duration_s))

@@ -85,7 +85,7 @@ def test_the_loop_is_faster_whispers(attempts: list[WindowText]) -> None:
 
 
 def test_a_requests_own_temperature_is_the_only_one() -> None:
-    """Above 0 nothing is tried beside it; at 0, or without one, the fallback's follow."""
+    """Above 0 nothing else is tried; at 0, or without one, the fallback's follow."""
     assert FALLBACK.schedule(Decoding(temperature=0.3)) == (0.3,)
     assert FALLBACK.schedule(Decoding(temperature=0.0)) == TEMPERATURES
     assert Fallback(temperatures=()).schedule(Decoding()) == (0.0,)

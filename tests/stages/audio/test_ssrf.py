@@ -205,7 +205,9 @@ def outside(monkeypatch: pytest.MonkeyPatch) -> str:
     return "127.0.0.2"
 
 
-def test_a_name_that_resolves_anew_for_a_redirect(outside: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_resolves_differently_for_a_redirect(
+    outside: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The first answer was public and redirects to its own name, which is loopback by then."""
     monkeypatch.setattr(socket, "getaddrinfo", resolving({"rebind.example": [[outside], ["127.0.0.1"]]}))
     requests: list[web.Request] = []
@@ -227,7 +229,7 @@ def test_a_name_that_resolves_anew_for_a_redirect(outside: str, monkeypatch: pyt
     assert len(requests) == 1
 
 
-def test_a_name_that_resolves_anew_for_a_retry(outside: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_resolves_differently_for_a_retry(outside: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection that is closed without an answer is tried again, and checked again."""
     monkeypatch.setattr(socket, "getaddrinfo", resolving({"rebind.example": [[outside], ["127.0.0.1"]]}))
     connections = 0

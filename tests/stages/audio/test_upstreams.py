@@ -154,7 +154,7 @@ def test_the_deadline(answer: tuple[Part, ...], pause_s: float) -> None:
 
 
 def test_a_long_transfer_is_not_a_slow_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The low-speed limit is for each stretch anew: a file that takes longer than one of them arrives."""
+    """The low-speed limit is for each stretch of a body: a file that takes longer than one arrives."""
     monkeypatch.setattr(module, "LOW_SPEED_WINDOW_S", 0.5)
 
     async def run() -> bytes:
