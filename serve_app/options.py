@@ -188,4 +188,3 @@ def validate_or_400(model: type[Model], fields: dict[str, Any]) -> Model:
         if first["type"] == "extra_forbidden":
             message = f"unknown option; known are {', '.join(sorted(model.model_fields))}"
         raise InvalidRequest(f"{name}: {message}." if name else f"{message}.", param) from None
-

@@ -4,11 +4,15 @@ import json
 import logging
 import math
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import (
+    Annotated,
+    Any,
+    NotRequired,  # pydantic needs this one before Python 3.12
+)
 
 from pydantic import Field
 from starlette.responses import JSONResponse, Response
-from typing_extensions import NotRequired, TypedDict  # pydantic needs this one before Python 3.12
+from typing_extensions import TypedDict
 
 from serve_app.errors import TranscriptionError
 from serve_app.formats.subtitles import words_of

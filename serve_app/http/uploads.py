@@ -87,4 +87,3 @@ async def _receive(request: Request, body: FormBody[Any] | JsonBody) -> tuple[So
         raise InvalidRequest("The connection closed before the whole body had come.") from None
     except OSError as error:
         raise disk_full_error() from error
-

@@ -144,7 +144,7 @@ class Handle:
             raise DeploymentUnavailableError(DeploymentID("fake"))
         try:
             return [await asyncio.wait_for(getattr(self._graph, self._name)(), timeout_s)]
-        except asyncio.TimeoutError:
+        except TimeoutError:
             raise TimeoutError from None
 
     def remote(self, *args: Any) -> Call:

@@ -9,11 +9,11 @@ from typing import Any
 
 import httpx
 import pytest
+from serve_app.formats.text import MEDIA_TYPES, rendered
 from starlette.responses import JSONResponse
 from transcripts import FIXED, watched
 
 from serve_app.formats.subtitles import SubtitleLayout
-from serve_app.formats.text import MEDIA_TYPES, rendered
 from serve_app.http.app import create_app
 from serve_app.options import Options
 from serve_app.request.pipeline import unheard

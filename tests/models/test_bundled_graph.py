@@ -31,8 +31,7 @@ from benchmarks.plain_whisperx import PlainWhisperx
 from serve_app import bundled
 from serve_app.app import build
 from serve_app.options import Options
-from serve_app.settings import IntakeSettings, Settings
-from serve_app.settings import AsrSettings
+from serve_app.settings import AsrSettings, IntakeSettings, Settings
 from serve_app.stages import model_names as models
 from serve_app.stages.audio.decode import decode
 from serve_app.transcript import SAMPLE_RATE_HZ, Samples

@@ -8,8 +8,7 @@ from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 from requests import Response
 
 from serve_app.errors import ModelUnavailable
-from serve_app.settings import Settings
-from serve_app.settings import AlignmentSettings, DiarizationSettings
+from serve_app.settings import AlignmentSettings, DiarizationSettings, Settings
 from serve_app.stages import model_names as models
 
 

@@ -24,7 +24,7 @@ from serve_app.deployments.calls.ray_private import generator_of, references
 from serve_app.deployments.metrics import Retries
 from serve_app.errors import Overloaded
 from serve_app.spool import disk_full_error
-from serve_app.transcript import AudioInfo, Samples, Source, Window
+from serve_app.transcript import AudioInfo, Samples, Window
 
 logger = logging.getLogger("ray.serve")
 

@@ -3,10 +3,14 @@
 `warnings`, and `speaker` in verbose_json, are not OpenAI's: they are left out where there are none.
 """
 
-from typing import Annotated, Literal
+from typing import (
+    Annotated,
+    Literal,
+    NotRequired,  # pydantic needs this one before Python 3.12
+)
 
 from pydantic import Field
-from typing_extensions import NotRequired, TypedDict  # pydantic needs this one before Python 3.12
+from typing_extensions import TypedDict
 
 from serve_app.transcript import StageWarning, Task
 

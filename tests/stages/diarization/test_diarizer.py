@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from serve_app.settings import Settings
-from serve_app.settings import DiarizationSettings
+from serve_app.settings import DiarizationSettings, Settings
 from serve_app.stages import model_names
 from serve_app.stages.diarization.diarizer import LOADERS, load_diarizer, rename_speakers
 from serve_app.stages.diarization.embeddings import match_voices
