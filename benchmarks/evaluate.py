@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from ray.serve.schema import ServeDeploySchema
 from rich.console import Console
 from rich.table import Table
 
@@ -74,7 +73,7 @@ def main(
     / "out"
     / "eval.json",
 ) -> None:
-    raw = config_file.read(config, ServeDeploySchema, USER_CONFIGS)
+    raw = config_file.read(config, USER_CONFIGS)
     raw["http_options"] = {**(raw.get("http_options") or {}), "port": free_port()}
     settings = Settings.model_validate(raw["applications"][0].get("args") or {})
     names = models.resolve(settings)

@@ -23,7 +23,6 @@ import httpx
 import numpy as np
 import psutil
 import typer
-from ray.serve.schema import ServeDeploySchema
 from rich.console import Console
 
 from benchmarks import truth
@@ -76,7 +75,7 @@ def _graph(config: Path, folder: Path, simulated: bool) -> AbstractContextManage
     if simulated:
         raw = graph_on_gpus(folder, 4)
         return service(raw, diarizes=False, num_cpus=cpus_for(4))
-    raw = config_file.read(config, ServeDeploySchema, USER_CONFIGS)
+    raw = config_file.read(config, USER_CONFIGS)
     raw["http_options"] = {**(raw.get("http_options") or {}), "port": free_port()}
     return service(raw, diarizes=False)
 

@@ -43,10 +43,11 @@ from benchmarks.plain_whisperx import put_ffmpeg_on_path
 from benchmarks.simulated import Gpu, align_s, asr_s, detect_s, diarize_s, gpus_in, run_like_whisperx
 from benchmarks.systems import wav
 from benchmarks.truth import SAMPLE_RATE_HZ
-from serve_app.app import ALIGN_GPU_BATCH, BOOKED_CPUS, GPU_BATCH
+from serve_app.app import ALIGN_BATCH, MAX_BATCH_SIZE
 from serve_app.cli.launcher import free_port, running
+from serve_app.deployments.replica import BOOKED_CPUS
 
-BATCH = int(GPU_BATCH["max_batch_size"])
+BATCH = MAX_BATCH_SIZE["cuda"]
 WINDOW_S = 30.0
 FILE_S = 90.0  # three windows
 CLIPS = 32
@@ -91,8 +92,12 @@ def graph_on_gpus(folder: Path, gpu_count: int) -> dict[str, Any]:
                 "import_path": "benchmarks.simulated:build",
                 "args": {"folder": str(folder), "gpu_count": gpu_count},
                 "deployments": [
-                    {"name": "Transcriber", "num_replicas": gpu_count, "user_config": GPU_BATCH},
-                    {"name": "Aligner", "num_replicas": gpu_count, "user_config": ALIGN_GPU_BATCH},
+                    {
+                        "name": "Transcriber",
+                        "num_replicas": gpu_count,
+                        "user_config": {"max_batch_size": BATCH},
+                    },
+                    {"name": "Aligner", "num_replicas": gpu_count, "user_config": ALIGN_BATCH["cuda"]},
                     # A short file need not wait for the speakers of a long one.
                     {"name": "Diarizer", "num_replicas": 2},
                 ],

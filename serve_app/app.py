@@ -29,7 +29,7 @@ ALIGN_BATCH: dict[str, dict[str, float]] = {
     "cpu": {"max_batch_size": 1},
     "cuda": {"max_batch_size": 16, "max_batch_audio_s": 30.0},
 }
-# Seconds that a model call may last for each second of audio in it; generous, for beyond it a replica is killed.
+# Seconds that a model call may last for each second of its audio; generous, because then a replica is killed.
 CALL_TIMEOUT_PER_AUDIO_S = {"cpu": 20.0, "cuda": 1.0}
 
 
@@ -49,11 +49,11 @@ def graph(settings: Settings, load: Loaders, device: str) -> Application:
 
     def on(device: str, gpu_share: float, *, keeps_memory: bool = True) -> dict[str, Any]:
         if device == "cuda":
-            return actor_options(gpu_share)
-        return actor_options(**LARGE_PAGES) if keeps_memory else actor_options()
+            return actor_options(gpu_share, {})
+        return actor_options(0.0, LARGE_PAGES if keeps_memory else {})
 
     # Two of each beside each other while they are replaced: both are small, and without them all waits.
-    surge = {"ray_actor_options": actor_options(**NO_SECRETS), "max_surge_percent": 100}
+    surge = {"ray_actor_options": actor_options(0.0, NO_SECRETS), "max_surge_percent": 100}
     loader = deployments.AudioLoader.options(**surge).bind(settings.intake)
     detector = deployments.SpeechDetector.options(
         ray_actor_options=on(speech_device, settings.speech.gpu_share)

@@ -2,7 +2,7 @@
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,9 @@ import ray
 from ray.exceptions import OutOfDiskError
 from ray.serve._private.http_util import ASGIReceiveProxy
 
-from serve_app.http import uploads as bodies
-from serve_app.stages.audio import decode
+from serve_app.deployments import audio_loader
+from serve_app.http.forms import FormBody
+from serve_app.transcript import AudioInfo, Samples
 
 PROXY = "SERVE_PROXY_ACTOR"
 INGRESS = "whisperx#Ingress#"
@@ -40,23 +41,24 @@ def unread_in_replica(_: Any) -> int:
 
 def hang_disk(_: Any, gate: Path) -> None:
     """From now on nothing of a body is written while the file `gate` is there."""
-    write = bodies._write
+    write = FormBody.write
 
     def write_later(*args: Any) -> None:
         while gate.exists():
             time.sleep(0.01)
         write(*args)
 
-    bodies._write = write_later  # type: ignore[assignment]
+    FormBody.write = write_later  # type: ignore[method-assign]
 
 
 def fill_object_store(_: Any, gate: Path) -> None:
     """From now on decoded audio ends as Ray ends a result without room, while the file `gate` is there."""
-    judge = decode._judge
+    decode = audio_loader.decode
 
-    def judge_or_not(*args: Any) -> Any:
-        if gate.exists():
-            raise OutOfDiskError
-        return judge(*args)
+    async def decode_or_not(*args: Any, **options: Any) -> AsyncGenerator[tuple[AudioInfo, Samples], None]:
+        async for part in decode(*args, **options):
+            if gate.exists():
+                raise OutOfDiskError
+            yield part
 
-    decode._judge = judge_or_not  # type: ignore[assignment]
+    audio_loader.decode = decode_or_not

@@ -1,7 +1,7 @@
 """One device, many callers: a fair batcher that cuts a batch only when the device is free.
 
-So a batch holds all that arrived while the device was busy. (`@serve.batch` cuts sooner: 24 requests that came
-60 ms apart ran as 24 batches of one.) Each item gets its own result or error.
+So a batch holds all that arrived while the device was busy. (`@serve.batch` cuts sooner: 24 requests, 60 ms
+apart, ran as 24 batches of one.) Each item gets its own result or error.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ class BatchCounters:
 class Batcher(Generic[Item, Result]):
     """Runs `run(items)` on a thread, with at most `max_batch_size` items of equal `key` at a time.
 
-    `run` gets a list and returns a list of the same length and order, in which an exception stands for an item
+    `run` gets a list and returns a list of the same length and order; an exception in it stands for an item
     that failed. `max_batch_audio_s` bounds the `audio_s` of a batch of more than one item. Which items are
     next is `FairQueue`'s rule.
     """
@@ -86,7 +86,8 @@ class Batcher(Generic[Item, Result]):
         waiting = Waiting(item, key, is_first, asyncio.get_running_loop().create_future())
         self._queue.put(request_id, waiting)
         self._has_news.set()
-        return await waiting.answer
+        result: Result = await waiting.answer
+        return result
 
     def check(self) -> None:
         """Raises BatcherDied; for `check_health`, so that Serve replaces the replica."""

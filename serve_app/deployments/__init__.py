@@ -1,7 +1,7 @@
 """Where the stages run: thin Ray Serve classes in the order of a request. No algorithms here.
 
-Each model class gets a loader (a function of no arguments) and calls it in its constructor, so that tests pass
-fake models and no process imports a model package that it does not need.
+Each model class gets a loader (a function of no arguments) and calls it in its constructor, so that tests
+pass fake models and no process imports a model package that it does not need.
 """
 
 from serve_app.deployments.aligner import Aligner, AlignerConfig

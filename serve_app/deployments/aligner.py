@@ -14,7 +14,7 @@ from serve_app.transcript import AlignRequest, Segment
 
 
 class AlignModel(Protocol):
-    """A model that aligns windows of one language; in order, an error standing for one that failed."""
+    """A model that aligns windows of one language; an error stands for one that failed."""
 
     def align(self, requests: list[AlignRequest]) -> list[tuple[Segment, ...] | TranscriptionError]: ...
 

@@ -1,6 +1,6 @@
 """What the replicas of all deployments share: options, environment, and the batcher in front of a model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -32,7 +32,7 @@ ENVIRONMENT = {  # only what is right on every node: the graph may be built on a
     # speech detection costs more than they do (64 instead of 27 ms for 5 s of audio).
     "OMP_WAIT_POLICY": "PASSIVE",
     "GOMP_SPINCOUNT": "1000",
-    "MALLOC_ARENA_MAX": "1",  # with an arena for each of Ray's threads memory grows over thousands of requests
+    "MALLOC_ARENA_MAX": "1",  # with an arena for each of Ray's threads, memory grows for thousands of requests
     "CUDA_VISIBLE_DEVICES": "",  # Ray shows the GPU even to replicas that booked none
     "GRPC_VERBOSITY": "ERROR",  # else Ray logs a line for every child process of a decoder
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # of calls whose request has failed already
@@ -42,7 +42,7 @@ LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # a glibc that has n
 NO_SECRETS = {"HF_TOKEN": "", "HUGGING_FACE_HUB_TOKEN": ""}
 
 
-def actor_options(gpu_share: float = 0.0, **environment: str) -> dict[str, Any]:
+def actor_options(gpu_share: float, environment: Mapping[str, str]) -> dict[str, Any]:
     """`ray_actor_options` of a replica that books this part of a GPU, with more environment variables."""
     variables = {**ENVIRONMENT, **environment}
     if gpu_share:

@@ -13,7 +13,7 @@ from serve_app.transcript import SAMPLE_RATE_HZ, Speech, SpeechRequest
 
 
 class SpeechModel(Protocol):
-    """A model that searches stretches of files; in order, an error standing for one that failed."""
+    """A model that searches stretches of files; an error stands for one that failed."""
 
     def find_speech(self, requests: list[SpeechRequest]) -> list[Speech | TranscriptionError]: ...
 

@@ -19,7 +19,7 @@ PADDED_S = 30.0  # Whisper sees every window padded to this
 
 
 class Recognizer(Protocol):
-    """A model that recognises windows of equal `batch_key`; in order, an error standing for one that failed."""
+    """A model that recognises windows of equal `batch_key`; an error stands for a window that failed."""
 
     def features(self, samples: Samples) -> npt.NDArray[np.float32]: ...
     def batch_key(self, request: AsrRequest) -> Any: ...

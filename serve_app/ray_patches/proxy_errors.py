@@ -10,7 +10,8 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.errors import Overloaded
-from serve_app.http.responses import RequestId, error_response
+from serve_app.http.middleware import RequestId
+from serve_app.http.responses import error_response
 
 logger = logging.getLogger("ray.serve")
 

@@ -29,7 +29,7 @@ News = asyncio.Queue[Progress | asyncio.Future[Transcript]]
 
 @asynccontextmanager
 async def followed(run: Callable[[Report], Awaitable[Transcript]]) -> AsyncIterator[News]:
-    """Gives what a run reports, as it does, and at last the run itself, done. It has ended with the context."""
+    """Gives what a run reports, and at last the run itself, done. On leaving, the run has ended."""
     news: News = asyncio.Queue()
     running = asyncio.ensure_future(run(news.put_nowait))
     running.add_done_callback(news.put_nowait)

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 import ray
 from numpy.typing import NDArray
-from ray.exceptions import ObjectStoreFullError, OutOfDiskError
+from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayTaskError
 from ray.serve.exceptions import DeploymentUnavailableError, ReplicaUnavailableError
 
 from serve_app.deployments.calls.handles import GONE, AudioLost, own_error
@@ -51,11 +51,10 @@ class AudioSlice:
         """Waits for the samples of all parts, in one array; one part is not copied. Raises AudioLost."""
         try:
             parts = [await part[0] for part in self.parts]
-        except Exception as error:
-            cause = own_error(error)
-            if isinstance(cause, GONE) or not all(self.parts):
-                raise AudioLost(type(cause).__name__) from None
-            raise cause from None
+        except GONE as error:  # also where the loader met it: then it is a RayTaskError too
+            raise AudioLost(type(error).__name__) from None
+        except RayTaskError as error:
+            raise own_error(error) from None
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     async def cut(self, window: Window) -> Samples:
@@ -91,7 +90,7 @@ class LoadedAudio:
         self._news = asyncio.Condition()
 
     async def parts(self) -> AsyncIterator[AudioInfo]:
-        """Gives what is known with each part, as the parts are decoded; raises what is wrong with the file."""
+        """Gives the AudioInfo of each part as it is decoded; raises what is wrong with the file."""
         number = 0
         while True:
             await self._wait_until(lambda: len(self._infos) > number)  # noqa: B023  (awaited at once)

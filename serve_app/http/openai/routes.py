@@ -103,12 +103,11 @@ def _model(name: str) -> dict[str, Any]:
 
 def _response(transcript: Transcript, form: ParsedForm, final: list[Segment]) -> Response:
     text = "".join(text_pieces(final, form.options.task, is_first=True))
-    write = FORMATS[form.options.response_format].write
-    if write is None:
+    shown = FORMATS[form.options.response_format]
+    if shown.write is None:
         return JSONResponse(answer(transcript, form, text))
-    name = form.fields.response_format
-    body = f"{text}\n" if name == "text" else write(transcript, form.options.layout())
-    return text_response(body, FORMATS[name].media_type, transcript)
+    body = f"{text}\n" if shown.name == "text" else shown.write(transcript, form.options.layout())
+    return text_response(body, shown.media_type, transcript)
 
 
 _ANSWERS: dict[int | str, dict[str, Any]] = {

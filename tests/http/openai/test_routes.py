@@ -18,8 +18,7 @@ from serve_app.http.openai import stream as openai_stream
 from serve_app.options import Options
 from serve_app.request import pipeline
 from serve_app.request.calls import TranscribeCall
-from serve_app.request.pipeline import unheard
-from serve_app.request.progress import Report
+from serve_app.request.progress import Report, ignore_progress
 from serve_app.transcript import Source, Transcript, WindowText
 
 SPOKEN = (1, 2, 0, 3)
@@ -41,7 +40,9 @@ class Server:
         self.ready = True
         self.app = create_app(self.transcribe, self.readiness, model="large-v2", max_bytes=1 << 20)
 
-    async def transcribe(self, source: Source, options: Options, report: Report = unheard) -> Transcript:
+    async def transcribe(
+        self, source: Source, options: Options, report: Report = ignore_progress
+    ) -> Transcript:
         self.asked.append(options)
         self.files.append(source.file)
         self.running += 1
