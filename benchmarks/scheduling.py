@@ -82,6 +82,7 @@ class Simulation:
 
 def graph_on_gpus(folder: Path, gpu_count: int) -> dict[str, Any]:
     """A config file's content: a Transcriber and an Aligner on each GPU; the others share the first one."""
+    recognise = {"max_batch_size": BATCH}
     return {
         "proxy_location": "HeadOnly",
         "http_options": {"host": "127.0.0.1", "port": free_port()},

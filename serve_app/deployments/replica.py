@@ -32,7 +32,7 @@ ENVIRONMENT = {  # only what is right on every node: the graph may be built on a
     # speech detection costs more than they do (64 instead of 27 ms for 5 s of audio).
     "OMP_WAIT_POLICY": "PASSIVE",
     "GOMP_SPINCOUNT": "1000",
-    "MALLOC_ARENA_MAX": "1",  # with an arena for each of Ray's threads, memory grows for thousands of requests
+    "MALLOC_ARENA_MAX": "1",  # an arena for each of Ray's threads would grow for thousands of requests
     "CUDA_VISIBLE_DEVICES": "",  # Ray shows the GPU even to replicas that booked none
     "GRPC_VERBOSITY": "ERROR",  # else Ray logs a line for every child process of a decoder
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # of calls whose request has failed already
