@@ -1,4 +1,4 @@
-"""The HTTP surface with a fake pipeline: bodies, options, answers, errors."""
+"""The HTTP API with a fake pipeline: options, answers, errors."""
 
 import asyncio
 import re
@@ -21,7 +21,7 @@ from serve_app.transcript import Segment, Source, StageWarning, Transcript, Word
 
 
 class Server:
-    """The app around a fake pipeline that keeps what it was given."""
+    """The application with a fake pipeline that records what it was given."""
 
     def __init__(self, error: Exception | None = None, ready: bool = True) -> None:
         self.error = error
@@ -83,7 +83,7 @@ def test_the_truss_answer() -> None:
 
 
 def test_word_timestamps_add_words() -> None:
-    """Each segment then has words; what could not be aligned has null times."""
+    """Each segment then has words; a word that could not be aligned has null times."""
     segments = Server().post(json={**URL, "word_timestamps": True}).json()["model_output"]
     assert segments[0]["words"] == [
         {"word": "hello", "start": 0.5, "end": 0.9, "score": 0.8, "speaker": "SPEAKER_00"},
@@ -101,7 +101,7 @@ def test_the_other_route_is_the_same() -> None:
 
 
 def test_options_arrive_from_json_and_from_forms() -> None:
-    """The same names everywhere; form text becomes numbers and booleans."""
+    """The names are the same everywhere; form text becomes numbers and booleans."""
     server = Server()
     wanted = Options(language="en", diarize=True, min_speakers=1, max_speakers=3, word_timestamps=True)
     options = {
@@ -124,7 +124,7 @@ def test_an_empty_form_field_is_as_good_as_none() -> None:
 
 
 def test_fetch_headers_go_with_the_url() -> None:
-    """`headers` reach the fetch."""
+    """The `headers` of the body reach the fetch."""
     server = Server()
     server.post(json={**URL, "headers": {"Authorization": "Bearer x"}})
     assert server.got[0][0].headers == {"Authorization": "Bearer x"}
@@ -213,14 +213,14 @@ def test_an_unexpected_error_tells_nothing_of_the_inside() -> None:
     [("of/the client: 7", True), ("x" * 129, False), ("ä", False), ("", False), (None, False)],
 )
 def test_every_answer_has_a_request_id(error: Exception | None, sent: str | None, kept: bool) -> None:
-    """The client's own, if it is printable ASCII of up to 128 characters, else a new one."""
+    """It is the client's, if that is printable ASCII of up to 128 characters, else a new one."""
     headers = {} if sent is None else {"X-Request-ID": sent.encode()}
     (found,) = Server(error).post(json=URL, headers=headers).headers.get_list("x-request-id")
     assert found == sent if kept else re.fullmatch("[0-9a-f]{32}", found)
 
 
 def test_unknown_routes_and_methods_have_the_same_error_shape() -> None:
-    """404 and 405 are {"error": ...} too."""
+    """A 404 and a 405 are {"error": ...} too."""
     server = Server()
     assert server.request("GET", "/nothing").json()["error"]["code"] == "http_404"
     assert server.request("GET", "/predict").json()["error"]["code"] == "http_405"

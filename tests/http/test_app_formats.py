@@ -1,4 +1,4 @@
-"""Formats over HTTP with a fake pipeline: types, warnings, and what a format cannot do."""
+"""Response formats over HTTP with a fake pipeline: media types, warnings, and what a format cannot show."""
 
 import asyncio
 import json
@@ -98,7 +98,7 @@ def test_text_formats_have_their_type_and_keep_their_warnings(
 def test_answers_are_built_beside_the_event_loop(
     path: str, fields: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Many thousand words take seconds, in which other requests go on; their JSON is written there, too."""
+    """Many thousand words take seconds, in which other requests go on; this includes writing JSON."""
     threads: set[int] = set()
     render = JSONResponse.render
 
@@ -117,7 +117,7 @@ def test_answers_are_built_beside_the_event_loop(
 
 
 def test_without_warnings_there_is_no_header() -> None:
-    """It says that something went less well, so it is there only then."""
+    """The header X-Warnings is only there when something went less well."""
     fine = replace(FIXED, warnings=())
     response = post(json={**URL, "response_format": "srt"}, transcript=fine)
     assert (response.status_code, "x-warnings" in response.headers) == (200, False)
@@ -131,7 +131,7 @@ def test_words_is_one_list() -> None:
 
 
 def test_json_is_the_default() -> None:
-    """Asked for or not; it has its warnings inside and no header for them."""
+    """It need not be asked for; its warnings are in the body and not in a header."""
     response = post(json={**URL, "response_format": "json"})
     assert response.json() == post(json=URL).json() == json.loads((GOLDEN / "fixed.json").read_text())
     assert "x-warnings" not in response.headers
@@ -188,7 +188,7 @@ def test_subtitle_options_arrive_from_json_and_from_forms(response_format: str) 
 def test_what_a_format_cannot_do_is_a_400_that_names_the_option(
     options: dict[str, Any], param: str, says: str
 ) -> None:
-    """In JSON and in forms; nothing is accepted and ignored."""
+    """This holds in JSON and in forms; no option is accepted and ignored."""
     form = {name: str(value).lower() for name, value in options.items()}
     for response in (post(json={**URL, **options}), post(files={"file": b"x"}, data=form)):
         error = response.json()["error"]

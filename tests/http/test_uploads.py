@@ -1,4 +1,4 @@
-"""Request bodies in pieces, cut short, too large and wrong, with a fake pipeline."""
+"""Request bodies: cut into pieces, incomplete, too large, malformed; with a fake pipeline."""
 
 import asyncio
 import base64
@@ -42,7 +42,7 @@ ALL_BYTES = bytes(range(256)) * 3  # its base64 has every character, and / many 
 
 
 class Server:
-    """The app around a pipeline that reads the whole file, and a client on ASGI's own level."""
+    """The application with a pipeline that reads the whole file, and a client that speaks ASGI."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error
@@ -133,7 +133,7 @@ def part(head: str, content: bytes) -> bytes:
 def test_a_file_arrives_whole_wherever_the_body_is_cut(
     monkeypatch: pytest.MonkeyPatch, content_type: str, body: bytes, piece_bytes: int
 ) -> None:
-    """No cut through a name, four characters of base64 or a boundary changes a byte."""
+    """A cut through a name, a group of base64 or a boundary changes no byte."""
     monkeypatch.setattr(uploads, "PIECE_BYTES", piece_bytes)
     server = Server()
     status, _ = server.post(content_type, body[:100], body[100:])
@@ -162,7 +162,7 @@ UNPADDED = base64.b64encode(ALL_BYTES[:-1]).decode().rstrip("=")
 def test_base64_is_read_as_people_send_it(
     monkeypatch: pytest.MonkeyPatch, text: str, file: bytes, piece_chars: int
 ) -> None:
-    """As a data: URL, in lines, with the URL-safe alphabet, without padding, and several of these at once."""
+    """It may be a data: URL, have lines, the URL-safe alphabet or no padding, or several of these."""
     monkeypatch.setattr(json_module, "PIECE_CHARS", piece_chars)
     server = Server()
     assert server.post(JSON, json.dumps({"audio_b64": text}).encode())[0] == 200
@@ -198,7 +198,7 @@ def test_base64_is_read_as_json_libraries_and_shells_write_it(character: str, es
     ],
 )
 def test_what_is_not_base64_is_refused(monkeypatch: pytest.MonkeyPatch, text: str, piece_chars: int) -> None:
-    """Another file than the one sent is worse than none."""
+    """A damaged file would be worse than an error."""
     monkeypatch.setattr(json_module, "PIECE_CHARS", piece_chars)
     server = Server()
     status, answer = server.post(JSON, json.dumps({"audio_b64": text}).encode())
@@ -231,7 +231,7 @@ def test_what_is_not_base64_is_refused(monkeypatch: pytest.MonkeyPatch, text: st
     ],
 )
 def test_json_that_could_be_read_in_two_ways_is_refused(body: bytes, param: str | None) -> None:
-    """A name given twice, and what is no JSON in UTF-8, is a 400."""
+    """A name given twice is a 400, and so is what is not JSON in UTF-8."""
     server = Server()
     status, answer = server.post(JSON, body)
     assert (status, answer["error"]["param"]) == (400, param)
@@ -239,7 +239,7 @@ def test_json_that_could_be_read_in_two_ways_is_refused(body: bytes, param: str 
 
 
 def test_json_is_utf_8() -> None:
-    """With or without a byte order mark, and whether a letter is escaped or not."""
+    """A byte order mark and escapes make no difference."""
     server = Server()
     prompt = "Käthe, 中文, \N{GRINNING FACE}"
     body = {"audio_b64": "AAAA", "initial_prompt": prompt}
@@ -260,7 +260,7 @@ def test_json_is_utf_8() -> None:
     ],
 )
 def test_the_part_named_file_is_the_file(head: str) -> None:
-    """Whether and however its client names a file."""
+    """It needs no file name, and the file name may be written in any way."""
     server = Server()
     assert server.post(FORM, part(head, ALL_BYTES) + b"--x--\r\n")[0] == 200
     assert server.bytes == [ALL_BYTES]
@@ -269,7 +269,7 @@ def test_the_part_named_file_is_the_file(head: str) -> None:
 @pytest.mark.parametrize("piece_bytes", [1, 7, 1 << 20])
 @pytest.mark.parametrize("preamble", [b"\r\n", b"This is a form.\r\n", b"--x- \r\n--xy\r\n\r\n"])
 def test_a_preamble_is_skipped(monkeypatch: pytest.MonkeyPatch, preamble: bytes, piece_bytes: int) -> None:
-    """Some mail-like libraries write a sentence before the first boundary."""
+    """Some libraries write a sentence before the first boundary, as in mail."""
     monkeypatch.setattr(uploads, "PIECE_BYTES", piece_bytes)
     server = Server()
     assert server.post(FORM, preamble + part('name="language"', b"de") + form(ALL_BYTES))[0] == 200
@@ -283,7 +283,7 @@ VOICES = ("data:audio/wav;base64,AAAA", "data:audio/wav;base64,BBBB")
     "suffixes", [("[]", "[]"), ("", ""), ("[0]", "[1]")], ids=["brackets", "repeated", "numbered"]
 )
 def test_an_array_is_sent_in_any_of_the_usual_ways(suffixes: tuple[str, str]) -> None:
-    """`name[]`, `name` repeated, `name[0]`: HTTP libraries differ."""
+    """HTTP libraries send `name[]`, `name` repeated or `name[0]`."""
     names = [
         part(f'name="known_speaker_names{suffix}"', b"ab"[i : i + 1]) for i, suffix in enumerate(suffixes)
     ]
@@ -299,7 +299,7 @@ def test_an_array_is_sent_in_any_of_the_usual_ways(suffixes: tuple[str, str]) ->
 
 @pytest.mark.parametrize("suffixes", [("[1]", "[0]"), ("[0]", "[2]"), ("[0]", "[0]"), ("[a]", "[b]")])
 def test_an_array_out_of_order_is_refused(suffixes: tuple[str, str]) -> None:
-    """A name must not be given to another's voice."""
+    """Otherwise a speaker could get the name of another."""
     server = Server()
     names = [part(f'name="known_speaker_names{suffix}"', suffix.encode()) for suffix in suffixes]
     status, answer = server.post(FORM, *names, form(b"x"))
@@ -329,7 +329,7 @@ def test_an_array_out_of_order_is_refused(suffixes: tuple[str, str]) -> None:
     ],
 )
 def test_a_wrong_form_is_a_400(content_type: str, body: bytes, says: str) -> None:
-    """In the shape of every error, and the pipeline sees nothing of it."""
+    """The error has the usual shape, and the pipeline is not called."""
     server = Server()
     status, answer = server.post(content_type, body)
     assert (status, answer["error"]["type"]) == (400, "invalid_request_error")
@@ -339,7 +339,7 @@ def test_a_wrong_form_is_a_400(content_type: str, body: bytes, says: str) -> Non
 
 @pytest.mark.parametrize("charset", ["undefined", "punycode", "utf-16"])
 def test_no_client_chooses_a_codec(charset: str) -> None:
-    """Some of Python's raise what no handler expects; a form is UTF-8 whatever its type says."""
+    """A form is UTF-8 whatever its type says, because some of Python's codecs raise unexpected errors."""
     assert Server().post(f"{FORM}; charset={charset}", form(b"x"))[0] == 200
 
 
@@ -376,7 +376,7 @@ def test_a_json_body_has_a_limit_of_its_own() -> None:
     ids=["preamble", "text field", "epilogue"],
 )
 def test_what_is_not_the_file_has_a_limit_of_its_own(start: bytes, flood: bytes) -> None:
-    """A text field, or what stands before and behind a form: a 413 before the whole body has come."""
+    """Text fields, and text before and after the form, are a 413 before the whole body has arrived."""
     server = Server()
     chunks = (flood * CHUNK_BYTES for _ in range(1000))
     status, answer = asyncio.run(server.send(FORM, [start, *chunks]))
@@ -386,7 +386,7 @@ def test_what_is_not_the_file_has_a_limit_of_its_own(start: bytes, flood: bytes)
 
 @pytest.mark.parametrize("content_type", [JSON, FORM])
 def test_voices_of_known_speakers_may_be_large(content_type: str) -> None:
-    """Four of nearly 2 MiB pass whole."""
+    """Four recordings of nearly 2 MiB arrive whole."""
     voice = "data:audio/wav;base64," + "A" * ((2 << 20) - 8192)
     fields = {"known_speaker_names": [*"abcd"], "known_speaker_references": [voice] * 4}
     parts = [part(f'name="{name}[]"', value.encode()) for name in fields for value in fields[name]]
@@ -410,7 +410,7 @@ def test_voices_of_known_speakers_may_be_large(content_type: str) -> None:
     ],
 )
 def test_json_that_takes_more_memory_than_its_text_is_refused(body: bytes) -> None:
-    """Before it is parsed: its text may be megabytes, and what is parsed thirty times as much."""
+    """It is refused before it is parsed, because it could take thirty times the memory of its text."""
     server = Server()
     tracemalloc.start()
     try:
@@ -435,7 +435,7 @@ def test_only_base64_may_be_long_in_json(name: str) -> None:
 @pytest.mark.parametrize("length", [str(MAX_JSON_BYTES + MAX_TEXT_BYTES + 1), "9" * 5000])
 @pytest.mark.parametrize("content_type", [JSON, FORM])
 def test_a_body_that_declares_too_much_is_not_read(content_type: str, length: str) -> None:
-    """413 without asking for a byte of it."""
+    """The answer is a 413 without reading any of it."""
     server = Server()
     assert server.post(content_type, b"x", length=length)[0] == 413
     assert server.chunks_sent == 0
@@ -443,7 +443,7 @@ def test_a_body_that_declares_too_much_is_not_read(content_type: str, length: st
 
 @pytest.mark.parametrize(("content_type", "body"), [(JSON, json_body), (FORM, form)])
 def test_a_length_that_lies_is_not_believed(content_type: str, body: Any) -> None:
-    """Declared small and sent too large is a 413 all the same."""
+    """A body that is larger than declared is a 413 too."""
     server = Server()
     too_large = body(b"x" * (MAX_BYTES + 1))
     chunks = [too_large[start : start + CHUNK_BYTES] for start in range(0, len(too_large), CHUNK_BYTES)]
@@ -455,7 +455,7 @@ def test_a_length_that_lies_is_not_believed(content_type: str, body: Any) -> Non
 def test_a_client_that_leaves_leaves_nothing_open(
     content_type: str, body: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """In the middle of its upload; the operator's log does not call it a failure of the server."""
+    """It leaves in the middle of its upload; the log does not call that a failure of the server."""
     server = Server()
     server.post(content_type, body(b"x"))  # what opens once stays open: the event loop, its threads
 
@@ -492,7 +492,7 @@ def test_a_cancelled_upload_leaves_nothing_open(content_type: str, body: Any) ->
 @pytest.mark.parametrize("error", [None, RuntimeError("a bug")])
 @pytest.mark.parametrize(("content_type", "body"), [(JSON, json_body), (FORM, form)])
 def test_the_file_is_closed_after_the_answer(content_type: str, body: Any, error: Exception | None) -> None:
-    """And after a failure of the pipeline."""
+    """It is closed after a failure of the pipeline too."""
     server = Server(error)
 
     async def ask() -> None:
@@ -506,7 +506,7 @@ def test_the_file_is_closed_after_the_answer(content_type: str, body: Any, error
 
 
 def test_a_url_holds_no_file_open() -> None:
-    """A request for a URL may run for an hour; it keeps no descriptor from others."""
+    """Such a request may run for an hour and must not use up descriptors."""
     server = Server()
 
     async def ask() -> int:
@@ -524,7 +524,7 @@ def test_a_url_holds_no_file_open() -> None:
 def test_a_full_disk_is_a_503(
     monkeypatch: pytest.MonkeyPatch, content_type: str, body: Any, size: int
 ) -> None:
-    """The client may come again; it is told so and nothing is transcribed."""
+    """The client is told to try again later, and nothing is transcribed."""
     monkeypatch.setattr(tempfile, "TemporaryFile", lambda: open("/dev/full", "r+b"))  # noqa: SIM115
     server = Server()
     status, answer = server.post(content_type, body(b"x" * size))
@@ -533,7 +533,7 @@ def test_a_full_disk_is_a_503(
 
 
 class Disk(io.BytesIO):
-    """A file that counts what has been written to it."""
+    """A file that counts the bytes written to it."""
 
     written = 0
 
@@ -543,7 +543,7 @@ class Disk(io.BytesIO):
 
 
 def test_the_client_waits_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No more than a piece is taken from the client before it is written."""
+    """At most one piece is taken from the client before it is written."""
     disk = Disk()
     monkeypatch.setattr(tempfile, "TemporaryFile", lambda: disk)
     ahead: list[int] = []
@@ -561,7 +561,7 @@ def test_the_client_waits_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("content_type", "most_bytes"), [(FORM, 8 << 20), (JSON, 3 * (64 << 20))])
 def test_a_large_file_takes_little_memory(content_type: str, most_bytes: int) -> None:
-    """48 MB go through in less than 8 MB as a form, and as base64 in less than three times their text."""
+    """48 MB take less than 8 MB as a form, and as base64 less than three times their text."""
     chunk = b"\xff" * (3 << 14)
     head, tail = (
         (START, END)
@@ -593,7 +593,7 @@ def test_a_large_file_takes_little_memory(content_type: str, most_bytes: int) ->
 
 @pytest.mark.parametrize("content_type", [JSON, FORM])
 def test_a_slow_upload_takes_no_memory(content_type: str) -> None:
-    """What has come so far is on disk in both kinds of body."""
+    """In both kinds of body, what has arrived so far is on disk."""
     server = Server()
     body = json_body if content_type == JSON else form
 
@@ -634,7 +634,7 @@ asyncio.run(main())
 
 @pytest.mark.parametrize(("content_type", "body"), [(JSON, "json_body"), (FORM, "form")])
 def test_a_killed_server_leaves_no_file(tmp_path: Path, content_type: str, body: str) -> None:
-    """Neither while an upload is written nor after SIGKILL is there a name in the temporary directory."""
+    """The temporary directory has no name in it, neither during an upload nor after SIGKILL."""
     code = UPLOAD.format(content_type=content_type, body=body)
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     pipe = subprocess.PIPE
