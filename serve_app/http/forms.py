@@ -128,20 +128,24 @@ def collect_fields(fields: Sequence[Field], arrays: Collection[str]) -> dict[str
 
     Empty values are left out, because a browser also sends its empty inputs; in an array that has other
     values they keep their place. Raises InvalidRequest for any other name given more than once, and for an
-    array whose numbers are not in order.
+    array whose numbers have gaps.
     """
     collected: dict[str, Any] = {}
+    numbered: dict[str, dict[str, str]] = {}
     for sent, value in fields:
         name, _, number = sent.removesuffix("]").partition("[")
         if name in arrays:
-            values = collected.setdefault(name, [])
-            if number not in ("", str(len(values))):
-                raise InvalidRequest(f"{name}: send its values as {name}[0], {name}[1] and so on.", name)
-            values.append(value)
+            values = numbered.setdefault(name, {})
+            values[number or str(len(values))] = value
         elif sent in collected:
             raise InvalidRequest(f"{sent}: given more than once; send it once.", sent)
         else:
             collected[sent] = value
+    for name, values in numbered.items():
+        sent_times = sum(sent.partition("[")[0] == name for sent, _ in fields)
+        if {str(number) for number in range(sent_times)} != values.keys():
+            raise InvalidRequest(f"{name}: send its values as {name}[0], {name}[1] and so on.", name)
+        collected[name] = [values[str(number)] for number in range(len(values))]
     return {name: value for name, value in collected.items() if any(value)}
 
 

@@ -16,12 +16,13 @@ from typer.testing import CliRunner
 
 from serve_app.__main__ import cli
 from serve_app.cli import launcher
-from serve_app.errors import EmptyAudio, Overloaded, UploadTooSlow
+from serve_app.errors import EmptyAudio, UploadTooSlow
 from serve_app.http import auth, middleware
 from serve_app.http.app import create_app
 from serve_app.http.auth import Access
 from serve_app.http.middleware import ReceiveDeadline
 from serve_app.options import Options
+from serve_app.request.admission import Admission
 from serve_app.settings import AccessSettings, ApiKey, Settings
 from serve_app.transcript import Source, Transcript
 
@@ -377,21 +378,16 @@ def test_named_origins_can_read_every_error(
     assert answer.json()["error"]["message"]
 
 
-class Full:
+class Full(Admission):
     """Admission to a server that takes nothing more."""
 
     def __init__(self) -> None:
-        self.asked_bytes: list[int] = []
-
-    def admit(self, body_bytes: int) -> Any:
-        self.asked_bytes.append(body_bytes)
-        raise Overloaded("Full.")
+        super().__init__(0, 1.0)
 
 
 def test_a_full_server_is_readable_for_web_pages_and_healthy_for_load_balancers() -> None:
     """Its 503 has the CORS headers, a request without a key is a 401, and any Content-Length is safe."""
-    full = Full()
-    server = Server(key(), cors_origins=(PAGE,), admission=full)
+    server = Server(key(), cors_origins=(PAGE,), admission=Full())
     refused = server.post(headers={"Origin": PAGE, **BEARER, "Content-Length": "7"})
     assert (code(refused), refused.headers["retry-after"]) == ((503, "overloaded"), "5")
     assert refused.headers["access-control-allow-origin"] == PAGE
@@ -399,7 +395,6 @@ def test_a_full_server_is_readable_for_web_pages_and_healthy_for_load_balancers(
     assert server.request("GET", "/healthz").status_code == 200
     for length in ("9" * 5000, "x", ""):
         assert server.post(headers={**BEARER, "Content-Length": length}).status_code == 503
-    assert full.asked_bytes == [7, int("9" * 20), 0, 0]
 
 
 def test_a_bug_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -525,7 +520,7 @@ def test_a_fresh_key_and_its_lines_fit_together() -> None:
     assert secret not in "".join(lines)
     assert [known.name for known in pasted.keys] == ["007"]
     assert Server(*pasted.keys).post(headers={"Api-Key": secret}).status_code == 200
-    assert CliRunner().invoke(cli, ["key", "two words"]).exit_code == 1
+    assert CliRunner().invoke(cli, ["key", "two words"]).exit_code != 0
 
 
 def test_a_key_in_place_of_its_hash_is_not_repeated_in_the_error() -> None:
