@@ -93,11 +93,7 @@ def graph_on_gpus(folder: Path, gpu_count: int) -> dict[str, Any]:
                 "import_path": "benchmarks.simulated:build",
                 "args": {"folder": str(folder), "gpu_count": gpu_count},
                 "deployments": [
-                    {
-                        "name": "Transcriber",
-                        "num_replicas": gpu_count,
-                        "user_config": {"max_batch_size": BATCH},
-                    },
+                    {"name": "Transcriber", "num_replicas": gpu_count, "user_config": recognise},
                     {"name": "Aligner", "num_replicas": gpu_count, "user_config": ALIGN_BATCH["cuda"]},
                     # A short file need not wait for the speakers of a long one.
                     {"name": "Diarizer", "num_replicas": 2},

@@ -47,9 +47,7 @@ class Strict(BaseModel):
 class AsrSettings(Strict):
     """Whisper: windows to text."""
 
-    compute_type: str = Field(
-        "auto", description="CTranslate2's type. auto: int8_float16 on a GPU, int8 on a CPU."
-    )
+    compute_type: str = Field("auto", description="auto: int8_float16 on a GPU, int8 on a CPU.")
     beam_size: int = Field(5, ge=1, le=20, description="Beam width; 5 is whisperx's.")
     temperature_fallback: tuple[Annotated[float, Field(ge=0.01, le=1)], ...] = Field(
         (0.2, 0.4, 0.6, 0.8, 1.0),
@@ -192,9 +190,7 @@ class AccessSettings(Strict):
         description="API keys: name, sha256, and if you like max_requests (at once) and "
         "max_audio_s_per_minute, both per Ingress replica.",
     )
-    public_without_keys: bool = Field(
-        False, description="Without keys, answer other machines too, not only this one."
-    )
+    public_without_keys: bool = Field(False, description="Without keys, answer other machines too.")
     cors_origins: tuple[Annotated[str, AfterValidator(_origin)], ...] = Field(
         (), description="Web pages of these origins may use the API; * for all of them needs keys."
     )

@@ -94,11 +94,8 @@ async def transcribe(
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-    if (
-        FORMATS[options.response_format].needs_speakers
-        and request.windows_found
-        and request.diarization_error
-    ):
+    speakers_are_all = FORMATS[options.response_format].needs_speakers
+    if speakers_are_all and request.windows_found and request.diarization_error:
         raise request.diarization_error
     if diarization is not None:
         segments = await asyncio.to_thread(assign_speakers, segments, diarization)

@@ -297,8 +297,8 @@ def test_an_array_is_sent_in_any_of_the_usual_ways(suffixes: tuple[str, str]) ->
     assert (options.known_speaker_names, options.known_speaker_references) == (("a", "b"), VOICES)
 
 
-@pytest.mark.parametrize("suffixes", [("[1]", "[0]"), ("[0]", "[2]"), ("[0]", "[0]"), ("[a]", "[b]")])
-def test_an_array_out_of_order_is_refused(suffixes: tuple[str, str]) -> None:
+@pytest.mark.parametrize("suffixes", [("[0]", "[2]"), ("[0]", "[0]"), ("[a]", "[b]")])
+def test_an_array_with_gaps_is_refused(suffixes: tuple[str, str]) -> None:
     """Otherwise a speaker could get the name of another."""
     server = Server()
     names = [part(f'name="known_speaker_names{suffix}"', suffix.encode()) for suffix in suffixes]
