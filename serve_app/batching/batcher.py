@@ -96,8 +96,8 @@ class Batcher(Generic[Item, Result]):
 
     @property
     def queued(self) -> int:
-        """How many items wait for the device."""
-        return len(self._queue)
+        """How many items wait for the device whose callers still wait for them."""
+        return sum(not waiting.answer.done() for waiting in self._queue)
 
     @property
     def running(self) -> int:

@@ -48,9 +48,6 @@ class FairQueue(Generic[Item, Result]):
     def __iter__(self) -> Iterator[Waiting[Item, Result]]:
         return (waiting for queue in self._queues.values() for waiting in queue)
 
-    def __len__(self) -> int:
-        return sum(map(len, self._queues.values()))
-
     def put(self, request_id: Hashable, waiting: Waiting[Item, Result]) -> None:
         """Adds an item behind the others of its request; first items go before those that are not."""
         queue = self._queues.setdefault(request_id, deque())
