@@ -156,8 +156,6 @@ class Batcher(Generic[Item, Result]):
             results = self._run([waiting.item for waiting in batch])
             if len(results) != len(batch):
                 raise RuntimeError(f"{len(results)} results for {len(batch)} items")
-        except StopIteration as error:  # a future cannot hold it
-            return [RuntimeError(f"the model call ended with {error!r}")] * len(batch)
         except Exception as error:  # noqa: BLE001  (the whole call failed: each of its items gets the error)
             return [error] * len(batch)
         return results

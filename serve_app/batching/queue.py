@@ -25,6 +25,8 @@ class Waiting(Generic[Item, Result]):
         """Gives the caller its result, or raises the error there; does nothing where the caller has gone."""
         if self.answer.done():
             return
+        if isinstance(result, StopIteration):  # a future cannot hold it
+            result = RuntimeError(f"the model call ended with {result!r}")
         if isinstance(result, BaseException):
             self.answer.set_exception(result)
         else:
@@ -40,9 +42,7 @@ class FairQueue(Generic[Item, Result]):
 
     def __init__(self, audio_s: Callable[[Item], float]) -> None:
         self._audio_s = audio_s
-        self._queues: OrderedDict[Hashable, deque[Waiting[Item, Result]]] = (
-            OrderedDict()
-        )  # next request first
+        self._queues: OrderedDict[Hashable, deque[Waiting[Item, Result]]] = OrderedDict()  # next one first
         self._first_items_led = False  # in the last batch for which there were both kinds
 
     def __iter__(self) -> Iterator[Waiting[Item, Result]]:

@@ -101,11 +101,6 @@ def is_broken_device(error: RuntimeError) -> bool:
     )
 
 
-def _storable(error: Exception) -> Exception:
-    """No future can hold a StopIteration."""
-    return RuntimeError(f"the model call ended with {error!r}") if isinstance(error, StopIteration) else error
-
-
 def with_halved_batches(
     run: Callable[[list[Item]], Sequence[Any]], stage: str, note: Callable[[str, str, Exception], None]
 ) -> Callable[[list[Item]], Sequence[Any]]:
@@ -121,7 +116,7 @@ def with_halved_batches(
         except Exception as error:  # noqa: BLE001  (whichever it is, others' items may be fine)
             short, of_host = is_out_of_memory(error), type(error).__module__.startswith("numpy")
             # The frames of the failed call hold the very tensors that there is no room for.
-            failed = error.with_traceback(None) if short else _storable(error)
+            failed = error.with_traceback(None) if short else error
         if len(items) == 1:
             message = f"The {stage} stage is out of memory; try again later."
             code = f"{stage}_out_of_host_memory" if of_host else f"{stage}_out_of_memory"

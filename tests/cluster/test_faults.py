@@ -220,7 +220,7 @@ def test_audio_that_is_lost_is_loaded_again() -> None:
     async def lose() -> list[WindowText]:
         audio = LoadedAudio(load, again)
         await audio.load()
-        stage = Stage("asr", transcriber.transcribe, again)
+        stage: Stage[Any] = Stage("asr", transcriber.transcribe, again)
         calls = (
             stage.call(
                 TranscribeCall(

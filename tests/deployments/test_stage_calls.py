@@ -98,7 +98,7 @@ class Request:
     def run(self, calls: int = 1) -> list[str]:
         async def all_at_once() -> list[str]:
             await self.audio.load()
-            stage = Stage("asr", self, self.retries)
+            stage: Stage[Any] = Stage("asr", self, self.retries)
             return list(await asyncio.gather(*(stage.call(self.call(), 0.0, 2.0) for _ in range(calls))))
 
         return asyncio.run(all_at_once())
@@ -207,7 +207,7 @@ def test_a_window_that_kills_its_replica_costs_nobody_else(poison_at: int) -> No
 
     async def run() -> list[Any]:
         await request.audio.load()
-        stage = Stage("asr", Method(replica.align), request.retries)
+        stage: Stage[Any] = Stage("asr", Method(replica.align), request.retries)
         calls = (stage.call(request.call(0.0, float(number)), 0.0, 1.0) for number in numbers)
         return list(await asyncio.gather(*calls, return_exceptions=True))
 
@@ -238,7 +238,7 @@ def test_a_quarantined_call_that_hangs_does_not_hold_the_others_for_ever(
 
     async def run() -> None:
         await request.audio.load()
-        stage = Stage("alignment", Method(die_twice_then_hang), request.retries)
+        stage: Stage[Any] = Stage("alignment", Method(die_twice_then_hang), request.retries)
         hanging = asyncio.create_task(stage.call(request.call(0.0), 0.0, 1.0))
         await hangs.wait()
         with pytest.raises(Overloaded) as raised:
@@ -288,7 +288,7 @@ def test_calls_get_the_parts_that_they_are_about_as_soon_as_those_are_there() ->
         loader.may_go_on.clear()
         request = Request(loader=loader)
         await request.audio.load()
-        stage = Stage("asr", request, request.retries)
+        stage: Stage[Any] = Stage("asr", request, request.retries)
         parts = request.audio.parts()
         assert await anext(parts) == TWO_PARTS[0]
         assert await stage.call(request.call(1.0, 30.0), 1.0, 30.0) == "done"
@@ -334,7 +334,7 @@ def test_what_is_wrong_with_a_file_is_heard_by_all_and_not_retried(error: Except
         loader.ends_in[1] = error
         request = Request(loader=loader)
         await request.audio.load()
-        stage = Stage("asr", request, request.retries)
+        stage: Stage[Any] = Stage("asr", request, request.retries)
         waiting = asyncio.create_task(stage.call(request.call()))
         for heard in (waiting, stage.call(request.call(31.0, 40.0), 31.0, 40.0)):
             with pytest.raises(type(error)):
@@ -362,7 +362,7 @@ def test_everybody_hears_of_a_loading_that_cannot_be_begun_again() -> None:
         loader.may_go_on.clear()
         request = Request(AudioLost("gone"), loader=loader)
         await request.audio.load()
-        stage = Stage("asr", request, request.retries)
+        stage: Stage[Any] = Stage("asr", request, request.retries)
         waiting = asyncio.create_task(stage.call(request.call(31.0, 40.0), 31.0, 40.0))
         with pytest.raises(Overloaded):
             await stage.call(request.call(), 0.0, 2.0)
@@ -388,7 +388,7 @@ def test_known_speakers_clips_are_loaded_again_with_the_file() -> None:
     async def run() -> str:
         await request.audio.load()
         await clip.audio.load()
-        stage = Stage("diarization", Method(diarize), request.retries)
+        stage: Stage[Any] = Stage("diarization", Method(diarize), request.retries)
         known = (KnownSpeaker("Ada", clip.audio),)
         answer: str = await stage.call(DiarizeCall(audio=request.audio, request_id="id", known=known))
         return answer

@@ -107,19 +107,6 @@ def test_an_item_that_breaks_the_model_breaks_no_other() -> None:
     assert isinstance(results[2], ValueError)
 
 
-def test_a_stop_iteration_of_the_model_is_an_error_like_others() -> None:
-    """No future can hold one, so it would take the batcher down with it."""
-
-    def run(items: list[int]) -> list[int]:
-        if 3 in items:
-            next(iter(()))
-        return items
-
-    first, second, third = with_halved_batches(run, "asr", lambda *_: None)([1, 2, 3])
-    assert (first, second) == (1, 2)
-    assert isinstance(third, RuntimeError)
-
-
 @pytest.mark.parametrize(
     ("message", "broken"),
     [

@@ -10,7 +10,7 @@ import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from ray.exceptions import ActorUnavailableError, ObjectLostError, OutOfMemoryError
 from ray.serve.exceptions import ReplicaUnavailableError
@@ -26,6 +26,8 @@ from serve_app.http.auth import charge
 from serve_app.request.admission import Admission
 from serve_app.request.calls import AlignCall, DetectCall, DiarizeCall, StageCall, TranscribeCall
 from serve_app.transcript import AudioInfo, Diarization, Segment, Source, Speech, WindowText
+
+Answer = TypeVar("Answer")
 
 MAX_ATTEMPTS = 4
 MAX_CRASHES_IN_SHARED_BATCH = 2  # after as many deaths of replicas a call is quarantined,
@@ -98,7 +100,7 @@ class CallHistory:
         return self._crashes == MAX_CRASHES_IN_SHARED_BATCH + MAX_CRASHES_ALONE
 
 
-class Stage:
+class Stage(Generic[Answer]):
     """One stage's method on other replicas, called until it answers or cannot."""
 
     def __init__(self, name: str, method: Any, retries: Retries) -> None:
@@ -107,7 +109,7 @@ class Stage:
         self._retries = retries
         self._quarantine = asyncio.Lock()
 
-    async def call(self, call: StageCall, start_s: float = 0.0, end_s: float = math.inf) -> Any:
+    async def call(self, call: StageCall, start_s: float = 0.0, end_s: float = math.inf) -> Answer:
         """The answer to a call about the audio between these times.
 
         Raises TranscriptionError: the stage's own, ModelCrashed, or Overloaded after MAX_ATTEMPTS.
@@ -127,7 +129,7 @@ class Stage:
             raise final from None
         raise AssertionError("unreachable")
 
-    async def _attempt(self, call: StageCall, start_s: float, end_s: float, history: CallHistory) -> Any:
+    async def _attempt(self, call: StageCall, start_s: float, end_s: float, history: CallHistory) -> Answer:
         clips = [speaker.clip for speaker in call.known] if isinstance(call, DiarizeCall) else []
         loadings: list[tuple[LoadedAudio, int]] = []
 
@@ -142,7 +144,9 @@ class Stage:
                 known = zip(ready.known, [await loaded(clip) for clip in clips], strict=True)
                 ready = replace(ready, known=tuple(replace(speaker, clip=clip) for speaker, clip in known))
             async with self._place(history):
-                return await invoke(self._method, replace(ready, runs_alone=history.is_quarantined))
+                ready = replace(ready, runs_alone=history.is_quarantined)
+                answer: Answer = await invoke(self._method, ready)
+                return answer
         except AudioLost:
             for audio, loading in loadings:  # which of them was lost does not show
                 await audio.load_again(loading)
@@ -181,10 +185,12 @@ class StageCalls:
         retries: Retries,
     ) -> None:
         self._load = loader.options(stream=True).load
-        self._speech = Stage("speech", detector.detect, retries)
-        self._asr = Stage("asr", transcriber.transcribe, retries)
-        self._alignment = Stage("alignment", aligner.align, retries)
-        self._diarization = Stage("diarization", diarizer.diarize, retries) if diarizer else None
+        self._speech: Stage[Speech] = Stage("speech", detector.detect, retries)
+        self._asr: Stage[WindowText] = Stage("asr", transcriber.transcribe, retries)
+        self._alignment: Stage[tuple[Segment, ...]] = Stage("alignment", aligner.align, retries)
+        self._diarization: Stage[Diarization] | None = (
+            Stage("diarization", diarizer.diarize, retries) if diarizer else None
+        )
         self._admission = admission
         self._max_audio_s = max_audio_s
         self._retries = retries
@@ -220,26 +226,20 @@ class StageCalls:
     async def detect(self, call: DetectCall) -> Speech:
         """Searches one more part of a file for speech."""
         start_s = call.before.resume_s if call.before else 0.0
-        found: Speech = await self._speech.call(call, start_s, call.part.end_s)
-        return found
+        return await self._speech.call(call, start_s, call.part.end_s)
 
     async def transcribe(self, call: TranscribeCall) -> WindowText:
         """Recognises one window."""
-        text: WindowText = await self._asr.call(call, call.window.start_s, call.window.end_s)
-        return text
+        return await self._asr.call(call, call.window.start_s, call.window.end_s)
 
     async def align(self, call: AlignCall) -> tuple[Segment, ...]:
         """Finds the times of the words in one window."""
-        segments: tuple[Segment, ...] = await self._alignment.call(
-            call, call.window.start_s, call.window.end_s
-        )
-        return segments
+        return await self._alignment.call(call, call.window.start_s, call.window.end_s)
 
     async def diarize(self, call: DiarizeCall) -> Diarization:
         """Tells the speakers of a whole file apart."""
         assert self._diarization is not None
-        found: Diarization = await self._diarization.call(call)
-        return found
+        return await self._diarization.call(call)
 
 
 def _keeps_failing(stage: str) -> Overloaded:
