@@ -56,8 +56,8 @@ class GatedSpeech(FakeSpeechModel):
         self._gates = gates
 
     def find_speech(self, requests: Sequence[SpeechRequest]) -> list[Any]:
-        """The gate is behind the first part of a file."""
-        if any(request.start_s for request in requests):
+        """The gate is behind the first part of a long file."""
+        if any(request.start_s or request.is_last for request in requests):
             self._gates.go_through("speech")
         return super().find_speech(requests)
 

@@ -2,7 +2,7 @@
 
 import gc
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,8 @@ import ray
 from ray.exceptions import OutOfDiskError
 from ray.serve._private.http_util import ASGIReceiveProxy
 
-from serve_app.deployments import audio_loader
 from serve_app.http.forms import FormBody
-from serve_app.transcript import AudioInfo, Samples
+from serve_app.stages.audio import decode
 
 PROXY = "SERVE_PROXY_ACTOR"
 INGRESS = "whisperx#Ingress#"
@@ -53,13 +52,12 @@ def hang_disk(_: Any, gate: Path) -> None:
 
 def fill_object_store(_: Any, gate: Path) -> None:
     """From now on decoded audio ends as Ray ends a result without room, while the file `gate` is there."""
-    loader: Any = audio_loader
-    decode = loader.decode
+    module: Any = decode
+    check = module._raise_for_failure
 
-    async def decode_or_not(*args: Any, **options: Any) -> AsyncGenerator[tuple[AudioInfo, Samples], None]:
-        async for part in decode(*args, **options):
-            if gate.exists():  # noqa: ASYNC240  (a moment)
-                raise OutOfDiskError
-            yield part
+    def check_or_fail(*args: Any) -> None:
+        if gate.exists():
+            raise OutOfDiskError
+        check(*args)
 
-    loader.decode = decode_or_not
+    module._raise_for_failure = check_or_fail

@@ -413,3 +413,23 @@ def test_a_part_that_is_too_much_for_the_server_ends_the_request() -> None:
             await anext(parts)
 
     asyncio.run(run())
+
+
+def test_many_that_wait_for_a_loading_that_breaks_off_begin_one_more() -> None:
+    """However many calls wait for parts of the file, and follow them."""
+
+    async def run() -> None:
+        loader = Loader(*TWO_PARTS)
+        loader.ends_in[1] = ActorDiedError()
+        loader.may_go_on.clear()
+        request = Request(loader=loader)
+        await request.audio.load()
+        stage: Stage[Any] = Stage("asr", request, request.retries)
+        calls = [asyncio.create_task(stage.call(request.call(31.0, 40.0), 31.0, 40.0)) for _ in range(5)]
+        parts = request.audio.parts()
+        await anext(parts)
+        loader.may_go_on.set()
+        await asyncio.gather(*calls, anext(parts))
+        assert request.retries.counts == {("loader", "audio_lost"): 1}
+
+    asyncio.run(run())

@@ -118,10 +118,10 @@ class LoadedAudio:
             raise Overloaded("The audio was lost again and again; try again later.", None, "audio_lost")
         self._stop()
         self._loadings += 1
+        self._loaded, self._is_over = 0, False
         checksum = self._infos[0].checksum if self._infos else None
         self._response = await self._start_loading(checksum)
         arriving = await generator_of(self._response)
-        self._loaded, self._is_over = 0, False
         self._following = asyncio.create_task(self._follow(arriving))
 
     async def load_again(self, loading: int) -> None:
@@ -130,11 +130,13 @@ class LoadedAudio:
             if self._loadings != loading:
                 return
             self._retries.note("loader", "audio_lost")
-            self._loaded, self._is_over = 0, True
             try:
                 await self.load()
-            except BaseException as error:
-                self._fault = error if isinstance(error, Exception) else None
+            except Exception as error:
+                self._fault = error
+                raise
+            except asyncio.CancelledError:
+                self._is_over = True  # whoever else waits loads again
                 raise
             finally:
                 await self._tell()
