@@ -50,6 +50,7 @@ class Loader:
 
     async def start(self, checksum: int | None) -> "Loader":
         self.asked_for.append(checksum)
+        await asyncio.sleep(0)  # as a call of a handle, it lets others run
         return self
 
     async def _to_object_ref_gen(self) -> References:
