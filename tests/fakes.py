@@ -7,7 +7,7 @@ import asyncio
 import base64
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -217,8 +217,9 @@ class References:
     def _get_next_ref_n(self, number: int) -> "list[References]":
         return [self] * number
 
-    async def _ready(self) -> "References":
-        return self
+    def _on_ready(self, done: Callable[[Any], None]) -> Callable[[], None]:
+        done(None)
+        return lambda: None
 
 
 class FakeSpeechModel:

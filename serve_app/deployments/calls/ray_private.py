@@ -3,6 +3,7 @@
 (Those of Serve's proxy, without which the service works too, are in `serve_app.ray_patches.body_queues`.)
 """
 
+import asyncio
 import inspect
 import logging
 import os
@@ -21,7 +22,7 @@ TRIED = "2.60.0"
 KUBERAY = "ray.autoscaler._private.kuberay"
 LEANS_ON: list[tuple[str, tuple[str, ...], bool]] = [
     ("ray:ObjectRefGenerator._get_next_ref_n", ("int",), False),
-    ("ray:ObjectRef._ready", (), True),
+    ("ray:ObjectRef._on_ready", ("callback",), False),
     ("ray.serve.handle:DeploymentResponse._to_object_ref", (), True),
     ("ray.serve.handle:DeploymentResponseGenerator._to_object_ref_gen", (), True),
     ("ray._private.state:GlobalState.get_max_resources_from_cluster_config", (), False),
@@ -40,12 +41,21 @@ class UnknownRay(Exception):
 async def references(arriving: Any) -> AsyncGenerator[Any, None]:
     """What Ray's generator of references gives, as it comes. An error is a reference, too.
 
-    Only to iterate over it would bring each object to this node, and Ray's public way without that
-    (`ray.wait` with `fetch_local=False`) would block a thread for each file that is loaded.
+    Iterating over it alone would bring each object to this node. Ray's public way without that (`ray.wait`
+    with `fetch_local=False`) would block a thread for each file that is loaded, and `ObjectRef._ready` keeps
+    the object of a request whose client has left.
     """
+    loop = asyncio.get_running_loop()
     while True:
         (reference,) = arriving._get_next_ref_n(1)
-        await reference._ready()
+        is_there = asyncio.Event()
+        stop_waiting = reference._on_ready(
+            lambda _, is_there=is_there: loop.call_soon_threadsafe(is_there.set)
+        )
+        try:
+            await is_there.wait()
+        finally:
+            stop_waiting()
         try:
             yield await anext(arriving)
         except StopAsyncIteration:
