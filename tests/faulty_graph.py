@@ -133,7 +133,7 @@ class Orphan:
             for _ in range(600):  # until that is known on this node
                 await ref
                 await asyncio.sleep(0.1)
-        yield ray.put(AudioInfo(0.0, 1.0, is_last=False, checksum=1))
+        yield ray.put(AudioInfo(0.0, 2.0, is_last=True, checksum=1))
         yield ref
 
     def cancel(self) -> None:

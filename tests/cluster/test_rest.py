@@ -62,7 +62,7 @@ def held(spool: Path) -> dict[str, int]:
     store = get_memory_info_reply(state).store_stats
     processes = [found for found in psutil.Process().children(recursive=True) if serves(found)]
     return {
-        **{f"descriptors of {process.pid}": process.num_fds() for process in processes},
+        **{f"descriptors of {' '.join(p.cmdline())} ({p.pid})": p.num_fds() for p in processes},
         "children": sum(len(process.children()) for process in processes),
         "files": len(list(spool.iterdir())),
         "bytes in the object store": store.object_store_bytes_used,
