@@ -1,8 +1,8 @@
 """Multipart forms: the part `file` goes to disk as it arrives, every other part is a short text field."""
 
 import logging
-from collections.abc import Callable, Collection, Sequence
-from typing import Any, BinaryIO, Generic, TypeVar
+from collections.abc import Collection, Sequence
+from typing import Any, BinaryIO
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -12,7 +12,6 @@ from serve_app.options import Options, parse_options
 from serve_app.spool import LimitedFile
 from serve_app.transcript import Source
 
-Parsed = TypeVar("Parsed")
 Field = tuple[str, str]  # the name as the client sent it, and the value
 
 MAX_TEXT_BYTES = 8 << 20  # of a body without its file; recordings of known speakers are the largest part
@@ -23,7 +22,7 @@ OPTION_ARRAYS = ("known_speaker_names", "known_speaker_references")
 logging.getLogger("python_multipart.multipart").setLevel(logging.ERROR)
 
 
-class FormBody(Generic[Parsed]):
+class FormBody:
     """Parses a form piece by piece.
 
     Starlette's form parser is not used because it has no limit for the file alone, decodes text with any
@@ -32,12 +31,9 @@ class FormBody(Generic[Parsed]):
 
     too_large_advice = "Send a shorter or smaller file."
 
-    def __init__(
-        self, boundary: bytes, file: BinaryIO, max_file_bytes: int, parse: Callable[[list[Field]], Parsed]
-    ) -> None:
-        """`parse` gets the text fields. Raises InvalidRequest for a boundary that is not valid."""
+    def __init__(self, boundary: bytes, file: BinaryIO, max_file_bytes: int) -> None:
+        """Raises InvalidRequest for a boundary that is not valid."""
         self.max_bytes = max_file_bytes + MAX_TEXT_BYTES
-        self._parse = parse
         self._file = LimitedFile(file, max_file_bytes, "file")
         self._fields: list[Field] = []
         self._received_bytes = 0
@@ -55,7 +51,7 @@ class FormBody(Generic[Parsed]):
             "on_headers_finished": self._end_headers,
             "on_part_data": self._add_data,
             "on_part_end": self._end_part,
-            "on_end": self._end_form,
+            "on_end": lambda: setattr(self, "_is_complete", True),
         }
         try:
             self._parser = MultipartParser(boundary, callbacks)
@@ -74,13 +70,13 @@ class FormBody(Generic[Parsed]):
         if self._received_bytes - self._file.size > MAX_TEXT_BYTES:
             raise too_much_text()
 
-    def finish(self) -> tuple[Source, Parsed]:
-        """Raises InvalidRequest, and what `parse` raises."""
+    def finish(self) -> tuple[Source, list[Field]]:
+        """The file and the text fields. Raises InvalidRequest."""
         if not self._is_complete:
             raise _invalid_form()
         if not self._has_file:
             raise _no_file()
-        return Source(file=self._file.from_start()), self._parse(self._fields[1:])  # without the preamble
+        return Source(file=self._file.from_start()), self._fields[1:]  # without the preamble
 
     def _begin_part(self) -> None:
         self._disposition, self._text = b"", bytearray()
@@ -114,9 +110,6 @@ class FormBody(Generic[Parsed]):
         if len(self._fields) > MAX_FIELDS:
             raise InvalidRequest(f"The form has more than {MAX_FIELDS} fields.")
 
-    def _end_form(self) -> None:
-        self._is_complete = True
-
 
 def form_options(fields: Sequence[Field]) -> Options:
     """The options of /predict, or InvalidRequest naming the one that is wrong."""
@@ -130,23 +123,23 @@ def collect_fields(fields: Sequence[Field], arrays: Collection[str]) -> dict[str
     values they keep their place. Raises InvalidRequest for any other name given more than once, and for an
     array whose numbers have gaps.
     """
-    collected: dict[str, Any] = {}
-    numbered: dict[str, dict[str, str]] = {}
+    collected: dict[str, dict[str, str]] = {}  # name -> place in the array -> value
     for sent, value in fields:
-        name, _, number = sent.removesuffix("]").partition("[")
-        if name in arrays:
-            values = numbered.setdefault(name, {})
-            values[number or str(len(values))] = value
-        elif sent in collected:
-            raise InvalidRequest(f"{sent}: given more than once; send it once.", sent)
-        else:
-            collected[sent] = value
-    for name, values in numbered.items():
-        sent_times = sum(sent.partition("[")[0] == name for sent, _ in fields)
-        if {str(number) for number in range(sent_times)} != values.keys():
+        name, _, place = sent.removesuffix("]").partition("[")
+        if name not in arrays:
+            name, place = sent, "0"
+        values = collected.setdefault(name, {})
+        if (place or str(len(values))) in values:
+            raise InvalidRequest(f"{sent}: given more than once; send it once.", name)
+        values[place or str(len(values))] = value
+    for name, values in collected.items():
+        if values.keys() != {str(place) for place in range(len(values))}:
             raise InvalidRequest(f"{name}: send its values as {name}[0], {name}[1] and so on.", name)
-        collected[name] = [values[str(number)] for number in range(len(values))]
-    return {name: value for name, value in collected.items() if any(value)}
+    return {
+        name: [values[str(place)] for place in range(len(values))] if name in arrays else values["0"]
+        for name, values in collected.items()
+        if any(values.values())
+    }
 
 
 def too_much_text() -> PayloadTooLarge:

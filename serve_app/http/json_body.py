@@ -42,9 +42,6 @@ class PredictRequest(Options):
             raise ValueError("headers are for fetching audio_file")
         return self
 
-    def options(self) -> Options:
-        return Options.model_validate(self.model_dump(include=set(Options.model_fields)))
-
 
 class JsonBody:
     """Collects a JSON body in `file`; the file in its `audio_b64`, if any, then takes its place there."""
@@ -63,8 +60,9 @@ class JsonBody:
         """Raises InvalidRequest, and PayloadTooLarge for the file in it or for the rest."""
         self._file.seek(0)
         request = validate_or_400(PredictRequest, _parse(self._file.read()))
+        options = Options.model_validate(request.model_dump(include=set(Options.model_fields)))
         if request.audio_b64 is None:
-            return Source(url=request.audio_file, headers=request.headers), request.options()
+            return Source(url=request.audio_file, headers=request.headers), options
         self._file.seek(0)
         self._file.truncate()
         audio = LimitedFile(self._file, self._max_file_bytes, "audio_b64")
@@ -72,7 +70,7 @@ class JsonBody:
             _decode_base64(request.audio_b64, audio)
         except ValueError:
             raise InvalidRequest("audio_b64: not valid base64.", "audio_b64") from None
-        return Source(file=audio.from_start()), request.options()
+        return Source(file=audio.from_start()), options
 
 
 def _parse(body: bytes) -> dict[str, Any]:
@@ -85,14 +83,11 @@ def _parse(body: bytes) -> dict[str, Any]:
     if len(body.translate(None, _BASE64 + _SPACE + b"\\")) > MAX_SYNTAX_BYTES:
         raise PayloadTooLarge(f"The JSON has over {MAX_SYNTAX_BYTES} characters that are not base64.")
     try:
-        if not body.isascii():  # a single emoji would make the text take four bytes per character
-            strings = body.split(b'"')
-            body = b'"'.join(each if each.isascii() else _NON_ASCII.sub(_escape, each) for each in strings)
-            del strings
-        text = body.decode("ascii")
+        # A single emoji would make the text take four bytes per character.
+        text = _NON_ASCII.sub(_escape, body).decode("ascii")
         del body
         # Not strict: the output of the base64 command, pasted into a string, has line breaks.
-        fields = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant, strict=False)
+        fields = json.loads(text, object_pairs_hook=_unique, strict=False)
         del text
         if not isinstance(fields, dict):
             raise InvalidRequest('The body must be a JSON object such as {"audio_file": "https://..."}.')
@@ -117,10 +112,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise InvalidRequest(f"{shown}: given more than once; send it once.", shown)
         fields[name] = value
     return fields
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
 
 
 def _decode_base64(text: str, file: LimitedFile) -> None:

@@ -1,13 +1,13 @@
 """Receives the body of a request: a file goes to disk as it arrives and is never in memory as a whole."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from python_multipart.multipart import parse_options_header
-from starlette.requests import ClientDisconnect, HTTPConnection, Request
+from starlette.requests import ClientDisconnect, Request
 
 from serve_app.errors import InvalidRequest, PayloadTooLarge
 from serve_app.http.forms import Field, FormBody
@@ -33,11 +33,11 @@ async def received(
     A route that takes JSON too, which is parsed as PredictRequest, has `max_json_bytes`. An uploaded file is
     closed at the end. Raises InvalidRequest, PayloadTooLarge, and Overloaded where the disk is full.
     """
+    kind, parameters = parse_options_header(request.headers.get("content-type"))
     with anonymous_temp_file() as file:
-        kind, parameters = parse_options_header(request.headers.get("content-type"))
-        body: Any
+        body: FormBody | JsonBody
         if kind == b"multipart/form-data":
-            body = FormBody(parameters.get(b"boundary", b""), file, max_file_bytes, parse)
+            body = FormBody(parameters.get(b"boundary", b""), file, max_file_bytes)
         elif kind == b"application/json" and max_json_bytes:
             body = JsonBody(file, max_file_bytes, max_json_bytes)
         else:
@@ -45,27 +45,36 @@ async def received(
             message = f"Send multipart/form-data with a file{or_json}."
             raise InvalidRequest(message, None, "unsupported_content_type")
         source, parsed = await _receive(request, body)
+        if isinstance(body, FormBody):
+            parsed = parse(parsed)
         del body  # the request may run for an hour and does not need the text of its body
         if source.file is None:
             file.close()  # nor an open file
         yield source, parsed
 
 
-def declared_bytes(connection: HTTPConnection) -> int:
-    """The size of the body by its Content-Length; 0 where that is missing or not a number."""
-    declared = connection.headers.get("content-length", "")
-    # int() refuses thousands of digits, and no number of bytes has more than 20.
-    return int(declared[:20]) if declared.isdecimal() else 0
+def described_body(
+    fields: dict[str, Any], required: Sequence[str] = (), *, json: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The OpenAPI description of a form with a file and these fields, or of JSON instead."""
+    file = {"type": "string", "format": "binary", "description": "The audio or video file."}
+    form = {"type": "object", "properties": {"file": file, **fields}, "required": ["file", *required]}
+    content = {"multipart/form-data": {"schema": form}}
+    if json:
+        content["application/json"] = {"schema": json}
+    return {"requestBody": {"required": True, "content": content}}
 
 
-async def _receive(request: Request, body: FormBody[Any] | JsonBody) -> tuple[Source, Any]:
+async def _receive(request: Request, body: FormBody | JsonBody) -> tuple[Source, Any]:
     """Asks for the next piece when the last one is written, so that a fast client waits for a slow disk.
 
     When a request is cancelled its file is closed while a thread may still use it: a write that has begun
     ends first, and the next one fails without consequences.
     """
     too_large = PayloadTooLarge(f"The request body is over {body.max_bytes} bytes. {body.too_large_advice}")
-    if declared_bytes(request) > body.max_bytes:
+    declared = request.headers.get("content-length", "")
+    # int() refuses thousands of digits, and no number of bytes has more than 20.
+    if declared.isdecimal() and int(declared[:20]) > body.max_bytes:
         raise too_large
     received_bytes = 0
     pending = bytearray()
@@ -75,11 +84,9 @@ async def _receive(request: Request, body: FormBody[Any] | JsonBody) -> tuple[So
             if received_bytes > body.max_bytes:
                 raise too_large
             pending += chunk
-            while len(pending) >= PIECE_BYTES:
-                piece = bytes(pending[:PIECE_BYTES])
-                del pending[:PIECE_BYTES]
-                await asyncio.to_thread(body.write, piece)
-        await asyncio.to_thread(body.write, bytes(pending))
+            if len(pending) >= PIECE_BYTES or not chunk:  # an empty chunk is the end
+                await asyncio.to_thread(body.write, bytes(pending))
+                pending.clear()
         is_large = isinstance(body, JsonBody) and received_bytes > LARGE_JSON_BYTES
         threads = _large_json if is_large else None  # None: the event loop's own
         return await asyncio.get_running_loop().run_in_executor(threads, body.finish)

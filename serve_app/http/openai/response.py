@@ -5,16 +5,84 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import product
 from string import ascii_uppercase
-from typing import Any
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NotRequired,  # pydantic needs this one before Python 3.12
+)
+
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from serve_app.formats.subtitles import words_of
 from serve_app.http.openai.request import ParsedForm
-from serve_app.http.openai.schemas import DiarizedSegment, SegmentItem, WordItem
 from serve_app.languages import LANGUAGES, NO_SPACE_BETWEEN_SENTENCES
-from serve_app.transcript import Segment, Task, Transcript
+from serve_app.transcript import Segment, StageWarning, Task, Transcript
 
 UNKNOWN = "unknown"  # where OpenAI requires a speaker or a language and there is none
 _LETTERS = [*ascii_uppercase, *map("".join, product(ascii_uppercase, repeat=2))]  # A to Z, AA to ZZ
+
+
+class WordItem(TypedDict):
+    """One word. If it could not be aligned, it has its segment's times."""
+
+    word: str
+    start: float
+    end: float
+
+
+class SegmentItem(TypedDict):
+    """One sentence. Log-probability, compression and silence are those of its window of speech."""
+
+    id: int
+    seek: Annotated[int, Field(description="Start of the window of speech, in hundredths of a second.")]
+    start: float
+    end: float
+    text: str
+    tokens: Annotated[list[int], Field(description="Always empty; OpenAI's client requires the list.")]
+    temperature: float
+    avg_logprob: float
+    compression_ratio: float
+    no_speech_prob: float
+    speaker: NotRequired[str]  # not OpenAI's, like `warnings`; left out where there is none
+
+
+class DiarizedSegment(TypedDict):
+    """One sentence of one speaker; in a stream it is an event."""
+
+    type: Literal["transcript.text.segment"]
+    id: str
+    start: float
+    end: float
+    text: str
+    speaker: Annotated[str, Field(description="A known speaker's name, or A, B, C in order of appearance.")]
+
+
+class Transcription(TypedDict):
+    """The answer with `response_format=json`. `usage` has the type `duration` and the audio's `seconds`."""
+
+    text: str
+    usage: dict[str, str | float]
+    warnings: NotRequired[list[StageWarning]]
+
+
+class VerboseTranscription(Transcription):
+    """The answer with `response_format=verbose_json`."""
+
+    task: Task
+    language: Annotated[str, Field(description="English name; `english` for every translation.")]
+    duration: float
+    words: NotRequired[list[WordItem]]
+    segments: NotRequired[list[SegmentItem]]
+
+
+class DiarizedTranscription(Transcription):
+    """The answer with `response_format=diarized_json`."""
+
+    task: Literal["transcribe"]
+    duration: float
+    segments: list[DiarizedSegment]
 
 
 def text_pieces(segments: Iterable[Segment], task: Task, *, is_first: bool) -> Iterator[str]:
