@@ -18,7 +18,6 @@ from serve_app import __version__
 from serve_app.errors import InvalidRequest
 from serve_app.formats.table import FORMATS
 from serve_app.http.forms import form_options
-from serve_app.http.json_body import PredictRequest
 from serve_app.http.middleware import Gate, RequestId
 from serve_app.http.openai.routes import openai_routes
 from serve_app.http.responses import (
@@ -28,7 +27,7 @@ from serve_app.http.responses import (
     error_body,
     transcript_response,
 )
-from serve_app.http.uploads import described_body, received
+from serve_app.http.uploads import PredictRequest, described_body, received
 from serve_app.options import Options
 from serve_app.request.admission import Admission
 from serve_app.request.progress import Transcribe

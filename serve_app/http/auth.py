@@ -148,18 +148,17 @@ class Access:
 
 def _refuse_strangers(scope: Scope, headers: Headers) -> None:
     """Raises NoApiKeys unless the request comes from this machine and is addressed to it."""
-    open_it = "Its operator can add keys (python -m serve_app key NAME) or set access.public_without_keys."
-    client = scope.get("client")
     # Serve's HAProxy runs on this machine and hides the client's address.
     is_hidden = os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1"
-    if is_hidden or not (client and is_loopback(client[0])):
-        raise NoApiKeys(f"This server has no API keys and answers its own machine only. {open_it}")
+    client = scope.get("client")
     # DNS rebinding: a web page can make its own site's name point to this machine, and read the answers.
     hosts = [value.decode("latin-1").lower() for name, value in headers if name == b"host"]
-    if len(hosts) != 1 or not is_loopback(re.sub(r":\d*$", "", hosts[0]).removeprefix("[").removesuffix("]")):
+    names = [re.sub(r":\d*$", "", host).removeprefix("[").removesuffix("]") for host in hosts]
+    if is_hidden or not client or len(names) != 1 or not all(map(is_loopback, (client[0], *names))):
         raise NoApiKeys(
-            "This server has no API keys and answers only where it is asked for as 127.0.0.1, [::1] or "
-            f"localhost; use one of these in the URL. {open_it}"
+            "This server has no API keys and answers its own machine only, where the URL has 127.0.0.1, [::1] or "
+            "localhost. Its operator can add keys (python -m serve_app key NAME) or set "
+            "access.public_without_keys."
         )
 
 

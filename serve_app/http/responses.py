@@ -5,15 +5,11 @@ import logging
 import math
 from collections.abc import Iterable
 from dataclasses import asdict
-from typing import (
-    Annotated,
-    Any,
-    NotRequired,  # pydantic needs this one before Python 3.12
-)
+from typing import Annotated, Any, NotRequired
 
 from pydantic import Field
 from starlette.responses import JSONResponse, Response
-from typing_extensions import TypedDict
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from serve_app.errors import TranscriptionError
 from serve_app.formats.subtitles import words_of
@@ -70,19 +66,10 @@ class WordsResponse(_About):
     words: list[WordOut]
 
 
-class ErrorBody(TypedDict):
-    """What every error answer holds."""
-
-    message: str
-    type: str
-    param: str | None
-    code: str
-
-
 class ErrorResponse(TypedDict):
     """The body of every answer that is not 2xx."""
 
-    error: ErrorBody
+    error: Annotated[dict[str, str | None], Field(description="`message`, `type`, `param`, `code`.")]
 
 
 def described_answers(model: Any, media_types: Iterable[str]) -> dict[int | str, dict[str, Any]]:

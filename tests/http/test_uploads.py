@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 
-from serve_app.http import json_body as json_module
 from serve_app.http import uploads
 from serve_app.http.app import create_app
 from serve_app.http.forms import MAX_TEXT_BYTES
@@ -164,7 +163,7 @@ def test_base64_is_read_as_people_send_it(
     monkeypatch: pytest.MonkeyPatch, text: str, file: bytes, piece_chars: int
 ) -> None:
     """It may be a data: URL, have lines, the URL-safe alphabet or no padding, or several of these."""
-    monkeypatch.setattr(json_module, "PIECE_CHARS", piece_chars)
+    monkeypatch.setattr(uploads, "PIECE_CHARS", piece_chars)
     server = Server()
     assert server.post(JSON, json.dumps({"audio_b64": text}).encode())[0] == 200
     assert server.bytes == [file]
@@ -200,7 +199,7 @@ def test_base64_is_read_as_json_libraries_and_shells_write_it(character: str, es
 )
 def test_what_is_not_base64_is_refused(monkeypatch: pytest.MonkeyPatch, text: str, piece_chars: int) -> None:
     """A damaged file would be worse than an error."""
-    monkeypatch.setattr(json_module, "PIECE_CHARS", piece_chars)
+    monkeypatch.setattr(uploads, "PIECE_CHARS", piece_chars)
     server = Server()
     status, answer = server.post(JSON, json.dumps({"audio_b64": text}).encode())
     assert (status, answer["error"]["param"]) == (400, "audio_b64")

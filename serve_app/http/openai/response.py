@@ -2,21 +2,16 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
 from itertools import product
 from string import ascii_uppercase
-from typing import (
-    Annotated,
-    Any,
-    Literal,
-    NotRequired,  # pydantic needs this one before Python 3.12
-)
+from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import Field
-from typing_extensions import TypedDict
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from serve_app.formats.subtitles import words_of
 from serve_app.http.openai.request import ParsedForm
+from serve_app.http.responses import warnings_out
 from serve_app.languages import LANGUAGES, NO_SPACE_BETWEEN_SENTENCES
 from serve_app.transcript import Segment, StageWarning, Task, Transcript
 
@@ -45,7 +40,7 @@ class SegmentItem(TypedDict):
     avg_logprob: float
     compression_ratio: float
     no_speech_prob: float
-    speaker: NotRequired[str]  # not OpenAI's, like `warnings`; left out where there is none
+    speaker: NotRequired[str]  # not OpenAI's
 
 
 class DiarizedSegment(TypedDict):
@@ -60,29 +55,16 @@ class DiarizedSegment(TypedDict):
 
 
 class Transcription(TypedDict):
-    """The answer with `response_format=json`. `usage` has the type `duration` and the audio's `seconds`."""
+    """In `json`, text and usage alone; in `verbose_json`, words or segments or both, as asked for."""
 
     text: str
-    usage: dict[str, str | float]
-    warnings: NotRequired[list[StageWarning]]
-
-
-class VerboseTranscription(Transcription):
-    """The answer with `response_format=verbose_json`."""
-
-    task: Task
-    language: Annotated[str, Field(description="English name; `english` for every translation.")]
-    duration: float
+    usage: Annotated[dict[str, str | float], Field(examples=[{"type": "duration", "seconds": 4.2}])]
+    warnings: NotRequired[list[StageWarning]]  # not OpenAI's
+    task: NotRequired[Task]
+    language: NotRequired[Annotated[str, Field(description="English name; `english` for translations.")]]
+    duration: NotRequired[float]
     words: NotRequired[list[WordItem]]
-    segments: NotRequired[list[SegmentItem]]
-
-
-class DiarizedTranscription(Transcription):
-    """The answer with `response_format=diarized_json`."""
-
-    task: Literal["transcribe"]
-    duration: float
-    segments: list[DiarizedSegment]
+    segments: NotRequired[list[SegmentItem] | list[DiarizedSegment]]
 
 
 def text_pieces(segments: Iterable[Segment], task: Task, *, is_first: bool) -> Iterator[str]:
@@ -104,7 +86,8 @@ def answer(transcript: Transcript, form: ParsedForm, text: str) -> dict[str, Any
     whole |= {"task": form.options.task, "duration": duration_s}
     if form.fields.response_format == "diarized_json":
         return {**whole, "segments": diarized(transcript, form)}
-    whole["language"] = _language(transcript, form)
+    spoken = LANGUAGES.get(transcript.language or form.options.language or "", UNKNOWN)
+    whole["language"] = "english" if form.options.task == "translate" else spoken
     if "word" in form.fields.timestamp_granularities:
         whole["words"] = list(_words(transcript))
     if "segment" in form.fields.timestamp_granularities:
@@ -114,8 +97,7 @@ def answer(transcript: Transcript, form: ParsedForm, text: str) -> dict[str, Any
 
 def warnings_of(transcript: Transcript) -> dict[str, Any]:
     """The field `warnings`, if there are any."""
-    warnings = [asdict(warning) for warning in transcript.warnings]
-    return {"warnings": warnings} if warnings else {}
+    return {"warnings": warnings_out(transcript)} if transcript.warnings else {}
 
 
 def diarized(transcript: Transcript, form: ParsedForm) -> list[DiarizedSegment]:
@@ -170,12 +152,6 @@ def _words(transcript: Transcript) -> Iterator[WordItem]:
             start_s = segment.start_s if word.start_s is None else word.start_s
             end_s = segment.end_s if word.end_s is None else word.end_s
             yield WordItem(word=word.text, start=round(start_s, 3), end=round(end_s, 3))
-
-
-def _language(transcript: Transcript, form: ParsedForm) -> str:
-    if form.options.task == "translate":
-        return "english"
-    return LANGUAGES.get(transcript.language or form.options.language or "", UNKNOWN)
 
 
 def _finite(value: float) -> float:

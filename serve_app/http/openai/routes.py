@@ -20,13 +20,7 @@ from serve_app.http.openai.request import (
     parse,
     unknown_model,
 )
-from serve_app.http.openai.response import (
-    DiarizedTranscription,
-    Transcription,
-    VerboseTranscription,
-    answer,
-    text_pieces,
-)
+from serve_app.http.openai.response import Transcription, answer, text_pieces
 from serve_app.http.openai.stream import EventStream, events
 from serve_app.http.responses import described_answers, text_response
 from serve_app.http.uploads import described_body, received
@@ -107,9 +101,8 @@ def _described(task: Task) -> dict[str, Any]:
         for name, value in known.items()
         if name in {*OUR_FIELDS, *FIELDS_OF[task]}
     }
-    answers = Transcription | VerboseTranscription | DiarizedTranscription
     media_types = ("text/plain", "application/x-subrip", "text/vtt", "text/event-stream")
     return {
         "openapi_extra": described_body(fields, ["model"]),
-        "responses": described_answers(answers, media_types),
+        "responses": described_answers(Transcription, media_types),
     }
