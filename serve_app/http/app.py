@@ -27,20 +27,18 @@ from serve_app.http.responses import (
     error_body,
     transcript_response,
 )
-from serve_app.http.uploads import PredictRequest, described_body, received
+from serve_app.http.uploads import described_body, received
 from serve_app.options import Options
 from serve_app.request.admission import Admission
 from serve_app.request.progress import Transcribe
 from serve_app.settings import AccessSettings
-
-Readiness = Callable[[], Awaitable[dict[str, bool]]]
 
 OWN_MACHINE_ONLY = AccessSettings()
 
 
 def create_app(
     transcribe: Transcribe,
-    readiness: Readiness,
+    readiness: Callable[[], Awaitable[dict[str, bool]]],
     *,
     model: str,
     max_bytes: int,
@@ -83,9 +81,7 @@ def create_app(
         responses=described_answers(
             PredictResponse | WordsResponse, [each.media_type for each in FORMATS.values() if each.write]
         ),
-        openapi_extra=described_body(
-            Options.model_json_schema()["properties"], json=PredictRequest.model_json_schema()
-        ),
+        openapi_extra=described_body(Options.model_json_schema()["properties"], or_json=True),
         tags=["transcription"],
         dependencies=key_field,
     )
@@ -111,11 +107,7 @@ def create_app(
         """The process answers; this says nothing about models or queues."""
         return {"status": "ok"}
 
-    @app.get("/", include_in_schema=False)
-    async def root() -> RedirectResponse:
-        """The interactive documentation."""
-        return RedirectResponse("docs")
-
+    app.get("/", include_in_schema=False)(lambda: RedirectResponse("docs"))
     return app
 
 

@@ -24,20 +24,16 @@ from serve_app.settings import AccessSettings, ApiKey
 
 logger = logging.getLogger("ray.serve")
 
-Headers = Iterable[tuple[bytes, bytes]]
-
 # Load balancers have no key, and the documentation holds no secrets.
 OPEN_PATHS = ("/", "/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json")
 OPEN_FOLDER = "/static-offline-docs/"
 
 KEY_HEADERS = (b"authorization", b"api-key", b"x-api-key")
-SCHEMES = (b"bearer", b"api-key")  # OpenAI's clients send the first, Baseten's the second
-KEY_PREFIX = "wx_"  # makes a leaked key recognisable
 
 
 def new_key() -> tuple[str, str]:
     """A new API key and its SHA-256 in hex."""
-    key = KEY_PREFIX + secrets.token_urlsafe(32)
+    key = "wx_" + secrets.token_urlsafe(32)  # the prefix makes a leaked key recognisable
     return key, hashlib.sha256(key.encode()).hexdigest()
 
 
@@ -127,16 +123,20 @@ class Access:
         quota = None
         if path not in OPEN_PATHS and not path.startswith(OPEN_FOLDER):
             if self._quotas:
-                quota = self._owner(_presented_key(headers))
+                quota = self._owner(headers)
             elif not self._is_public:
-                _refuse_strangers(scope, headers)
-        brings_work = scope["method"] == "POST"
-        with quota.count_request() if quota and brings_work else nullcontext():
+                _refuse_strangers(scope)
+        with quota.count_request() if quota and scope["method"] == "POST" else nullcontext():
             # Nothing behind this can log the key or send it on.
             yield {**scope, "headers": [pair for pair in headers if pair[0] not in KEY_HEADERS]}
 
-    def _owner(self, key: bytes | None) -> Quota:
-        if key is None:
+    def _owner(self, headers: Iterable[tuple[bytes, bytes]]) -> Quota:
+        given = dict(headers)
+        scheme, _, key = given.get(b"authorization", b"").partition(b" ")
+        if scheme.lower() not in (b"bearer", b"api-key"):  # of OpenAI's clients, and of Baseten's
+            key = b""
+        key = key.strip() or given.get(b"api-key") or given.get(b"x-api-key")
+        if not key:
             raise Unauthorized("Send an API key: `Authorization: Bearer KEY`.", None, "missing_api_key")
         digest = hashlib.sha256(key).hexdigest()
         # All are compared, so that the time taken does not tell which ones come close.
@@ -146,26 +146,17 @@ class Access:
         return found[0]
 
 
-def _refuse_strangers(scope: Scope, headers: Headers) -> None:
+def _refuse_strangers(scope: Scope) -> None:
     """Raises NoApiKeys unless the request comes from this machine and is addressed to it."""
     # Serve's HAProxy runs on this machine and hides the client's address.
     is_hidden = os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1"
     client = scope.get("client")
     # DNS rebinding: a web page can make its own site's name point to this machine, and read the answers.
-    hosts = [value.decode("latin-1").lower() for name, value in headers if name == b"host"]
+    hosts = [value.decode("latin-1").lower() for name, value in scope["headers"] if name == b"host"]
     names = [re.sub(r":\d*$", "", host).removeprefix("[").removesuffix("]") for host in hosts]
     if is_hidden or not client or len(names) != 1 or not all(map(is_loopback, (client[0], *names))):
         raise NoApiKeys(
-            "This server has no API keys and answers its own machine only, where the URL has 127.0.0.1, [::1] or "
+            "This server has no API keys and answers its own machine only, asked for as 127.0.0.1, [::1] or "
             "localhost. Its operator can add keys (python -m serve_app key NAME) or set "
             "access.public_without_keys."
         )
-
-
-def _presented_key(headers: Headers) -> bytes | None:
-    """The key in `Authorization: Bearer KEY`, `Authorization: Api-Key KEY`, `Api-Key` or `X-Api-Key`."""
-    given = dict(headers)
-    scheme, _, key = given.get(b"authorization", b"").partition(b" ")
-    if scheme.lower() in SCHEMES and key:
-        return key.strip()
-    return given.get(b"api-key") or given.get(b"x-api-key")

@@ -8,7 +8,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from serve_app.errors import InvalidRequest, PayloadTooLarge
-from serve_app.options import Options, parse_options
+from serve_app.options import KNOWN_SPEAKERS, Options, parse_options
 from serve_app.spool import LimitedFile
 from serve_app.transcript import Source
 
@@ -16,7 +16,6 @@ Field = tuple[str, str]  # the name as the client sent it, and the value
 
 MAX_TEXT_BYTES = 8 << 20  # of a body without its file; recordings of known speakers are the largest part
 MAX_FIELDS = 1000
-OPTION_ARRAYS = ("known_speaker_names", "known_speaker_references")
 
 # The client gets an error for a malformed form; the operator's log needs no line about it.
 logging.getLogger("python_multipart.multipart").setLevel(logging.ERROR)
@@ -65,6 +64,8 @@ class FormBody:
         self._received_bytes += len(piece)
         try:
             self._parser.write(piece)
+        except UnicodeDecodeError:
+            raise InvalidRequest("The text of a form must be UTF-8.") from None
         except FormParserError:
             raise _invalid_form() from None
         if self._received_bytes - self._file.size > MAX_TEXT_BYTES:
@@ -90,7 +91,7 @@ class FormBody:
         _, parameters = parse_options_header(self._disposition)
         if b"name" not in parameters:
             raise InvalidRequest("A part of the form has no name.")
-        self._name = _decode(parameters[b"name"])
+        self._name = parameters[b"name"].decode()
         self._is_file = self._name == "file"  # some clients send no file name
         if b"filename" in parameters and not self._is_file:
             raise _no_file()
@@ -106,14 +107,14 @@ class FormBody:
 
     def _end_part(self) -> None:
         if not self._is_file:
-            self._fields.append((self._name, _decode(self._text)))
+            self._fields.append((self._name, self._text.decode()))
         if len(self._fields) > MAX_FIELDS:
             raise InvalidRequest(f"The form has more than {MAX_FIELDS} fields.")
 
 
 def form_options(fields: Sequence[Field]) -> Options:
     """The options of /predict, or InvalidRequest naming the one that is wrong."""
-    return parse_options(collect_fields(fields, OPTION_ARRAYS))
+    return parse_options(collect_fields(fields, KNOWN_SPEAKERS))
 
 
 def collect_fields(fields: Sequence[Field], arrays: Collection[str]) -> dict[str, Any]:
@@ -148,13 +149,6 @@ def too_much_text() -> PayloadTooLarge:
         f"The request has over {MAX_TEXT_BYTES} bytes of text beside the audio; send shorter "
         "known_speaker_references or options."
     )
-
-
-def _decode(data: bytes | bytearray) -> str:
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        raise InvalidRequest("The text of a form must be UTF-8.") from None
 
 
 def _no_file() -> InvalidRequest:

@@ -163,22 +163,13 @@ def error_response(error: Exception) -> JSONResponse:
 
 
 def _segment_out(segment: Segment, *, words: bool) -> SegmentOut:
-    out: SegmentOut = {
-        "start": round(segment.start_s, 3),
-        "end": round(segment.end_s, 3),
-        "text": segment.text,
-        "speaker": segment.speaker,
-    }
+    start_s, end_s = round(segment.start_s, 3), round(segment.end_s, 3)
+    out = SegmentOut(start=start_s, end=end_s, text=segment.text, speaker=segment.speaker)
     if words:
         out["words"] = [_word_out(word) for word in segment.words]
     return out
 
 
 def _word_out(word: Word) -> WordOut:
-    return {
-        "word": word.text,
-        "start": word.start_s,
-        "end": word.end_s,
-        "score": word.score if math.isfinite(word.score or 0.0) else None,  # JSON has no NaN
-        "speaker": word.speaker,
-    }
+    score = word.score if math.isfinite(word.score or 0.0) else None  # JSON has no NaN
+    return WordOut(word=word.text, start=word.start_s, end=word.end_s, score=score, speaker=word.speaker)

@@ -6,13 +6,12 @@ import binascii
 import json
 import re
 from codecs import BOM_UTF8
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any, BinaryIO, Self, TypeVar
 
 import pydantic
-from pydantic import model_validator
 from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
@@ -47,7 +46,7 @@ class PredictRequest(Options):
         default_factory=dict, description="HTTP headers for fetching `audio_file`, such as Authorization."
     )
 
-    @model_validator(mode="after")
+    @pydantic.model_validator(mode="after")
     def _has_one_source(self) -> Self:
         if (self.audio_file is None) == (self.audio_b64 is None):
             raise ValueError("give either audio_file (a URL) or audio_b64 (a file), or upload a form")
@@ -63,11 +62,9 @@ class JsonBody:
 
     def __init__(self, file: BinaryIO, max_file_bytes: int, max_bytes: int) -> None:
         self.max_bytes = max_bytes
+        self.write = file.write
         self._file = file
         self._max_file_bytes = max_file_bytes
-
-    def write(self, piece: bytes) -> None:
-        self._file.write(piece)
 
     def finish(self) -> tuple[Source, Options]:
         """Raises InvalidRequest, and PayloadTooLarge for the file in it or for the rest."""
@@ -115,15 +112,13 @@ async def received(
         yield source, parsed
 
 
-def described_body(
-    fields: dict[str, Any], required: Sequence[str] = (), *, json: dict[str, Any] | None = None
-) -> dict[str, Any]:
-    """The OpenAPI description of a form with a file and these fields, or of JSON instead."""
+def described_body(fields: dict[str, Any], *required: str, or_json: bool = False) -> dict[str, Any]:
+    """The OpenAPI description of a form with a file and these fields, or else of a PredictRequest in JSON."""
     file = {"type": "string", "format": "binary", "description": "The audio or video file."}
     form = {"type": "object", "properties": {"file": file, **fields}, "required": ["file", *required]}
     content = {"multipart/form-data": {"schema": form}}
-    if json:
-        content["application/json"] = {"schema": json}
+    if or_json:
+        content["application/json"] = {"schema": PredictRequest.model_json_schema()}
     return {"requestBody": {"required": True, "content": content}}
 
 
@@ -175,12 +170,11 @@ def _parse(body: bytes) -> dict[str, Any]:
         del text
         if not isinstance(fields, dict):
             raise InvalidRequest('The body must be a JSON object such as {"audio_file": "https://..."}.')
-        rest = {name: value for name, value in fields.items() if name != "audio_b64"}
-        rest_bytes = len(json.dumps(rest, ensure_ascii=False).encode())  # fails for lone surrogates
+        rest = json.dumps({**fields, "audio_b64": None}, ensure_ascii=False)
+        if len(rest.encode()) > MAX_TEXT_BYTES:  # encode() fails for lone surrogates
+            raise too_much_text()
     except (ValueError, RecursionError):
         raise InvalidRequest("The body is not valid JSON.") from None
-    if rest_bytes > MAX_TEXT_BYTES:
-        raise too_much_text()
     return fields
 
 

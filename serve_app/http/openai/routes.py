@@ -103,6 +103,6 @@ def _described(task: Task) -> dict[str, Any]:
     }
     media_types = ("text/plain", "application/x-subrip", "text/vtt", "text/event-stream")
     return {
-        "openapi_extra": described_body(fields, ["model"]),
+        "openapi_extra": described_body(fields, "model"),
         "responses": described_answers(Transcription, media_types),
     }
