@@ -135,7 +135,7 @@ class Access:
         scheme, _, key = given.get(b"authorization", b"").partition(b" ")
         if scheme.lower() not in (b"bearer", b"api-key"):  # of OpenAI's clients, and of Baseten's
             key = b""
-        key = key.strip() or given.get(b"api-key") or given.get(b"x-api-key")
+        key = key.strip() or given.get(b"api-key") or given.get(b"x-api-key", b"")
         if not key:
             raise Unauthorized("Send an API key: `Authorization: Bearer KEY`.", None, "missing_api_key")
         digest = hashlib.sha256(key).hexdigest()

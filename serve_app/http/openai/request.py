@@ -80,7 +80,7 @@ class ParsedForm:
 
     def renamed(self, error: InvalidRequest) -> InvalidRequest:
         """The error with the name of the field that the client sent."""
-        if error.param not in self.sent_as:
+        if error.param is None or error.param not in self.sent_as:
             return error
         sent = self.sent_as[error.param]
         return InvalidRequest(error.message.replace(error.param, sent), sent, error.code)
