@@ -94,7 +94,6 @@ class Ingress:
             access=self._settings.access,
             receive_timeout_s=intake.receive_timeout_s,
             admission=self._admission,
-            behind_serve=True,
             outermost=[Middleware(import_module(proxy.REPLICA_PATCH).BoundedReceive)] if patched else [],
         )
 

@@ -1,29 +1,27 @@
 """Multipart forms: the part `file` goes to disk as it arrives, every other part is a short text field."""
 
 import logging
-from collections.abc import Callable, Collection, Sequence
-from typing import Any, BinaryIO, Generic, TypeVar
+from collections.abc import Collection, Sequence
+from typing import Any, BinaryIO
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from serve_app.errors import InvalidRequest, PayloadTooLarge
-from serve_app.options import Options, parse_options
+from serve_app.options import KNOWN_SPEAKERS, Options, parse_options
 from serve_app.spool import LimitedFile
 from serve_app.transcript import Source
 
-Parsed = TypeVar("Parsed")
 Field = tuple[str, str]  # the name as the client sent it, and the value
 
 MAX_TEXT_BYTES = 8 << 20  # of a body without its file; recordings of known speakers are the largest part
 MAX_FIELDS = 1000
-OPTION_ARRAYS = ("known_speaker_names", "known_speaker_references")
 
 # The client gets an error for a malformed form; the operator's log needs no line about it.
 logging.getLogger("python_multipart.multipart").setLevel(logging.ERROR)
 
 
-class FormBody(Generic[Parsed]):
+class FormBody:
     """Parses a form piece by piece.
 
     Starlette's form parser is not used because it has no limit for the file alone, decodes text with any
@@ -32,12 +30,9 @@ class FormBody(Generic[Parsed]):
 
     too_large_advice = "Send a shorter or smaller file."
 
-    def __init__(
-        self, boundary: bytes, file: BinaryIO, max_file_bytes: int, parse: Callable[[list[Field]], Parsed]
-    ) -> None:
-        """`parse` gets the text fields. Raises InvalidRequest for a boundary that is not valid."""
+    def __init__(self, boundary: bytes, file: BinaryIO, max_file_bytes: int) -> None:
+        """Raises InvalidRequest for a boundary that is not valid."""
         self.max_bytes = max_file_bytes + MAX_TEXT_BYTES
-        self._parse = parse
         self._file = LimitedFile(file, max_file_bytes, "file")
         self._fields: list[Field] = []
         self._received_bytes = 0
@@ -55,7 +50,7 @@ class FormBody(Generic[Parsed]):
             "on_headers_finished": self._end_headers,
             "on_part_data": self._add_data,
             "on_part_end": self._end_part,
-            "on_end": self._end_form,
+            "on_end": lambda: setattr(self, "_is_complete", True),
         }
         try:
             self._parser = MultipartParser(boundary, callbacks)
@@ -69,18 +64,20 @@ class FormBody(Generic[Parsed]):
         self._received_bytes += len(piece)
         try:
             self._parser.write(piece)
+        except UnicodeDecodeError:
+            raise InvalidRequest("The text of a form must be UTF-8.") from None
         except FormParserError:
             raise _invalid_form() from None
         if self._received_bytes - self._file.size > MAX_TEXT_BYTES:
             raise too_much_text()
 
-    def finish(self) -> tuple[Source, Parsed]:
-        """Raises InvalidRequest, and what `parse` raises."""
+    def finish(self) -> tuple[Source, list[Field]]:
+        """The file and the text fields. Raises InvalidRequest."""
         if not self._is_complete:
             raise _invalid_form()
         if not self._has_file:
             raise _no_file()
-        return Source(file=self._file.from_start()), self._parse(self._fields[1:])  # without the preamble
+        return Source(file=self._file.from_start()), self._fields[1:]  # without the preamble
 
     def _begin_part(self) -> None:
         self._disposition, self._text = b"", bytearray()
@@ -94,7 +91,7 @@ class FormBody(Generic[Parsed]):
         _, parameters = parse_options_header(self._disposition)
         if b"name" not in parameters:
             raise InvalidRequest("A part of the form has no name.")
-        self._name = _decode(parameters[b"name"])
+        self._name = parameters[b"name"].decode()
         self._is_file = self._name == "file"  # some clients send no file name
         if b"filename" in parameters and not self._is_file:
             raise _no_file()
@@ -110,17 +107,14 @@ class FormBody(Generic[Parsed]):
 
     def _end_part(self) -> None:
         if not self._is_file:
-            self._fields.append((self._name, _decode(self._text)))
+            self._fields.append((self._name, self._text.decode()))
         if len(self._fields) > MAX_FIELDS:
             raise InvalidRequest(f"The form has more than {MAX_FIELDS} fields.")
-
-    def _end_form(self) -> None:
-        self._is_complete = True
 
 
 def form_options(fields: Sequence[Field]) -> Options:
     """The options of /predict, or InvalidRequest naming the one that is wrong."""
-    return parse_options(collect_fields(fields, OPTION_ARRAYS))
+    return parse_options(collect_fields(fields, KNOWN_SPEAKERS))
 
 
 def collect_fields(fields: Sequence[Field], arrays: Collection[str]) -> dict[str, Any]:
@@ -130,23 +124,23 @@ def collect_fields(fields: Sequence[Field], arrays: Collection[str]) -> dict[str
     values they keep their place. Raises InvalidRequest for any other name given more than once, and for an
     array whose numbers have gaps.
     """
-    collected: dict[str, Any] = {}
-    numbered: dict[str, dict[str, str]] = {}
+    collected: dict[str, dict[str, str]] = {}  # name -> place in the array -> value
     for sent, value in fields:
-        name, _, number = sent.removesuffix("]").partition("[")
-        if name in arrays:
-            values = numbered.setdefault(name, {})
-            values[number or str(len(values))] = value
-        elif sent in collected:
-            raise InvalidRequest(f"{sent}: given more than once; send it once.", sent)
-        else:
-            collected[sent] = value
-    for name, values in numbered.items():
-        sent_times = sum(sent.partition("[")[0] == name for sent, _ in fields)
-        if {str(number) for number in range(sent_times)} != values.keys():
+        name, _, place = sent.removesuffix("]").partition("[")
+        if name not in arrays:
+            name, place = sent, "0"
+        values = collected.setdefault(name, {})
+        if (place or str(len(values))) in values:
+            raise InvalidRequest(f"{sent}: given more than once; send it once.", name)
+        values[place or str(len(values))] = value
+    for name, values in collected.items():
+        if values.keys() != {str(place) for place in range(len(values))}:
             raise InvalidRequest(f"{name}: send its values as {name}[0], {name}[1] and so on.", name)
-        collected[name] = [values[str(number)] for number in range(len(values))]
-    return {name: value for name, value in collected.items() if any(value)}
+    return {
+        name: [values[str(place)] for place in range(len(values))] if name in arrays else values["0"]
+        for name, values in collected.items()
+        if any(values.values())
+    }
 
 
 def too_much_text() -> PayloadTooLarge:
@@ -155,13 +149,6 @@ def too_much_text() -> PayloadTooLarge:
         f"The request has over {MAX_TEXT_BYTES} bytes of text beside the audio; send shorter "
         "known_speaker_references or options."
     )
-
-
-def _decode(data: bytes | bytearray) -> str:
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        raise InvalidRequest("The text of a form must be UTF-8.") from None
 
 
 def _no_file() -> InvalidRequest:

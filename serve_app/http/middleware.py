@@ -1,14 +1,12 @@
-"""The ASGI middlewares, in one stack."""
+"""The ASGI middlewares."""
 
 import asyncio
 import re
-from collections.abc import Sequence
+from contextlib import nullcontext
 from time import monotonic
 from uuid import uuid4
 
 from starlette.datastructures import MutableHeaders
-from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.errors import UploadTooSlow
@@ -21,39 +19,6 @@ LOW_SPEED_WINDOW_S = 30.0  # a body must bring at least LOW_SPEED_BYTES in this 
 LOW_SPEED_BYTES = 30 << 10
 
 _SAFE_REQUEST_ID = re.compile("[ -~]{1,128}")  # printable ASCII, because it is logged and sent back
-
-
-def middleware_stack(
-    access: AccessSettings,
-    receive_timeout_s: float,
-    admission: Admission | None,
-    *,
-    behind_serve: bool,
-    outermost: Sequence[Middleware],
-) -> list[Middleware]:
-    """All middlewares. The first one sees a request first and its answer last.
-
-    Errors are answered inside of CORS, so that web pages can read them, and keys are checked before anything
-    that a stranger could learn from.
-    """
-    return [
-        *outermost,
-        *(
-            Middleware(
-                CORSMiddleware,
-                allow_origins=access.cors_origins,
-                allow_methods=["GET", "POST", "DELETE"],
-                allow_headers=["*"],
-                expose_headers=["Retry-After", "X-Request-ID", "X-Warnings"],
-            )
-            for _ in access.cors_origins[:1]
-        ),
-        *([] if behind_serve else [Middleware(RequestId)]),  # Serve adds the header itself
-        Middleware(ErrorAnswers),
-        Middleware(Access, settings=access),
-        Middleware(ReceiveDeadline, timeout_s=receive_timeout_s),
-        *([Middleware(CountRequests, admission=admission)] if admission else []),
-    ]
 
 
 class RequestId:
@@ -80,16 +45,25 @@ class RequestId:
         await self.app(scope, receive, send_with_id)
 
 
-class ErrorAnswers:
-    """Answers every exception raised behind it.
+class Gate:
+    """Checks a request's key before anything else, limits the time for its body, and counts it.
 
-    Starlette answers unexpected ones outside of all middlewares, without the CORS headers.
+    It answers every exception raised inside of it. Starlette answers unexpected ones outside of all
+    middlewares, without the CORS headers that let web pages read the answer.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(
+        self, app: ASGIApp, access: AccessSettings, receive_timeout_s: float, admission: Admission | None
+    ) -> None:
         self.app = app
+        self.access = Access(access)
+        self.receive_timeout_s = receive_timeout_s
+        self.admission = admission
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
         has_started = False
 
         async def send_and_note(message: Message) -> None:
@@ -97,69 +71,42 @@ class ErrorAnswers:
             has_started = True
             await send(message)
 
+        # Only POST counts: a full server still tells its load balancer that it is healthy.
+        counted = self.admission.admit() if self.admission and scope["method"] == "POST" else nullcontext()
         try:
-            await self.app(scope, receive, send_and_note)
+            with self.access.admit(scope) as without_key, counted:
+                await self.app(without_key, in_time(receive, self.receive_timeout_s), send_and_note)
         except Exception as error:
-            if has_started or scope["type"] != "http":
+            if has_started:
                 raise  # the web server logs it and closes the connection
             await error_response(error)(scope, receive, send)
 
 
-class ReceiveDeadline:
-    """Raises UploadTooSlow for a body that takes too long or trickles, so that it does not keep its place."""
+def in_time(receive: Receive, timeout_s: float) -> Receive:
+    """As `receive`, but raises UploadTooSlow for a body that takes too long or trickles."""
+    deadline_s = monotonic() + timeout_s
+    wait_left_s, bytes_due = LOW_SPEED_WINDOW_S, LOW_SPEED_BYTES
+    is_complete = False
 
-    def __init__(self, app: ASGIApp, timeout_s: float) -> None:
-        self.app = app
-        self.timeout_s = timeout_s
+    async def receive_in_time() -> Message:
+        nonlocal is_complete, wait_left_s, bytes_due
+        if is_complete:  # the next message says that the client left; that may take as long as the answer
+            return await receive()
+        begun_s = monotonic()
+        wait_s = min(deadline_s - begun_s, wait_left_s)
+        try:
+            if wait_s <= 0:  # asyncio.timeout(0) would still take a piece that is there already
+                raise TimeoutError
+            async with asyncio.timeout(wait_s):
+                message = await receive()
+        except TimeoutError:
+            slow = f"The body came too slowly, or not within {timeout_s:g} s"
+            raise UploadTooSlow(f"{slow}; send a smaller file, or its URL.") from None
+        wait_left_s -= monotonic() - begun_s  # the time that we take to store a piece does not count
+        bytes_due -= len(message.get("body", b""))
+        if bytes_due <= 0:
+            wait_left_s, bytes_due = LOW_SPEED_WINDOW_S, LOW_SPEED_BYTES
+        is_complete = not message.get("more_body", False)
+        return message
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        deadline_s = monotonic() + self.timeout_s
-        wait_left_s, bytes_due = LOW_SPEED_WINDOW_S, LOW_SPEED_BYTES
-        is_complete = False
-
-        async def receive_in_time() -> Message:
-            nonlocal is_complete, wait_left_s, bytes_due
-            if is_complete:  # the next message says that the client left; that may take as long as the answer
-                return await receive()
-            begun_s = monotonic()
-            wait_s = min(deadline_s - begun_s, wait_left_s)
-            try:
-                if wait_s <= 0:  # asyncio.timeout(0) would still take a piece that is there already
-                    raise TimeoutError
-                async with asyncio.timeout(wait_s):
-                    message = await receive()
-            except TimeoutError:
-                raise UploadTooSlow(
-                    f"The body came too slowly, or not within {self.timeout_s:g} s; send a smaller file, or "
-                    "its URL."
-                ) from None
-            wait_left_s -= monotonic() - begun_s  # the time that we take to store a piece does not count
-            bytes_due -= len(message.get("body", b""))
-            if bytes_due <= 0:
-                wait_left_s, bytes_due = LOW_SPEED_WINDOW_S, LOW_SPEED_BYTES
-            is_complete = not message.get("more_body", False)
-            return message
-
-        await self.app(scope, receive_in_time, send)
-
-
-class CountRequests:
-    """Counts a request from before its body is read until its answer is sent.
-
-    Raises Overloaded when the server is full. Only POST counts: a full server still tells its load balancer
-    that it is healthy.
-    """
-
-    def __init__(self, app: ASGIApp, admission: Admission) -> None:
-        self.app = app
-        self.admission = admission
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST":
-            await self.app(scope, receive, send)
-            return
-        with self.admission.admit():
-            await self.app(scope, receive, send)
+    return receive_in_time

@@ -3,16 +3,13 @@
 import json
 import logging
 import math
+from collections.abc import Iterable
 from dataclasses import asdict
-from typing import (
-    Annotated,
-    Any,
-    NotRequired,  # pydantic needs this one before Python 3.12
-)
+from typing import Annotated, Any, NotRequired
 
 from pydantic import Field
 from starlette.responses import JSONResponse, Response
-from typing_extensions import TypedDict
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from serve_app.errors import TranscriptionError
 from serve_app.formats.subtitles import words_of
@@ -21,6 +18,12 @@ from serve_app.options import Options
 from serve_app.transcript import Progress, Segment, StageWarning, Transcript, Word
 
 logger = logging.getLogger("ray.serve")
+
+_HEADERS = {
+    401: {"WWW-Authenticate": "Bearer"},
+    408: {"Connection": "close"},  # else the client could go on sending
+    504: {"x-should-retry": "false"},  # else the `openai` package sends it twice more
+}
 
 
 class WordOut(TypedDict):
@@ -63,19 +66,26 @@ class WordsResponse(_About):
     words: list[WordOut]
 
 
-class ErrorBody(TypedDict):
-    """What every error answer holds."""
-
-    message: str
-    type: str
-    param: str | None
-    code: str
-
-
 class ErrorResponse(TypedDict):
     """The body of every answer that is not 2xx."""
 
-    error: ErrorBody
+    error: Annotated[dict[str, str | None], Field(description="`message`, `type`, `param`, `code`.")]
+
+
+def described_answers(model: Any, media_types: Iterable[str]) -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI description of answers in JSON, in formats that are text, and with errors."""
+    text = {"schema": {"type": "string"}}
+    warnings = {"description": "In text formats: what JSON has as `warnings`, as ASCII JSON.", **text}
+    errors = [each for each in TranscriptionError.__subclasses__() if each.status != 500]
+    return {
+        200: {
+            "model": model,
+            "description": "The transcript in the `response_format` asked for.",
+            "content": {media_type.partition(";")[0]: text for media_type in media_types},
+            "headers": {"X-Warnings": warnings},
+        },
+        **{each.status: {"model": ErrorResponse, "description": each.__doc__} for each in reversed(errors)},
+    }
 
 
 def answer(transcript: Transcript, options: Options) -> dict[str, Any] | str:
@@ -86,18 +96,20 @@ def answer(transcript: Transcript, options: Options) -> dict[str, Any] | str:
     """
     if write := FORMATS[options.response_format].write:
         return write(transcript, options.layout())
-    about = {
+    segments = transcript.segments
+    shown: dict[str, Any] = {}
+    if options.response_format == "words":
+        words = [word for segment in segments for word in words_of(segment, transcript.language)]
+        shown["words"] = [_word_out(word) for word in words]
+    else:
+        shown["model_output"] = [_segment_out(each, words=options.word_timestamps) for each in segments]
+    return shown | {
         "language": transcript.language,
         "duration": round(transcript.duration_s, 3),
         "model": transcript.model,
         "warnings": warnings_out(transcript),
         "timings": {stage: round(seconds, 3) for stage, seconds in transcript.timings.items()},
     }
-    if options.response_format == "words":
-        words = [word for segment in transcript.segments for word in words_of(segment, transcript.language)]
-        return {"words": [_word_out(word) for word in words], **about}
-    segments = transcript.segments
-    return {"model_output": [_segment_out(each, words=options.word_timestamps) for each in segments], **about}
 
 
 def warnings_out(transcript: Transcript) -> list[dict[str, str]]:
@@ -143,37 +155,21 @@ def error_body(error: Exception) -> dict[str, Any]:
 
 def error_response(error: Exception) -> JSONResponse:
     """The response for an error, with Retry-After where trying again later can help."""
-    headers: dict[str, str] = {}
-    status = error.status if isinstance(error, TranscriptionError) else TranscriptionError.status
-    if isinstance(error, TranscriptionError) and error.retry_after_s is not None:
-        headers["Retry-After"] = str(error.retry_after_s)
-    if status == 504:
-        headers["x-should-retry"] = "false"  # else the `openai` package sends it twice more
-    if status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
-    if status == 408:
-        headers["Connection"] = "close"  # else the client could go on sending
-    return JSONResponse(error_body(error), status, headers)
+    known = error if isinstance(error, TranscriptionError) else TranscriptionError("")
+    headers = _HEADERS.get(known.status, {})
+    if known.retry_after_s is not None:
+        headers = {**headers, "Retry-After": str(known.retry_after_s)}
+    return JSONResponse(error_body(error), known.status, headers)
 
 
 def _segment_out(segment: Segment, *, words: bool) -> SegmentOut:
-    out: SegmentOut = {
-        "start": round(segment.start_s, 3),
-        "end": round(segment.end_s, 3),
-        "text": segment.text,
-        "speaker": segment.speaker,
-    }
+    start_s, end_s = round(segment.start_s, 3), round(segment.end_s, 3)
+    out = SegmentOut(start=start_s, end=end_s, text=segment.text, speaker=segment.speaker)
     if words:
         out["words"] = [_word_out(word) for word in segment.words]
     return out
 
 
 def _word_out(word: Word) -> WordOut:
-    has_score = word.score is not None and math.isfinite(word.score)  # JSON has no NaN
-    return {
-        "word": word.text,
-        "start": word.start_s,
-        "end": word.end_s,
-        "score": word.score if has_score else None,
-        "speaker": word.speaker,
-    }
+    score = word.score if math.isfinite(word.score or 0.0) else None  # JSON has no NaN
+    return WordOut(word=word.text, start=word.start_s, end=word.end_s, score=score, speaker=word.speaker)

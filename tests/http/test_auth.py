@@ -19,8 +19,7 @@ from serve_app.cli import launcher
 from serve_app.errors import EmptyAudio, UploadTooSlow
 from serve_app.http import auth, middleware
 from serve_app.http.app import create_app
-from serve_app.http.auth import Access
-from serve_app.http.middleware import ReceiveDeadline
+from serve_app.http.middleware import Gate, in_time
 from serve_app.options import Options
 from serve_app.request.admission import Admission
 from serve_app.settings import AccessSettings, ApiKey, Settings
@@ -102,10 +101,6 @@ class Server:
 
     def post(self, **kwargs: Any) -> httpx.Response:
         return self.request("POST", "/predict", files={"file": b"x"}, **kwargs)
-
-
-async def ignore_answer(message: Any) -> None:
-    """A `send` for answers that a test does not look at."""
 
 
 def code(response: httpx.Response) -> tuple[int, str]:
@@ -202,7 +197,7 @@ def test_the_key_goes_no_further() -> None:
         await send({"type": "http.response.body"})
 
     server = Server()
-    server.app = Access(inner, AccessSettings(keys=(key(),)))  # type: ignore[assignment]
+    server.app = Gate(inner, AccessSettings(keys=(key(),)), 60.0, None)  # type: ignore[assignment]
     assert server.post(headers={**BEARER, "X-Api-Key": KEY, "Api-Key": KEY, "X-Kept": "1"}).status_code == 200
     assert (b"x-kept", b"1") in seen
     assert not any(KEY.encode() in value for _, value in seen)
@@ -446,12 +441,12 @@ def test_the_time_for_a_body_ends_with_the_body(monkeypatch: pytest.MonkeyPatch)
     async def receive() -> Any:
         return messages.pop(0)
 
-    async def inner(scope: Any, receive: Any, send: Any) -> None:
+    async def inner(receive: Any) -> None:
         seen.extend([await receive(), await receive()])
         clock.now_s += 3600
         seen.append(await receive())
 
-    asyncio.run(ReceiveDeadline(inner, 60.0)({"type": "http"}, receive, ignore_answer))
+    asyncio.run(inner(in_time(receive, 60.0)))
     assert [message["type"] for message in seen] == ["http.request", "http.request", "http.disconnect"]
 
 
@@ -468,14 +463,14 @@ def test_a_body_that_trickles_is_given_up(
         clock.now_s += 10
         return {"type": "http.request", "body": bytes(bytes_each), "more_body": len(arrived) < 99}
 
-    async def inner(scope: Any, receive: Any, send: Any) -> None:
+    async def inner(receive: Any) -> None:
         while len(arrived) < 100:
             arrived.append(await receive())
             clock.now_s += 100
 
     async def run() -> None:
         with suppress(UploadTooSlow):
-            await ReceiveDeadline(inner, 1e6)({"type": "http"}, receive, ignore_answer)
+            await inner(in_time(receive, 1e6))
 
     asyncio.run(run())
     assert len(arrived) == arrives
@@ -492,11 +487,11 @@ def test_a_request_that_is_cancelled_as_its_body_comes_is_cancelled(steps: int) 
             await arrived.wait()
             return {"type": "http.request", "more_body": False}
 
-        async def inner(scope: Any, receive: Any, send: Any) -> None:
+        async def inner(receive: Any) -> None:
             await receive()
             await ended.wait()  # the work on the request
 
-        task = asyncio.create_task(ReceiveDeadline(inner, 60.0)({"type": "http"}, receive, ignore_answer))
+        task = asyncio.create_task(inner(in_time(receive, 60.0)))
         for _ in range(3):  # until it waits for the body
             await asyncio.sleep(0)
         arrived.set()

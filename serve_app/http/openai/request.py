@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -28,7 +28,7 @@ SHOW_SPEAKERS = ("diarized_json", "verbose_json", "srt", "vtt")
 CAN_BE_STREAMED = ("json", "text", "diarized_json")
 
 ARRAYS = ("timestamp_granularities", "include", "keywords", *KNOWN_SPEAKERS)
-_TYPE_ALONE = re.compile(r'\{\s*"type"\s*:\s*"(\w+)"\s*\}')
+_STRATEGY = re.compile(r'auto|server_vad|\{\s*"type"\s*:\s*"server_vad"\s*\}')
 
 
 class Fields(BaseModel):
@@ -54,7 +54,7 @@ class Fields(BaseModel):
             raise conflict("stream", f"{chosen} cannot be streamed; {', '.join(CAN_BE_STREAMED)} can")
         if "timestamp_granularities" in self.model_fields_set and chosen != "verbose_json":
             raise conflict("timestamp_granularities", "needs response_format=verbose_json")
-        if self.chunking_strategy not in ("auto", "server_vad"):
+        if not _STRATEGY.fullmatch(self.chunking_strategy):
             raise conflict("chunking_strategy", "must be auto, or server_vad without parameters")
         if self.include:
             raise conflict("include", "logprobs are not available: the recogniser gives none per token")
@@ -76,13 +76,13 @@ class ParsedForm:
 
     options: Options
     fields: Fields
-    sent_as: Mapping[str, str] = field(default_factory=dict)  # our option -> the field that it came from
+    sent_as: Mapping[str, str]  # our option -> the field that it came from
 
     def renamed(self, error: InvalidRequest) -> InvalidRequest:
         """The error with the name of the field that the client sent."""
-        sent = self.sent_as.get(error.param or "")
-        if error.param is None or sent is None:
+        if error.param is None or error.param not in self.sent_as:
             return error
+        sent = self.sent_as[error.param]
         return InvalidRequest(error.message.replace(error.param, sent), sent, error.code)
 
 
@@ -91,7 +91,9 @@ def parse(sent: Sequence[FormField], task: Task, models: Collection[str]) -> Par
 
     Raises InvalidRequest naming the field that is wrong, and ModelNotFound.
     """
-    given = collect_fields([_named_strategy(field) for field in sent], ARRAYS)
+    given = collect_fields(sent, ARRAYS)
+    if "chunking_strategy[type]" in given:  # as OpenAI's SDK sends an object in a form
+        given["chunking_strategy"] = given.pop("chunking_strategy[type]")
     theirs = FIELDS_OF[task]
     if unknown := sorted(given.keys() - OUR_FIELDS - set(theirs)):
         raise conflict(
@@ -126,16 +128,6 @@ def parse(sent: Sequence[FormField], task: Task, models: Collection[str]) -> Par
 
 def unknown_model(name: str, models: Collection[str]) -> ModelNotFound:
     return ModelNotFound(f"There is no model {name!r} here; use {' or '.join(models)}.", "model")
-
-
-def _named_strategy(field: FormField) -> FormField:
-    """The field as it is, but a `chunking_strategy` that is an object without parameters as its name."""
-    name, value = field
-    if name == "chunking_strategy[type]":  # as OpenAI's SDK sends an object in a form
-        return "chunking_strategy", value
-    if name == "chunking_strategy" and (in_json := _TYPE_ALONE.fullmatch(value)):
-        return name, in_json[1]
-    return field
 
 
 def _field_asking_for_speakers(response_format: OpenAIFormat, options: Options) -> str | None:

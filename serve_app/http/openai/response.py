@@ -2,19 +2,69 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
 from itertools import product
 from string import ascii_uppercase
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired
+
+from pydantic import Field
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from serve_app.formats.subtitles import words_of
 from serve_app.http.openai.request import ParsedForm
-from serve_app.http.openai.schemas import DiarizedSegment, SegmentItem, WordItem
+from serve_app.http.responses import warnings_out
 from serve_app.languages import LANGUAGES, NO_SPACE_BETWEEN_SENTENCES
-from serve_app.transcript import Segment, Task, Transcript
+from serve_app.transcript import Segment, StageWarning, Task, Transcript
 
 UNKNOWN = "unknown"  # where OpenAI requires a speaker or a language and there is none
 _LETTERS = [*ascii_uppercase, *map("".join, product(ascii_uppercase, repeat=2))]  # A to Z, AA to ZZ
+
+
+class WordItem(TypedDict):
+    """One word. If it could not be aligned, it has its segment's times."""
+
+    word: str
+    start: float
+    end: float
+
+
+class SegmentItem(TypedDict):
+    """One sentence. Log-probability, compression and silence are those of its window of speech."""
+
+    id: int
+    seek: Annotated[int, Field(description="Start of the window of speech, in hundredths of a second.")]
+    start: float
+    end: float
+    text: str
+    tokens: Annotated[list[int], Field(description="Always empty; OpenAI's client requires the list.")]
+    temperature: float
+    avg_logprob: float
+    compression_ratio: float
+    no_speech_prob: float
+    speaker: NotRequired[str]  # not OpenAI's
+
+
+class DiarizedSegment(TypedDict):
+    """One sentence of one speaker; in a stream it is an event."""
+
+    type: Literal["transcript.text.segment"]
+    id: str
+    start: float
+    end: float
+    text: str
+    speaker: Annotated[str, Field(description="A known speaker's name, or A, B, C in order of appearance.")]
+
+
+class Transcription(TypedDict):
+    """In `json`, text and usage alone; in `verbose_json`, words or segments or both, as asked for."""
+
+    text: str
+    usage: Annotated[dict[str, str | float], Field(examples=[{"type": "duration", "seconds": 4.2}])]
+    warnings: NotRequired[list[StageWarning]]  # not OpenAI's
+    task: NotRequired[Task]
+    language: NotRequired[Annotated[str, Field(description="English name; `english` for translations.")]]
+    duration: NotRequired[float]
+    words: NotRequired[list[WordItem]]
+    segments: NotRequired[list[SegmentItem] | list[DiarizedSegment]]
 
 
 def text_pieces(segments: Iterable[Segment], task: Task, *, is_first: bool) -> Iterator[str]:
@@ -36,7 +86,8 @@ def answer(transcript: Transcript, form: ParsedForm, text: str) -> dict[str, Any
     whole |= {"task": form.options.task, "duration": duration_s}
     if form.fields.response_format == "diarized_json":
         return {**whole, "segments": diarized(transcript, form)}
-    whole["language"] = _language(transcript, form)
+    spoken = LANGUAGES.get(transcript.language or form.options.language or "", UNKNOWN)
+    whole["language"] = "english" if form.options.task == "translate" else spoken
     if "word" in form.fields.timestamp_granularities:
         whole["words"] = list(_words(transcript))
     if "segment" in form.fields.timestamp_granularities:
@@ -46,8 +97,7 @@ def answer(transcript: Transcript, form: ParsedForm, text: str) -> dict[str, Any
 
 def warnings_of(transcript: Transcript) -> dict[str, Any]:
     """The field `warnings`, if there are any."""
-    warnings = [asdict(warning) for warning in transcript.warnings]
-    return {"warnings": warnings} if warnings else {}
+    return {"warnings": warnings_out(transcript)} if transcript.warnings else {}
 
 
 def diarized(transcript: Transcript, form: ParsedForm) -> list[DiarizedSegment]:
@@ -102,12 +152,6 @@ def _words(transcript: Transcript) -> Iterator[WordItem]:
             start_s = segment.start_s if word.start_s is None else word.start_s
             end_s = segment.end_s if word.end_s is None else word.end_s
             yield WordItem(word=word.text, start=round(start_s, 3), end=round(end_s, 3))
-
-
-def _language(transcript: Transcript, form: ParsedForm) -> str:
-    if form.options.task == "translate":
-        return "english"
-    return LANGUAGES.get(transcript.language or form.options.language or "", UNKNOWN)
 
 
 def _finite(value: float) -> float:

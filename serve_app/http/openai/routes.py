@@ -6,8 +6,7 @@ from functools import partial
 from time import monotonic
 from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.params import Depends
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from serve_app.errors import InvalidRequest
@@ -21,27 +20,20 @@ from serve_app.http.openai.request import (
     parse,
     unknown_model,
 )
-from serve_app.http.openai.response import answer, text_pieces
-from serve_app.http.openai.schemas import DiarizedTranscription, Transcription, VerboseTranscription
+from serve_app.http.openai.response import Transcription, answer, text_pieces
 from serve_app.http.openai.stream import EventStream, events
-from serve_app.http.responses import ErrorResponse, text_response
-from serve_app.http.uploads import received
+from serve_app.http.responses import described_answers, text_response
+from serve_app.http.uploads import described_body, received
 from serve_app.options import Options
 from serve_app.request.progress import Report, Transcribe, followed
 from serve_app.transcript import Segment, Task, Transcript
 
 
-def add_openai_routes(
-    app: FastAPI,
-    transcribe: Transcribe,
-    model: str,
-    *,
-    max_bytes: int,
-    dependencies: list[Depends],
-    errors: dict[int | str, dict[str, Any]],
-) -> None:
-    """Adds the routes to `app`. A request can name the model `model` or `whisper-1`."""
-    models = (model, ALIAS)
+def openai_routes(transcribe: Transcribe, model: str, max_bytes: int) -> APIRouter:
+    """The routes. A request can name the model `model` or `whisper-1`."""
+    about = {"object": "model", "created": 0, "owned_by": "whisperx-serve"}  # 0: not known
+    models = {name: {"id": name, **about} for name in (model, ALIAS)}
+    router = APIRouter(prefix="/v1", tags=["OpenAI"])
 
     async def answer_to(request: Request, task: Task) -> Response:
         started_s = monotonic()
@@ -67,38 +59,29 @@ def add_openai_routes(
         response.headers["openai-processing-ms"] = str(round((monotonic() - started_s) * 1000))
         return response
 
-    def add_route(path: str, task: Task, description: str) -> None:
-        @app.post(
-            path,
-            name=path.rpartition("/")[2],
-            description=description,
-            response_model=None,
-            openapi_extra=_request_body(task),
-            responses={**_ANSWERS, **errors},
-            tags=["OpenAI"],
-            dependencies=dependencies,
-        )
-        async def endpoint(request: Request) -> Response:
-            return await answer_to(request, task)
+    @router.post("/audio/transcriptions", **_described("transcribe"))
+    async def transcriptions(request: Request) -> Response:
+        """OpenAI's transcription of an uploaded file."""
+        return await answer_to(request, "transcribe")
 
-    add_route("/v1/audio/transcriptions", "transcribe", "OpenAI's transcription of an uploaded file.")
-    add_route("/v1/audio/translations", "translate", "OpenAI's translation of an uploaded file into English.")
+    @router.post("/audio/translations", **_described("translate"))
+    async def translations(request: Request) -> Response:
+        """OpenAI's translation of an uploaded file into English."""
+        return await answer_to(request, "translate")
 
-    @app.get("/v1/models", tags=["OpenAI"], dependencies=dependencies)
+    @router.get("/models")
     async def list_models() -> dict[str, Any]:
         """The names that `model` can be."""
-        return {"object": "list", "data": [_model(name) for name in models]}
+        return {"object": "list", "data": list(models.values())}
 
-    @app.get("/v1/models/{name:path}", tags=["OpenAI"], dependencies=dependencies)
+    @router.get("/models/{name:path}")
     async def retrieve_model(name: str) -> dict[str, Any]:
         """One model, if `model` can have this name."""
         if name not in models:
             raise unknown_model(name, models)
-        return _model(name)
+        return models[name]
 
-
-def _model(name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": 0, "owned_by": "whisperx-serve"}  # 0: not known
+    return router
 
 
 def _response(transcript: Transcript, form: ParsedForm, final: list[Segment]) -> Response:
@@ -110,27 +93,16 @@ def _response(transcript: Transcript, form: ParsedForm, final: list[Segment]) ->
     return text_response(body, shown.media_type, transcript)
 
 
-_ANSWERS: dict[int | str, dict[str, Any]] = {
-    200: {
-        "model": Transcription | VerboseTranscription | DiarizedTranscription,
-        "description": "The transcript in the `response_format` asked for.",
-        "content": {
-            media_type: {"schema": {"type": "string"}}
-            for media_type in ("text/plain", "application/x-subrip", "text/vtt", "text/event-stream")
-        },
-    },
-    404: {"model": ErrorResponse, "description": "The server has no such model."},
-}
-
-
-def _request_body(task: Task) -> dict[str, Any]:
-    """OpenAI's fields and our options; arrays are named as OpenAI's clients send them."""
-    ours, theirs = Options.model_json_schema()["properties"], Fields.model_json_schema()["properties"]
-    known = {name: ours[name] for name in ours if name in OUR_FIELDS}
-    known |= {name: theirs[name] for name in FIELDS_OF[task]}
-    upload = {"type": "string", "format": "binary", "description": "The audio or video file."}
-    properties = {
-        f"{name}[]" if value.get("type") == "array" else name: value for name, value in known.items()
+def _described(task: Task) -> dict[str, Any]:
+    """The OpenAPI description of a route; arrays are named as OpenAI's clients send them."""
+    known = Options.model_json_schema()["properties"] | Fields.model_json_schema()["properties"]
+    fields = {
+        f"{name}[]" if value.get("type") == "array" else name: value
+        for name, value in known.items()
+        if name in {*OUR_FIELDS, *FIELDS_OF[task]}
     }
-    form = {"type": "object", "properties": {"file": upload, **properties}, "required": ["file", "model"]}
-    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}}}
+    media_types = ("text/plain", "application/x-subrip", "text/vtt", "text/event-stream")
+    return {
+        "openapi_extra": described_body(fields, "model"),
+        "responses": described_answers(Transcription, media_types),
+    }

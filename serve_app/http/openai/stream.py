@@ -6,7 +6,6 @@ stays open, and so does the run. FastAPI's events send status 200 before a bad f
 
 import asyncio
 import json
-from asyncio import timeout
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AsyncExitStack
 
@@ -20,8 +19,6 @@ from serve_app.request.progress import News
 from serve_app.transcript import Progress, Transcript
 
 KEEP_ALIVE_S = 15.0  # proxies cut a silent connection after 30 to 60
-KEEP_ALIVE = b": still at work\n\n"
-END = b"data: [DONE]\n\n"  # where OpenAI's clients stop reading
 
 
 async def events(news: News, form: ParsedForm) -> AsyncGenerator[bytes, None]:
@@ -33,11 +30,11 @@ async def events(news: News, form: ParsedForm) -> AsyncGenerator[bytes, None]:
     has_sent = False
     while True:
         try:
-            async with timeout(KEEP_ALIVE_S):
+            async with asyncio.timeout(KEEP_ALIVE_S):  # wait_for of Python 3.11 can lose a cancellation
                 item = await news.get()
         except TimeoutError:
             has_sent = True
-            yield KEEP_ALIVE
+            yield b": still at work\n\n"
             continue
         if not isinstance(item, Progress):
             break
@@ -52,16 +49,15 @@ async def events(news: News, form: ParsedForm) -> AsyncGenerator[bytes, None]:
             raise
         yield b"event: error\n" + _event(error_body(error))
         return
-    for event in await asyncio.to_thread(_last_events, transcript, form, "".join(text)):  # one per sentence
-        yield event
-    yield END
+    yield await asyncio.to_thread(_last_events, transcript, form, "".join(text))  # one per sentence
+    yield b"data: [DONE]\n\n"  # where OpenAI's clients stop reading
 
 
-def _last_events(transcript: Transcript, form: ParsedForm, text: str) -> list[bytes]:
+def _last_events(transcript: Transcript, form: ParsedForm, text: str) -> bytes:
     segments = diarized(transcript, form) if form.fields.response_format == "diarized_json" else []
     # Without `usage`: OpenAI's type for this event takes only tokens.
     done = {"type": "transcript.text.done", "text": text, **warnings_of(transcript)}
-    return [_event(item) for item in (*segments, done)]
+    return b"".join(_event(item) for item in (*segments, done))
 
 
 class EventStream(StreamingResponse):
@@ -74,16 +70,8 @@ class EventStream(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._held:
-            sending = asyncio.ensure_future(self.stream_response(send))
-            leaving = asyncio.ensure_future(self.listen_for_disconnect(receive))
-            try:
-                await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
-                if sending.done():
-                    sending.result()
-            finally:
-                for task in (sending, leaving):
-                    task.cancel()
-                await asyncio.gather(sending, leaving, return_exceptions=True)
+            # From 2.4 on, `send` has to fail once the client has left. Serve's does not, so this one listens.
+            await super().__call__({**scope, "asgi": {"spec_version": "2.3"}}, receive, send)
 
 
 async def _chained(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
