@@ -1,5 +1,6 @@
 """Reads serve_config.yaml strictly, because Serve accepts misspelt keys silently; lists the settings."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -86,25 +87,16 @@ def _validate(model: type[Model], data: Any, place: str) -> Model:
 
 
 def settings_table() -> str:
-    """Every setting with its default and description, as a Markdown table."""
-    rows = "\n".join(_rows(Settings, ""))
-    return f"| setting | default | |\n| --- | --- | --- |\n{rows}"
+    """Every setting with its default, as YAML, and its description, as a Markdown table."""
+    rows = _rows(Settings, Settings().model_dump(mode="json"), "")
+    return "\n".join(["| setting | default | |", "| --- | --- | --- |", *rows])
 
 
-def _rows(model: type[BaseModel], prefix: str) -> Iterator[str]:
+def _rows(model: type[BaseModel], defaults: dict[str, Any], prefix: str) -> Iterator[str]:
     for name, field in model.model_fields.items():
+        default = defaults[name]
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _rows(field.annotation, f"{prefix}{name}.")
+            yield from _rows(field.annotation, default, f"{prefix}{name}.")
         else:
-            default = _as_yaml(field.get_default(call_default_factory=True))
-            yield f"| `{prefix}{name}` | {default} | {field.description} |"
-
-
-def _as_yaml(default: Any) -> str:
-    if isinstance(default, tuple):
-        return ", ".join(map(_as_yaml, default))
-    if isinstance(default, bool):
-        return str(default).lower()
-    if isinstance(default, float):
-        return f"{default:.10g}"
-    return "" if default in (None, {}) else str(default)
+            shown = "" if default in (None, {}, []) else json.dumps(default).replace('"', "")
+            yield f"| `{prefix}{name}` | {shown} | {field.description} |"

@@ -76,11 +76,10 @@ def cues(
 ) -> Iterator[Cue]:
     """The cues in order. `escaped` is applied to every word, not to the `<u>` around a highlighted one."""
 
-    def shares_cues(segment: Segment) -> tuple[str | None, int]:
-        """Neighbours with equal keys share cues."""
+    def sharing(segment: Segment) -> tuple[str | None, int]:  # equal for neighbours that share cues
         return segment.speaker, 0 if layout.max_line_count and _is_aligned(segment) else id(segment)
 
-    for (speaker, _), run in groupby(transcript.segments, shares_cues):
+    for (speaker, _), run in groupby(transcript.segments, sharing):
         words = [word for segment in run for word in _words_to_show(segment, transcript.language)]
         for lines in _laid_out(words, layout):
             shown = [word for line in lines for word in line]

@@ -12,7 +12,6 @@ from serve_app.errors import Overloaded
 from serve_app.http.middleware import RequestId
 from serve_app.http.responses import error_response
 
-RETRY_AFTER_S = 5
 OUR_ROUTE = "/v1/models/whisperx:predict"  # no other application has it
 
 
@@ -69,11 +68,5 @@ def _is_serves_own(message: Message) -> bool:
     return message["status"] == 503 and is_plain_text and b"retry-after" not in headers
 
 
-_answer = error_response(
-    Overloaded(
-        "The process that worked on this request ended, or none can take the request; send it again.",
-        None,
-        "ingress_lost",
-        RETRY_AFTER_S,
-    )
-)
+_MESSAGE = "The process that worked on this request ended, or none can take the request; send it again."
+_answer = error_response(Overloaded(_MESSAGE, None, "ingress_lost"))

@@ -198,6 +198,6 @@ def test_the_settings_table_has_a_row_for_each_setting() -> None:
     """Names have the dots of the config file; an empty default is an empty cell."""
     rows = dict(row.strip("| ").split(" | ", 1) for row in settings_table().splitlines()[2:])
     assert rows["`model`"].startswith("large-v2 | ")
-    assert rows["`asr.temperature_fallback`"].startswith("0.2, 0.4, 0.6, 0.8, 1 | ")
+    assert rows["`asr.temperature_fallback`"].startswith("[0.2, 0.4, 0.6, 0.8, 1.0] | ")
     assert rows["`alignment.models`"].startswith(" | ")
     assert "`asr`" not in rows
