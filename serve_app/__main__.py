@@ -51,11 +51,8 @@ def serve_forever(
     """Starts the service and runs it until SIGTERM or Ctrl-C; running requests get their answers."""
     raw = config_file.read(config)
     with running(raw, show_logs=True, grace_s=grace_s) as stop:
-        sample, url = bundled.SAMPLE, url_of(raw)
-        shown = sample.relative_to(Path.cwd()) if sample.is_relative_to(Path.cwd()) else sample
-        note.print(
-            f"Ready on {url} (stop with Ctrl-C). Try it:\n\n  curl -s {url}/predict -F file=@{shown}\n"
-        )
+        example = f"curl -s {url_of(raw)}/predict -F file=@{bundled.SAMPLE}"
+        note.print(f"Ready on {url_of(raw)} (stop with Ctrl-C). Try it:\n\n  {example}\n")
         stop.wait()
         note.print("Stopping: running requests get their answers, new ones a 503.")
 

@@ -95,11 +95,10 @@ class Options(BaseModel):
     @field_validator("language", mode="before")
     @classmethod
     def _is_known_language(cls, value: object) -> object:
-        if value is None or value == "":
-            return None
-        if isinstance(value, str) and value.lower() in LANGUAGES:
-            return value.lower()
-        raise ValueError("must be a language code that Whisper knows, such as en, de or zh")
+        code = value.lower() if isinstance(value, str) else value
+        if code not in (None, "", *LANGUAGES):
+            raise ValueError("must be a language code that Whisper knows, such as en, de or zh")
+        return code or None
 
     @field_validator("known_speaker_names")
     @classmethod

@@ -25,25 +25,25 @@ async def predict_sample(
     runner = web.AppRunner(site)
     await runner.setup()
     await web.SockSite(runner, listener).start()
-    body = {"audio_file": f"{sample_url}/{bundled.SAMPLE.name}"}
-    note.print(f"POST {url}/predict {json.dumps(body)}")
+    request = asyncio.create_task(
+        _post(f"{url}/predict", {"audio_file": f"{sample_url}/{bundled.SAMPLE.name}"})
+    )
     try:
-        async with aiohttp.ClientSession() as session:
-            request = asyncio.create_task(_post(session, f"{url}/predict", body))
-            with note.status("Waiting for the answer"):
-                while not (await asyncio.wait([request], timeout=0.2))[0]:
-                    if stop.is_set():
-                        request.cancel()
-                        raise CommandFailed("stopped before the answer arrived.")
-            return request.result()
+        with note.status("Waiting for the answer"):
+            while not (await asyncio.wait([request], timeout=0.2))[0]:
+                if stop.is_set():
+                    request.cancel()
+                    raise CommandFailed("stopped before the answer arrived.")
+        return request.result()
     except (aiohttp.ClientError, TimeoutError) as error:
         raise CommandFailed(f"the service does not answer ({type(error).__name__}).") from None
     finally:
         await runner.cleanup()
 
 
-async def _post(session: aiohttp.ClientSession, url: str, body: dict[str, Any]) -> dict[str, Any]:
-    async with session.post(url, json=body) as response:
+async def _post(url: str, body: dict[str, str]) -> dict[str, Any]:
+    note.print(f"POST {url} {json.dumps(body)}")
+    async with aiohttp.ClientSession() as session, session.post(url, json=body) as response:
         answer: dict[str, Any] = await response.json()
         if response.status != 200:
             raise CommandFailed(f"{response.status}: {answer['error']['message']}")

@@ -84,8 +84,7 @@ def running(
             http_options=schema.http_options.model_dump(),
             logging_config=schema.logging_config,
         )
-        client = _get_global_client()
-        assert client is not None
+        client: Any = _get_global_client()
         client.deploy_apps(schema)
         _wait_until_running(names, stop)
         yield stop
@@ -137,10 +136,8 @@ def spill_folder() -> Iterator[str]:
     for abandoned in Path(tempfile.gettempdir()).glob(f"{SPILL_PREFIX}*"):
         with suppress(OSError), _locked(abandoned):  # OSError: in use, or another user's
             shutil.rmtree(abandoned)
-    with (
-        tempfile.TemporaryDirectory(prefix=SPILL_PREFIX, ignore_cleanup_errors=True) as folder,
-        _locked(folder),
-    ):
+    temporary = tempfile.TemporaryDirectory(prefix=SPILL_PREFIX, ignore_cleanup_errors=True)
+    with temporary as folder, _locked(folder):
         yield folder
 
 
@@ -157,21 +154,20 @@ def _locked(folder: str | Path) -> Iterator[None]:
 
 def _refuse_missing_models(schema: ServeDeploySchema) -> None:
     """The builder checks this too, but only after Ray has started."""
-    for application in schema.applications:
-        if application.import_path == IMPORT_PATH:
-            try:
+    try:
+        for application in schema.applications:
+            if application.import_path == IMPORT_PATH:
                 model_names.resolve(Settings.model_validate(application.args))
-            except ModelUnavailable as error:
-                raise CommandFailed(error.message) from None
+    except ModelUnavailable as error:
+        raise CommandFailed(error.message) from None
 
 
 def _refuse_taken_port(host: str, port: int) -> None:
     try:
         socket.create_server((host, port)).close()
     except OSError as error:
-        raise CommandFailed(
-            f"cannot listen on {host}:{port} ({os.strerror(error.errno or 0)}); set http_options.port."
-        ) from None
+        reason = os.strerror(error.errno or 0)
+        raise CommandFailed(f"cannot listen on {host}:{port} ({reason}); set http_options.port.") from None
 
 
 def _hide_ray_token() -> None:
