@@ -15,7 +15,6 @@ from pydantic import ValidationError
 
 from serve_app import bundled
 from serve_app.cli import config_file
-from serve_app.cli.config_file import CommandFailed
 from serve_app.cli.demo import predict_sample, show
 from serve_app.cli.launcher import GRACE_S, free_port, note, running, url_of
 from serve_app.http.auth import new_key
@@ -84,14 +83,9 @@ def demo() -> None:
     show(answer)
 
 
-def main() -> None:
-    """Runs one command; what keeps it from working is one sentence and exit status 1."""
+if __name__ == "__main__":
     try:
         cli()
-    except CommandFailed as error:
+    except config_file.CommandFailed as error:
         note.print(f"error: {error}", markup=False)
         sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()

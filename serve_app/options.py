@@ -60,27 +60,21 @@ class Options(BaseModel):
     num_speakers: SpeakerCount | None = Field(None, description="Exact number of speakers, if known.")
     min_speakers: SpeakerCount | None = Field(None, description="At least this many speakers.")
     max_speakers: SpeakerCount | None = Field(None, description="At most this many speakers.")
-    known_speaker_names: KnownSpeakers = Field(
-        (), description="Names of up to 4 speakers whose voices are in `known_speaker_references`."
-    )
+    known_speaker_names: KnownSpeakers = Field((), description="Names of up to 4 speakers to recognise.")
     known_speaker_references: KnownSpeakers = Field(
         (), description="For each name, in order, a data: URL with base64: 2 to 10 s of that voice alone."
     )
     response_format: FormatName = Field(
         "json", description="`tsv` has times in ms, `rttm` who speaks when, `words` a flat list of words."
     )
-    word_timestamps: bool = Field(
-        False, description="Add `words` with times, scores and speakers to each segment in `json`."
-    )
+    word_timestamps: bool = Field(False, description="Add `words` with times and scores to `json`.")
     max_line_width: Annotated[int, Field(ge=1, le=1000)] | None = Field(
         None, description="Longest line in characters, without the speaker; only in `srt` and `vtt`."
     )
     max_line_count: Annotated[int, Field(ge=1, le=100)] | None = Field(
         None, description="Most lines of a cue; needs `max_line_width`. Cues may then span segments."
     )
-    highlight_words: bool = Field(
-        False, description="One cue per word, which is underlined in it; only in `srt` and `vtt`."
-    )
+    highlight_words: bool = Field(False, description="Subtitles: a cue per word, which is underlined.")
     initial_prompt: Prompt = Field(
         None, description="Text whose style and spellings to follow; the last 223 tokens, with `hotwords`."
     )

@@ -25,7 +25,7 @@ def at_start() -> list[Middleware]:
     from serve_app.ray_patches.body_queues import BoundedQueue
     from serve_app.ray_patches.proxy_errors import RewriteServe503
 
-    proxy.MessageQueue = BoundedQueue
+    proxy.MessageQueue = BoundedQueue  # type: ignore[attr-defined]
     return [Middleware(RewriteServe503)]
 
 

@@ -76,8 +76,7 @@ def running(
     for variable, value in ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
     _hide_ray_token()
-    stop = threading.Event()
-    with spill_folder() as folder, _local_ray(folder, show_logs, num_cpus, stop):
+    with spill_folder() as folder, _local_ray(folder, show_logs, num_cpus) as stop:
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(
             proxy_location=schema.proxy_location,
@@ -106,7 +105,7 @@ def _on_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[No
 
 
 @contextmanager
-def _local_ray(spill_to: str, show_logs: bool, num_cpus: int | None, stop: threading.Event) -> Iterator[None]:
+def _local_ray(spill_to: str, show_logs: bool, num_cpus: int | None) -> Iterator[threading.Event]:
     """Starts a Ray of its own, whatever RAY_ADDRESS says: stopping it must not stop anybody else's."""
     ray.init(
         address="local",
@@ -117,9 +116,10 @@ def _local_ray(spill_to: str, show_logs: bool, num_cpus: int | None, stop: threa
         num_cpus=num_cpus,
         object_spilling_directory=spill_to,
     )
+    stop = threading.Event()
     with _on_signals(lambda *_: stop.set()):  # after ray.init, which sets handlers of its own
         try:
-            yield
+            yield stop
         finally:
             # Ray prints errors about its controller, which it has just killed; they would mislead users.
             with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):

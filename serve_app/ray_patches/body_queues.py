@@ -24,7 +24,7 @@ class BoundedQueue(MessageQueue):
     """The proxy's queue of what a client sends; a piece of a body waits while it is full."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._taken = asyncio.Event()
 
     async def __call__(self, message: Message) -> None:

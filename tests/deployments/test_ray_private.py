@@ -10,6 +10,7 @@ from fakes import FakeAligner, FakeRecognizer, FakeSpeechModel
 from ray import ObjectRefGenerator
 from ray.serve.handle import DeploymentResponseGenerator
 
+from serve_app import proxy
 from serve_app.app import graph
 from serve_app.deployments.calls import ray_private
 from serve_app.settings import Settings
@@ -61,4 +62,4 @@ def test_another_ray_is_refused_when_the_graph_is_built(
 
 def test_the_ray_it_was_tried_with_is_the_installed_one() -> None:
     """A new version of Ray is to be tried before this is changed."""
-    assert ray.__version__ == ray_private.TRIED
+    assert ray.__version__ == proxy.TRIED

@@ -142,7 +142,7 @@ def test_the_proxy_takes_no_more_than_is_fetched() -> None:
     """A piece waits while a few are unread; that the client has left does not, nor does a websocket."""
 
     async def run() -> None:
-        queue = BoundedQueue()
+        queue: Any = BoundedQueue()
         taken: list[Message] = []
 
         async def take() -> None:
