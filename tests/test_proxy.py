@@ -24,11 +24,9 @@ def before(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_the_installed_ray_is_patched() -> None:
     """In the proxy and in the Ingress."""
-    (rewriting,) = proxy.at_start()
-    assert rewriting.cls == RewriteServe503
+    middlewares: list[Any] = [*proxy.at_start(), *proxy.ingress_middlewares()]
+    assert [middleware.cls for middleware in middlewares] == [RewriteServe503, BoundedReceive]
     assert serves_proxy.MessageQueue is BoundedQueue
-    (bounding,) = proxy.ingress_middlewares()
-    assert bounding.cls == BoundedReceive
 
 
 def test_another_ray_is_left_alone(
