@@ -26,8 +26,8 @@ from benchmarks.systems import Answer, Plain, System, service
 from benchmarks.truth import Recording, TrueTurn
 from serve_app import bundled
 from serve_app.cli import config_file
-from serve_app.cli.launcher import CannotStart, free_port
-from serve_app.deployments import USER_CONFIGS
+from serve_app.cli.config_file import CommandFailed
+from serve_app.cli.launcher import free_port
 from serve_app.settings import Settings
 from serve_app.stages import model_names as models
 from serve_app.stages.asr.recognizer import choose_compute_type
@@ -73,7 +73,7 @@ def main(
     / "out"
     / "eval.json",
 ) -> None:
-    raw = config_file.read(config, USER_CONFIGS)
+    raw = config_file.read(config)
     raw["http_options"] = {**(raw.get("http_options") or {}), "port": free_port()}
     settings = Settings.model_validate(raw["applications"][0].get("args") or {})
     names = models.resolve(settings)
@@ -81,7 +81,7 @@ def main(
     try:
         with service(raw, diarizes=names.diarization is not None) as system:
             results = [measure("service", system, groups, real, at_once=AT_ONCE)]
-    except CannotStart as error:
+    except CommandFailed as error:
         say.print(f"error: {error}", markup=False)
         raise typer.Exit(1) from None
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -8,17 +8,15 @@ import asyncio
 import socket
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from pydantic import ValidationError
 
 from serve_app import bundled
 from serve_app.cli import config_file
-from serve_app.cli.config_file import ConfigError
-from serve_app.cli.demo import DemoFailed, predict_sample, show
-from serve_app.cli.launcher import GRACE_S, CannotStart, free_port, note, running, url_of
-from serve_app.deployments import USER_CONFIGS
+from serve_app.cli.demo import predict_sample, show
+from serve_app.cli.launcher import GRACE_S, free_port, note, running, url_of
 from serve_app.http.auth import new_key
 from serve_app.settings import ApiKey
 
@@ -32,7 +30,7 @@ ConfigPath = Annotated[Path, typer.Argument(help="A Serve config file, such as s
 @cli.command()
 def check(config: ConfigPath) -> None:
     """Checks a config file key by key, without starting anything."""
-    _read(config)
+    config_file.read(config)
     note.print(f"{config} is fine.")
 
 
@@ -50,13 +48,10 @@ def serve_forever(
     ] = GRACE_S,
 ) -> None:
     """Starts the service and runs it until SIGTERM or Ctrl-C; running requests get their answers."""
-    raw = _read(config)
+    raw = config_file.read(config)
     with running(raw, show_logs=True, grace_s=grace_s) as stop:
-        sample, url = bundled.SAMPLE, url_of(raw)
-        shown = sample.relative_to(Path.cwd()) if sample.is_relative_to(Path.cwd()) else sample
-        note.print(
-            f"Ready on {url} (stop with Ctrl-C). Try it:\n\n  curl -s {url}/predict -F file=@{shown}\n"
-        )
+        example = f"curl -s {url_of(raw)}/predict -F file=@{bundled.SAMPLE}"
+        note.print(f"Ready on {url_of(raw)} (stop with Ctrl-C). Try it:\n\n  {example}\n")
         stop.wait()
         note.print("Stopping: running requests get their answers, new ones a 503.")
 
@@ -79,7 +74,7 @@ def key(name: Annotated[str, typer.Argument(help="Whose key it is; shown in logs
 def demo() -> None:
     """Starts the service on the bundled models, transcribes a sample by URL over HTTP, and stops."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        raw = _read(DEMO_CONFIG)
+        raw = config_file.read(DEMO_CONFIG)
         sample_host = f"127.0.0.1:{listener.getsockname()[1]}"
         raw["applications"][0]["args"]["intake"] = {"allowed_hosts": [sample_host]}
         raw["http_options"]["port"] = free_port()
@@ -88,18 +83,9 @@ def demo() -> None:
     show(answer)
 
 
-def main() -> None:
-    """Runs one command; what keeps it from working is one sentence and exit status 1."""
+if __name__ == "__main__":
     try:
         cli()
-    except (ConfigError, CannotStart, DemoFailed) as error:
+    except config_file.CommandFailed as error:
         note.print(f"error: {error}", markup=False)
         sys.exit(1)
-
-
-def _read(config: Path) -> dict[str, Any]:
-    return config_file.read(config, USER_CONFIGS)
-
-
-if __name__ == "__main__":
-    main()

@@ -94,7 +94,7 @@ def choose_device(settings: Settings) -> str:
         may_have_gpu = ray.cluster_resources().get("GPU", 0) > 0 or ray_private.gpus_may_join()
     if settings.device == "cuda" and may_have_gpu is False:
         raise ModelUnavailable(
-            "device: cuda, but no node of this Ray cluster has a GPU, and none that its autoscaler may add; "
+            "device: cuda, but no node of this Ray cluster has a GPU, and none is known to join; "
             "use auto or cpu, or add a node with a GPU."
         )
     if settings.device != "auto":

@@ -1,13 +1,20 @@
 """What a caller can choose for one request. The same names over HTTP, in forms and in Python."""
 
-import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from serve_app.errors import InvalidRequest
-from serve_app.formats.subtitles import SubtitleLayout
+from serve_app.formats.subtitles import SubtitleLayout, one_line
 from serve_app.formats.table import FORMATS, Format, FormatName
 from serve_app.languages import LANGUAGES
 from serve_app.transcript import Decoding, SpeakerBounds, Task
@@ -15,13 +22,11 @@ from serve_app.transcript import Decoding, SpeakerBounds, Task
 Model = TypeVar("Model", bound=BaseModel)
 
 MAX_PROMPT_CHARS = 4000  # Whisper keeps 223 tokens, about 1000 letters of English
-MAX_KNOWN_SPEAKERS = 4  # as in OpenAI's API
 MAX_NAME_CHARS = 64
-SPEAKER_BOUNDS = ("num_speakers", "min_speakers", "max_speakers")
 KNOWN_SPEAKERS = ("known_speaker_names", "known_speaker_references")
-SPEAKER_OPTIONS = ("diarize", *SPEAKER_BOUNDS, *KNOWN_SPEAKERS, "split_at_speaker_change")
+SPEAKER_COUNTS = ("num_speakers", "min_speakers", "max_speakers")
+SPEAKER_OPTIONS = ("diarize", *SPEAKER_COUNTS, *KNOWN_SPEAKERS, "split_at_speaker_change")
 LINE_OPTIONS = ("max_line_width", "max_line_count", "highlight_words")
-WORD_TIME_OPTIONS = ("word_timestamps", "split_at_speaker_change", *LINE_OPTIONS)
 
 # Options, what they ask a format to show, and whether it can.
 _SHOWN: tuple[tuple[Sequence[str], str, Callable[[Format], bool]], ...] = (
@@ -29,11 +34,19 @@ _SHOWN: tuple[tuple[Sequence[str], str, Callable[[Format], bool]], ...] = (
     (LINE_OPTIONS, "subtitle lines", lambda form: form.has_lines),
     (("word_timestamps",), "words with times", lambda form: form.has_words),
 )
-_NOT_IN_A_NAME = {"Cc", "Cs", "Zl", "Zp"}  # Unicode's categories of control characters and line ends
 
 SpeakerCount = Annotated[int, Field(ge=1, le=50)]
-KnownSpeakers = Annotated[tuple[str, ...], Field(max_length=MAX_KNOWN_SPEAKERS)]
-Prompt = Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
+KnownSpeakers = Annotated[  # at most 4, as in OpenAI's API
+    tuple[Annotated[str, Field(min_length=1)], ...], Field(max_length=4)
+]
+Prompt = Annotated[
+    Annotated[str, Field(max_length=MAX_PROMPT_CHARS)] | None,
+    AfterValidator(lambda text: text if text and text.strip() else None),
+]
+# A few distinct temperatures let requests share batches, and none is so small that float16 overflows.
+Temperature = Annotated[
+    float, Field(ge=0, le=1, allow_inf_nan=False), AfterValidator(lambda value: round(value, 2))
+]
 
 
 class Options(BaseModel):
@@ -47,39 +60,27 @@ class Options(BaseModel):
     num_speakers: SpeakerCount | None = Field(None, description="Exact number of speakers, if known.")
     min_speakers: SpeakerCount | None = Field(None, description="At least this many speakers.")
     max_speakers: SpeakerCount | None = Field(None, description="At most this many speakers.")
-    known_speaker_names: KnownSpeakers = Field(
-        (), description="Names of up to 4 speakers whose voices are in `known_speaker_references`."
-    )
+    known_speaker_names: KnownSpeakers = Field((), description="Names of up to 4 speakers to recognise.")
     known_speaker_references: KnownSpeakers = Field(
         (), description="For each name, in order, a data: URL with base64: 2 to 10 s of that voice alone."
     )
     response_format: FormatName = Field(
-        "json",
-        description="`srt` and `vtt` are subtitles, `tsv` has times in ms, `rttm` says who speaks when, "
-        "`words` is JSON with a flat list of words.",
+        "json", description="`tsv` has times in ms, `rttm` who speaks when, `words` a flat list of words."
     )
-    word_timestamps: bool = Field(
-        False, description="Add `words` with times, scores and speakers to each segment in `json`."
-    )
+    word_timestamps: bool = Field(False, description="Add `words` with times and scores to `json`.")
     max_line_width: Annotated[int, Field(ge=1, le=1000)] | None = Field(
         None, description="Longest line in characters, without the speaker; only in `srt` and `vtt`."
     )
     max_line_count: Annotated[int, Field(ge=1, le=100)] | None = Field(
         None, description="Most lines of a cue; needs `max_line_width`. Cues may then span segments."
     )
-    highlight_words: bool = Field(
-        False, description="One cue per word, which is underlined in it; only in `srt` and `vtt`."
+    highlight_words: bool = Field(False, description="Subtitles: a cue per word, which is underlined.")
+    initial_prompt: Prompt = Field(
+        None, description="Text whose style and spellings to follow; the last 223 tokens, with `hotwords`."
     )
-    initial_prompt: Prompt | None = Field(
-        None,
-        description="Text whose style and spellings the model follows in every window. It reads the last 223 "
-        "tokens, less those of `hotwords`; a warning says if that cuts the text.",
-    )
-    hotwords: Prompt | None = Field(None, description="Words to expect in every window; at most 223 tokens.")
-    temperature: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = Field(
-        None,
-        description="Above 0: sample at this temperature, rounded to hundredths. 0 or empty: beam search, "
-        "repeated at higher temperatures if the text is repetitive or improbable.",
+    hotwords: Prompt = Field(None, description="Words to expect in every window; at most 223 tokens.")
+    temperature: Temperature | None = Field(
+        None, description="Above 0: sample at it, in hundredths. Else: beam search; bad text is retried."
     )
     split_at_speaker_change: bool | None = Field(
         None, description="Split a sentence where the speaker changes. Empty: yes, if words have times."
@@ -88,31 +89,19 @@ class Options(BaseModel):
     @field_validator("language", mode="before")
     @classmethod
     def _is_known_language(cls, value: object) -> object:
-        if value is None or value == "":
-            return None
-        if isinstance(value, str) and value.lower() in LANGUAGES:
-            return value.lower()
-        raise ValueError("must be a language code that Whisper knows, such as en, de or zh")
-
-    @field_validator("initial_prompt", "hotwords")
-    @classmethod
-    def _blank_is_none(cls, value: str | None) -> str | None:
-        return value if value and value.strip() else None
-
-    @field_validator("temperature")
-    @classmethod
-    def _in_hundredths(cls, value: float | None) -> float | None:
-        # A few distinct temperatures let requests share batches, and none is so small that float16 overflows.
-        return None if value is None else round(value, 2)
+        code = value.lower() if isinstance(value, str) else value
+        if code not in (None, "", *LANGUAGES):
+            raise ValueError("must be a language code that Whisper knows, such as en, de or zh")
+        return code or None
 
     @field_validator("known_speaker_names")
     @classmethod
     def _are_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         for name in names:
-            if not name or name != name.strip() or len(name) > MAX_NAME_CHARS:
-                raise ValueError(f"a name has 1 to {MAX_NAME_CHARS} characters and no space at its ends")
-            if any(unicodedata.category(character) in _NOT_IN_A_NAME for character in name):
-                raise ValueError("a name is one line without control characters")
+            if len(name) > MAX_NAME_CHARS or name != one_line(name):
+                raise ValueError(
+                    f"a name is one line of 1 to {MAX_NAME_CHARS} characters, without outer spaces"
+                )
         if len(set(names)) < len(names):
             raise ValueError("each speaker needs a different name")
         return names
@@ -121,18 +110,15 @@ class Options(BaseModel):
     def _agree(self) -> Self:
         """Refuses options that contradict each other, so that none is accepted and ignored."""
         chosen = FORMATS[self.response_format]
-        names, clips = self.known_speaker_names, self.known_speaker_references
-        if len(clips) != len(names):
-            raise conflict("known_speaker_references", f"give one for each of the {len(names)} names")
-        if "" in clips:
-            raise conflict("known_speaker_references", f"number {clips.index('')}, counted from 0, is empty")
+        if len(self.known_speaker_references) != (count := len(self.known_speaker_names)):
+            raise conflict("known_speaker_references", f"give one for each of the {count} names")
         if self.diarize is False:
             needing = ("response_format",) if chosen.needs_speakers else ()
             self._refuse((*needing, *SPEAKER_OPTIONS), "needs diarize to be true")
         if self.task == "translate":
             needing = ("response_format",) if chosen.needs_words else ()
-            why = "needs word times, which task=translate does not give"
-            self._refuse((*needing, *WORD_TIME_OPTIONS), why)
+            needing = (*needing, "word_timestamps", "split_at_speaker_change", *LINE_OPTIONS)
+            self._refuse(needing, "needs word times, which task=translate does not give")
         for options, what, can_show in _SHOWN:
             if not can_show(chosen):
                 others = ", ".join(other.name for other in FORMATS.values() if can_show(other))

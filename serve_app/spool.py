@@ -10,13 +10,9 @@ from serve_app.errors import Overloaded, PayloadTooLarge
 
 @contextmanager
 def anonymous_temp_file() -> Iterator[BinaryIO]:
-    """A file in the temporary directory (TMPDIR) that has no name, not even while it is written.
+    """A file in TMPDIR without a name. Raises Overloaded where none can be opened.
 
-    Nobody can open it by a name, and the kernel frees it with its last descriptor, also after SIGKILL:
-    nothing is ever left to clean up. TemporaryFile opens with O_TMPFILE; on a file system without that
-    it removes the name as soon as the file is there.
-
-    Raises Overloaded where no file can be opened.
+    Nobody can open it by a name, and the kernel frees it with its last descriptor, also after SIGKILL.
     """
     try:
         file = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115  (closed below)
@@ -34,9 +30,7 @@ class LimitedFile:
 
     def __init__(self, file: BinaryIO, max_bytes: int, param: str) -> None:
         self.size = 0
-        self._file = file
-        self._max_bytes = max_bytes
-        self._param = param
+        self._file, self._max_bytes, self._param = file, max_bytes, param
 
     def write(self, data: bytes) -> None:
         self.size += len(data)

@@ -1,84 +1,76 @@
 """Reads serve_config.yaml strictly, because Serve accepts misspelt keys silently; lists the settings."""
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
-from ray.serve.config import AutoscalingConfig
+from ray.serve.config import AutoscalingConfig, ProxyLocation
 from ray.serve.schema import ServeDeploySchema
 
+from serve_app.deployments import USER_CONFIGS
 from serve_app.http.auth import is_loopback
-from serve_app.settings import Settings
+from serve_app.settings import AccessSettings, Settings
 
 Model = TypeVar("Model", bound=BaseModel)
 
 IMPORT_PATH = "serve_app.app:build"
-IMPORT_PATH_WITH_DOT = "serve_app.app.build"  # Ray accepts both
-
-UserConfigs = Mapping[str, type[BaseModel] | None]  # deployment -> what its user_config may hold
 
 
-class ConfigError(Exception):
-    """Something in the file is wrong; the message names the key."""
+class CommandFailed(Exception):
+    """What keeps a command from working; the message is one sentence that says why."""
 
 
-def read(path: Path, user_configs: UserConfigs) -> dict[str, Any]:
-    """Returns the file's content, checked key by key against Serve's schema, Settings and `user_configs`.
-
-    Raises ConfigError naming the first wrong key with its place in the file.
-    """
+def read(path: Path) -> dict[str, Any]:
+    """Returns the file's content, checked key by key. Raises CommandFailed naming the first wrong key."""
     try:
         raw = yaml.safe_load(path.read_text())
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}.") from None
+        raise CommandFailed(f"{path}: {error.strerror}.") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+        raise CommandFailed(f"{path} is not valid YAML: {error}") from None
     if not isinstance(raw, dict):
-        raise ConfigError(f"{path} does not hold a mapping; see serve_config.yaml in the project.")
-    _validate(ServeDeploySchema, raw, str(path))
+        raise CommandFailed(f"{path} does not hold a mapping; see serve_config.yaml in the project.")
+    schema = _validate(ServeDeploySchema, raw, str(path))
     for application in raw.get("applications") or ():
         place = f"{path}: applications[{application.get('name', '')}]"
-        if application.get("import_path") == IMPORT_PATH_WITH_DOT:
+        if application["import_path"] == "serve_app.app.build":  # Ray accepts both
             application["import_path"] = IMPORT_PATH
-        if application.get("import_path") == IMPORT_PATH:  # args of other applications are not ours to check
+        if application["import_path"] == IMPORT_PATH:  # args of other applications are not ours to check
             settings = _validate(Settings, application.get("args") or {}, f"{place}.args")
-            _refuse_public_without_keys(raw, settings, path)
+            if schema.proxy_location != ProxyLocation.Disabled:
+                _refuse_public_without_keys(schema.http_options.host, settings.access, path)
             for deployment in application.get("deployments") or ():
-                _check_deployment(deployment, user_configs, place)
+                _check_deployment(deployment, place)
     return raw
 
 
-def _refuse_public_without_keys(raw: dict[str, Any], settings: Settings, path: Path) -> None:
-    access = settings.access
-    if access.keys or access.public_without_keys or raw.get("proxy_location") == "Disabled":
-        return
-    host = (raw.get("http_options") or {}).get("host", "0.0.0.0")  # noqa: S104  (Serve's default)
-    if not is_loopback(host):
-        raise ConfigError(
+def _refuse_public_without_keys(host: str, access: AccessSettings, path: Path) -> None:
+    if not (access.keys or access.public_without_keys or is_loopback(host)):
+        raise CommandFailed(
             f"{path}: http_options.host {host} lets other machines in, and there are no API keys. Set it to "
             "127.0.0.1, or add args.access.keys (python -m serve_app key NAME makes one), or, to let "
             "everybody in, set args.access.public_without_keys: true."
         )
 
 
-def _check_deployment(deployment: Any, user_configs: UserConfigs, place: str) -> None:
+def _check_deployment(deployment: dict[str, Any], place: str) -> None:
     name = deployment.get("name")
-    if name not in user_configs:
-        raise ConfigError(f"{place}: there is no deployment {name}; there are {', '.join(user_configs)}.")
+    if name not in USER_CONFIGS:
+        raise CommandFailed(f"{place}: there is no deployment {name}; there are {', '.join(USER_CONFIGS)}.")
     place = f"{place}.deployments[{name}]"
     if "ray_actor_options" in deployment:
-        raise ConfigError(
+        raise CommandFailed(
             f"{place}: ray_actor_options would replace what threads and gpu_share in args set; use those."
         )
     if isinstance(scaling := deployment.get("autoscaling_config"), dict):  # Serve's schema takes any mapping
         _validate(AutoscalingConfig, scaling, f"{place}.autoscaling_config")
-    if deployment.get("user_config") is not None:
-        user_config = user_configs[name]
-        if user_config is None:
-            raise ConfigError(f"{place}: {name} has no user_config.")
-        _validate(user_config, deployment["user_config"], f"{place}.user_config")
+    if (user_config := deployment.get("user_config")) is not None:
+        if not (model := USER_CONFIGS[name]):
+            raise CommandFailed(f"{place}: {name} has no user_config.")
+        _validate(model, user_config, f"{place}.user_config")
 
 
 def _validate(model: type[Model], data: Any, place: str) -> Model:
@@ -88,32 +80,23 @@ def _validate(model: type[Model], data: Any, place: str) -> Model:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            raise ConfigError(f"{place}: unknown key {key}.") from None
-        raise ConfigError(f"{place}: {key}: {first['msg'].removeprefix('Value error, ')}.") from None
+            raise CommandFailed(f"{place}: unknown key {key}.") from None
+        raise CommandFailed(f"{place}: {key}: {first['msg'].removeprefix('Value error, ')}.") from None
     except AttributeError:  # a validator of Serve's own met something that is no mapping
-        raise ConfigError(f"{place}: a list or a value stands where a mapping must be.") from None
+        raise CommandFailed(f"{place}: a list or a value stands where a mapping must be.") from None
 
 
 def settings_table() -> str:
-    """Every setting with its default and description, as a Markdown table."""
-    rows = "\n".join(_rows(Settings, ""))
-    return f"| setting | default | |\n| --- | --- | --- |\n{rows}"
+    """Every setting with its default, as YAML, and its description, as a Markdown table."""
+    rows = _rows(Settings, Settings().model_dump(mode="json"), "")
+    return "\n".join(["| setting | default | |", "| --- | --- | --- |", *rows])
 
 
-def _rows(model: type[BaseModel], prefix: str) -> Iterator[str]:
+def _rows(model: type[BaseModel], defaults: dict[str, Any], prefix: str) -> Iterator[str]:
     for name, field in model.model_fields.items():
+        default = defaults[name]
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _rows(field.annotation, f"{prefix}{name}.")
+            yield from _rows(field.annotation, default, f"{prefix}{name}.")
         else:
-            default = _as_yaml(field.get_default(call_default_factory=True))
-            yield f"| `{prefix}{name}` | {default} | {field.description} |"
-
-
-def _as_yaml(default: Any) -> str:
-    if isinstance(default, tuple):
-        return ", ".join(map(_as_yaml, default))
-    if isinstance(default, bool):
-        return str(default).lower()
-    if isinstance(default, float):
-        return f"{default:.10g}"
-    return "" if default in (None, {}) else str(default)
+            shown = "" if default in (None, {}, []) else json.dumps(default).replace('"', "")
+            yield f"| `{prefix}{name}` | {shown} | {field.description} |"

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import socket
-import sys
 import threading
 from typing import Any
 
@@ -13,44 +12,41 @@ from rich.console import Console
 from rich.table import Table
 
 from serve_app import bundled
+from serve_app.cli.config_file import CommandFailed
 from serve_app.cli.launcher import note
-
-
-class DemoFailed(Exception):
-    """The service answered the sample with an error."""
 
 
 async def predict_sample(
     listener: socket.socket, url: str, sample_url: str, stop: threading.Event
 ) -> dict[str, Any]:
-    """Serves the sample over HTTP and posts its URL to the service; raises DemoFailed, also when stopped."""
+    """Serves the sample over HTTP and posts its URL to the service. Raises CommandFailed."""
     site = web.Application()
     site.router.add_static("/", bundled.SAMPLE.parent)
     runner = web.AppRunner(site)
     await runner.setup()
     await web.SockSite(runner, listener).start()
-    body = {"audio_file": f"{sample_url}/{bundled.SAMPLE.name}"}
-    note.print(f"POST {url}/predict {json.dumps(body)}")
+    request = asyncio.create_task(
+        _post(f"{url}/predict", {"audio_file": f"{sample_url}/{bundled.SAMPLE.name}"})
+    )
     try:
-        async with aiohttp.ClientSession() as session:
-            request = asyncio.create_task(_post(session, f"{url}/predict", body))
-            with note.status("Waiting for the answer"):
-                while not (await asyncio.wait([request], timeout=0.2))[0]:
-                    if stop.is_set():
-                        request.cancel()
-                        raise DemoFailed("stopped before the answer arrived.")
-            return request.result()
+        with note.status("Waiting for the answer"):
+            while not (await asyncio.wait([request], timeout=0.2))[0]:
+                if stop.is_set():
+                    request.cancel()
+                    raise CommandFailed("stopped before the answer arrived.")
+        return request.result()
     except (aiohttp.ClientError, TimeoutError) as error:
-        raise DemoFailed(f"the service does not answer ({type(error).__name__}).") from None
+        raise CommandFailed(f"the service does not answer ({type(error).__name__}).") from None
     finally:
         await runner.cleanup()
 
 
-async def _post(session: aiohttp.ClientSession, url: str, body: dict[str, Any]) -> dict[str, Any]:
-    async with session.post(url, json=body) as response:
+async def _post(url: str, body: dict[str, str]) -> dict[str, Any]:
+    note.print(f"POST {url} {json.dumps(body)}")
+    async with aiohttp.ClientSession() as session, session.post(url, json=body) as response:
         answer: dict[str, Any] = await response.json()
         if response.status != 200:
-            raise DemoFailed(f"{response.status}: {answer['error']['message']}")
+            raise CommandFailed(f"{response.status}: {answer['error']['message']}")
         return answer
 
 
@@ -58,12 +54,8 @@ def show(answer: dict[str, Any]) -> None:
     """Prints the answer as a table, then as JSON."""
     table = Table("start", "end", "speaker", "text", title="Gettysburg Address, two synthesized voices")
     for segment in answer["model_output"]:
-        times = (f"{segment['start']:.2f}", f"{segment['end']:.2f}")
-        table.add_row(*times, segment["speaker"] or "", segment["text"].strip())
-    output = Console(file=sys.stdout)
-    output.print(table)
-    output.print(
-        "These are the bundled demo models: small, trained on synthesized speech, with wrong words. "
-        "README.md says how to use real ones.\n"
-    )
+        start, end = f"{segment['start']:.2f}", f"{segment['end']:.2f}"
+        table.add_row(start, end, segment["speaker"] or "", segment["text"].strip())
+    Console().print(table)
+    print("The bundled demo models get words wrong; README.md says how to use real ones.\n")
     print(json.dumps(answer, indent=2, ensure_ascii=False))

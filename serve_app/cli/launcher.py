@@ -5,12 +5,13 @@ import io
 import logging
 import os
 import random
+import re
 import shutil
 import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from types import FrameType
@@ -22,7 +23,7 @@ from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 from rich.console import Console
 
-from serve_app.cli.config_file import IMPORT_PATH
+from serve_app.cli.config_file import IMPORT_PATH, CommandFailed
 from serve_app.errors import ModelUnavailable
 from serve_app.proxy import AT_PROXY_START, PROXY_HOOK
 from serve_app.settings import Settings
@@ -43,28 +44,10 @@ ENVIRONMENT = {
 note = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-class CannotStart(Exception):
-    """The service did not start; the message is one sentence that says why."""
-
-
-class _StopSignals:
-    """The handler of SIGTERM and SIGINT. The first sets `stop`; one while requests end cuts them off."""
-
-    def __init__(self) -> None:
-        self.stop = threading.Event()
-        self.is_draining = False
-
-    def __call__(self, signum: int, frame: FrameType | None) -> None:
-        if self.is_draining:
-            raise KeyboardInterrupt
-        self.stop.set()
-
-
 def url_of(raw: dict[str, Any]) -> str:
     """Where the service of this config file answers."""
-    http = raw.get("http_options") or {}
-    host = http.get("host", "0.0.0.0")  # noqa: S104  (Serve's default, shown, not bound here)
-    return f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{http.get('port', 8000)}"  # noqa: S104
+    http = ServeDeploySchema.model_validate(raw).http_options
+    return f"http://{http.host.replace('0.0.0.0', '127.0.0.1')}:{http.port}"  # noqa: S104  (shown, not bound)
 
 
 def free_port() -> int:
@@ -72,7 +55,7 @@ def free_port() -> int:
     for port in random.sample(PORTS, len(PORTS)):
         with suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
-    raise CannotStart("There is no free port on 127.0.0.1.")
+    raise CommandFailed("There is no free port on 127.0.0.1.")
 
 
 @contextmanager
@@ -82,7 +65,7 @@ def running(
     """Runs the applications of `raw`, a config file's content, on a local Ray; drains and stops them.
 
     Yields, once they are ready, the event that SIGTERM and SIGINT set. `num_cpus` is what replicas can book
-    (None: the machine's cores), `grace_s` how long running requests may take to end. Raises CannotStart.
+    (None: the machine's cores), `grace_s` how long running requests may take to end. Raises CommandFailed.
     """
     raw.setdefault("logging_config", {"log_level": "WARNING"})  # at INFO Serve logs every inner call
     schema = ServeDeploySchema.model_validate(raw)
@@ -93,29 +76,36 @@ def running(
     for variable, value in ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
     _hide_ray_token()
-    with spill_folder() as folder, _local_ray(folder, show_logs, num_cpus) as signals:
+    with spill_folder() as folder, _local_ray(folder, show_logs, num_cpus) as stop:
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(
             proxy_location=schema.proxy_location,
             http_options=schema.http_options.model_dump(),
             logging_config=schema.logging_config,
         )
-        client = _get_global_client()
-        assert client is not None
+        client: Any = _get_global_client()
         client.deploy_apps(schema)
-        _wait_until_running(names, signals.stop)
-        yield signals.stop
-        signals.is_draining = True
+        _wait_until_running(names, stop)
+        yield stop
         try:
-            _drain(names, grace_s)
+            with _on_signals(signal.default_int_handler):
+                _drain(names, grace_s)
         except KeyboardInterrupt:
             note.print("Second signal: running requests are cut off.")
-        finally:
-            signals.is_draining = False
 
 
 @contextmanager
-def _local_ray(spill_to: str, show_logs: bool, num_cpus: int | None) -> Iterator[_StopSignals]:
+def _on_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    before = {signum: signal.signal(signum, handler) for signum in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for signum, previous in before.items():
+            signal.signal(signum, previous)
+
+
+@contextmanager
+def _local_ray(spill_to: str, show_logs: bool, num_cpus: int | None) -> Iterator[threading.Event]:
     """Starts a Ray of its own, whatever RAY_ADDRESS says: stopping it must not stop anybody else's."""
     ray.init(
         address="local",
@@ -126,17 +116,15 @@ def _local_ray(spill_to: str, show_logs: bool, num_cpus: int | None) -> Iterator
         num_cpus=num_cpus,
         object_spilling_directory=spill_to,
     )
-    signals = _StopSignals()  # after ray.init, which sets handlers of its own
-    before = {signum: signal.signal(signum, signals) for signum in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield signals
-    finally:
-        # Ray prints errors about its controller, which it has just killed; they would mislead users.
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            serve.shutdown()
-            ray.shutdown()
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+    stop = threading.Event()
+    with _on_signals(lambda *_: stop.set()):  # after ray.init, which sets handlers of its own
+        try:
+            yield stop
+        finally:
+            # Ray prints errors about its controller, which it has just killed; they would mislead users.
+            with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+                serve.shutdown()
+                ray.shutdown()
 
 
 @contextmanager
@@ -148,12 +136,9 @@ def spill_folder() -> Iterator[str]:
     for abandoned in Path(tempfile.gettempdir()).glob(f"{SPILL_PREFIX}*"):
         with suppress(OSError), _locked(abandoned):  # OSError: in use, or another user's
             shutil.rmtree(abandoned)
-    folder = tempfile.mkdtemp(prefix=SPILL_PREFIX)
-    with _locked(folder):
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+    temporary = tempfile.TemporaryDirectory(prefix=SPILL_PREFIX, ignore_cleanup_errors=True)
+    with temporary as folder, _locked(folder):
+        yield folder
 
 
 @contextmanager
@@ -169,21 +154,20 @@ def _locked(folder: str | Path) -> Iterator[None]:
 
 def _refuse_missing_models(schema: ServeDeploySchema) -> None:
     """The builder checks this too, but only after Ray has started."""
-    for application in schema.applications:
-        if application.import_path == IMPORT_PATH:
-            try:
+    try:
+        for application in schema.applications:
+            if application.import_path == IMPORT_PATH:
                 model_names.resolve(Settings.model_validate(application.args))
-            except ModelUnavailable as error:
-                raise CannotStart(error.message) from None
+    except ModelUnavailable as error:
+        raise CommandFailed(error.message) from None
 
 
 def _refuse_taken_port(host: str, port: int) -> None:
     try:
         socket.create_server((host, port)).close()
     except OSError as error:
-        raise CannotStart(
-            f"cannot listen on {host}:{port} ({os.strerror(error.errno or 0)}); set http_options.port."
-        ) from None
+        reason = os.strerror(error.errno or 0)
+        raise CommandFailed(f"cannot listen on {host}:{port} ({reason}); set http_options.port.") from None
 
 
 def _hide_ray_token() -> None:
@@ -200,23 +184,20 @@ def _wait_until_running(names: list[str], stop: threading.Event) -> None:
             applications = [serve.status().applications[name] for name in names]
             for application in applications:
                 if application.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
-                    details = [deployment.message for deployment in application.deployments.values()]
-                    raise CannotStart(_reason([*details, application.message]))
+                    details = (deployment.message for deployment in application.deployments.values())
+                    raise CommandFailed(_reason("\n".join([*details, application.message])))
             if all(application.status == ApplicationStatus.RUNNING for application in applications):
                 return
             deployments = [pair for application in applications for pair in application.deployments.items()]
             late = [name for name, deployment in deployments if deployment.status != "HEALTHY"]
-            status.update(f"Loading models: {', '.join(late)}" if late else "Building the graph")
-    raise CannotStart("stopped before the service was ready.")
+            status.update(f"Starting {', '.join(late) or 'the graph'}")
+    raise CommandFailed("stopped before the service was ready.")
 
 
-def _reason(messages: list[str]) -> str:
-    """Our own sentence at the end of a traceback, or all messages where there is none."""
-    for line in "\n".join(messages).splitlines():
-        for marker in ("ModelUnavailable: ", "Value error, "):
-            if marker in line:
-                return line.split(marker, 1)[1]
-    return "the graph did not start.\n" + "\n".join(message for message in messages if message)
+def _reason(message: str) -> str:
+    """Our own sentence at the end of a traceback, or the whole message where there is none."""
+    own = re.search("(?:ModelUnavailable: |Value error, )(.*)", message)
+    return own[1] if own else f"the graph did not start.\n{message}"
 
 
 def _drain(names: list[str], grace_s: float) -> None:
@@ -229,8 +210,8 @@ def _drain(names: list[str], grace_s: float) -> None:
             results = drain.broadcast("drain", grace_s).results(timeout_s=grace_s + 5, return_exceptions=True)
         except Exception as error:  # noqa: BLE001  (the server stops, whatever happens here)
             results = [error]
-        if any(result is False or isinstance(result, TimeoutError) for result in results):
-            note.print(f"{name}: some requests were still running after {grace_s:g} s.")
         for result in results:
-            if isinstance(result, BaseException) and not isinstance(result, TimeoutError):
+            if result is False or isinstance(result, TimeoutError):
+                note.print(f"{name}: some requests were still running after {grace_s:g} s.")
+            elif isinstance(result, BaseException):
                 note.print(f"{name}: an Ingress could not end its requests ({type(result).__name__}).")

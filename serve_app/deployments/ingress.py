@@ -3,18 +3,15 @@
 import asyncio
 import io
 import math
-import os
 from collections.abc import AsyncGenerator
 from contextvars import Context
 from functools import partial
-from importlib import import_module
 from time import monotonic
 from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
-from starlette.middleware import Middleware
 
 from serve_app import proxy
 from serve_app.deployments.calls.handles import has_replica, invoke
@@ -82,9 +79,7 @@ class Ingress:
         self._ready_at_s: dict[str, float] = {}  # stage -> when it last answered that it is ready
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        # Where Serve's proxy is patched to let uploads wait, this process does its half.
         intake = self._settings.intake
-        patched = os.environ.get(proxy.PROXY_HOOK) == proxy.AT_PROXY_START
         return create_app(
             self._run,
             self.readiness,
@@ -94,7 +89,7 @@ class Ingress:
             access=self._settings.access,
             receive_timeout_s=intake.receive_timeout_s,
             admission=self._admission,
-            outermost=[Middleware(import_module(proxy.REPLICA_PATCH).BoundedReceive)] if patched else [],
+            outermost=proxy.ingress_middlewares(),
         )
 
     async def transcribe(

@@ -6,10 +6,11 @@ misplaces spaces in Chinese and Japanese, and writes cues that end before they s
 """
 
 import re
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, groupby
+
+import regex
 
 from serve_app.languages import NO_SPACE_BETWEEN_SENTENCES, NO_SPACE_BETWEEN_WORDS
 from serve_app.transcript import Segment, Transcript, Word
@@ -17,13 +18,10 @@ from serve_app.transcript import Segment, Transcript, Word
 LONG_PAUSE_S = 3.0  # between the starts of two words; ends a cue if its lines are counted
 DEFAULT_LINE_CHARS = 1000  # as in whisperx
 
-# Line ends of any kind, and other control characters, which none of the formats can hold.
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
-
-# What no line may begin with, in scripts without spaces.
-_MARKS = ("Mn", "Mc", "Me", "Cf")  # Unicode's categories
-_VOWELS_BEHIND = "\u0e33\u0eb3"  # Thai and Lao am, which are half a mark
-_STACKERS = "\u1039\u17d2"  # Myanmar and Khmer: the next consonant stands below the one before
+# Line ends of any kind, other control characters and lone surrogates, which none of the formats can hold.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
+# A character as a reader sees it, with its marks and with what is stacked below it: no line begins inside.
+_CHARACTER = regex.compile(r"(?!\s)\X\p{M}*")
 
 
 @dataclass(frozen=True)
@@ -68,22 +66,9 @@ def words_of(segment: Segment, language: str | None) -> tuple[Word, ...]:
     """The segment's words. If it was not aligned, its text is split into words without times and scores."""
     if segment.words:
         return segment.words
-    texts = segment.text.split()
-    if language in NO_SPACE_BETWEEN_WORDS:
-        texts = [character for text in texts for character in _characters(text)]
+    is_spaced = language not in NO_SPACE_BETWEEN_WORDS
+    texts = segment.text.split() if is_spaced else _CHARACTER.findall(segment.text)
     return tuple(Word(text, speaker=segment.speaker) for text in texts)
-
-
-def _characters(text: str) -> list[str]:
-    """Characters as a reader sees them: each with its marks and with what is stacked below it."""
-    found: list[str] = []
-    for character in text:
-        is_mark = unicodedata.category(character) in _MARKS or character in _VOWELS_BEHIND
-        if found and (is_mark or found[-1][-1] in _STACKERS):
-            found[-1] += character
-        else:
-            found.append(character)
-    return found
 
 
 def cues(
@@ -91,20 +76,20 @@ def cues(
 ) -> Iterator[Cue]:
     """The cues in order. `escaped` is applied to every word, not to the `<u>` around a highlighted one."""
 
-    def shares_cues(segment: Segment) -> tuple[str | None, int]:
-        """Neighbours with equal keys share cues."""
+    def sharing(segment: Segment) -> tuple[str | None, int]:  # equal for neighbours that share cues
         return segment.speaker, 0 if layout.max_line_count and _is_aligned(segment) else id(segment)
 
-    for (speaker, _), run in groupby(transcript.segments, shares_cues):
+    for (speaker, _), run in groupby(transcript.segments, sharing):
         words = [word for segment in run for word in _words_to_show(segment, transcript.language)]
         for lines in _laid_out(words, layout):
-            start_ms, end_ms = _span_ms(lines)
-            timed = [word for line in lines for word in line if word.start_s is not None]
+            shown = [word for line in lines for word in line]
+            start_ms, end_ms = _span_ms(shown)
+            timed = [word for word in shown if word.start_s is not None]
             if not (layout.highlight_words and timed and _is_aligned(timed[0].segment)):
                 yield Cue(start_ms, end_ms, _text(lines, escaped), speaker)
                 continue
             for word in timed:
-                word_start_ms, word_end_ms = _span_ms([[word]])
+                word_start_ms, word_end_ms = _span_ms([word])
                 if word_start_ms > start_ms:
                     yield Cue(start_ms, word_start_ms, _text(lines, escaped), speaker)
                 yield Cue(word_start_ms, word_end_ms, _text(lines, escaped, word), speaker)
@@ -112,13 +97,11 @@ def cues(
 
 
 def _text(lines: _Lines, escaped: Callable[[str], str], underlined: _CueWord | None = None) -> str:
-    def shown(word: _CueWord) -> str:
-        return f"<u>{escaped(word.text)}</u>" if word is underlined else escaped(word.text)
+    def shown(word: _CueWord, line: list[_CueWord]) -> str:
+        text = f"<u>{escaped(word.text)}</u>" if word is underlined else escaped(word.text)
+        return f" {text}" if word.has_space and word is not line[0] else text
 
-    spaced = [
-        [" " * (word.has_space and word is not line[0]) + shown(word) for word in line] for line in lines
-    ]
-    return "\n".join("".join(line) for line in spaced)
+    return "\n".join("".join(shown(word, line) for word in line) for line in lines)
 
 
 def _is_aligned(segment: Segment) -> bool:
@@ -175,9 +158,8 @@ def _laid_out(words: Sequence[_CueWord], layout: SubtitleLayout) -> Iterator[_Li
         yield lines
 
 
-def _span_ms(lines: _Lines) -> tuple[int, int]:
+def _span_ms(words: Sequence[_CueWord]) -> tuple[int, int]:
     """From the first word to the last; WebVTT requires the end to be after the start."""
-    words = [word for line in lines for word in line]
     start_s = min((w.start_s for w in words if w.start_s is not None), default=words[0].segment.start_s)
     end_s = max((w.end_s for w in words if w.end_s is not None), default=words[0].segment.end_s)
     return round(1000 * start_s), max(round(1000 * end_s), round(1000 * start_s) + 1)

@@ -1,10 +1,9 @@
-"""Rewrites errors of Serve's own HTTP proxy in the shape of ours. Tried on Ray 2.60.0.
+"""Rewrites errors of Serve's own HTTP proxy in the shape of ours.
 
 When an Ingress is killed, Serve's proxy answers its open requests with a plain 500. Nothing is wrong with
 such a request and its client may send it again, so it becomes a 503 with `Retry-After`.
 """
 
-import logging
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -13,9 +12,6 @@ from serve_app.errors import Overloaded
 from serve_app.http.middleware import RequestId
 from serve_app.http.responses import error_response
 
-logger = logging.getLogger("ray.serve")
-
-RETRY_AFTER_S = 5
 OUR_ROUTE = "/v1/models/whisperx:predict"  # no other application has it
 
 
@@ -31,8 +27,6 @@ class RewriteServe503:
         self.app = app
         self._rewriting = RequestId(self._rewrite)
         self._router = _find_router(app)
-        if self._router is None:
-            logger.warning("Serve's routes are not where the patch expects them: its errors stay unchanged.")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await (self._rewriting if self._is_ours(scope) else self.app)(scope, receive, send)
@@ -62,13 +56,10 @@ class RewriteServe503:
 
 
 def _find_router(app: Any) -> Any:
-    """The router of Serve's proxy, which is behind its middlewares; None where there is none as expected."""
-    while app is not None:
-        if router := getattr(app, "proxy_router", None):
-            is_known = hasattr(router, "match_route") and hasattr(router, "route_patterns")
-            return router if is_known else None
+    """The router of Serve's proxy, which is behind its middlewares; None in a replica behind HAProxy."""
+    while app is not None and not hasattr(app, "proxy_router"):
         app = getattr(app, "_app", None) or getattr(app, "app", None)
-    return None
+    return app and app.proxy_router
 
 
 def _is_serves_own(message: Message) -> bool:
@@ -77,11 +68,5 @@ def _is_serves_own(message: Message) -> bool:
     return message["status"] == 503 and is_plain_text and b"retry-after" not in headers
 
 
-_answer = error_response(
-    Overloaded(
-        "The process that worked on this request ended, or none can take the request; send it again.",
-        None,
-        "ingress_lost",
-        RETRY_AFTER_S,
-    )
-)
+_MESSAGE = "The process that worked on this request ended, or none can take the request; send it again."
+_answer = error_response(Overloaded(_MESSAGE, None, "ingress_lost"))

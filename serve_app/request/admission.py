@@ -53,10 +53,13 @@ class Admission:
             if not self._requests:
                 self.idle.set()
 
-    def refuse_new(self, audio_s: float = 0.0) -> None:
-        """Raises Overloaded where no file of this length can be begun now, also when shutting down."""
+    def refuse_new(self) -> None:
+        """Raises Overloaded where no request can be begun now, also when shutting down."""
         if self.is_draining:
             raise Overloaded("The server is shutting down; try again.", None, "shutting_down")
+        self._refuse_when_full(0.0)
+
+    def _refuse_when_full(self, audio_s: float) -> None:
         is_full = sum(self._held_s.values()) >= self._max_audio_s
         if audio_s > SHORT_FILE_S:
             long_s = sum(seconds for seconds in self._held_s.values() if seconds > SHORT_FILE_S)
@@ -69,7 +72,7 @@ class Admission:
         too much."""
         before_s = self._held_s.pop(audio, 0.0)
         if seconds > before_s:
-            self.refuse_new(seconds)
+            self._refuse_when_full(seconds)
         self._held_s[audio] = seconds
 
     def release(self, audio: Any) -> None:

@@ -10,7 +10,8 @@ import pytest
 from ray.exceptions import ActorDiedError
 
 from serve_app.cli import launcher
-from serve_app.cli.launcher import SPILL_PREFIX, CannotStart, _drain, free_port, spill_folder
+from serve_app.cli.config_file import CommandFailed
+from serve_app.cli.launcher import SPILL_PREFIX, _drain, free_port, spill_folder
 
 
 def test_spilled_audio_is_private_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,7 +50,7 @@ def test_a_port_that_somebody_listens_on_is_not_free(monkeypatch: pytest.MonkeyP
     port = free_port()
     with socket.create_server(("127.0.0.1", port)):
         monkeypatch.setattr(launcher, "PORTS", range(port, port + 1))
-        with pytest.raises(CannotStart):
+        with pytest.raises(CommandFailed):
             free_port()
     assert free_port() == port
 

@@ -1,28 +1,17 @@
-"""Serve's own queues are bounded and keep the order; other versions of Ray are left alone. No cluster."""
+"""Serve's own queues are bounded and keep the order. No cluster."""
 
 import asyncio
 import pickle
 import threading
-from importlib import import_module
 from typing import Any
 
 import pytest
 from clients import until
 from ray.serve._private.direct_ingress_http_util import ASGIDIReceiveProxy
-from ray.serve._private.http_util import ASGIReceiveProxy, MessageQueue
+from ray.serve._private.http_util import ASGIReceiveProxy
 from starlette.types import Message, Receive, Scope, Send
 
-from serve_app.ray_patches import body_queues
-from serve_app.ray_patches.body_queues import MAX_UNREAD_MESSAGES, BoundedReceive, bound_proxy_queues
-
-proxy: Any = import_module("ray.serve._private.proxy")
-
-
-@pytest.fixture(autouse=True)
-def _logged(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets `caplog` see Serve's log, which does not propagate."""
-    monkeypatch.setattr(body_queues.logger, "propagate", True)
-
+from serve_app.ray_patches.body_queues import MAX_UNREAD_MESSAGES, BoundedQueue, BoundedReceive
 
 HTTP = {"type": "http"}
 PIECES: list[Message] = [
@@ -149,13 +138,11 @@ def test_behind_haproxy_too_where_another_thread_fetches() -> None:
         serving.close()
 
 
-def test_the_proxy_takes_no_more_than_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_proxy_takes_no_more_than_is_fetched() -> None:
     """A piece waits while a few are unread; that the client has left does not, nor does a websocket."""
-    monkeypatch.setattr(proxy, "MessageQueue", MessageQueue)
-    bound_proxy_queues()
 
     async def run() -> None:
-        queue: Any = proxy.MessageQueue()
+        queue: Any = BoundedQueue()
         taken: list[Message] = []
 
         async def take() -> None:
@@ -178,57 +165,3 @@ def test_the_proxy_takes_no_more_than_is_fetched(monkeypatch: pytest.MonkeyPatch
         assert len(queue.get_messages_nowait()) == MAX_UNREAD_MESSAGES + 10
 
     asyncio.run(run())
-
-
-async def _other(self: Any, *_: Any) -> None:
-    """What a function of another Ray could look like."""
-
-
-async def _with_more(self: Any, message: Message, more: bool) -> None:
-    """Serve's MessageQueue.__call__, had it another parameter."""
-    self._message_queue.put_nowait(message)
-
-
-async def _fetching_more(self: Any, most: int) -> None:
-    """Serve's fetch_until_disconnect, had it another parameter."""
-    self._queue = await self._receive_asgi_messages(most, self.queue)
-
-
-@pytest.mark.parametrize(
-    ("changed", "name", "to"),
-    [
-        (proxy.HTTPProxy, "proxy_asgi_receive", _other),
-        (proxy, "MessageQueue", _other),
-        (proxy.MessageQueue, "__call__", _with_more),
-    ],
-)
-def test_the_proxy_of_another_ray_is_left_alone(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, changed: Any, name: str, to: Any
-) -> None:
-    """It starts without a bound and logs that, also where a function takes one more parameter."""
-    monkeypatch.setattr(changed, name, to)
-    before = proxy.MessageQueue
-    bound_proxy_queues()
-    assert proxy.MessageQueue is before
-    assert "kept in memory" in caplog.text
-
-
-@pytest.mark.parametrize("fetch", [None, _other, _fetching_more])
-def test_the_replica_of_another_ray_is_left_alone(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fetch: Any
-) -> None:
-    """Serve's function may be missing, do something else, or take one more parameter."""
-    if fetch is None:
-        monkeypatch.delattr(ASGIReceiveProxy, "fetch_until_disconnect")
-    else:
-        monkeypatch.setattr(ASGIReceiveProxy, "fetch_until_disconnect", fetch)
-    seen: list[Any] = []
-
-    async def application(scope: Scope, receive: Receive, send: Send) -> None:
-        seen.append(receive)
-
-    untyped: Any = ASGIReceiveProxy
-    receive = untyped(HTTP, None, _other)
-    asyncio.run(BoundedReceive(application)(HTTP, receive, nowhere))
-    assert seen == [receive]
-    assert "other replicas than" in caplog.text

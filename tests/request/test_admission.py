@@ -68,12 +68,14 @@ def test_short_files_have_a_tenth_for_themselves() -> None:
 
 
 def test_a_server_that_is_shutting_down_says_so() -> None:
-    """Whatever room it has."""
+    """Whatever room it has; requests that are there already go on."""
     admission = Admission(100, HOUR_S)
-    admission.is_draining = True
-    with pytest.raises(Overloaded) as raised:
-        admission.refuse_new()
-    assert raised.value.code == "shutting_down"
+    with admission.admit():
+        admission.is_draining = True
+        with pytest.raises(Overloaded) as raised:
+            admission.refuse_new()
+        assert raised.value.code == "shutting_down"
+        admission.hold("running", 10.0)
 
 
 @given(st.lists(st.floats(0.0, 1e6), max_size=50))
