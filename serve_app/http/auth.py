@@ -90,7 +90,7 @@ class Quota:
             _book.reset(before)
             self._running -= 1
 
-    def _over_limit(self, allowed: str, code: str | None = None, wait_s: int | None = None) -> RateLimited:
+    def _over_limit(self, allowed: str, code: str | None = None, wait_s: int = 0) -> RateLimited:
         error = RateLimited(f"Each server replica allows this API key {allowed}.", None, code, wait_s)
         logger.info("API key %s: %s", self._key.name, error.code)
         return error
