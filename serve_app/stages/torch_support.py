@@ -1,4 +1,4 @@
-"""What the torch stages share: half precision, and a bound on the memory they take of a GPU."""
+"""Half precision for the torch stages."""
 
 import logging
 from collections.abc import Callable
@@ -10,17 +10,6 @@ import torch
 from serve_app.settings import ComputeType
 
 logger = logging.getLogger("ray.serve")
-
-
-def limit_gpu_memory(gpu_share: float, device: str) -> None:
-    """Bounds torch's memory in this process to its share of the GPU; does nothing on "cpu".
-
-    Ray books shares of a GPU and enforces none. A stage that outgrows its share then runs out of memory
-    itself, which it survives, and takes nothing from the others. CUDA's own context, some 0.4 GB a process,
-    and CTranslate2 are not bounded by this.
-    """
-    if device == "cuda":
-        torch.cuda.set_per_process_memory_fraction(gpu_share)
 
 
 @dataclass(frozen=True)
