@@ -30,17 +30,15 @@ _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _NOT_IN_A_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")
 _NOT_IN_A_URL = re.compile(r"[\x00-\x20\x7f\\\ud800-\udfff]")
 
-_UNREACHABLE = "cannot be reached or closed the connection"
-_FAILURES: tuple[tuple[type[Exception], str, str], ...] = (  # the first that fits
+_Kinds = type[Exception] | tuple[type[Exception], ...]
+_FAILURES: tuple[tuple[_Kinds, str, str], ...] = (  # the first that fits
     (aiohttp.ClientSSLError, "tls_failure", "has no valid certificate or does not speak TLS"),
-    (aiohttp.ClientConnectorDNSError, "dns_failure", "has a host name that does not resolve"),
-    (UnicodeError, "dns_failure", "has a host name that does not resolve"),
+    ((aiohttp.ClientConnectorDNSError, UnicodeError), "dns_failure", "has a host name that does not resolve"),
     (aiohttp.InvalidURL, "bad_address", "has a host that is neither a name nor a full IP address"),
     (aiohttp.ConnectionTimeoutError, "connect_timeout", "could not be reached in time"),
     (TimeoutError, "too_slow", "sends too slowly"),
     (aiohttp.ClientPayloadError, "truncated", "broke off before its end"),
-    (OSError, "connection_failed", _UNREACHABLE),
-    (aiohttp.ClientConnectionError, "connection_failed", _UNREACHABLE),
+    ((OSError, aiohttp.ClientConnectionError), "connection_failed", "cannot be reached or hung up"),
     (aiohttp.ClientError, "bad_response", "does not answer in proper HTTP"),
 )
 

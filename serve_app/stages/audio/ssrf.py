@@ -86,16 +86,12 @@ class _Resolver(AbstractResolver):
             socket.getaddrinfo, host, port, family, socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG
         )
         found = await asyncio.get_running_loop().run_in_executor(_look_up_threads(), look_up)
+        numeric = socket.AI_NUMERICHOST
         return [
             ResolveResult(
-                hostname=host,
-                host=str(address[0]),
-                port=port,
-                family=family,
-                proto=protocol,
-                flags=socket.AI_NUMERICHOST,
+                hostname=host, host=str(address[0]), port=port, family=family, proto=proto, flags=numeric
             )
-            for family, _, protocol, _, address in found
+            for family, _, proto, _, address in found
         ]
 
     async def close(self) -> None:
