@@ -119,7 +119,8 @@ def _load_diarizer(settings: Settings, model: str, device: str) -> Any:
     diarization = settings.diarization
     # The memory that a call needs grows with the length of its file, so it is not kept.
     prepare_process(threads_on(device, diarization.threads), keep_memory=False)
-    from serve_app.stages.diarization.diarizer import load_diarizer
+    from serve_app.stages.diarization.diarizer import LOADERS, load_pyannote
 
     limit_gpu_memory(diarization.gpu_share, device)
-    return load_diarizer(model, device=device, token=get_token(), settings=diarization)
+    load = LOADERS.get(model, load_pyannote)
+    return load(model, device=device, token=get_token(), settings=diarization)

@@ -1,15 +1,31 @@
-"""Half precision for the torch stages."""
+"""What the torch stages share: half precision, and pyannote without its telemetry."""
 
 import logging
+import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from importlib.resources import files
+from pathlib import Path
 
 import torch
 
 from serve_app.settings import ComputeType
 
 logger = logging.getLogger("ray.serve")
+
+WHISPERX_SEGMENTATION = Path(str(files("whisperx"))) / "assets" / "pytorch_model.bin"  # pyannote's
+
+
+def import_pyannote() -> None:
+    """Imports pyannote.audio (15 s, 0.9 GB), with its telemetry off."""
+    os.environ["PYANNOTE_METRICS_ENABLED"] = "0"  # else each file's duration and speakers go to its makers
+    with warnings.catch_warnings():
+        # pyannote decodes no files here, so a broken torchcodec does not matter.
+        warnings.filterwarnings("ignore", r"\s*torchcodec is not installed correctly", UserWarning)
+        import pyannote.audio  # noqa: F401
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # it advises to upgrade others' files
 
 
 @dataclass(frozen=True)

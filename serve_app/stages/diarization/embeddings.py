@@ -18,7 +18,7 @@ from serve_app.transcript import SAMPLE_RATE_HZ
 
 
 def share_trunk(
-    pipeline: Any, *, pad_batches: bool, compute_type: ComputeType = "float32", device: str = "cpu"
+    pipeline: Any, pad_batches: bool, compute_type: ComputeType = "float32", device: str = "cpu"
 ) -> bool:
     """Makes `pipeline` use `embed`; returns False, and changes nothing, for an unknown kind of pipeline.
 
@@ -81,9 +81,9 @@ def embed(
     file: Any,
     binary_segmentations: Any,
     exclude_overlap: bool = False,
-    hook: Callable[..., None] | None = None,
     *,
     pad_batches: bool,
+    **_: Any,
 ) -> NDArray[np.float32]:
     """The embeddings of pyannote 4.0.7's SpeakerDiarization.get_embeddings: (windows, speakers, dimension).
 
@@ -117,8 +117,6 @@ def embed(
             frames = trunk(to_float(torch.stack(cut).to(device)))[: len(batch)]
             weights = torch.from_numpy(pooling_masks(active[batch], min_frames)).to(device)
             embeddings[batch] = model.forward_embedding(frames, weights=weights).cpu().numpy()
-            if hook is not None:
-                hook("embeddings", embeddings[batch], total=len(to_do), completed=done + len(batch))
         if not has_speech.all():
             # Under a mask of zeros the statistics are zero whatever the frames are.
             frames = model.forward_frames(torch.zeros(1, 1, SAMPLE_RATE_HZ // 2, device=device))
@@ -154,8 +152,6 @@ def match_voices(
     nearest on the whole. One voice that diarization took for two speakers names only the nearer one, since
     they may be two people who sound alike. An embedding of zeros or NaN matches nothing.
     """
-    if not len(references) or not len(speakers):
-        return {}
     from scipy.optimize import linear_sum_assignment
     from scipy.spatial.distance import cdist
 

@@ -1,10 +1,7 @@
 """pyannote's pipeline: the bundled one, one in a directory, or one from the hub."""
 
 import inspect
-import logging
-import os
 import re
-import warnings
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,18 +23,21 @@ def load_pipeline(model: str, *, device: str, token: str | None) -> Any:
     `device` is "cpu" or "cuda", `token` HF_TOKEN's value. Raises ModelUnavailable with one sentence that
     says what to do. A model's files are pickles: do not load them unless you trust them.
     """
-    os.environ["PYANNOTE_METRICS_ENABLED"] = "0"  # else every call reports duration and speakers home
-    with warnings.catch_warnings():
-        # Files are decoded elsewhere, so it does not matter that torchcodec is broken.
-        warnings.filterwarnings("ignore", r"\s*torchcodec is not installed correctly", UserWarning)
-        import torch
-        from pyannote.audio import Pipeline
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # it advises to upgrade others' files
+    import torch
+
+    from serve_app.stages.torch_support import import_pyannote
+
+    import_pyannote()
+    from pyannote.audio import Pipeline
+    from pyannote.audio.pipelines import SpeakerDiarization
 
     check_pyannote()
     try:
         is_bundled = model == bundled.NAME
         pipeline = _bundled_pipeline() if is_bundled else Pipeline.from_pretrained(model, token=token)
+        if not isinstance(pipeline, SpeakerDiarization):
+            raise TypeError(f"a {type(pipeline).__name__} is no SpeakerDiarization")
+        pipeline.legacy = False  # it would leave out the exclusive turns and the embeddings
         pipeline.to(torch.device(device))
     except Exception as error:
         raise _unavailable(_why_unavailable(model, token, error)) from error
@@ -46,15 +46,15 @@ def load_pipeline(model: str, *, device: str, token: str | None) -> Any:
 
 def _bundled_pipeline() -> Any:
     """pyannote's pipeline around the segmentation model in the whisperx wheel and our embedding."""
-    import whisperx
     from pyannote.audio import Model
     from pyannote.audio.core.plda import PLDA
     from pyannote.audio.pipelines import SpeakerDiarization
 
     from serve_app.bundled.speaker_embedding import load_speaker_embedding
+    from serve_app.stages.torch_support import WHISPERX_SEGMENTATION
 
     pipeline = SpeakerDiarization(
-        segmentation=Model.from_pretrained(Path(whisperx.__file__).parent / "assets" / "pytorch_model.bin"),
+        segmentation=Model.from_pretrained(WHISPERX_SEGMENTATION),
         segmentation_batch_size=8,
         embedding=load_speaker_embedding(bundled.SPEAKER_EMBEDDING),
         embedding_batch_size=8,
@@ -72,7 +72,7 @@ def limit_clusters(pipeline: Any) -> None:
     Only the pipeline knows how many, between embedding and clustering. pyannote 4.0.7's default
     clustering asks KMeans all the same: "n_samples=3 should be >= n_clusters=8"; the other one does not.
     """
-    if getattr(pipeline, "klustering", None) != "VBxClustering":
+    if pipeline.klustering != "VBxClustering":
         return
     clustering: Any = pipeline.clustering
 

@@ -5,21 +5,16 @@ faster-whisper. Importing this module is cheap; each loader imports what its met
 is torch and some 20 s. Neither asks a hub.
 """
 
-import logging
-import os
-import warnings
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from serve_app.errors import ModelUnavailable, Overloaded, TranscriptionError
+from serve_app.errors import Overloaded, TranscriptionError
 from serve_app.settings import SpeechSettings
 from serve_app.stages.speech.pyannote_scan import CHUNKS_PER_STEP, PyannoteScan
 from serve_app.transcript import SAMPLE_RATE_HZ, Samples, Segments, Speech, SpeechRequest, Window
@@ -144,25 +139,22 @@ class SpeechDetector:
 def load_pyannote_detector(settings: SpeechSettings, window_s: float, device: str = "cpu") -> SpeechDetector:
     """Whisperx's default detector, window for window, on "cpu" or "cuda".
 
-    Segments are cut where speech is least probable once they reach `window_s`. Raises ModelUnavailable
-    where the wheel's model file is missing.
+    Segments are cut where speech is least probable once they reach `window_s`.
     """
-    os.environ["PYANNOTE_METRICS_ENABLED"] = "0"  # else each file's duration is sent to its makers
-    with warnings.catch_warnings():
-        # pyannote decodes no files here, so a broken torchcodec does not matter.
-        warnings.filterwarnings("ignore", r"\s*torchcodec is not installed correctly", UserWarning)
-        import torch
-        from pyannote.audio import Inference, Model
-        from pyannote.audio.utils.reproducibility import fix_reproducibility
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # it advises to upgrade whisperx's file
+    import torch
+
+    from serve_app.stages.torch_support import WHISPERX_SEGMENTATION, import_pyannote
+
+    import_pyannote()
+    from pyannote.audio import Inference, Model
+    from pyannote.audio.utils.reproducibility import fix_reproducibility
+
+    fix_reproducibility(torch.device(device))  # TensorFloat-32 off, as pyannote does before each file
     # As whisperx's load_vad_model, which also creates torch.hub's home directory for no use: that
     # fails in a container with a read-only home.
-    path = Path(str(files("whisperx"))) / "assets" / "pytorch_model.bin"
-    if not path.is_file():
-        raise ModelUnavailable(f"The speech detection model {path} is missing: install whisperx again.")
-    fix_reproducibility(torch.device(device))  # TensorFloat-32 off, as pyannote does before each file
-    inference = Inference(Model.from_pretrained(path), step=settings.step_s, device=torch.device(device))
-    step_s, chunks = settings.step_s, CHUNKS_PER_STEP[device]
+    network, step_s = Model.from_pretrained(WHISPERX_SEGMENTATION), settings.step_s
+    inference = Inference(network, step=step_s, device=torch.device(device))
+    chunks = CHUNKS_PER_STEP[device]
     new_scan = partial(PyannoteScan, settings.onset, settings.offset, window_s, step_s, chunks)
     return SpeechDetector(inference, new_scan, window_s)
 

@@ -5,8 +5,9 @@ import pytest
 
 from serve_app.settings import DiarizationSettings, Settings
 from serve_app.stages import model_names
-from serve_app.stages.diarization.diarizer import LOADERS, load_diarizer, rename_speakers
+from serve_app.stages.diarization.diarizer import LOADERS, rename_speakers
 from serve_app.stages.diarization.embeddings import match_voices
+from serve_app.stages.load import loaders
 from serve_app.transcript import Diarization, Turn
 
 A, B, C = "SPEAKER_00", "SPEAKER_01", "SPEAKER_02"
@@ -76,7 +77,9 @@ def test_another_model_needs_only_a_name(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setitem(LOADERS, "mine", load_mine)
     settings = Settings(model="bundled", diarization=DiarizationSettings(model="mine"))
-    name = model_names.resolve(settings).diarization
-    assert name == "mine"
-    loaded: object = load_diarizer(name, device="cpu", token=None, settings=settings.diarization)
-    assert (loaded, asked) == ("my model", [("mine", "cpu")])
+    names = model_names.resolve(settings)
+    assert names.diarization == "mine"
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # loading sets it for its process
+    load = loaders(settings, names, "cpu").diarizer
+    assert load is not None
+    assert (load(), asked) == ("my model", [("mine", "cpu")])
