@@ -4,7 +4,6 @@ import logging
 import os
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -28,9 +27,8 @@ def import_pyannote() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # it advises to upgrade others' files
 
 
-@dataclass(frozen=True)
 class Precision:
-    """The type in which a network is computed; `dtype` None is float32.
+    """The type in which a network is computed: for "auto" float16 on a GPU, float32 on a CPU.
 
     Half precision is several times as fast on a GPU's tensor cores: for a T4 NVIDIA gives 420 images a second
     in float32 and 1128 in mixed precision (DeepLearningExamples, ResNet-50 v1.5 for PyTorch, inference, 32
@@ -38,14 +36,17 @@ class Precision:
     features outside: float16 cannot hold power spectra.
     """
 
-    device: str
-    dtype: torch.dtype | None = None
+    def __init__(self, compute_type: ComputeType, device: str) -> None:
+        if compute_type == "auto":
+            compute_type = "float16" if device == "cuda" else "float32"
+        self.dtype = None if compute_type == "float32" else getattr(torch, compute_type)
+        self._device = device
 
     def run(self, network: Callable[[], torch.Tensor]) -> torch.Tensor:
         """What `network` returns, as float32; on overflow it is computed again in float32."""
         if self.dtype is None:
             return network()
-        with torch.autocast(self.device, self.dtype):
+        with torch.autocast(self._device, self.dtype):
             computed = network().float()
         if torch.isfinite(computed).all():
             return computed
@@ -56,10 +57,3 @@ class Precision:
 @cache
 def _warn_once(dtype: torch.dtype) -> None:
     logger.warning("A batch overflowed in %s; such batches are computed again in float32.", dtype)
-
-
-def choose_precision(compute_type: ComputeType, device: str) -> Precision:
-    """For "auto" float16 on a GPU, as CTranslate2 chooses there, and float32 on a CPU."""
-    if compute_type == "auto":
-        compute_type = "float16" if device == "cuda" else "float32"
-    return Precision(device, None if compute_type == "float32" else getattr(torch, compute_type))

@@ -14,7 +14,7 @@ from serve_app import bundled
 from serve_app.errors import ModelUnavailable
 from serve_app.settings import ComputeType
 from serve_app.stages.alignment.acoustic import AcousticModel, Emissions, group_by_length
-from serve_app.stages.torch_support import choose_precision
+from serve_app.stages.torch_support import Precision
 from serve_app.transcript import SAMPLE_RATE_HZ, Samples
 
 pytestmark = [
@@ -189,7 +189,7 @@ def test_what_overflows_in_half_precision_is_computed_without(sample: Samples) -
 @pytest.mark.parametrize(("device", "dtype"), [("cuda", torch.float16), ("cpu", None)])
 def test_only_gpus_compute_in_half_precision_unasked(device: str, dtype: torch.dtype | None) -> None:
     """On CPUs words are whisperx's own, to the last digit."""
-    assert choose_precision("auto", device).dtype is dtype
+    assert Precision("auto", device).dtype is dtype
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from torch import nn
 from serve_app.errors import ModelUnavailable
 from serve_app.settings import ComputeType
 from serve_app.stages.alignment.forced import Emission
-from serve_app.stages.torch_support import choose_precision
+from serve_app.stages.torch_support import Precision
 from serve_app.transcript import SAMPLE_RATE_HZ, Samples
 
 MIN_SAMPLES = 400  # one frame of wav2vec2; a shorter window is padded to it
@@ -77,7 +77,7 @@ class AcousticModel:
         self.model = model
         self.from_torchaudio = from_torchaudio
         self._device = device
-        self._precision = choose_precision(compute_type, device)
+        self._precision = Precision(compute_type, device)
         # torchaudio's wrapper of its large models would normalize the batch as if it were one recording.
         self._normalizes = getattr(model, "normalize_waveform", False)
         self._inner = getattr(model, "model" if from_torchaudio else "wav2vec2", model)

@@ -103,10 +103,15 @@ class Recognizer:
     def _recognise(self, requests: list[AsrRequest]) -> list[WindowText]:
         encoded = self._model.encode(get_ctranslate2_storage(np.stack([r.features for r in requests])))
         heard = list(zip(requests, self._languages(encoded, requests), strict=True))
+        if temperature := requests[0].decoding.temperature:  # sampling as in faster-whisper
+            options = {"beam_size": 1, "num_hypotheses": BEST_OF, "sampling_topk": 0}
+            options["sampling_temperature"] = temperature
+        else:
+            options = {"beam_size": self._settings.beam_size, "patience": 1}
         results = self._model.generate(
             encoded,
             [self._prompts.prompt(language, request.decoding) for request, (language, _) in heard],
-            **self._search_options(requests[0].decoding.temperature or 0.0),
+            **options,
             length_penalty=1,
             repetition_penalty=1,
             no_repeat_ngram_size=0,
@@ -148,12 +153,6 @@ class Recognizer:
                 return text
             texts.append(text)
         return texts[0]
-
-    def _search_options(self, temperature: float) -> dict[str, float]:
-        if not temperature:
-            return {"beam_size": self._settings.beam_size, "patience": 1}
-        sampling = {"sampling_topk": 0, "sampling_temperature": temperature}
-        return {"beam_size": 1, "num_hypotheses": BEST_OF, **sampling}  # as faster-whisper samples
 
     def _languages(
         self, encoded: ctranslate2.StorageView, requests: list[AsrRequest]

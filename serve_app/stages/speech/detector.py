@@ -98,14 +98,6 @@ class SileroScan:
         return [(first / SAMPLE_RATE_HZ, last / SAMPLE_RATE_HZ) for first, last in found]
 
 
-@dataclass
-class Scan:
-    """How far one file has been searched, and the window that is still open."""
-
-    by_model: PyannoteScan | SileroScan
-    merger: WindowMerger
-
-
 @dataclass(frozen=True)
 class SpeechDetector:
     """A loaded model, and how the scan of a file begins with it."""
@@ -123,17 +115,18 @@ class SpeechDetector:
         return [self._find(request) for request in requests]
 
     def _find(self, request: SpeechRequest) -> Speech | TranscriptionError:
-        scan = deepcopy(request.scan) or Scan(self.new_scan(), WindowMerger(self.window_s))
-        if type(scan.by_model) is not type(self.new_scan()):
+        new_scan = self.new_scan()
+        scan, merger = deepcopy(request.scan) or (new_scan, WindowMerger(self.window_s))
+        if type(scan) is not type(new_scan):
             return Overloaded(
                 "The method of speech detection was changed while the file was decoded; send it again.",
                 "model",
             )
         end_s = (round(request.start_s * SAMPLE_RATE_HZ) + len(request.samples)) / SAMPLE_RATE_HZ
-        windows = scan.merger.feed(scan.by_model.find_segments(self.model, request)) if end_s else []
+        windows = merger.feed(scan.find_segments(self.model, request)) if end_s else []
         if request.is_last:
-            windows += scan.merger.finish()
-        return Speech(clip(windows, end_s), scan, scan.by_model.resume_s)
+            windows += merger.finish()
+        return Speech(clip(windows, end_s), (scan, merger), scan.resume_s)
 
 
 def load_pyannote_detector(settings: SpeechSettings, window_s: float, device: str = "cpu") -> SpeechDetector:
