@@ -9,19 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import auth_check, get_token, snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-)
+from huggingface_hub import errors as hub
 
 from serve_app import bundled
 from serve_app.errors import ModelUnavailable
 from serve_app.settings import Settings
 from serve_app.stages.diarization.diarizer import LOADERS as DIARIZERS
-
-WHISPER_WINDOW_S = 30.0
 
 COMMUNITY = "pyannote/speaker-diarization-community-1"
 
@@ -49,7 +42,7 @@ def resolve(settings: Settings) -> Models:
     return Models(
         name=settings.model,
         asr=str(bundled.ASR) if is_bundled else _asr(settings.model),
-        window_s=settings.asr.window_s or (bundled.ASR_WINDOW_S if is_bundled else WHISPER_WINDOW_S),
+        window_s=settings.asr.window_s or (bundled.ASR_WINDOW_S if is_bundled else 30.0),
         aligners={**aligners, **settings.alignment.models},
         diarization=_diarization(settings.diarization.model, is_bundled),
     )
@@ -68,9 +61,7 @@ def _asr(model: str) -> str:
     if model not in _MODELS and "/" not in model:
         known = ", ".join(_MODELS)
         raise ModelUnavailable(f"{model} is no model name; known are bundled, {known}, or give a directory.")
-    repository: str = _MODELS.get(model, model)
-    _check_repository(repository, "model")
-    return repository
+    return _available(_MODELS.get(model, model), "model")
 
 
 def _diarization(model: str, is_bundled: bool) -> str | None:
@@ -86,9 +77,9 @@ def _diarization(model: str, is_bundled: bool) -> str | None:
         return str(directory.resolve())
     if "/" not in model:
         raise ModelUnavailable(f"{model} is no diarization model; use auto, off, {COMMUNITY} or a directory.")
-    for repository in (model, *PARTS.get(model, ())):
-        _check_repository(repository, "diarization.model")
-    return model
+    for repository in PARTS.get(model, ()):
+        _available(repository, "diarization.model")
+    return _available(model, "diarization.model")
 
 
 def _directory(model: str, setting: str) -> Path | None:
@@ -101,27 +92,27 @@ def _directory(model: str, setting: str) -> Path | None:
     return None
 
 
-def _check_repository(repository: str, setting: str) -> None:
-    """Raises ModelUnavailable unless the repository is in the local cache or may be downloaded."""
-    with suppress(LocalEntryNotFoundError, ValueError):
+def _available(repository: str, setting: str) -> str:
+    """The repository, if it is in the local cache or may be downloaded; else raises ModelUnavailable."""
+    with suppress(hub.LocalEntryNotFoundError, ValueError):
         snapshot_download(repository, local_files_only=True)
-        return
+        return repository
     token = get_token()
     try:
         auth_check(repository, token=token)
-    except GatedRepoError:
+    except hub.GatedRepoError:
         why = "your token's account has not accepted its conditions" if token else "HF_TOKEN is not set"
         problem = (
             f"{repository} is gated and {why}. Accept the conditions on huggingface.co/{repository}, "
             "then set HF_TOKEN to a token of that account."
         )
-    except RepositoryNotFoundError:
+    except hub.RepositoryNotFoundError:
         problem = f"there is no {repository} on the hub, or HF_TOKEN does not reach it."
-    except (HfHubHTTPError, OSError) as error:
+    except (hub.HfHubHTTPError, OSError) as error:
         problem = (
             f"the hub cannot be reached to fetch {repository} ({type(error).__name__}). Check the "
             "network or give a local directory; model: bundled needs neither."
         )
     else:
-        return
+        return repository
     raise ModelUnavailable(f"{setting}: {problem}")

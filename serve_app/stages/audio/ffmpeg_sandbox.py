@@ -60,9 +60,7 @@ class FfmpegLog:
     def duration_s(self) -> float:
         """The length that the file declares, or that ffmpeg estimates from its bit rate; 0 where unknown."""
         duration = _DURATION.search(self.content)
-        if not duration:
-            return 0.0
-        hours, minutes, seconds = (float(part) for part in duration.groups())
+        hours, minutes, seconds = map(float, duration.groups()) if duration else (0.0, 0.0, 0.0)
         return 3600 * hours + 60 * minutes + seconds
 
 
@@ -118,10 +116,10 @@ async def start_ffmpeg(file: BinaryIO, timeout_s: float) -> asyncio.subprocess.P
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
+                limit=1 << 20,
                 env={},
                 start_new_session=True,
                 pass_fds=(source,),
-                limit=1 << 20,
             )
         finally:
             os.close(source)
