@@ -12,7 +12,7 @@ import torch
 
 from serve_app.settings import ComputeType
 
-logger = logging.getLogger("ray.serve")
+_warn_once = cache(logging.getLogger("ray.serve").warning)
 
 WHISPERX_SEGMENTATION = Path(str(files("whisperx"))) / "assets" / "pytorch_model.bin"  # pyannote's
 
@@ -50,10 +50,5 @@ class Precision:
             computed = network().float()
         if torch.isfinite(computed).all():
             return computed
-        _warn_once(self.dtype)
+        _warn_once("A batch overflowed in %s; such batches are computed again in float32.", self.dtype)
         return network()
-
-
-@cache
-def _warn_once(dtype: torch.dtype) -> None:
-    logger.warning("A batch overflowed in %s; such batches are computed again in float32.", dtype)

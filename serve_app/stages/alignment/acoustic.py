@@ -62,13 +62,7 @@ class AcousticModel:
     """A wav2vec2 with a CTC head, of torchaudio or transformers. Not thread-safe."""
 
     def __init__(
-        self,
-        model: Any,
-        *,
-        from_torchaudio: bool,
-        device: str,
-        max_padded_s: float,
-        compute_type: ComputeType = "auto",
+        self, model: Any, from_torchaudio: bool, device: str, max_padded_s: float, compute_type: ComputeType
     ) -> None:
         """Takes over whisperx's `model`, which still works as before when it is called directly.
 

@@ -10,6 +10,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer, PunktTokenizer
@@ -85,13 +86,8 @@ def load_language_model(
             "alignment.max_loaded_languages lower, or run less on the same GPU.",
             "alignment_out_of_memory",
         )
-    acoustic = AcousticModel(
-        model,
-        from_torchaudio=metadata["type"] == "torchaudio",
-        device=device,
-        max_padded_s=max_padded_s,
-        compute_type=compute_type,
-    )
+    is_torchaudio = metadata["type"] == "torchaudio"
+    acoustic = AcousticModel(model, is_torchaudio, device, max_padded_s, compute_type)
     return LanguageModel(acoustic, metadata["dictionary"], load_sentence_splitter(language))
 
 
@@ -132,7 +128,9 @@ class Aligner:
         """
         defaults = alignment.DEFAULT_ALIGN_MODELS_TORCH | alignment.DEFAULT_ALIGN_MODELS_HF
         self._names: Mapping[str, str] = {**defaults, **models}
-        self._device, self._max_padded_s, self._settings = device, max_padded_s, settings
+        how = {"device": device, "max_padded_s": max_padded_s, "compute_type": settings.compute_type}
+        self._load = partial(load_language_model, **how)
+        self._max_loaded = settings.max_loaded_languages
         self._loaded: OrderedDict[str, LanguageModel] = OrderedDict()  # least recently used first
         self._failed: dict[str, tuple[float, str, str]] = {}  # time of the next attempt, message, code
         for language in settings.preload:
@@ -153,16 +151,10 @@ class Aligner:
             if time.monotonic() < retry_at_s:
                 # A new error: one that is raised twice keeps both callers' audio in its traceback.
                 raise _unavailable(message, code)
-            while len(self._loaded) >= self._settings.max_loaded_languages:
+            while len(self._loaded) >= self._max_loaded:
                 self._loaded.popitem(last=False)  # before loading: there may be no room for both
             try:
-                self._loaded[language] = load_language_model(
-                    language,
-                    self._names[language],
-                    self._device,
-                    self._max_padded_s,
-                    self._settings.compute_type,
-                )
+                self._loaded[language] = self._load(language, self._names[language])
             except ModelUnavailable as error:
                 retry_at_s = time.monotonic() + _RETRY_AFTER_S[error.code]
                 self._failed[language] = (retry_at_s, error.message, error.code)

@@ -10,7 +10,8 @@ always costs the blank, so that a character is one frame and a pause belongs to 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +22,7 @@ from serve_app.transcript import Segment, Window, Word
 Emission = npt.NDArray[np.float32]  # (frames, tokens)
 
 
-@dataclass(frozen=True, slots=True)
-class LetterTime:
+class LetterTime(NamedTuple):
     """When a character is spoken, in seconds from the start of the file, and its mean probability."""
 
     start_s: float

@@ -13,15 +13,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from serve_app.errors import (
-    AudioTooCostly,
-    AudioTooLong,
-    EmptyAudio,
-    EncryptedAudio,
-    NoAudioStream,
-    Overloaded,
-    UnusableAudio,
-)
+from serve_app import errors
 from serve_app.stages.audio.ffmpeg_sandbox import NO_DECODER, FfmpegLog, end_ffmpeg, start_ffmpeg
 from serve_app.transcript import SAMPLE_RATE_HZ, AudioInfo, Samples, StageWarning
 
@@ -48,7 +40,7 @@ async def decode(
     """
     file.flush()
     if os.fstat(file.fileno()).st_size == 0:
-        raise EmptyAudio("The file is empty; send a file that holds audio.")
+        raise errors.EmptyAudio("The file is empty; send a file that holds audio.")
     process = await start_ffmpeg(file, timeout_s)
     log = FfmpegLog()
     reading_log = asyncio.create_task(log.read(process))
@@ -59,7 +51,7 @@ async def decode(
             async for chunk in chunks:
                 pcm += chunk
                 if start_s + len(pcm) / BYTES_PER_S > max_audio_s:
-                    raise AudioTooLong(
+                    raise errors.AudioTooLong(
                         f"The audio is longer than {max_audio_s:g} s, the most this server takes; "
                         "send it in shorter parts."
                     )
@@ -78,7 +70,7 @@ async def decode(
         yield _take_part(pcm, start_s, log)
         start_s += PART_S
     if len(pcm) < BYTES_PER_SAMPLE:
-        raise EmptyAudio("The file holds no audio samples; send a file that holds audio.")
+        raise errors.EmptyAudio("The file holds no audio samples; send a file that holds audio.")
     yield _take_part(pcm, start_s, log, is_last=True)
 
 
@@ -89,7 +81,7 @@ def _take_part(
     part = bytes(pcm if is_last else pcm[:PART_BYTES])
     del pcm[: len(part)]
     samples = np.frombuffer(part, "<i2", len(part) // BYTES_PER_SAMPLE)  # read-only, as bytes are
-    end_s = start_s + len(samples) / SAMPLE_RATE_HZ
+    end_s = (round(start_s * SAMPLE_RATE_HZ) + len(samples)) / SAMPLE_RATE_HZ
     warnings = _warnings(end_s, log) if is_last else ()
     return AudioInfo(start_s, end_s, is_last, log.duration_s(), warnings), samples
 
@@ -107,14 +99,14 @@ async def _chunks(process: asyncio.subprocess.Process, timeout_s: float) -> Asyn
                     return
             yield chunk
     except TimeoutError:
-        raise AudioTooCostly(
+        raise errors.AudioTooCostly(
             f"Decoding took longer than {timeout_s:g} s; send a shorter file or a simpler format such as WAV."
         ) from None
 
 
 async def _refuse_encrypted(file: BinaryIO, log: FfmpegLog) -> None:
     if log.says(b"Input #0, mov,mp4") and await asyncio.to_thread(_is_encrypted, file):
-        raise EncryptedAudio("The sound track is encrypted; send a file without copy protection.")
+        raise errors.EncryptedAudio("The sound track is encrypted; send a file without copy protection.")
 
 
 def _is_encrypted(file: BinaryIO) -> bool:
@@ -133,15 +125,15 @@ def _raise_for_failure(log: FfmpegLog, exit_code: int | None) -> None:
     if exit_code == 0:
         return
     if log.content.startswith((b"decoder: ", b"unshare: ")):  # the shell or unshare: ffmpeg saw no file
-        raise Overloaded(NO_DECODER)
+        raise errors.Overloaded(NO_DECODER)
     # Killed by the kernel: what `decode` kills never comes this far.
     if exit_code == -signal.SIGKILL or log.says(b"Cannot allocate memory"):
-        raise AudioTooCostly("Decoding took too much time or memory; send a shorter or simpler file.")
+        raise errors.AudioTooCostly("Decoding took too much time or memory; send a shorter or simpler file.")
     if log.says(b"matches no streams"):
-        raise NoAudioStream("The file has no sound track; send one that has.")
+        raise errors.NoAudioStream("The file has no sound track; send one that has.")
     if log.says(b"moov atom not found"):
-        raise UnusableAudio("The MP4 file is incomplete (its index is missing); send the whole file.")
-    raise UnusableAudio(  # also where the file crashes ffmpeg
+        raise errors.UnusableAudio("The MP4 file is incomplete (its index is missing); send the whole file.")
+    raise errors.UnusableAudio(  # also where the file crashes ffmpeg
         "The file cannot be decoded; send intact audio or video in a common format such as "
         "MP3, M4A, MP4, WAV, FLAC, OGG or WEBM."
     )

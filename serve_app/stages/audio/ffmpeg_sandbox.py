@@ -22,6 +22,7 @@ from serve_app.errors import Overloaded
 from serve_app.transcript import SAMPLE_RATE_HZ
 
 logger = logging.getLogger("ray.serve")
+_warn_once = cache(logger.warning)
 
 # Containers only: playlists (hls, concat, dash, sdp) name other files and addresses.
 FORMATS = "wav,w64,mp3,flac,ogg,mov,matroska,aac,aiff,caf,amr,asf,avi,flv,mpegts,mpeg,ac3,eac3,au,wv,ape,tta"
@@ -84,11 +85,6 @@ def _tried_namespace_command() -> tuple[str, ...]:
     trial = [*command, imageio_ffmpeg.get_ffmpeg_exe(), "-version"]
     subprocess.run(trial, env={}, capture_output=True, check=True, timeout=10)  # noqa: S603 - ours
     return command
-
-
-@cache
-def _warn_once(message: str) -> None:
-    logger.warning(message)
 
 
 async def start_ffmpeg(file: BinaryIO, timeout_s: float) -> asyncio.subprocess.Process:

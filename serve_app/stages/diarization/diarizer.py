@@ -167,10 +167,7 @@ class PyannoteDiarizer:
 def load_pyannote(
     model: str, *, device: str, token: str | None, settings: DiarizationSettings = _DEFAULTS
 ) -> PyannoteDiarizer:
-    """A pyannote pipeline by its directory or hub name, or the bundled one; raises ModelUnavailable.
-
-    `token` is HF_TOKEN's value.
-    """
+    """A pyannote pipeline by its directory or hub name, or the bundled one; raises ModelUnavailable."""
     pipeline = load_pipeline(model, device=device, token=token)
     return PyannoteDiarizer(pipeline, device=device, settings=settings)
 

@@ -10,11 +10,6 @@ from serve_app.errors import ModelUnavailable
 
 PYANNOTE = "4.0.7"  # whose inside `embeddings` and `limit_clusters` know
 
-_BUNDLED_PARAMETERS = {  # tuned on two synthesized voices, see MODEL_CARD.md
-    "segmentation": {"threshold": 0.5, "min_duration_off": 0.2},
-    "clustering": {"method": "average", "min_cluster_size": 8, "threshold": 0.6},
-}
-
 
 def load_pipeline(model: str, *, device: str, token: str | None) -> Any:
     """pyannote's unchanged pipeline: the bundled one, one in a directory with config.yaml, or the hub's.
@@ -76,7 +71,12 @@ def _bundled_pipeline() -> Any:
         plda=PLDA.__new__(PLDA),  # unused by this clustering; the default asks a gated hub repository
         clustering="AgglomerativeClustering",
     )
-    pipeline.instantiate(_BUNDLED_PARAMETERS)
+    pipeline.instantiate(
+        {  # tuned on two synthesized voices, see MODEL_CARD.md
+            "segmentation": {"threshold": 0.5, "min_duration_off": 0.2},
+            "clustering": {"method": "average", "min_cluster_size": 8, "threshold": 0.6},
+        }
+    )
     return pipeline
 
 

@@ -25,6 +25,7 @@ SILERO_FRAME_SAMPLES = 512
 SILERO_CONTEXT_SAMPLES = 128 * SILERO_FRAME_SAMPLES  # 4 s: it misses up to 1 s of speech from a cold start
 
 
+@dataclass
 class WindowMerger:
     """Joins neighbouring segments as long as the window stays within `window_s`, fed piece by piece.
 
@@ -32,16 +33,15 @@ class WindowMerger:
     silence between joined segments stays in, and a segment that is longer by itself becomes a longer window.
     """
 
-    def __init__(self, window_s: float) -> None:
-        self._window_s = window_s
-        self._open: tuple[float, float] | None = None
+    window_s: float
+    _open: tuple[float, float] | None = None
 
     def feed(self, segments: Segments) -> list[Window]:
         """The windows that these segments complete."""
         complete = []
         for start_s, end_s in segments:
             open_start_s, open_end_s = self._open or (start_s, start_s)
-            if end_s - open_start_s > self._window_s and open_end_s > open_start_s:
+            if end_s - open_start_s > self.window_s and open_end_s > open_start_s:
                 complete.append(Window(open_start_s, open_end_s))
                 open_start_s = start_s
             self._open = (open_start_s, end_s)
@@ -60,9 +60,7 @@ def clip(windows: Sequence[Window], duration_s: float) -> tuple[Window, ...]:
 
 def to_float32(samples: Samples) -> npt.NDArray[np.float32]:
     """Samples in [-1, 1), exactly whisperx's, as a copy."""
-    waveform = samples.astype(np.float32)
-    waveform /= 32768
-    return waveform
+    return samples.astype(np.float32) / np.float32(32768)
 
 
 @dataclass

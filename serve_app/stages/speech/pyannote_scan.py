@@ -19,10 +19,7 @@ Scores = npt.NDArray[np.float32]  # (frames,), probability of speech
 
 
 class PyannoteScan:
-    """How far one file has been searched with pyannote.
-
-    Its segments are cut where speech is least probable once they reach `window_s`.
-    """
+    """How far one file has been searched with pyannote."""
 
     def __init__(
         self, onset: float, offset: float, window_s: float, step_s: float, chunks_per_batch: int
