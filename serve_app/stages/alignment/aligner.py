@@ -128,8 +128,12 @@ class Aligner:
         """
         defaults = alignment.DEFAULT_ALIGN_MODELS_TORCH | alignment.DEFAULT_ALIGN_MODELS_HF
         self._names: Mapping[str, str] = {**defaults, **models}
-        how = {"device": device, "max_padded_s": max_padded_s, "compute_type": settings.compute_type}
-        self._load = partial(load_language_model, **how)
+        self._load = partial(
+            load_language_model,
+            device=device,
+            max_padded_s=max_padded_s,
+            compute_type=settings.compute_type,
+        )
         self._max_loaded = settings.max_loaded_languages
         self._loaded: OrderedDict[str, LanguageModel] = OrderedDict()  # least recently used first
         self._failed: dict[str, tuple[float, str, str]] = {}  # time of the next attempt, message, code

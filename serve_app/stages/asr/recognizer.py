@@ -104,8 +104,8 @@ class Recognizer:
         encoded = self._model.encode(get_ctranslate2_storage(np.stack([r.features for r in requests])))
         heard = list(zip(requests, self._languages(encoded, requests), strict=True))
         if temperature := requests[0].decoding.temperature:  # sampling as in faster-whisper
-            options = {"beam_size": 1, "num_hypotheses": BEST_OF, "sampling_topk": 0}
-            options["sampling_temperature"] = temperature
+            options = {"sampling_topk": 0, "sampling_temperature": temperature}
+            options |= {"beam_size": 1, "num_hypotheses": BEST_OF}
         else:
             options = {"beam_size": self._settings.beam_size, "patience": 1}
         results = self._model.generate(

@@ -89,9 +89,8 @@ class PyannoteDiarizer:
         """
         self._pipeline = pipeline
         network = getattr(pipeline._embedding, "model_", None)
-        self._max_voice_distance: float = settings.known_speaker_threshold or getattr(
-            network, "max_voice_distance", MAX_VOICE_DISTANCE
-        )
+        by_network: float = getattr(network, "max_voice_distance", MAX_VOICE_DISTANCE)
+        self._max_voice_distance = settings.known_speaker_threshold or by_network
         segmentation, embedding = _BATCH_WINDOWS[device]
         pipeline.segmentation_batch_size = settings.batch_windows or segmentation
         pipeline.embedding_batch_size = settings.batch_windows or embedding
