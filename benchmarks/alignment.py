@@ -130,7 +130,9 @@ def _random_base() -> LanguageModel:
     from serve_app.stages.alignment.acoustic import AcousticModel
 
     model = torchaudio.models.wav2vec2_base(aux_num_out=len(CHARACTERS)).eval()
-    acoustic = AcousticModel(model, from_torchaudio=True, device="cpu", max_padded_s=0)
+    acoustic = AcousticModel(
+        model, from_torchaudio=True, device="cpu", max_padded_s=0, compute_type="float32"
+    )
     dictionary = {character.lower(): token for token, character in enumerate(CHARACTERS)}
     return LanguageModel(acoustic, dictionary, load_sentence_splitter("en"))
 

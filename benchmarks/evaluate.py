@@ -21,6 +21,7 @@ from rich.table import Table
 
 from benchmarks import truth
 from benchmarks.accuracy import Score, diarization_errors, score, total
+from benchmarks.decoding import decode_whole
 from benchmarks.plain_whisperx import PlainWhisperx
 from benchmarks.systems import Answer, Plain, System, service
 from benchmarks.truth import Recording, TrueTurn
@@ -31,7 +32,6 @@ from serve_app.cli.launcher import free_port
 from serve_app.settings import Settings
 from serve_app.stages import model_names as models
 from serve_app.stages.asr.recognizer import choose_compute_type
-from serve_app.stages.audio.decode import decode_whole
 
 PROJECT = Path(__file__).parents[1]
 RECORDINGS = Path(__file__).parent / "recordings"

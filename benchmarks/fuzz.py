@@ -28,13 +28,13 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from rich.console import Console
 from schemathesis.core.result import Ok
 
+from benchmarks.decoding import decode_whole
 from benchmarks.hostile_files import mutated, whole_files
 from benchmarks.malformed import leftovers
 from serve_app.errors import SourceUnavailable
 from serve_app.http.app import create_app
 from serve_app.options import Options
 from serve_app.settings import AccessSettings
-from serve_app.stages.audio.decode import decode_whole
 from serve_app.transcript import Source, Transcript
 
 MAX_BYTES = 1 << 20

@@ -27,9 +27,9 @@ from typing import Annotated, BinaryIO
 import psutil
 import typer
 
+from benchmarks.decoding import decode_whole
 from benchmarks.hostile_files import EXPECTED, FOLDER, Trap, generated, mutated, whole_files
 from serve_app.errors import TranscriptionError
-from serve_app.stages.audio.decode import decode_whole
 
 LIMITS = {"max_audio_s": 14_400.0, "timeout_s": 60.0}
 

@@ -19,9 +19,9 @@ import typer
 import yaml
 from rich.console import Console
 
+from benchmarks.decoding import decode_whole
 from benchmarks.systems import service, wav
 from serve_app import bundled
-from serve_app.stages.audio.decode import decode_whole
 from serve_app.transcript import SAMPLE_RATE_HZ
 
 GOAL = 0.5  # first_delta_fraction, at most

@@ -16,7 +16,7 @@ import imageio_ffmpeg
 import numpy as np
 from numpy.typing import NDArray
 
-from serve_app.stages.audio.decode import decode_whole
+from benchmarks.decoding import decode_whole
 
 SAMPLE_RATE_HZ = 16_000
 OPUS_BITRATE = "24k"

@@ -61,12 +61,7 @@ def graph(settings: Settings, load: Loaders, device: str) -> Application:
     transcriber = deployments.Transcriber.options(ray_actor_options=on(device, asr.gpu_share)).bind(
         load.recognizer,
         deployments.BatchConfig(max_batch_size=MAX_BATCH_SIZE[device]),
-        Fallback(
-            asr.temperature_fallback,
-            asr.compression_ratio_threshold,
-            asr.log_prob_threshold,
-            asr.no_speech_threshold,
-        ),
+        Fallback(asr),
         _call_timeout(settings, device),
     )
     aligner = deployments.Aligner.options(ray_actor_options=on(device, settings.alignment.gpu_share)).bind(

@@ -24,11 +24,11 @@ from loopback import Files
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
+from benchmarks.decoding import decode_whole
 from serve_app import bundled
 from serve_app.app import graph
 from serve_app.proxy import AT_PROXY_START, PROXY_HOOK
 from serve_app.settings import IntakeSettings, Settings
-from serve_app.stages.audio.decode import decode_whole
 from serve_app.stages.load import Loaders
 from serve_app.transcript import SAMPLE_RATE_HZ, Samples
 

@@ -107,7 +107,7 @@ def test_the_config_files_name_deployments_that_exist(name: str) -> None:
 def test_importing_does_not_load_model_packages() -> None:
     """The ingress, the loader and the launcher stay small: models are imported where they run."""
     light = ["serve_app.app", "serve_app.__main__", "serve_app.deployments"]
-    stages = ["alignment.aligner", "diarization.diarizer", "speech.detector"]
+    stages = ["diarization.diarizer", "speech.detector"]
     modules = ", ".join([*light, *(f"serve_app.stages.{stage}" for stage in stages)])
     heavy = "torch, whisperx, pyannote, ctranslate2, transformers, nltk"
     code = f"import sys, {modules}\nprint([name for name in '{heavy}'.split(', ') if name in sys.modules])"

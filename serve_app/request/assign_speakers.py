@@ -1,11 +1,12 @@
 """Gives segments and words the speaker who speaks longest in them, as whisperx.assign_word_speakers does.
 
 There are three differences. Words take the exclusive turns (one speaker at a time). What overlaps no turn
-takes the nearest one. The cost grows with the number of words and turns, not with their product.
+takes the nearest one. The cost is O((n + m) log(n + m)) for n words and m turns, not O(n m).
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -20,19 +21,6 @@ Span = tuple[float, float]  # start and end in seconds
 MIN_RUN_S = 0.8
 
 
-def _overlapping(spans: Sequence[Span], turns: Sequence[Turn]) -> Iterator[tuple[int, list[Turn]]]:
-    """The index of each span with the turns that overlap it, in one sweep; `turns` are sorted by start."""
-    upcoming = 0
-    open_turns: list[Turn] = []
-    for i in sorted(range(len(spans)), key=lambda i: spans[i]):
-        start_s, end_s = spans[i]
-        while upcoming < len(turns) and turns[upcoming].start_s <= end_s:
-            open_turns.append(turns[upcoming])
-            upcoming += 1
-        open_turns = [turn for turn in open_turns if turn.end_s > start_s]  # later spans start later
-        yield i, [turn for turn in open_turns if turn.start_s < end_s or turn.start_s == start_s]
-
-
 def longest_speakers(spans: Sequence[Span], turns: Sequence[Turn]) -> list[str | None]:
     """The speaker who speaks longest in each span, in total, or the one who started first of two equals.
 
@@ -40,37 +28,37 @@ def longest_speakers(spans: Sequence[Span], turns: Sequence[Turn]) -> list[str |
     are no turns at all.
     """
     speakers: list[str | None] = [None] * len(spans)
-    if not turns:
-        return speakers
     by_start = sorted(turns, key=lambda turn: turn.start_s)
     by_end = sorted(turns, key=lambda turn: turn.end_s)
     starts, ends = [turn.start_s for turn in by_start], [turn.end_s for turn in by_end]
-    for i, overlapping in _overlapping(spans, by_start):
+    begun, open_turns = 0, list[Turn]()
+    for i in sorted(range(len(spans)), key=lambda i: spans[i]):
         start_s, end_s = spans[i]
-        spoken_s: dict[str, float] = {}
-        for turn in overlapping:
-            shared_s = min(turn.end_s, end_s) - max(turn.start_s, start_s)
-            spoken_s[turn.speaker] = spoken_s.get(turn.speaker, 0.0) + shared_s
+        open_turns += by_start[begun : bisect_right(starts, end_s)]
+        begun = max(begun, bisect_right(starts, end_s))
+        open_turns = [turn for turn in open_turns if turn.end_s > start_s]  # later spans start later
+        spoken_s: defaultdict[str, float] = defaultdict(float)
+        for turn in open_turns:
+            if turn.start_s < end_s or turn.start_s == start_s:
+                spoken_s[turn.speaker] += min(turn.end_s, end_s) - max(turn.start_s, start_s)
         if not spoken_s:
             before, after = bisect_right(ends, start_s) - 1, bisect_left(starts, end_s)
             gaps_s = [(start_s - ends[before], by_end[before])] if before >= 0 else []
             gaps_s += [(starts[after] - end_s, by_start[after])] if after < len(turns) else []
-            spoken_s = {turn.speaker: -gap_s for gap_s, turn in gaps_s}
-        speakers[i] = max(spoken_s, key=lambda speaker: spoken_s[speaker])
+            spoken_s.update({turn.speaker: -gap_s for gap_s, turn in gaps_s})
+        speakers[i] = max(spoken_s, key=lambda speaker: spoken_s[speaker], default=None)
     return speakers
 
 
 def assign_speakers(segments: Sequence[Segment], diarization: Diarization) -> tuple[Segment, ...]:
     """The same segments, with a speaker for each and for each of their words.
 
-    Segments take the regular turns and words the exclusive ones; if there is only one kind, both take it. A
-    word without times takes its segment's speaker. The cost is O((n + m) log(n + m)).
+    Segments take the regular turns and words the exclusive ones. A word without times takes its segment's
+    speaker.
     """
-    turns = diarization.turns or diarization.exclusive_turns
-    exclusive = diarization.exclusive_turns or diarization.turns
     timed = [span for segment in segments for word in segment.words if (span := _span(word))]
-    of_segments = longest_speakers([(segment.start_s, segment.end_s) for segment in segments], turns)
-    of_words = iter(longest_speakers(timed, exclusive))
+    of_segments = longest_speakers([(s.start_s, s.end_s) for s in segments], diarization.turns)
+    of_words = iter(longest_speakers(timed, diarization.exclusive_turns or diarization.turns))
     assigned = []
     for segment, speaker in zip(segments, of_segments, strict=True):
         words = [replace(word, speaker=next(of_words) if _span(word) else speaker) for word in segment.words]
@@ -89,10 +77,9 @@ def split_at_speaker_change(segments: Sequence[Segment]) -> tuple[Segment, ...]:
 
 
 def _parts(segment: Segment) -> list[Segment]:
-    if len({word.speaker for word in segment.words if _span(word)}) < 2:
-        return [segment]
-    runs, starts = _runs(segment.words), _starts(segment)
-    if len(runs) < 2 or starts is None:
+    runs = _runs(segment.words) if any(map(_span, segment.words)) else []
+    starts = _starts(segment)
+    if len(runs) < 2 or -1 in starts:
         return [segment]
     edges = [0, *(starts[run.start] for _, run in runs[1:]), len(segment.text)]
     parts = []
@@ -114,7 +101,7 @@ def _parts(segment: Segment) -> list[Segment]:
 
 def _runs(words: Sequence[Word]) -> list[tuple[str | None, range]]:
     """Each speaker's words, in order; a run that is too short is given to the longer of its neighbours."""
-    timed = [index for index, word in enumerate(words) if word.start_s is not None]
+    timed = [index for index, word in enumerate(words) if _span(word)]
     spans = [span for word in words if (span := _span(word))]
     speakers = [words[index].speaker for index in timed]
     while True:
@@ -133,20 +120,15 @@ def _runs(words: Sequence[Word]) -> list[tuple[str | None, range]]:
     return [(speakers[run[0]], range(*bound)) for run, bound in zip(runs, pairwise(bounds), strict=True)]
 
 
-def _starts(segment: Segment) -> list[int] | None:
-    """The position of each word in the text; None if the words are not those of the text."""
-    starts, at = [], 0
+def _starts(segment: Segment) -> list[int]:
+    """The position of each word in the text; -1 where the text does not have the word."""
+    starts, end = [], 0
     for word in segment.words:
-        start = segment.text.find(word.text, at)
-        if start < 0:
-            return None
-        starts.append(start)
-        at = start + len(word.text)
+        starts.append(segment.text.find(word.text, end))
+        end = starts[-1] + len(word.text)
     return starts
 
 
 def _span(word: Word) -> Span | None:
     """The word's start and end, None if it has no time."""
-    if word.start_s is None:
-        return None
-    return (word.start_s, word.start_s if word.end_s is None else word.end_s)
+    return None if word.start_s is None or word.end_s is None else (word.start_s, word.end_s)

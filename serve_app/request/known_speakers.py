@@ -6,14 +6,14 @@ A clip is as untrusted as any upload: it is decoded in the loader's sandbox. An 
 
 import asyncio
 import base64
-import binascii
 import io
+import math
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any
 
-from serve_app.errors import AudioTooLong, InvalidRequest, TranscriptionError
+from serve_app.errors import AudioTooLong, TranscriptionError
 from serve_app.options import Options
 from serve_app.stages.diarization.diarizer import REFERENCES, reference_error
 from serve_app.transcript import Diarization, KnownSpeaker, Source, StageWarning
@@ -50,7 +50,7 @@ def reference_bytes(url: str, number: int) -> bytes:
         raise reference_error(number, "send a data: URL with base64, such as data:audio/wav;base64,UklGR...")
     try:
         return base64.b64decode(url[head.end() :], validate=True)
-    except (binascii.Error, ValueError):  # ValueError: characters that are not ASCII
+    except ValueError:
         raise reference_error(number, "what comes after base64, is not valid base64") from None
 
 
@@ -58,34 +58,19 @@ async def check_clips(known: Sequence[KnownSpeaker]) -> None:
     """Waits until all clips are decoded; any error about one is raised as an error of this reference."""
     for number, speaker in enumerate(known):
         try:
-            parts = [part async for part in speaker.clip.parts()]
+            end_s: float = [part.end_s async for part in speaker.clip.parts()][-1]
         except AudioTooLong:
-            raise _wrong_length(number) from None
+            end_s = math.inf
         except TranscriptionError as error:
             raise type(error)(f"{REFERENCES}[{number}]: {error.message}", REFERENCES, error.code) from None
-        if parts[-1].end_s < MIN_CLIP_S - TOLERANCE_S:
-            raise _wrong_length(number)
-
-
-def _wrong_length(number: int) -> InvalidRequest:
-    what = f"send a clip of {MIN_CLIP_S:g} to {MAX_CLIP_S:g} s in which the speaker speaks alone"
-    return reference_error(number, what, "reference_length")
-
-
-def is_about_reference(error: Exception) -> bool:
-    """Whether the caller must mend a reference, so that going on without speakers would hide the mistake."""
-    return isinstance(error, TranscriptionError) and error.param == REFERENCES
+        if not MIN_CLIP_S - TOLERANCE_S <= end_s < math.inf:
+            what = f"send a clip of {MIN_CLIP_S:g} to {MAX_CLIP_S:g} s in which the speaker speaks alone"
+            raise reference_error(number, what, "reference_length")
 
 
 def not_heard(known: Sequence[KnownSpeaker], diarization: Diarization) -> list[StageWarning]:
     """One warning for each known speaker who has no turn."""
     heard = {turn.speaker for turn in diarization.turns}
-    return [
-        StageWarning(
-            "diarization",
-            "known_speaker_not_found",
-            f"The voice of {speaker.name!r} was not heard; a longer or clearer reference may help.",
-        )
-        for speaker in known
-        if speaker.name not in heard
-    ]
+    message = "The voice of {!r} was not heard; a longer or clearer reference may help.".format
+    missing = [speaker.name for speaker in known if speaker.name not in heard]
+    return [StageWarning("diarization", "known_speaker_not_found", message(name)) for name in missing]

@@ -1,4 +1,4 @@
-"""The language of a file. If the caller does not name it, the file's first windows vote for it."""
+"""The language of a file: the caller's, or the one for which the file's first windows vote."""
 
 import asyncio
 from collections import defaultdict
@@ -6,11 +6,10 @@ from collections import defaultdict
 from serve_app.transcript import StageWarning, WindowText
 
 MAX_VOTERS = 4  # windows
-MIN_CERTAINTY = 0.5  # mean probability below which the decision comes with a warning
 
 
 class LanguageVote:
-    """The one language of a file: the caller's, or the most probable one of the first windows."""
+    """The one language of a file; if it is not named, the most probable one of the first windows."""
 
     def __init__(self, named: str | None) -> None:
         self._decided: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -34,11 +33,9 @@ class LanguageVote:
         return self._decide()
 
     async def decided(self) -> str:
-        """Waits until there are enough votes."""
         return await asyncio.shield(self._decided)
 
     def result(self) -> str | None:
-        """The language, or None if no window has voted."""
         return self._decided.result() if self._decided.done() else None
 
     def _decide(self) -> StageWarning | None:
@@ -49,7 +46,7 @@ class LanguageVote:
             votes[text.language] += 1.0 if text.language_probability is None else text.language_probability
         language = max(votes, key=lambda code: votes[code])
         self._decided.set_result(language)
-        if votes[language] / len(self._votes) >= MIN_CERTAINTY:
+        if votes[language] / len(self._votes) >= 0.5:  # the mean probability
             return None
         message = f"The language was taken to be {language}, with little certainty; name it with `language`."
         return StageWarning("asr", "language_uncertain", message)

@@ -19,18 +19,18 @@ from serve_app.options import Options
 from serve_app.request.admission import WindowGate
 from serve_app.request.assign_speakers import assign_speakers, split_at_speaker_change
 from serve_app.request.calls import AlignCall, Audio, DetectCall, DiarizeCall, TranscribeCall
-from serve_app.request.known_speakers import check_clips, is_about_reference, known_speakers, not_heard
+from serve_app.request.known_speakers import check_clips, known_speakers, not_heard
 from serve_app.request.language_vote import LanguageVote
 from serve_app.request.progress import Report, Timings, ignore_progress
 from serve_app.request.warnings import (
     NO_SPEAKERS_FOUND,
     Deadline,
-    coverage_warnings,
     decoding_warnings,
     degraded,
     diarization_timeout,
     wants_speakers,
 )
+from serve_app.stages.diarization.diarizer import REFERENCES
 from serve_app.transcript import (
     Diarization,
     KnownSpeaker,
@@ -142,7 +142,7 @@ class _Request:
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None  # the others are of the same request
         texts = [self.texts[number] for number in sorted(self.texts)]
-        self.warnings += [*decoding_warnings(texts), *coverage_warnings(texts)]
+        self.warnings += decoding_warnings(texts)
         return tuple(segment for number in sorted(self.done) for segment in self.done[number])
 
     async def _search(self, audio: Audio, windows: asyncio.TaskGroup) -> None:
@@ -231,8 +231,8 @@ class _Request:
                     DiarizeCall(audio=audio, request_id=self.id, bounds=bounds, known=known)
                 )
         except Exception as error:
-            if is_about_reference(error):
-                raise
+            if getattr(error, "param", None) == REFERENCES:
+                raise  # the caller must mend it; going on without speakers would hide that
             self.go_without_speakers(error)
             return None
         self.warnings.extend(not_heard(known, diarization))

@@ -15,59 +15,42 @@ from serve_app.transcript import StageWarning, Window, WindowText
 
 logger = logging.getLogger("ray.serve")  # Serve's logger adds the request id to every line
 
-MAX_NAMED_WINDOWS = 5  # in one warning
-
-# Speech may come to no text up to this share and length: noise and music are often taken for speech.
-MAX_SHARE_WITHOUT_TEXT = 0.2
-MAX_WITHOUT_TEXT_S = 5.0
-
-# The part of a request's time that is kept for writing its answer, and the most that is kept.
-KEPT_SHARE = 0.05
-MAX_KEPT_S = 30.0
-
 NO_SPEAKERS_FOUND = StageWarning(
     "diarization", "no_speakers_found", "No speaker was found in the audio. Segments have no speakers."
 )
 
 
 def decoding_warnings(heard: Sequence[tuple[Window, WindowText]]) -> list[StageWarning]:
-    """One warning for each unusual way in which windows of a file were decoded."""
+    """One warning for each unusual way in which windows of a file were decoded.
+
+    And one if more speech has no text than noise would explain.
+    """
+    cut = max((text.prompt_tokens_cut for _, text in heard), default=0)
     retried = [window for window, text in heard if text.attempts > 1]
     silent = [window for window, text in heard if text.was_silence]
-    warnings = []
-    if cut := max((text.prompt_tokens_cut for _, text in heard), default=0):
-        message = f"initial_prompt is too long for Whisper: its first {cut} tokens were left out."
-        warnings.append(StageWarning("asr", "prompt_shortened", message))
-    if retried:
-        message = (
-            "Text that repeated itself or was unlikely was decoded again at higher temperatures, in "
-            f"{_windows(retried)}. Check it."
-        )
-        warnings.append(StageWarning("asr", "fallback_temperature", message))
-    if silent:
-        message = f"Unlikely text over what sounds like silence was left out, in {_windows(silent)}."
-        warnings.append(StageWarning("asr", "no_speech", message))
-    return warnings
+    speech_s = sum(window.end_s - window.start_s for window, _ in heard)
+    lost_s = sum(window.end_s - window.start_s for window, text in heard if not text.text.strip())
+    messages = {
+        "prompt_shortened": cut
+        and f"initial_prompt is too long for Whisper: its first {cut} tokens were left out.",
+        "fallback_temperature": retried
+        and "Text that repeated itself or was unlikely was decoded again at higher temperatures, in "
+        f"{_windows(retried)}. Check it.",
+        "no_speech": silent
+        and f"Unlikely text over what sounds like silence was left out, in {_windows(silent)}.",
+        # Less is often noise or music that was taken for speech.
+        "speech_without_text": lost_s >= max(5.0, 0.2 * speech_s)
+        and f"{lost_s:.0f} of {speech_s:.0f} s of speech came to no text; it may be noise, or another "
+        "language than `language`.",
+    }
+    return [StageWarning("asr", code, str(message)) for code, message in messages.items() if message]
 
 
 def _windows(windows: Sequence[Window]) -> str:
     """Describes windows such as `2 windows (1.5-7.0 s, 9.1-12.0 s)`."""
-    times = [f"{window.start_s:.1f}-{window.end_s:.1f} s" for window in windows[:MAX_NAMED_WINDOWS]]
-    more = ["..."] if len(windows) > MAX_NAMED_WINDOWS else []
+    times = [f"{window.start_s:.1f}-{window.end_s:.1f} s" for window in windows[:5]]
+    more = ["..."] if len(windows) > 5 else []
     return f"{len(windows)} window{'s' if len(windows) > 1 else ''} ({', '.join(times + more)})"
-
-
-def coverage_warnings(heard: Sequence[tuple[Window, WindowText]]) -> list[StageWarning]:
-    """A warning if more speech has no text than noise would explain."""
-    speech_s = sum(window.end_s - window.start_s for window, _ in heard)
-    silent_s = sum(window.end_s - window.start_s for window, text in heard if not text.text.strip())
-    if silent_s < MAX_WITHOUT_TEXT_S or silent_s < MAX_SHARE_WITHOUT_TEXT * speech_s:
-        return []
-    message = (
-        f"{silent_s:.0f} of {speech_s:.0f} s of speech came to no text; it may be noise, or another language "
-        "than `language`."
-    )
-    return [StageWarning("asr", "speech_without_text", message)]
 
 
 def wants_speakers(options: Options, *, available: bool) -> bool:
@@ -91,7 +74,7 @@ class Deadline:
     """The end of a request's time, counted from now, less what is kept for writing its answer."""
 
     def __init__(self, limit_s: float) -> None:
-        self._until_s = asyncio.get_running_loop().time() + limit_s - min(KEPT_SHARE * limit_s, MAX_KEPT_S)
+        self._until_s = asyncio.get_running_loop().time() + limit_s - min(0.05 * limit_s, 30.0)
 
     async def comes_in_time(self, task: asyncio.Task[Any]) -> bool:
         """Waits for the task until the deadline; True if the task has ended."""

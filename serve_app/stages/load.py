@@ -1,7 +1,7 @@
 """Loads each stage's model in the process where the stage runs.
 
-Each function prepares its process first, for the node that it is on, and only then imports its stage: the
-model packages cost up to 20 s and 0.9 GB.
+The process is prepared first, for the node that it is on, and only then is the stage imported: the model
+packages cost up to 20 s and 0.9 GB.
 """
 
 import ctypes
@@ -16,9 +16,7 @@ from huggingface_hub import get_token
 from serve_app.settings import MAX_DEFAULT_THREADS, Settings
 from serve_app.stages.model_names import Models
 
-# glibc's numbers for mallopt, and the values that they are set to.
-M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES = -3, 2**28
-M_TRIM_THRESHOLD, TRIM_THRESHOLD_BYTES = -1, 2**30
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's numbers for mallopt
 
 GPU_PADDED_S = 60.0  # a base model then takes 1.7 GB of a GPU, a large one 2.9 GB (computed, not measured)
 
@@ -56,10 +54,8 @@ def threads_on(device: str, chosen: int | None) -> int:
 
 def max_padded_s(settings: Settings, device: str) -> float:
     """Seconds of audio, padding included, in one pass of the alignment model."""
-    chosen = settings.alignment.max_padded_s
-    if chosen is not None:
-        return chosen
-    return GPU_PADDED_S if device == "cuda" else 0.0
+    chosen, default = settings.alignment.max_padded_s, GPU_PADDED_S if device == "cuda" else 0.0
+    return default if chosen is None else chosen
 
 
 def prepare_process(threads: int, *, keep_memory: bool) -> None:
@@ -73,58 +69,58 @@ def prepare_process(threads: int, *, keep_memory: bool) -> None:
     """
     os.environ["OMP_NUM_THREADS"] = str(threads)
     # glibc before 2.35 refuses the first threshold; the second one alone would do harm.
-    if keep_memory and (libc := ctypes.CDLL(None)).mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES):
-        libc.mallopt(M_TRIM_THRESHOLD, TRIM_THRESHOLD_BYTES)
+    if keep_memory and (libc := ctypes.CDLL(None)).mallopt(M_MMAP_THRESHOLD, 2**28):
+        libc.mallopt(M_TRIM_THRESHOLD, 2**30)
+
+
+def limit_gpu_memory(gpu_share: float, device: str) -> None:
+    """Bounds torch's memory in this process to its share of the GPU; does nothing on "cpu".
+
+    Ray books shares of a GPU and enforces none. A stage that outgrows its share then runs out of memory
+    itself, which it survives, and takes nothing from the others. CUDA's own context, some 0.4 GB a process,
+    and CTranslate2 are not bounded by this.
+    """
+    if device == "cuda":
+        import torch
+
+        torch.cuda.set_per_process_memory_fraction(gpu_share)
 
 
 def _load_detector(settings: Settings, window_s: float, device: str) -> Any:
     speech = settings.speech
     # Half of the cores: its steps are small, and threads wait for each other after each.
-    threads = speech.threads or max(1, threads_on(device, None) // 2)
-    prepare_process(threads, keep_memory=device == "cpu")
+    prepare_process(speech.threads or max(1, threads_on(device, None) // 2), keep_memory=device == "cpu")
     from serve_app.stages.speech import detector
 
     if speech.method == "silero":
         return detector.load_silero_detector(speech, window_s)
-    from serve_app.stages.torch_support import limit_gpu_memory
-
     limit_gpu_memory(speech.gpu_share, device)
     return detector.load_pyannote_detector(speech, window_s, device)
 
 
 def _load_recognizer(settings: Settings, model: str, device: str) -> Any:
-    asr = settings.asr
-    threads = threads_on(device, asr.threads)
+    threads = threads_on(device, settings.asr.threads)
     prepare_process(threads, keep_memory=device == "cpu")
     from serve_app.stages.asr.recognizer import load_recognizer
 
-    return load_recognizer(
-        model,
-        device=device,
-        compute_type=asr.compute_type,
-        threads=threads,
-        beam_size=asr.beam_size,
-        compression_ratio_threshold=asr.compression_ratio_threshold,
-    )
+    return load_recognizer(model, device=device, threads=threads, settings=settings.asr)
 
 
 def _load_aligner(settings: Settings, models: dict[str, str], device: str) -> Any:
     alignment = settings.alignment
     prepare_process(threads_on(device, alignment.threads), keep_memory=device == "cpu")
-    from serve_app.stages.alignment.aligner import load_aligner
-    from serve_app.stages.torch_support import limit_gpu_memory
+    from serve_app.stages.alignment.aligner import Aligner
 
     limit_gpu_memory(alignment.gpu_share, device)
-    padded_s = max_padded_s(settings, device)
-    return load_aligner(models, device=device, max_padded_s=padded_s, settings=alignment)
+    return Aligner(models, device=device, max_padded_s=max_padded_s(settings, device), settings=alignment)
 
 
 def _load_diarizer(settings: Settings, model: str, device: str) -> Any:
     diarization = settings.diarization
     # The memory that a call needs grows with the length of its file, so it is not kept.
     prepare_process(threads_on(device, diarization.threads), keep_memory=False)
-    from serve_app.stages.diarization.diarizer import load_diarizer
-    from serve_app.stages.torch_support import limit_gpu_memory
+    from serve_app.stages.diarization.diarizer import LOADERS, load_pyannote
 
     limit_gpu_memory(diarization.gpu_share, device)
-    return load_diarizer(model, device=device, token=get_token(), settings=diarization)
+    load = LOADERS.get(model, load_pyannote)
+    return load(model, device=device, token=get_token(), settings=diarization)

@@ -4,49 +4,22 @@ A missing token, a gated model, an unknown name or an unreachable hub is one sen
 traceback in a replica or at the first request.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import auth_check, get_token, snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-)
+from huggingface_hub import errors as hub
 
 from serve_app import bundled
 from serve_app.errors import ModelUnavailable
 from serve_app.settings import Settings
 from serve_app.stages.diarization.diarizer import LOADERS as DIARIZERS
 
-WHISPER_WINDOW_S = 30.0
-
 COMMUNITY = "pyannote/speaker-diarization-community-1"
 
-# The gated repositories that a diarization pipeline loads from, its own first.
-GATED_REPOSITORIES = {
-    COMMUNITY: (COMMUNITY,),
-    "pyannote/speaker-diarization-3.1": (
-        "pyannote/speaker-diarization-3.1",
-        "pyannote/segmentation-3.0",
-        COMMUNITY,  # pyannote 4 takes its PLDA from here whatever the pipeline
-    ),
-}
-
-# The names faster-whisper and whisperx know (a test compares them with the installed package).
-_SYSTRAN = "tiny.en tiny base.en base small.en small medium.en medium large-v1 large-v2 large-v3"
-WHISPER_REPOSITORIES = {
-    **{name: f"Systran/faster-whisper-{name}" for name in _SYSTRAN.split()},
-    "large": "Systran/faster-whisper-large-v3",
-    "large-v3-turbo": "mobiuslabsgmbh/faster-whisper-large-v3-turbo",
-    "turbo": "mobiuslabsgmbh/faster-whisper-large-v3-turbo",
-    "distil-large-v2": "Systran/faster-distil-whisper-large-v2",
-    "distil-medium.en": "Systran/faster-distil-whisper-medium.en",
-    "distil-small.en": "Systran/faster-distil-whisper-small.en",
-    "distil-large-v3": "Systran/faster-distil-whisper-large-v3",
-    "distil-large-v3.5": "distil-whisper/distil-large-v3.5-ct2",
-}
+# What a pipeline loads besides its own repository: pyannote 4 takes its PLDA from community-1 in any case.
+PARTS = {"pyannote/speaker-diarization-3.1": ("pyannote/segmentation-3.0", COMMUNITY)}
 
 
 @dataclass(frozen=True)
@@ -63,13 +36,13 @@ class Models:
 def resolve(settings: Settings) -> Models:
     """The models of these settings; raises ModelUnavailable for one that cannot be had."""
     is_bundled = settings.model == bundled.NAME
-    aligners = {language: str(path) for language, path in bundled.ALIGNERS.items()} if is_bundled else {}
+    aligners = {language: str(path) for language, path in bundled.ALIGNERS.items() if is_bundled}
     for language, model in settings.alignment.models.items():
         _directory(model, f"alignment.models.{language}")
     return Models(
         name=settings.model,
         asr=str(bundled.ASR) if is_bundled else _asr(settings.model),
-        window_s=settings.asr.window_s or (bundled.ASR_WINDOW_S if is_bundled else WHISPER_WINDOW_S),
+        window_s=settings.asr.window_s or (bundled.ASR_WINDOW_S if is_bundled else 30.0),
         aligners={**aligners, **settings.alignment.models},
         diarization=_diarization(settings.diarization.model, is_bundled),
     )
@@ -83,12 +56,12 @@ def _asr(model: str) -> str:
                 "(see ct2-transformers-converter)."
             )
         return str(directory.resolve())
-    if model not in WHISPER_REPOSITORIES and "/" not in model:
-        known = ", ".join(WHISPER_REPOSITORIES)
+    from faster_whisper.utils import _MODELS  # here: it imports CTranslate2
+
+    if model not in _MODELS and "/" not in model:
+        known = ", ".join(_MODELS)
         raise ModelUnavailable(f"{model} is no model name; known are bundled, {known}, or give a directory.")
-    repository = WHISPER_REPOSITORIES.get(model, model)
-    _check_repository(repository, "model")
-    return repository
+    return _available(_MODELS.get(model, model), "model")
 
 
 def _diarization(model: str, is_bundled: bool) -> str | None:
@@ -104,9 +77,9 @@ def _diarization(model: str, is_bundled: bool) -> str | None:
         return str(directory.resolve())
     if "/" not in model:
         raise ModelUnavailable(f"{model} is no diarization model; use auto, off, {COMMUNITY} or a directory.")
-    for repository in GATED_REPOSITORIES.get(model, (model,)):
-        _check_repository(repository, "diarization.model", is_gated=model in GATED_REPOSITORIES)
-    return model
+    for repository in PARTS.get(model, ()):
+        _available(repository, "diarization.model")
+    return _available(model, "diarization.model")
 
 
 def _directory(model: str, setting: str) -> Path | None:
@@ -119,30 +92,27 @@ def _directory(model: str, setting: str) -> Path | None:
     return None
 
 
-def _check_repository(repository: str, setting: str, *, is_gated: bool = False) -> None:
-    """Raises ModelUnavailable unless the repository is in the local cache or may be downloaded."""
-    try:
+def _available(repository: str, setting: str) -> str:
+    """The repository, if it is in the local cache or may be downloaded; else raises ModelUnavailable."""
+    with suppress(hub.LocalEntryNotFoundError, ValueError):
         snapshot_download(repository, local_files_only=True)
-        return
-    except (LocalEntryNotFoundError, ValueError):
-        token = get_token()
-    why = "your token's account has not accepted its conditions" if token else "HF_TOKEN is not set"
-    gated = ModelUnavailable(
-        f"{setting}: {repository} is gated and {why}. Accept the conditions on huggingface.co/{repository}, "
-        "then set HF_TOKEN to a token of that account."
-    )
-    if is_gated and token is None:
-        raise gated
+        return repository
+    token = get_token()
     try:
         auth_check(repository, token=token)
-    except GatedRepoError:
-        raise gated from None
-    except RepositoryNotFoundError:
-        raise ModelUnavailable(
-            f"{setting}: there is no {repository} on the hub, or HF_TOKEN does not reach it."
-        ) from None
-    except (HfHubHTTPError, OSError) as error:
-        raise ModelUnavailable(
-            f"{setting}: the hub cannot be reached to fetch {repository} ({type(error).__name__}). Check the "
+    except hub.GatedRepoError:
+        why = "your token's account has not accepted its conditions" if token else "HF_TOKEN is not set"
+        problem = (
+            f"{repository} is gated and {why}. Accept the conditions on huggingface.co/{repository}, "
+            "then set HF_TOKEN to a token of that account."
+        )
+    except hub.RepositoryNotFoundError:
+        problem = f"there is no {repository} on the hub, or HF_TOKEN does not reach it."
+    except (hub.HfHubHTTPError, OSError) as error:
+        problem = (
+            f"the hub cannot be reached to fetch {repository} ({type(error).__name__}). Check the "
             "network or give a local directory; model: bundled needs neither."
-        ) from None
+        )
+    else:
+        return repository
+    raise ModelUnavailable(f"{setting}: {problem}")

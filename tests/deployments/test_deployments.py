@@ -24,6 +24,7 @@ from pydantic import ValidationError
 from serve_app import deployments
 from serve_app.deployments.calls.audio_ref import AudioSlice
 from serve_app.request.calls import AlignCall, DetectCall, DiarizeCall, TranscribeCall
+from serve_app.settings import AsrSettings
 from serve_app.stages.asr.fallback import Fallback
 from serve_app.transcript import (
     AsrRequest,
@@ -140,7 +141,10 @@ def test_windows_and_searches_have_their_own_samples() -> None:
         detector = replica("SpeechDetector", Noting())
         found = await detector.detect(DetectCall(audio=two_parts, request_id="a", part=part))
         transcriber = replica(
-            "Transcriber", FakeRecognizer(Path("/nowhere")), deployments.BatchConfig(), Fallback(())
+            "Transcriber",
+            FakeRecognizer(Path("/nowhere")),
+            deployments.BatchConfig(),
+            Fallback(AsrSettings(temperature_fallback=())),
         )
         call = TranscribeCall(audio=two_parts, request_id="a", window=window, decoding=Decoding())
         text = await transcriber.transcribe(call)
@@ -241,7 +245,9 @@ def transcribed(
 def test_doubtful_windows_are_decoded_again_at_higher_temperatures() -> None:
     """Only those that fail, in the language first heard, until their text is believable."""
     model = DoubtfulRecognizer()
-    texts = transcribed(model, (1, 2, 3, 4), Decoding(), Fallback((0.2, 0.4, 0.6)))
+    texts = transcribed(
+        model, (1, 2, 3, 4), Decoding(), Fallback(AsrSettings(temperature_fallback=(0.2, 0.4, 0.6)))
+    )
     assert sorted(number for number, _ in model.decoded_at(0.0)) == [1, 2, 3, 4]
     for temperature in (0.2, 0.4, 0.6):
         assert sorted(model.decoded_at(temperature)) == [(2, "en"), (4, "en")]
@@ -252,7 +258,10 @@ def test_doubtful_windows_are_decoded_again_at_higher_temperatures() -> None:
 
 def test_windows_are_decoded_again_only_where_a_fallback_is_wanted() -> None:
     """A request with its own temperature, and a server without a fallback, decode once."""
-    for decoding, fallback in ((Decoding(temperature=0.3), Fallback()), (Decoding(), Fallback(()))):
+    for decoding, fallback in (
+        (Decoding(temperature=0.3), Fallback()),
+        (Decoding(), Fallback(AsrSettings(temperature_fallback=()))),
+    ):
         model = DoubtfulRecognizer()
         texts = transcribed(model, (1, 2), decoding, fallback)
         assert len(model.decoded_at(decoding.temperature or 0.0)) == 2

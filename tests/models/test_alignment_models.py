@@ -24,7 +24,6 @@ from serve_app.settings import AlignmentSettings
 from serve_app.stages.alignment.aligner import (
     Aligner,
     LanguageModel,
-    load_aligner,
     load_sentence_splitter,
 )
 from serve_app.stages.alignment.forced import fill_nearest, letter_times, spell, word_ranges
@@ -94,7 +93,7 @@ def heard(text: str, language: str, avg_logprob: float = -0.5) -> WindowText:
 
 def aligner_of(models: dict[str, str], max_padded_s: float = 0, max_loaded_languages: int = 2) -> Aligner:
     settings = AlignmentSettings(max_loaded_languages=max_loaded_languages, preload=())
-    return load_aligner(models, device="cpu", max_padded_s=max_padded_s, settings=settings)
+    return Aligner(models, device="cpu", max_padded_s=max_padded_s, settings=settings)
 
 
 def bundled_aligner(max_padded_s: float = 0) -> Aligner:
@@ -191,9 +190,9 @@ def test_letters_align_exactly_as_with_whisperx() -> None:
         emission = torch.log_softmax(raw.float(), -1)
         log_probs, probs = emission.numpy(), emission.exp().numpy()
         ours = letter_times(letters, log_probs, probs, 0, Window(0.0, float(n_frames)))
-        if any(letter.token is None for letter in letters):
+        if None in letters.values():
             emission = torch.cat([emission, emission[:, 1:].max(1).values[:, None]], 1)
-        tokens = [28 if letter.token is None else letter.token for letter in letters]
+        tokens = [28 if token is None else token for token in letters.values()]
         path = upstream.backtrack(upstream.get_trellis(emission, tokens), emission, tokens)
         if path is None:
             assert ours is None, case

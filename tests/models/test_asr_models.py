@@ -14,7 +14,7 @@ from benchmarks import truth
 from benchmarks.random_whisper import build_random_whisper
 from serve_app import bundled
 from serve_app.errors import InvalidRequest
-from serve_app.settings import SpeechSettings
+from serve_app.settings import AsrSettings, SpeechSettings
 from serve_app.stages.asr.fallback import Fallback
 from serve_app.stages.asr.recognizer import Features, Recognizer, load_recognizer
 from serve_app.stages.speech.detector import load_pyannote_detector, to_float32
@@ -41,7 +41,7 @@ def talk(sample: Samples) -> Samples:
 
 @pytest.fixture(scope="module")
 def recognizer() -> Recognizer:
-    return load_recognizer(str(bundled.ASR), device="cpu", compute_type="auto", threads=2, beam_size=5)
+    return load_recognizer(str(bundled.ASR), device="cpu", threads=2, settings=AsrSettings())
 
 
 @pytest.fixture(scope="module")
@@ -50,18 +50,20 @@ def random_english(tmp_path_factory: pytest.TempPathFactory) -> Recognizer:
     directory = build_random_whisper(
         tmp_path_factory.mktemp("random_english"), english_only=True, mel_bands=128
     )
-    return load_recognizer(str(directory), device="cpu", compute_type="auto", threads=2, beam_size=1)
+    return load_recognizer(str(directory), device="cpu", threads=2, settings=AsrSettings(beam_size=1))
 
 
 @pytest.fixture(scope="module")
 def recognizer32() -> Recognizer:
-    return load_recognizer(str(bundled.ASR), device="cpu", compute_type="float32", threads=2, beam_size=5)
+    return load_recognizer(
+        str(bundled.ASR), device="cpu", threads=2, settings=AsrSettings(compute_type="float32")
+    )
 
 
 @pytest.fixture(scope="module")
 def random_multilingual(tmp_path_factory: pytest.TempPathFactory) -> Recognizer:
     directory = build_random_whisper(tmp_path_factory.mktemp("random_multilingual"), text_tokens=20)
-    return load_recognizer(str(directory), device="cpu", compute_type="auto", threads=2, beam_size=2)
+    return load_recognizer(str(directory), device="cpu", threads=2, settings=AsrSettings(beam_size=2))
 
 
 def load_whisperx(model: Path, compute_type: str, **options: Any) -> Any:
@@ -178,7 +180,7 @@ def test_whisper_of_true_dimensions_equals_whisperx(talk: Samples, tmp_path: Pat
     window = {"inputs": to_float32(windows_of(talk, 1)[0])}
     [expected] = reference([window], batch_size=1)
     features = reference.preprocess(window)["inputs"].numpy()
-    recognizer = load_recognizer(str(directory), device="cpu", compute_type="auto", threads=2, beam_size=1)
+    recognizer = load_recognizer(str(directory), device="cpu", threads=2, settings=AsrSettings(beam_size=1))
     [heard] = recognizer.transcribe([AsrRequest(features, "en")])
     assert isinstance(heard, WindowText)
     assert len(heard.text) > 100
@@ -268,7 +270,7 @@ def test_fallback_is_faster_whispers(talk: Samples, seeded: Callable[[int], Whis
     """
     from faster_whisper.tokenizer import Tokenizer
 
-    recognizer = Recognizer(seeded(3), "bundled", 5, compression_ratio_threshold=1000.0)
+    recognizer = Recognizer(seeded(3), "bundled", AsrSettings(compression_ratio_threshold=1000.0))
     windows = [looping_window(recognizer), *windows_of(talk, 1)]
     features = [recognizer.features(window) for window in windows]
     ours = [by_transcriber(recognizer, window) for window in features]
@@ -289,7 +291,7 @@ def test_fallback_is_faster_whispers(talk: Samples, seeded: Callable[[int], Whis
 
 def test_a_loop_ends(seeded: Callable[[int], WhisperModel]) -> None:
     """A window whose decoder repeats a word for ever ends with words said once."""
-    recognizer = Recognizer(seeded(0), "bundled", 5)
+    recognizer = Recognizer(seeded(0), "bundled", AsrSettings())
     features = recognizer.features(looping_window(recognizer))
     [cold] = recognizer.transcribe([AsrRequest(features, "en")])
     assert isinstance(cold, WindowText)

@@ -26,6 +26,7 @@ from test_known_speakers_models import RMS, SLT, clip_of
 
 from benchmarks import truth
 from benchmarks.accuracy import speaker_errors
+from benchmarks.decoding import decode_whole
 from benchmarks.plain_whisperx import PlainWhisperx
 from serve_app import bundled
 from serve_app.app import build
@@ -33,7 +34,6 @@ from serve_app.deployments.calls.audio_ref import AudioSlice
 from serve_app.request.calls import DiarizeCall
 from serve_app.settings import AsrSettings, IntakeSettings, Settings
 from serve_app.stages import model_names as models
-from serve_app.stages.audio.decode import decode_whole
 from serve_app.transcript import SAMPLE_RATE_HZ, Samples
 
 URL = f"http://127.0.0.1:{HTTP_PORT}/bundled"

@@ -126,14 +126,3 @@ def test_community_1_names_a_voice_by_its_own_embedding(demo: Recording, tmp_pat
     clip = demo.samples[: 6 * SAMPLE_RATE_HZ]
     found = diarizer.diarize(clip, bounds=SpeakerBounds(1), known=[KnownSpeaker("Ada", clip)])
     assert {turn.speaker for turn in found.turns} == {"Ada"}
-
-
-def test_a_pipeline_without_embeddings_says_so(demo: Recording) -> None:
-    """Known speakers are not accepted and then ignored."""
-    from pyannote.core import Annotation
-
-    with pytest.raises(InvalidRequest, match="no voices to compare") as caught:
-        PyannoteDiarizer(lambda *_, **__: Annotation()).diarize(
-            demo.samples, known=[KnownSpeaker("Ada", demo.samples[:48_000])]
-        )
-    assert caught.value.param == "known_speaker_references"

@@ -1,6 +1,5 @@
 """Embeddings with a shared trunk: pyannote's own numbers and turns, whatever the clip and the settings."""
 
-import math
 from collections.abc import Iterable, Sequence
 from itertools import product
 from pathlib import Path
@@ -194,17 +193,3 @@ def test_half_precision_hears_nearly_the_same_voices(
     heard = np.nan_to_num(segmentation.data).any(axis=1)
     distances = [cosine(*pair) for pair in zip(found[heard], expected[heard], strict=True)]
     assert max(distances) < 1e-3
-
-
-def test_progress_is_told(bundled: Any, meeting: Samples) -> None:
-    """A hook hears how many of the windows with speech are done."""
-    told: list[tuple[int, int]] = []
-
-    def hook(step: str, _: Any, *, completed: int = 0, total: int = 0, **__: Any) -> None:
-        if step == "embeddings" and total:
-            told.append((completed, total))
-
-    share_trunk(bundled, pad_batches=False)
-    bundled(file_of(meeting[: 7 * SAMPLE_RATE_HZ]), hook=hook)
-    assert told[-1] == (5, 5)
-    assert len(told) == math.ceil(5 / bundled.embedding_batch_size)

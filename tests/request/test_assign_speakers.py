@@ -59,7 +59,7 @@ def test_words_follow_the_exclusive_turns_and_segments_the_regular_ones() -> Non
 
 def test_a_word_without_times_takes_its_segments_speaker() -> None:
     """Unaligned words are not left without a speaker."""
-    segment = Segment(0.0, 2.0, "2 b", (Word("2"), Word("b", 1.5)))
+    segment = Segment(0.0, 2.0, "2 b", (Word("2"), Word("b", 1.5, 1.8)))
     [assigned] = assign_speakers([segment], diarization((0.0, 1.2, A), (1.2, 1.9, B)))
     assert [word.speaker for word in assigned.words] == [A, B]
 

@@ -7,7 +7,7 @@ import pytest
 
 from serve_app.errors import InvalidRequest
 from serve_app.options import parse_options
-from serve_app.request.warnings import Deadline, coverage_warnings, decoding_warnings, wants_speakers
+from serve_app.request.warnings import Deadline, decoding_warnings, wants_speakers
 from serve_app.transcript import Window, WindowText
 
 TEXT = WindowText(" all of it was heard well", "en", None, -0.2, 0.0, 1.0)
@@ -39,7 +39,6 @@ def test_well_decoded_windows_have_no_warnings() -> None:
     """A file that was decoded at the first attempt has none, and so has one without speech."""
     for heard in ([(Window(0.0, 100.0), TEXT)], []):
         assert decoding_warnings(heard) == []
-        assert coverage_warnings(heard) == []
 
 
 @pytest.mark.parametrize(
@@ -50,7 +49,7 @@ def test_much_speech_without_text_is_a_warning(
 ) -> None:
     """A fifth of the speech and 5 s of it are too much to be noise."""
     heard = [(Window(0, without_text_s), NO_TEXT), (Window(30, 30 + with_text_s), TEXT)]
-    assert [warning.code for warning in coverage_warnings(heard)] == ["speech_without_text"] * warned
+    assert [warning.code for warning in decoding_warnings(heard)] == ["speech_without_text"] * warned
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from fakes import FakeAligner, FakeDiarizer, FakeRecognizer, FakeSpeechModel
 
 from serve_app.app import graph
 from serve_app.settings import Settings
-from serve_app.stages.load import Loaders
+from serve_app.stages.load import Loaders, limit_gpu_memory
 
 LOADERS = Loaders(FakeSpeechModel, partial(FakeRecognizer, Path("gate")), FakeAligner, FakeDiarizer)
 
@@ -71,3 +72,14 @@ def test_a_replica_fits_its_own_node(keep_memory: bool, kept_mib: int) -> None:
     threads, found_mib = map(int, run.stdout.split())
     assert threads == 2
     assert abs(found_mib - kept_mib) < 8
+
+
+@pytest.mark.parametrize(("device", "told"), [("cuda", [0.3]), ("cpu", [])])
+def test_a_stage_on_a_gpu_is_bounded_to_its_share(
+    monkeypatch: pytest.MonkeyPatch, device: str, told: list[float]
+) -> None:
+    """The share that Ray books is the fraction that torch may take; on a CPU nothing is touched."""
+    fractions: list[float] = []
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", fractions.append)
+    limit_gpu_memory(0.3, device)
+    assert fractions == told

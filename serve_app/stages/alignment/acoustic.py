@@ -17,7 +17,7 @@ from torch import nn
 from serve_app.errors import ModelUnavailable
 from serve_app.settings import ComputeType
 from serve_app.stages.alignment.forced import Emission
-from serve_app.stages.torch_support import choose_precision
+from serve_app.stages.torch_support import Precision
 from serve_app.transcript import SAMPLE_RATE_HZ, Samples
 
 MIN_SAMPLES = 400  # one frame of wav2vec2; a shorter window is padded to it
@@ -62,13 +62,7 @@ class AcousticModel:
     """A wav2vec2 with a CTC head, of torchaudio or transformers. Not thread-safe."""
 
     def __init__(
-        self,
-        model: Any,
-        *,
-        from_torchaudio: bool,
-        device: str,
-        max_padded_s: float,
-        compute_type: ComputeType = "auto",
+        self, model: Any, from_torchaudio: bool, device: str, max_padded_s: float, compute_type: ComputeType
     ) -> None:
         """Takes over whisperx's `model`, which still works as before when it is called directly.
 
@@ -77,7 +71,7 @@ class AcousticModel:
         self.model = model
         self.from_torchaudio = from_torchaudio
         self._device = device
-        self._precision = choose_precision(compute_type, device)
+        self._precision = Precision(compute_type, device)
         # torchaudio's wrapper of its large models would normalize the batch as if it were one recording.
         self._normalizes = getattr(model, "normalize_waveform", False)
         self._inner = getattr(model, "model" if from_torchaudio else "wav2vec2", model)
@@ -92,24 +86,27 @@ class AcousticModel:
         """The emissions of each window, in order, or ModelUnavailable if there was too little GPU memory."""
         found: dict[int, Emissions | ModelUnavailable] = {}
         for group in group_by_length([len(window) for window in windows], self._max_padded):
-            batch = [windows[index] for index in group]
-            try:
-                found.update(zip(group, self._forward_or_halve(batch), strict=True))
-            except torch.OutOfMemoryError:
-                found.update(dict.fromkeys(group, _out_of_memory(batch)))
+            found.update(zip(group, self._forward_or_halve([windows[i] for i in group]), strict=True))
         return [found[index] for index in range(len(windows))]
 
-    def _forward_or_halve(self, windows: list[Samples]) -> list[Emissions]:
-        """One pass, or if that runs out of memory, one for each half."""
+    def _forward_or_halve(self, windows: list[Samples]) -> list[Emissions | ModelUnavailable]:
+        """One pass, or if that runs out of memory, one for each half, and so on."""
         try:
-            return self._forward(windows)
+            return [*self._forward(windows)]
         except torch.OutOfMemoryError:
             if len(windows) == 1:
-                raise
+                return [
+                    ModelUnavailable(
+                        "The alignment model ran out of GPU memory on "
+                        f"{len(windows[0]) / SAMPLE_RATE_HZ:.0f} s of audio: run less on the same GPU.",
+                        None,
+                        "alignment_out_of_memory",
+                    )
+                ]
         # Outside the handler: its error keeps the tensors of the failed pass alive.
         torch.cuda.empty_cache()
         half = len(windows) // 2
-        return self._forward(windows[:half]) + self._forward(windows[half:])
+        return self._forward_or_halve(windows[:half]) + self._forward_or_halve(windows[half:])
 
     @torch.inference_mode()
     def _forward(self, windows: list[Samples]) -> list[Emissions]:
@@ -169,13 +166,3 @@ def _replace_group_norm(layer: Any) -> _MaskedGroupNorm | None:
     ours.weight, ours.bias = norm.weight, norm.bias
     layer.layer_norm = ours
     return ours
-
-
-def _out_of_memory(windows: Sequence[Samples]) -> ModelUnavailable:
-    padded_s = len(windows) * max(len(window) for window in windows) / SAMPLE_RATE_HZ
-    return ModelUnavailable(
-        f"The alignment model ran out of GPU memory on {padded_s:.0f} s of audio: set alignment.max_padded_s "
-        "lower, or run less on the same GPU.",
-        None,
-        "alignment_out_of_memory",
-    )

@@ -1,8 +1,8 @@
 """Texts of windows to sentences with word times, by each language's wav2vec2 model.
 
 `forced` has the arithmetic and `acoustic` the network; here are the models' names, their languages and the
-sentence splitter. Importing this module is cheap: the functions that load import whisperx.alignment (14 s,
-0.9 GB), torch and nltk (8 s). Nothing but alignment models is ever downloaded.
+sentence splitter. Importing this module takes some 20 s and 0.9 GB. Nothing but alignment models is ever
+downloaded.
 """
 
 import logging
@@ -10,22 +10,24 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+
+import torch
+from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer, PunktTokenizer
+from whisperx import alignment
+from whisperx.utils import PUNKT_LANGUAGES
 
 from serve_app.errors import ModelUnavailable, TranscriptionError
 from serve_app.settings import AlignmentSettings, ComputeType
+from serve_app.stages.alignment.acoustic import AcousticModel
 from serve_app.stages.alignment.forced import assemble, blank_token, letter_times, spell
 from serve_app.transcript import AlignRequest, Segment, Window
-
-if TYPE_CHECKING:
-    from serve_app.stages.alignment.acoustic import AcousticModel
 
 logger = logging.getLogger("ray.serve")
 
 # Seconds until a model that failed to load is tried again: a failure without a network takes 20 s. One that
 # found no room in GPU memory is tried again sooner, because its windows are retried for only some seconds.
-_RETRY_AFTER_S = 60.0
-_OUT_OF_MEMORY_RETRY_AFTER_S = 1.0
+_RETRY_AFTER_S = {"alignment_unavailable": 60.0, "alignment_out_of_memory": 1.0}
 
 # Without the last dot, as punkt keeps them: English, German, French, Spanish and Portuguese, Italian.
 _ABBREVIATIONS = """
@@ -34,23 +36,15 @@ jr lt ltd maj messrs mr mrs ms mt nos p.m a.m ph.d prof pvt rep rev sen sgt sr s
 bzw d.h dipl geb ggf hr inkl nr str u.a usw vgl z.b mlle mme p.ex dra p.ej sra srta dott ecc sig
 """
 
-SentenceSplitter = Callable[[str], Sequence[tuple[int, int]]]
+Aligned = list[tuple[Segment, ...] | TranscriptionError]  # what becomes of each window, in order
 
 
-def whole_window(request: AlignRequest) -> tuple[Segment, ...]:
-    """What whisperx gives if a text cannot be aligned: the window as one segment without words."""
-    return (Segment(request.start_s, request.end_s, request.text, avg_logprob=request.avg_logprob),)
-
-
-def load_sentence_splitter(language: str) -> SentenceSplitter:
+def load_sentence_splitter(language: str) -> Callable[[str], Sequence[tuple[int, int]]]:
     """NLTK's punkt, as a function from a text to the (first, end) positions of its sentences.
 
     Uses the language's trained data if they are installed (English for languages without any, like
     whisperx), else a list of abbreviations. Never downloads them, unlike whisperx.
     """
-    from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer, PunktTokenizer
-    from whisperx.utils import PUNKT_LANGUAGES
-
     try:
         tokenizer = PunktTokenizer(PUNKT_LANGUAGES.get(language, "english"))
     except LookupError:
@@ -64,22 +58,9 @@ def load_sentence_splitter(language: str) -> SentenceSplitter:
 class LanguageModel:
     """What is needed to align one language."""
 
-    acoustic: "AcousticModel"
+    acoustic: AcousticModel
     dictionary: Mapping[str, int]  # lower-case character -> token
-    split_sentences: SentenceSplitter
-
-
-def model_name(language: str, name: str | None) -> str:
-    """`name`, or whisperx's default model of the language; raises ModelUnavailable if there is none."""
-    from whisperx import alignment
-
-    defaults = alignment.DEFAULT_ALIGN_MODELS_TORCH | alignment.DEFAULT_ALIGN_MODELS_HF
-    if name is None and language not in defaults:
-        raise _unavailable(
-            f"There is no default alignment model for the language {language!r}; "
-            f"name a wav2vec2 model for it under alignment.models, or go without word times."
-        )
-    return name or str(defaults[language])
+    split_sentences: Callable[[str], Sequence[tuple[int, int]]]
 
 
 def _unavailable(message: str, code: str = "alignment_unavailable") -> ModelUnavailable:
@@ -90,11 +71,6 @@ def load_language_model(
     language: str, name: str, device: str, max_padded_s: float, compute_type: ComputeType = "auto"
 ) -> LanguageModel:
     """Loads a torchaudio bundle, a hub name or a directory; raises ModelUnavailable."""
-    import torch
-    from whisperx import alignment
-
-    from serve_app.stages.alignment.acoustic import AcousticModel
-
     try:
         model, metadata = alignment.load_align_model(language, device, name)
     except torch.OutOfMemoryError:
@@ -110,26 +86,20 @@ def load_language_model(
             "alignment.max_loaded_languages lower, or run less on the same GPU.",
             "alignment_out_of_memory",
         )
-    acoustic = AcousticModel(
-        model,
-        from_torchaudio=metadata["type"] == "torchaudio",
-        device=device,
-        max_padded_s=max_padded_s,
-        compute_type=compute_type,
-    )
+    is_torchaudio = metadata["type"] == "torchaudio"
+    acoustic = AcousticModel(model, is_torchaudio, device, max_padded_s, compute_type)
     return LanguageModel(acoustic, metadata["dictionary"], load_sentence_splitter(language))
 
 
-def align_language(
-    model: LanguageModel, requests: Sequence[AlignRequest]
-) -> list[tuple[Segment, ...] | TranscriptionError]:
+def align_language(model: LanguageModel, requests: Sequence[AlignRequest]) -> Aligned:
     """The sentences of every window, all in the model's language; never raises for odd text or audio.
 
-    A window for which there was too little GPU memory gets ModelUnavailable as its value.
+    As in whisperx, a text that cannot be aligned is one segment without words. A window for which there was
+    too little GPU memory gets ModelUnavailable as its value.
     """
     blank = blank_token(model.dictionary)
     letters = [spell(request.text, request.language, model.dictionary) for request in requests]
-    results: list[tuple[Segment, ...] | TranscriptionError] = [whole_window(request) for request in requests]
+    results: Aligned = [(Segment(r.start_s, r.end_s, r.text, avg_logprob=r.avg_logprob),) for r in requests]
     alignable = [i for i, request in enumerate(requests) if letters[i] and len(request.samples)]
     heard = model.acoustic.emissions([requests[i].samples for i in alignable])
     for i, emissions in zip(alignable, heard, strict=True):
@@ -151,39 +121,54 @@ class Aligner:
     def __init__(
         self, models: Mapping[str, str], *, device: str, max_padded_s: float, settings: AlignmentSettings
     ) -> None:
-        self._models = models
-        self._device, self._max_padded_s, self._settings = device, max_padded_s, settings
+        """Takes `models` (language -> bundle, hub name or directory) over whisperx's defaults.
+
+        `max_padded_s` is the most audio, padding included, in one pass; 0 = every window alone. The models
+        of `settings.preload` are loaded now; where one cannot be loaded, only its windows fail.
+        """
+        defaults = alignment.DEFAULT_ALIGN_MODELS_TORCH | alignment.DEFAULT_ALIGN_MODELS_HF
+        self._names: Mapping[str, str] = {**defaults, **models}
+        self._load = partial(
+            load_language_model,
+            device=device,
+            max_padded_s=max_padded_s,
+            compute_type=settings.compute_type,
+        )
+        self._max_loaded = settings.max_loaded_languages
         self._loaded: OrderedDict[str, LanguageModel] = OrderedDict()  # least recently used first
         self._failed: dict[str, tuple[float, str, str]] = {}  # time of the next attempt, message, code
+        for language in settings.preload:
+            try:
+                self.load(language)
+            except ModelUnavailable as error:
+                logger.warning("%s", error)
 
     def load(self, language: str) -> LanguageModel:
         """The language's model, from memory or loaded now; raises ModelUnavailable."""
         if language not in self._loaded:
+            if language not in self._names:
+                raise _unavailable(
+                    f"There is no default alignment model for the language {language!r}; "
+                    f"name a wav2vec2 model for it under alignment.models, or go without word times."
+                )
             retry_at_s, message, code = self._failed.get(language, (0.0, "", ""))
             if time.monotonic() < retry_at_s:
                 # A new error: one that is raised twice keeps both callers' audio in its traceback.
                 raise _unavailable(message, code)
-            name = model_name(language, self._models.get(language))  # may raise, so before one is dropped
-            while len(self._loaded) >= self._settings.max_loaded_languages:
+            while len(self._loaded) >= self._max_loaded:
                 self._loaded.popitem(last=False)  # before loading: there may be no room for both
             try:
-                self._loaded[language] = load_language_model(
-                    language, name, self._device, self._max_padded_s, self._settings.compute_type
-                )
+                self._loaded[language] = self._load(language, self._names[language])
             except ModelUnavailable as error:
-                is_full = error.code == "alignment_out_of_memory"
-                delay_s = _OUT_OF_MEMORY_RETRY_AFTER_S if is_full else _RETRY_AFTER_S
-                self._failed[language] = (time.monotonic() + delay_s, error.message, error.code)
+                retry_at_s = time.monotonic() + _RETRY_AFTER_S[error.code]
+                self._failed[language] = (retry_at_s, error.message, error.code)
                 raise
         self._loaded.move_to_end(language)
         return self._loaded[language]
 
-    def align(self, requests: Sequence[AlignRequest]) -> list[tuple[Segment, ...] | TranscriptionError]:
-        """The sentences of every window, in order, or ModelUnavailable if its language has no usable model.
-
-        A text that cannot be aligned is one segment without words.
-        """
-        results: list[tuple[Segment, ...] | TranscriptionError] = [()] * len(requests)
+    def align(self, requests: Sequence[AlignRequest]) -> Aligned:
+        """As `align_language`, or ModelUnavailable for windows whose language has no usable model."""
+        results: Aligned = [()] * len(requests)
         for language in dict.fromkeys(request.language for request in requests):
             chosen = [i for i, request in enumerate(requests) if request.language == language]
             try:
@@ -193,23 +178,3 @@ class Aligner:
             for i, segments in zip(chosen, aligned, strict=True):
                 results[i] = segments
         return results
-
-
-def load_aligner(
-    models: Mapping[str, str], *, device: str, max_padded_s: float, settings: AlignmentSettings
-) -> Aligner:
-    """An aligner with `models` (language -> bundle, hub name or directory) over whisperx's defaults.
-
-    `max_padded_s` is the most audio, padding included, in one pass of a model; 0 = every window alone.
-    whisperx.alignment and the models of the languages in `settings.preload` are loaded now, so that no
-    request waits for them; if one cannot be loaded, only its windows fail.
-    """
-    from whisperx import alignment  # noqa: F401
-
-    aligner = Aligner(models, device=device, max_padded_s=max_padded_s, settings=settings)
-    for language in settings.preload[: settings.max_loaded_languages]:
-        try:
-            aligner.load(language)
-        except ModelUnavailable as error:
-            logger.warning("%s", error)
-    return aligner

@@ -10,7 +10,8 @@ always costs the blank, so that a character is one frame and a pause belongs to 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,16 +22,7 @@ from serve_app.transcript import Segment, Window, Word
 Emission = npt.NDArray[np.float32]  # (frames, tokens)
 
 
-@dataclass(frozen=True, slots=True)
-class Letter:
-    """A character to find in the audio: its position in the text, and its token or None for the wildcard."""
-
-    position: int
-    token: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class LetterTime:
+class LetterTime(NamedTuple):
     """When a character is spoken, in seconds from the start of the file, and its mean probability."""
 
     start_s: float
@@ -44,27 +36,26 @@ def blank_token(dictionary: Mapping[str, int]) -> int:
     return named[-1] if named else 0
 
 
-def spell(text: str, language: str, dictionary: Mapping[str, int]) -> tuple[Letter, ...]:
-    """The characters of `text` to find in the audio; none for an empty text.
+def spell(text: str, language: str, dictionary: Mapping[str, int]) -> dict[int, int | None]:
+    """Position in the text -> token, None for the wildcard, of the characters to find in the audio.
 
     Spaces between words are among them if the dictionary has a word separator. Everything else that the
     model does not know (digits, symbols, foreign scripts) is represented by the wildcard.
     """
     first = len(text) - len(text.lstrip())
-    letters = []
+    letters = {}
     for position in range(first, len(text.rstrip())):
         character = text[position].lower()
         if language not in LANGUAGES_WITHOUT_SPACES:
             character = character.replace(" ", "|")
         if character in dictionary or character not in (" ", "|"):
-            letters.append(Letter(position, dictionary.get(character)))
-    return tuple(letters)
+            letters[position] = dictionary.get(character)
+    return letters
 
 
 def with_wildcard(emission: Emission, blank: int) -> Emission:
     """(frames, tokens) to (frames, tokens + 1); the last column is each frame's best non-blank token."""
-    others = np.delete(emission, blank, axis=1)
-    return np.concatenate([emission, others.max(axis=1, keepdims=True)], axis=1)
+    return np.column_stack([emission, np.delete(emission, blank, axis=1).max(axis=1)])
 
 
 def first_frames(log_probs: Emission, tokens: Sequence[int], blank: int) -> list[int] | None:
@@ -102,7 +93,7 @@ def first_frames(log_probs: Emission, tokens: Sequence[int], blank: int) -> list
 
 
 def letter_times(
-    letters: Sequence[Letter], log_probs: Emission, probs: Emission, blank: int, window: Window
+    letters: Mapping[int, int | None], log_probs: Emission, probs: Emission, blank: int, window: Window
 ) -> dict[int, LetterTime] | None:
     """Position in the text -> time and score of each letter; None if they cannot be aligned.
 
@@ -110,19 +101,19 @@ def letter_times(
     acoustic model's library so that scores are equal to the last bit. Times and scores are rounded to three
     digits, as whisperx's are.
     """
-    if any(letter.token is None for letter in letters):
+    if None in letters.values():
         log_probs, probs = with_wildcard(log_probs, blank), with_wildcard(probs, blank)
     wildcard = log_probs.shape[1] - 1
-    tokens = [wildcard if letter.token is None else letter.token for letter in letters]
+    tokens = [wildcard if token is None else token for token in letters.values()]
     frames = first_frames(log_probs, tokens, blank)
     if frames is None:
         return None
     start_s, frame_s = window.start_s, (window.end_s - window.start_s) / len(log_probs)
     blanks = probs[:, blank].tolist()
     times = {}
-    for letter, token, first, end in zip(letters, tokens, frames, frames[1:], strict=False):
+    for position, token, first, end in zip(letters, tokens, frames, frames[1:], strict=False):
         total = sum([float(probs[first, token]), *blanks[first + 1 : end]])
-        times[letter.position] = LetterTime(
+        times[position] = LetterTime(
             round(first * frame_s + start_s, 3),
             round(end * frame_s + start_s, 3),
             round(total / (end - first), 3),
@@ -164,13 +155,6 @@ def _word(text: str, positions: range, times: Mapping[int, LetterTime]) -> Word 
     return Word(name, min(f.start_s for f in found), max(f.end_s for f in found), score)
 
 
-def _fill_times(words: Sequence[Word]) -> tuple[Word, ...]:
-    """Gives a word without times those of the nearest word of its sentence that has them."""
-    starts = fill_nearest([word.start_s for word in words])
-    ends = fill_nearest([word.end_s for word in words])
-    return tuple(replace(w, start_s=s, end_s=e) for w, s, e in zip(words, starts, ends, strict=True))
-
-
 def assemble(
     text: str,
     language: str,
@@ -193,7 +177,9 @@ def assemble(
             max((times[i].end_s for i in range(begin, stop) if i in times and text[i] != " "), default=None)
         )
         inside = (range(max(first, begin), min(last, stop)) for first, last in ranges)
-        spoken.append(_fill_times([word for place in inside if (word := _word(text, place, times))]))
+        found = [word for place in inside if (word := _word(text, place, times))]
+        filled = fill_nearest([w.start_s for w in found]), fill_nearest([w.end_s for w in found])
+        spoken.append(tuple(replace(w, start_s=s, end_s=e) for w, s, e in zip(found, *filled, strict=True)))
     joint = "" if language in LANGUAGES_WITHOUT_SPACES else " "
     segments: dict[tuple[float, float], Segment] = {}
     for (begin, end), start_s, end_s, words in zip(

@@ -6,6 +6,7 @@ whisperx's batched path has none: a window whose decoder repeats one word two hu
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from serve_app.settings import AsrSettings
 from serve_app.transcript import Decoding, WindowText
 
 
@@ -13,14 +14,11 @@ from serve_app.transcript import Decoding, WindowText
 class Fallback:
     """The limits of a believable text, and the temperatures to try where a text is beyond them."""
 
-    temperatures: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8, 1.0)  # after 0; empty: text stays as it is
-    compression_ratio_threshold: float = 2.4
-    log_prob_threshold: float = -1.0
-    no_speech_threshold: float = 0.6
+    limits: AsrSettings = AsrSettings()  # noqa: RUF009  (frozen)
 
     def schedule(self, decoding: Decoding) -> tuple[float, ...]:
         """The temperatures for a window: the request's own alone, or 0 and those of the fallback."""
-        return (decoding.temperature,) if decoding.temperature else (0.0, *self.temperatures)
+        return (decoding.temperature,) if decoding.temperature else (0.0, *self.limits.temperature_fallback)
 
     def is_believable(self, text: WindowText) -> bool:
         """Whether there is no need to decode again: the text is likely and fluent, or there is only silence.
@@ -48,10 +46,10 @@ class Fallback:
         )
 
     def _is_repetitive(self, text: WindowText) -> bool:
-        return text.compression_ratio > self.compression_ratio_threshold
+        return text.compression_ratio > self.limits.compression_ratio_threshold
 
     def _is_unlikely(self, text: WindowText) -> bool:
-        return text.avg_logprob < self.log_prob_threshold
+        return text.avg_logprob < self.limits.log_prob_threshold
 
     def _is_silence(self, text: WindowText) -> bool:
-        return text.no_speech_prob > self.no_speech_threshold and self._is_unlikely(text)
+        return text.no_speech_prob > self.limits.no_speech_threshold and self._is_unlikely(text)

@@ -13,8 +13,6 @@ from faster_whisper.tokenizer import Tokenizer
 from serve_app.errors import InvalidRequest
 from serve_app.transcript import Decoding
 
-CACHED_PROMPTS = 256  # a request has the same one with every window
-
 
 class Prompts:
     """Prompts for a loaded Whisper. Safe for many threads."""
@@ -24,16 +22,13 @@ class Prompts:
         self._multilingual: bool = whisper.model.is_multilingual
         self._plain = self._tokenizer("en", "transcribe")
         self.max_context_tokens: int = whisper.max_length // 2 - 1
-        self._tokens = lru_cache(CACHED_PROMPTS)(self._encode)
+        self._tokens = lru_cache(256)(self._encode)  # a request has the same prompt with every window
 
     def prompt(self, language: str, decoding: Decoding) -> list[int]:
         """All tokens before a window's text; raises InvalidRequest as `context` does."""
-        previous, _ = self.context(decoding)
+        tokenizer, (previous, _) = self._tokenizer(language, decoding.task), self.context(decoding)
         prompt: list[int] = self._whisper.get_prompt(
-            self._tokenizer(language, decoding.task),
-            list(previous),
-            without_timestamps=True,
-            hotwords=decoding.hotwords,
+            tokenizer, list(previous), without_timestamps=True, hotwords=decoding.hotwords
         )
         return prompt
 

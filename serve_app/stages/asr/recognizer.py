@@ -16,6 +16,7 @@ from faster_whisper.feature_extractor import FeatureExtractor
 from faster_whisper.transcribe import get_compression_ratio, get_ctranslate2_storage
 
 from serve_app.errors import InvalidRequest, ModelUnavailable, TranscriptionError
+from serve_app.settings import AsrSettings
 from serve_app.stages.asr.prompts import Prompts
 from serve_app.transcript import SAMPLE_RATE_HZ, AsrRequest, Samples, WindowText
 
@@ -25,26 +26,15 @@ BEST_OF = 5  # samples at a temperature above 0, of which the likeliest is taken
 Features = npt.NDArray[np.float32]  # log-mel, (n_mels, 3000)
 
 
-def average_logprob(score: float, tokens: int) -> float:
-    """Mean log-probability of the tokens and the end token, as faster-whisper and whisperx count it.
-
-    CTranslate2's `score` is the sum divided by the tokens alone (length penalty 1).
-    """
-    return score * tokens / (tokens + 1)
-
-
 class Recognizer:
     """A loaded Whisper. No call changes its weights or options, so requests cannot affect each other."""
 
-    def __init__(
-        self, whisper: WhisperModel, name: str, beam_size: int, compression_ratio_threshold: float = 2.4
-    ) -> None:
+    def __init__(self, whisper: WhisperModel, name: str, settings: AsrSettings) -> None:
         self._whisper = whisper
         self._model: ctranslate2.models.Whisper = whisper.model
         self._tokenizer = whisper.hf_tokenizer
         self._name = name
-        self._beam_size = beam_size
-        self._compression_ratio_threshold = compression_ratio_threshold  # above it, text is repetitive
+        self._settings = settings
         # The weights say how many mel bands they want; preprocessor_config.json is often missing.
         self._extract = FeatureExtractor(feature_size=self._model.n_mels)
         self._end_token: int = self._tokenizer.token_to_id("<|endoftext|>")
@@ -58,10 +48,9 @@ class Recognizer:
         )
 
     def features(self, samples: Samples) -> Features:
-        """Log-mel features (n_mels, 3000) of a window, padded with zeros to 30 s.
+        """The window's features, padded with zeros to 30 s: whisperx's `log_mel_spectrogram` within 1e-4.
 
-        They equal whisperx's `log_mel_spectrogram` within 1e-4; like there, what is beyond 30 s (a sample,
-        by rounding) is cut.
+        Like there, what is beyond 30 s (a sample, by rounding) is cut.
         """
         samples = samples[:ENCODER_SAMPLES]
         padded = np.zeros(ENCODER_SAMPLES, np.float32)
@@ -113,12 +102,16 @@ class Recognizer:
 
     def _recognise(self, requests: list[AsrRequest]) -> list[WindowText]:
         encoded = self._model.encode(get_ctranslate2_storage(np.stack([r.features for r in requests])))
-        languages = self._languages(encoded, requests)
-        pairs = zip(languages, requests, strict=True)
+        heard = list(zip(requests, self._languages(encoded, requests), strict=True))
+        if temperature := requests[0].decoding.temperature:  # sampling as in faster-whisper
+            options = {"sampling_topk": 0, "sampling_temperature": temperature}
+            options |= {"beam_size": 1, "num_hypotheses": BEST_OF}
+        else:
+            options = {"beam_size": self._settings.beam_size, "patience": 1}
         results = self._model.generate(
             encoded,
-            [self._prompts.prompt(language, request.decoding) for (language, _), request in pairs],
-            **self._search_options(requests[0].decoding.temperature or 0.0),
+            [self._prompts.prompt(language, request.decoding) for request, (language, _) in heard],
+            **options,
             length_penalty=1,
             repetition_penalty=1,
             no_repeat_ngram_size=0,
@@ -130,7 +123,7 @@ class Recognizer:
         )
         return [
             self._best_text(result, request, *language)
-            for result, request, language in zip(results, requests, languages, strict=True)
+            for result, (request, language) in zip(results, heard, strict=True)
         ]
 
     def _best_text(
@@ -141,6 +134,8 @@ class Recognizer:
         faster-whisper takes the likeliest in any case, which is a loop if there is one among them: repeated
         words are always likely. Of a beam search there is only one.
         """
+        # CTranslate2's score is the sum of log-probabilities divided by the tokens alone; the mean of
+        # faster-whisper and whisperx counts the end token, too.
         texts = []
         for ids, score in zip(result.sequences_ids, result.scores, strict=True):
             said = self._tokenizer.decode([token for token in ids if token < self._end_token])
@@ -148,23 +143,16 @@ class Recognizer:
                 text=said,
                 language=language,
                 language_probability=language_probability,
-                avg_logprob=average_logprob(score, len(ids)),
+                avg_logprob=score * len(ids) / (len(ids) + 1),
                 no_speech_prob=result.no_speech_prob,
                 compression_ratio=get_compression_ratio(said.strip()),
                 temperature=request.decoding.temperature or 0.0,
                 prompt_tokens_cut=self._prompts.context(request.decoding)[1],
             )
-            if text.compression_ratio <= self._compression_ratio_threshold:
+            if text.compression_ratio <= self._settings.compression_ratio_threshold:
                 return text
             texts.append(text)
         return texts[0]
-
-    def _search_options(self, temperature: float) -> dict[str, float]:
-        """Those of a beam search, or of sampling as faster-whisper does it."""
-        if temperature:
-            sampling = {"sampling_topk": 0, "sampling_temperature": temperature}
-            return {"beam_size": 1, "num_hypotheses": BEST_OF, **sampling}
-        return {"beam_size": self._beam_size, "patience": 1}
 
     def _languages(
         self, encoded: ctranslate2.StorageView, requests: list[AsrRequest]
@@ -181,26 +169,17 @@ class Recognizer:
 
 def choose_compute_type(compute_type: str, device: str) -> str:
     """CTranslate2's name for "auto": int8 weights, with float16 arithmetic on a GPU."""
-    if compute_type != "auto":
-        return compute_type
-    return "int8_float16" if device == "cuda" else "int8"
+    auto = "int8_float16" if device == "cuda" else "int8"
+    return auto if compute_type == "auto" else compute_type
 
 
-def load_recognizer(
-    model: str,
-    *,
-    device: str,
-    compute_type: str,
-    threads: int,
-    beam_size: int,
-    compression_ratio_threshold: float = 2.4,
-) -> Recognizer:
+def load_recognizer(model: str, *, device: str, threads: int, settings: AsrSettings) -> Recognizer:
     """Loads a CTranslate2 Whisper from a directory or, by faster-whisper name or repository, from the hub.
 
     Raises ModelUnavailable where that fails, whatever the reason.
     """
     try:
-        compute_type = choose_compute_type(compute_type, device)
+        compute_type = choose_compute_type(settings.compute_type, device)
         whisper = WhisperModel(model, device=device, compute_type=compute_type, cpu_threads=threads)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
@@ -210,4 +189,4 @@ def load_recognizer(
             "and `device` and `asr.compute_type` must be ones it has.",
             "model",
         ) from error
-    return Recognizer(whisper, model, beam_size, compression_ratio_threshold)
+    return Recognizer(whisper, model, settings)

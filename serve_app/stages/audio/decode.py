@@ -7,34 +7,20 @@ file does to ffmpeg is the file's fault, an UnusableAudio (422).
 import asyncio
 import os
 import signal
-from asyncio import timeout
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import replace
-from time import monotonic
 from typing import BinaryIO
 
 import numpy as np
 
-from serve_app.errors import (
-    AudioTooCostly,
-    AudioTooLong,
-    EmptyAudio,
-    EncryptedAudio,
-    NoAudioStream,
-    Overloaded,
-    UnusableAudio,
-)
+from serve_app import errors
 from serve_app.stages.audio.ffmpeg_sandbox import NO_DECODER, FfmpegLog, end_ffmpeg, start_ffmpeg
 from serve_app.transcript import SAMPLE_RATE_HZ, AudioInfo, Samples, StageWarning
 
 PART_S = 30.0
-PART_SAMPLES = int(PART_S * SAMPLE_RATE_HZ)
 BYTES_PER_SAMPLE = 2
 BYTES_PER_S = SAMPLE_RATE_HZ * BYTES_PER_SAMPLE
-PART_BYTES = PART_SAMPLES * BYTES_PER_SAMPLE
-# s16le, not f32le: ffmpeg's float downmix is 3 dB louder than whisperx's.
-OUTPUT = ("-map", "0:a:0", "-vn", "-sn", "-dn", "-f", "s16le", "-ac", "1", "-ar", str(SAMPLE_RATE_HZ))
+PART_BYTES = int(PART_S * BYTES_PER_S)
 
 
 async def decode(
@@ -54,18 +40,18 @@ async def decode(
     """
     file.flush()
     if os.fstat(file.fileno()).st_size == 0:
-        raise EmptyAudio("The file is empty; send a file that holds audio.")
-    process = await start_ffmpeg(file, timeout_s, OUTPUT)
+        raise errors.EmptyAudio("The file is empty; send a file that holds audio.")
+    process = await start_ffmpeg(file, timeout_s)
     log = FfmpegLog()
     reading_log = asyncio.create_task(log.read(process))
-    pcm, start = bytearray(), 0  # what is decoded and in no part yet, and its first sample's number
+    pcm, start_s = bytearray(), 0.0  # what is decoded and in no part yet
     is_checked = is_held_back = False
     try:
         async with aclosing(_chunks(process, timeout_s)) as chunks:
             async for chunk in chunks:
                 pcm += chunk
-                if start * BYTES_PER_SAMPLE + len(pcm) > max_audio_s * BYTES_PER_S:
-                    raise AudioTooLong(
+                if start_s + len(pcm) / BYTES_PER_S > max_audio_s:
+                    raise errors.AudioTooLong(
                         f"The audio is longer than {max_audio_s:g} s, the most this server takes; "
                         "send it in shorter parts."
                     )
@@ -73,38 +59,29 @@ async def decode(
                     await _refuse_encrypted(file, log)
                     is_checked, is_held_back = True, log.duration_s() > max_audio_s
                 while len(pcm) > PART_BYTES and not is_held_back:
-                    yield _take_part(pcm, start, log)
-                    start += PART_SAMPLES
+                    yield _take_part(pcm, start_s, log)
+                    start_s += PART_S
     finally:
         await end_ffmpeg(process, reading_log)
     if not is_checked:
         await _refuse_encrypted(file, log)
     _raise_for_failure(log, process.returncode)
     while len(pcm) > PART_BYTES:
-        yield _take_part(pcm, start, log)
-        start += PART_SAMPLES
+        yield _take_part(pcm, start_s, log)
+        start_s += PART_S
     if len(pcm) < BYTES_PER_SAMPLE:
-        raise EmptyAudio("The file holds no audio samples; send a file that holds audio.")
-    yield _take_part(pcm, start, log, is_last=True)
-
-
-async def decode_whole(file: BinaryIO, *, max_audio_s: float, timeout_s: float) -> tuple[AudioInfo, Samples]:
-    """All parts of `decode` as one, for tests and benchmarks that need the whole file at once."""
-    async with aclosing(decode(file, max_audio_s=max_audio_s, timeout_s=timeout_s)) as parts:
-        found = [part async for part in parts]
-    whole = np.concatenate([samples for _, samples in found])
-    whole.flags.writeable = False
-    return replace(found[-1][0], start_s=0.0), whole
+        raise errors.EmptyAudio("The file holds no audio samples; send a file that holds audio.")
+    yield _take_part(pcm, start_s, log, is_last=True)
 
 
 def _take_part(
-    pcm: bytearray, start: int, log: FfmpegLog, *, is_last: bool = False
+    pcm: bytearray, start_s: float, log: FfmpegLog, *, is_last: bool = False
 ) -> tuple[AudioInfo, Samples]:
     """Cuts PART_S off the beginning of `pcm`, or takes all of it."""
     part = bytes(pcm if is_last else pcm[:PART_BYTES])
     del pcm[: len(part)]
     samples = np.frombuffer(part, "<i2", len(part) // BYTES_PER_SAMPLE)  # read-only, as bytes are
-    start_s, end_s = start / SAMPLE_RATE_HZ, (start + len(samples)) / SAMPLE_RATE_HZ
+    end_s = (round(start_s * SAMPLE_RATE_HZ) + len(samples)) / SAMPLE_RATE_HZ
     warnings = _warnings(end_s, log) if is_last else ()
     return AudioInfo(start_s, end_s, is_last, log.duration_s(), warnings), samples
 
@@ -112,25 +89,24 @@ def _take_part(
 async def _chunks(process: asyncio.subprocess.Process, timeout_s: float) -> AsyncGenerator[bytes, None]:
     """The bytes that the process gives until it ends. Raises AudioTooCostly after `timeout_s`."""
     assert process.stdout is not None
-    until_s = monotonic() + timeout_s
+    until_s = asyncio.get_running_loop().time() + timeout_s
     try:
         while True:
-            async with timeout(until_s - monotonic()):
+            async with asyncio.timeout_at(until_s):
                 chunk = await process.stdout.read(1 << 20)
-            if not chunk:
-                break
+                if not chunk:
+                    await process.wait()
+                    return
             yield chunk
-        async with timeout(until_s - monotonic()):
-            await process.wait()
     except TimeoutError:
-        raise AudioTooCostly(
+        raise errors.AudioTooCostly(
             f"Decoding took longer than {timeout_s:g} s; send a shorter file or a simpler format such as WAV."
         ) from None
 
 
 async def _refuse_encrypted(file: BinaryIO, log: FfmpegLog) -> None:
     if log.says(b"Input #0, mov,mp4") and await asyncio.to_thread(_is_encrypted, file):
-        raise EncryptedAudio("The sound track is encrypted; send a file without copy protection.")
+        raise errors.EncryptedAudio("The sound track is encrypted; send a file without copy protection.")
 
 
 def _is_encrypted(file: BinaryIO) -> bool:
@@ -148,16 +124,16 @@ def _raise_for_failure(log: FfmpegLog, exit_code: int | None) -> None:
     """Raises the error that ffmpeg's end means, if it means one. It shows nothing of the log."""
     if exit_code == 0:
         return
-    if log.says_not_started():  # so nothing is known about the file
-        raise Overloaded(NO_DECODER)
+    if log.content.startswith((b"decoder: ", b"unshare: ")):  # the shell or unshare: ffmpeg saw no file
+        raise errors.Overloaded(NO_DECODER)
     # Killed by the kernel: what `decode` kills never comes this far.
     if exit_code == -signal.SIGKILL or log.says(b"Cannot allocate memory"):
-        raise AudioTooCostly("Decoding took too much time or memory; send a shorter or simpler file.")
+        raise errors.AudioTooCostly("Decoding took too much time or memory; send a shorter or simpler file.")
     if log.says(b"matches no streams"):
-        raise NoAudioStream("The file has no sound track; send one that has.")
+        raise errors.NoAudioStream("The file has no sound track; send one that has.")
     if log.says(b"moov atom not found"):
-        raise UnusableAudio("The MP4 file is incomplete (its index is missing); send the whole file.")
-    raise UnusableAudio(  # also where the file crashes ffmpeg
+        raise errors.UnusableAudio("The MP4 file is incomplete (its index is missing); send the whole file.")
+    raise errors.UnusableAudio(  # also where the file crashes ffmpeg
         "The file cannot be decoded; send intact audio or video in a common format such as "
         "MP3, M4A, MP4, WAV, FLAC, OGG or WEBM."
     )

@@ -10,8 +10,9 @@ from typing import BinaryIO
 import aiohttp
 from yarl import URL
 
-from serve_app.errors import InvalidRequest, Overloaded, PayloadTooLarge, SourceUnavailable
+from serve_app.errors import InvalidRequest, PayloadTooLarge, SourceUnavailable
 from serve_app.settings import IntakeSettings
+from serve_app.spool import disk_full_error
 from serve_app.stages.audio import ssrf
 
 PORTS = frozenset({80, 443})
@@ -30,17 +31,15 @@ _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _NOT_IN_A_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")
 _NOT_IN_A_URL = re.compile(r"[\x00-\x20\x7f\\\ud800-\udfff]")
 
-_UNREACHABLE = "cannot be reached or closed the connection"
-_FAILURES: tuple[tuple[type[Exception], str, str], ...] = (  # the first that fits
+_Kinds = type[Exception] | tuple[type[Exception], ...]
+_FAILURES: tuple[tuple[_Kinds, str, str], ...] = (  # the first that fits
     (aiohttp.ClientSSLError, "tls_failure", "has no valid certificate or does not speak TLS"),
-    (aiohttp.ClientConnectorDNSError, "dns_failure", "has a host name that does not resolve"),
-    (UnicodeError, "dns_failure", "has a host name that does not resolve"),
+    ((aiohttp.ClientConnectorDNSError, UnicodeError), "dns_failure", "has a host name that does not resolve"),
     (aiohttp.InvalidURL, "bad_address", "has a host that is neither a name nor a full IP address"),
     (aiohttp.ConnectionTimeoutError, "connect_timeout", "could not be reached in time"),
     (TimeoutError, "too_slow", "sends too slowly"),
     (aiohttp.ClientPayloadError, "truncated", "broke off before its end"),
-    (OSError, "connection_failed", _UNREACHABLE),
-    (aiohttp.ClientConnectionError, "connection_failed", _UNREACHABLE),
+    ((OSError, aiohttp.ClientConnectionError), "connection_failed", "cannot be reached or hung up"),
     (aiohttp.ClientError, "bad_response", "does not answer in proper HTTP"),
 )
 
@@ -141,9 +140,8 @@ async def _request(
                     return location
                 if response.status != 200:
                     raise _unavailable(url, "http_status", f"answered {response.status}")
-                if (response.headers.get("Content-Encoding") or "identity").lower() != "identity":
-                    what = "sends a compressed body although asked not to"
-                    raise _unavailable(url, "encoded_response", what)
+                if response.headers.get("Content-Encoding", "").lower() not in ("", "identity"):
+                    raise _unavailable(url, "encoded_response", "sends a compressed body unasked")
                 await _copy(response, into, intake.max_bytes)
                 return None
     except (aiohttp.ClientError, OSError, UnicodeError) as error:  # OSError: TimeoutError, too
@@ -156,16 +154,16 @@ async def _request(
 
 async def _copy(response: aiohttp.ClientResponse, into: BinaryIO, max_bytes: int) -> None:
     """Copies the body, counted. Raises TimeoutError when it comes too slowly or not at all."""
-    _check_size(response.content_length or 0, max_bytes)
-    received, has_ended = 0, False
-    unwritten = bytearray()
+    received, has_ended, unwritten = 0, False, bytearray()
     while not has_ended:
         due = received + LOW_SPEED_BYTES_PER_S * LOW_SPEED_WINDOW_S
         async with timeout(LOW_SPEED_WINDOW_S):
             while received < due and not has_ended:
+                if max(received, response.content_length or 0) > max_bytes:
+                    message = f"The file has more than {max_bytes} bytes; send a shorter or smaller one."
+                    raise PayloadTooLarge(message, "audio_file")
                 chunk = await response.content.readany()
                 received += len(chunk)
-                _check_size(received, max_bytes)
                 unwritten += chunk
                 has_ended = not chunk
         if has_ended or len(unwritten) >= WRITE_BYTES:
@@ -179,15 +177,7 @@ def _write(data: bytearray, into: BinaryIO) -> None:
         into.write(data)
         into.flush()
     except OSError as error:
-        raise Overloaded("The server has no room to store the file; try again later.") from error
-
-
-def _check_size(size_bytes: int, max_bytes: int) -> None:
-    if size_bytes > max_bytes:
-        message = (
-            f"The file has more than {max_bytes} bytes, the most this server takes; send a smaller file."
-        )
-        raise PayloadTooLarge(message, "audio_file")
+        raise disk_full_error() from error
 
 
 def _unavailable(url: URL, code: str, what: str) -> SourceUnavailable:

@@ -8,7 +8,7 @@ import asyncio
 import ipaddress
 import socket
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
+from functools import partial
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -16,6 +16,9 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from serve_app import __version__
 
 CONNECT_TIMEOUT_S = 15.0  # look-up, TCP and TLS together, over all addresses of a name
+
+# Name servers that never answer would fill the event loop's own few threads, and stop decoding with them.
+_LOOK_UP_THREADS = ThreadPoolExecutor(128, "look-up")
 
 _GLOBAL_V6 = ipaddress.ip_network("2000::/3")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
@@ -70,12 +73,6 @@ def session(*, allow_private: bool = False) -> aiohttp.ClientSession:
     )
 
 
-@cache
-def _look_up_threads() -> ThreadPoolExecutor:
-    # Name servers that never answer would fill the event loop's own few threads, and stop decoding with them.
-    return ThreadPoolExecutor(128, "look-up")
-
-
 class _Resolver(AbstractResolver):
     """The system's look-up, in threads of its own."""
 
@@ -85,18 +82,13 @@ class _Resolver(AbstractResolver):
         look_up = partial(
             socket.getaddrinfo, host, port, family, socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG
         )
-        found = await asyncio.get_running_loop().run_in_executor(_look_up_threads(), look_up)
+        found = await asyncio.get_running_loop().run_in_executor(_LOOK_UP_THREADS, look_up)
+        numeric = socket.AI_NUMERICHOST
         return [
             ResolveResult(
-                hostname=host,
-                host=str(address[0]),
-                port=port,
-                family=family,
-                proto=protocol,
-                flags=socket.AI_NUMERICHOST,
+                hostname=host, host=str(address[0]), port=port, family=family, proto=proto, flags=numeric
             )
-            for family, _, protocol, _, address in found
+            for family, _, proto, _, address in found
         ]
 
-    async def close(self) -> None:
-        """The resolver holds nothing."""
+    async def close(self) -> None: ...

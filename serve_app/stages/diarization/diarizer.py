@@ -7,7 +7,7 @@ Pipelines get waveforms in memory, never paths. Importing this module is cheap: 
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import count
 from typing import Any, Protocol
 
@@ -34,8 +34,7 @@ _BATCH_WINDOWS = {"cuda": (16, 16), "cpu": (8, 1)}
 MAX_VOICE_DISTANCE = 0.5
 MIN_VOICE_S = 1.0  # of speech in a known speaker's clip
 
-_DEFAULTS = DiarizationSettings()
-_ANY_NUMBER = SpeakerBounds()
+_DEFAULTS, _ANY_NUMBER = DiarizationSettings(), SpeakerBounds()
 
 
 class DiarizationModel(Protocol):
@@ -53,20 +52,6 @@ class DiarizationModel(Protocol):
 def reference_error(number: int, what: str, code: str | None = None) -> InvalidRequest:
     """The error for one known speaker's clip, counted from 0."""
     return InvalidRequest(f"{REFERENCES}[{number}]: {what}.", REFERENCES, code)
-
-
-def exclusive_turns(turns: Sequence[Turn]) -> tuple[Turn, ...]:
-    """The turns without overlap: the first speaker keeps the floor until the end of the turn.
-
-    For pipelines that give no exclusive turns themselves.
-    """
-    exclusive: list[Turn] = []
-    taken_until_s = float("-inf")
-    for turn in sorted(turns, key=lambda turn: (turn.start_s, -turn.end_s)):
-        if turn.end_s > taken_until_s:
-            exclusive.append(replace(turn, start_s=max(turn.start_s, taken_until_s)))
-            taken_until_s = turn.end_s
-    return tuple(exclusive)
 
 
 def rename_speakers(diarization: Diarization, names: Mapping[str, str], given: Sequence[str]) -> Diarization:
@@ -103,18 +88,14 @@ class PyannoteDiarizer:
         float32. Raises ModelUnavailable for half precision with an embedding that may not bear it.
         """
         self._pipeline = pipeline
-        self._embedding = getattr(pipeline, "_embedding", None)
-        network = getattr(self._embedding, "model_", None)
-        self._max_voice_distance = settings.known_speaker_threshold or float(
-            getattr(network, "max_voice_distance", MAX_VOICE_DISTANCE)
-        )
+        network = getattr(pipeline._embedding, "model_", None)
+        by_network: float = getattr(network, "max_voice_distance", MAX_VOICE_DISTANCE)
+        self._max_voice_distance = settings.known_speaker_threshold or by_network
         segmentation, embedding = _BATCH_WINDOWS[device]
         pipeline.segmentation_batch_size = settings.batch_windows or segmentation
         pipeline.embedding_batch_size = settings.batch_windows or embedding
         compute_type = settings.compute_type
-        self._takes_int16 = share_trunk(
-            pipeline, pad_batches=device == "cuda", compute_type=compute_type, device=device
-        )
+        self._takes_int16 = share_trunk(pipeline, device == "cuda", compute_type, device)
         if compute_type in ("float16", "bfloat16") and not self._takes_int16:
             raise ModelUnavailable(
                 f"diarization.compute_type: {compute_type} is for pyannote's WeSpeaker embeddings and the "
@@ -133,16 +114,8 @@ class PyannoteDiarizer:
         voices = [self._voice(speaker.clip, number) for number, speaker in enumerate(known)]
         if not len(samples):
             return Diarization((), ())
-        least, most = bounds.min_speakers, bounds.max_speakers
-        output = self._run(
-            samples,
-            num_speakers=bounds.num_speakers,
-            min_speakers=min(least, most) if least and most else least,
-            max_speakers=most,
-        )
-        turns = _turns(getattr(output, "speaker_diarization", output))
-        exclusive = getattr(output, "exclusive_speaker_diarization", None)
-        found = Diarization(turns, exclusive_turns(turns) if exclusive is None else _turns(exclusive))
+        output = self._run(samples, **asdict(bounds))
+        found = Diarization(_turns(output.speaker_diarization), _turns(output.exclusive_speaker_diarization))
         if not known:
             return found
         matches = match_voices(np.stack(voices), output.speaker_embeddings, self._max_voice_distance)
@@ -154,31 +127,14 @@ class PyannoteDiarizer:
         """The embedding (dimension,) of the speech in a known speaker's clip, without its pauses."""
         import torch
 
-        heard = self._run(clip, num_speakers=1)
-        if self._embedding is None or getattr(heard, "speaker_embeddings", None) is None:
-            raise InvalidRequest(
-                f"{REFERENCES}: this server's diarization model gives no voices to compare; leave the known "
-                "speakers out.",
-                REFERENCES,
-            )
         is_speech = np.zeros(len(clip), bool)
-        for turn in _turns(heard.speaker_diarization):
+        for turn in _turns(self._run(clip, num_speakers=1).speaker_diarization):
             is_speech[round(turn.start_s * SAMPLE_RATE_HZ) : round(turn.end_s * SAMPLE_RATE_HZ)] = True
         if is_speech.sum() < MIN_VOICE_S * SAMPLE_RATE_HZ:
             what = "no voice is heard in it; send a clip in which the speaker speaks alone"
             raise reference_error(number, what, "no_voice")
         waveform = np.multiply(clip[is_speech], 1 / 32768, dtype=np.float32)
-        return self._embedding(torch.from_numpy(waveform)[None, None])[0]
-
-    def _waveform(self, samples: Samples) -> Any:
-        """(1, samples): the samples themselves if the pipeline takes int16, else a float32 copy."""
-        import torch
-
-        if not self._takes_int16:
-            return torch.from_numpy(np.multiply(samples, 1 / 32768, dtype=np.float32))[None]
-        with warnings.catch_warnings(action="ignore"):
-            # Samples from Ray's object store are read-only, and nothing here writes into them.
-            return torch.from_numpy(samples)[None]
+        return self._pipeline._embedding(torch.from_numpy(waveform)[None, None])[0]
 
     def _run(self, samples: Samples, **bounds: int | None) -> Any:
         """The pipeline's output. Out of memory, it runs once more, from then on with half the batches."""
@@ -186,7 +142,11 @@ class PyannoteDiarizer:
         from lightning.pytorch.utilities.memory import is_oom_error
 
         pipeline = self._pipeline
-        file = {"waveform": self._waveform(samples), "sample_rate": SAMPLE_RATE_HZ}
+        if not self._takes_int16:
+            samples = np.multiply(samples, 1 / 32768, dtype=np.float32)
+        with warnings.catch_warnings(action="ignore"):
+            # Samples from Ray's object store are read-only, and nothing here writes into them.
+            file = {"waveform": torch.from_numpy(samples)[None], "sample_rate": SAMPLE_RATE_HZ}
         batches = pipeline.segmentation_batch_size, pipeline.embedding_batch_size
         try:
             return pipeline(file, **bounds)
@@ -207,17 +167,9 @@ def load_pyannote(
     model: str, *, device: str, token: str | None, settings: DiarizationSettings = _DEFAULTS
 ) -> PyannoteDiarizer:
     """A pyannote pipeline by its directory or hub name, or the bundled one; raises ModelUnavailable."""
-    return PyannoteDiarizer(
-        load_pipeline(model, device=device, token=token), device=device, settings=settings
-    )
+    pipeline = load_pipeline(model, device=device, token=token)
+    return PyannoteDiarizer(pipeline, device=device, settings=settings)
 
 
 # Models that `diarization.model` can name, apart from a pyannote pipeline's directory or hub name.
 LOADERS: dict[str, Callable[..., DiarizationModel]] = {bundled.NAME: load_pyannote}
-
-
-def load_diarizer(
-    model: str, *, device: str, token: str | None, settings: DiarizationSettings
-) -> DiarizationModel:
-    """The diarization model with this name; `token` is HF_TOKEN's value."""
-    return LOADERS.get(model, load_pyannote)(model, device=device, token=token, settings=settings)

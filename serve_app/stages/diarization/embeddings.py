@@ -18,7 +18,7 @@ from serve_app.transcript import SAMPLE_RATE_HZ
 
 
 def share_trunk(
-    pipeline: Any, *, pad_batches: bool, compute_type: ComputeType = "float32", device: str = "cpu"
+    pipeline: Any, pad_batches: bool, compute_type: ComputeType = "float32", device: str = "cpu"
 ) -> bool:
     """Makes `pipeline` use `embed`; returns False, and changes nothing, for an unknown kind of pipeline.
 
@@ -26,47 +26,40 @@ def share_trunk(
     TinyXVector. It then computes the trunk in `compute_type` on `device` and takes int16 waveforms too, so
     that no float32 copy of hours of audio is needed.
     """
-    if not _is_known(pipeline):
-        return False
-    pipeline._segmentation.model.register_forward_pre_hook(lambda _, inputs: (to_float(inputs[0]),))
-    trunk = _trunk(pipeline._embedding.model_, compute_type, device)
-    # An attribute of the instance hides the method of the same name.
-    vars(pipeline)["get_embeddings"] = partial(embed, pipeline, trunk, pad_batches=pad_batches)
-    return True
-
-
-def _is_known(pipeline: Any) -> bool:
     from pyannote.audio.models.embedding.wespeaker import BaseWeSpeakerResNet
     from pyannote.audio.pipelines import SpeakerDiarization
     from pyannote.audio.pipelines.speaker_verification import PyannoteAudioPretrainedSpeakerEmbedding
 
     from serve_app.bundled.speaker_embedding import TinyXVector
 
-    if type(pipeline) is not SpeakerDiarization:
-        return False
-    embedding: Any = getattr(pipeline, "_embedding", None)
-    return (
-        type(embedding) is PyannoteAudioPretrainedSpeakerEmbedding
+    embedding: Any = pipeline._embedding
+    if not (
+        type(pipeline) is SpeakerDiarization
+        and type(embedding) is PyannoteAudioPretrainedSpeakerEmbedding
         and isinstance(embedding.model_, BaseWeSpeakerResNet | TinyXVector)
         and embedding.sample_rate == pipeline._segmentation.model.audio.sample_rate == SAMPLE_RATE_HZ
-    )
+    ):
+        return False
+    pipeline._segmentation.model.register_forward_pre_hook(lambda _, inputs: (to_float(inputs[0]),))
+    trunk = _trunk(embedding.model_, compute_type, device)
+    # An attribute of the instance hides the method of the same name.
+    vars(pipeline)["get_embeddings"] = partial(embed, pipeline, trunk, pad_batches=pad_batches)
+    return True
 
 
 def _trunk(model: Any, compute_type: ComputeType, device: str) -> Callable[[Any], Any]:
     """The model's `forward_frames`, (batch, 1, samples) to frames, with its network in `compute_type`."""
     import torch
 
-    from serve_app.stages.torch_support import choose_precision
+    from serve_app.stages.torch_support import Precision
 
-    precision = choose_precision(compute_type, device)
-    if precision.dtype is None:
-        forward_frames: Callable[[Any], Any] = model.forward_frames
-        return forward_frames
+    precision = Precision(compute_type, device)
     if (resnet := getattr(model, "resnet", None)) is None:
         features, network = model.features, model.net
     else:
         features, network = model.compute_fbank, resnet.forward_frames
-        resnet.to(memory_format=torch.channels_last)  # the layout that tensor cores take
+        if precision.dtype is not None:
+            resnet.to(memory_format=torch.channels_last)  # the layout that tensor cores take
 
     def frames(waveforms: Any) -> Any:
         computed = features(waveforms)  # in float32: float16 cannot hold power spectra
@@ -81,9 +74,9 @@ def embed(
     file: Any,
     binary_segmentations: Any,
     exclude_overlap: bool = False,
-    hook: Callable[..., None] | None = None,
     *,
     pad_batches: bool,
+    **_: Any,
 ) -> NDArray[np.float32]:
     """The embeddings of pyannote 4.0.7's SpeakerDiarization.get_embeddings: (windows, speakers, dimension).
 
@@ -117,8 +110,6 @@ def embed(
             frames = trunk(to_float(torch.stack(cut).to(device)))[: len(batch)]
             weights = torch.from_numpy(pooling_masks(active[batch], min_frames)).to(device)
             embeddings[batch] = model.forward_embedding(frames, weights=weights).cpu().numpy()
-            if hook is not None:
-                hook("embeddings", embeddings[batch], total=len(to_do), completed=done + len(batch))
         if not has_speech.all():
             # Under a mask of zeros the statistics are zero whatever the frames are.
             frames = model.forward_frames(torch.zeros(1, 1, SAMPLE_RATE_HZ // 2, device=device))
@@ -154,8 +145,6 @@ def match_voices(
     nearest on the whole. One voice that diarization took for two speakers names only the nearer one, since
     they may be two people who sound alike. An embedding of zeros or NaN matches nothing.
     """
-    if not len(references) or not len(speakers):
-        return {}
     from scipy.optimize import linear_sum_assignment
     from scipy.spatial.distance import cdist
 

@@ -1,10 +1,6 @@
 """pyannote's pipeline: the bundled one, one in a directory, or one from the hub."""
 
-import inspect
-import logging
-import os
 import re
-import warnings
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -12,12 +8,7 @@ from typing import Any
 from serve_app import bundled
 from serve_app.errors import ModelUnavailable
 
-PYANNOTE_TRIED = "4.0.7"
-
-_BUNDLED_PARAMETERS = {  # tuned on two synthesized voices, see MODEL_CARD.md
-    "segmentation": {"threshold": 0.5, "min_duration_off": 0.2},
-    "clustering": {"method": "average", "min_cluster_size": 8, "threshold": 0.6},
-}
+PYANNOTE = "4.0.7"  # whose inside `embeddings` and `limit_clusters` know
 
 
 def load_pipeline(model: str, *, device: str, token: str | None) -> Any:
@@ -26,35 +17,53 @@ def load_pipeline(model: str, *, device: str, token: str | None) -> Any:
     `device` is "cpu" or "cuda", `token` HF_TOKEN's value. Raises ModelUnavailable with one sentence that
     says what to do. A model's files are pickles: do not load them unless you trust them.
     """
-    os.environ["PYANNOTE_METRICS_ENABLED"] = "0"  # else every call reports duration and speakers home
-    with warnings.catch_warnings():
-        # Files are decoded elsewhere, so it does not matter that torchcodec is broken.
-        warnings.filterwarnings("ignore", r"\s*torchcodec is not installed correctly", UserWarning)
-        import torch
-        from pyannote.audio import Pipeline
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # it advises to upgrade others' files
+    if (installed := metadata.version("pyannote.audio")) != PYANNOTE:
+        raise _unavailable(
+            f"pyannote.audio {installed} is installed; install pyannote.audio {PYANNOTE}, since parts inside "
+            "it are replaced here."
+        )
+    import torch
 
-    check_pyannote()
+    from serve_app.stages.torch_support import import_pyannote
+
+    import_pyannote()
+    from pyannote.audio import Pipeline
+    from pyannote.audio.pipelines import SpeakerDiarization
+
     try:
         is_bundled = model == bundled.NAME
         pipeline = _bundled_pipeline() if is_bundled else Pipeline.from_pretrained(model, token=token)
+        if not isinstance(pipeline, SpeakerDiarization):
+            raise TypeError(f"a {type(pipeline).__name__} is no SpeakerDiarization")
+        pipeline.legacy = False  # it would leave out the exclusive turns and the embeddings
         pipeline.to(torch.device(device))
     except Exception as error:
-        raise _unavailable(_why_unavailable(model, token, error)) from error
+        here = f"The diarization model {model!r}"
+        if isinstance(error, OSError) and not Path(model).exists():  # of the network, the hub or its cache
+            gated = re.search(r"https://[^/\s]+/([^/\s]+/[^/\s]+)/resolve/", str(error))  # may be only a part
+            page = f"https://huggingface.co/{gated[1] if gated else model}"
+            remedy = "check HF_TOKEN" if token else "set HF_TOKEN to a token of huggingface.co"
+            raise _unavailable(
+                f"{here} could not be downloaded: check its name and the network, {remedy} and accept the "
+                f"conditions on {page} as the token's owner, or name a directory."
+            ) from error
+        reason = f"{type(error).__name__}: {str(error).strip()}".partition("\n")[0]
+        message = f"{here} could not be loaded ({reason}); check its name, files and versions."
+        raise _unavailable(message) from error
     return pipeline
 
 
 def _bundled_pipeline() -> Any:
     """pyannote's pipeline around the segmentation model in the whisperx wheel and our embedding."""
-    import whisperx
     from pyannote.audio import Model
     from pyannote.audio.core.plda import PLDA
     from pyannote.audio.pipelines import SpeakerDiarization
 
     from serve_app.bundled.speaker_embedding import load_speaker_embedding
+    from serve_app.stages.torch_support import WHISPERX_SEGMENTATION
 
     pipeline = SpeakerDiarization(
-        segmentation=Model.from_pretrained(Path(whisperx.__file__).parent / "assets" / "pytorch_model.bin"),
+        segmentation=Model.from_pretrained(WHISPERX_SEGMENTATION),
         segmentation_batch_size=8,
         embedding=load_speaker_embedding(bundled.SPEAKER_EMBEDDING),
         embedding_batch_size=8,
@@ -62,7 +71,12 @@ def _bundled_pipeline() -> Any:
         plda=PLDA.__new__(PLDA),  # unused by this clustering; the default asks a gated hub repository
         clustering="AgglomerativeClustering",
     )
-    pipeline.instantiate(_BUNDLED_PARAMETERS)
+    pipeline.instantiate(
+        {  # tuned on two synthesized voices, see MODEL_CARD.md
+            "segmentation": {"threshold": 0.5, "min_duration_off": 0.2},
+            "clustering": {"method": "average", "min_cluster_size": 8, "threshold": 0.6},
+        }
+    )
     return pipeline
 
 
@@ -72,7 +86,7 @@ def limit_clusters(pipeline: Any) -> None:
     Only the pipeline knows how many, between embedding and clustering. pyannote 4.0.7's default
     clustering asks KMeans all the same: "n_samples=3 should be >= n_clusters=8"; the other one does not.
     """
-    if getattr(pipeline, "klustering", None) != "VBxClustering":
+    if pipeline.klustering != "VBxClustering":
         return
     clustering: Any = pipeline.clustering
 
@@ -85,61 +99,5 @@ def limit_clusters(pipeline: Any) -> None:
     vars(pipeline)["clustering"] = limited  # found before pyannote's own attribute of that name
 
 
-def check_pyannote() -> None:
-    """Raises ModelUnavailable if what our stages replace or use inside pyannote is not as they expect it."""
-    from pyannote.audio import Audio
-    from pyannote.audio.models.embedding.wespeaker import BaseWeSpeakerResNet
-    from pyannote.audio.pipelines import SpeakerDiarization
-    from pyannote.audio.pipelines.clustering import VBxClustering
-    from pyannote.audio.pipelines.speaker_verification import PyannoteAudioPretrainedSpeakerEmbedding
-
-    uses = [
-        (SpeakerDiarization, "__init__", "_segmentation _embedding _audio clustering klustering"),
-        (SpeakerDiarization, "apply", "get_embeddings clustering"),
-        (PyannoteAudioPretrainedSpeakerEmbedding, "__init__", "model_"),
-    ]
-    clusters = "self embeddings segmentations num_clusters min_clusters max_clusters kwargs"
-    takes = [
-        (SpeakerDiarization, "get_embeddings", "self file binary_segmentations exclude_overlap hook"),
-        (VBxClustering, "filter_embeddings", "self embeddings segmentations min_active_ratio"),
-        (VBxClustering, "__call__", clusters),
-        (BaseWeSpeakerResNet, "compute_fbank", "self waveforms"),
-        (BaseWeSpeakerResNet, "forward_frames", "self waveforms"),
-        (BaseWeSpeakerResNet, "forward_embedding", "self frames weights"),
-        (Audio, "crop", "self file segment mode"),
-    ]
-    missing = [
-        f"{owner.__name__}.{name} that uses {', '.join(names.split())}"
-        for owner, name, names in uses
-        if not set(names.split()) <= set(getattr(owner, name).__code__.co_names)
-    ] + [
-        f"{owner.__name__}.{name}({', '.join(names.split())})"
-        for owner, name, names in takes
-        if not hasattr(owner, name) or [*inspect.signature(getattr(owner, name)).parameters] != names.split()
-    ]
-    if missing:
-        raise _unavailable(
-            f"pyannote.audio {metadata.version('pyannote.audio')} has no {missing[0]}; install "
-            f"pyannote.audio {PYANNOTE_TRIED}, with which diarization was tried."
-        )
-
-
 def _unavailable(message: str) -> ModelUnavailable:
     return ModelUnavailable(message, None, "diarization_unavailable")
-
-
-def _why_unavailable(model: str, token: str | None, error: Exception) -> str:
-    """One sentence: why `model` could not be loaded and what to do about it."""
-    here = f"The diarization model {model!r}"
-    if isinstance(error, OSError) and not Path(model).exists():  # of the network, the hub or its cache
-        gated = re.search(r"https://[^/\s]+/([^/\s]+/[^/\s]+)/resolve/", str(error))  # may be only a part
-        page = f"https://huggingface.co/{gated[1] if gated else model}"
-        remedy = "check HF_TOKEN" if token else "set HF_TOKEN to a token of huggingface.co"
-        return (
-            f"{here} could not be downloaded: check its name and the network, {remedy} and accept the "
-            f"conditions on {page} as the token's owner, or name a directory."
-        )
-    reason = str(error).strip().partition("\n")[0]
-    return (
-        f"{here} could not be loaded ({type(error).__name__}: {reason}); check its name, files and versions."
-    )

@@ -5,21 +5,16 @@ faster-whisper. Importing this module is cheap; each loader imports what its met
 is torch and some 20 s. Neither asks a hub.
 """
 
-import logging
-import os
-import warnings
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from serve_app.errors import ModelUnavailable, Overloaded, TranscriptionError
+from serve_app.errors import Overloaded, TranscriptionError
 from serve_app.settings import SpeechSettings
 from serve_app.stages.speech.pyannote_scan import CHUNKS_PER_STEP, PyannoteScan
 from serve_app.transcript import SAMPLE_RATE_HZ, Samples, Segments, Speech, SpeechRequest, Window
@@ -30,6 +25,7 @@ SILERO_FRAME_SAMPLES = 512
 SILERO_CONTEXT_SAMPLES = 128 * SILERO_FRAME_SAMPLES  # 4 s: it misses up to 1 s of speech from a cold start
 
 
+@dataclass
 class WindowMerger:
     """Joins neighbouring segments as long as the window stays within `window_s`, fed piece by piece.
 
@@ -37,16 +33,15 @@ class WindowMerger:
     silence between joined segments stays in, and a segment that is longer by itself becomes a longer window.
     """
 
-    def __init__(self, window_s: float) -> None:
-        self._window_s = window_s
-        self._open: tuple[float, float] | None = None
+    window_s: float
+    _open: tuple[float, float] | None = None
 
     def feed(self, segments: Segments) -> list[Window]:
         """The windows that these segments complete."""
         complete = []
         for start_s, end_s in segments:
             open_start_s, open_end_s = self._open or (start_s, start_s)
-            if end_s - open_start_s > self._window_s and open_end_s > open_start_s:
+            if end_s - open_start_s > self.window_s and open_end_s > open_start_s:
                 complete.append(Window(open_start_s, open_end_s))
                 open_start_s = start_s
             self._open = (open_start_s, end_s)
@@ -65,9 +60,7 @@ def clip(windows: Sequence[Window], duration_s: float) -> tuple[Window, ...]:
 
 def to_float32(samples: Samples) -> npt.NDArray[np.float32]:
     """Samples in [-1, 1), exactly whisperx's, as a copy."""
-    waveform = samples.astype(np.float32)
-    waveform /= 32768
-    return waveform
+    return samples.astype(np.float32) / np.float32(32768)
 
 
 @dataclass
@@ -103,14 +96,6 @@ class SileroScan:
         return [(first / SAMPLE_RATE_HZ, last / SAMPLE_RATE_HZ) for first, last in found]
 
 
-@dataclass
-class Scan:
-    """How far one file has been searched, and the window that is still open."""
-
-    by_model: PyannoteScan | SileroScan
-    merger: WindowMerger
-
-
 @dataclass(frozen=True)
 class SpeechDetector:
     """A loaded model, and how the scan of a file begins with it."""
@@ -128,41 +113,39 @@ class SpeechDetector:
         return [self._find(request) for request in requests]
 
     def _find(self, request: SpeechRequest) -> Speech | TranscriptionError:
-        scan = deepcopy(request.scan) or Scan(self.new_scan(), WindowMerger(self.window_s))
-        if type(scan.by_model) is not type(self.new_scan()):
+        new_scan = self.new_scan()
+        scan, merger = deepcopy(request.scan) or (new_scan, WindowMerger(self.window_s))
+        if type(scan) is not type(new_scan):
             return Overloaded(
                 "The method of speech detection was changed while the file was decoded; send it again.",
                 "model",
             )
         end_s = (round(request.start_s * SAMPLE_RATE_HZ) + len(request.samples)) / SAMPLE_RATE_HZ
-        windows = scan.merger.feed(scan.by_model.find_segments(self.model, request)) if end_s else []
+        windows = merger.feed(scan.find_segments(self.model, request)) if end_s else []
         if request.is_last:
-            windows += scan.merger.finish()
-        return Speech(clip(windows, end_s), scan, scan.by_model.resume_s)
+            windows += merger.finish()
+        return Speech(clip(windows, end_s), (scan, merger), scan.resume_s)
 
 
 def load_pyannote_detector(settings: SpeechSettings, window_s: float, device: str = "cpu") -> SpeechDetector:
     """Whisperx's default detector, window for window, on "cpu" or "cuda".
 
-    Segments are cut where speech is least probable once they reach `window_s`. Raises ModelUnavailable
-    where the wheel's model file is missing.
+    Segments are cut where speech is least probable once they reach `window_s`.
     """
-    os.environ["PYANNOTE_METRICS_ENABLED"] = "0"  # else each file's duration is sent to its makers
-    with warnings.catch_warnings():
-        # pyannote decodes no files here, so a broken torchcodec does not matter.
-        warnings.filterwarnings("ignore", r"\s*torchcodec is not installed correctly", UserWarning)
-        import torch
-        from pyannote.audio import Inference, Model
-        from pyannote.audio.utils.reproducibility import fix_reproducibility
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # it advises to upgrade whisperx's file
+    import torch
+
+    from serve_app.stages.torch_support import WHISPERX_SEGMENTATION, import_pyannote
+
+    import_pyannote()
+    from pyannote.audio import Inference, Model
+    from pyannote.audio.utils.reproducibility import fix_reproducibility
+
+    fix_reproducibility(torch.device(device))  # TensorFloat-32 off, as pyannote does before each file
     # As whisperx's load_vad_model, which also creates torch.hub's home directory for no use: that
     # fails in a container with a read-only home.
-    path = Path(str(files("whisperx"))) / "assets" / "pytorch_model.bin"
-    if not path.is_file():
-        raise ModelUnavailable(f"The speech detection model {path} is missing: install whisperx again.")
-    fix_reproducibility(torch.device(device))  # TensorFloat-32 off, as pyannote does before each file
-    inference = Inference(Model.from_pretrained(path), step=settings.step_s, device=torch.device(device))
-    step_s, chunks = settings.step_s, CHUNKS_PER_STEP[device]
+    network, step_s = Model.from_pretrained(WHISPERX_SEGMENTATION), settings.step_s
+    inference = Inference(network, step=step_s, device=torch.device(device))
+    chunks = CHUNKS_PER_STEP[device]
     new_scan = partial(PyannoteScan, settings.onset, settings.offset, window_s, step_s, chunks)
     return SpeechDetector(inference, new_scan, window_s)
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from serve_app.transcript import SAMPLE_RATE_HZ, Samples, SpeechRequest
+from serve_app.transcript import SAMPLE_RATE_HZ, SpeechRequest
 
 # On one core larger batches are no faster; on a GPU as many as whisperx has.
 CHUNKS_PER_STEP = {"cpu": 16, "cuda": 32}
@@ -19,10 +19,7 @@ Scores = npt.NDArray[np.float32]  # (frames,), probability of speech
 
 
 class PyannoteScan:
-    """How far one file has been searched with pyannote.
-
-    Its segments are cut where speech is least probable once they reach `window_s`.
-    """
+    """How far one file has been searched with pyannote."""
 
     def __init__(
         self, onset: float, offset: float, window_s: float, step_s: float, chunks_per_batch: int
@@ -42,10 +39,11 @@ class PyannoteScan:
 
     def find_segments(self, inference: Any, request: SpeechRequest) -> list[tuple[float, float]]:
         """The segments that are sure now; `inference` is pyannote's around a segmentation model."""
-        first = self._overlap.given
+        first, frame = self._overlap.given, inference.model.receptive_field
         scores = self.scores(inference, request).tolist()
-        frames = inference.model.receptive_field
-        segments = self._hysteresis.feed([_middle_s(frames, first + n) for n in range(len(scores))], scores)
+        starts_s = [number * frame.step for number in range(first, first + len(scores))]
+        middles_s = [0.5 * (start_s + (start_s + frame.duration)) for start_s in starts_s]
+        segments = self._hysteresis.feed(middles_s, scores)
         return segments + self._hysteresis.finish() if request.is_last else segments
 
     def scores(self, inference: Any, request: SpeechRequest) -> Scores:
@@ -54,6 +52,7 @@ class PyannoteScan:
         Where the file goes on, the last chunks wait until there is a whole batch of them: a batch of another
         size would have other rounding errors.
         """
+        import torch
         from pyannote.core import Segment, SlidingWindow
 
         field = inference.model.receptive_field
@@ -72,12 +71,15 @@ class PyannoteScan:
             return int(frames.closest_frame(chunk * self._step_s + 0.5 * frames.duration))
 
         while self._next_chunk < chunks:
-            after = min(self._next_chunk + self._chunks_per_batch, chunks)
-            starts = [n * self._step_samples - start for n in range(self._next_chunk, after)]
-            speech = inference.infer(_batch(request.samples, starts, chunk_samples)).max(axis=-1)
-            for number, score in enumerate(speech, start=self._next_chunk):
+            numbers = range(self._next_chunk, min(self._next_chunk + self._chunks_per_batch, chunks))
+            batch = np.zeros((len(numbers), 1, chunk_samples), np.float32)  # in [-1, 1), zero beyond the end
+            for row, number in zip(batch, numbers, strict=True):
+                chunk = request.samples[number * self._step_samples - start :][:chunk_samples]
+                np.divide(chunk, 32768, out=row[0, : len(chunk)], dtype=np.float32)
+            speech = inference.infer(torch.from_numpy(batch)).max(axis=-1)
+            for number, score in zip(numbers, speech, strict=True):
                 self._overlap.add(first_frame(number), score, inference)
-            self._next_chunk = after
+            self._next_chunk = numbers.stop
         if not request.is_last:
             return self._overlap.give(first_frame(chunks))  # a later chunk changes nothing before that
         end_s = inference.duration + (chunks - 1) * self._step_s
@@ -86,22 +88,6 @@ class PyannoteScan:
             sound = Segment(0.0, end / SAMPLE_RATE_HZ)
             count = min(count, frames.crop(sound, mode="loose", return_ranges=True)[-1][1])
         return self._overlap.give(count)
-
-
-def _middle_s(frames: Any, number: int) -> float:
-    start_s = number * frames.step
-    return float(0.5 * (start_s + (start_s + frames.duration)))
-
-
-def _batch(samples: Samples, starts: list[int], chunk_samples: int) -> Any:
-    """A batch (chunks, 1, samples) of float32 in [-1, 1); what reaches beyond the end is zero."""
-    import torch
-
-    batch = np.zeros((len(starts), 1, chunk_samples), np.float32)
-    for row, start in zip(batch, starts, strict=True):
-        chunk = samples[start : start + chunk_samples]
-        np.divide(chunk, 32768, out=row[0, : len(chunk)], dtype=np.float32)
-    return torch.from_numpy(batch)
 
 
 class _OverlapAdd:
@@ -149,31 +135,25 @@ class Hysteresis:
 
     def __init__(self, onset: float, offset: float, window_s: float) -> None:
         self._onset, self._offset, self._window_s = onset, offset, window_s
-        self._active: bool | None = None  # None before the first frame
+        self._active = False
         self._start_s = self._last_s = 0.0
-        self._kept: list[float] = []  # scores since the segment began or was cut
-        self._kept_s: list[float] = []
+        self._kept: list[tuple[float, float]] = []  # score and time since the segment began or was cut
 
     def feed(self, times_s: list[float], scores: list[float]) -> list[tuple[float, float]]:
         """The segments that end in these frames."""
         segments = []
         for time_s, score in zip(times_s, scores, strict=True):
             self._last_s = time_s
-            if self._active is None:
+            was_active = self._active
+            if not was_active:
                 self._active, self._start_s = score > self._onset, time_s
-                self._kept, self._kept_s = [score], [time_s]
-            elif not self._active:
-                if score > self._onset:
-                    self._active, self._start_s = True, time_s
-            else:
-                if time_s - self._start_s > self._window_s:
-                    segments.append((self._start_s, self._cut()))
-                elif score < self._offset:
-                    segments.append((self._start_s, time_s))
-                    self._active, self._start_s = False, time_s
-                    self._kept, self._kept_s = [], []
-                self._kept.append(score)
-                self._kept_s.append(time_s)
+            elif time_s - self._start_s > self._window_s:
+                segments.append((self._start_s, self._cut()))
+            elif score < self._offset:
+                segments.append((self._start_s, time_s))
+                self._active, self._kept = False, []
+            if was_active or not self._kept:  # empty here: the file's first frame
+                self._kept.append((score, time_s))
         return segments
 
     def finish(self) -> list[tuple[float, float]]:
@@ -181,8 +161,7 @@ class Hysteresis:
         return [(self._start_s, self._last_s)] if self._active and self._last_s > self._start_s else []
 
     def _cut(self) -> float:
-        half = len(self._kept) // 2
-        lowest = half + int(np.argmin(self._kept[half:]))
-        self._start_s = self._kept_s[lowest]
-        self._kept, self._kept_s = self._kept[lowest + 1 :], self._kept_s[lowest + 1 :]
+        lowest = min(range(len(self._kept) // 2, len(self._kept)), key=lambda n: self._kept[n][0])
+        self._start_s = self._kept[lowest][1]
+        self._kept = self._kept[lowest + 1 :]
         return self._start_s

@@ -11,6 +11,7 @@ from faster_whisper.transcribe import TranscriptionOptions
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serve_app.settings import AsrSettings
 from serve_app.stages.asr.fallback import Fallback
 from serve_app.transcript import Decoding, WindowText
 
@@ -88,12 +89,12 @@ def test_a_requests_own_temperature_is_the_only_one() -> None:
     """Above 0 nothing else is tried; at 0, or without one, the fallback's follow."""
     assert FALLBACK.schedule(Decoding(temperature=0.3)) == (0.3,)
     assert FALLBACK.schedule(Decoding(temperature=0.0)) == TEMPERATURES
-    assert Fallback(temperatures=()).schedule(Decoding()) == (0.0,)
+    assert Fallback(AsrSettings(temperature_fallback=())).schedule(Decoding()) == (0.0,)
 
 
 def test_without_a_fallback_a_text_stays_as_it_is() -> None:
     """An operator who wants whisperx's text gets it, be it ever so repetitive."""
-    never = Fallback(temperatures=(), no_speech_threshold=1.0)
+    never = Fallback(AsrSettings(temperature_fallback=(), no_speech_threshold=1.0))
     bad = replace(TEXT, avg_logprob=-3.0, compression_ratio=20.0, no_speech_prob=0.999)
     assert never.best_attempt([bad]) == bad
 

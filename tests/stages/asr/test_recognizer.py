@@ -12,10 +12,10 @@ from tokenizers import Tokenizer
 
 from serve_app import bundled
 from serve_app.errors import InvalidRequest, ModelUnavailable
+from serve_app.settings import AsrSettings
 from serve_app.stages.asr.recognizer import (
     ENCODER_SAMPLES,
     Recognizer,
-    average_logprob,
     choose_compute_type,
     load_recognizer,
 )
@@ -67,7 +67,7 @@ def whisper_of(model: FakeCTranslate2) -> Any:
 
 
 def recognizer_of(model: FakeCTranslate2, **options: Any) -> Recognizer:
-    return Recognizer(whisper_of(model), "fake", 5, **options)
+    return Recognizer(whisper_of(model), "fake", AsrSettings(**options))
 
 
 @pytest.fixture
@@ -85,12 +85,6 @@ def test_compute_type_auto_depends_on_the_device() -> None:
     assert choose_compute_type("auto", "cuda") == "int8_float16"
     assert choose_compute_type("auto", "cpu") == "int8"
     assert choose_compute_type("float32", "cuda") == "float32"
-
-
-def test_average_logprob_counts_the_end_token() -> None:
-    """A mean over 3 tokens becomes one over 4, and a window without tokens gives 0."""
-    assert average_logprob(-0.4, 3) == pytest.approx(-0.3)
-    assert average_logprob(-0.4, 0) == 0
 
 
 def test_mixed_batch_is_one_call_of_each_kind(model: FakeCTranslate2, recognizer: Recognizer) -> None:
@@ -233,7 +227,7 @@ def test_of_samples_the_likeliest_that_does_not_repeat_is_taken(
         return text
 
     assert taken(loop, words, words + words).text == TOKENIZER.decode(words)
-    assert taken(loop, words).avg_logprob == pytest.approx(average_logprob(-0.5, 2))
+    assert taken(loop, words).avg_logprob == pytest.approx(-0.5 * 2 / 3)
     assert taken(loop, loop + loop).text == TOKENIZER.decode(loop)
     assert taken(loop).text == TOKENIZER.decode(loop)
 
@@ -290,7 +284,7 @@ def test_model_that_cannot_be_loaded_says_so(model: str, tmp_path: Path) -> None
     """An unknown name, a missing and an empty directory become ModelUnavailable with the reason."""
     name = str(tmp_path) if model == "empty" else model
     with pytest.raises(ModelUnavailable) as caught:
-        load_recognizer(name, device="cpu", compute_type="auto", threads=1, beam_size=5)
+        load_recognizer(name, device="cpu", threads=1, settings=AsrSettings())
     assert name in caught.value.message
     assert "\n" not in caught.value.message
     assert caught.value.__cause__ is not None

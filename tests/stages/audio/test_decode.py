@@ -23,6 +23,7 @@ import psutil
 import pytest
 from sounds import ONLY_VIDEO, VIDEO, Samples, encode, ffmpeg, noise, silence, tone, wav
 
+from benchmarks.decoding import decode_whole
 from serve_app.errors import (
     AudioTooCostly,
     AudioTooLong,
@@ -35,7 +36,7 @@ from serve_app.errors import (
 )
 from serve_app.stages.audio import decode as module
 from serve_app.stages.audio import ffmpeg_sandbox as sandbox
-from serve_app.stages.audio.decode import PART_S, decode, decode_whole
+from serve_app.stages.audio.decode import PART_S, decode
 from serve_app.stages.audio.ffmpeg_sandbox import MAX_LOG_BYTES, FfmpegLog, network_namespace_command
 from serve_app.transcript import SAMPLE_RATE_HZ, AudioInfo, StageWarning
 

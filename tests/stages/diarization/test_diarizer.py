@@ -1,13 +1,22 @@
 """Names for diarized speakers, and a diarization model of one's own; nothing here loads pyannote."""
 
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from serve_app.errors import ModelUnavailable
 from serve_app.settings import DiarizationSettings, Settings
 from serve_app.stages import model_names
-from serve_app.stages.diarization.diarizer import LOADERS, load_diarizer, rename_speakers
+from serve_app.stages.diarization.diarizer import LOADERS, rename_speakers
 from serve_app.stages.diarization.embeddings import match_voices
+from serve_app.stages.diarization.pipeline import PYANNOTE, load_pipeline
+from serve_app.stages.load import loaders
 from serve_app.transcript import Diarization, Turn
+
+PYPROJECT = Path(__file__).parents[3] / "pyproject.toml"
 
 A, B, C = "SPEAKER_00", "SPEAKER_01", "SPEAKER_02"
 
@@ -66,6 +75,20 @@ def test_a_name_like_a_label_is_one_person_only(three: Diarization) -> None:
     assert [turn.speaker for turn in not_there.turns] == [A, "SPEAKER_03", C]
 
 
+def test_another_pyannote_is_refused_when_the_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else every file would be transcribed without its speakers, with a warning, or crash some day."""
+    monkeypatch.setattr(metadata, "version", lambda package: {"pyannote.audio": "4.1.0"}[package])
+    with pytest.raises(ModelUnavailable, match=r"^pyannote.audio 4\.1\.0 .*; install pyannote.audio 4\.0\.7"):
+        load_pipeline("bundled", device="cpu", token=None)
+
+
+def test_the_pyannote_that_is_installed_is_the_one_that_is_known() -> None:
+    """The project pins the version whose parts are replaced."""
+    assert metadata.version("pyannote.audio") == PYANNOTE
+    dependencies = tomllib.loads(PYPROJECT.read_text())["project"]["dependencies"]
+    assert f"pyannote-audio=={PYANNOTE}" in dependencies
+
+
 def test_another_model_needs_only_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """The settings take the name of a loader, without asking a hub, and the model is loaded by it."""
     asked: list[object] = []
@@ -76,7 +99,9 @@ def test_another_model_needs_only_a_name(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setitem(LOADERS, "mine", load_mine)
     settings = Settings(model="bundled", diarization=DiarizationSettings(model="mine"))
-    name = model_names.resolve(settings).diarization
-    assert name == "mine"
-    loaded: object = load_diarizer(name, device="cpu", token=None, settings=settings.diarization)
-    assert (loaded, asked) == ("my model", [("mine", "cpu")])
+    names = model_names.resolve(settings)
+    assert names.diarization == "mine"
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # loading sets it for its process
+    load = loaders(settings, names, "cpu").diarizer
+    assert load is not None
+    assert (load(), asked) == ("my model", [("mine", "cpu")])
