@@ -1,11 +1,14 @@
-# The only commands anyone needs. python3 (3.10 to 3.13) and make are all a machine must have.
+# The only commands anyone needs. A machine must have python3 (3.11 to 3.13) with venv, and make.
 
 PYTHON ?= python3
 export PYTHONUNBUFFERED := 1
 export PYANNOTE_METRICS_ENABLED := 0
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test test-slow serve eval bench chaos lint lock setup
+PYTEST := .venv/bin/python -m pytest
+IN_PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
+
+.PHONY: demo serve test test-fast test-slow lint eval bench chaos docs lock setup
 
 setup: .venv/.ready
 
@@ -25,13 +28,24 @@ demo: setup
 serve: setup
 	@.venv/bin/python -m serve_app serve serve_config.demo.yaml
 
+# Without a Ray cluster and without models: what to run after every change.
+test-fast: setup
+	$(PYTEST) -m "not slow" $(IN_PARALLEL) --ignore tests/cluster --ignore tests/models --ignore tests/benchmarks
+
 test: setup
-	.venv/bin/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not slow" $(IN_PARALLEL)
 
+# An hour of audio, and what takes long on a cluster.
 test-slow: setup
-	.venv/bin/python -m pytest -m slow
+	$(PYTEST) -m slow
 
-# Errors of the graph in CONFIG beside plain whisperx with the same models: table, and out/eval.json.
+lint: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/lint-imports --no-logo
+	.venv/bin/mypy
+
+# Errors of the service in CONFIG beside plain whisperx with the same models: table, and out/eval.json.
 CONFIG ?= serve_config.demo.yaml
 eval: setup
 	@.venv/bin/python -m benchmarks.evaluate --config $(CONFIG)
@@ -45,12 +59,12 @@ MODELS ?= fakes
 chaos: setup
 	@.venv/bin/python -m benchmarks.chaos --models $(MODELS)
 
-lint: setup
-	.venv/bin/ruff check .
-	.venv/bin/ruff format --check .
-	.venv/bin/mypy
+# Writes the table of settings into docs/configuration.md, below its last comment.
+docs: setup
+	@sed -i '/^<!-- make docs/q' docs/configuration.md
+	@.venv/bin/python -m serve_app settings >> docs/configuration.md
 
 # After changing dependencies in pyproject.toml: pins with hashes, without addresses.
 lock: setup
-	.venv/bin/uv pip compile pyproject.toml --group dev --universal --python-version 3.10 --generate-hashes \
+	.venv/bin/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-emit-find-links --no-annotate --no-header --quiet --output-file requirements.lock

@@ -99,7 +99,7 @@ def score(
                 for true, (_, start_s) in zip(true_words, heard, strict=True)
                 if true.exact and start_s is not None
             ]
-        elif chunk.type == "insert":  # counts for whoever spoke last
+        elif chunk.type == "insert":  # an error of the voice that spoke last
             speaker = recording.words[max(0, chunk.ref_start_idx - 1)].speaker
             found.errors[speaker] += chunk.hyp_end_idx - chunk.hyp_start_idx
         else:
@@ -115,7 +115,7 @@ def score(
 def speaker_errors(recording: Recording, segments: Sequence[dict[str, Any]]) -> tuple[int, int]:
     """Words in a segment of another speaker than the one who says them, and words that were recognised.
 
-    Speakers are matched to voices so that there are least errors. Words that nobody said do not count.
+    Speakers are matched to voices so that there are fewest errors. Inserted words do not count.
     """
     said = [(token, segment.get("speaker")) for segment in segments for token, _ in _tokens(segment)]
     pairs = [

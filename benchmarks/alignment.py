@@ -1,12 +1,12 @@
-"""Alignment beside `whisperx.align`: `python -m benchmarks.alignment` prints one line of JSON.
+"""Alignment compared with `whisperx.align`: `python -m benchmarks.alignment` prints one line of JSON.
 
-What is compared is the CPU time outside the acoustic model: text to tokens, trellis, backtracking, words,
-sentences. Both get the same windows, texts and emissions in one process with one thread, taking turns. An
-hour of each of two kinds:
-recordings  the bundled aligner's emissions of benchmarks/recordings, a window a turn, its true words as text
+It compares the CPU time outside the acoustic model: text to tokens, trellis, backtracking, words, sentences.
+Both get the same windows, texts and emissions, alternately in one process with one thread. There is an hour
+of each of two kinds:
+recordings  the bundled aligner's emissions of benchmarks/recordings, one window per turn with its true words
 random      random emissions with wav2vec2-base's 29 characters, windows of 30 s with 75 words
-The acoustic model runs once for each different window, and its answers are replayed; time in it is counted
-apart, and compared with the rest of the stage on a few windows only (`stage_ratio`, `stage_ratio_base`).
+The acoustic model runs once for each different window, and its answers are replayed. Its time is counted
+separately; only a few windows compare the stage with it (`stage_ratio`, `stage_ratio_base`).
 """
 
 import hashlib
@@ -46,8 +46,8 @@ TimedWord = tuple[str, float | None, float | None, float | None]  # text, start,
 
 
 @dataclass(frozen=True)
-class Audio:
-    """One file and the windows to align in it."""
+class WindowedFile:
+    """The samples of one file and the windows to align in it."""
 
     samples: Samples
     segments: list[dict[str, Any]]  # start, end, text: whisperx's
@@ -55,7 +55,7 @@ class Audio:
 
 @dataclass
 class Costs:
-    """CPU seconds of both, and how many words are equal in text, start, end and score."""
+    """The CPU seconds of both, and the number of words equal in text, start, end and score."""
 
     ours_cpu_s: float = 0.0
     whisperx_cpu_s: float = 0.0
@@ -76,7 +76,7 @@ class Costs:
 
 
 class Replay:
-    """A model's `forward` that computes the answer to each waveform once, and counts the time in itself."""
+    """A model's `forward` that computes the answer to each waveform once and counts its own time."""
 
     def __init__(self, forward: Callable[[Any], Any]) -> None:
         self.cpu_s = 0.0
@@ -130,22 +130,24 @@ def _random_base() -> LanguageModel:
     from serve_app.stages.alignment.acoustic import AcousticModel
 
     model = torchaudio.models.wav2vec2_base(aux_num_out=len(CHARACTERS)).eval()
-    acoustic = AcousticModel(model, from_torchaudio=True, device="cpu", max_padded_s=0)
+    acoustic = AcousticModel(
+        model, from_torchaudio=True, device="cpu", max_padded_s=0, compute_type="float32"
+    )
     dictionary = {character.lower(): token for token, character in enumerate(CHARACTERS)}
     return LanguageModel(acoustic, dictionary, load_sentence_splitter("en"))
 
 
-def turns_of(recording: Recording) -> Audio:
-    """A window a turn, with the words that are said in it."""
+def turns_of(recording: Recording) -> WindowedFile:
+    """One window for each turn, with the words that are said in it."""
     segments = []
     for turn in recording.turns:
         said = [w.word for w in recording.words if turn.start_s - 0.01 <= w.start_s < turn.end_s]
         segments.append({"start": turn.start_s, "end": turn.end_s, "text": " " + " ".join(said)})
-    return Audio(recording.samples, segments)
+    return WindowedFile(recording.samples, segments)
 
 
-def _cycle(files: Sequence[Audio], audio_s: float) -> Iterator[Audio]:
-    """The files over and over, until there are `audio_s` seconds of windows."""
+def _cycle(files: Sequence[WindowedFile], audio_s: float) -> Iterator[WindowedFile]:
+    """Repeats the files until there are `audio_s` seconds of windows."""
     left_s = audio_s
     for file in itertools.cycle(files):
         yield file
@@ -154,26 +156,26 @@ def _cycle(files: Sequence[Audio], audio_s: float) -> Iterator[Audio]:
             return
 
 
-def _random_audio(recordings: Sequence[Recording], seed: int, audio_s: float) -> Iterator[Audio]:
-    """A window a file: noise, and words of the recordings in sentences of a dozen."""
+def _random_audio(recordings: Sequence[Recording], seed: int, audio_s: float) -> Iterator[WindowedFile]:
+    """Files of one window: noise, with words of the recordings in sentences of a dozen."""
     rng = np.random.default_rng(seed)
     words = [word.word for recording in recordings for word in recording.words]
     for _ in range(round(audio_s / RANDOM_WINDOW_S)):
         said = rng.choice(words, RANDOM_WINDOW_WORDS).tolist()
         text = "".join(f" {word}{'.' if place % 12 == 11 else ''}" for place, word in enumerate(said))
         samples = rng.integers(-3000, 3000, RANDOM_WINDOW_S * SAMPLE_RATE_HZ, np.int16)
-        yield Audio(samples, [{"start": 0.0, "end": float(RANDOM_WINDOW_S), "text": text}])
+        yield WindowedFile(samples, [{"start": 0.0, "end": float(RANDOM_WINDOW_S), "text": text}])
 
 
 def _replayed(model: LanguageModel) -> Replay:
-    """Puts a replay of the model's own answers in its place."""
+    """Replaces the model by a replay of its own answers."""
     network = model.acoustic.model
     replay = network.forward = Replay(network.forward)
     return replay
 
 
 def _random_emissions(model: LanguageModel, seed: int) -> Replay:
-    """Puts random logits in the model's place, soft for some windows and sharp for others."""
+    """Replaces the model by random logits, soft for some windows and sharp for others."""
     import torch
 
     rng = np.random.default_rng(seed)
@@ -187,19 +189,19 @@ def _random_emissions(model: LanguageModel, seed: int) -> Replay:
     return replay
 
 
-def _whole_stage(model: LanguageModel, file: Audio) -> Costs:
-    """The costs with the acoustic model, of the first windows of a file."""
+def _whole_stage(model: LanguageModel, file: WindowedFile) -> Costs:
+    """The costs of the first windows of a file, including the acoustic model."""
     ends_s = itertools.accumulate(segment["end"] - segment["start"] for segment in file.segments)
     few = [segment for segment, end_s in zip(file.segments, ends_s, strict=True) if end_s <= STAGE_S]
-    _compare(model, Audio(file.samples, few[:1]), Costs(), ours_first=True)  # first runs are slow
+    _compare(model, WindowedFile(file.samples, few[:1]), Costs(), ours_first=True)  # first runs are slow
     costs = Costs()
     for ours_first in (True, False):
-        _compare(model, Audio(file.samples, few), costs, ours_first=ours_first)
+        _compare(model, WindowedFile(file.samples, few), costs, ours_first=ours_first)
     return costs
 
 
-def _outside(model: LanguageModel, replay: Replay, files: Iterator[Audio]) -> Costs:
-    """The costs without the acoustic model."""
+def _outside(model: LanguageModel, replay: Replay, files: Iterator[WindowedFile]) -> Costs:
+    """The costs of the files without the acoustic model."""
     costs = Costs()
     for place, file in enumerate(files):
         _compare(model, file, costs, replay, ours_first=place % 2 == 0)
@@ -207,9 +209,9 @@ def _outside(model: LanguageModel, replay: Replay, files: Iterator[Audio]) -> Co
 
 
 def _compare(
-    model: LanguageModel, file: Audio, costs: Costs, replay: Replay | None = None, *, ours_first: bool
+    model: LanguageModel, file: WindowedFile, costs: Costs, replay: Replay | None = None, *, ours_first: bool
 ) -> None:
-    """Adds one file's costs, less the time in `replay`."""
+    """Adds one file's costs without the time in `replay`."""
     audio = np.divide(file.samples, 32768, dtype=np.float32)  # as whisperx.load_audio gives it
     found: dict[str, list[TimedWord]] = {}
     for ours in (ours_first, not ours_first):
@@ -227,13 +229,13 @@ def _compare(
     costs.audio_s += sum(segment["end"] - segment["start"] for segment in file.segments)
 
 
-def request_for(segment: dict[str, Any], file: Audio) -> AlignRequest:
+def request_for(segment: dict[str, Any], file: WindowedFile) -> AlignRequest:
     text = WindowText(segment["text"], "en", None, -0.5, 0.0, 1.0)
     return AlignRequest.for_window(file.samples, Window(segment["start"], segment["end"]), text)
 
 
-def _ours(model: LanguageModel, file: Audio) -> list[TimedWord]:
-    """A window at a time, as the Aligner does on a CPU."""
+def _ours(model: LanguageModel, file: WindowedFile) -> list[TimedWord]:
+    """Aligns one window at a time, as the Aligner does on a CPU."""
     words: list[TimedWord] = []
     for segment in file.segments:
         [result] = align_language(model, [request_for(segment, file)])
@@ -255,7 +257,7 @@ def _whisperx(model: LanguageModel, segments: list[dict[str, Any]], audio: Any) 
 
 
 def _quiet_stdout() -> TextIO:
-    """Standard output for the line of JSON; whatever libraries print from now on goes to standard error."""
+    """Returns standard output for the line of JSON; libraries print to standard error from now on."""
     import warnings
 
     warnings.simplefilter("ignore")  # torchaudio's advice

@@ -1,8 +1,8 @@
-"""Diarization beside pyannote's own pipeline: `python -m benchmarks.diarization` prints one line of JSON.
+"""Diarization compared with pyannote's pipeline: `python -m benchmarks.diarization` prints one line of JSON.
 
-Both get the same audio and the same weights, a process each, and take turns. The segmentation is the
-real one of the whisperx wheel and the embedding a ResNet34 of community-1's size with random weights, so
-the costs are true, and so is whether both find the same turns, but the turns say nothing about people.
+Both get the same audio and the same weights, each in its own process, and run alternately. The segmentation
+is the real one of the whisperx wheel; the embedding is a ResNet34 of community-1's size with random weights.
+So the costs are real, and so is the comparison of the turns, but the turns themselves mean nothing.
 """
 
 import json
@@ -42,7 +42,7 @@ class Run:
 
 
 class System:
-    """One of the two in a process of its own, its models loaded once."""
+    """One of the two in its own process, which loads its models once."""
 
     def __init__(self, load: Callable[[], Callable[[Samples], Diarization]], threads: int) -> None:
         spawn = multiprocessing.get_context("spawn")
@@ -57,7 +57,7 @@ class System:
         self._process.shutdown()
 
     def figures(self, name: str) -> dict[str, Any]:
-        """Seconds of the fastest run: the least disturbed one."""
+        """The seconds of the fastest run, which is the least disturbed one."""
         return {
             f"{name}_s": round(min(run.wall_s for run in self.runs), 2),
             f"{name}_cpu_s": round(min(run.cpu_s for run in self.runs), 2),
@@ -128,9 +128,9 @@ def _load_stock(model: str, device: str, embedding_batch: int) -> Callable[[Samp
 
 
 def _load_ours(model: str, device: str) -> Callable[[Samples], Diarization]:
-    from serve_app.stages.diarization.diarizer import load_diarizer
+    from serve_app.stages.diarization.diarizer import load_pyannote
 
-    return load_diarizer(model, device=device, token=None).diarize
+    return load_pyannote(model, device=device, token=None).diarize
 
 
 def _turns(annotation: Any) -> tuple[Turn, ...]:

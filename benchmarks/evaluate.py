@@ -1,7 +1,7 @@
-"""`make eval`: word errors, word times and speaker errors of the running service, beside plain whisperx.
+"""`make eval`: word errors, word times and speaker errors of the service, compared with plain whisperx.
 
-Starts the graph of a config file, sends it every recording of benchmarks/recordings over HTTP, then gives the
-same recordings to plain whisperx with the same models, and prints one table. Also writes out/eval.json.
+It starts the graph of a config file, sends it every recording of benchmarks/recordings over HTTP, gives the
+same recordings to plain whisperx with the same models, prints one table and writes out/eval.json.
 """
 
 import asyncio
@@ -16,30 +16,29 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from ray.serve.schema import ServeDeploySchema
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks import truth
 from benchmarks.accuracy import Score, diarization_errors, score, total
+from benchmarks.decoding import decode_whole
 from benchmarks.plain_whisperx import PlainWhisperx
 from benchmarks.systems import Answer, Plain, System, service
 from benchmarks.truth import Recording, TrueTurn
 from serve_app import bundled
 from serve_app.cli import config_file
-from serve_app.cli.launcher import CannotStart, free_port
-from serve_app.deployments import USER_CONFIGS
+from serve_app.cli.config_file import CommandFailed
+from serve_app.cli.launcher import free_port
 from serve_app.settings import Settings
 from serve_app.stages import model_names as models
-from serve_app.stages.asr.loading import choose_compute_type
-from serve_app.stages.audio.decode import decode
+from serve_app.stages.asr.recognizer import choose_compute_type
 
 PROJECT = Path(__file__).parents[1]
 RECORDINGS = Path(__file__).parent / "recordings"
-REAL_SPEECH = PROJECT.parent / "shared" / "data" / "speech"  # real meetings, where the folder is there
+REAL_SPEECH = PROJECT.parent / "shared" / "data" / "speech"  # real meetings, if the folder exists
 NOISE_DB = 20
 SHORT_PAUSE_S = 0.1
-AT_ONCE = 4  # recordings that the service has at the same time
+AT_ONCE = 4  # recordings sent to the service at the same time
 
 say = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -74,7 +73,7 @@ def main(
     / "out"
     / "eval.json",
 ) -> None:
-    raw = config_file.read(config, ServeDeploySchema, USER_CONFIGS)
+    raw = config_file.read(config)
     raw["http_options"] = {**(raw.get("http_options") or {}), "port": free_port()}
     settings = Settings.model_validate(raw["applications"][0].get("args") or {})
     names = models.resolve(settings)
@@ -82,7 +81,7 @@ def main(
     try:
         with service(raw, diarizes=names.diarization is not None) as system:
             results = [measure("service", system, groups, real, at_once=AT_ONCE)]
-    except CannotStart as error:
+    except CommandFailed as error:
         say.print(f"error: {error}", markup=False)
         raise typer.Exit(1) from None
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -109,7 +108,7 @@ def read_recordings() -> dict[str, list[Recording]]:
 
 
 def read_real_speech() -> list[Recording]:
-    """pyannote's sample, and four minutes of meetings where they are there: turns, but no words."""
+    """pyannote's sample, and four minutes of meetings if the folder exists: turns without words."""
     from pyannote.database.util import load_rttm
 
     package = find_spec("pyannote.audio")
@@ -124,7 +123,7 @@ def read_real_speech() -> list[Recording]:
     found = []
     for path, rttm, uri in files:
         with path.open("rb") as file:
-            samples = asyncio.run(decode(file, max_audio_s=600, timeout_s=60)).samples
+            _, samples = asyncio.run(decode_whole(file, max_audio_s=600, timeout_s=60))
         tracks = load_rttm(str(rttm))[uri].itertracks(yield_label=True)
         turns = tuple(TrueTurn(span.start, span.end, str(label)) for span, _, label in tracks)
         found.append(Recording(path.stem, samples, (), turns))
@@ -138,7 +137,7 @@ def measure(
     real: Sequence[Recording],
     at_once: int = 1,
 ) -> Result:
-    """Gives the system all recordings, so many at a time."""
+    """Gives the system all recordings, `at_once` at a time."""
     result, begun_s = Result(name), time.monotonic()
 
     def answer(recording: Recording) -> Answer:
@@ -163,7 +162,7 @@ def measure(
 
 
 def summary(result: Result) -> dict[str, float | None]:
-    """The figures that are watched from one change to the next."""
+    """The figures to compare before and after a change."""
     seen, unseen = total(result.scores["seen"]), total(result.scores["unseen"])
     clean = total([*result.scores["seen"], *result.scores["unseen"]])
     hasty = total(result.scores["seen-hasty"])
@@ -182,7 +181,7 @@ def summary(result: Result) -> dict[str, float | None]:
 
 
 def _ratio(parts: Iterable[tuple[float, float]]) -> float | None:
-    """Wrong over spoken, None without any recording."""
+    """The share of spoken seconds that is wrong; None if there is no recording."""
     sums = [sum(column) for column in zip(*parts, strict=True)]
     return float(sums[0] / sums[1]) if sums else None
 
@@ -218,13 +217,13 @@ def _figures(found: Score) -> dict[str, float]:
 
 
 def _voices(result: Result) -> dict[str, float]:
-    """Word error rate by voice, over the clean one-minute recordings."""
+    """The word error rate of each voice over the clean one-minute recordings."""
     clean = total([*result.scores["seen"], *result.scores["unseen"]])
     return {voice: clean.errors[voice] / clean.words[voice] for voice in sorted(clean.words)}
 
 
 def show(results: Sequence[Result], model: str) -> None:
-    """The table, a row a group of recordings, each figure once per system."""
+    """Prints the table: one row for each group of recordings, each figure once per system."""
     systems = " | ".join(result.name for result in results)
     columns = ("recordings", "words", "WER", "start median", "start p95", "DER", "wrong speaker", "unsplit")
     table = Table(*columns, title=f"{model}: {systems}")

@@ -1,11 +1,11 @@
-"""`python -m benchmarks.fuzz`: what becomes of requests that nobody means.
+"""`python -m benchmarks.fuzz` sends malformed requests and counts the answers by status.
 
-Half of them schemathesis makes from the service's own OpenAPI document, right and wrong ones; the other half
-are whole requests after random accidents to the file, the body, its type, its length, the cuts between its
-chunks, and clients that leave. They go to the application with a pipeline that really decodes and a fetch
-that always fails, one after the other. Prints one JSON line: answers by status, and what was left behind
-(descriptors, children, names in the temporary directory; zero each). The exit code is 1 where an answer was
-a 5xx or anything was left.
+schemathesis makes half of the requests, valid and invalid ones, from the service's own OpenAPI document. The
+other half are valid requests with random damage to the file, the body, its type, its length and the cuts
+between its chunks; some of these clients leave early. The application decodes files for real and fails every
+fetch. Prints one JSON line with the statuses and what was left behind: descriptors, child processes and names
+in the temporary directory, which must be zero each. The exit code is 1 if an answer was a 5xx or anything was
+left.
 """
 
 import asyncio
@@ -28,13 +28,13 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from rich.console import Console
 from schemathesis.core.result import Ok
 
+from benchmarks.decoding import decode_whole
 from benchmarks.hostile_files import mutated, whole_files
 from benchmarks.malformed import leftovers
 from serve_app.errors import SourceUnavailable
 from serve_app.http.app import create_app
 from serve_app.options import Options
 from serve_app.settings import AccessSettings
-from serve_app.stages.audio.decode import decode
 from serve_app.transcript import Source, Transcript
 
 MAX_BYTES = 1 << 20
@@ -47,7 +47,7 @@ say = Console(stderr=True, highlight=False, soft_wrap=True)
 
 @dataclass(frozen=True)
 class Request:
-    """A body in chunks, its headers, and whether the client leaves behind the last chunk."""
+    """A body in chunks, its headers, and whether the client leaves after the last chunk."""
 
     headers: dict[str, str]
     chunks: tuple[bytes, ...]
@@ -58,8 +58,8 @@ async def transcribe(source: Source, options: Options, report: object = None) ->
     """Decodes the file; every URL is one that cannot be fetched."""
     if source.file is None:
         raise SourceUnavailable("No network here.", "audio_file")
-    audio = await decode(source.file, max_audio_s=60.0, timeout_s=30.0)
-    return Transcript((), "en", len(audio.samples) / 16_000, "none", warnings=audio.warnings)
+    info, _ = await decode_whole(source.file, max_audio_s=60.0, timeout_s=30.0)
+    return Transcript((), "en", info.end_s, "none", warnings=info.warnings)
 
 
 async def readiness() -> dict[str, bool]:
@@ -71,11 +71,11 @@ def application() -> FastAPI:
     return create_app(transcribe, readiness, model="none", max_bytes=MAX_BYTES, access=anyone)
 
 
-ATTEMPTS = 20  # of schemathesis to make as many requests as were asked for
+ATTEMPTS = 20  # schemathesis may make fewer requests than asked for
 
 
 def from_schema(app: FastAPI, count: int, number: int) -> Counter[int]:
-    """Statuses of `count` requests that fit the OpenAPI document, or just do not."""
+    """Statuses of `count` requests, half of which fit the OpenAPI document."""
     statuses: Counter[int] = Counter()
     document = schemathesis.openapi.from_asgi("/openapi.json", app)
     operations = [found.ok() for found in document.get_all_operations() if isinstance(found, Ok)]
@@ -111,7 +111,7 @@ def from_schema(app: FastAPI, count: int, number: int) -> Counter[int]:
 
 
 def accidents(count: int, number: int) -> Iterator[Request]:
-    """Whole requests to which something happened."""
+    """Valid requests with random damage."""
     random = Random(number)
     files = list(whole_files().values())
     for _ in range(count):
@@ -137,12 +137,13 @@ def _bodies(file: bytes) -> list[tuple[str, bytes]]:
         ("application/json", b'{"audio_file": "https://example.com/a.mp3", "headers": {"a": "b"}}'),
         ("application/json", b'{"audio_b64": "' + text + b'", "num_speakers": 2, "diarize": true}'),
         ("application/json", b'{"language": "en", "audio_b64": "' + text.replace(b"/", rb"\/") + b'"}'),
+        ("application/json", b'{"audio_b64": "data:audio/wav;base64,' + base64.encodebytes(file) + b'"}'),
         ("multipart/form-data; boundary=x", FORM_START + file + FORM_OPTION + b"\r\n--x--\r\n"),
     ]
 
 
 async def answer(app: FastAPI, request: Request) -> int:
-    """The status; 500 also for an exception that left the application."""
+    """The status; it is also 500 for an exception that the application did not handle."""
     chunks = iter(request.chunks)
     status = 500
 
@@ -160,21 +161,21 @@ async def answer(app: FastAPI, request: Request) -> int:
     scope = {"type": "http", "method": "POST", "path": "/predict", "query_string": b"", "headers": headers}
     try:
         await app(scope, receive, send)
-    except Exception as error:  # noqa: BLE001  (whatever it is, it is what is looked for)
+    except Exception as error:  # noqa: BLE001  (any exception is a finding)
         say.print(f"{error!r} by {request.headers}, {len(request.chunks)} chunks")
         return 500
     return status
 
 
 def fuzz(count: int, number: int) -> tuple[Counter[int], dict[str, int]]:
-    """Answers by status, and what was left behind."""
+    """The answers by status, and what was left behind."""
     app = application()
 
     async def all_accidents(count: int) -> Counter[int]:
         return Counter([await answer(app, request) for request in accidents(count, number)])
 
     with temporary_directory() as folder:
-        # What is made once comes first: the document, the search for ffmpeg, threads.
+        # First let the application make what it makes once: the document, the path of ffmpeg, threads.
         asyncio.run(all_accidents(4))
         from_schema(app, 4, number)
         before = leftovers()
@@ -187,7 +188,7 @@ def fuzz(count: int, number: int) -> tuple[Counter[int], dict[str, int]]:
 
 @contextmanager
 def temporary_directory() -> Iterator[Path]:
-    """A temporary directory for this process alone, so that whatever appears there is of its making."""
+    """A temporary directory for this process alone, so that it made whatever appears there."""
     usual = tempfile.tempdir
     with tempfile.TemporaryDirectory() as folder:
         tempfile.tempdir = folder
@@ -199,7 +200,7 @@ def temporary_directory() -> Iterator[Path]:
 
 def main(
     requests: Annotated[int, typer.Option(help="How many.")] = 10_000,
-    number: Annotated[int, typer.Option("--seed", help="Where the accidents start.")] = 0,
+    number: Annotated[int, typer.Option("--seed", help="Seed of the random damage.")] = 0,
 ) -> None:
     begun_s = time.monotonic()
     statuses, left = fuzz(requests, number)

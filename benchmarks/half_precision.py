@@ -1,8 +1,9 @@
 """What half precision changes: `python -m benchmarks.half_precision` prints one line of JSON.
 
-The bundled aligner and diarizer over benchmarks/recordings (23 minutes), in float32 and in half precision, by
-torch's autocast on a CPU: rounded as on a GPU, which sums in another order. For each type: words that begin
-or end elsewhere, by how many seconds at most, and recordings whose turns are not the same.
+It runs the bundled aligner and diarizer over benchmarks/recordings (23 minutes) in float32 and in half
+precision, by torch's autocast on a CPU: numbers are rounded as on a GPU, which sums in another order. It
+counts for each type the words whose times differ, with the largest difference in seconds, and the recordings
+whose turns differ.
 """
 
 import json
@@ -16,9 +17,9 @@ from benchmarks import truth
 from benchmarks.alignment import RECORDINGS, request_for, turns_of
 from serve_app import bundled
 from serve_app.errors import TranscriptionError
-from serve_app.stage_settings import ComputeType
+from serve_app.settings import ComputeType, DiarizationSettings
 from serve_app.stages.alignment.aligner import align_language, load_language_model
-from serve_app.stages.diarization.diarizer import load_diarizer
+from serve_app.stages.diarization.diarizer import load_pyannote
 from serve_app.transcript import Diarization
 
 TYPES: tuple[ComputeType, ...] = ("float16", "bfloat16")
@@ -28,7 +29,7 @@ TimedWord = tuple[float | None, float | None]
 
 
 def words(compute_type: ComputeType, recordings: list[truth.Recording]) -> list[TimedWord]:
-    """Word times of the true words, a window a turn."""
+    """The times of the true words, with one window for each turn."""
     max_padded_s = 0.0 if compute_type == "float32" else PADDED_S
     model = load_language_model("en", str(bundled.ALIGNERS["en"]), "cpu", max_padded_s, compute_type)
     found: list[TimedWord] = []
@@ -41,12 +42,13 @@ def words(compute_type: ComputeType, recordings: list[truth.Recording]) -> list[
 
 
 def turns(compute_type: ComputeType, recordings: list[truth.Recording]) -> list[Diarization]:
-    diarizer = load_diarizer("bundled", device="cpu", token=None, compute_type=compute_type)
+    settings = DiarizationSettings(compute_type=compute_type)
+    diarizer = load_pyannote(bundled.NAME, device="cpu", token=None, settings=settings)
     return [diarizer.diarize(recording.samples) for recording in recordings]
 
 
 def moved_s(ours: TimedWord, other: TimedWord) -> float:
-    """How far apart the same word's times are."""
+    """The larger difference between the same word's times, in seconds."""
     return max(abs((a or 0.0) - (b or 0.0)) for a, b in zip(ours, other, strict=True))
 
 

@@ -1,7 +1,7 @@
 """What becomes of files that mean harm: `python -m benchmarks.malformed` prints one line a file.
 
 Every file of ../shared/data/malformed (where that folder is there), the list that `hostile_files` makes,
-and with `--mutations N` so many random accidents to intact files, decoded as the service decodes, with its
+and with `--mutations N` that many random accidents to intact files, decoded as the service decodes, with its
 default length limit, two at a time. Last comes one JSON line. The exit code is 1 where anything but audio or
 a 4xx came out, a kind of file ended as it must not, a file or URL that a file named was touched, or something
 was left over.
@@ -27,9 +27,9 @@ from typing import Annotated, BinaryIO
 import psutil
 import typer
 
+from benchmarks.decoding import decode_whole
 from benchmarks.hostile_files import EXPECTED, FOLDER, Trap, generated, mutated, whole_files
 from serve_app.errors import TranscriptionError
-from serve_app.stages.audio.decode import decode
 
 LIMITS = {"max_audio_s": 14_400.0, "timeout_s": 60.0}
 
@@ -57,14 +57,14 @@ async def outcome(name: str, file: BinaryIO, *, max_audio_s: float, timeout_s: f
         return time.monotonic() - began_s
 
     try:
-        work = decode(file, max_audio_s=max_audio_s, timeout_s=timeout_s)
-        audio = await asyncio.wait_for(work, 2 * timeout_s)
+        async with asyncio.timeout(2 * timeout_s):
+            info, _ = await decode_whole(file, max_audio_s=max_audio_s, timeout_s=timeout_s)
     except TranscriptionError as error:
         return Outcome(name, error.code, 0.0, wall_s(), failed=not 400 <= error.status < 500)
     except Exception as error:  # noqa: BLE001 - this is what is looked for
         return Outcome(name, repr(error), 0.0, wall_s(), failed=True)
-    warnings = tuple(warning.code for warning in audio.warnings)
-    return Outcome(name, "audio", audio.duration_s, wall_s(), warnings)
+    warnings = tuple(warning.code for warning in info.warnings)
+    return Outcome(name, "audio", info.end_s, wall_s(), warnings)
 
 
 async def outcomes(

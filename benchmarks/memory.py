@@ -23,7 +23,6 @@ import httpx
 import numpy as np
 import psutil
 import typer
-from ray.serve.schema import ServeDeploySchema
 from rich.console import Console
 
 from benchmarks import truth
@@ -32,7 +31,6 @@ from benchmarks.systems import Service, service, wav
 from benchmarks.truth import SAMPLE_RATE_HZ
 from serve_app.cli import config_file
 from serve_app.cli.launcher import free_port
-from serve_app.deployments import USER_CONFIGS
 
 PROJECT = Path(__file__).parents[1]
 RECORDINGS = Path(__file__).parent / "recordings" / "ten-minutes"
@@ -76,7 +74,7 @@ def _graph(config: Path, folder: Path, simulated: bool) -> AbstractContextManage
     if simulated:
         raw = graph_on_gpus(folder, 4)
         return service(raw, diarizes=False, num_cpus=cpus_for(4))
-    raw = config_file.read(config, ServeDeploySchema, USER_CONFIGS)
+    raw = config_file.read(config)
     raw["http_options"] = {**(raw.get("http_options") or {}), "port": free_port()}
     return service(raw, diarizes=False)
 

@@ -1,4 +1,4 @@
-"""Plain whisperx called in its documented order, models kept warm: what the service is compared with."""
+"""Plain whisperx, called as its README says with models kept warm: the service is compared with it."""
 
 import logging
 import os

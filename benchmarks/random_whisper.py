@@ -24,7 +24,7 @@ def build_random_whisper(
     """Writes a float32 CTranslate2 model with the multilingual tokenizer and returns its directory.
 
     `english_only` takes one text token away: CTranslate2 tells English-only models by their
-    vocabulary of 51,864 tokens. With `text_tokens` every text ends after about so many tokens, as a
+    vocabulary of 51,864 tokens. With `text_tokens` every text ends after about that many tokens, as a
     trained model's does; without, decoding goes on to its limit.
     """
     import torch

@@ -43,10 +43,11 @@ from benchmarks.plain_whisperx import put_ffmpeg_on_path
 from benchmarks.simulated import Gpu, align_s, asr_s, detect_s, diarize_s, gpus_in, run_like_whisperx
 from benchmarks.systems import wav
 from benchmarks.truth import SAMPLE_RATE_HZ
-from serve_app.app import ALIGN_GPU_BATCH, BOOKED_CPUS, GPU_BATCH
+from serve_app.app import ALIGN_BATCH, MAX_BATCH_SIZE
 from serve_app.cli.launcher import free_port, running
+from serve_app.deployments.replica import BOOKED_CPUS
 
-BATCH = int(GPU_BATCH["max_batch_size"])
+BATCH = MAX_BATCH_SIZE["cuda"]
 WINDOW_S = 30.0
 FILE_S = 90.0  # three windows
 CLIPS = 32
@@ -81,6 +82,7 @@ class Simulation:
 
 def graph_on_gpus(folder: Path, gpu_count: int) -> dict[str, Any]:
     """A config file's content: a Transcriber and an Aligner on each GPU; the others share the first one."""
+    recognise = {"max_batch_size": BATCH}
     return {
         "proxy_location": "HeadOnly",
         "http_options": {"host": "127.0.0.1", "port": free_port()},
@@ -91,8 +93,8 @@ def graph_on_gpus(folder: Path, gpu_count: int) -> dict[str, Any]:
                 "import_path": "benchmarks.simulated:build",
                 "args": {"folder": str(folder), "gpu_count": gpu_count},
                 "deployments": [
-                    {"name": "Transcriber", "num_replicas": gpu_count, "user_config": GPU_BATCH},
-                    {"name": "Aligner", "num_replicas": gpu_count, "user_config": ALIGN_GPU_BATCH},
+                    {"name": "Transcriber", "num_replicas": gpu_count, "user_config": recognise},
+                    {"name": "Aligner", "num_replicas": gpu_count, "user_config": ALIGN_BATCH["cuda"]},
                     # A short file need not wait for the speakers of a long one.
                     {"name": "Diarizer", "num_replicas": 2},
                 ],
@@ -187,7 +189,6 @@ async def burst(graph: Simulation, rng: random.Random) -> dict[str, float]:
         "burst_overhead_sim": ours_s / _least_s(lengths_s),
         "burst_busy_sim": busy_s / ours_s,
         "burst_occupancy_sim": (after["items"] - before["items"]) / (after["slots"] - before["slots"]),
-        "burst_beside": after["beside"] - before["beside"],
         "burst_ours_s": ours_s,
         "burst_whisperx_s": whisperx_s,
         "burst_whisperx_reading_s": sum(reading_s),
@@ -229,7 +230,7 @@ async def saturation(graph: Simulation, clients: int, files: int) -> dict[str, f
     if len(ends) < 3:  # the first is no batch's end
         raise typer.BadParameter("too few files to see one batch end after another: give more --files")
     (begun_s, first), (ended_s, last) = ends[1], ends[-1]
-    items = last["items"] + last["beside"] - first["items"] - first["beside"]
+    items = last["items"] - first["items"]
     ideal_s = items / BATCH * asr_s([WINDOW_S] * BATCH)
     ideal_s += items * WINDOW_S / FILE_S * (detect_s(FILE_S) + align_s(FILE_S) + diarize_s(FILE_S))
     return {
@@ -238,7 +239,6 @@ async def saturation(graph: Simulation, clients: int, files: int) -> dict[str, f
         "busy_sim": graph.gpus[0].busy_s(begun_s, ended_s) / (ended_s - begun_s),
         "overhead_sim": (ended_s - begun_s) / ideal_s,
         "windows": items,
-        "windows_beside": last["beside"] - first["beside"],
         "batches": last["batches"] - first["batches"],
     }
 

@@ -1,8 +1,8 @@
-"""`python -m benchmarks.serve_upload`: what large uploads cost the Ingress and Ray Serve's proxy.
+"""`python -m benchmarks.serve_upload` measures the memory of large uploads in the Ingress and Serve's proxy.
 
-The graph around simulated models gets files of 200 MiB that nobody can decode: at some rates, alone and four
-at once, and as fast as a client can. Memory is what each process's RssAnon rose by, 50 samples a second.
-One JSON line on standard output.
+The graph with simulated models gets files of 200 MiB that cannot be decoded: at some rates, alone and four at
+once, and as fast as a client can send. The memory is how far each process's RssAnon rose, sampled 50 times a
+second. Prints one JSON line.
 """
 
 import json
@@ -43,7 +43,7 @@ def body(megabytes_per_s: float) -> Iterator[bytes]:
 
 
 def process_named(part: str) -> psutil.Process:
-    """The first of this process's descendants with this in its command line."""
+    """The first descendant of this process whose command line contains `part`."""
     descendants = psutil.Process().children(recursive=True)
     return next(process for process in descendants if part in " ".join(process.cmdline()))
 
@@ -86,7 +86,7 @@ def main() -> None:
                 say.print(f"{clients} at {megabytes_per_s:g} MB/s: {most}")
                 return most
 
-            post(RUNS[0][0])  # what is made once
+            post(RUNS[0][0])  # loads what the first request loads
             figures: list[dict[str, Any]] = [
                 {"megabytes_per_s": str(rate), "clients": clients, "grown_mib": grown_mib(rate, clients)}
                 for rate, clients in RUNS

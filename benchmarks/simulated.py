@@ -13,7 +13,7 @@ import fcntl
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,15 +27,15 @@ from ray.serve import Application
 from serve_app.app import graph
 from serve_app.settings import Settings
 from serve_app.stages.load import Loaders
-from serve_app.stages.speech.pyannote_scan import CHUNKS_PER_STEP
 from serve_app.transcript import (
     SAMPLE_RATE_HZ,
     AlignRequest,
     AsrRequest,
-    Audio,
     Diarization,
     Samples,
     Segment,
+    Speech,
+    SpeechRequest,
     Turn,
     Window,
     WindowText,
@@ -60,7 +60,6 @@ STOCK_DIARIZE = 488 / 3600 / 3.2  # for each chunk: ResNet34 once for each speak
 DIARIZE = HALF * 163 / 3600 / 3.2  # and with one trunk for all its speakers
 DETECT_CHUNK_S, DETECT_STEP_S = 5.0, 0.5
 DETECT = 9.4 / 7200 / 3.2  # for each chunk: pyannote's speech detection, on the GPU as in whisperx
-DETECT_STEP = CHUNKS_PER_STEP["cuda"] * DETECT  # a step of the search
 # Seconds of CPU for each second of audio.
 STOCK_ALIGN_CPU = 50 * (73e-6 + 13e-6) + 0.0026  # per-frame torch operations at 50 frames a second, pandas
 
@@ -125,21 +124,15 @@ class Gpu:
         return sum(held for begun, held in rows if begin_s <= begun < end_s)
 
 
-@dataclass
-class Fixed:
-    """A scan through a file whose windows all have the same length, but for the last one."""
-
-    window_s: float
-    found: int = 0
-
-    def windows(self, audio: Audio) -> Iterator[Window]:
-        """The next ones, as far as the file has been decoded."""
-        while (start_s := self.found * self.window_s) < audio.duration_s:
-            window = Window(start_s, min(start_s + self.window_s, audio.duration_s))
-            if not audio.whole and window.end_s - start_s < self.window_s:
-                return
-            self.found += 1
-            yield window
+def fixed_windows(request: SpeechRequest, window_s: float) -> Speech:
+    """All of the file is speech: windows of one length, but for the last one. The scan counts them."""
+    found = request.scan or 0
+    end_s = request.start_s + len(request.samples) / SAMPLE_RATE_HZ
+    windows = []
+    while (start_s := found * window_s) < end_s and (request.is_last or start_s + window_s <= end_s):
+        windows.append(Window(start_s, min(start_s + window_s, end_s)))
+        found += 1
+    return Speech(tuple(windows), found, found * window_s)
 
 
 @dataclass(frozen=True)
@@ -151,24 +144,15 @@ class SimulatedDetector:
     def __post_init__(self) -> None:
         self.gpu.show()
 
-    def new_scan(self) -> Fixed:
-        return Fixed(WINDOW_S)
-
-    def scan(self, audio: Audio, scan: Fixed) -> Iterator[tuple[Window, ...]]:
-        for window in scan.windows(audio):
-            left_s = detect_s(window.end_s) - (detect_s(window.start_s) if window.start_s else 0.0)
-            while left_s > 1.5 * DETECT_STEP:
-                self.gpu.run(DETECT_STEP)
-                left_s -= DETECT_STEP
-                yield ()
-            self.gpu.run(left_s)
-            yield (window,)
+    def find_speech(self, requests: Sequence[SpeechRequest]) -> list[Any]:
+        found = [fixed_windows(request, WINDOW_S) for request in requests]
+        for window in (window for speech in found for window in speech.windows):
+            self.gpu.run(detect_s(window.end_s) - (detect_s(window.start_s) if window.start_s else 0.0))
+        return found
 
 
 class SimulatedRecognizer:
     """Every window says how long it is, after the time its batch takes."""
-
-    lanes = 1
 
     def __init__(self, gpus: Sequence[Gpu]) -> None:
         self._gpu, self._claim = _claim_one(gpus, "recognizer")

@@ -19,9 +19,9 @@ import typer
 import yaml
 from rich.console import Console
 
+from benchmarks.decoding import decode_whole
 from benchmarks.systems import service, wav
 from serve_app import bundled
-from serve_app.stages.audio.decode import decode
 from serve_app.transcript import SAMPLE_RATE_HZ
 
 GOAL = 0.5  # first_delta_fraction, at most
@@ -32,7 +32,7 @@ say = Console(stderr=True, highlight=False, soft_wrap=True)
 def recording(seconds: int) -> bytes:
     """The bundled conversation, again and again, as a WAV file."""
     with bundled.SAMPLE.open("rb") as file:
-        samples = asyncio.run(decode(file, max_audio_s=600, timeout_s=60)).samples
+        _, samples = asyncio.run(decode_whole(file, max_audio_s=600, timeout_s=60))
     return wav(np.resize(samples, seconds * SAMPLE_RATE_HZ))
 
 

@@ -17,16 +17,17 @@ from ray import serve
 from benchmarks.plain_whisperx import PlainWhisperx
 from benchmarks.truth import SAMPLE_RATE_HZ, TrueTurn
 from serve_app.cli.launcher import running, url_of
-from serve_app.options import Options
+from serve_app.deployments.calls.audio_ref import AudioSlice
 from serve_app.request.assign_speakers import assign_speakers, split_at_speaker_change
-from serve_app.transcript import Audio, Diarization, Segment, Word
+from serve_app.request.calls import DiarizeCall
+from serve_app.transcript import Diarization, Segment, Word
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What one system makes of one recording."""
+    """One system's answer for one recording."""
 
-    segments: list[dict[str, Any]]  # with speakers, where there are any
+    segments: list[dict[str, Any]]  # with speakers, if the system has any
     turns: tuple[TrueTurn, ...]
     warnings: tuple[str, ...] = ()
     unsplit: list[dict[str, Any]] | None = None  # the segments before sentences of two speakers are split
@@ -38,7 +39,7 @@ class System(Protocol):
 
 @dataclass
 class Service:
-    """The graph over HTTP; its diarizer's own turns through the handle, which tell who speaks."""
+    """The graph over HTTP, and its diarizer's turns through the deployment handle."""
 
     url: str
     application: str
@@ -58,14 +59,15 @@ class Service:
             return Answer(body["model_output"], (), warnings)
         found = self._diarize(samples)
         turns = tuple(TrueTurn(turn.start_s, turn.end_s, turn.speaker) for turn in found.turns)
-        # As the pipeline does it, in this process: so each recording is diarized once.
+        # As the pipeline does it, but in this process, so that each recording is diarized once.
         whole = assign_speakers([_segment(segment) for segment in body["model_output"]], found)
         split = split_at_speaker_change(whole)
         return Answer(_as_answered(split), turns, warnings, _as_answered(whole))
 
     def _diarize(self, samples: NDArray[np.int16]) -> Diarization:
         diarizer = serve.get_deployment_handle("Diarizer", self.application)
-        found: Diarization = diarizer.diarize.remote([ray.put(Audio(samples))], Options(), "eval").result()
+        call = DiarizeCall(audio=AudioSlice([[ray.put(samples)]], 0.0), request_id="eval")
+        found: Diarization = diarizer.diarize.remote(call).result()
         return found
 
 
@@ -105,7 +107,7 @@ class Plain:
 
 @contextmanager
 def service(raw: dict[str, Any], *, diarizes: bool, num_cpus: int | None = None) -> Iterator[Service]:
-    """The graph of a config file's content while it runs; raises CannotStart. Ctrl-C ends it."""
+    """Runs the graph of a config file's content while entered; raises CannotStart. Ctrl-C ends it."""
     with running(raw, show_logs=False, num_cpus=num_cpus):
         signal.signal(signal.SIGINT, signal.default_int_handler)
         yield Service(url_of(raw), raw["applications"][0]["name"], diarizes)

@@ -1,6 +1,6 @@
 """Recordings with their truth: who says which word when. Written by tools/demo_models, read by `make eval`.
 
-A recording is NAME.opus beside NAME.json: `words` ([word, start_s, end_s, exact, speaker]) and `turns`
+A recording is NAME.opus next to NAME.json: `words` ([word, start_s, end_s, exact, speaker]) and `turns`
 ([start_s, end_s, speaker]). The speakers are synthesizer voices and the times are the synthesizers' own.
 """
 
@@ -16,7 +16,7 @@ import imageio_ffmpeg
 import numpy as np
 from numpy.typing import NDArray
 
-from serve_app.stages.audio.decode import decode
+from benchmarks.decoding import decode_whole
 
 SAMPLE_RATE_HZ = 16_000
 OPUS_BITRATE = "24k"
@@ -56,12 +56,12 @@ class Recording:
 
 
 def load(path: Path) -> Recording:
-    """The recording at `path` (.opus or any audio), its truth in the .json beside it."""
+    """The recording at `path` (.opus or any audio), its truth in the .json next to it."""
     truth = json.loads(path.with_suffix(".json").read_text())
     with path.open("rb") as file:
-        audio = asyncio.run(decode(file, max_audio_s=LONGEST_S, timeout_s=60))
+        _, samples = asyncio.run(decode_whole(file, max_audio_s=LONGEST_S, timeout_s=60))
     words = tuple(TrueWord(*word) for word in truth["words"])
-    return Recording(path.stem, audio.samples, words, tuple(TrueTurn(*turn) for turn in truth["turns"]))
+    return Recording(path.stem, samples, words, tuple(TrueTurn(*turn) for turn in truth["turns"]))
 
 
 def load_folder(folder: Path) -> list[Recording]:
@@ -79,7 +79,7 @@ def sentences(truth: Path) -> list[str]:
 
 
 def save(recording: Recording, path: Path, bitrate: str = OPUS_BITRATE) -> None:
-    """Writes `path` (.opus, .mp3) and the truth beside it."""
+    """Writes `path` (.opus, .mp3) and the truth next to it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     source = ["-f", "s16le", "-ar", str(SAMPLE_RATE_HZ), "-ac", "1", "-i", "pipe:0"]
     command = [

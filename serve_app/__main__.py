@@ -1,26 +1,22 @@
-"""The command line: `python -m serve_app serve | check | key | demo`.
+"""The command line: `python -m serve_app serve | check | settings | key | demo`.
 
-`serve` does what `serve run` does, and more: it checks the whole file, says in one sentence why it
-cannot start, and on SIGTERM or Ctrl-C finishes running requests before it stops.
+`serve` does what `serve run` does, and more: it checks the whole file, says in one sentence why it cannot
+start, and finishes running requests when it is stopped.
 """
 
 import asyncio
 import socket
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from pydantic import ValidationError
-from ray.serve.schema import ServeDeploySchema
 
 from serve_app import bundled
 from serve_app.cli import config_file
-from serve_app.cli.demo import DemoFailed, note, predict_sample, show
-from serve_app.cli.launcher import GRACE_S, CannotStart, free_port, running, url_of
-from serve_app.deployments import USER_CONFIGS
+from serve_app.cli.demo import predict_sample, show
+from serve_app.cli.launcher import GRACE_S, free_port, note, running, url_of
 from serve_app.http.auth import new_key
 from serve_app.settings import ApiKey
 
@@ -34,23 +30,28 @@ ConfigPath = Annotated[Path, typer.Argument(help="A Serve config file, such as s
 @cli.command()
 def check(config: ConfigPath) -> None:
     """Checks a config file key by key, without starting anything."""
-    _read(config)
+    config_file.read(config)
     note.print(f"{config} is fine.")
+
+
+@cli.command()
+def settings() -> None:
+    """Lists every setting of `args:` with its default and description, as a Markdown table."""
+    print(config_file.settings_table())
 
 
 @cli.command(name="serve")
 def serve_forever(
     config: ConfigPath,
     grace_s: Annotated[
-        float, typer.Option(min=1, help="Seconds that running requests have to end when it is stopped.")
+        float, typer.Option(min=1, help="How many seconds running requests may take to end when it stops.")
     ] = GRACE_S,
 ) -> None:
-    """Starts the graph and keeps it up until SIGTERM or Ctrl-C; running requests get their answers."""
-    raw = _read(config)
-    with _running(raw, show_logs=True, grace_s=grace_s) as stop:
-        url = url_of(raw)
-        note.print(f"Ready on {url} (stop with Ctrl-C). Try it:\n")
-        note.print(f"  curl -s {url}/predict -F file=@{_shown(bundled.SAMPLE)}\n")
+    """Starts the service and runs it until SIGTERM or Ctrl-C; running requests get their answers."""
+    raw = config_file.read(config)
+    with running(raw, show_logs=True, grace_s=grace_s) as stop:
+        example = f"curl -s {url_of(raw)}/predict -F file=@{bundled.SAMPLE}"
+        note.print(f"Ready on {url_of(raw)} (stop with Ctrl-C). Try it:\n\n  {example}\n")
         stop.wait()
         note.print("Stopping: running requests get their answers, new ones a 503.")
 
@@ -62,55 +63,29 @@ def key(name: Annotated[str, typer.Argument(help="Whose key it is; shown in logs
     try:
         ApiKey(name=name, sha256=sha256)
     except ValidationError:
-        raise _failed(f"{name}: a name has 1 to 64 letters, digits, dots, dashes and underscores.") from None
-    note.print("The key, which stands nowhere else:\n")
+        raise typer.BadParameter("a name has 1 to 64 letters, digits, dots, dashes and underscores") from None
+    note.print("The key; it is stored nowhere, so keep it:\n")
     print(secret)
-    note.print(
-        "\nIts lines for the config file, in args: (add max_requests or max_audio_s_per_minute to limit it)\n"
-    )
+    note.print("\nIts lines for args: in the config file (docs/deploy.md has limits that a key can have):\n")
     print(f'access:\n  keys:\n    - name: "{name}"\n      sha256: "{sha256}"')
 
 
 @cli.command()
 def demo() -> None:
-    """Starts the graph on the bundled models, transcribes a sample by URL over HTTP, and stops."""
+    """Starts the service on the bundled models, transcribes a sample by URL over HTTP, and stops."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        raw = _read(DEMO_CONFIG)
+        raw = config_file.read(DEMO_CONFIG)
         sample_host = f"127.0.0.1:{listener.getsockname()[1]}"
         raw["applications"][0]["args"]["intake"] = {"allowed_hosts": [sample_host]}
         raw["http_options"]["port"] = free_port()
-        with _running(raw, show_logs=False) as stop:
-            try:
-                answer = asyncio.run(predict_sample(listener, url_of(raw), f"http://{sample_host}", stop))
-            except DemoFailed as error:
-                raise _failed(str(error)) from None
+        with running(raw, show_logs=False) as stop:
+            answer = asyncio.run(predict_sample(listener, url_of(raw), f"http://{sample_host}", stop))
     show(answer)
 
 
-def _read(config: Path) -> dict[str, Any]:
-    try:
-        return config_file.read(config, ServeDeploySchema, USER_CONFIGS)
-    except config_file.ConfigError as error:
-        raise _failed(str(error)) from None
-
-
-@contextmanager
-def _running(raw: dict[str, Any], *, show_logs: bool, grace_s: float = GRACE_S) -> Iterator[threading.Event]:
-    try:
-        with running(raw, show_logs=show_logs, grace_s=grace_s) as stop:
-            yield stop
-    except CannotStart as error:
-        raise _failed(str(error)) from None
-
-
-def _failed(sentence: str) -> typer.Exit:
-    note.print(f"error: {sentence}", markup=False)
-    return typer.Exit(1)
-
-
-def _shown(path: Path) -> Path:
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
 if __name__ == "__main__":
-    cli()
+    try:
+        cli()
+    except config_file.CommandFailed as error:
+        note.print(f"error: {error}", markup=False)
+        sys.exit(1)

@@ -1,28 +1,8 @@
-"""Every error a caller can meet.
+"""Every error a caller can meet, with its HTTP status, type and code.
 
-TranscriptionError                      500 internal_error
-├── ModelCrashed                        500 model_crashed         the model's process dies of this audio
-├── InvalidRequest                      400 invalid_request       an option or the body is wrong
-├── Unauthorized                        401 invalid_api_key       no key, or one that the server does not know
-├── NoApiKeys                           403 no_api_keys           a server without keys, asked from elsewhere
-├── ModelNotFound                       404 model_not_found       a model that this server does not have
-├── UploadTooSlow                       408 upload_too_slow       the body did not arrive in time
-├── PayloadTooLarge                     413 payload_too_large     more bytes than the server takes
-├── UnusableAudio                       422 undecodable_audio     the bytes hold no usable audio
-│   ├── EmptyAudio                      422 empty_audio           nothing to decode, or nothing decoded
-│   ├── NoAudioStream                   422 no_audio_stream       a file without a sound track
-│   ├── EncryptedAudio                  422 encrypted_audio       a copy-protected sound track
-│   ├── AudioTooLong                    422 audio_too_long        more seconds than the server takes
-│   └── AudioTooCostly                  422 audio_too_costly      decoding takes too much time or memory
-├── SourceUnavailable                   424 source_unavailable    the audio URL could not be fetched
-├── RateLimited                         429 too_many_requests     the key's limit is reached
-├── Overloaded                          503 overloaded            try again later
-├── DeadlineExceeded                    504 deadline_exceeded     the request took too long
-└── ModelUnavailable                    503 model_unavailable     a model cannot be loaded or used
-
-All arguments are positional: an exception with keyword-only arguments does not survive the way
-from one Ray replica to another. `str()` of an error that crossed replicas is a remote traceback,
-so answers are built from `message`, never from `str()`.
+All arguments are positional: an exception with keyword-only arguments does not survive the way from one Ray
+replica to another. `str()` of an error that crossed replicas is a remote traceback, so answers are built from
+`message`, never from `str()`.
 """
 
 
@@ -34,151 +14,96 @@ class TranscriptionError(Exception):
     code = "internal_error"
     retry_after_s: int | None = None  # whole seconds, for errors that pass by themselves
 
+    def __init_subclass__(cls, status: int = 0, type: str = "", code: str = "") -> None:  # noqa: A002
+        cls.status, cls.type, cls.code = status or cls.status, type or cls.type, code or cls.code
+
     def __init__(
-        self,
-        message: str,
-        param: str | None = None,
-        code: str | None = None,
-        retry_after_s: int | None = None,
+        self, message: str, param: str | None = None, code: str | None = None, retry_after_s: int = 0
     ) -> None:
         super().__init__(message, param, code, retry_after_s)
-        self.message = message
-        self.param = param
-        if code is not None:
-            self.code = code
-        if retry_after_s is not None:
-            self.retry_after_s = retry_after_s
+        self.message, self.param = message, param
+        self.code = code or self.code
+        self.retry_after_s = retry_after_s or self.retry_after_s
 
     def __str__(self) -> str:  # in a log or a traceback: the sentence, not the tuple of arguments
         return self.message
 
 
-class ModelCrashed(TranscriptionError):
+class ModelCrashed(TranscriptionError, code="model_crashed"):
     """Every process that worked on this audio died of it; sending it again would kill the next ones."""
 
-    code = "model_crashed"
 
-
-class InvalidRequest(TranscriptionError):
+class InvalidRequest(TranscriptionError, status=400, type="invalid_request_error", code="invalid_request"):
     """The request itself is wrong; sending it again will not help."""
 
-    status = 400
-    type = "invalid_request_error"
-    code = "invalid_request"
 
-
-class Unauthorized(TranscriptionError):
+class Unauthorized(TranscriptionError, status=401, type="authentication_error", code="invalid_api_key"):
     """The server has API keys, and the request came with none of them."""
 
-    status = 401
-    type = "authentication_error"
-    code = "invalid_api_key"
 
-
-class NoApiKeys(TranscriptionError):
+class NoApiKeys(TranscriptionError, status=403, type="permission_error", code="no_api_keys"):
     """The server has no API keys, so it answers its own machine only."""
 
-    status = 403
-    type = "permission_error"
-    code = "no_api_keys"
 
-
-class ModelNotFound(TranscriptionError):
+class ModelNotFound(TranscriptionError, status=404, type="invalid_request_error", code="model_not_found"):
     """The request names a model that this server does not have."""
 
-    status = 404
-    type = "invalid_request_error"
-    code = "model_not_found"
 
-
-class UploadTooSlow(TranscriptionError):
+class UploadTooSlow(TranscriptionError, status=408, type="invalid_request_error", code="upload_too_slow"):
     """The body had not arrived whole when the time for receiving it was over."""
 
-    status = 408
-    type = "invalid_request_error"
-    code = "upload_too_slow"
 
-
-class PayloadTooLarge(TranscriptionError):
+class PayloadTooLarge(TranscriptionError, status=413, type="invalid_request_error", code="payload_too_large"):
     """The upload or the fetched file has more bytes than the configured limit."""
 
-    status = 413
-    type = "invalid_request_error"
-    code = "payload_too_large"
 
-
-class UnusableAudio(TranscriptionError):
+class UnusableAudio(TranscriptionError, status=422, type="invalid_request_error", code="undecodable_audio"):
     """The bytes arrived but cannot be decoded."""
 
-    status = 422
-    type = "invalid_request_error"
-    code = "undecodable_audio"
 
-
-class EmptyAudio(UnusableAudio):
+class EmptyAudio(UnusableAudio, code="empty_audio"):
     """There is nothing to decode, or decoding gave no samples."""
 
-    code = "empty_audio"
 
-
-class NoAudioStream(UnusableAudio):
+class NoAudioStream(UnusableAudio, code="no_audio_stream"):
     """The file is readable but has no sound track."""
 
-    code = "no_audio_stream"
 
-
-class EncryptedAudio(UnusableAudio):
+class EncryptedAudio(UnusableAudio, code="encrypted_audio"):
     """The sound track is copy-protected."""
 
-    code = "encrypted_audio"
 
-
-class AudioTooLong(UnusableAudio):
+class AudioTooLong(UnusableAudio, code="audio_too_long"):
     """Decoding passed the configured number of seconds."""
 
-    code = "audio_too_long"
 
-
-class AudioTooCostly(UnusableAudio):
+class AudioTooCostly(UnusableAudio, code="audio_too_costly"):
     """Decoding passed a limit on wall time, processor time or memory."""
 
-    code = "audio_too_costly"
 
-
-class SourceUnavailable(TranscriptionError):
+class SourceUnavailable(TranscriptionError, status=424, type="source_error", code="source_unavailable"):
     """The audio URL could not be fetched; `code` says why (`dns_failure`, `too_slow`, ...)."""
 
-    status = 424
-    type = "source_error"
-    code = "source_unavailable"
 
-
-class RateLimited(TranscriptionError):
+class RateLimited(TranscriptionError, status=429, type="rate_limit_error", code="too_many_requests"):
     """The key's limit is reached; the answer carries `Retry-After`, in whole seconds."""
 
-    status = 429
-    type = "rate_limit_error"
-    code = "too_many_requests"
     retry_after_s = 5
 
 
-class Overloaded(TranscriptionError):
+class Overloaded(TranscriptionError, status=503, code="overloaded"):
     """No capacity now; the answer carries `Retry-After`, in whole seconds."""
 
-    status = 503
-    code = "overloaded"
     retry_after_s = 5
 
 
-class DeadlineExceeded(TranscriptionError):
+class OutOfMemory(Overloaded):
+    """A model call found too little memory, on a GPU or on the host, even for one item."""
+
+
+class DeadlineExceeded(TranscriptionError, status=504, code="deadline_exceeded"):
     """The server-side deadline of the request passed."""
 
-    status = 504
-    code = "deadline_exceeded"
 
-
-class ModelUnavailable(TranscriptionError):
+class ModelUnavailable(TranscriptionError, status=503, code="model_unavailable"):
     """A model is unknown, gated, unreachable or broken; the message says how to get it."""
-
-    status = 503
-    code = "model_unavailable"

@@ -1,7 +1,7 @@
-"""The languages Whisper knows: code to English name, in the order of its language tokens."""
+"""The languages that Whisper knows, in the order of its language tokens: code to English name."""
 
 # fmt: off
-LANGUAGES = {
+LANGUAGES = {  # a copy of whisperx.utils.LANGUAGES, since only the stages import whisperx
     "en": "english", "zh": "chinese", "de": "german", "es": "spanish", "ru": "russian", "ko": "korean",
     "fr": "french", "ja": "japanese", "pt": "portuguese", "tr": "turkish", "pl": "polish", "ca": "catalan",
     "nl": "dutch", "ar": "arabic", "sv": "swedish", "it": "italian", "id": "indonesian", "hi": "hindi",

@@ -3,39 +3,173 @@
 Nothing is read from the environment here; secrets (HF_TOKEN) are read where they are used.
 """
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from serve_app.addresses import Host, Origin
-from serve_app.stage_settings import (
-    AlignmentSettings,
-    AsrSettings,
-    DiarizationSettings,
-    SpeechSettings,
-    Strict,
-)
+MAX_DEFAULT_THREADS = 8  # of a replica that is not told otherwise; these models gain little beyond
 
 Seconds = Annotated[float, Field(gt=0, le=1e9)]
-MOST_THREADS = 8  # of a replica that is not told otherwise; these models gain little beyond
+Share = Annotated[float, Field(gt=0, le=1)]
+Probability = Annotated[float, Field(gt=0, lt=1)]
+Threads = Annotated[int | None, Field(ge=1)]
+ComputeType = Literal["auto", "float32", "float16", "bfloat16"]  # torch's; CTranslate2 has more
+
+_THREADS = "CPU threads of one replica. Empty: all cores, at most 8; 1 beside a GPU."
+_GPU_SHARE = "Part of a GPU that one replica books."
+
+
+def _host(entry: str) -> str:
+    host_and_port = r"([^\s/\\*?#@:\[\]]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?"
+    ipv6 = r"[0-9A-Fa-f]*:[0-9A-Fa-f]*:[0-9A-Fa-f:.]*"
+    if not re.fullmatch(f"{host_and_port}|{ipv6}", entry):
+        raise ValueError("write one host or host:port, such as media.internal:9000, without a scheme or *")
+    return entry
+
+
+def _origin(entry: str) -> str:
+    if entry != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\sA-Z/\\*?#@]+", entry):
+        raise ValueError(
+            "write an origin as browsers send it, in lower case and without a path or a slash at its end, "
+            "such as https://example.com"
+        )
+    return entry
+
+
+class Strict(BaseModel):
+    """Refuses unknown keys by name."""
+
+    # Errors do not repeat what stands in the file: it might be a key where its hash belongs.
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, allow_inf_nan=False)
+
+
+class AsrSettings(Strict):
+    """Whisper: windows to text."""
+
+    compute_type: str = Field("auto", description="auto: int8_float16 on a GPU, int8 on a CPU.")
+    beam_size: int = Field(5, ge=1, le=20, description="Beam width; 5 is whisperx's.")
+    temperature_fallback: tuple[Annotated[float, Field(ge=0.01, le=1)], ...] = Field(
+        (0.2, 0.4, 0.6, 0.8, 1.0),
+        description="Windows whose text is repetitive or improbable are decoded again at these temperatures, "
+        "in order. []: never, as whisperx.",
+    )
+    compression_ratio_threshold: float = Field(
+        2.4, gt=0, description="Text that compresses (zlib) better than this ratio is repetitive."
+    )
+    log_prob_threshold: float = Field(
+        -1.0, le=0, description="Text with a lower mean log-probability per token is improbable."
+    )
+    no_speech_threshold: float = Field(
+        0.6,
+        gt=0,
+        le=1,
+        description="Improbable text is left out, with a warning, where Whisper's no-speech probability is "
+        "above this. 1: never, as whisperx.",
+    )
+    window_s: float | None = Field(
+        None, gt=0, le=30, description="Longest window. Empty: 30, or what the bundled model was trained for."
+    )
+    threads: Threads = Field(None, description=_THREADS)
+    gpu_share: Share = Field(0.5, description=_GPU_SHARE)
+
+    @model_validator(mode="after")
+    def _rises(self) -> Self:
+        if list(self.temperature_fallback) != sorted(set(self.temperature_fallback)):
+            raise ValueError("asr.temperature_fallback must rise, such as [0.2, 0.4, 0.6, 0.8, 1.0]")
+        return self
+
+
+class SpeechSettings(Strict):
+    """Voice activity detection: where the speech is."""
+
+    method: Literal["pyannote", "silero"] = Field(
+        "pyannote", description="pyannote: whisperx's default. silero: 25 times cheaper on a CPU, less exact."
+    )
+    onset: Probability = Field(0.500, description="Speech starts above this probability.")
+    offset: Probability = Field(0.363, description="Speech ends below this probability.")
+    step_s: float = Field(
+        0.5, gt=0, le=5, description="Hop of pyannote's 5 s window. 0.5: whisperx's; 1: half the cost."
+    )
+    threads: Threads = Field(
+        None, description="CPU threads of one replica. Empty: half of the cores, at most 4; 1 beside a GPU."
+    )
+    gpu_share: float = Field(0.0, ge=0, le=1, description=f"{_GPU_SHARE} 0: it runs on the CPU.")
+
+
+class AlignmentSettings(Strict):
+    """wav2vec2: text to word times."""
+
+    models: dict[str, str] = Field(
+        default_factory=dict,
+        description="Language code to model (hub name, torchaudio bundle, directory). Else: whisperx's.",
+    )
+    preload: tuple[str, ...] = Field(("en",), description="Languages whose models are loaded at start.")
+    max_loaded_languages: int = Field(3, ge=1, description="Languages whose models stay in memory.")
+    max_padded_s: float | None = Field(
+        None,
+        ge=0,
+        description="Seconds of audio, padding included, that the model takes at once. 0: one window at a "
+        "time. Empty: 60 on a GPU, 0 on a CPU, where that is faster.",
+    )
+    compute_type: ComputeType = Field(
+        "auto",
+        description="auto: float16 on a GPU, float32 on a CPU. In half precision a word may start a frame "
+        "(20 ms) away from where whisperx has it.",
+    )
+    threads: Threads = Field(None, description=_THREADS)
+    gpu_share: Share = Field(0.2, description=_GPU_SHARE)
+
+
+class DiarizationSettings(Strict):
+    """pyannote: who speaks when."""
+
+    model: str = Field(
+        "auto",
+        description="auto: bundled with the bundled recogniser, community-1 where HF_TOKEN is set, else off. "
+        "Or: off, bundled, a hub name, a directory.",
+    )
+    batch_windows: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="Windows that the device takes at once. Empty: 16 on a GPU, what is fastest on a CPU. A "
+        "replica that runs out of memory halves it.",
+    )
+    known_speaker_threshold: float | None = Field(
+        None,
+        gt=0,
+        le=2,
+        description="Cosine distance below which two voices are the same. Empty: 0.3 for the bundled model, "
+        "else 0.5.",
+    )
+    compute_type: ComputeType = Field(
+        "auto",
+        description="auto: float16 on a GPU for WeSpeaker and bundled embeddings, else float32. In half "
+        "precision turns may differ from pyannote's where a voice is in doubt.",
+    )
+    threads: Threads = Field(None, description=_THREADS)
+    gpu_share: Share = Field(0.3, description=_GPU_SHARE)
 
 
 class IntakeSettings(Strict):
     """Limits on what comes in."""
 
     max_bytes: int = Field(1 << 30, gt=0, description="Largest upload or fetched file, in bytes.")
+    max_json_bytes: int = Field(
+        64 << 20, gt=0, description="Largest JSON body, in bytes; send larger files as multipart or by URL."
+    )
     max_audio_s: Seconds = Field(4 * 3600, description="Longest audio, in decoded seconds.")
     receive_timeout_s: Seconds = Field(600, description="Longest time to receive a request's body.")
     fetch_timeout_s: Seconds = Field(300, description="Longest time to fetch an audio URL.")
     decode_timeout_s: Seconds = Field(600, description="Longest time to decode one file.")
     audio_in_flight_s: Seconds = Field(
         24 * 3600,
-        description="Seconds of decoded audio of running requests, 32 kB each, from which on more are "
-        "answered 503; files over ten minutes take nine tenths of it at most.",
+        description="Most audio, in seconds, of all running requests of one Ingress (32 kB of memory per "
+        "second). Beyond it new requests get 503. A tenth is reserved for files of up to ten minutes.",
     )
-    allowed_hosts: tuple[Host, ...] = Field(
-        (),
-        description="host or host:port that may be fetched although private or on an unusual port.",
+    allowed_hosts: tuple[Annotated[str, AfterValidator(_host)], ...] = Field(
+        (), description="host or host:port that may be fetched although private or on an unusual port."
     )
 
 
@@ -53,22 +187,18 @@ class AccessSettings(Strict):
 
     keys: tuple[ApiKey, ...] = Field(
         (),
-        description="API keys, each with name and sha256, and if you like max_requests (at once) and "
-        "max_audio_s_per_minute.",
+        description="API keys: name, sha256, and if you like max_requests (at once) and "
+        "max_audio_s_per_minute, both per Ingress replica.",
     )
-    public_without_keys: bool = Field(
-        False, description="Without keys, answer other machines too, not only this one."
-    )
-    cors_origins: tuple[Origin, ...] = Field(
-        (),
-        description="Web pages of these origins may use the API, such as https://example.com; "
-        "with keys also *, all of them.",
+    public_without_keys: bool = Field(False, description="Without keys, answer other machines too.")
+    cors_origins: tuple[Annotated[str, AfterValidator(_origin)], ...] = Field(
+        (), description="Web pages of these origins may use the API; * for all of them needs keys."
     )
 
     @model_validator(mode="after")
-    def _distinct(self) -> "AccessSettings":
-        for one_of in ({key.name for key in self.keys}, {key.sha256 for key in self.keys}):
-            if len(one_of) < len(self.keys):
+    def _agrees(self) -> Self:
+        for values in ({key.name for key in self.keys}, {key.sha256 for key in self.keys}):
+            if len(values) < len(self.keys):
                 raise ValueError("access.keys: each key needs a name and a sha256 of its own")
         if "*" in self.cors_origins and not self.keys:
             raise ValueError("access.cors_origins: * would let every web page in, so it needs access.keys")
@@ -83,36 +213,24 @@ class Settings(Strict):
         description="Whisper model: bundled, a name (tiny ... large-v3-turbo), hub repository, directory.",
     )
     device: Literal["auto", "cuda", "cpu"] = Field(
-        "auto", description="auto = GPUs where the cluster has any, else CPU."
+        "auto", description="auto: GPUs where the cluster has any, or may start nodes with them; else CPUs."
     )
     request_timeout_s: Seconds = Field(
-        3600,
-        description="A request that takes longer is answered 504; one that by the pace of the last minutes "
-        "would, beside what is held, 503.",
+        3600, description="Time limit of a request in seconds; longer ones fail with 504."
     )
     call_timeout_s: Seconds = Field(
         120,
-        description="A model call that lasts longer than this and the next together is taken for hung: its "
-        "replica is replaced, its calls are made again.",
+        description="A model call that lasts longer, plus the next for each second of its audio, counts as "
+        "hung: its replica is replaced and the call is made again.",
     )
-    call_timeout_per_audio_s: float | None = Field(
-        None, ge=0, description="Seconds for each second of audio in it; empty = 1 on a GPU, 20 on a CPU."
-    )
-    cpu_when_gpu_is_full: bool = Field(
-        False,
-        description="What finds too little GPU memory again and again, even alone, is computed on CPUs, by "
-        "replicas (TranscriberOnCpu, AlignerOnCpu, DiarizerOnCpu) that are started for it, with a CPU's "
-        "threads and batches.",
-    )
+    call_timeout_per_audio_s: float | None = Field(None, ge=0, description="Empty: 1 on a GPU, 20 on a CPU.")
     windows_in_flight: int = Field(
         192,
         ge=1,
-        description="Windows of all requests of one Ingress that wait for a model or run, at once; at least "
-        "three batches for each GPU: 192 is enough for four GPUs with batches of 16.",
+        description="Windows of all requests of one Ingress that wait for a model or run; at least three "
+        "batches for each GPU: 192 is enough for four GPUs with batches of 16.",
     )
-    requests_in_flight: int = Field(
-        256, ge=1, description="Requests received and worked on at once; more are answered 503."
-    )
+    requests_in_flight: int = Field(256, ge=1, description="Requests of one Ingress at once; more get 503.")
     asr: AsrSettings = AsrSettings()
     speech: SpeechSettings = SpeechSettings()
     alignment: AlignmentSettings = AlignmentSettings()
@@ -121,13 +239,11 @@ class Settings(Strict):
     access: AccessSettings = AccessSettings()
 
     @model_validator(mode="after")
-    def _agree(self) -> "Settings":
+    def _agrees(self) -> Self:
         if self.speech.offset > self.speech.onset:
             raise ValueError("speech.offset must not be above speech.onset")
         if self.speech.method == "silero" and {"gpu_share", "step_s"} & self.speech.model_fields_set:
             raise ValueError("speech.gpu_share and speech.step_s are for pyannote, not for silero")
-        if self.cpu_when_gpu_is_full and self.device == "cpu":
-            raise ValueError("cpu_when_gpu_is_full needs a GPU; leave it out, or device: cpu")
         if len(self.alignment.preload) > self.alignment.max_loaded_languages:
             raise ValueError("alignment.preload has more languages than alignment.max_loaded_languages")
         return self

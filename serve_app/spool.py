@@ -1,4 +1,4 @@
-"""Where the bytes of an upload are kept: a file on disk that no folder lists."""
+"""Where the bytes of an upload are kept: a temporary file on disk that has no name."""
 
 import tempfile
 from collections.abc import Iterator
@@ -9,19 +9,15 @@ from serve_app.errors import Overloaded, PayloadTooLarge
 
 
 @contextmanager
-def nameless_file() -> Iterator[BinaryIO]:
-    """A file in the temporary directory (TMPDIR) that has no name, not even while it is written.
+def anonymous_temp_file() -> Iterator[BinaryIO]:
+    """A file in TMPDIR without a name. Raises Overloaded where none can be opened.
 
-    Nobody can open it by a name, and the kernel frees it with its last descriptor, also after SIGKILL:
-    nothing is ever left to clean up. TemporaryFile opens with O_TMPFILE; on a file system without that
-    it removes the name as soon as the file is there.
-
-    Raises Overloaded where no file can be opened.
+    Nobody can open it by a name, and the kernel frees it with its last descriptor, also after SIGKILL.
     """
     try:
         file = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115  (closed below)
     except OSError as error:
-        raise no_room() from error
+        raise disk_full_error() from error
     try:
         yield file
     finally:
@@ -34,9 +30,7 @@ class LimitedFile:
 
     def __init__(self, file: BinaryIO, max_bytes: int, param: str) -> None:
         self.size = 0
-        self._file = file
-        self._max_bytes = max_bytes
-        self._param = param
+        self._file, self._max_bytes, self._param = file, max_bytes, param
 
     def write(self, data: bytes) -> None:
         self.size += len(data)
@@ -52,5 +46,5 @@ class LimitedFile:
         return self._file
 
 
-def no_room() -> Overloaded:
+def disk_full_error() -> Overloaded:
     return Overloaded("The server has no room to store the audio now; try again later.")

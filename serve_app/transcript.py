@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 SAMPLE_RATE_HZ = 16_000
-LONG_S = 120.0  # from then on a file keeps a device busy for long enough to let others go first
 
 Task = Literal["transcribe", "translate"]
 
@@ -40,24 +39,16 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Audio:
-    """Decoded audio: mono 16 kHz int16, half the memory of float32 and what ffmpeg gives whisperx."""
+class AudioInfo:
+    """What the loader knows when one more part of a file is decoded. It travels beside the part's samples."""
 
-    samples: Samples
-    warnings: tuple[StageWarning, ...] = ()
-    timings: dict[str, float] = field(default_factory=dict)  # stage -> wall seconds
+    start_s: float  # of the part, in the file
+    end_s: float
+    is_last: bool
+    expected_s: float = 0.0  # length that the file declares; 0 where it is not known
+    warnings: tuple[StageWarning, ...] = ()  # about the whole file, with its last part
+    timings: dict[str, float] = field(default_factory=dict)  # stage -> wall seconds so far
     checksum: int = 0  # CRC-32 of what a URL gave: whether it gives the same when it is fetched again
-    whole: bool = True  # False: the beginning of a long file whose rest is still being decoded,
-    expected_s: float = 0.0  # and how long the file will be, by what it says itself; 0: not known
-
-    @property
-    def duration_s(self) -> float:
-        return len(self.samples) / SAMPLE_RATE_HZ
-
-    @property
-    def is_long(self) -> bool:
-        """Whether what is short goes first where they meet on a device."""
-        return not self.whole or self.duration_s > LONG_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,24 +58,34 @@ class Window:
     start_s: float
     end_s: float
 
-    def cut(self, samples: Samples) -> Samples:
-        """The window's samples, a view (whisperx's own rounding: int of start and end)."""
-        return samples[int(self.start_s * SAMPLE_RATE_HZ) : int(self.end_s * SAMPLE_RATE_HZ)]
+    def cut(self, samples: Samples, samples_start_s: float = 0.0) -> Samples:
+        """The window's samples, a view; `samples` begin at `samples_start_s` in the file.
+
+        Rounded as whisperx does it: int of start and end.
+        """
+        offset = round(samples_start_s * SAMPLE_RATE_HZ)
+        return samples[
+            int(self.start_s * SAMPLE_RATE_HZ) - offset : int(self.end_s * SAMPLE_RATE_HZ) - offset
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechRequest:
+    """A stretch of a file to search for speech, from where the search before it says that it must begin."""
+
+    samples: Samples  # from `start_s` on
+    start_s: float  # in the file, a multiple of 1 / SAMPLE_RATE_HZ
+    is_last: bool  # the file ends with these samples
+    scan: Any = None  # what the search before left, None at the start of the file
 
 
 @dataclass(frozen=True, slots=True)
 class Speech:
-    """What voice activity detection found in one more part of a file: its windows, in order, maybe none."""
+    """The windows of speech that a search has completed, in order, and what the next search needs."""
 
     windows: tuple[Window, ...]
-    duration_s: float  # of the file, as far as it has been decoded
-    # Of loading the audio, in the first part: this is how they reach the caller.
-    warnings: tuple[StageWarning, ...] = ()
-    timings: dict[str, float] = field(default_factory=dict)
-    checksum: int = 0
-    expected_s: float = 0.0  # while the file is being decoded, what it says itself
-    whole: bool = True  # False: more of the file is being decoded
-    scan: Any = None  # where a search that breaks off now is to go on
+    scan: Any  # can be pickled; opaque to all but the detector
+    resume_s: float  # the next search must be given the samples from here on
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,6 @@ class AsrRequest:
     features: npt.NDArray[np.float32]  # log-mel, (n_mels, 3000)
     language: str | None = None
     decoding: Decoding = Decoding()
-    length_s: float = 30.0  # of the window, without what pads it
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,20 +117,15 @@ class WindowText:
     avg_logprob: float
     no_speech_prob: float
     compression_ratio: float
-    tokens: tuple[int, ...] = ()
-    token_ends: tuple[int, ...] = ()  # characters of `text` that are whole after each token; () = not known
-    temperature: float = 0.0  # that this text was decoded at
-    attempts: int = 1  # at so many temperatures was the window decoded
-    silence: bool = False  # there was text, too unlikely for what sounds like silence: it was left out
+    temperature: float = 0.0  # at which this text was decoded
+    attempts: int = 1  # how often the window was decoded, each time at a higher temperature
+    was_silence: bool = False  # unlikely text over what sounds like silence was left out
     prompt_tokens_cut: int = 0  # from the start of `initial_prompt`
 
 
 @dataclass(frozen=True, slots=True)
 class AlignRequest:
-    """One window's samples and what was heard in it.
-
-    For whisperx's numbers, times have three digits and samples are cut at them: `for_window` does both.
-    """
+    """One window's samples and text. As in whisperx, times have three digits and samples are cut at them."""
 
     samples: Samples  # of the window alone; empty where it starts after the end of the audio
     start_s: float
@@ -140,12 +135,13 @@ class AlignRequest:
     avg_logprob: float | None = None
 
     @classmethod
-    def for_window(cls, samples: Samples, window: Window, text: WindowText) -> "AlignRequest":
-        """The request for one window of a file's samples, rounded and cut as whisperx does."""
+    def for_window(
+        cls, samples: Samples, window: Window, text: WindowText, samples_start_s: float = 0.0
+    ) -> "AlignRequest":
+        """The request for one window of samples that begin at `samples_start_s` in the file."""
         rounded = Window(round(float(window.start_s), 3), round(float(window.end_s), 3))
-        return cls(
-            rounded.cut(samples), rounded.start_s, rounded.end_s, text.text, text.language, text.avg_logprob
-        )
+        cut = rounded.cut(samples, samples_start_s)
+        return cls(cut, rounded.start_s, rounded.end_s, text.text, text.language, text.avg_logprob)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +165,8 @@ class Segment:
     words: tuple[Word, ...] = ()
     speaker: str | None = None
     avg_logprob: float | None = None
-    window: Window | None = None  # that this segment is from
-    heard: WindowText | None = None  # what the recogniser heard there
+    window: Window | None = None  # the window that this segment is from
+    source_text: WindowText | None = None  # what the recogniser heard in that window
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +184,15 @@ class Diarization:
 
     turns: tuple[Turn, ...]
     exclusive_turns: tuple[Turn, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SpeakerBounds:
+    """How many speakers a caller expects; None where it does not say."""
+
+    num_speakers: int | None = None
+    min_speakers: int | None = None
+    max_speakers: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""HTTP clients that stop halfway, and tell how far they came."""
+"""HTTP clients that stop in the middle of a body."""
 
 import socket
 import time
@@ -12,7 +12,7 @@ PIECE_BYTES = 64 << 10
 
 
 class Upload:
-    """A form with this file on its way to `url`; at the end of the context its client leaves."""
+    """An upload of this file as a form to `url`; the client disconnects at the end of the context."""
 
     def __init__(self, url: str, file: bytes, **options: str) -> None:
         self.url = httpx.URL(url)
@@ -24,7 +24,7 @@ class Upload:
         self._socket = socket.create_connection((self.url.host, self.url.port or 80), timeout=60)
 
     def send(self, most_bytes: int | None = None) -> None:
-        """As fast as it is taken; `sent_bytes` of the body are the kernel's so far."""
+        """Sends as fast as the kernel takes it; `sent_bytes` of the body have been taken."""
         self._socket.sendall(self.head)
         left = memoryview(self.body)[:most_bytes]
         while left:
@@ -33,13 +33,13 @@ class Upload:
             left = left[taken:]
 
     def answer(self) -> tuple[int, bytes]:
-        """Status and body."""
+        """The status and the body of the answer."""
         with HTTPResponse(self._socket, method="POST") as response:
             response.begin()
             return response.status, response.read()
 
     def until_stuck(self) -> None:
-        """Until nothing has been taken for a second; a minute at most."""
+        """Waits until nothing has been taken for a second, a minute at most."""
         deadline_s = time.monotonic() + 60
         before, since_s = -1, 0.0
         while before != self.sent_bytes or time.monotonic() - since_s < 1.0:
@@ -49,8 +49,8 @@ class Upload:
             time.sleep(0.05)
 
     def leave(self) -> None:
-        with suppress(OSError):  # nobody is there any more
-            self._socket.shutdown(socket.SHUT_RDWR)  # which a thread that sends notices, too
+        with suppress(OSError):  # the server has closed it
+            self._socket.shutdown(socket.SHUT_RDWR)  # a thread that sends notices this too
         self._socket.close()
 
     def __enter__(self) -> "Upload":
@@ -61,7 +61,7 @@ class Upload:
 
 
 def until(condition: Callable[[], bool], every_s: float = 0.05) -> None:
-    """It must be so within a minute."""
+    """Waits for the condition, which must hold within a minute."""
     deadline_s = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline_s

@@ -24,14 +24,13 @@ from loopback import Files
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
+from benchmarks.decoding import decode_whole
 from serve_app import bundled
 from serve_app.app import graph
-from serve_app.batching.turns import DeviceTurns, Turns
-from serve_app.ray_patches.body_queues import AT_PROXY_START, PROXY_HOOK
+from serve_app.proxy import AT_PROXY_START, PROXY_HOOK
 from serve_app.settings import IntakeSettings, Settings
-from serve_app.stages.audio.decode import decode
 from serve_app.stages.load import Loaders
-from serve_app.transcript import SAMPLE_RATE_HZ, Audio, Samples
+from serve_app.transcript import SAMPLE_RATE_HZ, Samples
 
 HTTP_PORT = 18_000  # below the range Ray takes its workers' ports from
 
@@ -41,12 +40,6 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"  # larger real inputs, wh
 def pytest_report_header() -> str:
     packages = ("ray", "whisperx", "faster-whisper", "ctranslate2", "pyannote.audio", "torch")
     return "  ".join(f"{package} {importlib.metadata.version(package)}" for package in packages)
-
-
-@pytest.fixture
-def turns(tmp_path: Path) -> DeviceTurns:
-    """Those of a device of the test's own, on which others wait for as long as they are taken."""
-    return DeviceTurns(Turns(tmp_path / "short"), Turns(tmp_path / "search"), 60.0, 60.0)
 
 
 os.environ["OMP_NUM_THREADS"] = "1"  # on a busy machine more threads only wait for each other
@@ -105,13 +98,13 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def sample() -> Samples:
     """The bundled conversation, decoded: two voices, 37 s."""
     with bundled.SAMPLE.open("rb") as file:
-        return asyncio.run(decode(file, max_audio_s=600, timeout_s=60)).samples
+        return asyncio.run(decode_whole(file, max_audio_s=600, timeout_s=60))[1]
 
 
 @pytest.fixture(scope="session")
-def audio(sample: Samples) -> Audio:
+def audio(sample: Samples) -> Samples:
     """Its first 24 s, for tests that need no more."""
-    return Audio(sample[: 24 * SAMPLE_RATE_HZ])
+    return sample[: 24 * SAMPLE_RATE_HZ]
 
 
 @pytest.fixture(scope="session")

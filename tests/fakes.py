@@ -7,7 +7,7 @@ import asyncio
 import base64
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,21 +16,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from serve_app.options import Options
+from serve_app.request.admission import WindowGate
+from serve_app.request.calls import AlignCall, DetectCall, DiarizeCall, TranscribeCall
 from serve_app.request.pipeline import Stages
-from serve_app.request.window_gate import WindowGate
 from serve_app.transcript import (
     SAMPLE_RATE_HZ,
     AlignRequest,
     AsrRequest,
-    Audio,
+    AudioInfo,
     Decoding,
     Diarization,
     KnownSpeaker,
     Samples,
     Segment,
     Source,
+    SpeakerBounds,
     Speech,
+    SpeechRequest,
     Turn,
     Window,
     WindowText,
@@ -79,6 +81,18 @@ def named_turns(samples: Samples, known: Sequence[KnownSpeaker]) -> tuple[Turn, 
 
 
 @dataclass
+class FakeAudio:
+    """A recording in parts of a second."""
+
+    samples: Samples
+
+    async def parts(self) -> AsyncIterator[AudioInfo]:
+        seconds = len(self.samples) // SAMPLE_RATE_HZ
+        for second in range(seconds):
+            yield AudioInfo(float(second), second + 1.0, is_last=second + 1 == seconds)
+
+
+@dataclass
 class FakeStages:
     """Coroutines for `pipeline.Stages` over one recording, with what was called."""
 
@@ -95,7 +109,7 @@ class FakeStages:
     def stages(self, *, diarizes: bool = True, windows_in_flight: int = 64) -> Stages:
         return Stages(
             load=self._load,
-            detect_speech=self._detect_speech,
+            detect=self._detect,
             transcribe=self._transcribe,
             align=self._align,
             diarize=self._diarize if diarizes else None,
@@ -109,44 +123,40 @@ class FakeStages:
             raise self.fail[stage]
 
     @asynccontextmanager
-    async def _load(self, source: Source) -> AsyncIterator[Samples]:
+    async def _load(self, source: Source) -> AsyncIterator[FakeAudio]:
         self._called("load")
         self.loaded.append(source)
-        yield np.frombuffer(source.file.read(), np.int16) if source.file else self.samples
+        yield FakeAudio(np.frombuffer(source.file.read(), np.int16) if source.file else self.samples)
 
-    async def _detect_speech(self, audio: Any, request_id: str) -> AsyncGenerator[Speech, None]:
+    async def _detect(self, call: DetectCall) -> Speech:
         self._called("speech")
-        for window in windows_of(audio):
-            yield Speech((window,), len(audio) / SAMPLE_RATE_HZ)
-        yield Speech((), len(audio) / SAMPLE_RATE_HZ)
+        end_s = call.part.end_s
+        windows = (w for w in windows_of(call.audio.samples) if call.part.start_s <= w.start_s < end_s)
+        return Speech(tuple(windows), None, end_s)
 
-    async def _transcribe(
-        self, audio: Any, window: Window, language: str | None, decoding: Decoding, request_id: str
-    ) -> WindowText:
+    async def _transcribe(self, call: TranscribeCall) -> WindowText:
         self._called("asr")
+        window, language = call.window, call.language
         self.transcribed_in.append((window.start_s, language))
-        self.decodings.append(decoding)
+        self.decodings.append(call.decoding)
         self._in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self._in_flight)
         await asyncio.sleep(0)
         self._in_flight -= 1
         heard = language or self.languages.get(window.start_s)
-        text = window_text(int(window.cut(audio)[0]), heard)
+        text = window_text(int(window.cut(call.audio.samples)[0]), heard)
         if language is None:
-            return WindowText(text.text, heard or "en", 0.9, -0.1, 0.0, 1.0)
+            return replace(text, language=heard or "en", language_probability=0.9)
         return text
 
-    async def _align(
-        self, audio: Any, window: Window, text: WindowText, request_id: str
-    ) -> tuple[Segment, ...]:
+    async def _align(self, call: AlignCall) -> tuple[Segment, ...]:
         self._called("align")
-        return (one_word_segment(window.start_s, window.end_s, text.text),)
+        return (one_word_segment(call.window.start_s, call.window.end_s, call.text.text),)
 
-    async def _diarize(
-        self, audio: Any, options: Options, request_id: str, known: tuple[KnownSpeaker, ...]
-    ) -> Diarization:
+    async def _diarize(self, call: DiarizeCall) -> Diarization:
         self._called("diarize")
-        turns = named_turns(audio, known)
+        known = tuple(replace(speaker, clip=speaker.clip.samples) for speaker in call.known)
+        turns = named_turns(call.audio.samples, known)
         return Diarization(turns, turns)
 
 
@@ -158,7 +168,6 @@ class FakeRecognizer:
     """
 
     gate: Path
-    lanes = 1
 
     def features(self, samples: Samples) -> npt.NDArray[np.float32]:
         return samples[:1].astype(np.float32)
@@ -183,6 +192,19 @@ class FakeRecognizer:
         return not held or int(held) in numbers
 
 
+class Reference:
+    """To a value that is there, or to an error."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        if isinstance(self._value, Exception):
+            raise self._value
+        return self._value
+        yield  # makes this a generator
+
+
 class References:
     """Ray's generator of references, over what a generator gives."""
 
@@ -195,18 +217,24 @@ class References:
     def _get_next_ref_n(self, number: int) -> "list[References]":
         return [self] * number
 
-    async def _ready(self) -> "References":
-        return self
+    def _on_ready(self, done: Callable[[Any], None]) -> Callable[[], None]:
+        done(None)
+        return lambda: None
 
 
 class FakeSpeechModel:
-    def new_scan(self) -> list[Window]:
-        return []
+    """Finds a window in each second that is no silence; `scan` is the end of what was searched."""
 
-    def scan(self, audio: Audio, scan: list[Window]) -> Iterator[tuple[Window, ...]]:
-        for window in windows_of(audio.samples)[len(scan) :]:
-            scan.append(window)
-            yield (window,)
+    def find_speech(self, requests: Sequence[SpeechRequest]) -> list[Any]:
+        return [self.find(request) for request in requests]
+
+    def find(self, request: SpeechRequest) -> Speech:
+        found = [
+            (w.start_s + request.start_s, w.end_s + request.start_s) for w in windows_of(request.samples)
+        ]
+        end_s = request.start_s + len(request.samples) / SAMPLE_RATE_HZ
+        new = tuple(Window(*times_s) for times_s in found if times_s[0] >= (request.scan or 0.0))
+        return Speech(new, end_s, end_s)
 
 
 class FakeAligner:
@@ -216,7 +244,7 @@ class FakeAligner:
 
 class FakeDiarizer:
     def diarize(
-        self, samples: Samples, *, known: Sequence[KnownSpeaker] = (), **bounds: int | None
+        self, samples: Samples, *, bounds: SpeakerBounds, known: tuple[KnownSpeaker, ...] = ()
     ) -> Diarization:
         turns = named_turns(samples, known)
         return Diarization(turns, turns)

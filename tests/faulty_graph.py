@@ -3,7 +3,7 @@
 import asyncio
 import os
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +17,7 @@ from ray.serve import Application
 from serve_app.app import graph
 from serve_app.settings import IntakeSettings, Settings
 from serve_app.stages.load import Loaders
-from serve_app.transcript import AlignRequest, AsrRequest, Audio, Diarization, Samples, Window
+from serve_app.transcript import AlignRequest, AsrRequest, AudioInfo, Diarization, Samples, SpeechRequest
 
 PROBE_S = 1.0  # that a recogniser may take to say that it is well; three times, then it is replaced
 LOAD_S = 4.0  # where models load slowly: longer than readiness and health wait
@@ -44,21 +44,6 @@ class Gates:
         while (self.folder / f"{stage}.closed").exists():
             (self.folder / f"{stage}.waits.{os.getpid()}").touch()
             time.sleep(0.01)
-        if (self.folder / f"{stage}.full").exists():
-            raise RuntimeError("CUDA failed with error out of memory")
-
-    def fill(self, stage: str) -> None:
-        """From now on there is no memory left for its model, whatever it is asked."""
-        (self.folder / f"{stage}.full").touch()
-
-    @property
-    def on_cpu(self) -> "Gates":
-        """Those of the models that stand in while a GPU is full."""
-        return Gates(self.folder.with_name(f"{self.folder.name}.cpu"))
-
-    def loaded(self) -> set[str]:
-        """The stages whose models were loaded."""
-        return {file.name.partition(".")[0] for file in self.folder.glob("*.loads.*")}
 
     def load(self, stage: str) -> None:
         (self.folder / f"{stage}.loads.{os.getpid()}").touch()
@@ -70,12 +55,11 @@ class GatedSpeech(FakeSpeechModel):
     def __init__(self, gates: Gates) -> None:
         self._gates = gates
 
-    def scan(self, audio: Audio, scan: list[Window]) -> Iterator[tuple[Window, ...]]:
-        """The gate is behind the first window."""
-        for windows in super().scan(audio, scan):
-            if len(scan) > 1:
-                self._gates.go_through("speech")
-            yield windows
+    def find_speech(self, requests: Sequence[SpeechRequest]) -> list[Any]:
+        """The gate is behind the first part of a long file."""
+        if any(request.start_s or request.is_last for request in requests):
+            self._gates.go_through("speech")
+        return super().find_speech(requests)
 
 
 class GatedRecognizer(FakeRecognizer):
@@ -123,20 +107,14 @@ def build(args: dict[str, str]) -> Application:
         call_timeout_per_audio_s=0.0,
         intake=IntakeSettings(allowed_hosts=("127.0.0.1",)),
     )
-    gates.on_cpu.folder.mkdir(exist_ok=True)
-    return graph(settings, loaders(gates), "cpu", loaders(gates.on_cpu))
-
-
-def loaders(gates: Gates) -> Loaders:
-    return Loaders(
-        *(partial(model, gates) for model in (GatedSpeech, GatedRecognizer, GatedAligner, GatedDiarizer))
-    )
+    models = (GatedSpeech, GatedRecognizer, GatedAligner, GatedDiarizer)
+    return graph(settings, Loaders(*(partial(model, gates) for model in models)), "cpu")
 
 
 @ray.remote(num_cpus=0)
 class Owner:
     def put(self) -> list[Any]:
-        return [ray.put(Audio(recording(9)))]
+        return [ray.put(recording(9))]
 
 
 class Orphan:
@@ -155,6 +133,7 @@ class Orphan:
             for _ in range(600):  # until that is known on this node
                 await ref
                 await asyncio.sleep(0.1)
+        yield ray.put(AudioInfo(0.0, 2.0, is_last=True, checksum=1))
         yield ref
 
     def cancel(self) -> None:

@@ -10,7 +10,7 @@ import ray
 from ray.exceptions import OutOfDiskError
 from ray.serve._private.http_util import ASGIReceiveProxy
 
-from serve_app.http import uploads as bodies
+from serve_app.http.forms import FormBody
 from serve_app.stages.audio import decode
 
 PROXY = "SERVE_PROXY_ACTOR"
@@ -40,23 +40,24 @@ def unread_in_replica(_: Any) -> int:
 
 def hang_disk(_: Any, gate: Path) -> None:
     """From now on nothing of a body is written while the file `gate` is there."""
-    write = bodies._write
+    write = FormBody.write
 
     def write_later(*args: Any) -> None:
         while gate.exists():
             time.sleep(0.01)
         write(*args)
 
-    bodies._write = write_later  # type: ignore[assignment]
+    setattr(FormBody, "write", write_later)  # noqa: B010  (mypy would not let it be replaced)
 
 
 def fill_object_store(_: Any, gate: Path) -> None:
     """From now on decoded audio ends as Ray ends a result without room, while the file `gate` is there."""
-    judge = decode._judge
+    module: Any = decode
+    check = module._raise_for_failure
 
-    def judge_or_not(*args: Any) -> Any:
+    def check_or_fail(*args: Any) -> None:
         if gate.exists():
             raise OutOfDiskError
-        return judge(*args)
+        check(*args)
 
-    decode._judge = judge_or_not  # type: ignore[assignment]
+    module._raise_for_failure = check_or_fail

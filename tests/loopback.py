@@ -1,4 +1,4 @@
-"""The outside world, on loopback: servers that are kind, hostile or forbidden, and fetches from them."""
+"""Web servers on loopback, well-behaved, hostile or forbidden ones, and fetches from them."""
 
 import asyncio
 import io
@@ -55,7 +55,7 @@ class Files:
         return f"http://{self.host}{path}"
 
     def requested(self, path: str) -> threading.Event:
-        """Set as soon as somebody has asked for the file."""
+        """An event that is set when the file is requested."""
         return self._requested.setdefault(path, threading.Event())
 
     def close(self) -> None:
@@ -64,7 +64,7 @@ class Files:
 
 
 class SlowFile(io.BytesIO):
-    """A file on a disk whose `slow` ("write" or "flush") takes until `go_on` is set, or gives up."""
+    """A file whose operation `slow` ("write" or "flush") waits until `go_on` is set, for 5 s at most."""
 
     def __init__(self, slow: str) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class SlowFile(io.BytesIO):
 
 
 class Canary:
-    """Stands for everything that must never be reached: listens on loopback and counts connections.
+    """A server that must never be reached: it listens on loopback and counts connections.
 
     What is asked of it, it answers, so that an attack that got through would be a success.
     """
@@ -144,7 +144,7 @@ async def raw_serving(
     pause_s: float = 0.0,
     tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[int]:
-    """A server that sends exactly these bytes after a request, then closes or says no more; gives its port.
+    """A server that answers a request with exactly these bytes, then closes or hangs; gives its port.
 
     Iterables may be endless; `pause_s` passes before each of their pieces.
     """
@@ -186,7 +186,7 @@ async def raw_serving(
 
 
 def answering(body: bytes, **options: Any) -> Handler:
-    """A handler that always answers the same."""
+    """A handler that always gives the same answer."""
 
     async def handler(request: web.Request) -> web.StreamResponse:
         return web.Response(body=body, **options)
@@ -195,7 +195,7 @@ def answering(body: bytes, **options: Any) -> Handler:
 
 
 def recording(requests: list[web.Request], handler: Handler) -> Handler:
-    """The same handler, but remembering its requests."""
+    """The same handler, which also records its requests."""
 
     async def recorded(request: web.Request) -> web.StreamResponse:
         requests.append(request)
@@ -240,7 +240,7 @@ async def failure(url: str, headers: dict[str, str] | None = None, **changes: An
 
 
 class Served:
-    """The HTTP surface in front of the real fetch, and nothing behind it."""
+    """The HTTP application with a pipeline that only fetches."""
 
     def __init__(self, *, breaks: bool = False, **changes: Any) -> None:
         self.breaks = breaks
@@ -258,7 +258,7 @@ class Served:
         return {}
 
     async def answer(self, url: str) -> httpx.Response:
-        """How a request with this URL, and with a secret header for fetching it, is answered."""
+        """The answer to a request with this URL and a secret header for fetching it."""
         transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
         body = {"audio_file": url, "headers": {"Authorization": "Bearer secret"}}
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:

@@ -30,11 +30,6 @@ def array(items: dict[str, Any]) -> dict[str, Any]:
 WARNINGS = {**array(has({"stage": STRING, "code": STRING, "message": STRING})), "minItems": 1}  # ours
 
 DURATION = has({"type": {"const": "duration"}, "seconds": {**NUMBER, "minimum": 0}})
-TOKENS = has(
-    {"type": {"const": "tokens"}, "input_tokens": INTEGER, "output_tokens": INTEGER, "total_tokens": INTEGER},
-    input_token_details=has({}, text_tokens=INTEGER, audio_tokens=INTEGER),
-)
-
 WORD = has({"word": STRING, "start": NUMBER, "end": NUMBER})
 SEGMENT = has(
     {
@@ -89,7 +84,7 @@ SCHEMAS: dict[str, Any] = {
     ),
     "transcript.text.segment": DIARIZED_SEGMENT,
     "transcript.text.done": has(
-        {"type": {"const": "transcript.text.done"}, "text": STRING, "usage": TOKENS}, warnings=WARNINGS
+        {"type": {"const": "transcript.text.done"}, "text": STRING}, warnings=WARNINGS
     ),
     "error": has(
         {

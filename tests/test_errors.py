@@ -17,10 +17,3 @@ def test_every_error_survives_pickling(kind: type[errors.TranscriptionError]) ->
     error = pickle.loads(pickle.dumps(kind("What to do.", "language", "special")))
     assert type(error) is kind
     assert (error.message, error.param, error.code) == ("What to do.", "language", "special")
-
-
-def test_the_tree_in_the_docstring_is_the_truth() -> None:
-    """Each class stands there with its status and code."""
-    for kind in every_error(errors.TranscriptionError):
-        line = next(line for line in errors.__doc__.splitlines() if f"{kind.__name__} " in line)
-        assert line.split(kind.__name__)[1].split()[:2] == [str(kind.status), kind.code]

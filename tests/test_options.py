@@ -1,12 +1,14 @@
-"""Options that depend on each other: names and references of known speakers, splitting."""
+"""Options that depend on each other and on the response format."""
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from serve_app.errors import InvalidRequest
+from serve_app.formats.table import FORMATS, FormatName
 from serve_app.options import parse_options
-from serve_app.request.speaker_wishes import wants_speakers
+from serve_app.request.warnings import wants_speakers
+from serve_app.transcript import Decoding, SpeakerBounds
 
 CLIP = "data:audio/wav;base64,AAAA"
 
@@ -62,7 +64,41 @@ def test_a_format_without_speakers_takes_no_options_of_speakers() -> None:
 def test_what_needs_speakers_is_refused_without_them() -> None:
     """diarize=false contradicts known speakers and splitting; a translation has no words to split at."""
     known = {"known_speaker_names": ["a"], "known_speaker_references": [CLIP]}
-    assert refused(diarize=False, **known).param == "known_speaker_references"
+    assert refused(diarize=False, **known).param == "known_speaker_names"
+    assert refused(diarize=False, min_speakers=2).param == "min_speakers"
     assert refused(diarize=False, split_at_speaker_change=True).param == "split_at_speaker_change"
     assert refused(task="translate", split_at_speaker_change=True).param == "split_at_speaker_change"
     parse_options({"diarize": False, "task": "translate", "split_at_speaker_change": False})
+
+
+def test_every_format_in_the_table_can_be_asked_for() -> None:
+    """And every name that can be asked for has an entry."""
+    assert get_args(FormatName) == tuple(FORMATS)
+    for name in FORMATS:
+        assert parse_options({"response_format": name}).response_format == name
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"diarize": True}, "diarize"),
+        ({"max_line_width": 40}, "max_line_width"),
+        ({"word_timestamps": True}, "word_timestamps"),
+    ],
+)
+def test_the_error_names_the_formats_that_can_show_an_option(fields: dict[str, Any], param: str) -> None:
+    """A caller who asks for it in one of those gets it."""
+    error = refused(response_format="tsv", **fields)
+    assert error.param == param
+    for name in error.message.rstrip(".").partition("use one of ")[2].split(", "):
+        parse_options({"response_format": name, **fields})
+
+
+def test_stages_get_their_part_of_the_options() -> None:
+    """How to decode, and how many speakers to expect."""
+    options = parse_options(
+        {"task": "translate", "initial_prompt": "a", "hotwords": "b", "temperature": 0.25, "min_speakers": 2}
+    )
+    assert options.decoding() == Decoding("translate", "a", "b", 0.25)
+    assert options.speaker_bounds() == SpeakerBounds(min_speakers=2)
+    assert parse_options({"num_speakers": 3}).speaker_bounds() == SpeakerBounds(num_speakers=3)

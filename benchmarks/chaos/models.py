@@ -9,7 +9,7 @@ moment, so that a replica is back in seconds.
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ import numpy.typing as npt
 from pydantic import BaseModel
 from ray.serve import Application
 
-from benchmarks.simulated import Fixed
+from benchmarks.simulated import fixed_windows
 from serve_app.app import graph
 from serve_app.settings import Settings
 from serve_app.stages.load import Loaders
@@ -27,12 +27,11 @@ from serve_app.transcript import (
     SAMPLE_RATE_HZ,
     AlignRequest,
     AsrRequest,
-    Audio,
     Diarization,
     Samples,
     Segment,
+    SpeechRequest,
     Turn,
-    Window,
     WindowText,
     Word,
 )
@@ -60,19 +59,15 @@ class CountingDetector:
 
     pace: float
 
-    def new_scan(self) -> Fixed:
-        return Fixed(WINDOW_S)
-
-    def scan(self, audio: Audio, scan: Fixed) -> Iterator[tuple[Window, ...]]:
-        for window in scan.windows(audio):
-            time.sleep(self.pace * (window.end_s - window.start_s))
-            yield (window,)
+    def find_speech(self, requests: Sequence[SpeechRequest]) -> list[Any]:
+        found = [fixed_windows(request, WINDOW_S) for request in requests]
+        windows = [window for speech in found for window in speech.windows]
+        time.sleep(self.pace * sum(window.end_s - window.start_s for window in windows))
+        return found
 
 
 class CountingRecognizer:
     """Hears the checksum of each window's samples, a batch at a time."""
-
-    lanes = 1
 
     def __init__(self, pace: float) -> None:
         self._pace = pace

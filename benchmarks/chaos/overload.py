@@ -59,7 +59,6 @@ def overload(
         "refused_without_retry_after": sum(outcome.retry_after_s is None for outcome in refused),
         "refused_p95_s": float(np.percentile([outcome.wall_s for outcome in refused] or [0.0], 95)),
         "retry_after_ratio": statistics.median(told or [math.nan]),
-        "retry_after_within_2": statistics.fmean([0.5 <= ratio <= 2 for ratio in told] or [math.nan]),
         "failed_otherwise": sum(outcome.status not in (200, 429, 503) for outcome in outcomes),
         "changed_transcripts": sum(outcome.changed for outcome in outcomes),
         "short_over_long_admitted": _admitted(outcomes, short=True) / _admitted(outcomes, short=False),

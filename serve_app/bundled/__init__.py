@@ -1,10 +1,12 @@
 """The demo models shipped with the package: trained for this project from synthesized speech only.
 
-They recognise a few hundred English words in synthetic voices, so that the whole graph can be tried
-and tested without a hub, a token or a GPU. They are not for real recordings: see MODEL_CARD.md.
+They recognise a few hundred English words in synthetic voices, so that the whole graph can be tried and
+tested without a hub, a token or a GPU. They do not understand real recordings: see MODEL_CARD.md.
 """
 
 from pathlib import Path
+
+NAME = "bundled"  # what the settings call these models
 
 _HERE = Path(__file__).parent
 

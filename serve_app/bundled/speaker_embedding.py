@@ -1,6 +1,5 @@
 """The architecture of the bundled speaker embedding: a small x-vector behind pyannote's Model interface."""
 
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -10,8 +9,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchaudio.transforms import MelSpectrogram
 
-_HOP = 160  # samples between frames: 10 ms
-_N_FFT = 640
 _LAYERS = ((5, 1), (3, 2), (3, 3), (1, 1))  # kernel, dilation of each convolution
 
 
@@ -22,6 +19,11 @@ class TinyXVector(Model):  # type: ignore[misc]  # pyannote is untyped here
     (batch, speakers, frames) give embeddings (batch, dimension) or (batch, speakers, dimension).
     x-vectors: Snyder et al., "X-Vectors: Robust DNN Embeddings for Speaker Recognition", 2018.
     """
+
+    # Cosine distance at which two voices count as different. 400 clips were at most 0.17 from their speaker,
+    # 0.19 in noise, 0.26 as MP3 of little bandwidth (at 8 kHz no voice is recognised). Of 4,400 pairs of
+    # different voices 1.6 % were below 0.3, all of them voices that sound alike.
+    max_voice_distance = 0.3
 
     def __init__(
         self,
@@ -34,7 +36,7 @@ class TinyXVector(Model):  # type: ignore[misc]  # pyannote is untyped here
         super().__init__(sample_rate=sample_rate, num_channels=num_channels, task=task)
         self.save_hyperparameters("channels", "dimension")
         self.mel = MelSpectrogram(
-            sample_rate, n_fft=_N_FFT, win_length=480, hop_length=_HOP, f_min=60, f_max=7000, n_mels=64
+            sample_rate, n_fft=640, win_length=480, hop_length=160, f_min=60, f_max=7000, n_mels=64
         )
         widths = (64, channels, channels, channels, 2 * channels)
         layers: list[nn.Module] = []
@@ -52,17 +54,6 @@ class TinyXVector(Model):  # type: ignore[misc]  # pyannote is untyped here
     @property
     def dimension(self) -> int:
         return int(self.hparams.dimension)
-
-    @lru_cache  # noqa: B019  (pyannote's own models cache it the same way; models live as long as the replica)
-    def num_frames(self, num_samples: int) -> int:
-        return 1 + num_samples // _HOP
-
-    def receptive_field_size(self, num_frames: int = 1) -> int:
-        span = sum((kernel - 1) * dilation for kernel, dilation in _LAYERS)
-        return _N_FFT + (num_frames - 1 + span) * _HOP
-
-    def receptive_field_center(self, frame: int = 0) -> int:
-        return frame * _HOP
 
     def forward_frames(self, waveforms: Tensor) -> Tensor:
         """(batch, 1, samples) -> (batch, channels, frames), the part that no speaker mask touches."""

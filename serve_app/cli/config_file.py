@@ -1,128 +1,102 @@
-"""Strict reading of serve_config.yaml: Serve itself accepts misspelt keys without a word."""
+"""Reads serve_config.yaml strictly, because Serve accepts misspelt keys silently; lists the settings."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from ray.serve.config import AutoscalingConfig, ProxyLocation
+from ray.serve.schema import ServeDeploySchema
 
+from serve_app.deployments import USER_CONFIGS
 from serve_app.http.auth import is_loopback
-from serve_app.settings import Settings
+from serve_app.settings import AccessSettings, Settings
+
+Model = TypeVar("Model", bound=BaseModel)
 
 IMPORT_PATH = "serve_app.app:build"
-ALSO_OURS = "serve_app.app.build"  # Ray takes a dot as well
-
-ON_CPU = "OnCpu"  # ends the names of the deployments of cpu_when_gpu_is_full
-
-UserConfigs = Mapping[str, type[BaseModel] | None]  # deployment -> what its user_config may hold
 
 
-class ConfigError(Exception):
-    """Something in the file is wrong; the message names the key."""
+class CommandFailed(Exception):
+    """What keeps a command from working; the message is one sentence that says why."""
 
 
-def read(path: Path, schema: type[BaseModel], user_configs: UserConfigs) -> dict[str, Any]:
-    """The file's content, checked key by key against Serve's schema, Settings and `user_configs`.
-
-    Raises ConfigError naming the first wrong key with its place in the file.
-    """
+def read(path: Path) -> dict[str, Any]:
+    """Returns the file's content, checked key by key. Raises CommandFailed naming the first wrong key."""
     try:
         raw = yaml.safe_load(path.read_text())
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}.") from None
+        raise CommandFailed(f"{path}: {error.strerror}.") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+        raise CommandFailed(f"{path} is not valid YAML: {error}") from None
     if not isinstance(raw, dict):
-        raise ConfigError(f"{path} holds no mapping; see serve_config.yaml in the project.")
-    _refuse_unknown(schema, raw, str(path))
-    _validate(schema, raw, str(path))
+        raise CommandFailed(f"{path} does not hold a mapping; see serve_config.yaml in the project.")
+    schema = _validate(ServeDeploySchema, raw, str(path))
     for application in raw.get("applications") or ():
         place = f"{path}: applications[{application.get('name', '')}]"
-        if application.get("import_path") == ALSO_OURS:
+        if application["import_path"] == "serve_app.app.build":  # Ray accepts both
             application["import_path"] = IMPORT_PATH
-        if application.get("import_path") == IMPORT_PATH:  # another application's args are its own business
-            _validate(Settings, application.get("args") or {}, f"{place}.args")
-            settings = Settings.model_validate(application.get("args") or {})
-            _refuse_public(raw, settings, path)
+        if application["import_path"] == IMPORT_PATH:  # args of other applications are not ours to check
+            settings = _validate(Settings, application.get("args") or {}, f"{place}.args")
+            if schema.proxy_location != ProxyLocation.Disabled:
+                _refuse_public_without_keys(schema.http_options.host, settings.access, path)
             for deployment in application.get("deployments") or ():
-                _check_deployment(deployment, user_configs, settings, place)
+                _check_deployment(deployment, place)
     return raw
 
 
-def _refuse_public(raw: dict[str, Any], settings: Settings, path: Path) -> None:
-    access = settings.access
-    if access.keys or access.public_without_keys or raw.get("proxy_location") == "Disabled":
-        return
-    host = (raw.get("http_options") or {}).get("host", "0.0.0.0")  # noqa: S104  (Serve's default)
-    if not is_loopback(host):
-        raise ConfigError(
+def _refuse_public_without_keys(host: str, access: AccessSettings, path: Path) -> None:
+    if not (access.keys or access.public_without_keys or is_loopback(host)):
+        raise CommandFailed(
             f"{path}: http_options.host {host} lets other machines in, and there are no API keys. Set it to "
             "127.0.0.1, or add args.access.keys (python -m serve_app key NAME makes one), or, to let "
             "everybody in, set args.access.public_without_keys: true."
         )
 
 
-def _check_deployment(deployment: Any, user_configs: UserConfigs, settings: Settings, place: str) -> None:
+def _check_deployment(deployment: dict[str, Any], place: str) -> None:
     name = deployment.get("name")
-    if name not in user_configs:
-        raise ConfigError(f"{place}: there is no deployment {name}; there are {', '.join(user_configs)}.")
-    if name.endswith(ON_CPU) and not settings.cpu_when_gpu_is_full:
-        raise ConfigError(f"{place}: {name} exists only with args.cpu_when_gpu_is_full: true.")
+    if name not in USER_CONFIGS:
+        raise CommandFailed(f"{place}: there is no deployment {name}; there are {', '.join(USER_CONFIGS)}.")
     place = f"{place}.deployments[{name}]"
-    if name.endswith(ON_CPU) and not _starts_when_needed(deployment):
-        raise ConfigError(
-            f"{place}: replicas of it start when they are needed. To let more of them start then, give "
-            "autoscaling_config: {min_replicas: 0, initial_replicas: 0, max_replicas: 2}."
-        )
     if "ray_actor_options" in deployment:
-        raise ConfigError(
+        raise CommandFailed(
             f"{place}: ray_actor_options would replace what threads and gpu_share in args set; use those."
         )
-    if deployment.get("user_config") is not None:
-        user_config = user_configs[name]
-        if user_config is None:
-            raise ConfigError(f"{place}: {name} has no user_config.")
-        _validate(user_config, deployment["user_config"], f"{place}.user_config")
+    if isinstance(scaling := deployment.get("autoscaling_config"), dict):  # Serve's schema takes any mapping
+        _validate(AutoscalingConfig, scaling, f"{place}.autoscaling_config")
+    if (user_config := deployment.get("user_config")) is not None:
+        if not (model := USER_CONFIGS[name]):
+            raise CommandFailed(f"{place}: {name} has no user_config.")
+        _validate(model, user_config, f"{place}.user_config")
 
 
-def _starts_when_needed(deployment: Any) -> bool:
-    scaling = deployment.get("autoscaling_config", {"min_replicas": 0})  # without it, ours stays
-    at_start = [scaling.get("min_replicas"), scaling.get("initial_replicas") or 0] if scaling else []
-    return "num_replicas" not in deployment and at_start == [0, 0]
-
-
-def _validate(model: type[BaseModel], data: Any, place: str) -> None:
+def _validate(model: type[Model], data: Any, place: str) -> Model:
     try:
-        model.model_validate(data)
+        return model.model_validate(data, extra="forbid")
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            raise ConfigError(f"{place}: unknown key {key}.") from None
-        raise ConfigError(f"{place}: {key}: {first['msg'].removeprefix('Value error, ')}.") from None
+            raise CommandFailed(f"{place}: unknown key {key}.") from None
+        raise CommandFailed(f"{place}: {key}: {first['msg'].removeprefix('Value error, ')}.") from None
+    except AttributeError:  # a validator of Serve's own met something that is no mapping
+        raise CommandFailed(f"{place}: a list or a value stands where a mapping must be.") from None
 
 
-def _refuse_unknown(model: type[BaseModel], data: Any, place: str) -> None:
-    """Walks the raw data beside the schema, into nested models and lists of them."""
-    if not isinstance(data, dict):
-        return
-    known = {field.alias or name: field for name, field in model.model_fields.items()}
-    for key, value in data.items():
-        if key not in known:
-            raise ConfigError(f"{place}: unknown key {key}; known are {', '.join(sorted(known))}.")
-        for nested in _models_in(known[key].annotation):
-            for index, item in enumerate(value if isinstance(value, list) else [value]):
-                label = item.get("name", index) if isinstance(item, dict) else index
-                inside = f"{place}: {key}[{label}]" if isinstance(value, list) else f"{place}: {key}"
-                if isinstance(value, list) and not isinstance(item, dict):
-                    raise ConfigError(f"{inside} must be a mapping.")
-                _refuse_unknown(nested, item, inside)
+def settings_table() -> str:
+    """Every setting with its default, as YAML, and its description, as a Markdown table."""
+    rows = _rows(Settings, Settings().model_dump(mode="json"), "")
+    return "\n".join(["| setting | default | |", "| --- | --- | --- |", *rows])
 
 
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    """The models an annotation can hold: through Optional, unions and lists, but only if it is one."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    found = [model for argument in get_args(annotation) for model in _models_in(argument)]
-    return found if len(found) == 1 else []
+def _rows(model: type[BaseModel], defaults: dict[str, Any], prefix: str) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        default = defaults[name]
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _rows(field.annotation, default, f"{prefix}{name}.")
+        else:
+            shown = "" if default in (None, {}, []) else json.dumps(default).replace('"', "")
+            yield f"| `{prefix}{name}` | {shown} | {field.description} |"

@@ -10,9 +10,9 @@ from serve_app.errors import TranscriptionError
 logger = logging.getLogger("ray.serve")  # Serve's logger adds the request id to every line
 
 
-class OneLine(logging.Filter):
-    """An error that is meant for the caller is one line in the log: Serve would log where it was raised, in
-    every stage that heard of it."""
+class OneLineErrors(logging.Filter):
+    """Makes an error that is meant for the caller one line of the log; Serve would log its traceback in every
+    replica that it passes."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
@@ -23,11 +23,14 @@ class OneLine(logging.Filter):
         return True
 
 
-logger.addFilter(OneLine())  # in every process that has a stage
+def log_errors_in_one_line() -> None:
+    """Installs the filter in this process, once."""
+    if not any(isinstance(each, OneLineErrors) for each in logger.filters):
+        logger.addFilter(OneLineErrors())
 
 
 class Retries:
-    """Everything that was done again: counted per stage and cause, and logged as it happens."""
+    """Counts what was done again, per stage and cause, and logs it as it happens."""
 
     def __init__(self) -> None:
         self.counts: Counter[tuple[str, str]] = Counter()  # (stage, cause) -> times, in this process

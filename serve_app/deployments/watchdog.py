@@ -1,4 +1,4 @@
-"""Whether a replica's device still works: what `check_health` of the model deployments answers from."""
+"""Whether a replica's device still works: hung model calls, broken GPUs, batches that find no memory."""
 
 import logging
 import math
@@ -9,9 +9,9 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
-from serve_app.errors import Overloaded
+from serve_app.errors import OutOfMemory
 
 logger = logging.getLogger("ray.serve")
 
@@ -31,29 +31,31 @@ MODEL_LOAD_S = 600.0  # a language's model may be loaded, and downloaded, by the
 
 
 @dataclass(frozen=True)
-class Patience:
-    """How long a call, or a model call, may take before its replica is taken for hung."""
+class CallTimeout:
+    """How long a model call may take before its replica counts as hung."""
 
     base_s: float = 120.0
-    per_audio_s: float = 20.0  # and so much more for each second of audio
-    most_s: float = math.inf  # however much audio: by then nobody waits for it any more
+    per_audio_s: float = 20.0  # more for each second of audio
+    max_s: float = math.inf
 
     def limit_s(self, audio_s: float) -> float:
-        return min(self.base_s + self.per_audio_s * audio_s, self.most_s)
+        """The limit of a call with this much audio."""
+        return min(self.base_s + self.per_audio_s * audio_s, self.max_s)
 
-    def with_model_load(self) -> "Patience":
+    def with_model_load(self) -> Self:
+        """The same for a stage whose calls may load a model first."""
         return replace(self, base_s=self.base_s + MODEL_LOAD_S)
 
 
 class DeviceHung(Exception):
-    """A model call has lasted longer than any may."""
+    """A model call has lasted longer than its timeout."""
 
 
-class Watch:
-    """Knows until when each model call that runs now should have ended."""
+class Watchdog:
+    """Knows by when each model call that runs now should have ended."""
 
-    def __init__(self, patience: Patience) -> None:
-        self._patience = patience
+    def __init__(self, timeout: CallTimeout) -> None:
+        self._timeout = timeout
         self._until_s: dict[int, float] = {}  # by thread
 
     def over(
@@ -61,17 +63,17 @@ class Watch:
         run: Callable[[list[Item]], Sequence[Any]],
         audio_s: Callable[[Item], float] = lambda item: 0.0,
     ) -> Callable[[list[Item]], Sequence[Any]]:
-        """`run`, watched. A device that is broken for good ends the process: Serve starts another."""
+        """`run`, watched. A device that is broken for good ends the process: Serve starts another one."""
 
         def watched(items: list[Item]) -> Sequence[Any]:
             me = threading.get_ident()
-            self._until_s[me] = monotonic() + self._patience.limit_s(sum(map(audio_s, items)))
+            self._until_s[me] = monotonic() + self._timeout.limit_s(sum(map(audio_s, items)))
             try:
                 return run(items)
             except RuntimeError as error:
                 if is_broken_device(error):
                     logger.critical("The device is broken, this replica ends: %s", error)
-                    os.kill(os.getpid(), signal.SIGKILL)  # callers hear of a killed replica, and call again
+                    os.kill(os.getpid(), signal.SIGKILL)  # callers call again, as for any killed replica
                 raise
             finally:
                 del self._until_s[me]
@@ -99,18 +101,13 @@ def is_broken_device(error: RuntimeError) -> bool:
     )
 
 
-def _storable(error: Exception) -> Exception:
-    """No future can hold a StopIteration."""
-    return RuntimeError(f"the model call ended with {error!r}") if isinstance(error, StopIteration) else error
-
-
-def by_halves(
+def with_halved_batches(
     run: Callable[[list[Item]], Sequence[Any]], stage: str, note: Callable[[str, str, Exception], None]
 ) -> Callable[[list[Item]], Sequence[Any]]:
-    """`run` that does not fail for all of a batch: a call that fails is made again with each half of it.
+    """`run` that does not fail for a whole batch: a call that fails is made again with each half.
 
-    So an item that breaks the model gets its own error, and one that finds no memory even alone gets
-    Overloaded as its value. `note` is told the stage, the cause (out_of_memory, batch_failed) and the error.
+    So an item that breaks the model gets its own error, and an item that finds no memory even alone gets
+    OutOfMemory as its value. `note` is told the stage, the cause (out_of_memory, batch_failed) and the error.
     """
 
     def halving(items: list[Item]) -> Sequence[Any]:
@@ -119,11 +116,11 @@ def by_halves(
         except Exception as error:  # noqa: BLE001  (whichever it is, others' items may be fine)
             short, of_host = is_out_of_memory(error), type(error).__module__.startswith("numpy")
             # The frames of the failed call hold the very tensors that there is no room for.
-            failed = error.with_traceback(None) if short else _storable(error)
+            failed = error.with_traceback(None) if short else error
         if len(items) == 1:
             message = f"The {stage} stage is out of memory; try again later."
             code = f"{stage}_out_of_host_memory" if of_host else f"{stage}_out_of_memory"
-            return [Overloaded(message, None, code) if short else failed]
+            return [OutOfMemory(message, None, code) if short else failed]
         note(stage, "out_of_memory" if short else "batch_failed", failed)
         half = len(items) // 2
         return [*halving(items[:half]), *halving(items[half:])]

@@ -1,35 +1,27 @@
-"""Cues of a transcript: which words stand together, on which lines, from when to when.
+"""The cues of a transcript: which words stand together, on which lines, from when to when.
 
-The rules are those of whisperx's command line (`--max_line_width`, `--max_line_count`,
-`--highlight_words`), whose writer gives the same cues, except where it
-
-- counts a line without the spaces between its words, so that it gets longer than asked for,
-- labels a cue over several segments with the speaker of the first one: here a cue ends with its speaker,
-- drops a segment without words beside others with words: here it is a cue of its own,
-- joins words by spaces in Chinese and Japanese when one of them is highlighted, and else leaves out there
-  the spaces that the text has (between Latin words),
-- gives cues that end before, or when, they start, which WebVTT forbids.
+They are those of whisperx's command line (`--max_line_width`, `--max_line_count`, `--highlight_words`).
+Its writer, however, exceeds the width by the spaces, mixes speakers in a cue, drops segments without words,
+misplaces spaces in Chinese and Japanese, and writes cues that end before they start.
 """
 
 import re
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
+from dataclasses import dataclass, replace
+from itertools import accumulate, groupby
+
+import regex
 
 from serve_app.languages import NO_SPACE_BETWEEN_SENTENCES, NO_SPACE_BETWEEN_WORDS
 from serve_app.transcript import Segment, Transcript, Word
 
-LONG_PAUSE_S = 3.0  # between the starts of two words; where lines are counted, a cue ends there
-NO_LIMIT = 1000  # characters in a line, as whisperx
+LONG_PAUSE_S = 3.0  # between the starts of two words; ends a cue if its lines are counted
+DEFAULT_LINE_CHARS = 1000  # as in whisperx
 
-# What ends a line for any reader, and other control characters, which none of the formats can hold.
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
-
-# What no line may begin with, in scripts without spaces.
-_MARKS = ("Mn", "Mc", "Me", "Cf")  # as Unicode calls them
-_VOWELS_BEHIND = "\u0e33\u0eb3"  # Thai and Lao am, which are half a mark
-_STACKERS = "\u1039\u17d2"  # Myanmar and Khmer: the next consonant stands below the one before
+# Line ends of any kind, other control characters and lone surrogates, which none of the formats can hold.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
+# A character as a reader sees it, with its marks and with what is stacked below it: no line begins inside.
+_CHARACTER = regex.compile(r"(?!\s)\X\p{M}*")
 
 
 @dataclass(frozen=True)
@@ -37,16 +29,13 @@ class SubtitleLayout:
     """How subtitles are laid out; whisperx's options of the same names."""
 
     max_line_width: int | None = None  # characters in a line, without the speaker's prefix
-    max_line_count: int | None = None  # lines in a cue; without max_line_width it says nothing
-    highlight_words: bool = False  # a cue for every word, which is underlined in it
-
-
-PLAIN = SubtitleLayout()
+    max_line_count: int | None = None  # lines in a cue, which may then span segments
+    highlight_words: bool = False  # one cue per word, which is underlined in it
 
 
 @dataclass(frozen=True, slots=True)
 class Cue:
-    """What is shown from `start_ms` until `end_ms`; lines of `text` end with a newline, but not the last."""
+    """What is shown from `start_ms` until `end_ms`. `text` has a newline between its lines."""
 
     start_ms: int
     end_ms: int
@@ -55,166 +44,122 @@ class Cue:
 
 
 @dataclass(frozen=True, slots=True)
-class _Said:
-    """A word in a cue; times are None where it could not be aligned."""
+class _CueWord:
+    """A word to lay out; times are None where it could not be aligned."""
 
     text: str
     start_s: float | None
     end_s: float | None
-    spaced: bool  # a space stands before it, unless it is the first of a line
+    has_space: bool  # before it, unless it begins a line
     segment: Segment
 
 
-_Lines = list[list[_Said]]  # of one cue
+_Lines = list[list[_CueWord]]  # of one cue
 
 
 def one_line(text: str) -> str:
-    """The text without control characters and ends of lines: a space stands where some were."""
+    """The text on one line: spaces replace line ends and other control characters."""
     return _CONTROL.sub(" ", text).strip()
 
 
 def words_of(segment: Segment, language: str | None) -> tuple[Word, ...]:
-    """The segment's words; where it was not aligned, its text in words without times and scores."""
+    """The segment's words. If it was not aligned, its text is split into words without times and scores."""
     if segment.words:
         return segment.words
-    texts = segment.text.split()
-    if language in NO_SPACE_BETWEEN_WORDS:
-        texts = [character for text in texts for character in _characters(text)]
+    is_spaced = language not in NO_SPACE_BETWEEN_WORDS
+    texts = segment.text.split() if is_spaced else _CHARACTER.findall(segment.text)
     return tuple(Word(text, speaker=segment.speaker) for text in texts)
 
 
-def _characters(text: str) -> list[str]:
-    """Characters as they are read: each with the marks on it, and what is written below another with that."""
-    found: list[str] = []
-    for character in text:
-        is_mark = unicodedata.category(character) in _MARKS or character in _VOWELS_BEHIND
-        if found and (is_mark or found[-1][-1] in _STACKERS):
-            found[-1] += character
-        else:
-            found.append(character)
-    return found
-
-
 def cues(
-    transcript: Transcript, layout: SubtitleLayout, escaped: Callable[[str], str] = lambda text: text
+    transcript: Transcript, layout: SubtitleLayout, escaped: Callable[[str], str] = str
 ) -> Iterator[Cue]:
     """The cues in order. `escaped` is applied to every word, not to the `<u>` around a highlighted one."""
 
-    def text(lines: _Lines, underlined: _Said | None = None) -> str:
-        shown = ""
-        for line in lines:
-            for word in line:
-                if word is line[0]:
-                    shown += "\n" if shown else ""
-                elif word.spaced:
-                    shown += " "
-                shown += f"<u>{escaped(word.text)}</u>" if word is underlined else escaped(word.text)
-        return shown
+    def sharing(segment: Segment) -> tuple[str | None, int]:  # equal for neighbours that share cues
+        return segment.speaker, 0 if layout.max_line_count and _is_aligned(segment) else id(segment)
 
-    for run in _runs(transcript.segments):
-        aligned = _aligned(run[0])
-        said = [word for segment in run for word in _said(segment, transcript.language)]
-        for lines in _laid_out(said, layout):
-            speaker, (start_ms, end_ms) = run[0].speaker, _span_ms(lines)
-            timed = [word for line in lines for word in line if word.start_s is not None]
-            if not (layout.highlight_words and aligned and timed):
-                yield Cue(start_ms, end_ms, text(lines), speaker)
+    for (speaker, _), run in groupby(transcript.segments, sharing):
+        words = [word for segment in run for word in _words_to_show(segment, transcript.language)]
+        for lines in _laid_out(words, layout):
+            shown = [word for line in lines for word in line]
+            start_ms, end_ms = _span_ms(shown)
+            timed = [word for word in shown if word.start_s is not None]
+            if not (layout.highlight_words and timed and _is_aligned(timed[0].segment)):
+                yield Cue(start_ms, end_ms, _text(lines, escaped), speaker)
                 continue
             for word in timed:
-                word_start_ms, word_end_ms = _span_ms([[word]])
+                word_start_ms, word_end_ms = _span_ms([word])
                 if word_start_ms > start_ms:
-                    yield Cue(start_ms, word_start_ms, text(lines), speaker)
-                yield Cue(word_start_ms, word_end_ms, text(lines, word), speaker)
+                    yield Cue(start_ms, word_start_ms, _text(lines, escaped), speaker)
+                yield Cue(word_start_ms, word_end_ms, _text(lines, escaped, word), speaker)
                 start_ms = word_end_ms
 
 
-def _runs(segments: Sequence[Segment]) -> Iterator[list[Segment]]:
-    """Segments that may share cues: neighbours with one speaker; one without times of words is alone."""
-    run: list[Segment] = []
-    for segment in segments:
-        if run and not (run[0].speaker == segment.speaker and _aligned(run[0]) and _aligned(segment)):
-            yield run
-            run = []
-        run.append(segment)
-    if run:
-        yield run
+def _text(lines: _Lines, escaped: Callable[[str], str], underlined: _CueWord | None = None) -> str:
+    def shown(word: _CueWord, line: list[_CueWord]) -> str:
+        text = f"<u>{escaped(word.text)}</u>" if word is underlined else escaped(word.text)
+        return f" {text}" if word.has_space and word is not line[0] else text
+
+    return "\n".join("".join(shown(word, line) for word in line) for line in lines)
 
 
-def _aligned(segment: Segment) -> bool:
+def _is_aligned(segment: Segment) -> bool:
     return any(word.start_s is not None for word in segment.words)
 
 
-def _said(segment: Segment, language: str | None) -> list[_Said]:
-    """The words to show. Without any times, the segment's own are shared out by the words' lengths."""
-    words = [
-        _Said(text, word.start_s, word.start_s if word.end_s is None else word.end_s, spaced, segment)
-        for word, spaced in _with_spaces(segment, language)
-        if (text := one_line(word.text))
-    ]
-    if _aligned(segment):
-        return words
-    ends = list(accumulate(len(word.text) for word in words))
-    per_character_s = (segment.end_s - segment.start_s) / ends[-1] if words else 0.0
-    return [
-        _Said(
-            word.text,
-            segment.start_s + (end - len(word.text)) * per_character_s,
-            segment.start_s + end * per_character_s,
-            word.spaced,
-            segment,
-        )
-        for word, end in zip(words, ends, strict=True)
-    ]
+def _words_to_show(segment: Segment, language: str | None) -> list[_CueWord]:
+    """The words that have text. If none has times, the segment's time is divided by their lengths.
 
-
-def _with_spaces(segment: Segment, language: str | None) -> Iterator[tuple[Word, bool]]:
-    """Each word and whether the text has a space before it; where it cannot be found, as the language has."""
+    A word has a space before it if the segment's text has one, or where it is not found there, by language.
+    """
+    words: list[_CueWord] = []
     at = 0
     for word in words_of(segment, language):
-        spaced = language not in (NO_SPACE_BETWEEN_WORDS if at else NO_SPACE_BETWEEN_SENTENCES)
+        has_space = language not in (NO_SPACE_BETWEEN_WORDS if at else NO_SPACE_BETWEEN_SENTENCES)
         found = segment.text.find(word.text, at)
         between = segment.text[at:found]
         if found >= 0 and at > 0 and not between.strip():
-            spaced = bool(between)
+            has_space = bool(between)
         at = found + len(word.text) if found >= 0 else at
-        yield word, spaced
+        if text := one_line(word.text):
+            end_s = word.start_s if word.end_s is None else word.end_s
+            words.append(_CueWord(text, word.start_s, end_s, has_space, segment))
+    if _is_aligned(segment) or not words:
+        return words
+    ends = list(accumulate(len(word.text) for word in words))
+    times_s = [segment.start_s + (segment.end_s - segment.start_s) / ends[-1] * end for end in (0, *ends)]
+    return [
+        replace(word, start_s=start_s, end_s=end_s)
+        for word, start_s, end_s in zip(words, times_s[:-1], times_s[1:], strict=True)
+    ]
 
 
-def _laid_out(words: Sequence[_Said], layout: SubtitleLayout) -> Iterator[_Lines]:
-    """The lines of each cue: of a segment, or where lines are counted of all words that fit."""
-    width = layout.max_line_width or NO_LIMIT
-    most_lines = layout.max_line_count if layout.max_line_width else None
+def _laid_out(words: Sequence[_CueWord], layout: SubtitleLayout) -> Iterator[_Lines]:
+    """The lines of each cue: all of them, or if lines are counted, as many as a cue may have."""
     lines: _Lines = []
     used = 0  # characters of the last line
-    started_s = words[0].segment.start_s if words else 0.0  # the last word with times
-    segment: Segment | None = None  # of the last word
+    started_s = words[0].segment.start_s if words else 0.0  # of the last word with times
     for word in words:
-        if most_lines is None:
-            full = ended = word.segment is not segment
-        else:
-            ended = word.start_s is not None and word.start_s - started_s > LONG_PAUSE_S
-            full = ended or len(lines) >= most_lines
-        length = word.spaced + len(word.text)
-        if lines and used + length <= width and not ended:
+        start_s = started_s if word.start_s is None else word.start_s
+        is_after_pause = layout.max_line_count is not None and start_s - started_s > LONG_PAUSE_S
+        length = word.has_space + len(word.text)
+        if lines and used + length <= (layout.max_line_width or DEFAULT_LINE_CHARS) and not is_after_pause:
             lines[-1].append(word)
             used += length
         else:
-            if lines and full:
+            if lines and (is_after_pause or len(lines) == layout.max_line_count):
                 yield lines
                 lines = []
             lines.append([word])
             used = len(word.text)
-        started_s = started_s if word.start_s is None else word.start_s
-        segment = word.segment
+        started_s = start_s
     if lines:
         yield lines
 
 
-def _span_ms(lines: _Lines) -> tuple[int, int]:
-    """From the first word to the last; WebVTT wants the end after the start."""
-    words = [word for line in lines for word in line]
-    segment = words[0].segment
-    starts = [word.start_s for word in words if word.start_s is not None] or [segment.start_s]
-    ends = [word.end_s for word in words if word.end_s is not None] or [segment.end_s]
-    start_ms = round(1000 * min(starts))
-    return start_ms, max(round(1000 * max(ends)), start_ms + 1)
+def _span_ms(words: Sequence[_CueWord]) -> tuple[int, int]:
+    """From the first word to the last; WebVTT requires the end to be after the start."""
+    start_s = min((w.start_s for w in words if w.start_s is not None), default=words[0].segment.start_s)
+    end_s = max((w.end_s for w in words if w.end_s is not None), default=words[0].segment.end_s)
+    return round(1000 * start_s), max(round(1000 * end_s), round(1000 * start_s) + 1)

@@ -1,50 +1,44 @@
-"""Who may ask: API keys, other machines; and how long a body may take.
+"""Who may use the API: keys with their quotas, and, where there are no keys, this machine only.
 
-All but the last is decided from a request's headers, before any of its body is read.
+All of it is decided from a request's headers, before any of its body is read. Quotas are counted in this
+process: with several Ingress replicas, each of them allows a key its full quota.
 """
 
-import asyncio
 import hashlib
 import hmac
 import ipaddress
 import logging
+import math
 import os
 import re
 import secrets
-from collections.abc import Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from time import monotonic
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Scope
 
-from serve_app.deadline import timeout
-from serve_app.errors import NoApiKeys, RateLimited, Unauthorized, UploadTooSlow
-from serve_app.http.quotas import Usage
-from serve_app.settings import AccessSettings
+from serve_app.errors import NoApiKeys, RateLimited, Unauthorized
+from serve_app.settings import AccessSettings, ApiKey
 
 logger = logging.getLogger("ray.serve")
 
-# For load balancers, which have no key, and for readers: the documentation knows nothing secret.
+# Load balancers have no key, and the documentation holds no secrets.
 OPEN_PATHS = ("/", "/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json")
 OPEN_FOLDER = "/static-offline-docs/"
 
 KEY_HEADERS = (b"authorization", b"api-key", b"x-api-key")
-SCHEMES = (b"bearer", b"api-key")  # OpenAI's clients send the first, Baseten's the second
-
-LOW_SPEED_WINDOW_S = 30.0  # as for fetching: at least so many bytes in so much waiting
-LOW_SPEED_BYTES = 30 << 10
-
-KEY_PREFIX = "wx_"  # by which a leaked key is recognised
 
 
 def new_key() -> tuple[str, str]:
-    """A fresh API key and its SHA-256 in hex."""
-    key = KEY_PREFIX + secrets.token_urlsafe(32)
+    """A new API key and its SHA-256 in hex."""
+    key = "wx_" + secrets.token_urlsafe(32)  # the prefix makes a leaked key recognisable
     return key, hashlib.sha256(key.encode()).hexdigest()
 
 
 def is_loopback(host: str) -> bool:
-    """Whether this address or name is reached from this machine only."""
+    """Whether this address or name can only be reached from this machine."""
     if host == "localhost":
         return True
     try:
@@ -54,125 +48,115 @@ def is_loopback(host: str) -> bool:
     return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
-class Access:
-    """ASGI middleware: raises Unauthorized, NoApiKeys or RateLimited; hands the rest on without the key."""
+class Quota:
+    """Limits the running requests and the audio of one key.
 
-    def __init__(self, app: ASGIApp, settings: AccessSettings) -> None:
-        self.app = app
-        self.settings = settings
-        self.usages = {key.sha256: Usage(key) for key in settings.keys}
+    The audio is a bucket that holds one minute's allowance and fills evenly. A request may start while
+    anything is left in it; a long file leaves a debt, and the next request waits until that is paid. The
+    `limits` package cannot do this: it books a cost only where it still fits, but the length of a file is
+    known only after it was let in.
+    """
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        headers = scope["headers"]
-        # Nothing behind this can log the key, or send it on.
-        scope = {**scope, "headers": [pair for pair in headers if pair[0] not in KEY_HEADERS]}
-        usage = None if _is_open(scope) else self._allowed(scope, headers)
-        with usage.request() if usage else nullcontext():
-            await self.app(scope, receive, send)
+    def __init__(self, key: ApiKey) -> None:
+        self._key = key
+        self._running = 0
+        self._max_requests = key.max_requests or math.inf
+        self._per_minute_s = key.max_audio_s_per_minute or math.inf
+        self._full_at_s = monotonic()  # when the bucket is full again; a minute before, it is empty
 
-    def _allowed(self, scope: Scope, headers: Iterable[tuple[bytes, bytes]]) -> Usage | None:
-        """Whose request it is, None without keys; raises Unauthorized, NoApiKeys or RateLimited."""
-        if not self.usages:
-            if not self.settings.public_without_keys:
-                _refuse_strangers(scope, headers)
-            return None
-        usage = self._owner(_presented(headers))
-        if scope["method"] != "POST":  # what only asks for something that is there costs nothing
-            return None
+    @contextmanager
+    def count_request(self) -> Iterator[None]:
+        """Counts a request while it runs; inside, `charge` books its audio. Raises RateLimited."""
+        if self._running >= self._max_requests:
+            raise self._over_limit(f"{self._max_requests} requests at once; wait for one to end")
+        empty_for_s = self._full_at_s - 60 - monotonic()
+        if empty_for_s >= 0:
+            wait_s = int(empty_for_s) + 1
+            allowed = f"{self._per_minute_s:g} s of audio a minute; wait {wait_s} s"
+            raise self._over_limit(allowed, "audio_limit_reached", wait_s)
+        booked_s = 0.0
+
+        def book(audio_s: float) -> None:
+            nonlocal booked_s
+            fills_in_s = max(0.0, audio_s - booked_s) * 60 / self._per_minute_s
+            self._full_at_s = max(self._full_at_s, monotonic()) + fills_in_s
+            booked_s = max(booked_s, audio_s)
+
+        self._running += 1
+        before = _book.set(book)
         try:
-            usage.refuse_over_limit()
-        except RateLimited as error:
-            logger.info("API key %s: %s", usage.key.name, error.code)
-            raise
-        return usage
+            yield
+        finally:
+            _book.reset(before)
+            self._running -= 1
 
-    def _owner(self, key: bytes | None) -> Usage:
-        if key is None:
+    def _over_limit(self, allowed: str, code: str | None = None, wait_s: int = 0) -> RateLimited:
+        error = RateLimited(f"Each server replica allows this API key {allowed}.", None, code, wait_s)
+        logger.info("API key %s: %s", self._key.name, error.code)
+        return error
+
+
+_book: ContextVar[Callable[[float], None]] = ContextVar("book", default=lambda audio_s: None)
+
+
+def charge(audio_s: float) -> None:
+    """Books the running request's audio, in seconds, on its key, if it has one.
+
+    Called as soon as the length is known, so that a client that leaves early has paid. Calling it again with
+    the same length, when a stage is retried, books nothing more.
+    """
+    _book.get()(audio_s)
+
+
+class Access:
+    """The check of who may use the API."""
+
+    def __init__(self, settings: AccessSettings) -> None:
+        self._is_public = settings.public_without_keys
+        self._quotas = {key.sha256: Quota(key) for key in settings.keys}
+
+    @contextmanager
+    def admit(self, scope: Scope) -> Iterator[Scope]:
+        """Gives the request without its key, and counts it; or Unauthorized, NoApiKeys, RateLimited."""
+        headers = scope["headers"]
+        path = scope["path"].removeprefix(scope.get("root_path", ""))  # Serve's route_prefix
+        quota = None
+        if path not in OPEN_PATHS and not path.startswith(OPEN_FOLDER):
+            if self._quotas:
+                quota = self._owner(headers)
+            elif not self._is_public:
+                _refuse_strangers(scope)
+        with quota.count_request() if quota and scope["method"] == "POST" else nullcontext():
+            # Nothing behind this can log the key or send it on.
+            yield {**scope, "headers": [pair for pair in headers if pair[0] not in KEY_HEADERS]}
+
+    def _owner(self, headers: Iterable[tuple[bytes, bytes]]) -> Quota:
+        given = dict(headers)
+        scheme, _, key = given.get(b"authorization", b"").partition(b" ")
+        if scheme.lower() not in (b"bearer", b"api-key"):  # of OpenAI's clients, and of Baseten's
+            key = b""
+        key = key.strip() or given.get(b"api-key") or given.get(b"x-api-key", b"")
+        if not key:
             raise Unauthorized("Send an API key: `Authorization: Bearer KEY`.", None, "missing_api_key")
         digest = hashlib.sha256(key).hexdigest()
-        owner = None
-        for known, usage in self.usages.items():  # all of them: the time taken tells nothing
-            if hmac.compare_digest(known, digest):
-                owner = usage
-        if owner is None:
+        # All are compared, so that the time taken does not tell which ones come close.
+        found = [quota for known, quota in self._quotas.items() if hmac.compare_digest(known, digest)]
+        if not found:
             raise Unauthorized("The server does not know this API key.")
-        return owner
+        return found[0]
 
 
-def _is_open(scope: Scope) -> bool:
-    path: str = scope["path"].removeprefix(scope.get("root_path", ""))  # Serve's route_prefix
-    return path in OPEN_PATHS or path.startswith(OPEN_FOLDER)
-
-
-def _refuse_strangers(scope: Scope, headers: Iterable[tuple[bytes, bytes]]) -> None:
-    """Raises NoApiKeys unless this machine asks, and asks for itself."""
-    open_it = "Its operator can add keys (python -m serve_app key NAME) or set access.public_without_keys."
+def _refuse_strangers(scope: Scope) -> None:
+    """Raises NoApiKeys unless the request comes from this machine and is addressed to it."""
+    # Serve's HAProxy runs on this machine and hides the client's address.
+    is_hidden = os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1"
     client = scope.get("client")
-    # Serve's HAProxy runs on this machine and does not say for whom it asks.
-    hidden = os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1"
-    if hidden or not (client and is_loopback(client[0])):
-        raise NoApiKeys(f"This server has no API keys and answers its own machine only. {open_it}")
-    # A page in a browser here can have its own site's name lead to this machine, and then read the answers.
-    hosts = [value for name, value in headers if name == b"host"]
-    if len(hosts) != 1 or not is_loopback(_without_port(hosts[0])):
+    # DNS rebinding: a web page can make its own site's name point to this machine, and read the answers.
+    hosts = [value.decode("latin-1").lower() for name, value in scope["headers"] if name == b"host"]
+    names = [re.sub(r":\d*$", "", host).removeprefix("[").removesuffix("]") for host in hosts]
+    if is_hidden or not client or len(names) != 1 or not all(map(is_loopback, (client[0], *names))):
         raise NoApiKeys(
-            "This server has no API keys and answers only where it is asked for as 127.0.0.1, [::1] or "
-            f"localhost; use one of these in the URL. {open_it}"
+            "This server has no API keys and answers its own machine only, asked for as 127.0.0.1, [::1] or "
+            "localhost. Its operator can add keys (python -m serve_app key NAME) or set "
+            "access.public_without_keys."
         )
-
-
-def _without_port(host: bytes) -> str:
-    return re.sub(r":\d*$", "", host.decode("latin-1").lower()).removeprefix("[").removesuffix("]")
-
-
-def _presented(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
-    """The key in the request's headers: `Authorization: Bearer` or `Api-Key`, or a header `(X-)Api-Key`."""
-    given = dict(headers)
-    scheme, _, key = given.get(b"authorization", b"").partition(b" ")
-    if scheme.lower() in SCHEMES and key:
-        return key.strip()
-    return given.get(b"api-key") or given.get(b"x-api-key")
-
-
-class ReceiveDeadline:
-    """ASGI middleware: a body that takes longer, or trickles, is a 408: no client holds a place for ever."""
-
-    def __init__(self, app: ASGIApp, timeout_s: float) -> None:
-        self.app = app
-        self.timeout_s = timeout_s
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        deadline_s = monotonic() + self.timeout_s
-        patience_s, due_bytes = LOW_SPEED_WINDOW_S, LOW_SPEED_BYTES
-        complete = False
-
-        async def receive_in_time() -> Message:
-            nonlocal complete, patience_s, due_bytes
-            if complete:  # what is awaited now is that the client leaves, for as long as the answer takes
-                return await receive()
-            begun_s = monotonic()
-            wait_s = min(deadline_s - begun_s, patience_s)
-            try:
-                if wait_s <= 0:  # else a piece that is there already would be taken
-                    raise asyncio.TimeoutError
-                async with timeout(wait_s):
-                    message = await receive()
-            except asyncio.TimeoutError:
-                raise UploadTooSlow(
-                    f"The body came too slowly, or not within {self.timeout_s:g} s; send a smaller file, or "
-                    "its URL."
-                ) from None
-            patience_s -= monotonic() - begun_s  # not the time that we take to store it
-            due_bytes -= len(message.get("body", b""))
-            if due_bytes <= 0:
-                patience_s, due_bytes = LOW_SPEED_WINDOW_S, LOW_SPEED_BYTES
-            complete = not message.get("more_body", False)
-            return message
-
-        await self.app(scope, receive_in_time, send)

@@ -1,36 +1,151 @@
-"""Answers that every API here gives alike: to an error, and in the formats that are text."""
+"""Answers: the JSON of our own API, the formats that are text, and errors, which all routes answer alike."""
 
 import json
 import logging
-import re
-from typing import Any
-from uuid import uuid4
+import math
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Annotated, Any, NotRequired
 
-from starlette.datastructures import MutableHeaders
+from pydantic import Field
 from starlette.responses import JSONResponse, Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from serve_app.errors import TranscriptionError
-from serve_app.formats.text import MEDIA_TYPES
-from serve_app.http.schemas import warnings_out
-from serve_app.transcript import Transcript
+from serve_app.formats.subtitles import words_of
+from serve_app.formats.table import FORMATS
+from serve_app.options import Options
+from serve_app.transcript import Progress, Segment, StageWarning, Transcript, Word
 
 logger = logging.getLogger("ray.serve")
 
-SANE_REQUEST_ID = re.compile("[ -~]{1,128}")  # printable ASCII: it is logged, and sent back
+_HEADERS = {
+    401: {"WWW-Authenticate": "Bearer"},
+    408: {"Connection": "close"},  # else the client could go on sending
+    504: {"x-should-retry": "false"},  # else the `openai` package sends it twice more
+}
 
 
-def text_response(text: str, response_format: str, transcript: Transcript) -> Response:
-    """`text` in one of MEDIA_TYPES, which have no place for warnings: those are in a header."""
-    response = Response(text, media_type=MEDIA_TYPES[response_format])
+class WordOut(TypedDict):
+    """One word. Times and score are null where the word could not be aligned."""
+
+    word: str
+    start: float | None
+    end: float | None
+    score: float | None
+    speaker: str | None
+
+
+class SegmentOut(TypedDict):
+    """One sentence. `speaker` is null when speakers were not asked for or not found."""
+
+    start: float
+    end: float
+    text: str
+    speaker: str | None
+    words: NotRequired[Annotated[list[WordOut], Field(description="Only with `word_timestamps`.")]]
+
+
+class _About(TypedDict):
+    language: Annotated[str | None, Field(description="Null when there was no speech.")]
+    duration: float
+    model: str
+    warnings: list[StageWarning]
+    timings: Annotated[dict[str, float], Field(description="Wall seconds per stage; stages overlap.")]
+
+
+class PredictResponse(_About):
+    """The answer of `POST /predict`: the segments, in order; times in seconds."""
+
+    model_output: list[SegmentOut]
+
+
+class WordsResponse(_About):
+    """The answer with `response_format` words: those of all segments, in order; times in seconds."""
+
+    words: list[WordOut]
+
+
+class ErrorResponse(TypedDict):
+    """The body of every answer that is not 2xx."""
+
+    error: Annotated[dict[str, str | None], Field(description="`message`, `type`, `param`, `code`.")]
+
+
+def described_answers(model: Any, media_types: Iterable[str]) -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI description of answers in JSON, in formats that are text, and with errors."""
+    text = {"schema": {"type": "string"}}
+    warnings = {"description": "In text formats: what JSON has as `warnings`, as ASCII JSON.", **text}
+    errors = [each for each in TranscriptionError.__subclasses__() if each.status != 500]
+    return {
+        200: {
+            "model": model,
+            "description": "The transcript in the `response_format` asked for.",
+            "content": {media_type.partition(";")[0]: text for media_type in media_types},
+            "headers": {"X-Warnings": warnings},
+        },
+        **{each.status: {"model": ErrorResponse, "description": each.__doc__} for each in reversed(errors)},
+    }
+
+
+def answer(transcript: Transcript, options: Options) -> dict[str, Any] | str:
+    """The answer to a request: JSON-ready data for json and words, else text.
+
+    With `words`, a segment that was not aligned has its words too, with null times, so that nothing that was
+    said is missing.
+    """
+    if write := FORMATS[options.response_format].write:
+        return write(transcript, options.layout())
+    segments = transcript.segments
+    shown: dict[str, Any] = {}
+    if options.response_format == "words":
+        words = [word for segment in segments for word in words_of(segment, transcript.language)]
+        shown["words"] = [_word_out(word) for word in words]
+    else:
+        shown["model_output"] = [_segment_out(each, words=options.word_timestamps) for each in segments]
+    return shown | {
+        "language": transcript.language,
+        "duration": round(transcript.duration_s, 3),
+        "model": transcript.model,
+        "warnings": warnings_out(transcript),
+        "timings": {stage: round(seconds, 3) for stage, seconds in transcript.timings.items()},
+    }
+
+
+def warnings_out(transcript: Transcript) -> list[dict[str, str]]:
+    """The transcript's warnings, JSON-ready."""
+    return [asdict(warning) for warning in transcript.warnings]
+
+
+def progress_response(progress: Progress, options: Options) -> dict[str, Any]:
+    """A report on a running request, JSON-ready."""
+    words = options.word_timestamps or options.response_format == "words"
+    return {
+        "windows_done": progress.windows_done,
+        "windows_found": progress.windows_found,
+        "all_found": progress.all_found,
+        "segments": [_segment_out(segment, words=words) for segment in progress.segments],
+    }
+
+
+def transcript_response(transcript: Transcript, options: Options) -> Response:
+    """The answer to a request as a response. This can take seconds for many words: call it in a thread."""
+    body = answer(transcript, options)
+    if isinstance(body, str):
+        return text_response(body, FORMATS[options.response_format].media_type, transcript)
+    return JSONResponse(body)
+
+
+def text_response(text: str, media_type: str, transcript: Transcript) -> Response:
+    """A response in a text format. Those have no place for warnings, which are in the header X-Warnings."""
+    response = Response(text, media_type=media_type)
     if warnings := warnings_out(transcript):
-        in_ascii = json.dumps([warning.model_dump() for warning in warnings])  # as a header must be
-        response.headers["X-Warnings"] = in_ascii
+        response.headers["X-Warnings"] = json.dumps(warnings)  # ASCII, as a header must be
     return response
 
 
 def error_body(error: Exception) -> dict[str, Any]:
-    """`{"error": {message, type, param, code}}`. What is not an error of ours is logged, and told nobody."""
+    """`{"error": {message, type, param, code}}`. An unexpected error is logged; its text is not sent."""
     if not isinstance(error, TranscriptionError):
         logger.error("request failed", exc_info=error)
         error = TranscriptionError("The server failed; the operator's log has the details.")
@@ -39,68 +154,22 @@ def error_body(error: Exception) -> dict[str, Any]:
 
 
 def error_response(error: Exception) -> JSONResponse:
-    """The body of an error, with Retry-After where it passes by itself.
-
-    The `openai` package would send what took too long twice more, unless `x-should-retry` tells it not to.
-    """
-    if not isinstance(error, TranscriptionError):
-        return JSONResponse(error_body(error), TranscriptionError.status)
-    headers: dict[str, str] = {}
-    if error.retry_after_s is not None:
-        headers["Retry-After"] = str(error.retry_after_s)
-    if error.status == 504:
-        headers["x-should-retry"] = "false"
-    if error.status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
-    if error.status == 408:
-        headers["Connection"] = "close"  # else the client could go on sending
-    return JSONResponse(error_body(error), error.status, headers)
+    """The response for an error, with Retry-After where trying again later can help."""
+    known = error if isinstance(error, TranscriptionError) else TranscriptionError("")
+    headers = _HEADERS.get(known.status, {})
+    if known.retry_after_s is not None:
+        headers = {**headers, "Retry-After": str(known.retry_after_s)}
+    return JSONResponse(error_body(error), known.status, headers)
 
 
-class RequestId:
-    """ASGI middleware: every answer has `X-Request-ID`, the client's where that is sane, else a new one."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        scope = {**scope}  # the server's own keeps its headers
-        headers = MutableHeaders(scope=scope)
-        given = headers.get("X-Request-ID", "")
-        request_id = given if SANE_REQUEST_ID.fullmatch(given) else uuid4().hex
-        headers["X-Request-ID"] = request_id
-
-        async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["X-Request-ID"] = request_id
-            await send(message)
-
-        await self.app(scope, receive, send_with_id)
+def _segment_out(segment: Segment, *, words: bool) -> SegmentOut:
+    start_s, end_s = round(segment.start_s, 3), round(segment.end_s, 3)
+    out = SegmentOut(start=start_s, end=end_s, text=segment.text, speaker=segment.speaker)
+    if words:
+        out["words"] = [_word_out(word) for word in segment.words]
+    return out
 
 
-class ErrorAnswers:
-    """ASGI middleware: what is raised behind it is answered here, inside the CORS headers.
-
-    Starlette answers unexpected errors outside of all middleware, where a web page cannot read them.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started = False
-
-        async def send_and_note(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
-        try:
-            await self.app(scope, receive, send_and_note)
-        except Exception as error:
-            if started or scope["type"] != "http":
-                raise  # the web server logs it and closes the connection
-            await error_response(error)(scope, receive, send)
+def _word_out(word: Word) -> WordOut:
+    score = word.score if math.isfinite(word.score or 0.0) else None  # JSON has no NaN
+    return WordOut(word=word.text, start=word.start_s, end=word.end_s, score=score, speaker=word.speaker)

@@ -1,119 +1,210 @@
-"""Request bodies: a file goes to disk as it comes and is never whole in memory.
-
-Held in memory per request: one piece of the body, and what it says beside the file, OVERHEAD_BYTES at most,
-and REFERENCES_BYTES of known speakers' voices.
-"""
+"""Receives the body of a request: it goes to disk as it arrives, and a file is never in memory as a whole."""
 
 import asyncio
+import base64
+import binascii
+import json
+import re
+from codecs import BOM_UTF8
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import BinaryIO, Protocol, TypeVar
+from typing import Any, BinaryIO, Self, TypeVar
 
+import pydantic
 from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
 from serve_app.errors import InvalidRequest, PayloadTooLarge
-from serve_app.http.form_fields import Field, form_options
-from serve_app.http.forms import FormBody
-from serve_app.http.json_body import JsonBody
-from serve_app.http.references import REFERENCES_BYTES
-from serve_app.options import Options
-from serve_app.spool import nameless_file, no_room
+from serve_app.http.forms import MAX_TEXT_BYTES, Field, FormBody, too_much_text
+from serve_app.options import Options, validate_or_400
+from serve_app.spool import LimitedFile, anonymous_temp_file, disk_full_error
 from serve_app.transcript import Source
 
-PIECE_BYTES = 256 << 10
-OVERHEAD_BYTES = 256 << 10  # parsed JSON can take thirty times the memory of its text
-BESIDE_BYTES = OVERHEAD_BYTES + REFERENCES_BYTES
-
-
 Parsed = TypeVar("Parsed")
-Parsed_co = TypeVar("Parsed_co", covariant=True)
+
+PIECE_BYTES = 256 << 10
+MAX_SYNTAX_BYTES = 256 << 10
+PIECE_CHARS = 1 << 20
+
+_BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/-_="
+_SPACE = b" \t\r\n"
+_STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
+_DATA_URL = re.compile(r"\s*data:[^,]{0,200};base64,", re.IGNORECASE)
+_NON_ASCII = re.compile(rb"[\x80-\xff]+")
+
+# Parsing takes up to three times the size of a JSON body in memory, so few are parsed at once.
+_json_threads = ThreadPoolExecutor(2, "json")
 
 
-class Body(Protocol[Parsed_co]):
-    """Takes a body in pieces. The methods may wait for the disk, so they are called in threads."""
+class PredictRequest(Options):
+    """The JSON body of `POST /predict`; exactly one of `audio_file` and `audio_b64`."""
 
-    most_file_bytes: int  # what the largest file there may be takes in such a body
-
-    def write(self, piece: bytes) -> None: ...
-
-    def beside_bytes(self) -> int:
-        """How much of what was written is neither the file nor a reference."""
-
-    def finish(self) -> tuple[Source, Parsed_co]: ...
-
-
-@asynccontextmanager
-async def received(request: Request, max_bytes: int) -> AsyncIterator[tuple[Source, Options]]:
-    """What a request to /predict asks for. A file that came with it is at its first byte, and closed in the
-    end.
-
-    Raises InvalidRequest, PayloadTooLarge (a file over `max_bytes`, or over OVERHEAD_BYTES beside it) and
-    Overloaded (no room for the file).
-    """
-    with nameless_file() as file:
-        source, options = await _receive(request, _body(request, file, max_bytes), max_bytes)
-        if source.file is None:
-            file.close()  # to fetch a URL and transcribe what is there may take an hour
-        yield source, options
-
-
-@asynccontextmanager
-async def received_form(
-    request: Request, max_bytes: int, parse: Callable[[list[Field]], Parsed]
-) -> AsyncIterator[tuple[Source, Parsed]]:
-    """The same for a route that takes forms only, and what `parse` makes of their fields."""
-    with nameless_file() as file:
-        kind, parameters = parse_options_header(request.headers.get("content-type"))
-        if kind != b"multipart/form-data":
-            raise InvalidRequest("Send multipart/form-data with a file.", None, "unsupported_content_type")
-        boundary = parameters.get(b"boundary", b"")
-        # Nothing here keeps the body, whose text may have megabytes, while the request runs.
-        yield await _receive(request, FormBody(boundary, file, max_bytes, parse), max_bytes)
-
-
-def _body(request: Request, file: BinaryIO, max_bytes: int) -> Body[Options]:
-    kind, parameters = parse_options_header(request.headers.get("content-type"))
-    if kind == b"multipart/form-data":
-        return FormBody(parameters.get(b"boundary", b""), file, max_bytes, form_options)
-    if kind == b"application/json":
-        return JsonBody(file, max_bytes)
-    raise InvalidRequest(
-        "Send application/json with audio_file or audio_b64, or multipart/form-data with a file.",
-        None,
-        "unsupported_content_type",
+    audio_file: str | None = pydantic.Field(None, description="http or https URL of the audio or video.")
+    audio_b64: str | None = pydantic.Field(None, description="The file itself, base64.")
+    headers: dict[str, str] = pydantic.Field(
+        default_factory=dict, description="HTTP headers for fetching `audio_file`, such as Authorization."
     )
 
+    @pydantic.model_validator(mode="after")
+    def _has_one_source(self) -> Self:
+        if (self.audio_file is None) == (self.audio_b64 is None):
+            raise ValueError("give either audio_file (a URL) or audio_b64 (a file), or upload a form")
+        if self.headers and self.audio_file is None:
+            raise ValueError("headers are for fetching audio_file")
+        return self
 
-async def _receive(request: Request, body: Body[Parsed], max_bytes: int) -> tuple[Source, Parsed]:
-    """Asks for more only when a piece is written, so that a fast client waits for a slow disk.
 
-    A request that is cancelled closes the file under its thread: a write that has begun ends first, the
-    next one fails where nobody sees it.
+class JsonBody:
+    """Collects a JSON body in `file`; the file in its `audio_b64`, if any, then takes its place there."""
+
+    too_large_advice = "Send larger files as multipart/form-data or give their URL in audio_file."
+
+    def __init__(self, file: BinaryIO, max_file_bytes: int, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.write = file.write
+        self._file = file
+        self._max_file_bytes = max_file_bytes
+
+    def finish(self) -> tuple[Source, Options]:
+        """Raises InvalidRequest, and PayloadTooLarge for the file in it or for the rest."""
+        self._file.seek(0)
+        request = validate_or_400(PredictRequest, _parse(self._file.read()))
+        options = Options.model_validate(request.model_dump(include=set(Options.model_fields)))
+        if request.audio_b64 is None:
+            return Source(url=request.audio_file, headers=request.headers), options
+        self._file.seek(0)
+        self._file.truncate()
+        audio = LimitedFile(self._file, self._max_file_bytes, "audio_b64")
+        try:
+            _decode_base64(request.audio_b64, audio)
+        except ValueError:
+            raise InvalidRequest("audio_b64: not valid base64.", "audio_b64") from None
+        return Source(file=audio.from_start()), options
+
+
+@asynccontextmanager
+async def received(
+    request: Request, max_file_bytes: int, parse: Callable[[list[Field]], Parsed], max_json_bytes: int = 0
+) -> AsyncIterator[tuple[Source, Parsed]]:
+    """Receives the file or URL of a request, and what `parse` makes of the text fields of a form.
+
+    A route that takes JSON too, which is parsed as PredictRequest, has `max_json_bytes`. An uploaded file is
+    closed at the end. Raises InvalidRequest, PayloadTooLarge, and Overloaded where the disk is full.
     """
+    kind, parameters = parse_options_header(request.headers.get("content-type"))
+    with anonymous_temp_file() as file:
+        body: FormBody | JsonBody
+        if kind == b"multipart/form-data":
+            body = FormBody(parameters.get(b"boundary", b""), file, max_file_bytes)
+        elif kind == b"application/json" and max_json_bytes:
+            body = JsonBody(file, max_file_bytes, max_json_bytes)
+        else:
+            or_json = ", or application/json with audio_file or audio_b64" if max_json_bytes else ""
+            message = f"Send multipart/form-data with a file{or_json}."
+            raise InvalidRequest(message, None, "unsupported_content_type")
+        source, parsed = await _receive(request, body)
+        if isinstance(body, FormBody):
+            parsed = parse(parsed)
+        del body  # the request may run for an hour and does not need the text of its body
+        if source.file is None:
+            file.close()  # nor an open file
+        yield source, parsed
+
+
+def described_body(fields: dict[str, Any], *required: str, or_json: bool = False) -> dict[str, Any]:
+    """The OpenAPI description of a form with a file and these fields, or else of a PredictRequest in JSON."""
+    file = {"type": "string", "format": "binary", "description": "The audio or video file."}
+    form = {"type": "object", "properties": {"file": file, **fields}, "required": ["file", *required]}
+    content = {"multipart/form-data": {"schema": form}}
+    if or_json:
+        content["application/json"] = {"schema": PredictRequest.model_json_schema()}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+async def _receive(request: Request, body: FormBody | JsonBody) -> tuple[Source, Any]:
+    """Asks for the next piece when the last one is written, so that a fast client waits for a slow disk.
+
+    When a request is cancelled its file is closed while a thread may still use it: a write that has begun
+    ends first, and the next one fails without consequences.
+    """
+    too_large = PayloadTooLarge(f"The request body is over {body.max_bytes} bytes. {body.too_large_advice}")
     declared = request.headers.get("content-length", "")
     # int() refuses thousands of digits, and no number of bytes has more than 20.
-    if declared.isdecimal() and int(declared[:20]) > body.most_file_bytes + BESIDE_BYTES:
-        raise PayloadTooLarge(
-            f"The request body is too large for a file of {max_bytes} bytes; send a shorter or smaller file."
-        )
+    if declared.isdecimal() and int(declared[:20]) > body.max_bytes:
+        raise too_large
+    received_bytes = 0
     pending = bytearray()
     try:
         async for chunk in request.stream():
+            received_bytes += len(chunk)
+            if received_bytes > body.max_bytes:
+                raise too_large
             pending += chunk
-            while len(pending) >= PIECE_BYTES:
-                piece = bytes(pending[:PIECE_BYTES])
-                del pending[:PIECE_BYTES]
-                await asyncio.to_thread(_write, body, piece)
-        await asyncio.to_thread(_write, body, bytes(pending))
-        return await asyncio.to_thread(body.finish)
-    except ClientDisconnect:  # nobody reads this answer; it keeps a client's leaving out of the error log
+            if len(pending) >= PIECE_BYTES or not chunk:  # an empty chunk is the end
+                await asyncio.to_thread(body.write, bytes(pending))
+                pending.clear()
+        threads = _json_threads if isinstance(body, JsonBody) else None  # None: the event loop's own
+        return await asyncio.get_running_loop().run_in_executor(threads, body.finish)
+    except ClientDisconnect:  # nobody reads this answer, but a disconnect is no failure for the error log
         raise InvalidRequest("The connection closed before the whole body had come.") from None
     except OSError as error:
-        raise no_room() from error
+        raise disk_full_error() from error
 
 
-def _write(body: Body[object], piece: bytes) -> None:
-    body.write(piece)
-    if body.beside_bytes() > OVERHEAD_BYTES:
-        raise PayloadTooLarge(f"The request body has more than {OVERHEAD_BYTES} bytes beside the file.")
+def _parse(body: bytes) -> dict[str, Any]:
+    """Parses a JSON object in UTF-8 that has nothing large but base64.
+
+    Parsed JSON can take thirty times the memory of its text, but not where nearly all of it is base64: that
+    is checked first. The body and its text are dropped as soon as possible, because both are large.
+    """
+    body = body.removeprefix(BOM_UTF8)
+    if len(body.translate(None, _BASE64 + _SPACE + b"\\")) > MAX_SYNTAX_BYTES:
+        raise PayloadTooLarge(f"The JSON has over {MAX_SYNTAX_BYTES} characters that are not base64.")
+    try:
+        # A single emoji would make the text take four bytes per character.
+        text = _NON_ASCII.sub(_escape, body).decode("ascii")
+        del body
+        # Not strict: the output of the base64 command, pasted into a string, has line breaks.
+        fields = json.loads(text, object_pairs_hook=_unique, strict=False)
+        del text
+        if not isinstance(fields, dict):
+            raise InvalidRequest('The body must be a JSON object such as {"audio_file": "https://..."}.')
+        rest = json.dumps({**fields, "audio_b64": None}, ensure_ascii=False)
+        if len(rest.encode()) > MAX_TEXT_BYTES:  # encode() fails for lone surrogates
+            raise too_much_text()
+    except (ValueError, RecursionError):
+        raise InvalidRequest("The body is not valid JSON.") from None
+    return fields
+
+
+def _escape(found: re.Match[bytes]) -> bytes:
+    return json.dumps(found[0].decode())[1:-1].encode()
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in fields:
+            shown = ascii(name[:64])[1:-1]
+            raise InvalidRequest(f"{shown}: given more than once; send it once.", shown)
+        fields[name] = value
+    return fields
+
+
+def _decode_base64(text: str, file: LimitedFile) -> None:
+    """Decodes base64 as clients send it: as a data: URL, with white space, URL-safe, without padding.
+
+    Raises ValueError where it is not base64.
+    """
+    data_url = _DATA_URL.match(text)
+    text = text.rstrip("= \t\r\n")
+    rest = b""
+    for start in range(data_url.end() if data_url else 0, len(text), PIECE_CHARS):
+        rest += text[start : start + PIECE_CHARS].encode("ascii").translate(_STANDARD_ALPHABET, _SPACE)
+        if b"=" in rest:  # padding that is not at the end
+            raise binascii.Error
+        whole = len(rest) // 4 * 4
+        file.write(base64.b64decode(rest[:whole], validate=True))
+        rest = rest[whole:]
+    file.write(base64.b64decode(rest + b"=" * (-len(rest) % 4), validate=True))

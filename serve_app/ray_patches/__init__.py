@@ -1,1 +1,1 @@
-"""Optional patches of Ray Serve; nothing in the service needs them, see docs/reliability.md."""
+"""Optional patches of Ray Serve, one a file; the service works without them (docs/deploy.md)."""

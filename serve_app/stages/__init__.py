@@ -1,1 +1,0 @@
-"""What happens to the audio, in this order: fetch, decode, speech, asr, alignment, diarization, speakers."""

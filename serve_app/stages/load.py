@@ -1,6 +1,6 @@
-"""What loads each stage's model, in the process where the stage runs.
+"""Loads each stage's model in the process where the stage runs.
 
-Each function prepares its process first, by the node it is on, and imports its stage itself: the model
+The process is prepared first, for the node that it is on, and only then is the stage imported: the model
 packages cost up to 20 s and 0.9 GB.
 """
 
@@ -13,19 +13,17 @@ from typing import Any
 
 from huggingface_hub import get_token
 
-from serve_app.settings import MOST_THREADS, Settings
+from serve_app.settings import MAX_DEFAULT_THREADS, Settings
 from serve_app.stages.model_names import Models
 
-# glibc's numbers for mallopt, and what they are set to.
-M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES = -3, 2**28
-M_TRIM_THRESHOLD, TRIM_THRESHOLD_BYTES = -1, 2**30
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's numbers for mallopt
 
 GPU_PADDED_S = 60.0  # a base model then takes 1.7 GB of a GPU, a large one 2.9 GB (computed, not measured)
 
 
 @dataclass(frozen=True)
 class Loaders:
-    """Functions of no arguments that load each stage's model."""
+    """A function without arguments for each stage that loads its model."""
 
     detector: Callable[[], Any]
     recognizer: Callable[[], Any]
@@ -34,7 +32,7 @@ class Loaders:
 
 
 def loaders(settings: Settings, names: Models, device: str) -> Loaders:
-    """Of the models with these names, on this device."""
+    """Loads the models with these names on this device."""
     return Loaders(
         detector=partial(_load_detector, settings, names.window_s, detector_device(settings, device)),
         recognizer=partial(_load_recognizer, settings, names.asr, device),
@@ -48,95 +46,81 @@ def detector_device(settings: Settings, device: str) -> str:
 
 
 def threads_on(device: str, chosen: int | None) -> int:
+    """The chosen number of CPU threads; by default the node's cores, at most 8, or 1 next to a GPU."""
     if chosen is not None:
         return chosen
-    return 1 if device == "cuda" else min(len(os.sched_getaffinity(0)), MOST_THREADS)
-
-
-def detector_threads(settings: Settings, device: str) -> int:
-    """Half of the cores: its steps are small, and threads wait for each other after each."""
-    return settings.speech.threads or max(1, threads_on(device, None) // 2)
+    return 1 if device == "cuda" else min(len(os.sched_getaffinity(0)), MAX_DEFAULT_THREADS)
 
 
 def max_padded_s(settings: Settings, device: str) -> float:
-    """Seconds of audio, padding included, that the alignment model takes at once."""
-    chosen = settings.alignment.max_padded_s
-    if chosen is not None:
-        return chosen
-    return GPU_PADDED_S if device == "cuda" else 0.0
+    """Seconds of audio, padding included, in one pass of the alignment model."""
+    chosen, default = settings.alignment.max_padded_s, GPU_PADDED_S if device == "cuda" else 0.0
+    return default if chosen is None else chosen
 
 
 def prepare_process(threads: int, *, keep_memory: bool) -> None:
-    """Sets the threads of OpenMP and, with `keep_memory`, that freed memory stays with the process.
+    """Sets the number of OpenMP threads and, with `keep_memory`, keeps freed memory in the process.
 
-    Before the model packages are imported: OpenMP reads its variable when it is loaded. (numpy, which is
-    there already, stays with one thread.)
+    Call it before the model packages are imported: OpenMP reads its variable when it is loaded. (numpy, which
+    is there already, stays with one thread.)
 
-    glibc would hand every large array's memory back and have it zeroed page by page for the next one, which
-    is a tenth to a quarter of an encoder's time on a CPU. Kept instead, it is some 1 GiB a process.
+    Otherwise glibc returns the memory of every large array to the kernel, which zeroes it page by page for
+    the next one: a tenth to a quarter of an encoder's time on a CPU. What is kept is some 1 GiB a process.
     """
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    # Before 2.35 glibc takes no such threshold; without it the other one would do harm.
-    if keep_memory and (libc := ctypes.CDLL(None)).mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES):
-        libc.mallopt(M_TRIM_THRESHOLD, TRIM_THRESHOLD_BYTES)
+    # glibc before 2.35 refuses the first threshold; the second one alone would do harm.
+    if keep_memory and (libc := ctypes.CDLL(None)).mallopt(M_MMAP_THRESHOLD, 2**28):
+        libc.mallopt(M_TRIM_THRESHOLD, 2**30)
+
+
+def limit_gpu_memory(gpu_share: float, device: str) -> None:
+    """Bounds torch's memory in this process to its share of the GPU; does nothing on "cpu".
+
+    Ray books shares of a GPU and enforces none. A stage that outgrows its share then runs out of memory
+    itself, which it survives, and takes nothing from the others. CUDA's own context, some 0.4 GB a process,
+    and CTranslate2 are not bounded by this.
+    """
+    if device == "cuda":
+        import torch
+
+        torch.cuda.set_per_process_memory_fraction(gpu_share)
 
 
 def _load_detector(settings: Settings, window_s: float, device: str) -> Any:
-    prepare_process(detector_threads(settings, device), keep_memory=device == "cpu")
-    from serve_app.stages.gpu_memory import keep_within_share
-    from serve_app.stages.speech import detector as speech
+    speech = settings.speech
+    # Half of the cores: its steps are small, and threads wait for each other after each.
+    prepare_process(speech.threads or max(1, threads_on(device, None) // 2), keep_memory=device == "cpu")
+    from serve_app.stages.speech import detector
 
-    if settings.speech.method == "silero":
-        return speech.load_silero_detector(settings.speech, window_s)
-    keep_within_share(settings.speech.gpu_share, device)
-    return speech.load_pyannote_detector(settings.speech, window_s, device)
+    if speech.method == "silero":
+        return detector.load_silero_detector(speech, window_s)
+    limit_gpu_memory(speech.gpu_share, device)
+    return detector.load_pyannote_detector(speech, window_s, device)
 
 
 def _load_recognizer(settings: Settings, model: str, device: str) -> Any:
-    asr = settings.asr
-    threads = threads_on(device, asr.threads)
+    threads = threads_on(device, settings.asr.threads)
     prepare_process(threads, keep_memory=device == "cpu")
-    from serve_app.stages.asr.loading import load_recognizer
+    from serve_app.stages.asr.recognizer import load_recognizer
 
-    return load_recognizer(
-        model,
-        device=device,
-        compute_type=asr.compute_type,
-        threads=threads,
-        beam_size=asr.beam_size,
-        compression_ratio_threshold=asr.compression_ratio_threshold,
-    )
+    return load_recognizer(model, device=device, threads=threads, settings=settings.asr)
 
 
-def _load_aligner(settings: Settings, aligners: dict[str, str], device: str) -> Any:
+def _load_aligner(settings: Settings, models: dict[str, str], device: str) -> Any:
     alignment = settings.alignment
     prepare_process(threads_on(device, alignment.threads), keep_memory=device == "cpu")
-    from serve_app.stages.alignment.aligner import load_aligner
-    from serve_app.stages.gpu_memory import keep_within_share
+    from serve_app.stages.alignment.aligner import Aligner
 
-    keep_within_share(alignment.gpu_share, device)
-    return load_aligner(
-        aligners,
-        device=device,
-        compute_type=alignment.compute_type,
-        max_padded_s=max_padded_s(settings, device),
-        max_loaded_languages=alignment.max_loaded_languages,
-        preload=alignment.preload,
-    )
+    limit_gpu_memory(alignment.gpu_share, device)
+    return Aligner(models, device=device, max_padded_s=max_padded_s(settings, device), settings=alignment)
 
 
 def _load_diarizer(settings: Settings, model: str, device: str) -> Any:
-    # Its calls need more memory the longer a file is, which is not to be kept.
-    prepare_process(threads_on(device, settings.diarization.threads), keep_memory=False)
-    from serve_app.stages.diarization.diarizer import load_diarizer
-    from serve_app.stages.gpu_memory import keep_within_share
+    diarization = settings.diarization
+    # The memory that a call needs grows with the length of its file, so it is not kept.
+    prepare_process(threads_on(device, diarization.threads), keep_memory=False)
+    from serve_app.stages.diarization.diarizer import LOADERS, load_pyannote
 
-    keep_within_share(settings.diarization.gpu_share, device)
-    return load_diarizer(
-        model,
-        device=device,
-        token=get_token(),
-        compute_type=settings.diarization.compute_type,
-        batch_windows=settings.diarization.batch_windows,
-        max_voice_distance=settings.diarization.known_speaker_threshold,
-    )
+    limit_gpu_memory(diarization.gpu_share, device)
+    load = LOADERS.get(model, load_pyannote)
+    return load(model, device=device, token=get_token(), settings=diarization)

@@ -1,144 +1,89 @@
-"""Which models the settings name, and whether they can be had: asked once, before anything starts.
+"""Resolves the model names in the settings, once, before anything starts.
 
-A missing token, a gated model, an unknown name or an unreachable hub is one sentence here instead
-of a traceback in a replica or at the first request.
+A missing token, a gated model, an unknown name or an unreachable hub is one sentence here instead of a
+traceback in a replica or at the first request.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import auth_check, get_token, snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-)
+from huggingface_hub import errors as hub
 
 from serve_app import bundled
 from serve_app.errors import ModelUnavailable
 from serve_app.settings import Settings
-
-WHISPER_WINDOW_S = 30.0
+from serve_app.stages.diarization.diarizer import LOADERS as DIARIZERS
 
 COMMUNITY = "pyannote/speaker-diarization-community-1"
 
-# Each pipeline's own repository first, then the gated ones it loads from.
-DIARIZATION_REPOSITORIES = {
-    COMMUNITY: (COMMUNITY,),
-    "pyannote/speaker-diarization-3.1": (
-        "pyannote/speaker-diarization-3.1",
-        "pyannote/segmentation-3.0",
-        COMMUNITY,  # pyannote 4 takes its PLDA from here whatever the pipeline
-    ),
-}
-
-# The names faster-whisper and whisperx know (a test compares them with the installed package).
-WHISPER_REPOSITORIES = {
-    **{
-        name: f"Systran/faster-whisper-{name}"
-        for name in (
-            [
-                "tiny.en",
-                "tiny",
-                "base.en",
-                "base",
-                "small.en",
-                "small",
-                "medium.en",
-                "medium",
-                "large-v1",
-                "large-v2",
-                "large-v3",
-            ]
-        )
-    },
-    "large": "Systran/faster-whisper-large-v3",
-    "large-v3-turbo": "mobiuslabsgmbh/faster-whisper-large-v3-turbo",
-    "turbo": "mobiuslabsgmbh/faster-whisper-large-v3-turbo",
-    "distil-large-v2": "Systran/faster-distil-whisper-large-v2",
-    "distil-medium.en": "Systran/faster-distil-whisper-medium.en",
-    "distil-small.en": "Systran/faster-distil-whisper-small.en",
-    "distil-large-v3": "Systran/faster-distil-whisper-large-v3",
-    "distil-large-v3.5": "distil-whisper/distil-large-v3.5-ct2",
-}
+# What a pipeline loads besides its own repository: pyannote 4 takes its PLDA from community-1 in any case.
+PARTS = {"pyannote/speaker-diarization-3.1": ("pyannote/segmentation-3.0", COMMUNITY)}
 
 
 @dataclass(frozen=True)
 class Models:
-    """Names and directories that the stages' loaders take."""
+    """Names and directories for the stages' loaders."""
 
     name: str  # as answers report it
     asr: str
     window_s: float
     aligners: dict[str, str]  # language -> model; other languages have whisperx's default
-    diarization: str | None
+    diarization: str | None  # None: off
 
 
 def resolve(settings: Settings) -> Models:
     """The models of these settings; raises ModelUnavailable for one that cannot be had."""
-    is_bundled = settings.model == "bundled"
-    window_s = settings.asr.window_s or (bundled.ASR_WINDOW_S if is_bundled else WHISPER_WINDOW_S)
-    aligners = {language: str(path) for language, path in bundled.ALIGNERS.items()} if is_bundled else {}
+    is_bundled = settings.model == bundled.NAME
+    aligners = {language: str(path) for language, path in bundled.ALIGNERS.items() if is_bundled}
+    for language, model in settings.alignment.models.items():
+        _directory(model, f"alignment.models.{language}")
     return Models(
         name=settings.model,
         asr=str(bundled.ASR) if is_bundled else _asr(settings.model),
-        window_s=window_s,
-        aligners={**aligners, **_aligners(settings.alignment.models)},
+        window_s=settings.asr.window_s or (bundled.ASR_WINDOW_S if is_bundled else 30.0),
+        aligners={**aligners, **settings.alignment.models},
         diarization=_diarization(settings.diarization.model, is_bundled),
     )
 
 
 def _asr(model: str) -> str:
-    directory = _directory(model, "model")
-    if directory is not None:
+    if directory := _directory(model, "model"):
         if not (directory / "model.bin").is_file():
             raise ModelUnavailable(
                 f"{model} is a directory without model.bin; model needs a CTranslate2 Whisper directory "
                 "(see ct2-transformers-converter)."
             )
         return str(directory.resolve())
-    if model not in WHISPER_REPOSITORIES and "/" not in model:
-        known = ", ".join(WHISPER_REPOSITORIES)
+    from faster_whisper.utils import _MODELS  # here: it imports CTranslate2
+
+    if model not in _MODELS and "/" not in model:
+        known = ", ".join(_MODELS)
         raise ModelUnavailable(f"{model} is no model name; known are bundled, {known}, or give a directory.")
-    repository = WHISPER_REPOSITORIES.get(model, model)
-    _ask_hub(repository, "model")
-    return repository
-
-
-def _aligners(models: dict[str, str]) -> dict[str, str]:
-    for language, model in models.items():
-        _directory(model, f"alignment.models.{language}")
-    return models
+    return _available(_MODELS.get(model, model), "model")
 
 
 def _diarization(model: str, is_bundled: bool) -> str | None:
+    if model == "auto":
+        model = bundled.NAME if is_bundled else COMMUNITY if get_token() else "off"
     if model == "off":
         return None
-    if model == "auto":
-        if is_bundled:
-            return "bundled"
-        if get_token() is None:
-            return None
-        model = COMMUNITY
-    if model == "bundled":
+    if model in DIARIZERS:
         return model
-    directory = _directory(model, "diarization.model")
-    if directory is not None:
+    if directory := _directory(model, "diarization.model"):
         if not (directory / "config.yaml").is_file():
             raise ModelUnavailable(f"{model} is a directory without config.yaml, so no pyannote pipeline.")
         return str(directory.resolve())
     if "/" not in model:
         raise ModelUnavailable(f"{model} is no diarization model; use auto, off, {COMMUNITY} or a directory.")
-    for repository in DIARIZATION_REPOSITORIES.get(model, (model,)):
-        if model in DIARIZATION_REPOSITORIES and get_token() is None and not _cached(repository):
-            raise _gated("diarization.model", repository, "HF_TOKEN is not set")
-        _ask_hub(repository, "diarization.model")
-    return model
+    for repository in PARTS.get(model, ()):
+        _available(repository, "diarization.model")
+    return _available(model, "diarization.model")
 
 
 def _directory(model: str, setting: str) -> Path | None:
-    """The directory that `model` names, or None where it is some other kind of name."""
+    """The directory that `model` names, or None if it is another kind of name."""
     directory = Path(model).expanduser()
     if directory.is_dir():
         return directory
@@ -147,37 +92,27 @@ def _directory(model: str, setting: str) -> Path | None:
     return None
 
 
-def _cached(repository: str) -> bool:
-    try:
+def _available(repository: str, setting: str) -> str:
+    """The repository, if it is in the local cache or may be downloaded; else raises ModelUnavailable."""
+    with suppress(hub.LocalEntryNotFoundError, ValueError):
         snapshot_download(repository, local_files_only=True)
-    except (LocalEntryNotFoundError, ValueError):
-        return False
-    return True
-
-
-def _gated(setting: str, repository: str, why: str) -> ModelUnavailable:
-    return ModelUnavailable(
-        f"{setting}: {repository} is gated and {why}. Accept the conditions on huggingface.co/{repository}, "
-        "then set HF_TOKEN to a token of that account."
-    )
-
-
-def _ask_hub(repository: str, setting: str) -> None:
-    """Returns if the repository is in the local cache or may be downloaded."""
-    if _cached(repository):
-        return
+        return repository
     token = get_token()
     try:
         auth_check(repository, token=token)
-    except GatedRepoError:
+    except hub.GatedRepoError:
         why = "your token's account has not accepted its conditions" if token else "HF_TOKEN is not set"
-        raise _gated(setting, repository, why) from None
-    except RepositoryNotFoundError:
-        raise ModelUnavailable(
-            f"{setting}: there is no {repository} on the hub, or HF_TOKEN does not reach it."
-        ) from None
-    except (HfHubHTTPError, OSError) as error:
-        raise ModelUnavailable(
-            f"{setting}: the hub cannot be reached to fetch {repository} ({type(error).__name__}). Check the "
+        problem = (
+            f"{repository} is gated and {why}. Accept the conditions on huggingface.co/{repository}, "
+            "then set HF_TOKEN to a token of that account."
+        )
+    except hub.RepositoryNotFoundError:
+        problem = f"there is no {repository} on the hub, or HF_TOKEN does not reach it."
+    except (hub.HfHubHTTPError, OSError) as error:
+        problem = (
+            f"the hub cannot be reached to fetch {repository} ({type(error).__name__}). Check the "
             "network or give a local directory; model: bundled needs neither."
-        ) from None
+        )
+    else:
+        return repository
+    raise ModelUnavailable(f"{setting}: {problem}")

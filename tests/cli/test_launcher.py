@@ -1,4 +1,4 @@
-"""What the launcher keeps on disk, and how it stops."""
+"""The launcher keeps audio on disk private, finds a free port, and stops in sentences."""
 
 import shutil
 import socket
@@ -10,18 +10,17 @@ import pytest
 from ray.exceptions import ActorDiedError
 
 from serve_app.cli import launcher
-from serve_app.cli.launcher import SPILL_PREFIX, CannotStart, _drain, free_port, spill_folder
+from serve_app.cli.config_file import CommandFailed
+from serve_app.cli.launcher import SPILL_PREFIX, _drain, free_port, spill_folder
 
 
-def test_what_does_not_fit_in_memory_is_for_nobody_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its folder is closed to other users, goes with the server, and what killed servers left goes before.
+def test_spilled_audio_is_private_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its folder is closed to other users and removed at the end, and so are folders of killed servers.
 
-    That of a server that lives beside this one stays.
+    The folder of another running server stays.
     """
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    left = tmp_path / f"{SPILL_PREFIX}of-the-dead"
+    left = tmp_path / f"{SPILL_PREFIX}abandoned"
     left.mkdir()
     (left / "recording").write_bytes(b"private")
     with spill_folder() as first:
@@ -35,7 +34,7 @@ def test_what_does_not_fit_in_memory_is_for_nobody_else(
 
 
 def test_a_link_in_its_place_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everybody may write to the temporary directory: a name there proves nothing."""
+    """Everybody may write to the temporary directory, so a name there proves nothing."""
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     precious = tmp_path / "precious"
@@ -47,10 +46,11 @@ def test_a_link_in_its_place_is_left_alone(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_port_that_somebody_listens_on_is_not_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is never given; where no other is left, the start fails."""
     port = free_port()
     with socket.create_server(("127.0.0.1", port)):
-        monkeypatch.setattr(launcher, "NOT_EPHEMERAL", range(port, port + 1))
-        with pytest.raises(CannotStart):
+        monkeypatch.setattr(launcher, "PORTS", range(port, port + 1))
+        with pytest.raises(CommandFailed):
             free_port()
     assert free_port() == port
 
@@ -59,7 +59,7 @@ GRACE_S = 7.0
 
 
 class Application:
-    """A handle whose Ingresses answer a broadcast so, or which ends in an error."""
+    """A handle whose Ingresses give these answers to a broadcast, or which raises."""
 
     def __init__(self, answers: list[Any] | Exception) -> None:
         self.answers = answers
@@ -99,7 +99,7 @@ class Application:
 def test_stopping_ends_in_sentences(
     answers: Any, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Every Ingress is asked once; one that is dead or deaf is no traceback and keeps no other waiting."""
+    """Every Ingress is asked once; one that is dead or hangs gets a sentence and delays no other."""
     applications = {"first": Application(answers), "second": Application([True])}
     monkeypatch.setattr("serve_app.cli.launcher.serve.get_app_handle", lambda name: applications[name])
     _drain(["gone", *applications], GRACE_S)

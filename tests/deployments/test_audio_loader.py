@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import AsyncGenerator, Awaitable, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 from aiohttp import web
 from fakes import recording as samples
@@ -15,7 +16,7 @@ from sounds import wav
 from serve_app import deployments
 from serve_app.deployments import audio_loader as loader_module
 from serve_app.errors import Overloaded, SourceUnavailable
-from serve_app.transcript import Audio
+from serve_app.transcript import AudioInfo, Samples
 
 
 def loader() -> Any:
@@ -29,13 +30,12 @@ async def loaded(
     *,
     checksum: int | None = None,
     replica: Any = None,
-) -> Audio:
-    """The whole file, which is all that a loader gives that is not asked to be early."""
+) -> tuple[AudioInfo, Samples]:
+    """A file of one part."""
     parts = (replica or loader()).load(url, {}, list(chunks), None, checksum)
-    whole: Audio
-    (whole,) = [part async for part in parts]
-    assert whole.whole
-    return whole
+    info, loaded_samples = [each async for each in parts]
+    assert info.is_last
+    return info, loaded_samples
 
 
 def stored(data: bytes) -> Awaitable[bytes]:
@@ -93,6 +93,22 @@ def test_no_disk_at_all_is_a_typed_error(monkeypatch: pytest.MonkeyPatch) -> Non
         asyncio.run(run())
 
 
+def test_a_long_file_comes_part_by_part() -> None:
+    """What is known of each part stands before its samples; together they are the file."""
+
+    async def run() -> None:
+        seconds = [1] * 30 + [2] * 30 + [3]
+        parts = loader().load(None, {}, [stored(wav(samples(*seconds)))])
+        found = [each async for each in parts]
+        infos, heard = found[::2], found[1::2]
+        spans = [(info.start_s, info.end_s, info.is_last) for info in infos]
+        assert spans == [(0.0, 30.0, False), (30.0, 60.0, False), (60.0, 61.0, True)]
+        assert np.concatenate(heard).tolist() == samples(*seconds).tolist()
+        assert all({"fetch", "decode"} <= set(info.timings) for info in infos)
+
+    asyncio.run(run())
+
+
 def test_a_url_that_is_fetched_again_must_give_the_same() -> None:
     """Another recording of the same length would be the second half of this one's transcript."""
     said = {"/one": wav(samples(1, 2)), "/other": wav(samples(1, 3))}
@@ -103,9 +119,10 @@ def test_a_url_that_is_fetched_again_must_give_the_same() -> None:
     async def run() -> None:
         async with serving(answer) as port:
             url = f"http://127.0.0.1:{port}"
-            first = await loaded(f"{url}/one")
-            again = await loaded(f"{url}/one", checksum=first.checksum)
-            assert again.samples.tolist() == first.samples.tolist()
+            first, heard = await loaded(f"{url}/one")
+            again, heard_again = await loaded(f"{url}/one", checksum=first.checksum)
+            assert heard_again.tolist() == heard.tolist()
+            assert again.checksum == first.checksum
             with pytest.raises(SourceUnavailable) as refused:
                 await loaded(f"{url}/other", checksum=first.checksum)
         assert refused.value.code == "source_changed"
@@ -126,12 +143,12 @@ def test_files_that_wait_are_few_and_do_not_wait_for_ever(
     async def run() -> None:
         decoding, decoded = asyncio.Event(), asyncio.Event()
 
-        async def decode(*_: Any, **__: Any) -> AsyncGenerator[Audio, None]:
+        async def decode(*_: Any, **__: Any) -> AsyncGenerator[tuple[AudioInfo, Samples], None]:
             decoding.set()
             await decoded.wait()
-            yield Audio(samples(1))
+            yield AudioInfo(0.0, 1.0, is_last=True), samples(1)
 
-        monkeypatch.setattr(loader_module, "decoding", decode)
+        monkeypatch.setattr(loader_module, "decode", decode)
         replica = loader()
         first = asyncio.create_task(loaded(None, [stored(b"x")], replica=replica))
         await decoding.wait()
@@ -140,7 +157,7 @@ def test_files_that_wait_are_few_and_do_not_wait_for_ever(
                 await loaded(f"http://127.0.0.1:{port}/", replica=replica)
             assert len(requests) == fetched
             decoded.set()
-            assert (await first).duration_s == 1.0
+            assert (await first)[0].end_s == 1.0
             await loaded(f"http://127.0.0.1:{port}/", replica=replica)
 
     asyncio.run(run())

@@ -1,17 +1,22 @@
 """Which device a graph is built for, by what the cluster has and what its autoscaler may add."""
 
+import io
+import json
 import logging
+import urllib.request
+from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
-from ray._private import state
-from ray.autoscaler._private.kuberay import node_provider
-from ray.core.generated import autoscaler_pb2
 
 from serve_app.app import choose_device
+from serve_app.deployments.calls import ray_private
 from serve_app.errors import ModelUnavailable
 from serve_app.settings import Settings
+
+CLUSTER = "namespaces/speech/rayclusters/whisperx"
+CERTIFICATE = Path(__file__).parents[1] / "stages" / "audio" / "self_signed.pem"
 
 
 def group(name: str, gpus: int, most: int) -> dict[str, Any]:
@@ -35,22 +40,24 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     monkeypatch.delenv("RAY_CLUSTER_NAME", raising=False)
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
-    monkeypatch.setattr(state.state, "get_cluster_config", lambda: None)
     return resources
 
 
 @pytest.fixture
-def on_kuberay(monkeypatch: pytest.MonkeyPatch, cluster: dict[str, float]) -> dict[str, Any]:
-    """The specification of the RayCluster that this cluster is."""
-    spec = {"enableInTreeAutoscaling": True, "headGroupSpec": group("head", 0, 0), "workerGroupSpecs": []}
+def on_kuberay(monkeypatch: pytest.MonkeyPatch, cluster: dict[str, float], tmp_path: Path) -> dict[str, Any]:
+    """The specification of the RayCluster that this cluster is, as Kubernetes gives it."""
+    spec = {"enableInTreeAutoscaling": True, "workerGroupSpecs": []}
 
-    def get(client: Any, path: str) -> dict[str, Any]:
-        assert (client._namespace, path) == ("speech", "rayclusters/whisperx")
-        return {"spec": spec}
+    def urlopen(request: urllib.request.Request, **_: Any) -> io.BytesIO:
+        assert request.full_url == f"https://kubernetes.default/apis/ray.io/v1/{CLUSTER}"
+        assert request.get_header("Authorization") == "Bearer secret"
+        return io.BytesIO(json.dumps({"spec": spec}).encode())
 
-    monkeypatch.setattr(node_provider.KubernetesHttpApiClient, "get", get)
+    for name, content in (("namespace", "speech"), ("token", "secret"), ("ca.crt", CERTIFICATE.read_text())):
+        (tmp_path / name).write_text(content)
+    monkeypatch.setattr(ray_private, "ACCOUNT", tmp_path)
+    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
     monkeypatch.setenv("RAY_CLUSTER_NAME", "whisperx")
-    monkeypatch.setenv("RAY_CLUSTER_NAMESPACE", "speech")
     return spec
 
 
@@ -61,23 +68,20 @@ def test_a_gpu_that_is_there_is_used(cluster: dict[str, float], device: Any) -> 
     assert choose_device(Settings(device=device)) == "cuda"
 
 
+@pytest.mark.parametrize(
+    "with_gpus",
+    [
+        group("gpus", 1, 2),
+        {**group("gpus", 0, 2), "rayStartParams": {"num-gpus": "1"}},
+        {**group("gpus", 0, 2), "resources": {"GPU": "1"}},
+    ],
+)
 @pytest.mark.parametrize("device", ["auto", "cuda"])
 def test_gpu_nodes_that_kuberay_starts_when_they_are_needed_count(
-    on_kuberay: dict[str, Any], device: Any
+    on_kuberay: dict[str, Any], device: Any, with_gpus: dict[str, Any]
 ) -> None:
     """A graph built before the first of them joins is for a GPU, too: its replicas make the node start."""
-    on_kuberay["workerGroupSpecs"] = [group("cpus", 0, 8), group("gpus", 1, 2)]
-    assert choose_device(Settings(device=device)) == "cuda"
-
-
-@pytest.mark.parametrize("device", ["auto", "cuda"])
-def test_gpu_nodes_of_another_autoscaler_count(
-    monkeypatch: pytest.MonkeyPatch, cluster: dict[str, float], device: Any
-) -> None:
-    """One that tells Ray what nodes it may start."""
-    config: Any = vars(autoscaler_pb2)["ClusterConfig"]()  # protobuf makes it, unseen by mypy
-    config.node_group_configs.add(max_count=3, resources={"CPU": 8, "GPU": 1})
-    monkeypatch.setattr(state.state, "get_cluster_config", lambda: config)
+    on_kuberay["workerGroupSpecs"] = [group("cpus", 0, 8), with_gpus]
     assert choose_device(Settings(device=device)) == "cuda"
 
 
@@ -88,6 +92,7 @@ def test_gpu_nodes_of_another_autoscaler_count(
         {"workerGroupSpecs": [group("cpus", 0, 8)]},
         {"workerGroupSpecs": [group("gpus", 1, 0)]},
         {"workerGroupSpecs": [group("gpus", 1, 2)], "enableInTreeAutoscaling": False},
+        {"workerGroupSpecs": [{**group("hidden", 1, 2), "rayStartParams": {"num-gpus": "0"}}]},
     ],
 )
 def test_without_any_gpu_auto_is_the_cpu_and_cuda_is_refused(
@@ -107,10 +112,10 @@ def test_a_kubernetes_that_does_not_answer_is_told_about(
     `cuda` is taken at its word.
     """
 
-    def refused(client: Any, path: str) -> dict[str, Any]:
+    def refused(*_: Any, **__: Any) -> None:
         raise OSError("403 Forbidden")
 
-    monkeypatch.setattr(node_provider.KubernetesHttpApiClient, "get", refused)
+    monkeypatch.setattr(urllib.request, "urlopen", refused)
     monkeypatch.setattr(logging.getLogger("ray.serve"), "propagate", True)
     assert choose_device(Settings()) == "cpu"
     assert "RayCluster whisperx" in caplog.text

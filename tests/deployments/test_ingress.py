@@ -24,8 +24,9 @@ from serve_app.deployments import ingress as ingress_module
 from serve_app.deployments.calls import audio_ref as loading_module
 from serve_app.deployments.calls import handles as handles_module
 from serve_app.errors import Overloaded
+from serve_app.request.calls import DetectCall
 from serve_app.settings import AccessSettings, ApiKey, IntakeSettings, Settings
-from serve_app.transcript import Audio, Decoding, Speech, Transcript, Window, WindowText
+from serve_app.transcript import AudioInfo, Speech, Transcript
 
 FILE_S = 2.0
 PAGE = "https://page.example"
@@ -100,13 +101,14 @@ class Graph:
         except asyncio.CancelledError:
             self.abandoned.set()
             raise
-        yield Audio(recording(0, 0))
+        yield AudioInfo(0.0, self.file_s, is_last=True)
+        yield recording(0, 0)
 
-    async def detect(self, ref: list[Any], scan: Any, request_id: str) -> AsyncGenerator[Speech, None]:
-        await ref[0]
-        yield Speech((), self.file_s)
+    async def detect(self, call: DetectCall) -> Speech:
+        await call.audio.samples()
         self.heard.set()
         await self.worked.wait()
+        return Speech((), None, self.file_s)
 
     async def ready(self) -> bool:
         self.questions += 1
@@ -119,33 +121,6 @@ class Graph:
     async def until_loading(self, files: int) -> None:
         async with self.news:
             await asyncio.wait_for(self.news.wait_for(lambda: self.loading == files), 60)
-
-
-class Speaking(Graph):
-    """Every file is one window in which nothing is said, found when the test lets it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.may_find = asyncio.Semaphore(0)
-        self.announced: list[int] = []
-
-    async def detect(self, ref: list[Any], scan: Any, request_id: str) -> AsyncGenerator[Speech, None]:
-        await ref[0]
-        await self.may_find.acquire()
-        yield Speech((Window(0.0, self.file_s),), self.file_s)
-
-    async def transcribe(
-        self,
-        ref: list[Any],
-        window: Window,
-        language: str | None,
-        decoding: Decoding,
-        request_id: str,
-        coming: int,
-        alone: bool,
-    ) -> WindowText:
-        self.announced.append(coming)
-        return WindowText("", "en", None, -0.1, 0.9, 1.0)
 
 
 class Handle:
@@ -169,7 +144,7 @@ class Handle:
             raise DeploymentUnavailableError(DeploymentID("fake"))
         try:
             return [await asyncio.wait_for(getattr(self._graph, self._name)(), timeout_s)]
-        except asyncio.TimeoutError:
+        except TimeoutError:
             raise TimeoutError from None
 
     def remote(self, *args: Any) -> Call:
@@ -205,25 +180,6 @@ def store(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     stored: list[bytes] = []
     monkeypatch.setattr(ray, "put", stored.append)
     return stored
-
-
-def test_a_window_comes_with_the_number_of_requests_that_have_none_yet() -> None:
-    """By it a device knows how much company to wait for; who has left is none."""
-
-    async def run() -> None:
-        graph = Speaking()
-        server = Server(graph)
-        leaving, *staying = [asyncio.create_task(server.post()) for _ in range(4)]
-        await graph.until_loading(4)
-        leaving.cancel()
-        await asyncio.gather(leaving, return_exceptions=True)
-        for _ in range(3):
-            graph.may_find.release()
-            await asyncio.wait(staying, return_when=asyncio.FIRST_COMPLETED)
-            staying = [request for request in staying if not request.done()]
-        assert graph.announced == [2, 1, 0]
-
-    asyncio.run(run())
 
 
 def test_a_full_server_takes_no_more_requests() -> None:
@@ -301,36 +257,6 @@ def test_audio_in_memory_has_a_limit() -> None:
     asyncio.run(run())
 
 
-def test_beside_long_files_a_large_upload_is_refused_unread_and_a_small_one_let_in() -> None:
-    """Long files have taken their share; the refusal says when to come back, in whole seconds."""
-
-    async def run() -> None:
-        graph = Graph(file_s=3600.0)
-        graph.worked.clear()
-        server = Server(graph, audio_in_flight_s=1.3 * 3600.0)
-        first = asyncio.create_task(server.post())
-        await graph.until_loading(1)
-        await asyncio.wait_for(graph.heard.wait(), 60)
-        graph.file_s = 10.0
-        read: list[bytes] = []
-
-        async def body() -> AsyncIterator[bytes]:
-            read.append(b"--b")
-            yield b"--b"
-
-        large = {**FORM, "content-length": str(1 << 30)}
-        refused = await server.http.post("/predict", content=body(), headers=large)
-        assert (refused.status_code, refused.json()["error"]["code"]) == FULL
-        assert 1 <= int(refused.headers["retry-after"]) <= 600
-        assert read == []
-        small = asyncio.create_task(server.post())
-        await graph.until_loading(2)
-        graph.worked.set()
-        assert [await first, await small] == [OK, OK]
-
-    asyncio.run(run())
-
-
 def test_a_file_over_the_limit_of_audio_passes_alone() -> None:
     """The limit refuses company, not long files: `intake.max_audio_s` is for those."""
     asyncio.run(_passes_alone())
@@ -401,7 +327,7 @@ def test_an_upload_goes_into_the_store_piece_by_piece(size: int, monkeypatch: py
         on_disk.write(content)
         for file in (on_disk, io.BytesIO(content)):
             pieces.clear()
-            references = loading_module._put_chunks(file)
+            references = loading_module.put_upload(file)
             assert b"".join(pieces) == content
             assert len(references) == len(pieces) == math.ceil(size / 10)
 

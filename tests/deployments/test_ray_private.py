@@ -8,13 +8,15 @@ import pytest
 import ray
 from fakes import FakeAligner, FakeRecognizer, FakeSpeechModel
 from ray import ObjectRefGenerator
-from ray.serve.handle import DeploymentResponse, DeploymentResponseGenerator
+from ray.serve.handle import DeploymentResponseGenerator
 
+from serve_app import proxy
 from serve_app.app import graph
 from serve_app.deployments.calls import ray_private
 from serve_app.settings import Settings
 from serve_app.stages.load import Loaders
 
+GENERATOR = r"DeploymentResponseGenerator\._to_object_ref_gen\(\)"
 LOADERS = Loaders(FakeSpeechModel, partial(FakeRecognizer, Path("gate")), FakeAligner, None)
 
 
@@ -38,14 +40,9 @@ class OtherRay:
     [
         (ObjectRefGenerator, "_get_next_ref_n", None, r"ObjectRefGenerator\._get_next_ref_n\(int\)"),
         (ObjectRefGenerator, "_get_next_ref_n", OtherRay.same, r"ObjectRefGenerator\._get_next_ref_n\(int\)"),
-        (DeploymentResponse, "_to_object_ref", None, r"DeploymentResponse\._to_object_ref\(\)"),
-        (DeploymentResponse, "_to_object_ref", OtherRay.more, r"DeploymentResponse\._to_object_ref\(\)"),
-        (
-            DeploymentResponseGenerator,
-            "_to_object_ref_gen",
-            OtherRay.at_once,
-            r"DeploymentResponseGenerator\._to_object_ref_gen\(\)",
-        ),
+        (DeploymentResponseGenerator, "_to_object_ref_gen", None, GENERATOR),
+        (DeploymentResponseGenerator, "_to_object_ref_gen", OtherRay.more, GENERATOR),
+        (DeploymentResponseGenerator, "_to_object_ref_gen", OtherRay.at_once, GENERATOR),
     ],
 )
 def test_another_ray_is_refused_when_the_graph_is_built(
@@ -65,4 +62,4 @@ def test_another_ray_is_refused_when_the_graph_is_built(
 
 def test_the_ray_it_was_tried_with_is_the_installed_one() -> None:
     """A new version of Ray is to be tried before this is changed."""
-    assert ray.__version__ == ray_private.TRIED
+    assert ray.__version__ == proxy.TRIED

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transcripts import FIXED, transcripts
 
-from serve_app.formats.subtitles import PLAIN, Cue, SubtitleLayout, cues
+from serve_app.formats.subtitles import Cue, SubtitleLayout, cues
 from serve_app.languages import LANGUAGES_WITHOUT_SPACES
 from serve_app.transcript import Segment, Transcript, Word
 
+PLAIN = SubtitleLayout()
 LAYOUTS = st.builds(SubtitleLayout, st.none(), st.none(), st.booleans()) | st.builds(
     SubtitleLayout, st.integers(1, 40), st.none() | st.integers(1, 4), st.booleans()
 )

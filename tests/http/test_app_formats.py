@@ -1,4 +1,4 @@
-"""Formats over HTTP with a fake pipeline: types, warnings, and what a format cannot do."""
+"""Response formats over HTTP with a fake pipeline: media types, warnings, and what a format cannot show."""
 
 import asyncio
 import json
@@ -13,17 +13,23 @@ from starlette.responses import JSONResponse
 from transcripts import FIXED, watched
 
 from serve_app.formats.subtitles import SubtitleLayout
-from serve_app.formats.text import MEDIA_TYPES, rendered
+from serve_app.formats.table import FORMATS
 from serve_app.http.app import create_app
 from serve_app.options import Options
-from serve_app.request.pipeline import unheard
-from serve_app.request.progress import Report
+from serve_app.request.progress import Report, ignore_progress
 from serve_app.settings import AccessSettings
 from serve_app.transcript import Source, Transcript, Window, WindowText
 
 URL = {"audio_file": "https://example.com/x.mp3"}
 OPENAI = "/v1/audio/transcriptions"
 GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+def written(name: Any, layout: SubtitleLayout = SubtitleLayout()) -> str:  # noqa: B008  (frozen)
+    """The fixed transcript in a format that is text."""
+    write = FORMATS[name].write
+    assert write is not None
+    return write(FIXED, layout)
 
 
 def request(
@@ -33,7 +39,7 @@ def request(
     transcript: Transcript = FIXED,
     **kwargs: Any,
 ) -> httpx.Response:
-    async def transcribe(source: Source, options: Options, report: Report = unheard) -> Transcript:
+    async def transcribe(source: Source, options: Options, report: Report = ignore_progress) -> Transcript:
         return transcript
 
     async def readiness() -> dict[str, bool]:
@@ -73,7 +79,7 @@ def test_text_formats_have_their_type_and_keep_their_warnings(
     for response in (by_json, by_form):
         assert response.status_code == 200
         assert response.headers["content-type"] == content_type
-        assert response.content.decode() == rendered(FIXED, response_format)
+        assert response.content.decode() == written(response_format)
         assert json.loads(response.headers["x-warnings"]) == post(json=URL).json()["warnings"]
 
 
@@ -92,7 +98,7 @@ def test_text_formats_have_their_type_and_keep_their_warnings(
 def test_answers_are_built_beside_the_event_loop(
     path: str, fields: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Many thousand words take seconds, in which other requests go on; their JSON is written there, too."""
+    """Many thousand words take seconds, in which other requests go on; this includes writing JSON."""
     threads: set[int] = set()
     render = JSONResponse.render
 
@@ -102,7 +108,7 @@ def test_answers_are_built_beside_the_event_loop(
 
     monkeypatch.setattr(JSONResponse, "render", watched_render)
     heard = WindowText("Hello.", "en", None, -0.1, 0.0, 1.0)
-    segment = replace(FIXED.segments[0], heard=heard, window=Window(0.0, 1.0))
+    segment = replace(FIXED.segments[0], source_text=heard, window=Window(0.0, 1.0))
     transcript = watched(replace(FIXED, segments=(segment,)), threads)
     response = request("POST", path, transcript=transcript, files={"file": b"x"}, data=fields)
     assert response.status_code == 200
@@ -111,7 +117,7 @@ def test_answers_are_built_beside_the_event_loop(
 
 
 def test_without_warnings_there_is_no_header() -> None:
-    """It says that something went less well, so it is there only then."""
+    """The header X-Warnings is only there when something went less well."""
     fine = replace(FIXED, warnings=())
     response = post(json={**URL, "response_format": "srt"}, transcript=fine)
     assert (response.status_code, "x-warnings" in response.headers) == (200, False)
@@ -125,7 +131,7 @@ def test_words_is_one_list() -> None:
 
 
 def test_json_is_the_default() -> None:
-    """Asked for or not; it has its warnings inside and no header for them."""
+    """It need not be asked for; its warnings are in the body and not in a header."""
     response = post(json={**URL, "response_format": "json"})
     assert response.json() == post(json=URL).json() == json.loads((GOLDEN / "fixed.json").read_text())
     assert "x-warnings" not in response.headers
@@ -137,7 +143,7 @@ def test_subtitle_options_arrive_from_json_and_from_forms(response_format: str) 
     options = {"max_line_width": 16, "max_line_count": 2, "highlight_words": True}
     by_json = post(json={**URL, "response_format": response_format, **options})
     by_form = post(files={"file": b"x"}, data={"response_format": response_format, **options})
-    assert by_json.text == by_form.text == rendered(FIXED, response_format, SubtitleLayout(16, 2, True))
+    assert by_json.text == by_form.text == written(response_format, SubtitleLayout(16, 2, True))
 
 
 @pytest.mark.parametrize(
@@ -182,7 +188,7 @@ def test_subtitle_options_arrive_from_json_and_from_forms(response_format: str) 
 def test_what_a_format_cannot_do_is_a_400_that_names_the_option(
     options: dict[str, Any], param: str, says: str
 ) -> None:
-    """In JSON and in forms; nothing is accepted and ignored."""
+    """This holds in JSON and in forms; no option is accepted and ignored."""
     form = {name: str(value).lower() for name, value in options.items()}
     for response in (post(json={**URL, **options}), post(files={"file": b"x"}, data=form)):
         error = response.json()["error"]
@@ -201,7 +207,7 @@ def test_the_documentation_lists_every_type() -> None:
     """OpenAPI names each type of answer, the shapes of both JSON ones, and the header."""
     document = request("GET", "/openapi.json").json()
     answer = document["paths"]["/predict"]["post"]["responses"]["200"]
-    types = {media_type.partition(";")[0] for media_type in MEDIA_TYPES.values()}
+    types = {entry.media_type.partition(";")[0] for entry in FORMATS.values() if entry.write}
     assert set(answer["content"]) == {"application/json"} | types
     shapes = {
         shape["$ref"].split("/")[-1] for shape in answer["content"]["application/json"]["schema"]["anyOf"]

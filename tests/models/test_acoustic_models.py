@@ -12,9 +12,9 @@ from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
 
 from serve_app import bundled
 from serve_app.errors import ModelUnavailable
-from serve_app.stage_settings import ComputeType
+from serve_app.settings import ComputeType
 from serve_app.stages.alignment.acoustic import AcousticModel, Emissions, group_by_length
-from serve_app.stages.torch_support import choose_precision
+from serve_app.stages.torch_support import Precision
 from serve_app.transcript import SAMPLE_RATE_HZ, Samples
 
 pytestmark = [
@@ -101,13 +101,16 @@ def windows_of(sample: Samples) -> list[Samples]:
     return pieces
 
 
-def passes(model: Any, fails_above: int = 99) -> list[int]:
-    """Batch sizes of the passes from now on; a pass of more than `fails_above` windows has no memory."""
+def passes(model: Any, fails_above: int = 99, max_s: float = 99) -> list[int]:
+    """Batch sizes of the passes from now on; one of more than `fails_above` windows has no memory.
+
+    Nor has a pass with a window of more than `max_s` seconds.
+    """
     sizes: list[int] = []
 
     def before(_: Any, inputs: tuple[torch.Tensor, ...]) -> None:
         sizes.append(len(inputs[0]))
-        if len(inputs[0]) > fails_above:
+        if len(inputs[0]) > fails_above or inputs[0].shape[1] > max_s * SAMPLE_RATE_HZ:
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
     model.register_forward_pre_hook(before)
@@ -189,7 +192,7 @@ def test_what_overflows_in_half_precision_is_computed_without(sample: Samples) -
 @pytest.mark.parametrize(("device", "dtype"), [("cuda", torch.float16), ("cpu", None)])
 def test_only_gpus_compute_in_half_precision_unasked(device: str, dtype: torch.dtype | None) -> None:
     """On CPUs words are whisperx's own, to the last digit."""
-    assert choose_precision("auto", device).dtype is dtype
+    assert Precision("auto", device).dtype is dtype
 
 
 @pytest.mark.parametrize(
@@ -220,15 +223,15 @@ def test_out_of_memory_the_halves_are_tried(sample: Samples) -> None:
     assert sizes == [4, 2, 2, 1]
 
 
-def test_out_of_memory_twice_is_an_error_of_that_batch_alone(sample: Samples) -> None:
-    """Its windows get an error that names the setting; the others are heard."""
+def test_a_window_that_finds_no_memory_even_alone_is_an_error_of_its_own(sample: Samples) -> None:
+    """It gets an error that says what to do; the windows of the same batch are heard."""
     model, windows = bundled_aligner(), windows_of(sample)
-    passes(model, fails_above=1)
+    passes(model, max_s=1.9)
     found = acoustic(model, max_padded_s=60).emissions(windows)
     errors = [emissions for emissions in found if isinstance(emissions, ModelUnavailable)]
-    assert [isinstance(emissions, ModelUnavailable) for emissions in found] == [True, True, False, True, True]
+    assert [isinstance(heard, ModelUnavailable) for heard in found] == [False, True, False, False, False]
     assert {error.code for error in errors} == {"alignment_out_of_memory"}
-    assert "on 8 s of audio: set alignment.max_padded_s lower" in errors[0].message
+    assert "on 2 s of audio: run less on the same GPU" in errors[0].message
 
 
 @pytest.mark.parametrize(

@@ -20,10 +20,10 @@ from benchmarks import truth
 from benchmarks.random_wav2vec2 import save_torchaudio_base, save_transformers_base
 from serve_app import bundled
 from serve_app.errors import ModelUnavailable
+from serve_app.settings import AlignmentSettings
 from serve_app.stages.alignment.aligner import (
     Aligner,
     LanguageModel,
-    load_aligner,
     load_sentence_splitter,
 )
 from serve_app.stages.alignment.forced import fill_nearest, letter_times, spell, word_ranges
@@ -91,9 +91,13 @@ def heard(text: str, language: str, avg_logprob: float = -0.5) -> WindowText:
     return WindowText(text, language, None, avg_logprob, 0.0, 1.0)
 
 
+def aligner_of(models: dict[str, str], max_padded_s: float = 0, max_loaded_languages: int = 2) -> Aligner:
+    settings = AlignmentSettings(max_loaded_languages=max_loaded_languages, preload=())
+    return Aligner(models, device="cpu", max_padded_s=max_padded_s, settings=settings)
+
+
 def bundled_aligner(max_padded_s: float = 0) -> Aligner:
-    models = {"en": str(bundled.ALIGNERS["en"])}
-    return load_aligner(models, device="cpu", max_padded_s=max_padded_s, max_loaded_languages=2)
+    return aligner_of({"en": str(bundled.ALIGNERS["en"])}, max_padded_s)
 
 
 def as_upstream(segments: tuple[Segment, ...]) -> list[dict[str, Any]]:
@@ -166,9 +170,7 @@ def by_ours(aligner: Aligner, language: str, segments: list[Any], samples: Sampl
 @pytest.mark.parametrize(("language", "count"), [("en", 40), ("ja", 15)])
 def test_windows_align_exactly_as_with_whisperx(language: str, count: int, samples: Samples) -> None:
     """Words, times, scores and segments of random texts and windows are whisperx.align's own."""
-    aligner = load_aligner(
-        {language: str(bundled.ALIGNERS["en"])}, device="cpu", max_padded_s=0, max_loaded_languages=1
-    )
+    aligner = aligner_of({language: str(bundled.ALIGNERS["en"])})
     segments = random_segments(random.Random(language), len(samples) / 16_000, count)
     expected = by_upstream(aligner.load(language), language, segments, samples)
     assert by_ours(aligner, language, segments, samples) == expected
@@ -188,9 +190,9 @@ def test_letters_align_exactly_as_with_whisperx() -> None:
         emission = torch.log_softmax(raw.float(), -1)
         log_probs, probs = emission.numpy(), emission.exp().numpy()
         ours = letter_times(letters, log_probs, probs, 0, Window(0.0, float(n_frames)))
-        if any(letter.token is None for letter in letters):
+        if None in letters.values():
             emission = torch.cat([emission, emission[:, 1:].max(1).values[:, None]], 1)
-        tokens = [28 if letter.token is None else letter.token for letter in letters]
+        tokens = [28 if token is None else token for token in letters.values()]
         path = upstream.backtrack(upstream.get_trellis(emission, tokens), emission, tokens)
         if path is None:
             assert ours is None, case
@@ -219,11 +221,7 @@ def test_wav2vec2_base_of_torchaudio_aligns_exactly_as_with_whisperx(
     """whisperx's English default at its true size, random weights, found where downloads are kept."""
     save_torchaudio_base(tmp_path)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    compare_briefly(
-        load_aligner({}, device="cpu", max_padded_s=0, max_loaded_languages=1),
-        from_torchaudio=True,
-        samples=samples,
-    )
+    compare_briefly(aligner_of({}), from_torchaudio=True, samples=samples)
 
 
 @pytest.mark.usefixtures("_punkt")
@@ -232,9 +230,7 @@ def test_wav2vec2_base_of_transformers_aligns_exactly_as_with_whisperx(
 ) -> None:
     """A directory with a Hugging Face model of true size, random weights, named in the settings."""
     save_transformers_base(tmp_path / "model")
-    aligner = load_aligner(
-        {"en": str(tmp_path / "model")}, device="cpu", max_padded_s=0, max_loaded_languages=1
-    )
+    aligner = aligner_of({"en": str(tmp_path / "model")})
     compare_briefly(aligner, from_torchaudio=False, samples=samples)
 
 
@@ -329,9 +325,7 @@ def test_a_model_that_cannot_be_loaded_is_not_asked_for_at_every_window(
         return load(*arguments)
 
     monkeypatch.setattr(upstream, "load_align_model", counted)
-    aligner = load_aligner(
-        {"en": str(tmp_path / "none")}, device="cpu", max_padded_s=0, max_loaded_languages=1
-    )
+    aligner = aligner_of({"en": str(tmp_path / "none")})
     request = AlignRequest.for_window(samples, Window(7.0, 9.0), heard("hello you", "en"))
     for now_s, n_attempts in ((0.0, 1), (59.0, 1), (61.0, 2)):  # noqa: B007
         [result] = aligner.align([request])
@@ -349,7 +343,7 @@ def test_a_model_without_room_on_the_gpu_is_out_of_memory_and_not_missing(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
 
     monkeypatch.setattr(upstream, "load_align_model", full)
-    aligner = load_aligner({}, device="cpu", max_padded_s=0, max_loaded_languages=1)
+    aligner = aligner_of({})
     request = AlignRequest.for_window(samples, Window(7.0, 9.0), heard("hello you", "en"))
     for _ in range(2):
         [result] = aligner.align([request])
@@ -361,12 +355,7 @@ def test_a_model_without_room_on_the_gpu_is_out_of_memory_and_not_missing(
 def test_the_least_recently_used_language_makes_room(samples: Samples) -> None:
     """No more than the given number of models stay in memory."""
     directory = str(bundled.ALIGNERS["en"])
-    aligner = load_aligner(
-        {"en": directory, "de": directory, "fr": directory},
-        device="cpu",
-        max_padded_s=0,
-        max_loaded_languages=2,
-    )
+    aligner = aligner_of({"en": directory, "de": directory, "fr": directory}, max_loaded_languages=2)
     english, german = aligner.load("en"), aligner.load("de")
     assert aligner.load("en") is english
     aligner.load("fr")

@@ -1,9 +1,7 @@
 """Recognition with real models: the same texts and scores as whisperx, whatever else is in the batch."""
 
 import itertools
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,20 +14,34 @@ from benchmarks import truth
 from benchmarks.random_whisper import build_random_whisper
 from serve_app import bundled
 from serve_app.errors import InvalidRequest
-from serve_app.stage_settings import SpeechSettings
+from serve_app.settings import AsrSettings, SpeechSettings
 from serve_app.stages.asr.fallback import Fallback
-from serve_app.stages.asr.loading import load_recognizer
-from serve_app.stages.asr.recognizer import Features, Recognizer
+from serve_app.stages.asr.recognizer import Features, Recognizer, load_recognizer
 from serve_app.stages.speech.detector import load_pyannote_detector, to_float32
-from serve_app.transcript import SAMPLE_RATE_HZ, AsrRequest, Audio, Decoding, Samples, Window, WindowText
+from serve_app.transcript import (
+    SAMPLE_RATE_HZ,
+    AsrRequest,
+    Decoding,
+    Samples,
+    Speech,
+    SpeechRequest,
+    Window,
+    WindowText,
+)
 
 RECORDINGS = Path(truth.__file__).parent / "recordings"
 WINDOW_S = bundled.ASR_WINDOW_S
 
 
 @pytest.fixture(scope="module")
+def talk(sample: Samples) -> Samples:
+    """The first 24 s of the bundled conversation."""
+    return sample[: 24 * SAMPLE_RATE_HZ]
+
+
+@pytest.fixture(scope="module")
 def recognizer() -> Recognizer:
-    return load_recognizer(str(bundled.ASR), device="cpu", compute_type="auto", threads=2, beam_size=5)
+    return load_recognizer(str(bundled.ASR), device="cpu", threads=2, settings=AsrSettings())
 
 
 @pytest.fixture(scope="module")
@@ -38,18 +50,20 @@ def random_english(tmp_path_factory: pytest.TempPathFactory) -> Recognizer:
     directory = build_random_whisper(
         tmp_path_factory.mktemp("random_english"), english_only=True, mel_bands=128
     )
-    return load_recognizer(str(directory), device="cpu", compute_type="auto", threads=2, beam_size=1)
+    return load_recognizer(str(directory), device="cpu", threads=2, settings=AsrSettings(beam_size=1))
 
 
 @pytest.fixture(scope="module")
 def recognizer32() -> Recognizer:
-    return load_recognizer(str(bundled.ASR), device="cpu", compute_type="float32", threads=2, beam_size=5)
+    return load_recognizer(
+        str(bundled.ASR), device="cpu", threads=2, settings=AsrSettings(compute_type="float32")
+    )
 
 
 @pytest.fixture(scope="module")
 def random_multilingual(tmp_path_factory: pytest.TempPathFactory) -> Recognizer:
     directory = build_random_whisper(tmp_path_factory.mktemp("random_multilingual"), text_tokens=20)
-    return load_recognizer(str(directory), device="cpu", compute_type="auto", threads=2, beam_size=2)
+    return load_recognizer(str(directory), device="cpu", threads=2, settings=AsrSettings(beam_size=2))
 
 
 def load_whisperx(model: Path, compute_type: str, **options: Any) -> Any:
@@ -67,38 +81,39 @@ def assert_equal(one: object, other: object) -> None:
     """Equal up to the rounding of a batch of another size."""
     assert isinstance(one, WindowText)
     assert isinstance(other, WindowText)
-    assert (one.text, one.tokens, one.language) == (other.text, other.tokens, other.language)
+    assert (one.text, one.language) == (other.text, other.language)
     assert one.language_probability == pytest.approx(other.language_probability, abs=1e-4)
     assert one.avg_logprob == pytest.approx(other.avg_logprob, abs=1e-4)
     assert one.no_speech_prob == pytest.approx(other.no_speech_prob, abs=1e-4)
 
 
-def test_transcript_is_whisperx_own(audio: Audio, recognizer32: Recognizer) -> None:
+def test_transcript_is_whisperx_own(talk: Samples, recognizer32: Recognizer) -> None:
     """Windows, texts and scores of a recording are those of plain whisperx with its defaults.
 
     In float32: int8 rounds activations, which turns the 2e-5 between numpy's features and torch's
     into 0.01 of log-probability (`test_whisper_of_true_dimensions_equals_whisperx` has int8).
     """
     segments = load_whisperx(bundled.ASR, "float32").transcribe(
-        to_float32(audio.samples), batch_size=4, chunk_size=int(WINDOW_S), language="en"
+        to_float32(talk), batch_size=4, chunk_size=int(WINDOW_S), language="en"
     )["segments"]
     detector = load_pyannote_detector(SpeechSettings(), int(WINDOW_S))
-    windows = tuple(itertools.chain.from_iterable(detector.scan(audio, detector.new_scan())))
+    (speech,) = detector.find_speech([SpeechRequest(talk, 0.0, is_last=True)])
+    assert isinstance(speech, Speech)
     texts = recognizer32.transcribe(
-        [AsrRequest(recognizer32.features(window.cut(audio.samples)), "en") for window in windows]
+        [AsrRequest(recognizer32.features(window.cut(talk)), "en") for window in speech.windows]
     )
-    assert len(windows) == len(segments) >= 3
-    for window, text, segment in zip(windows, texts, segments, strict=True):
+    assert len(speech.windows) == len(segments) >= 3
+    for window, text, segment in zip(speech.windows, texts, segments, strict=True):
         assert isinstance(text, WindowText)
         assert round(window.start_s, 3) == segment["start"]
-        assert round(window.end_s, 3) == min(segment["end"], round(audio.duration_s, 3))
+        assert round(window.end_s, 3) == min(segment["end"], round(len(talk) / SAMPLE_RATE_HZ, 3))
         assert text.text == segment["text"]
         assert text.avg_logprob == pytest.approx(segment["avg_logprob"], abs=1e-4)
 
 
-def test_mixed_batch_equals_each_item_alone(audio: Audio, recognizer: Recognizer) -> None:
+def test_mixed_batch_equals_each_item_alone(talk: Samples, recognizer: Recognizer) -> None:
     """Neighbours in a batch, of other languages and tasks, change nothing about an item."""
-    features = [recognizer.features(window) for window in windows_of(audio.samples, 3)]
+    features = [recognizer.features(window) for window in windows_of(talk, 3)]
     batch = [
         AsrRequest(features[0], "en"),
         AsrRequest(features[1]),
@@ -116,11 +131,11 @@ def test_mixed_batch_equals_each_item_alone(audio: Audio, recognizer: Recognizer
         assert_equal(item, again)
 
 
-def test_detected_language_is_whisperx_own(audio: Audio, recognizer: Recognizer) -> None:
+def test_detected_language_is_whisperx_own(talk: Samples, recognizer: Recognizer) -> None:
     """Language and probability of a window are what faster-whisper's own detection gives for it."""
     from faster_whisper import WhisperModel
 
-    window = audio.samples[-int(WINDOW_S) * SAMPLE_RATE_HZ :]
+    window = talk[-int(WINDOW_S) * SAMPLE_RATE_HZ :]
     whisper = WhisperModel(str(bundled.ASR), device="cpu", compute_type="int8", cpu_threads=2)
     encoded = whisper.encode(recognizer.features(window))
     token, probability = whisper.model.detect_language(encoded)[0][0]
@@ -130,22 +145,22 @@ def test_detected_language_is_whisperx_own(audio: Audio, recognizer: Recognizer)
     assert heard.language_probability == pytest.approx(probability, abs=1e-5)
 
 
-def test_features_are_whisperx_own(audio: Audio, recognizer: Recognizer, random_english: Recognizer) -> None:
+def test_features_are_whisperx_own(talk: Samples, recognizer: Recognizer, random_english: Recognizer) -> None:
     """Log-mel features agree with whisperx's, with 80 and 128 bands, for windows of any length."""
     from whisperx.audio import N_SAMPLES, log_mel_spectrogram
 
-    assert not audio.samples.flags.writeable  # as they arrive from another replica
+    assert not talk.flags.writeable  # as they arrive from another replica
     models = ((recognizer, 80), (random_english, 128))
     for (model, mel_bands), seconds in itertools.product(models, (0.05, 1.7, 8.0, 24.0)):
-        samples = audio.samples[: int(seconds * SAMPLE_RATE_HZ)]
+        samples = talk[: int(seconds * SAMPLE_RATE_HZ)]
         expected = log_mel_spectrogram(to_float32(samples), mel_bands, padding=N_SAMPLES - len(samples))
         assert expected.shape == (mel_bands, 3000)
         np.testing.assert_allclose(model.features(samples), expected.numpy(), atol=1e-4)
 
 
-def test_english_only_model_speaks_english_or_says_no(audio: Audio, random_english: Recognizer) -> None:
+def test_english_only_model_speaks_english_or_says_no(talk: Samples, random_english: Recognizer) -> None:
     """Without a language it is English, undetected; German and translation are errors of their items."""
-    features = random_english.features(windows_of(audio.samples, 1)[0])
+    features = random_english.features(windows_of(talk, 1)[0])
     english, german, translation = random_english.transcribe(
         [AsrRequest(features), AsrRequest(features, "de"), AsrRequest(features, "en", Decoding("translate"))]
     )
@@ -158,17 +173,17 @@ def test_english_only_model_speaks_english_or_says_no(audio: Audio, random_engli
     assert translation.param == "task"
 
 
-def test_whisper_of_true_dimensions_equals_whisperx(audio: Audio, tmp_path: Path) -> None:
+def test_whisper_of_true_dimensions_equals_whisperx(talk: Samples, tmp_path: Path) -> None:
     """A Whisper `tiny` with random weights, in int8 and from equal features, gives whisperx's text."""
     directory = build_random_whisper(tmp_path)
     reference = load_whisperx(directory, "int8", asr_options={"beam_size": 1}, language="en")
-    window = {"inputs": to_float32(windows_of(audio.samples, 1)[0])}
+    window = {"inputs": to_float32(windows_of(talk, 1)[0])}
     [expected] = reference([window], batch_size=1)
     features = reference.preprocess(window)["inputs"].numpy()
-    recognizer = load_recognizer(str(directory), device="cpu", compute_type="auto", threads=2, beam_size=1)
+    recognizer = load_recognizer(str(directory), device="cpu", threads=2, settings=AsrSettings(beam_size=1))
     [heard] = recognizer.transcribe([AsrRequest(features, "en")])
     assert isinstance(heard, WindowText)
-    assert len(heard.tokens) > 100
+    assert len(heard.text) > 100
     assert [heard.text] == expected["text"]
     assert [heard.avg_logprob] == pytest.approx(expected["avg_logprob"], abs=1e-5)
 
@@ -181,10 +196,10 @@ NAMES = "gettysburg abraham"
     ("initial_prompt", "hotwords"), [(HEARD_BEFORE, None), (None, NAMES), (f" {HEARD_BEFORE} ", f"{NAMES} ")]
 )
 def test_prompted_text_is_whisperx_own(
-    audio: Audio, recognizer32: Recognizer, initial_prompt: str | None, hotwords: str | None
+    talk: Samples, recognizer32: Recognizer, initial_prompt: str | None, hotwords: str | None
 ) -> None:
     """Texts and scores with an initial prompt and hotwords are whisperx's with these `asr_options`."""
-    windows = windows_of(audio.samples, 4)
+    windows = windows_of(talk, 4)
     prompted = load_whisperx(
         bundled.ASR,
         "float32",
@@ -206,9 +221,9 @@ def test_prompted_text_is_whisperx_own(
         assert [text.avg_logprob] == pytest.approx(theirs["avg_logprob"], abs=1e-4)
 
 
-def test_prompts_of_equal_length_mix_in_a_batch(audio: Audio, recognizer32: Recognizer) -> None:
+def test_prompts_of_equal_length_mix_in_a_batch(talk: Samples, recognizer32: Recognizer) -> None:
     """Two requests' prompts, other words in other fields, change nothing about each other's windows."""
-    window = recognizer32.features(windows_of(audio.samples, 1)[0])
+    window = recognizer32.features(windows_of(talk, 1)[0])
     batch = [
         AsrRequest(window, "en", Decoding("transcribe", "house river")),
         AsrRequest(window, "en", Decoding("transcribe", None, "green apple")),
@@ -247,7 +262,7 @@ def seeded() -> Iterator[Callable[[int], WhisperModel]]:
     set_random_seed(2**32 - 1)  # what means none
 
 
-def test_fallback_is_faster_whispers(audio: Audio, seeded: Callable[[int], WhisperModel]) -> None:
+def test_fallback_is_faster_whispers(talk: Samples, seeded: Callable[[int], WhisperModel]) -> None:
     """Texts, scores and temperatures are those of `generate_with_fallback`, sample by sample.
 
     Of five samples, it takes the likeliest although it repeats itself; so does ours, when told that nothing
@@ -255,8 +270,8 @@ def test_fallback_is_faster_whispers(audio: Audio, seeded: Callable[[int], Whisp
     """
     from faster_whisper.tokenizer import Tokenizer
 
-    recognizer = Recognizer(seeded(3), "bundled", 5, compression_ratio_threshold=1000.0)
-    windows = [looping_window(recognizer), *windows_of(audio.samples, 1)]
+    recognizer = Recognizer(seeded(3), "bundled", AsrSettings(compression_ratio_threshold=1000.0))
+    windows = [looping_window(recognizer), *windows_of(talk, 1)]
     features = [recognizer.features(window) for window in windows]
     ours = [by_transcriber(recognizer, window) for window in features]
     theirs = seeded(3)
@@ -276,7 +291,7 @@ def test_fallback_is_faster_whispers(audio: Audio, seeded: Callable[[int], Whisp
 
 def test_a_loop_ends(seeded: Callable[[int], WhisperModel]) -> None:
     """A window whose decoder repeats a word for ever ends with words said once."""
-    recognizer = Recognizer(seeded(0), "bundled", 5)
+    recognizer = Recognizer(seeded(0), "bundled", AsrSettings())
     features = recognizer.features(looping_window(recognizer))
     [cold] = recognizer.transcribe([AsrRequest(features, "en")])
     assert isinstance(cold, WindowText)
@@ -287,49 +302,23 @@ def test_a_loop_ends(seeded: Callable[[int], WhisperModel]) -> None:
 
 
 def by_transcriber(recognizer: Recognizer, features: Features) -> WindowText:
-    """One window through the deployment's own loop, without its batcher."""
+    """One window through the deployment's loop."""
     fallback = Fallback()
     attempts: list[WindowText] = []
     for temperature in fallback.schedule(Decoding()):
         [text] = recognizer.transcribe([AsrRequest(features, "en", Decoding(temperature=temperature))])
         assert isinstance(text, WindowText)
         attempts.append(text)
-        if fallback.believes(text):
+        if fallback.is_believable(text):
             break
-    return fallback.choose(attempts)
+    return fallback.best_attempt(attempts)
 
 
-def test_two_threads_get_what_one_gets(audio: Audio, random_multilingual: Recognizer) -> None:
-    """All lanes of the batcher may be in the same model at once: languages, prompts and texts stay apart.
-
-    Of batches side by side all but the first are encoded on fewer threads, which changes nothing either.
-    """
-    assert random_multilingual.lanes == 2
-    features = [random_multilingual.features(window) for window in windows_of(audio.samples, 2)]
-    batches = [
-        [AsrRequest(features[0], "en"), AsrRequest(features[1], "de", Decoding("translate"))],
-        [AsrRequest(features[1], "fr", Decoding("transcribe", "house river"))],
-    ]
-    alone = [random_multilingual.transcribe(batch) for batch in batches]
-    at_once = threading.Barrier(2)
-
-    def run(batch: list[AsrRequest]) -> list[list[Any]]:
-        at_once.wait(timeout=60)
-        return [random_multilingual.transcribe(batch) for _ in range(3)]
-
-    with ThreadPoolExecutor(2) as pool:
-        for answers, expected in zip(pool.map(run, batches), alone, strict=True):
-            for answer in answers:
-                for text, same in zip(answer, expected, strict=True):
-                    assert_equal(text, same)
-
-
-def test_sampling_is_random_in_both_threads(audio: Audio, random_multilingual: Recognizer) -> None:
-    """At temperature 1 no two texts of a window are alike, in one thread or in two, and neighbours differ."""
-    features = random_multilingual.features(windows_of(audio.samples, 1)[0])
+def test_sampling_is_random(talk: Samples, random_multilingual: Recognizer) -> None:
+    """At temperature 1 no two texts of a window are alike, in one batch or in several."""
+    features = random_multilingual.features(windows_of(talk, 1)[0])
     batch = [AsrRequest(features, "en", Decoding(temperature=1.0))] * 2
-    with ThreadPoolExecutor(2) as pool:
-        answers = list(pool.map(random_multilingual.transcribe, [batch] * 4))
+    answers = [random_multilingual.transcribe(batch) for _ in range(2)]
     texts = [text for answer in answers for text in answer if isinstance(text, WindowText)]
-    assert len({text.tokens for text in texts}) == 8
+    assert len({text.text for text in texts}) == 4
     assert {text.temperature for text in texts} == {1.0}

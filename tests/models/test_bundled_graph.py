@@ -23,18 +23,17 @@ from openai_contract import check, check_event
 from ray import serve
 from sounds import VIDEO, encode, silence, wav
 from test_known_speakers_models import RMS, SLT, clip_of
-from tokenizers import Tokenizer
 
 from benchmarks import truth
 from benchmarks.accuracy import speaker_errors
+from benchmarks.decoding import decode_whole
 from benchmarks.plain_whisperx import PlainWhisperx
 from serve_app import bundled
 from serve_app.app import build
-from serve_app.options import Options
-from serve_app.settings import IntakeSettings, Settings
-from serve_app.stage_settings import AsrSettings
+from serve_app.deployments.calls.audio_ref import AudioSlice
+from serve_app.request.calls import DiarizeCall
+from serve_app.settings import AsrSettings, IntakeSettings, Settings
 from serve_app.stages import model_names as models
-from serve_app.stages.audio.decode import decode
 from serve_app.transcript import SAMPLE_RATE_HZ, Samples
 
 URL = f"http://127.0.0.1:{HTTP_PORT}/bundled"
@@ -253,9 +252,8 @@ def test_a_tenth_of_a_second_of_speech_invents_nothing(graph: str, sample: Sampl
 
 
 def test_the_openai_package_gets_what_predict_gives(graph: str, clip: bytes) -> None:
-    """Sentences, words and speakers of the sample are the same; each sentence has its own tokens."""
+    """Sentences, words and speakers of the sample are the same."""
     ours = post(clip, word_timestamps="true")["model_output"]
-    tokenizer = Tokenizer.from_file(str(bundled.ASR / "tokenizer.json"))
     with OpenAI(base_url=f"{graph}/v1", api_key="none", timeout=300) as client:
         verbose = client.audio.transcriptions.create(
             file=("sample.wav", clip),
@@ -277,7 +275,6 @@ def test_the_openai_package_gets_what_predict_gives(graph: str, clip: bytes) -> 
     words = [(w["word"], w["start"], w["end"]) for s in ours for w in s["words"]]
     assert [(w.word, w.start, w.end) for w in verbose.words] == words
     for segment in verbose.segments:
-        assert tokenizer.decode(segment.tokens).strip() == segment.text
         assert -1.5 < segment.avg_logprob < 0
         assert segment.seek / 100 <= segment.start + 0.5
     speakers = list(dict.fromkeys(segment["speaker"] for segment in ours))  # in order of appearance
@@ -296,7 +293,6 @@ def test_a_stream_of_real_models_is_the_same_text(graph: str, clip: bytes) -> No
         deltas = [event.delta for event in events if event.type == "transcript.text.delta"]
         assert "".join(deltas) == events[-1].text == whole
         assert kinds.count("transcript.text.segment") == len(deltas) > 3
-        assert events[-1].usage.output_tokens >= len(whole.split())
         assert create(file=file, model="whisper-1", response_format="text") == f"{whole}\n"
         assert create(file=file, model="whisper-1", response_format="srt").count(" --> ") == len(deltas)
         translated = client.audio.translations.create(
@@ -338,16 +334,17 @@ def error_rates(path: Path, rttm: Path, uri: str) -> str:
     assert body["model_output"]
     assert all(segment["speaker"] for segment in body["model_output"])
     with path.open("rb") as file:
-        audio = asyncio.run(decode(file, max_audio_s=600, timeout_s=60))
+        info, samples = asyncio.run(decode_whole(file, max_audio_s=600, timeout_s=60))
     diarizer = serve.get_deployment_handle("Diarizer", "bundled")
-    turns = diarizer.diarize.remote([ray.put(audio)], Options(), "test").result(timeout_s=300).turns
+    call = DiarizeCall(audio=AudioSlice([[ray.put(samples)]], 0.0), request_id="test")
+    turns = diarizer.diarize.remote(call).result(timeout_s=300).turns
     segments = [(s["start"], s["end"], s["speaker"]) for s in body["model_output"]]
     rates = []
     for spans in (segments, [(turn.start_s, turn.end_s, turn.speaker) for turn in turns]):
         hypothesis = Annotation(uri=uri)
         for index, (start_s, end_s, speaker) in enumerate(spans):
             hypothesis[Segment(start_s, end_s), index] = speaker
-        whole = Timeline([Segment(0, audio.duration_s)], uri=uri)
+        whole = Timeline([Segment(0, info.end_s)], uri=uri)
         rates.append(float(DiarizationErrorRate()(load_rttm(str(rttm))[uri], hypothesis, uem=whole)))
     assert all(0 < rate < 1 for rate in rates)  # 1 is what an empty answer has
     return f"DER of {path.name}: segments {rates[0]:.3f}, diarizer's turns {rates[1]:.3f}"

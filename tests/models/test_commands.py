@@ -1,4 +1,4 @@
-"""The command line as a user meets it: real processes, the bundled models, signals."""
+"""The command line as a user runs it: real processes, the bundled models, signals."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ PROJECT = Path(__file__).parents[2]
 PORT = 18_100
 URL = f"http://127.0.0.1:{PORT}"
 START_S = 300  # three processes import torch
-TOKEN = "hf_of_nobody"
+TOKEN = "hf_nobodys"
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -40,7 +40,7 @@ def demo_config(folder: Path, **args: object) -> Path:
 
 
 def processes_with(mark: str) -> list[int]:
-    """Processes that inherited the mark in their environment."""
+    """Processes that have the mark in their environment."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -138,10 +138,10 @@ def read_until(process: "subprocess.Popen[str]", marker: str) -> None:
 def test_stopping_answers_what_runs_and_leaves_no_process(
     server: tuple["subprocess.Popen[str]", str], files: Files, signum: signal.Signals
 ) -> None:
-    """A request in flight gets its answer, a new one a 503, and nothing stays behind.
+    """A running request gets its answer, a new one a 503, and no process or file is left.
 
-    While it runs, the two replicas that read what strangers send have no Hugging Face token, and what
-    Ray moves from memory to disk is for nobody else.
+    Meanwhile the two replicas that read what strangers send have no Hugging Face token, and the folder to
+    which Ray spills audio is closed to other users.
     """
     process, mark = server
     url = files.url("/inflight.mp3", bundled.SAMPLE.read_bytes())
@@ -177,7 +177,7 @@ def test_stopping_answers_what_runs_and_leaves_no_process(
 def test_a_second_signal_does_not_wait_for_running_requests(
     server: tuple["subprocess.Popen[str]", str],
 ) -> None:
-    """Here one whose body never comes, half a minute's wait: it is cut off, and nothing stays behind."""
+    """A request whose body never arrives would take half a minute; it is cut off and no process is left."""
     process, mark = server
     with socket.create_connection(("127.0.0.1", PORT)) as client:
         head = (

@@ -11,8 +11,9 @@ from benchmarks.random_pyannote import save_community_1
 from benchmarks.truth import Recording
 from serve_app import bundled
 from serve_app.errors import InvalidRequest
-from serve_app.stages.diarization.diarizer import Diarizer, load_diarizer
-from serve_app.transcript import SAMPLE_RATE_HZ, Diarization, KnownSpeaker, Samples
+from serve_app.settings import DiarizationSettings
+from serve_app.stages.diarization.diarizer import PyannoteDiarizer, load_pyannote
+from serve_app.transcript import SAMPLE_RATE_HZ, Diarization, KnownSpeaker, Samples, SpeakerBounds
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Mean of empty slice:RuntimeWarning"),
@@ -25,8 +26,8 @@ SLT, RMS = "festival/cmu_us_slt_arctic_hts", "flite/rms"  # the demo's voices
 
 
 @pytest.fixture(scope="module")
-def diarizer() -> Diarizer:
-    return load_diarizer("bundled", device="cpu", token=None)
+def diarizer() -> PyannoteDiarizer:
+    return load_pyannote("bundled", device="cpu", token=None)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def pairs(found: Diarization, recording: Recording) -> list[tuple[str, str]]:
     return spoken
 
 
-def test_every_turn_of_the_demo_has_the_right_name(diarizer: Diarizer, demo: Recording) -> None:
+def test_every_turn_of_the_demo_has_the_right_name(diarizer: PyannoteDiarizer, demo: Recording) -> None:
     """One clip is from another recording; the other voice is in none, so its clip is the demo's own."""
     known = [*known_from("slt-rms", RMS), KnownSpeaker(SLT, clip_of(SLT, demo))]
     found = pairs(diarizer.diarize(demo.samples, known=known), demo)
@@ -74,7 +75,7 @@ def test_every_turn_of_the_demo_has_the_right_name(diarizer: Diarizer, demo: Rec
     assert all(said == spoke for said, spoke in found)
 
 
-def test_a_third_voice_stays_without_a_name(diarizer: Diarizer, three: Recording) -> None:
+def test_a_third_voice_stays_without_a_name(diarizer: PyannoteDiarizer, three: Recording) -> None:
     """Three people speak and two are known, from other recordings; the third has pyannote's label."""
     annie, british = "espeak/en-us+Annie", "espeak/en-gb-x-rp"
     known = [*known_from("slt-rms", RMS), *known_from("en-gb-x-rp-en-us-Annie", annie)]
@@ -85,13 +86,13 @@ def test_a_third_voice_stays_without_a_name(diarizer: Diarizer, three: Recording
     assert all(said == spoke for said, spoke in found if spoke != british)
 
 
-def test_who_does_not_speak_is_not_named(diarizer: Diarizer, demo: Recording) -> None:
+def test_who_does_not_speak_is_not_named(diarizer: PyannoteDiarizer, demo: Recording) -> None:
     """The voice of another recording changes nothing: the turns are those without known speakers."""
     known = known_from("awb-en-us-f1", "flite/awb")
     assert diarizer.diarize(demo.samples, known=known) == diarizer.diarize(demo.samples)
 
 
-def test_a_name_may_read_like_a_label(diarizer: Diarizer, demo: Recording) -> None:
+def test_a_name_may_read_like_a_label(diarizer: PyannoteDiarizer, demo: Recording) -> None:
     """The second speaker gets the first one's label as a name: then nobody else is called so."""
     [voice] = known_from("slt-rms", RMS)
     found = pairs(diarizer.diarize(demo.samples, known=[KnownSpeaker("SPEAKER_00", voice.clip)]), demo)
@@ -99,7 +100,9 @@ def test_a_name_may_read_like_a_label(diarizer: Diarizer, demo: Recording) -> No
 
 
 @pytest.mark.parametrize("clip", [np.zeros(48_000, np.int16), np.full(48_000, 9000, np.int16)])
-def test_a_clip_without_a_voice_is_refused(diarizer: Diarizer, demo: Recording, clip: Samples) -> None:
+def test_a_clip_without_a_voice_is_refused(
+    diarizer: PyannoteDiarizer, demo: Recording, clip: Samples
+) -> None:
     """It would be near to somebody by chance."""
     known = [*known_from("slt-rms", RMS), KnownSpeaker("nobody", clip)]
     with pytest.raises(InvalidRequest, match=r"references\[1\]") as caught:
@@ -107,7 +110,7 @@ def test_a_clip_without_a_voice_is_refused(diarizer: Diarizer, demo: Recording, 
     assert (caught.value.param, caught.value.code) == ("known_speaker_references", "no_voice")
 
 
-def test_silence_has_no_known_speakers(diarizer: Diarizer) -> None:
+def test_silence_has_no_known_speakers(diarizer: PyannoteDiarizer) -> None:
     """And no samples have none either."""
     known = known_from("slt-rms", RMS)
     for samples in (np.zeros(0, np.int16), np.zeros(48_000, np.int16)):
@@ -118,18 +121,8 @@ def test_community_1_names_a_voice_by_its_own_embedding(demo: Recording, tmp_pat
     """Its clustering gives voices to compare too; the weights are random, so any distance will do."""
     torch.manual_seed(0)
     save_community_1(tmp_path)
-    diarizer = load_diarizer(str(tmp_path), device="cpu", token=None, max_voice_distance=2.0)
+    any_distance = DiarizationSettings(known_speaker_threshold=2.0)
+    diarizer = load_pyannote(str(tmp_path), device="cpu", token=None, settings=any_distance)
     clip = demo.samples[: 6 * SAMPLE_RATE_HZ]
-    found = diarizer.diarize(clip, num_speakers=1, known=[KnownSpeaker("Ada", clip)])
+    found = diarizer.diarize(clip, bounds=SpeakerBounds(1), known=[KnownSpeaker("Ada", clip)])
     assert {turn.speaker for turn in found.turns} == {"Ada"}
-
-
-def test_a_pipeline_without_embeddings_says_so(demo: Recording) -> None:
-    """Known speakers are not accepted and then ignored."""
-    from pyannote.core import Annotation
-
-    with pytest.raises(InvalidRequest, match="no voices to compare") as caught:
-        Diarizer(lambda *_, **__: Annotation()).diarize(
-            demo.samples, known=[KnownSpeaker("Ada", demo.samples[:48_000])]
-        )
-    assert caught.value.param == "known_speaker_references"

@@ -1,6 +1,5 @@
 """Embeddings with a shared trunk: pyannote's own numbers and turns, whatever the clip and the settings."""
 
-import math
 from collections.abc import Iterable, Sequence
 from itertools import product
 from pathlib import Path
@@ -18,11 +17,12 @@ from benchmarks.random_pyannote import (
     whisperx_segmentation,
 )
 from serve_app.errors import ModelUnavailable
-from serve_app.stages import torch_support as half_precision
-from serve_app.stages.diarization.diarizer import Diarizer
+from serve_app.settings import DiarizationSettings
+from serve_app.stages import torch_support
+from serve_app.stages.diarization.diarizer import PyannoteDiarizer
 from serve_app.stages.diarization.embeddings import share_trunk
 from serve_app.stages.diarization.pipeline import load_pipeline
-from serve_app.transcript import SAMPLE_RATE_HZ, Diarization, Samples, Turn
+from serve_app.transcript import SAMPLE_RATE_HZ, Diarization, Samples, SpeakerBounds, Turn
 
 pytestmark = [
     # pyannote says that a clip holds fewer speakers than asked for, which is what some tests ask for.
@@ -61,17 +61,17 @@ def file_of(samples: Samples) -> dict[str, Any]:
 
 
 def assert_same_turns(pipeline: Any, clips: Sequence[tuple[Samples, dict[str, Any]]]) -> None:
-    """`pipeline` as pyannote made it, then the Diarizer around it."""
+    """`pipeline` as pyannote made it, then our diarizer around it."""
 
     def turns(annotation: Any) -> tuple[Turn, ...]:
         tracks = annotation.itertracks(yield_label=True)
         return tuple(Turn(span.start, span.end, speaker) for span, _, speaker in tracks)
 
     outputs = [pipeline(file_of(samples), **bounds) for samples, bounds in clips]
-    ours = Diarizer(pipeline)
+    ours = PyannoteDiarizer(pipeline)
     for output, (samples, bounds) in zip(outputs, clips, strict=True):
         expected = (output.speaker_diarization, output.exclusive_speaker_diarization)
-        assert ours.diarize(samples, **bounds) == Diarization(*map(turns, expected))
+        assert ours.diarize(samples, bounds=SpeakerBounds(**bounds)) == Diarization(*map(turns, expected))
 
 
 @pytest.mark.parametrize("exclude_overlap", [True, False])
@@ -130,7 +130,7 @@ def test_an_embedding_without_a_known_trunk_stays_as_it_is(meeting: Samples) -> 
     assert_same_turns(pipeline, [(meeting[: 6 * SAMPLE_RATE_HZ], {})])
     assert not share_trunk(pipeline, pad_batches=False)
     with pytest.raises(ModelUnavailable, match="float16 is for pyannote's WeSpeaker embeddings"):
-        Diarizer(pipeline, compute_type="float16")
+        PyannoteDiarizer(pipeline, settings=DiarizationSettings(compute_type="float16"))
 
 
 def segmentation_of(n_windows: int) -> Any:
@@ -185,7 +185,7 @@ def test_half_precision_hears_nearly_the_same_voices(
     assert share_trunk(whole, pad_batches=True)
     expected = whole.get_embeddings(file, segmentation)
     assert share_trunk(half, pad_batches=True, compute_type="float16")
-    half_precision._warn_once.cache_clear()
+    torch_support._warn_once.cache_clear()
     found = half.get_embeddings(file, segmentation)
     assert not [record for record in caplog.records if "overflowed" in record.message]
     assert found.dtype == np.float32
@@ -193,17 +193,3 @@ def test_half_precision_hears_nearly_the_same_voices(
     heard = np.nan_to_num(segmentation.data).any(axis=1)
     distances = [cosine(*pair) for pair in zip(found[heard], expected[heard], strict=True)]
     assert max(distances) < 1e-3
-
-
-def test_progress_is_told(bundled: Any, meeting: Samples) -> None:
-    """A hook hears how many of the windows with speech are done."""
-    told: list[tuple[int, int]] = []
-
-    def hook(step: str, _: Any, *, completed: int = 0, total: int = 0, **__: Any) -> None:
-        if step == "embeddings" and total:
-            told.append((completed, total))
-
-    share_trunk(bundled, pad_batches=False)
-    bundled(file_of(meeting[: 7 * SAMPLE_RATE_HZ]), hook=hook)
-    assert told[-1] == (5, 5)
-    assert len(told) == math.ceil(5 / bundled.embedding_batch_size)

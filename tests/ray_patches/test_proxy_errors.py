@@ -13,7 +13,7 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from serve_app.http.app import create_app
-from serve_app.ray_patches.proxy_errors import InOurWords
+from serve_app.ray_patches.proxy_errors import RewriteServe503
 
 REPORT = "The actor died unexpectedly before finishing this task.\n\tpid: 4711\n\tip: 10.0.0.7"
 
@@ -65,7 +65,7 @@ def through(
     request_id: bytes = b"7",
 ) -> httpx.Response:
     """The answer behind Serve's proxy, where our application is at / unless `routes` has others."""
-    middlewares: Any = [Middleware(PassesOn), Middleware(InOurWords)]
+    middlewares: Any = [Middleware(PassesOn), Middleware(RewriteServe503)]
 
     async def get() -> httpx.Response:
         app = _apply_middlewares(Proxy(answer, routes or {"/": OURS}), middlewares)
@@ -149,9 +149,9 @@ def test_a_request_id_that_serve_cannot_read_is_replaced() -> None:
 
 
 @pytest.mark.parametrize("app", [nothing, PassesOn(nothing)])
-def test_without_serves_routes_nothing_is_touched(app: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """A proxy that is built in another way, and HAProxy's replicas: all passes, and the log says so."""
-    in_our_words = InOurWords(app)
+def test_without_serves_routes_nothing_is_touched(app: Any) -> None:
+    """As in a replica behind HAProxy."""
+    middleware = RewriteServe503(app)
 
     async def call() -> None:
         sent: list[Any] = []
@@ -159,8 +159,7 @@ def test_without_serves_routes_nothing_is_touched(app: Any, caplog: pytest.LogCa
         async def send(message: Any) -> None:
             sent.append(message)
 
-        await in_our_words({"type": "http", "path": "/predict", "headers": []}, unused, send)
+        await middleware({"type": "http", "path": "/predict", "headers": []}, unused, send)
         assert sent == []
 
     asyncio.run(call())
-    assert "Serve's routes" in caplog.text

@@ -59,7 +59,7 @@ def test_words_follow_the_exclusive_turns_and_segments_the_regular_ones() -> Non
 
 def test_a_word_without_times_takes_its_segments_speaker() -> None:
     """Unaligned words are not left without a speaker."""
-    segment = Segment(0.0, 2.0, "2 b", (Word("2"), Word("b", 1.5)))
+    segment = Segment(0.0, 2.0, "2 b", (Word("2"), Word("b", 1.5, 1.8)))
     [assigned] = assign_speakers([segment], diarization((0.0, 1.2, A), (1.2, 1.9, B)))
     assert [word.speaker for word in assigned.words] == [A, B]
 
@@ -124,7 +124,7 @@ def test_one_word_of_another_does_not_cut() -> None:
 
 
 def test_it_is_time_that_counts_not_words() -> None:
-    """Two words in a quarter of a second are not somebody who goes on; one long word is."""
+    """Two words in a quarter of a second do not split a sentence; one long word does."""
     for b_ends_s, parts in ((2.25, 1), (2.9, 2)):
         words = [Word("a", 0, 1, speaker=A), Word("b", 1, 2, speaker=A)]
         words += [Word("c", 2, 2.1, speaker=B), Word("d", 2.1, b_ends_s, speaker=B)]
@@ -194,7 +194,7 @@ def test_random_turns_agree_with_the_definition() -> None:
 
 
 def test_four_hours_take_a_moment() -> None:
-    """Cost does not grow with words times turns, even beside one turn that never ends."""
+    """Cost does not grow with words times turns, even with one turn that never ends."""
     words = [(0.4 * i, 0.4 * i + 0.3) for i in range(36_000)]
     turns = [Turn(0.0, 14_400.0, A), *(Turn(2.0 * i, 2.0 * i + 1.5, B) for i in range(7_200))]
     started = time.process_time()

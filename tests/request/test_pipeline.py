@@ -1,7 +1,6 @@
 """One request through fake stages: order, concurrency, language, degradation."""
 
 import asyncio
-from collections.abc import AsyncGenerator
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +9,7 @@ from fakes import FakeStages, data_url, recording
 
 from serve_app.errors import DeadlineExceeded, InvalidRequest, ModelUnavailable, Overloaded, UnusableAudio
 from serve_app.options import Options
+from serve_app.request.calls import AlignCall, DetectCall, TranscribeCall
 from serve_app.request.pipeline import transcribe
 from serve_app.transcript import (
     Decoding,
@@ -77,10 +77,10 @@ def test_doubtful_and_dropped_windows_are_warned_of() -> None:
     """Text that was decoded again, left out, or prompted with less than was sent, each warn once, by name."""
 
     class Doubtful(FakeStages):
-        async def _transcribe(self, audio: Any, window: Window, *arguments: Any) -> WindowText:
-            text = await super()._transcribe(audio, window, *arguments)
-            if window.start_s == 2.0:
-                return replace(text, text="", silence=True, prompt_tokens_cut=7)
+        async def _transcribe(self, call: TranscribeCall) -> WindowText:
+            text = await super()._transcribe(call)
+            if call.window.start_s == 2.0:
+                return replace(text, text="", was_silence=True, prompt_tokens_cut=7)
             return replace(text, attempts=2, temperature=0.2, prompt_tokens_cut=7)
 
     transcript = run(Doubtful(recording(1, 2, 3)), language="en")
@@ -202,9 +202,9 @@ def test_speech_that_came_to_no_text_is_a_warning(silent: int, spoken: int, code
     fake = FakeStages(recording(*[1] * spoken, *[2] * silent))
     stages = fake.stages()
 
-    async def hear(audio: Any, window: Window, *others: Any) -> Any:
-        text = await stages.transcribe(audio, window, *others)
-        return text if window.start_s < spoken else replace(text, text=" ")
+    async def hear(call: TranscribeCall) -> WindowText:
+        text = await stages.transcribe(call)
+        return text if call.window.start_s < spoken else replace(text, text=" ")
 
     deaf = replace(stages, transcribe=hear)
     transcript = asyncio.run(transcribe(deaf, SOURCE, Options(language="en")))
@@ -306,15 +306,15 @@ def test_a_sentence_of_two_speakers_is_split_unless_that_is_switched_off() -> No
     """One window in which both speak two words each."""
     stages = FakeStages(recording(1, 2)).stages()
 
-    async def detect(*arguments: Any) -> AsyncGenerator[Speech, None]:
-        yield Speech((Window(0.0, 2.0),), 2.0)
+    async def detect(call: DetectCall) -> Speech:
+        return Speech((Window(0.0, 2.0),) if call.part.is_last else (), None, 2.0)
 
     async def align(*arguments: Any) -> Any:
         words = [Word(word, 0.5 * i, 0.5 * i + 0.4) for i, word in enumerate(["a", "b", "c", "d"])]
         return (Segment(0.0, 2.0, "a b c d", tuple(words)),)
 
     def texts(**options: Any) -> list[tuple[str, str | None]]:
-        both = replace(stages, detect_speech=detect, align=align)
+        both = replace(stages, detect=detect, align=align)
         segments = asyncio.run(transcribe(both, SOURCE, Options(**options))).segments
         return [(segment.text, segment.speaker) for segment in segments]
 
@@ -380,8 +380,9 @@ def test_diarization_and_recognition_run_side_by_side() -> None:
 
 def test_a_failing_window_ends_the_request_and_its_siblings() -> None:
     """The error is raised at once: other windows and the search for speech are cancelled."""
-    stages = FakeStages(recording(1, 2, 3)).stages()
+    stages = FakeStages(recording(1, 2, 3, 4)).stages()
     cancelled: list[str] = []
+    searching = asyncio.Event()
 
     async def until_cancelled(name: str) -> None:
         try:
@@ -390,21 +391,22 @@ def test_a_failing_window_ends_the_request_and_its_siblings() -> None:
             cancelled.append(name)
             raise
 
-    async def transcribe_window(audio: Any, window: Window, *others: Any) -> Any:
-        if window.start_s:
-            await until_cancelled(f"window at {window.start_s:g}")
+    async def transcribe_window(call: TranscribeCall) -> Any:
+        if call.window.start_s:
+            await until_cancelled(f"window at {call.window.start_s:g}")
+        await searching.wait()
         raise UnusableAudio("broken")
 
-    async def detect(*arguments: Any) -> AsyncGenerator[Speech, None]:
-        async for part in stages.detect_speech(*arguments):
-            if not part.windows:
-                await until_cancelled("search")
-            yield part
+    async def detect(call: DetectCall) -> Speech:
+        if call.part.is_last:
+            searching.set()
+            await until_cancelled("search")
+        return await stages.detect(call)
 
     with pytest.raises(UnusableAudio, match="broken"):
         asyncio.run(
             transcribe(
-                replace(stages, transcribe=transcribe_window, detect_speech=detect),
+                replace(stages, transcribe=transcribe_window, detect=detect),
                 SOURCE,
                 Options(language="en", diarize=False),
             )
@@ -421,12 +423,12 @@ def test_windows_are_transcribed_while_the_search_goes_on() -> None:
         aligned.set()
         return await stages.align(*arguments)
 
-    async def detect(*arguments: Any) -> AsyncGenerator[Speech, None]:
-        async for part in stages.detect_speech(*arguments):
-            yield part
+    async def detect(call: DetectCall) -> Speech:
+        if call.before:
             await asyncio.wait_for(aligned.wait(), 5)
+        return await stages.detect(call)
 
-    streamed = replace(stages, align=align, detect_speech=detect)
+    streamed = replace(stages, align=align, detect=detect)
     transcript = asyncio.run(transcribe(streamed, SOURCE, Options(language="en")))
     assert [segment.text for segment in transcript.segments] == ["word1", "word2"]
 
@@ -437,12 +439,12 @@ def test_progress_is_reported_window_by_window_and_in_order() -> None:
     reports: list[Progress] = []
     last_aligned = asyncio.Event()
 
-    async def align(audio: Any, window: Window, *others: Any) -> Any:
-        if window.start_s == 0:
+    async def align(call: AlignCall) -> Any:
+        if call.window.start_s == 0:
             await asyncio.wait_for(last_aligned.wait(), 5)
-        if window.start_s == 3:
+        if call.window.start_s == 3:
             last_aligned.set()
-        return await stages.align(audio, window, *others)
+        return await stages.align(call)
 
     slow_first = replace(stages, align=align)
     transcript = asyncio.run(transcribe(slow_first, SOURCE, Options(language="en"), reports.append))

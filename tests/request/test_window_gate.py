@@ -2,8 +2,9 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator
-from dataclasses import replace
+from collections.abc import AsyncIterator
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fakes import FakeStages, recording, window_text
@@ -11,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.batching.batcher import Batcher
-from serve_app.deadline import timeout
 from serve_app.options import Options
+from serve_app.request.admission import WindowGate
+from serve_app.request.calls import DetectCall, TranscribeCall
 from serve_app.request.pipeline import transcribe
-from serve_app.request.window_gate import WindowGate
-from serve_app.transcript import Source, Speech, Window
+from serve_app.transcript import AudioInfo, Source, Speech, Window, WindowText
 
 ROUTER_QUEUE = (
     1024  # calls that a replica takes; those behind wait in Serve's router, first come first served
@@ -46,23 +47,22 @@ def test_a_clip_behind_twenty_long_files_waits_for_three_batches_at_most() -> No
         fake = FakeStages(recording(1))
         searched = asyncio.Semaphore(0)
 
-        async def detect(audio: Any, request_id: str) -> AsyncGenerator[Speech, None]:
-            yield Speech(tuple(Window(float(n), n + 1.0) for n in range(audio[0])), float(audio[0]))
+        async def detect(call: DetectCall) -> Speech:
             searched.release()
+            return Speech(tuple(Window(float(n), n + 1.0) for n in range(call.audio.windows)), None, 0.0)
 
-        async def recognise(audio: Any, window: Window, language: Any, decoding: Any, request_id: str) -> Any:
+        async def recognise(call: TranscribeCall) -> WindowText:
             async with router:
-                await batcher.submit(window, request_id)
-            return window_text(1, language)
+                await batcher.submit(call.window, call.request_id, is_first=call.is_first)
+            return window_text(1, call.language)
 
         stages = replace(
-            fake.stages(diarizes=False, windows_in_flight=192), detect_speech=detect, transcribe=recognise
+            fake.stages(diarizes=False, windows_in_flight=192), detect=detect, transcribe=recognise
         )
 
         def request(windows: int) -> "asyncio.Task[Any]":
-            source, options = Source(max_audio_s=float(windows)), Options(language="en")
-            own = replace(stages, load=lambda source: fake_audio(windows))
-            return asyncio.create_task(transcribe(own, source, options))
+            own = replace(stages, load=lambda source: nullcontext(Windows(windows)))
+            return asyncio.create_task(transcribe(own, Source(), Options(language="en")))
 
         files = [request(144) for _ in range(20)]
         for _ in files:
@@ -87,17 +87,14 @@ def test_a_clip_behind_twenty_long_files_waits_for_three_batches_at_most() -> No
     assert asyncio.run(run()) <= 3
 
 
-class fake_audio:  # noqa: N801  (stands for a loading function)
+@dataclass
+class Windows:
     """Audio that is only a number of windows."""
 
-    def __init__(self, windows: int) -> None:
-        self._windows = windows
+    windows: int
 
-    async def __aenter__(self) -> list[int]:
-        return [self._windows]
-
-    async def __aexit__(self, *_: object) -> None:
-        return None
+    async def parts(self) -> AsyncIterator[AudioInfo]:
+        yield AudioInfo(0.0, float(self.windows), is_last=True)
 
 
 @given(
@@ -135,7 +132,7 @@ def test_places_are_bounded_shared_in_turn_and_never_lost(
         assert most <= max_windows + len(windows) - 1
         left = sum(not task.cancelled() for task in tasks)
         assert len(entered) >= left
-        async with timeout(1):  # all places are free again
+        async with asyncio.timeout(1):  # all places are free again
             for _ in range(max_windows):
                 await gate.place("later").__aenter__()
 
@@ -168,7 +165,7 @@ def test_a_request_with_nothing_inside_does_not_wait() -> None:
         async with gate.place("file"), gate.place("file"):
             waiting = asyncio.create_task(gate.place("file").__aenter__())
             await asyncio.sleep(0)
-            async with timeout(1), gate.place("clip"):
+            async with asyncio.timeout(1), gate.place("clip"):
                 assert not waiting.done()
         await waiting
 

@@ -8,22 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from fakes import FakeAligner, FakeDiarizer, FakeRecognizer, FakeSpeechModel
 
 from serve_app.app import graph
 from serve_app.settings import Settings
-from serve_app.stages.load import Loaders
+from serve_app.stages.load import Loaders, limit_gpu_memory
 
 LOADERS = Loaders(FakeSpeechModel, partial(FakeRecognizer, Path("gate")), FakeAligner, FakeDiarizer)
 
 
 def environments(monkeypatch: pytest.MonkeyPatch, cores: int) -> list[dict[str, str]]:
-    """Of each deployment of a graph that is built on a node with so many cores."""
+    """The environment of each deployment of a graph that is built on a node with this many cores."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
-    ingress: Any = graph(Settings(model="fake"), LOADERS, "cpu", LOADERS)
+    ingress: Any = graph(Settings(model="fake"), LOADERS, "cpu")
     bound = [ingress._bound_deployment]
     for node in bound:  # which grows meanwhile
-        below = [*node.init_args, *node.init_kwargs.values(), *(node.init_kwargs.get("spare") or ())]
+        below = [*node.init_args, *node.init_kwargs.values()]
         bound += [arg._bound_deployment for arg in below if hasattr(arg, "_bound_deployment")]
     return [node.ray_actor_options["runtime_env"]["env_vars"] for node in bound]
 
@@ -31,7 +32,7 @@ def environments(monkeypatch: pytest.MonkeyPatch, cores: int) -> list[dict[str, 
 def test_no_environment_depends_on_where_the_graph_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     """A head with two cores says nothing about workers with 32."""
     on_small, on_large = (environments(monkeypatch, cores) for cores in (2, 32))
-    assert len(on_small) == 9
+    assert len(on_small) == 6
     assert on_small == on_large
     assert not any(name.startswith("MALLOC_MMAP") for env_vars in on_small for name in env_vars)  # glibc's
 
@@ -71,3 +72,14 @@ def test_a_replica_fits_its_own_node(keep_memory: bool, kept_mib: int) -> None:
     threads, found_mib = map(int, run.stdout.split())
     assert threads == 2
     assert abs(found_mib - kept_mib) < 8
+
+
+@pytest.mark.parametrize(("device", "told"), [("cuda", [0.3]), ("cpu", [])])
+def test_a_stage_on_a_gpu_is_bounded_to_its_share(
+    monkeypatch: pytest.MonkeyPatch, device: str, told: list[float]
+) -> None:
+    """The share that Ray books is the fraction that torch may take; on a CPU nothing is touched."""
+    fractions: list[float] = []
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", fractions.append)
+    limit_gpu_memory(0.3, device)
+    assert fractions == told

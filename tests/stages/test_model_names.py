@@ -2,14 +2,13 @@
 
 from pathlib import Path
 
-import faster_whisper.utils
+import faster_whisper
 import pytest
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 from requests import Response
 
 from serve_app.errors import ModelUnavailable
-from serve_app.settings import Settings
-from serve_app.stage_settings import AlignmentSettings, DiarizationSettings
+from serve_app.settings import AlignmentSettings, DiarizationSettings, Settings
 from serve_app.stages import model_names as models
 
 
@@ -39,9 +38,10 @@ def test_bundled_needs_no_hub(hub: list[str]) -> None:
     assert hub == []
 
 
-def test_the_names_are_those_of_faster_whisper() -> None:
-    """Every name that faster-whisper knows is known here, with the same repository."""
-    assert models.WHISPER_REPOSITORIES == faster_whisper.utils._MODELS
+def test_the_names_are_those_of_faster_whisper(hub: list[str]) -> None:
+    """Every name that faster-whisper knows is known here, with a repository."""
+    for name in faster_whisper.available_models():
+        assert models.resolve(Settings(model=name)).asr in hub
 
 
 def test_a_name_is_looked_up_and_windows_are_30_s(hub: list[str]) -> None:
@@ -86,22 +86,24 @@ def test_an_unknown_name_lists_the_known_ones(hub: list[str]) -> None:
         models.resolve(Settings(model="larg-v2"))
 
 
-def test_a_gated_model_without_a_token_says_how_to_get_it(hub: list[str]) -> None:
-    """Naming pyannote's model without HF_TOKEN is refused before the hub is asked."""
+def gated(repository: str, **_: object) -> None:
+    if repository == models.COMMUNITY:
+        raise GatedRepoError("403", response=Response())
+
+
+def test_a_gated_model_without_a_token_says_how_to_get_it(
+    hub: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Naming pyannote's model without HF_TOKEN is refused with what to do."""
+    monkeypatch.setattr(models, "auth_check", gated)
     with pytest.raises(
         ModelUnavailable, match=r"HF_TOKEN is not set.*Accept the conditions on huggingface\.co"
     ):
         models.resolve(diarization(models.COMMUNITY))
-    assert hub == []
 
 
 def test_conditions_that_were_not_accepted_are_named(hub: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """3.1 also needs segmentation-3.0 and community-1: the one that is missing is named."""
-
-    def gated(repository: str, **_: object) -> None:
-        if repository == models.COMMUNITY:
-            raise GatedRepoError("403", response=Response())
-
     monkeypatch.setattr(models, "get_token", lambda: "hf_x")
     monkeypatch.setattr(models, "auth_check", gated)
     with pytest.raises(ModelUnavailable, match=f"{models.COMMUNITY} is gated and your token"):

@@ -1,11 +1,16 @@
-"""A request's audio as the ingress holds it: a reference, and the means to load it again."""
+"""A request's audio as the Ingress holds it: references to the parts of the file, never samples.
+
+The loader returns the parts, so the Ingress owns the objects and they outlive the loader.
+"""
 
 import asyncio
 import io
 import logging
+import math
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
 import numpy as np
@@ -13,202 +18,204 @@ import ray
 from numpy.typing import NDArray
 from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayTaskError
 from ray.serve.exceptions import DeploymentUnavailableError, ReplicaUnavailableError
-from ray.serve.handle import DeploymentHandle
 
-from serve_app.deployments.calls.handles import GONE, AudioLost, AudioRef, own_error
+from serve_app.deployments.calls.handles import GONE, AudioLost, own_error
 from serve_app.deployments.calls.ray_private import generator_of, references
 from serve_app.deployments.metrics import Retries
-from serve_app.errors import Overloaded, TranscriptionError
-from serve_app.request.admission import Admission
-from serve_app.spool import no_room
-from serve_app.transcript import Source
+from serve_app.errors import Overloaded
+from serve_app.spool import disk_full_error
+from serve_app.transcript import AudioInfo, Samples, Window
 
 logger = logging.getLogger("ray.serve")
 
-UPLOAD_PIECE_BYTES = 16 << 20  # costs this process so much while a file on disk is stored
-MEMORY_PIECE_BYTES = 64 << 20  # of one in memory costs nothing
-LOADINGS = 4  # of one request's audio, the first included
+# What ends a loading so that another one may come through.
+LOST = (*GONE, AudioLost, ReplicaUnavailableError, DeploymentUnavailableError, StopAsyncIteration)
 
-# What ends a loading so that another one may come through. Any other error is a fault of the program.
-LOST = (*GONE, AudioLost, TranscriptionError, ReplicaUnavailableError, DeploymentUnavailableError)
+UPLOAD_PIECE_BYTES = 16 << 20  # memory of this process while a file on disk goes into the object store
+MEMORY_PIECE_BYTES = 64 << 20  # of a file in memory no copy is made
+MAX_LOADINGS = 4  # of one request's audio, the first included
+
+
+@dataclass(frozen=True, slots=True)
+class AudioSlice:
+    """Consecutive parts of a file, by reference.
+
+    Each reference is in a list of its own, so that Ray passes it on unresolved, and so that `LoadedAudio` can
+    replace it, or drop it, in a call that Serve's router still holds.
+    """
+
+    parts: list[list[Any]]  # an ObjectRef of Samples each
+    start_s: float  # where the first part begins in the file
+
+    async def samples(self) -> Samples:
+        """Waits for the samples of all parts, in one array; one part is not copied. Raises AudioLost."""
+        try:
+            parts = [await part[0] for part in self.parts]
+        except GONE as error:  # also where the loader met it: then it is a RayTaskError too
+            raise AudioLost(type(error).__name__) from None
+        except RayTaskError as error:
+            raise own_error(error) from None
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    async def cut(self, window: Window) -> Samples:
+        """The window's samples."""
+        return window.cut(await self.samples(), self.start_s)
 
 
 class LoadedAudio:
-    """The audio of one request, in the object store or on its way there.
-
-    Of a long file the loader gives the beginning, then more and more of it, at last the whole. `ref` is
-    always the latest: it has all that was ever found in an earlier one. The loader returns them, so this
-    process owns the objects and they outlive the loader.
-    """
+    """The audio of one request: the parts that are decoded so far, and the means to load them again."""
 
     def __init__(
-        self, source: Source, load: Callable[[int | None, bool], Awaitable[Any]], retries: Retries
+        self,
+        start_loading: Callable[[int | None], Awaitable[Any]],
+        retries: Retries,
+        note_length: Callable[["LoadedAudio", AudioInfo], None] = lambda audio, part: None,
     ) -> None:
-        """`load` starts a call of the loader; it is given the checksum that the file must have, if known, and
-        whether to give the beginning early.
+        """`start_loading` calls the loader, with the checksum that the file must have if that is known.
+
+        `note_length` hears of every part; what it raises ends the request.
         """
-        self.source = source
-        self.ref: AudioRef = []  # one list for good: a call that Serve has not sent yet gets the latest, too
-        self.checksum: int | None = None  # once a stage has said it
-        self.slowest_s: dict[Any, float] = {}  # a stage's method -> its longest call about this audio so far
-        self._load = load
+        self._start_loading = start_loading
         self._retries = retries
+        self._note_length = note_length
+        self._refs: list[list[Any]] = []
+        self._infos: list[AudioInfo] = []
         self._loadings = 0
+        self._loaded = 0  # parts of the present loading that are there
+        self._is_over = True  # the present loading has ended, well or not
+        self._fault: BaseException | None = None  # of the request; loading again would not help
         self._response: Any = None
         self._following: asyncio.Task[None] | None = None
-        self._one_at_a_time = asyncio.Lock()
+        self._reload_lock = asyncio.Lock()
         self._news = asyncio.Condition()
-        self._versions = 0  # of `ref` so far
-        self._lost = False  # `ref` is of a loading that is being replaced
-        self._ended = False  # the loading, well or not
-        self._fault: BaseException | None = None  # that ended it and is no loss
+
+    async def parts(self) -> AsyncIterator[AudioInfo]:
+        """Gives the AudioInfo of each part as it is decoded; raises what is wrong with the file."""
+        number = 0
+        while True:
+            await self._wait_until(lambda: len(self._infos) > number)  # noqa: B023  (awaited at once)
+            yield self._infos[number]
+            if self._infos[number].is_last:
+                return
+            number += 1
+
+    async def between(self, start_s: float = 0.0, end_s: float = math.inf) -> tuple[AudioSlice, int]:
+        """Waits until all between these times is decoded; the parts, and the number of their loading."""
+
+        def is_there() -> bool:
+            last = self._infos[self._loaded - 1] if self._loaded else None
+            return last is not None and (last.is_last or last.end_s >= end_s)
+
+        await self._wait_until(is_there)
+        infos = self._infos[: self._loaded]
+        first = next((n for n, info in enumerate(infos) if info.end_s > start_s), len(infos) - 1)
+        stop = next((n for n, info in enumerate(infos) if info.end_s >= end_s), len(infos) - 1) + 1
+        return AudioSlice(self._refs[first:stop], infos[first].start_s), self._loadings
 
     async def load(self) -> None:
-        """Hands the loading to a replica. Only the first gives the beginning early: later, windows may be
-        anywhere.
-        """
+        """Starts the loading, or starts it again; raises Overloaded after too many."""
+        if self._loadings == MAX_LOADINGS:
+            raise Overloaded("The audio was lost again and again; try again later.", None, "audio_lost")
         self._stop()
         self._loadings += 1
-        self._response = await self._load(self.checksum, self._loadings == 1)
+        self._loaded, self._is_over = 0, False
+        checksum = self._infos[0].checksum if self._infos else None
+        self._response = await self._start_loading(checksum)
         arriving = await generator_of(self._response)
-        self._ended, self._fault = False, None
-        self._following = asyncio.create_task(self._follow(references(arriving)))
+        self._following = asyncio.create_task(self._follow(arriving))
 
-    async def later_than(self, version: int) -> int:
-        """Waits until `ref` is a later one than that, whose number it gives.
-
-        Raises AudioLost; what ended the loading and is no loss, as it is.
-        """
-        return await self._when(lambda: self._versions > version and not self._lost)
-
-    async def whole(self) -> int:
-        """Waits until `ref` is the whole file, or what has become of it. Raises as `later_than`."""
-        return await self._when(lambda: self._ended and not self._lost and self._versions > 0)
-
-    async def load_again(self, version: int) -> None:
-        """Replaces `ref` if it still is the one that was lost: many windows lose the same audio at once."""
-        async with self._one_at_a_time:
+    async def load_again(self, loading: int) -> None:
+        """Loads again what was lost of that loading, once for the many windows that lose it together."""
+        async with self._reload_lock:
+            if self._loadings != loading:
+                return
+            self._retries.note("loader", "audio_lost")
             try:
-                while self._versions <= version:
-                    if self._loadings == LOADINGS:
-                        raise Overloaded(
-                            "The audio was lost again and again; try again later.", None, "audio_lost"
-                        )
-                    self._retries.note("loader", "audio_lost")
-                    self._lost = True
-                    try:
-                        await self.load()
-                    except BaseException:
-                        self._ended = True  # nothing more comes of the loading that was stopped either
-                        raise
-                    async with self._news:
-                        await self._news.wait_for(lambda: self._versions > version or self._ended)
-                    self._raise_fault()
+                await self.load()
+            except Exception as error:
+                self._fault = error
+                raise
+            except asyncio.CancelledError:
+                self._is_over = True  # whoever else waits loads again
+                raise
             finally:
-                self._lost = False
                 await self._tell()
 
     def forget(self) -> None:
         """Ends the loading, if it has not ended, and lets go of the audio."""
         self._stop()
-        self.ref.clear()
-        self._fault = None  # its traceback would keep what it was raised through
+        for ref in self._refs:
+            ref.clear()
+        self._fault = None  # its traceback holds frames, and they hold audio
 
     def _stop(self) -> None:
-        """So that nothing more comes of a loading; keeps nothing that would keep what has come of it."""
         if self._following is not None:
             self._following.cancel()
         if self._response is not None:
             self._response.cancel()
         self._following = self._response = None
 
-    async def _when(self, is_so: Callable[[], bool]) -> int:
-        async with self._news:
-            await self._news.wait_for(lambda: is_so() or (self._ended and not self._lost))
-        self._raise_fault()
-        if not is_so():
-            raise AudioLost("the loader gave none")
-        return self._versions
+    async def _wait_until(self, is_there: Callable[[], bool]) -> None:
+        """Waits, and loads again where the loading has ended without that; raises the request's fault."""
+        while not is_there():
+            if self._fault is not None:
+                raise self._fault
+            if self._is_over:
+                await self.load_again(self._loadings)
+                continue
+            async with self._news:
+                await self._news.wait_for(lambda: is_there() or self._is_over or self._fault is not None)
 
-    async def _follow(self, arriving: AsyncGenerator[Any, None]) -> None:
-        """Takes what the loader gives; its error is a reference, too."""
+    async def _follow(self, arriving: Any) -> None:
+        """Takes what the loader gives: by turns an AudioInfo, which is small, and a part's samples."""
         try:
-            async with aclosing(arriving):
-                async for reference in arriving:
-                    self.ref[:] = [reference]
-                    del reference
-                    self._versions += 1
-                    self._lost = False
+            async with aclosing(references(arriving)) as found:
+                async for info_ref in found:
+                    info: AudioInfo = await info_ref
+                    self._note_length(self, info)
+                    self._add(info, await anext(found))
                     await self._tell()
         except Exception as error:  # noqa: BLE001  (raised where the audio is waited for)
-            cause = own_error(error) if isinstance(error, RayTaskError) else error
+            cause = own_error(error)
             if isinstance(cause, LOST):
-                logger.warning("Loading has ended: %s: %s", type(cause).__name__, cause)
+                logger.warning("Loading has ended: %s", type(cause).__name__)
             else:
                 self._fault = cause
-        self._ended = True
+        self._is_over = True
         await self._tell()
 
-    def _raise_fault(self) -> None:
-        if self._fault is not None:
-            raise self._fault
+    def _add(self, info: AudioInfo, ref: Any) -> None:
+        number = self._loaded
+        self._infos[number:] = [info, *self._infos[number + 1 :]]
+        if number == len(self._refs):
+            self._refs.append([])
+        self._refs[number][:] = [ref]
+        self._loaded += 1
 
     async def _tell(self) -> None:
         async with self._news:
             self._news.notify_all()
 
 
-def loading_with(
-    loader: DeploymentHandle[Any], held: Admission, retries: Retries
-) -> Callable[[Source], AbstractAsyncContextManager[LoadedAudio]]:
-    """Starts loading and gives the audio at once; a source is there to be read for as long as it is held.
+def put_upload(file: BinaryIO) -> list[Any]:
+    """Puts an upload into the object store, piece by piece: it may go to a loader on another node.
 
-    Lists of references are emptied in the end, not just dropped: Serve's router at times leaves a call's
-    arguments to the garbage collector, which an idle server does not run.
+    The pieces are arrays, which the loader reads where they lie. Raises Overloaded where the store is full.
     """
-
-    call = loader.options(stream=True).load
-
-    @asynccontextmanager
-    async def loading(source: Source) -> AsyncIterator[LoadedAudio]:
-        async def load(checksum: int | None, early: bool) -> Any:
-            chunks[:] = await asyncio.to_thread(_put_chunks, source.file) if source.file else []
-            return call.remote(source.url, source.headers, chunks, source.max_audio_s, checksum, early)
-
-        chunks: list[Any] = []
-        audio = LoadedAudio(source, load, retries)
-        try:
-            await audio.load()
-            chunks.clear()  # the loader has them
-            yield audio
-        finally:
-            chunks.clear()
-            held.remove(audio)
-            audio.forget()
-
-    return loading
-
-
-def _put_chunks(file: BinaryIO) -> list[Any]:
-    """The upload in the object store, a piece at a time: it may go to a loader on another node.
-
-    The pieces are arrays, which the loader gets as they lie in the store.
-    """
-    references = []
+    found = []
     pieces = _pieces(file)
     try:
         for piece in pieces:
-            references.append(ray.put(piece))
+            found.append(ray.put(piece))
     except (ObjectStoreFullError, OutOfDiskError) as error:
-        pieces.close()
-        del piece  # which the error would keep
-        references.clear()
-        raise no_room() from error
-    return references
+        del piece, pieces  # the error would keep them
+        found.clear()
+        raise disk_full_error() from error
+    return found
 
 
-def _pieces(file: BinaryIO) -> Generator[NDArray[np.uint8], None, None]:
-    """All of it. What is on disk comes in one buffer again and again: the store copies what it is given."""
+def _pieces(file: BinaryIO) -> Iterator[NDArray[np.uint8]]:
+    """All of the file. A file on disk is read into one buffer again and again: the store copies its input."""
     if isinstance(file, io.BytesIO):
         whole = np.frombuffer(file.getvalue(), np.uint8)
         yield from (whole[at : at + MEMORY_PIECE_BYTES] for at in range(0, len(whole), MEMORY_PIECE_BYTES))

@@ -1,36 +1,32 @@
-"""Every name of Ray on which the service leans and which Ray does not promise to keep.
+"""What the service needs of Ray and Ray does not promise to keep (but for `ray_patches`), and of KubeRay."""
 
-(Those of Serve's proxy, without which the service works too, are in `serve_app.ray_patches.body_queues`.)
-"""
-
+import asyncio
 import inspect
+import json
 import logging
 import os
 import pkgutil
+import ssl
+import urllib.request
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import ray
 
+from serve_app.proxy import TRIED
+
 logger = logging.getLogger("ray.serve")
 
-TRIED = "2.60.0"
-
 # Each with the arguments that it is given here, and whether it is awaited.
-KUBERAY = "ray.autoscaler._private.kuberay"
 LEANS_ON: list[tuple[str, tuple[str, ...], bool]] = [
     ("ray:ObjectRefGenerator._get_next_ref_n", ("int",), False),
-    ("ray:ObjectRef._ready", (), True),
-    ("ray.serve.handle:DeploymentResponse._to_object_ref", (), True),
+    ("ray:ObjectRef._on_ready", ("callback",), False),
     ("ray.serve.handle:DeploymentResponseGenerator._to_object_ref_gen", (), True),
-    ("ray._private.state:GlobalState.get_max_resources_from_cluster_config", (), False),
-    (f"{KUBERAY}.node_provider:KubernetesHttpApiClient.__init__", ("namespace",), False),
-    (f"{KUBERAY}.node_provider:KubernetesHttpApiClient.get", ("path",), False),
-    (f"{KUBERAY}.autoscaling_config:_generate_available_node_types_from_ray_cr_spec", ("spec",), False),
 ]
 
-NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")  # in every pod
+ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")  # in every pod of Kubernetes
 
 
 class UnknownRay(Exception):
@@ -40,12 +36,21 @@ class UnknownRay(Exception):
 async def references(arriving: Any) -> AsyncGenerator[Any, None]:
     """What Ray's generator of references gives, as it comes. An error is a reference, too.
 
-    Only to iterate over it would bring each object to this node, and Ray's public way without that
-    (`ray.wait` with `fetch_local=False`) would block a thread for each file that is loaded.
+    Iterating over it alone would bring each object to this node. Ray's public way without that (`ray.wait`
+    with `fetch_local=False`) would block a thread for each file that is loaded, and `ObjectRef._ready` keeps
+    the object of a request whose client has left.
     """
+    loop = asyncio.get_running_loop()
     while True:
         (reference,) = arriving._get_next_ref_n(1)
-        await reference._ready()
+        is_there = asyncio.Event()
+        stop_waiting = reference._on_ready(
+            lambda _, is_there=is_there: loop.call_soon_threadsafe(is_there.set)
+        )
+        try:
+            await is_there.wait()
+        finally:
+            stop_waiting()
         try:
             yield await anext(arriving)
         except StopAsyncIteration:
@@ -57,59 +62,40 @@ async def generator_of(response: Any) -> Any:
     return await response._to_object_ref_gen()
 
 
-async def taken(response: Any) -> None:
-    """Waits until a replica has taken a call of a handle."""
-    await response._to_object_ref()
-
-
 def gpus_may_join() -> bool | None:
-    """Whether the cluster's autoscaler may add a node with a GPU; None where that is not known.
-
-    KubeRay's RayCluster says it, and an autoscaler that reports to Ray what nodes it may start.
-    """
-    most = ray._private.state.state.get_max_resources_from_cluster_config() or {}
-    if most.get("GPU", 0) > 0:
-        return True
+    """Whether KubeRay may add a node with a GPU; None where that is not known."""
     name = os.environ.get("RAY_CLUSTER_NAME")  # KubeRay's operator sets it in every pod
     if not name:
         return False
     try:
-        spec = _ray_cluster(name)["spec"]
-    except OSError as error:  # also what `requests` raises
+        namespace, token = ((ACCOUNT / file).read_text() for file in ("namespace", "token"))
+        url = f"https://kubernetes.default/apis/ray.io/v1/namespaces/{namespace}/rayclusters/{name}"
+        request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
+        tls = ssl.create_default_context(cafile=ACCOUNT / "ca.crt")
+        with urllib.request.urlopen(request, timeout=10, context=tls) as response:  # noqa: S310
+            spec = json.load(response)["spec"]
+    except OSError as error:
         logger.warning("Whether GPU nodes may join is not known: RayCluster %s: %s", name, error)
         return None
-    from ray.autoscaler._private.kuberay.autoscaling_config import (
-        _generate_available_node_types_from_ray_cr_spec,
-    )
-
-    groups = _generate_available_node_types_from_ray_cr_spec(spec).values()
-    return bool(spec.get("enableInTreeAutoscaling")) and any(
-        group["max_workers"] > 0 and group["resources"].get("GPU", 0) > 0 for group in groups
-    )
+    groups = spec.get("workerGroupSpecs") or ()
+    return bool(spec.get("enableInTreeAutoscaling")) and any(map(_may_add_gpus, groups))
 
 
-def _ray_cluster(name: str) -> dict[str, Any]:
-    """The RayCluster that this pod belongs to; the head's service account may read it."""
-    from ray.autoscaler._private.kuberay.node_provider import KubernetesHttpApiClient
-
-    namespace = os.environ.get("RAY_CLUSTER_NAMESPACE") or NAMESPACE_FILE.read_text()
-    cluster: dict[str, Any] = KubernetesHttpApiClient(namespace).get(f"rayclusters/{name}")
-    return cluster
+def _may_add_gpus(group: dict[str, Any]) -> bool:
+    """Whether nodes of this worker group have GPUs; Ray looks for them in the same places."""
+    limits = group["template"]["spec"]["containers"][0].get("resources", {}).get("limits", {})
+    counts = [group.get("resources", {}).get("GPU"), group.get("rayStartParams", {}).get("num-gpus")]
+    counts += [count for name, count in limits.items() if name.endswith("gpu")]
+    return group["maxReplicas"] > 0 and int(next(filter(None, counts), 0)) > 0
 
 
 def check() -> None:
     """Raises UnknownRay where a name that is used here has gone or takes other arguments."""
     for name, arguments, is_async in LEANS_ON:
-        shown = name.partition(":")[2]
-        given = ("self", *arguments) if "." in shown else arguments
-        try:
+        with suppress(ImportError, AttributeError, TypeError):
             function = pkgutil.resolve_name(name)
-            inspect.signature(function).bind(*given)
-            is_known = inspect.iscoroutinefunction(function) == is_async
-        except (ImportError, AttributeError, TypeError, ValueError):
-            is_known = False
-        if not is_known:
-            raise UnknownRay(
-                f"Ray {ray.__version__} has no {shown}({', '.join(arguments)}); this service was tried with "
-                f"Ray {TRIED}."
-            )
+            inspect.signature(function).bind("self", *arguments)
+            if inspect.iscoroutinefunction(function) == is_async:
+                continue
+        wanted = f"{name.partition(':')[2]}({', '.join(arguments)})"
+        raise UnknownRay(f"Ray {ray.__version__} has no {wanted}; this service was tried with Ray {TRIED}.")

@@ -2,91 +2,109 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import count, groupby, product
+from itertools import product
 from string import ascii_uppercase
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired
 
-from pydantic import BaseModel
+from pydantic import Field
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from serve_app.formats.subtitles import words_of
-from serve_app.http.openai.request import Ask
-from serve_app.http.openai.schemas import (
-    DiarizedSegment,
-    DiarizedTranscription,
-    DurationUsage,
-    SegmentItem,
-    TokenUsage,
-    Transcription,
-    VerboseTranscription,
-    WordItem,
-)
-from serve_app.http.schemas import warnings_out
+from serve_app.http.openai.request import ParsedForm
+from serve_app.http.responses import warnings_out
 from serve_app.languages import LANGUAGES, NO_SPACE_BETWEEN_SENTENCES
-from serve_app.stages.asr.token_ends import tokens_between
-from serve_app.transcript import Segment, Task, Transcript, WindowText
+from serve_app.transcript import Segment, StageWarning, Task, Transcript
 
-AUDIO_TOKENS_PER_S = 50  # of Whisper's encoder
-
-NO_SPEAKER = "unknown"  # where OpenAI wants a name and there is none
-NO_LANGUAGE = "unknown"  # where nobody spoke and the caller named none
+UNKNOWN = "unknown"  # where OpenAI requires a speaker or a language and there is none
+_LETTERS = [*ascii_uppercase, *map("".join, product(ascii_uppercase, repeat=2))]  # A to Z, AA to ZZ
 
 
-def json_ready(item: BaseModel) -> dict[str, Any]:
-    """Without what OpenAI's answers do not have either when there is none of it."""
-    return item.model_dump(exclude_none=True)
+class WordItem(TypedDict):
+    """One word. If it could not be aligned, it has its segment's times."""
+
+    word: str
+    start: float
+    end: float
 
 
-def text_pieces(segments: Iterable[Segment], task: Task, *, first: bool) -> Iterator[str]:
-    """The text of each segment with what stands between it and the one before, unless it is the first."""
+class SegmentItem(TypedDict):
+    """One sentence. Log-probability, compression and silence are those of its window of speech."""
+
+    id: int
+    seek: Annotated[int, Field(description="Start of the window of speech, in hundredths of a second.")]
+    start: float
+    end: float
+    text: str
+    tokens: Annotated[list[int], Field(description="Always empty; OpenAI's client requires the list.")]
+    temperature: float
+    avg_logprob: float
+    compression_ratio: float
+    no_speech_prob: float
+    speaker: NotRequired[str]  # not OpenAI's
+
+
+class DiarizedSegment(TypedDict):
+    """One sentence of one speaker; in a stream it is an event."""
+
+    type: Literal["transcript.text.segment"]
+    id: str
+    start: float
+    end: float
+    text: str
+    speaker: Annotated[str, Field(description="A known speaker's name, or A, B, C in order of appearance.")]
+
+
+class Transcription(TypedDict):
+    """In `json`, text and usage alone; in `verbose_json`, words or segments or both, as asked for."""
+
+    text: str
+    usage: Annotated[dict[str, str | float], Field(examples=[{"type": "duration", "seconds": 4.2}])]
+    warnings: NotRequired[list[StageWarning]]  # not OpenAI's
+    task: NotRequired[Task]
+    language: NotRequired[Annotated[str, Field(description="English name; `english` for translations.")]]
+    duration: NotRequired[float]
+    words: NotRequired[list[WordItem]]
+    segments: NotRequired[list[SegmentItem] | list[DiarizedSegment]]
+
+
+def text_pieces(segments: Iterable[Segment], task: Task, *, is_first: bool) -> Iterator[str]:
+    """The text of each segment, after a space where its language has one between sentences."""
     for segment in segments:
-        written = segment.heard.language if segment.heard and task == "transcribe" else "en"
-        yield segment.text if first or written in NO_SPACE_BETWEEN_SENTENCES else f" {segment.text}"
-        first = False
+        source = segment.source_text
+        language = source.language if source and task == "transcribe" else "en"
+        yield segment.text if is_first or language in NO_SPACE_BETWEEN_SENTENCES else f" {segment.text}"
+        is_first = False
 
 
-def answer(transcript: Transcript, ask: Ask, text: str) -> dict[str, Any]:
-    """The answer in one of OpenAI's formats that are JSON; `text` is all of it, in one line."""
+def answer(transcript: Transcript, form: ParsedForm, text: str) -> dict[str, Any]:
+    """The answer in one of OpenAI's JSON formats. `text` is the whole text in one line."""
     duration_s = round(transcript.duration_s, 3)
-    common = {
-        "text": text,
-        "usage": DurationUsage(seconds=duration_s),
-        "warnings": warnings_out(transcript) or None,
-    }
-    if ask.response_format == "diarized_json":
-        return json_ready(
-            DiarizedTranscription(**common, duration=duration_s, segments=diarized(transcript, ask))
-        )
-    if ask.response_format == "verbose_json":
-        return json_ready(
-            VerboseTranscription(
-                **common,
-                task=ask.options.task,
-                language=_language(transcript, ask),
-                duration=duration_s,
-                words=[
-                    word for segment in transcript.segments for word in _words(segment, transcript.language)
-                ]
-                if ask.words
-                else None,
-                segments=verbose(transcript, ask) if ask.segments else None,
-            )
-        )
-    return json_ready(Transcription(**common))
+    usage = {"type": "duration", "seconds": duration_s}
+    whole: dict[str, Any] = {"text": text, "usage": usage, **warnings_of(transcript)}
+    if form.fields.response_format == "json":
+        return whole
+    whole |= {"task": form.options.task, "duration": duration_s}
+    if form.fields.response_format == "diarized_json":
+        return {**whole, "segments": diarized(transcript, form)}
+    spoken = LANGUAGES.get(transcript.language or form.options.language or "", UNKNOWN)
+    whole["language"] = "english" if form.options.task == "translate" else spoken
+    if "word" in form.fields.timestamp_granularities:
+        whole["words"] = list(_words(transcript))
+    if "segment" in form.fields.timestamp_granularities:
+        whole["segments"] = list(verbose(transcript))
+    return whole
 
 
-def token_usage(transcript: Transcript) -> TokenUsage:
-    """Whisper's tokens: one of audio for each 20 ms, and those of the text."""
-    heard = {id(segment.heard): segment.heard for segment in transcript.segments if segment.heard}
-    audio = math.ceil(transcript.duration_s * AUDIO_TOKENS_PER_S)
-    text = sum(len(window.tokens) for window in heard.values())
-    return TokenUsage(input_tokens=audio, output_tokens=text, total_tokens=audio + text)
+def warnings_of(transcript: Transcript) -> dict[str, Any]:
+    """The field `warnings`, if there are any."""
+    return {"warnings": warnings_out(transcript)} if transcript.warnings else {}
 
 
-def diarized(transcript: Transcript, ask: Ask) -> list[DiarizedSegment]:
-    """The segments; speakers that are not known are A, B, C in the order in which they first speak."""
-    names = speaker_names(transcript.segments, ask.options.known_speaker_names)
+def diarized(transcript: Transcript, form: ParsedForm) -> list[DiarizedSegment]:
+    names = speaker_names(transcript.segments, form.options.known_speaker_names)
     return [
         DiarizedSegment(
+            type="transcript.text.segment",
             id=f"seg_{number:03d}",
             start=round(segment.start_s, 3),
             end=round(segment.end_s, 3),
@@ -98,96 +116,43 @@ def diarized(transcript: Transcript, ask: Ask) -> list[DiarizedSegment]:
 
 
 def speaker_names(segments: Sequence[Segment], known: Sequence[str]) -> dict[str | None, str]:
-    """What each speaker is called. A letter that is the name of a known one stands for nobody else."""
-    letters = (name for name in _letters() if name not in known)
-    names: dict[str | None, str] = {None: NO_SPEAKER, **{name: name for name in known}}
-    for segment in segments:
-        if segment.speaker not in names:
-            names[segment.speaker] = next(letters)
-    return names
+    """Known speakers keep their names; others are A, B, C as they appear, unless a known one is called so."""
+    others = dict.fromkeys(segment.speaker for segment in segments if segment.speaker not in (None, *known))
+    letters = (name for name in _LETTERS if name not in known)
+    return {None: UNKNOWN, **{name: name for name in known}, **dict(zip(others, letters, strict=False))}
 
 
-def verbose(transcript: Transcript, ask: Ask) -> list[SegmentItem]:
-    """The segments with the statistics of the windows that they are from."""
-    items = []
-    tokens = own_tokens(transcript.segments)
+def verbose(transcript: Transcript) -> Iterator[SegmentItem]:
+    """The segments with the statistics of their windows."""
     for number, segment in enumerate(transcript.segments):
-        heard, window = segment.heard, segment.window
-        assert heard is not None
+        source, window = segment.source_text, segment.window
+        assert source is not None
         assert window is not None
-        items.append(
-            SegmentItem(
-                id=number,
-                seek=round(window.start_s * 100),
-                start=round(segment.start_s, 3),
-                end=round(segment.end_s, 3),
-                text=segment.text,
-                tokens=list(tokens[number]),
-                temperature=heard.temperature,
-                avg_logprob=_number(heard.avg_logprob),
-                compression_ratio=_number(heard.compression_ratio),
-                no_speech_prob=_number(heard.no_speech_prob),
-                speaker=segment.speaker if ask.options.diarize is not False else None,
-            )
+        item = SegmentItem(
+            id=number,
+            seek=round(window.start_s * 100),
+            start=round(segment.start_s, 3),
+            end=round(segment.end_s, 3),
+            text=segment.text,
+            tokens=[],
+            temperature=source.temperature,
+            avg_logprob=_finite(source.avg_logprob),
+            compression_ratio=_finite(source.compression_ratio),
+            no_speech_prob=_finite(source.no_speech_prob),
         )
-    return items
+        if segment.speaker is not None:
+            item["speaker"] = segment.speaker
+        yield item
 
 
-def own_tokens(segments: Iterable[Segment]) -> list[tuple[int, ...]]:
-    """The tokens that each segment was made from: together they are those of its window.
-
-    A token that reaches over the end of a sentence is the sentence's in which it starts. All of a window's
-    where a segment's text is not to be found in the window's.
-    """
-    found: list[tuple[int, ...]] = []
-    for _, group in groupby(segments, key=lambda segment: id(segment.heard)):
-        of_window = list(group)
-        heard = of_window[0].heard
-        ends = _ends_in(heard, of_window) if heard else None
-        if heard is None or ends is None:
-            found += [heard.tokens if heard else () for _ in of_window]
-            continue
-        begins = [0, *ends[:-1]]
-        found += [
-            tokens_between(heard.tokens, heard.token_ends, first, end)
-            for first, end in zip(begins, ends, strict=True)
-        ]
-    return found
+def _words(transcript: Transcript) -> Iterator[WordItem]:
+    """All words, also those of segments that were not aligned. A word without times has its segment's."""
+    for segment in transcript.segments:
+        for word in words_of(segment, transcript.language):
+            start_s = segment.start_s if word.start_s is None else word.start_s
+            end_s = segment.end_s if word.end_s is None else word.end_s
+            yield WordItem(word=word.text, start=round(start_s, 3), end=round(end_s, 3))
 
 
-def _ends_in(heard: WindowText, segments: Sequence[Segment]) -> list[int] | None:
-    """Where each segment's text ends in its window's; None where that, or the tokens' ends, are not known."""
-    if len(heard.token_ends) != len(heard.tokens):
-        return None
-    ends, position = [], 0
-    for segment in segments:
-        first = heard.text.find(segment.text, position)
-        if first < 0:
-            return None
-        position = first + len(segment.text)
-        ends.append(position)
-    return [*ends[:-1], len(heard.text) + 1]  # what follows the last sentence is part of it
-
-
-def _words(segment: Segment, language: str | None) -> Iterator[WordItem]:
-    """Also those of a segment that was not aligned. A word without times has its segment's."""
-    for word in words_of(segment, language):
-        start_s = segment.start_s if word.start_s is None else word.start_s
-        end_s = segment.end_s if word.end_s is None else word.end_s
-        yield WordItem(word=word.text, start=round(start_s, 3), end=round(end_s, 3))
-
-
-def _language(transcript: Transcript, ask: Ask) -> str:
-    if ask.options.task == "translate":
-        return "english"
-    return LANGUAGES.get(transcript.language or ask.options.language or "", NO_LANGUAGE)
-
-
-def _number(value: float) -> float:
-    return value if math.isfinite(value) else 0.0  # JSON has no NaN, and OpenAI's clients no null here
-
-
-def _letters() -> Iterator[str]:
-    """A to Z, AA to ZZ, and so on."""
-    for length in count(1):
-        yield from ("".join(letters) for letters in product(ascii_uppercase, repeat=length))
+def _finite(value: float) -> float:
+    return value if math.isfinite(value) else 0.0  # JSON has no NaN, and OpenAI's clients allow no null here

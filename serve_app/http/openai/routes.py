@@ -6,140 +6,103 @@ from functools import partial
 from time import monotonic
 from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.params import Depends
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from serve_app.errors import InvalidRequest
-from serve_app.formats.text import rendered
+from serve_app.formats.table import FORMATS
 from serve_app.http.openai.request import (
     ALIAS,
-    NOT_HERE,
-    Ask,
-    TranscriptionFields,
-    TranslationFields,
+    FIELDS_OF,
+    OUR_FIELDS,
+    Fields,
+    ParsedForm,
     parse,
     unknown_model,
 )
-from serve_app.http.openai.response import answer, json_ready, text_pieces
-from serve_app.http.openai.schemas import (
-    DiarizedTranscription,
-    ModelItem,
-    Transcription,
-    VerboseTranscription,
-)
+from serve_app.http.openai.response import Transcription, answer, text_pieces
 from serve_app.http.openai.stream import EventStream, events
-from serve_app.http.responses import text_response
-from serve_app.http.schemas import ErrorResponse
-from serve_app.http.uploads import received_form
+from serve_app.http.responses import described_answers, text_response
+from serve_app.http.uploads import described_body, received
 from serve_app.options import Options
 from serve_app.request.progress import Report, Transcribe, followed
 from serve_app.transcript import Segment, Task, Transcript
 
 
-def add_openai_routes(
-    app: FastAPI,
-    transcribe: Transcribe,
-    model: str,
-    *,
-    max_bytes: int,
-    dependencies: list[Depends],
-    errors: dict[int | str, dict[str, Any]],
-) -> None:
-    """Adds them to `app`. `model` and `whisper-1` are the names that a request can give."""
-    models = (model, ALIAS)
+def openai_routes(transcribe: Transcribe, model: str, max_bytes: int) -> APIRouter:
+    """The routes. A request can name the model `model` or `whisper-1`."""
+    about = {"object": "model", "created": 0, "owned_by": "whisperx-serve"}  # 0: not known
+    models = {name: {"id": name, **about} for name in (model, ALIAS)}
+    router = APIRouter(prefix="/v1", tags=["OpenAI"])
 
-    async def answered(request: Request, task: Task) -> Response:
-        begun_s = monotonic()
+    async def answer_to(request: Request, task: Task) -> Response:
+        started_s = monotonic()
         async with AsyncExitStack() as held:
-            wanted = partial(parse, task=task, models=models)
-            source, ask = await held.enter_async_context(received_form(request, max_bytes, wanted))
+            parse_form = partial(parse, task=task, models=models)
+            source, form = await held.enter_async_context(received(request, max_bytes, parse_form))
 
             async def run(report: Report) -> Transcript:
                 try:
-                    return await transcribe(source, ask.options, report)
+                    return await transcribe(source, form.options, report)
                 except InvalidRequest as error:
-                    raise ask.renamed(error) from None
+                    raise form.renamed(error) from None
 
-            if ask.stream:
+            if form.fields.stream:
                 news = await held.enter_async_context(followed(run))
-                stream = await held.enter_async_context(aclosing(events(news, ask)))
-                first = await anext(stream)  # where this fails, it is an ordinary error
+                stream = await held.enter_async_context(aclosing(events(news, form)))
+                first = await anext(stream)  # an error up to here becomes an ordinary answer
                 return EventStream(first, stream, held.pop_all())
-            # The text is that of a stream, whatever becomes of its sentences where speakers change.
-            said: list[Segment] = []
-            transcript = await run(lambda progress: said.extend(progress.segments))
-        response = await asyncio.to_thread(_response, transcript, ask, said)  # many words take seconds
-        response.headers["openai-processing-ms"] = str(round((monotonic() - begun_s) * 1000))
+            # The text is put together as in a stream: sentences split at a speaker change would differ.
+            final: list[Segment] = []
+            transcript = await run(lambda progress: final.extend(progress.segments))
+        response = await asyncio.to_thread(_response, transcript, form, final)  # many words take seconds
+        response.headers["openai-processing-ms"] = str(round((monotonic() - started_s) * 1000))
         return response
 
-    @app.post(
-        "/v1/audio/transcriptions",
-        response_model=None,
-        openapi_extra=_request_body(TranscriptionFields),
-        responses={**_ANSWERS, **errors},
-        tags=["OpenAI"],
-        dependencies=dependencies,
-    )
+    @router.post("/audio/transcriptions", **_described("transcribe"))
     async def transcriptions(request: Request) -> Response:
-        """OpenAI's transcription, from an uploaded file."""
-        return await answered(request, "transcribe")
+        """OpenAI's transcription of an uploaded file."""
+        return await answer_to(request, "transcribe")
 
-    @app.post(
-        "/v1/audio/translations",
-        response_model=None,
-        openapi_extra=_request_body(TranslationFields),
-        responses={**_ANSWERS, **errors},
-        tags=["OpenAI"],
-        dependencies=dependencies,
-    )
+    @router.post("/audio/translations", **_described("translate"))
     async def translations(request: Request) -> Response:
-        """OpenAI's translation into English, from an uploaded file."""
-        return await answered(request, "translate")
+        """OpenAI's translation of an uploaded file into English."""
+        return await answer_to(request, "translate")
 
-    @app.get("/v1/models", tags=["OpenAI"], dependencies=dependencies)
+    @router.get("/models")
     async def list_models() -> dict[str, Any]:
         """The names that `model` can be."""
-        return {"object": "list", "data": [json_ready(ModelItem(id=name)) for name in models]}
+        return {"object": "list", "data": list(models.values())}
 
-    @app.get("/v1/models/{name:path}", tags=["OpenAI"], dependencies=dependencies)
+    @router.get("/models/{name:path}")
     async def retrieve_model(name: str) -> dict[str, Any]:
-        """One of them."""
+        """One model, if `model` can have this name."""
         if name not in models:
             raise unknown_model(name, models)
-        return json_ready(ModelItem(id=name))
+        return models[name]
+
+    return router
 
 
-def _response(transcript: Transcript, ask: Ask, said: list[Segment]) -> Response:
-    text = "".join(text_pieces(said, ask.options.task, first=True))
-    kind = ask.response_format
-    if kind in ("json", "verbose_json", "diarized_json"):
-        return JSONResponse(answer(transcript, ask, text))
-    body = f"{text}\n" if kind == "text" else rendered(transcript, kind, ask.options.layout())
-    return text_response(body, kind, transcript)
+def _response(transcript: Transcript, form: ParsedForm, final: list[Segment]) -> Response:
+    text = "".join(text_pieces(final, form.options.task, is_first=True))
+    shown = FORMATS[form.options.response_format]
+    if shown.write is None:
+        return JSONResponse(answer(transcript, form, text))
+    body = f"{text}\n" if shown.name == "text" else shown.write(transcript, form.options.layout())
+    return text_response(body, shown.media_type, transcript)
 
 
-_ANSWERS: dict[int | str, dict[str, Any]] = {
-    200: {
-        "model": Transcription | VerboseTranscription | DiarizedTranscription,
-        "description": "In the `response_format` asked for.",
-        "content": {
-            kind: {"schema": {"type": "string"}}
-            for kind in ("text/plain", "application/x-subrip", "text/vtt", "text/event-stream")
-        },
-    },
-    404: {"model": ErrorResponse, "description": "The server has no such model."},
-}
-
-
-def _request_body(fields: type[TranslationFields]) -> dict[str, Any]:
-    """OpenAI's fields, then our options; arrays as their clients send them."""
-    schema = fields.model_json_schema()
-    own = Options.model_json_schema()["properties"]
-    known = {**{name: own[name] for name in own if name not in NOT_HERE}, **schema["properties"]}
-    properties = {
-        f"{name}[]" if value.get("type") == "array" else name: value for name, value in known.items()
+def _described(task: Task) -> dict[str, Any]:
+    """The OpenAPI description of a route; arrays are named as OpenAI's clients send them."""
+    known = Options.model_json_schema()["properties"] | Fields.model_json_schema()["properties"]
+    fields = {
+        f"{name}[]" if value.get("type") == "array" else name: value
+        for name, value in known.items()
+        if name in {*OUR_FIELDS, *FIELDS_OF[task]}
     }
-    upload = {"type": "string", "format": "binary", "description": "The audio or video file."}
-    form = {**schema, "properties": {"file": upload, **properties}, "required": ["file", "model"]}
-    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}}}
+    media_types = ("text/plain", "application/x-subrip", "text/vtt", "text/event-stream")
+    return {
+        "openapi_extra": described_body(fields, "model"),
+        "responses": described_answers(Transcription, media_types),
+    }

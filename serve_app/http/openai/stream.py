@@ -1,76 +1,67 @@
 """A transcription as server-sent events, while it runs.
 
-Starlette's StreamingResponse alone would not do, and FastAPI's events neither: where a client leaves while a
-piece is being sent, the first leaves its generator open, and the run with it; the second says 200 before it
-is known whether the file can be used.
+Starlette's StreamingResponse alone would not do: if a client leaves while an event is sent, its generator
+stays open, and so does the run. FastAPI's events send status 200 before a bad file can be refused.
 """
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AsyncExitStack
 
-from pydantic import BaseModel
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from serve_app.deadline import timeout
-from serve_app.http.openai.request import Ask
-from serve_app.http.openai.response import diarized, text_pieces, token_usage
-from serve_app.http.openai.schemas import TextDelta, TextDone
+from serve_app.http.openai.request import ParsedForm
+from serve_app.http.openai.response import diarized, text_pieces, warnings_of
 from serve_app.http.responses import error_body
-from serve_app.http.schemas import warnings_out
 from serve_app.request.progress import News
 from serve_app.transcript import Progress, Transcript
 
-KEEP_ALIVE_S = 15.0  # of silence: proxies cut a connection after 30 to 60
-KEEP_ALIVE = b": still at work\n\n"
-END = b"data: [DONE]\n\n"  # where OpenAI's clients stop reading
+KEEP_ALIVE_S = 15.0  # proxies cut a silent connection after 30 to 60
 
 
-async def events(news: News, ask: Ask) -> AsyncGenerator[bytes, None]:
-    """The events of a run: text as soon as it is final and in order, then speakers if asked for, then `done`.
+async def events(news: News, form: ParsedForm) -> AsyncGenerator[bytes, None]:
+    """The events of a run: text in order as it becomes final, speakers if asked for, then the whole text.
 
-    What goes wrong before anything was sent is raised, and can still be an ordinary answer; after that it is
-    an event.
+    An error before the first event is raised and can still become an ordinary answer; later it is an event.
     """
     text: list[str] = []
-    silent = True
+    has_sent = False
     while True:
         try:
-            async with timeout(KEEP_ALIVE_S):
+            async with asyncio.timeout(KEEP_ALIVE_S):  # wait_for of Python 3.11 can lose a cancellation
                 item = await news.get()
-        except asyncio.TimeoutError:
-            silent = False
-            yield KEEP_ALIVE
+        except TimeoutError:
+            has_sent = True
+            yield b": still at work\n\n"
             continue
         if not isinstance(item, Progress):
             break
-        for piece in text_pieces(item.segments, ask.options.task, first=not text):
-            silent = False
+        for piece in text_pieces(item.segments, form.options.task, is_first=not text):
+            has_sent = True
             text.append(piece)
-            yield _event(TextDelta(delta=piece))
+            yield _event({"type": "transcript.text.delta", "delta": piece})
     try:
         transcript = item.result()
     except Exception as error:
-        if silent:
+        if not has_sent:
             raise
-        yield b"event: error\ndata: " + json.dumps(error_body(error)).encode() + b"\n\n"
+        yield b"event: error\n" + _event(error_body(error))
         return
-    for event in await asyncio.to_thread(_last_events, transcript, ask, "".join(text)):  # one per sentence
-        yield event
-    yield END
+    yield await asyncio.to_thread(_last_events, transcript, form, "".join(text))  # one per sentence
+    yield b"data: [DONE]\n\n"  # where OpenAI's clients stop reading
 
 
-def _last_events(transcript: Transcript, ask: Ask, text: str) -> list[bytes]:
-    segments = diarized(transcript, ask) if ask.response_format == "diarized_json" else []
-    usage = token_usage(transcript)
-    done = TextDone(text=text, usage=usage, warnings=warnings_out(transcript) or None)
-    return [_event(item) for item in (*segments, done)]
+def _last_events(transcript: Transcript, form: ParsedForm, text: str) -> bytes:
+    segments = diarized(transcript, form) if form.fields.response_format == "diarized_json" else []
+    # Without `usage`: OpenAI's type for this event takes only tokens.
+    done = {"type": "transcript.text.done", "text": text, **warnings_of(transcript)}
+    return b"".join(_event(item) for item in (*segments, done))
 
 
 class EventStream(StreamingResponse):
-    """Sends what `first` is and then `rest` gives; ends with its client, and closes `held` in the end."""
+    """Sends `first` and then `rest`, ends when its client leaves, and closes `held` in any case."""
 
     def __init__(self, first: bytes, rest: AsyncGenerator[bytes, None], held: AsyncExitStack) -> None:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # the latter is for nginx
@@ -79,16 +70,8 @@ class EventStream(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._held:
-            sending = asyncio.ensure_future(self.stream_response(send))
-            leaving = asyncio.ensure_future(self.listen_for_disconnect(receive))
-            try:
-                await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
-                if sending.done():
-                    sending.result()
-            finally:
-                for task in (sending, leaving):
-                    task.cancel()
-                await asyncio.gather(sending, leaving, return_exceptions=True)
+            # From 2.4 on, `send` has to fail once the client has left. Serve's does not, so this one listens.
+            await super().__call__({**scope, "asgi": {"spec_version": "2.3"}}, receive, send)
 
 
 async def _chained(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
@@ -97,5 +80,5 @@ async def _chained(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncIter
         yield event
 
 
-def _event(item: BaseModel) -> bytes:
-    return b"data: " + item.model_dump_json(exclude_none=True).encode() + b"\n\n"
+def _event(item: Mapping[str, object]) -> bytes:
+    return b"data: " + json.dumps(item).encode() + b"\n\n"

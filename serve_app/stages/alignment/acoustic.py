@@ -1,10 +1,10 @@
-"""wav2vec2 over several windows in one pass, each with the numbers it gets alone.
+"""wav2vec2 over several windows in one pass, with the same numbers as for each window alone.
 
-Windows of unequal length are padded with zeros. The padding would get in at three places, so: attention
-is masked, frames beyond a window's end are cut off, and the group norm of wav2vec2-base's first layer,
-whose mean over time the zeros would shift, looks at each window's own frames. What is left is the order
-of float32 sums: log-probabilities agree with the window's own pass within 5e-6, relative or absolute. Half
-precision is much coarser than that, with or without padding.
+Windows of unequal length are padded with zeros, and the padding is kept out of the results: attention is
+masked, frames beyond a window's end are cut off, and the group norm of wav2vec2-base's first layer, whose
+mean the zeros would shift, sees each window's own frames only. What remains is the order of float32 sums:
+log-probabilities agree with the window's own pass within 5e-6, relative or absolute. Half precision is much
+coarser than that, with or without padding.
 """
 
 from collections.abc import Sequence
@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from serve_app.errors import ModelUnavailable
-from serve_app.stage_settings import ComputeType
+from serve_app.settings import ComputeType
 from serve_app.stages.alignment.forced import Emission
-from serve_app.stages.torch_support import choose_precision
+from serve_app.stages.torch_support import Precision
 from serve_app.transcript import SAMPLE_RATE_HZ, Samples
 
 MIN_SAMPLES = 400  # one frame of wav2vec2; a shorter window is padded to it
@@ -26,10 +26,10 @@ Emissions = tuple[Emission, Emission]  # log-probabilities and probabilities, (f
 
 
 def group_by_length(lengths: Sequence[int], max_padded: int) -> list[list[int]]:
-    """Indices of windows that go together: `lengths` and `max_padded` are in samples.
+    """The indices of the windows of each pass; `lengths` and `max_padded` are in samples.
 
-    A group's number of windows times its longest is at most `max_padded`, but a window longer than that
-    still goes, alone. Nothing is padded by more than a third of its length or, if that is more, by a second.
+    A group is at most `max_padded` long with its padding, except for a single window that is longer. No
+    window is padded by more than a third of its length or a second, whichever is more.
     """
     groups: list[list[int]] = []
     longest = 0
@@ -44,13 +44,13 @@ def group_by_length(lengths: Sequence[int], max_padded: int) -> list[list[int]]:
     return groups
 
 
-class _GroupNormOfLengths(nn.GroupNorm):
-    """Group norm over the first `frames[i]` frames of batch item i alone; over all while `frames` is None."""
+class _MaskedGroupNorm(nn.GroupNorm):
+    """Group norm over only the first `frames[i]` frames of batch item i, or over all if `frames` is None."""
 
     frames: Sequence[int] | None = None
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """(batch, channels, frames) to the same shape. With `frames` set it overwrites its input."""
+        """(batch, channels, frames) to the same shape; overwrites its input if `frames` is set."""
         if self.frames is None:
             return super().forward(features)
         for item, n_frames in enumerate(self.frames):
@@ -62,57 +62,51 @@ class AcousticModel:
     """A wav2vec2 with a CTC head, of torchaudio or transformers. Not thread-safe."""
 
     def __init__(
-        self,
-        model: Any,
-        *,
-        from_torchaudio: bool,
-        device: str,
-        max_padded_s: float,
-        compute_type: ComputeType = "auto",
+        self, model: Any, from_torchaudio: bool, device: str, max_padded_s: float, compute_type: ComputeType
     ) -> None:
-        """Takes over whisperx's `model`, which works as before for others.
+        """Takes over whisperx's `model`, which still works as before when it is called directly.
 
         `max_padded_s` is the most audio, padding included, in one pass; 0 = every window alone.
         """
         self.model = model
         self.from_torchaudio = from_torchaudio
         self._device = device
-        self._precision = choose_precision(compute_type, device)
-        # torchaudio's wrapper of its large models normalizes the whole batch as if it were one recording.
+        self._precision = Precision(compute_type, device)
+        # torchaudio's wrapper of its large models would normalize the batch as if it were one recording.
         self._normalizes = getattr(model, "normalize_waveform", False)
         self._inner = getattr(model, "model" if from_torchaudio else "wav2vec2", model)
         layers = self._inner.feature_extractor.conv_layers
         self._convolutions = [(layer.conv.kernel_size[0], layer.conv.stride[0]) for layer in layers]
         self._group_norm = _replace_group_norm(layers[0])
-        # Two rarities see beyond a window's end or only one window at all: adapters and MMS_FA's star column.
+        # Adapters look beyond a window's end, and the star column of MMS_FA is made for one window.
         alone = getattr(model, "append_star", False) or (not from_torchaudio and model.config.add_adapter)
         self._max_padded = 0 if alone else int(max_padded_s * SAMPLE_RATE_HZ)
 
     def emissions(self, windows: Sequence[Samples]) -> list[Emissions | ModelUnavailable]:
-        """What the model hears in each window, in order; ModelUnavailable where GPU memory was too small."""
-        found: list[Emissions | ModelUnavailable | None] = [None] * len(windows)
+        """The emissions of each window, in order, or ModelUnavailable if there was too little GPU memory."""
+        found: dict[int, Emissions | ModelUnavailable] = {}
         for group in group_by_length([len(window) for window in windows], self._max_padded):
-            together = [windows[index] for index in group]
-            heard: Sequence[Emissions | ModelUnavailable]
-            try:
-                heard = self._within_memory(together)
-            except torch.OutOfMemoryError:
-                heard = [_too_large(together)] * len(group)
-            for index, emissions in zip(group, heard, strict=True):
-                found[index] = emissions
-        return [emissions for emissions in found if emissions is not None]
+            found.update(zip(group, self._forward_or_halve([windows[i] for i in group]), strict=True))
+        return [found[index] for index in range(len(windows))]
 
-    def _within_memory(self, windows: list[Samples]) -> list[Emissions]:
-        """One pass; out of memory, the two halves once."""
+    def _forward_or_halve(self, windows: list[Samples]) -> list[Emissions | ModelUnavailable]:
+        """One pass, or if that runs out of memory, one for each half, and so on."""
         try:
-            return self._forward(windows)
+            return [*self._forward(windows)]
         except torch.OutOfMemoryError:
             if len(windows) == 1:
-                raise
-        # Outside the handler, whose error keeps the tensors of the failed pass alive.
+                return [
+                    ModelUnavailable(
+                        "The alignment model ran out of GPU memory on "
+                        f"{len(windows[0]) / SAMPLE_RATE_HZ:.0f} s of audio: run less on the same GPU.",
+                        None,
+                        "alignment_out_of_memory",
+                    )
+                ]
+        # Outside the handler: its error keeps the tensors of the failed pass alive.
         torch.cuda.empty_cache()
         half = len(windows) // 2
-        return self._forward(windows[:half]) + self._forward(windows[half:])
+        return self._forward_or_halve(windows[:half]) + self._forward_or_halve(windows[half:])
 
     @torch.inference_mode()
     def _forward(self, windows: list[Samples]) -> list[Emissions]:
@@ -135,14 +129,14 @@ class AcousticModel:
         return [(emission.numpy(), emission.exp().numpy()) for emission in own]
 
     def _alone(self, waveform: torch.Tensor, length: int) -> Any:
-        """(1, samples) to logits (1, frames, tokens), by the very call that whisperx makes."""
+        """(1, samples) to logits (1, frames, tokens), by the same call as in whisperx."""
         if not self.from_torchaudio:
             return self.model(waveform).logits
         short = torch.as_tensor([length], device=self._device) if length < MIN_SAMPLES else None
         return self.model(waveform, lengths=short)[0]
 
     def _padded(self, waveforms: torch.Tensor, lengths: Sequence[int]) -> Any:
-        """(batch, samples), normalized where the model wants that, to logits (batch, frames, tokens)."""
+        """(batch, samples), normalized if the model needs that, to logits (batch, frames, tokens)."""
         if self._group_norm is not None:
             self._group_norm.frames = self._frames(lengths, layers=1)
         try:
@@ -156,29 +150,19 @@ class AcousticModel:
                 self._group_norm.frames = None
 
     def _frames(self, lengths: Sequence[int], layers: int | None = None) -> list[int]:
-        """Frames that the first `layers` convolutions (None: all) make of so many samples each."""
+        """The number of frames after the first `layers` convolutions (None: all) for each length."""
         frames = list(lengths)
         for kernel, stride in self._convolutions[:layers]:
             frames = [(n - kernel) // stride + 1 for n in frames]
         return frames
 
 
-def _replace_group_norm(layer: Any) -> _GroupNormOfLengths | None:
-    """Puts ours, with the same weights, in the place of the layer's group norm; None where it has none."""
+def _replace_group_norm(layer: Any) -> _MaskedGroupNorm | None:
+    """Replaces the layer's group norm by ours with the same weights; returns None if it has none."""
     norm = getattr(layer, "layer_norm", None)
     if not isinstance(norm, nn.GroupNorm):
         return None
-    ours = _GroupNormOfLengths(norm.num_groups, norm.num_channels, norm.eps)
+    ours = _MaskedGroupNorm(norm.num_groups, norm.num_channels, norm.eps)
     ours.weight, ours.bias = norm.weight, norm.bias
     layer.layer_norm = ours
     return ours
-
-
-def _too_large(windows: Sequence[Samples]) -> ModelUnavailable:
-    padded_s = len(windows) * max(len(window) for window in windows) / SAMPLE_RATE_HZ
-    return ModelUnavailable(
-        f"The alignment model ran out of GPU memory on {padded_s:.0f} s of audio: set alignment.max_padded_s "
-        "lower, or let less run beside it.",
-        None,
-        "alignment_out_of_memory",
-    )

@@ -1,8 +1,8 @@
-"""Window texts to sentences with word times, by each language's wav2vec2 model.
+"""Texts of windows to sentences with word times, by each language's wav2vec2 model.
 
-The arithmetic is in forced_alignment, the network in acoustic; here are the models' names, their
-languages and the sentence splitter. Importing this module is light: whisperx.alignment (14 s, 0.9 GB),
-torch and nltk (8 s) are imported by the functions that load. Nothing but alignment models is ever downloaded.
+`forced` has the arithmetic and `acoustic` the network; here are the models' names, their languages and the
+sentence splitter. Importing this module takes some 20 s and 0.9 GB. Nothing but alignment models is ever
+downloaded.
 """
 
 import logging
@@ -11,20 +11,23 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+
+import torch
+from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer, PunktTokenizer
+from whisperx import alignment
+from whisperx.utils import PUNKT_LANGUAGES
 
 from serve_app.errors import ModelUnavailable, TranscriptionError
-from serve_app.stage_settings import ComputeType
+from serve_app.settings import AlignmentSettings, ComputeType
+from serve_app.stages.alignment.acoustic import AcousticModel
 from serve_app.stages.alignment.forced import assemble, blank_token, letter_times, spell
 from serve_app.transcript import AlignRequest, Segment, Window
 
-if TYPE_CHECKING:
-    from serve_app.stages.alignment.acoustic import AcousticModel
-
 logger = logging.getLogger("ray.serve")
 
-_RETRY_AFTER_S = 60.0  # a model that could not be loaded is not asked for again sooner
-_FULL_RETRY_AFTER_S = 1.0  # one that found no room is: whoever asked for it asks again for some seconds
+# Seconds until a model that failed to load is tried again: a failure without a network takes 20 s. One that
+# found no room in GPU memory is tried again sooner, because its windows are retried for only some seconds.
+_RETRY_AFTER_S = {"alignment_unavailable": 60.0, "alignment_out_of_memory": 1.0}
 
 # Without the last dot, as punkt keeps them: English, German, French, Spanish and Portuguese, Italian.
 _ABBREVIATIONS = """
@@ -33,23 +36,15 @@ jr lt ltd maj messrs mr mrs ms mt nos p.m a.m ph.d prof pvt rep rev sen sgt sr s
 bzw d.h dipl geb ggf hr inkl nr str u.a usw vgl z.b mlle mme p.ex dra p.ej sra srta dott ecc sig
 """
 
-SentenceSplitter = Callable[[str], Sequence[tuple[int, int]]]
+Aligned = list[tuple[Segment, ...] | TranscriptionError]  # what becomes of each window, in order
 
 
-def whole_window(request: AlignRequest) -> tuple[Segment, ...]:
-    """What whisperx gives where a text cannot be aligned: the window as one segment, no words."""
-    return (Segment(request.start_s, request.end_s, request.text, avg_logprob=request.avg_logprob),)
+def load_sentence_splitter(language: str) -> Callable[[str], Sequence[tuple[int, int]]]:
+    """NLTK's punkt, as a function from a text to the (first, end) positions of its sentences.
 
-
-def load_sentence_splitter(language: str) -> SentenceSplitter:
-    """Text -> (first, end) positions of its sentences, by NLTK's punkt.
-
-    With the language's trained data where it is installed (English for languages without any, like
-    whisperx), else untrained with a list of abbreviations. Never a download, unlike whisperx.
+    Uses the language's trained data if they are installed (English for languages without any, like
+    whisperx), else a list of abbreviations. Never downloads them, unlike whisperx.
     """
-    from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer, PunktTokenizer
-    from whisperx.utils import PUNKT_LANGUAGES
-
     try:
         tokenizer = PunktTokenizer(PUNKT_LANGUAGES.get(language, "english"))
     except LookupError:
@@ -61,76 +56,50 @@ def load_sentence_splitter(language: str) -> SentenceSplitter:
 
 @dataclass(frozen=True, slots=True)
 class LanguageModel:
-    """What aligning one language takes."""
+    """What is needed to align one language."""
 
-    acoustic: "AcousticModel"
+    acoustic: AcousticModel
     dictionary: Mapping[str, int]  # lower-case character -> token
-    split_sentences: SentenceSplitter
+    split_sentences: Callable[[str], Sequence[tuple[int, int]]]
 
 
-def model_name(language: str, name: str | None) -> str:
-    """`name`, or whisperx's default model of the language; ModelUnavailable where it has none."""
-    from whisperx import alignment
-
-    defaults = alignment.DEFAULT_ALIGN_MODELS_TORCH | alignment.DEFAULT_ALIGN_MODELS_HF
-    if name is None and language not in defaults:
-        raise ModelUnavailable(
-            f"There is no default alignment model for the language {language!r}; "
-            f"name a wav2vec2 model for it under alignment.models, or go without word times.",
-            None,
-            "alignment_unavailable",
-        )
-    return name or str(defaults[language])
+def _unavailable(message: str, code: str = "alignment_unavailable") -> ModelUnavailable:
+    return ModelUnavailable(message, None, code)
 
 
 def load_language_model(
     language: str, name: str, device: str, max_padded_s: float, compute_type: ComputeType = "auto"
 ) -> LanguageModel:
-    """`name` is a torchaudio bundle, a hub name or a directory; ModelUnavailable if it cannot be loaded."""
-    import torch
-    from whisperx import alignment
-
-    from serve_app.stages.alignment.acoustic import AcousticModel
-
-    full = False
+    """Loads a torchaudio bundle, a hub name or a directory; raises ModelUnavailable."""
     try:
         model, metadata = alignment.load_align_model(language, device, name)
     except torch.OutOfMemoryError:
-        full = True
+        model = None
     except (OSError, RuntimeError, ValueError) as error:
-        raise ModelUnavailable(
+        raise _unavailable(
             f"The alignment model {name!r} for the language {language!r} could not be "
-            f"loaded; check its name and the network, or name a local directory under alignment.models.",
-            None,
-            "alignment_unavailable",
+            f"loaded; check its name and the network, or name a local directory under alignment.models."
         ) from error
-    if full:  # outside the handler, whose error keeps what was loaded of the model
-        raise ModelUnavailable(
+    if model is None:  # raised outside the handler: its error keeps what was loaded of the model
+        raise _unavailable(
             f"The alignment model for the language {language!r} found no room in GPU memory: set "
-            "alignment.max_loaded_languages lower, or let less run beside it.",
-            None,
+            "alignment.max_loaded_languages lower, or run less on the same GPU.",
             "alignment_out_of_memory",
         )
-    acoustic = AcousticModel(
-        model,
-        from_torchaudio=metadata["type"] == "torchaudio",
-        device=device,
-        max_padded_s=max_padded_s,
-        compute_type=compute_type,
-    )
+    is_torchaudio = metadata["type"] == "torchaudio"
+    acoustic = AcousticModel(model, is_torchaudio, device, max_padded_s, compute_type)
     return LanguageModel(acoustic, metadata["dictionary"], load_sentence_splitter(language))
 
 
-def align_language(
-    model: LanguageModel, requests: Sequence[AlignRequest]
-) -> list[tuple[Segment, ...] | TranscriptionError]:
-    """The sentences of every window, all of the model's language; never raises for odd text or audio.
+def align_language(model: LanguageModel, requests: Sequence[AlignRequest]) -> Aligned:
+    """The sentences of every window, all in the model's language; never raises for odd text or audio.
 
-    ModelUnavailable is the value of windows that found too little GPU memory.
+    As in whisperx, a text that cannot be aligned is one segment without words. A window for which there was
+    too little GPU memory gets ModelUnavailable as its value.
     """
     blank = blank_token(model.dictionary)
     letters = [spell(request.text, request.language, model.dictionary) for request in requests]
-    results: list[tuple[Segment, ...] | TranscriptionError] = [whole_window(request) for request in requests]
+    results: Aligned = [(Segment(r.start_s, r.end_s, r.text, avg_logprob=r.avg_logprob),) for r in requests]
     alignable = [i for i, request in enumerate(requests) if letters[i] and len(request.samples)]
     heard = model.acoustic.emissions([requests[i].samples for i in alignable])
     for i, emissions in zip(alignable, heard, strict=True):
@@ -150,88 +119,62 @@ class Aligner:
     """Aligns windows of any language; the models of the last few languages stay in memory."""
 
     def __init__(
-        self,
-        models: Mapping[str, str],
-        *,
-        device: str,
-        compute_type: ComputeType,
-        max_padded_s: float,
-        max_loaded_languages: int,
+        self, models: Mapping[str, str], *, device: str, max_padded_s: float, settings: AlignmentSettings
     ) -> None:
-        self._models = models
+        """Takes `models` (language -> bundle, hub name or directory) over whisperx's defaults.
+
+        `max_padded_s` is the most audio, padding included, in one pass; 0 = every window alone. The models
+        of `settings.preload` are loaded now; where one cannot be loaded, only its windows fail.
+        """
+        defaults = alignment.DEFAULT_ALIGN_MODELS_TORCH | alignment.DEFAULT_ALIGN_MODELS_HF
+        self._names: Mapping[str, str] = {**defaults, **models}
         self._load = partial(
-            load_language_model, device=device, max_padded_s=max_padded_s, compute_type=compute_type
+            load_language_model,
+            device=device,
+            max_padded_s=max_padded_s,
+            compute_type=settings.compute_type,
         )
-        self._max_loaded_languages = max_loaded_languages
+        self._max_loaded = settings.max_loaded_languages
         self._loaded: OrderedDict[str, LanguageModel] = OrderedDict()  # least recently used first
-        # When it may be tried again, and why not now: message and code.
-        self._failed: dict[str, tuple[float, str, str]] = {}
+        self._failed: dict[str, tuple[float, str, str]] = {}  # time of the next attempt, message, code
+        for language in settings.preload:
+            try:
+                self.load(language)
+            except ModelUnavailable as error:
+                logger.warning("%s", error)
 
     def load(self, language: str) -> LanguageModel:
         """The language's model, from memory or loaded now; raises ModelUnavailable."""
         if language not in self._loaded:
-            again_at, reason, code = self._failed.get(language, (0.0, "", ""))
-            if time.monotonic() < again_at:  # anew: an error that is raised twice keeps both callers' audio
-                raise ModelUnavailable(reason, None, code)
-            name = model_name(language, self._models.get(language))  # before another one has to go
-            while len(self._loaded) >= self._max_loaded_languages:
-                self._loaded.popitem(last=False)  # before loading: two models may not fit beside each other
+            if language not in self._names:
+                raise _unavailable(
+                    f"There is no default alignment model for the language {language!r}; "
+                    f"name a wav2vec2 model for it under alignment.models, or go without word times."
+                )
+            retry_at_s, message, code = self._failed.get(language, (0.0, "", ""))
+            if time.monotonic() < retry_at_s:
+                # A new error: one that is raised twice keeps both callers' audio in its traceback.
+                raise _unavailable(message, code)
+            while len(self._loaded) >= self._max_loaded:
+                self._loaded.popitem(last=False)  # before loading: there may be no room for both
             try:
-                self._loaded[language] = self._load(language, name)
-            except ModelUnavailable as failure:
-                is_full = failure.code == "alignment_out_of_memory"
-                again_s = time.monotonic() + (_FULL_RETRY_AFTER_S if is_full else _RETRY_AFTER_S)
-                self._failed[language] = (again_s, failure.message, failure.code)
+                self._loaded[language] = self._load(language, self._names[language])
+            except ModelUnavailable as error:
+                retry_at_s = time.monotonic() + _RETRY_AFTER_S[error.code]
+                self._failed[language] = (retry_at_s, error.message, error.code)
                 raise
         self._loaded.move_to_end(language)
         return self._loaded[language]
 
-    def align(self, requests: Sequence[AlignRequest]) -> list[tuple[Segment, ...] | TranscriptionError]:
-        """The sentences of every window in the order given; ModelUnavailable as the value where its
-        language has no usable model. A text that cannot be aligned is one segment without words."""
-        results: list[tuple[Segment, ...] | TranscriptionError] = [()] * len(requests)
+    def align(self, requests: Sequence[AlignRequest]) -> Aligned:
+        """As `align_language`, or ModelUnavailable for windows whose language has no usable model."""
+        results: Aligned = [()] * len(requests)
         for language in dict.fromkeys(request.language for request in requests):
             chosen = [i for i, request in enumerate(requests) if request.language == language]
             try:
-                model = self.load(language)
+                aligned = align_language(self.load(language), [requests[i] for i in chosen])
             except ModelUnavailable as error:
-                for i in chosen:
-                    results[i] = error.with_traceback(None)  # whose frames hold this list
-                continue
-            aligned = align_language(model, [requests[i] for i in chosen])
+                aligned = [error.with_traceback(None)] * len(chosen)  # its frames hold the audio
             for i, segments in zip(chosen, aligned, strict=True):
                 results[i] = segments
         return results
-
-
-def load_aligner(
-    models: Mapping[str, str],
-    *,
-    device: str,
-    compute_type: ComputeType = "auto",
-    max_padded_s: float,
-    max_loaded_languages: int,
-    preload: Sequence[str] = (),
-) -> Aligner:
-    """An aligner with `models` (language -> bundle, hub name or directory) over whisperx's defaults.
-
-    `max_padded_s` is the most audio, padding included, in one pass of a model; 0 = every window alone.
-    Imports whisperx.alignment now, so that no request waits for it. The models of `preload`'s
-    languages are loaded now too, the others when first used; one that cannot be loaded is no reason
-    not to start, its windows get the error.
-    """
-    from whisperx import alignment  # noqa: F401
-
-    aligner = Aligner(
-        models,
-        device=device,
-        compute_type=compute_type,
-        max_padded_s=max_padded_s,
-        max_loaded_languages=max_loaded_languages,
-    )
-    for language in preload[:max_loaded_languages]:
-        try:
-            aligner.load(language)
-        except ModelUnavailable as error:
-            logger.warning("%s", error)
-    return aligner

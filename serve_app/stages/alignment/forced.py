@@ -1,16 +1,17 @@
-"""Text to word times: the arithmetic of whisperx.align in numpy and plain Python, no model.
+"""Text to word times: the arithmetic of whisperx.align in numpy and plain Python, without the model.
 
-One dynamic programme per window finds the frame where each character starts, then characters
-become words and words become sentences. Times, scores, words and segments are whisperx 3.8.6's
-to the last bit (tests/models compares them), at about a sixteenth of its cost: whisperx runs
-torch operations frame by frame and assembles with pandas.
+One dynamic programme per window finds the frame where each character starts; then characters become words,
+and words sentences. Times, scores, words and segments are whisperx 3.8.6's to the last bit (tests/models
+compares them), at about a sixteenth of its cost: whisperx runs torch operations frame by frame and
+assembles with pandas.
 
-Trellis and backtrack: torchaudio's forced alignment tutorial, in whisperx's variant where
-"staying" always costs the blank, so a character is one frame and a pause belongs to the word before it.
+Trellis and backtrack are those of torchaudio's forced alignment tutorial, in whisperx's variant where staying
+always costs the blank, so that a character is one frame and a pause belongs to the word before it.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,17 +22,8 @@ from serve_app.transcript import Segment, Window, Word
 Emission = npt.NDArray[np.float32]  # (frames, tokens)
 
 
-@dataclass(frozen=True, slots=True)
-class Letter:
-    """A character of the text to look for: its position, and its token or None for the wildcard."""
-
-    position: int
-    token: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class LetterTime:
-    """Where a character was found, seconds from the start of the file, and its mean probability."""
+class LetterTime(NamedTuple):
+    """When a character is spoken, in seconds from the start of the file, and its mean probability."""
 
     start_s: float
     end_s: float
@@ -39,40 +31,39 @@ class LetterTime:
 
 
 def blank_token(dictionary: Mapping[str, int]) -> int:
-    """The token of CTC's blank: `[pad]` or `<pad>` in Hugging Face vocabularies, else 0."""
+    """CTC's blank token: `[pad]` or `<pad>` in Hugging Face vocabularies, else 0."""
     named = [token for name, token in dictionary.items() if name in ("[pad]", "<pad>")]
     return named[-1] if named else 0
 
 
-def spell(text: str, language: str, dictionary: Mapping[str, int]) -> tuple[Letter, ...]:
-    """The characters of `text` that can be looked for: none for an empty text.
+def spell(text: str, language: str, dictionary: Mapping[str, int]) -> dict[int, int | None]:
+    """Position in the text -> token, None for the wildcard, of the characters to find in the audio.
 
-    Spaces between words are looked for where the dictionary has a word separator. Everything else
-    that the model does not know (digits, symbols, foreign scripts) is looked for as the wildcard.
+    Spaces between words are among them if the dictionary has a word separator. Everything else that the
+    model does not know (digits, symbols, foreign scripts) is represented by the wildcard.
     """
     first = len(text) - len(text.lstrip())
-    letters = []
+    letters = {}
     for position in range(first, len(text.rstrip())):
         character = text[position].lower()
         if language not in LANGUAGES_WITHOUT_SPACES:
             character = character.replace(" ", "|")
         if character in dictionary or character not in (" ", "|"):
-            letters.append(Letter(position, dictionary.get(character)))
-    return tuple(letters)
+            letters[position] = dictionary.get(character)
+    return letters
 
 
 def with_wildcard(emission: Emission, blank: int) -> Emission:
-    """(frames, tokens) -> (frames, tokens + 1): the last column is each frame's best non-blank token."""
-    others = np.delete(emission, blank, axis=1)
-    return np.concatenate([emission, others.max(axis=1, keepdims=True)], axis=1)
+    """(frames, tokens) to (frames, tokens + 1); the last column is each frame's best non-blank token."""
+    return np.column_stack([emission, np.delete(emission, blank, axis=1).max(axis=1)])
 
 
 def first_frames(log_probs: Emission, tokens: Sequence[int], blank: int) -> list[int] | None:
-    """The frame where each token starts, and after the last one the frame where it ends.
+    """The frame where each token starts, followed by the frame where the last one ends.
 
-    `log_probs` is (frames, tokens of the model); the answer has len(tokens) + 1 numbers, or is None
-    where no path reaches the first token (more characters than frames). whisperx's get_trellis and
-    backtrack with the same float32 arithmetic; the decisions are kept instead of the trellis.
+    `log_probs` is (frames, tokens of the model). Returns len(tokens) + 1 numbers, or None if no path reaches
+    the first token because there are more characters than frames. This is whisperx's get_trellis and
+    backtrack with the same float32 arithmetic, but it keeps the decisions instead of the trellis.
     """
     n_frames, n_tokens = len(log_probs), len(tokens)
     blank_costs, token_costs = log_probs[:, blank], log_probs[:, np.asarray(tokens)]
@@ -102,27 +93,27 @@ def first_frames(log_probs: Emission, tokens: Sequence[int], blank: int) -> list
 
 
 def letter_times(
-    letters: Sequence[Letter], log_probs: Emission, probs: Emission, blank: int, window: Window
+    letters: Mapping[int, int | None], log_probs: Emission, probs: Emission, blank: int, window: Window
 ) -> dict[int, LetterTime] | None:
-    """Position in the text -> time and score of every letter; None where they cannot be aligned.
+    """Position in the text -> time and score of each letter; None if they cannot be aligned.
 
-    `log_probs` and `probs` are (frames, tokens); the second is the exponential of the first, taken
-    by the acoustic model's own library so that scores do not differ in the last bit. Times and scores
-    are rounded to three digits like whisperx's.
+    `log_probs` and `probs` are (frames, tokens); the second is the exponential of the first, computed by the
+    acoustic model's library so that scores are equal to the last bit. Times and scores are rounded to three
+    digits, as whisperx's are.
     """
-    if any(letter.token is None for letter in letters):
+    if None in letters.values():
         log_probs, probs = with_wildcard(log_probs, blank), with_wildcard(probs, blank)
     wildcard = log_probs.shape[1] - 1
-    tokens = [wildcard if letter.token is None else letter.token for letter in letters]
+    tokens = [wildcard if token is None else token for token in letters.values()]
     frames = first_frames(log_probs, tokens, blank)
     if frames is None:
         return None
     start_s, frame_s = window.start_s, (window.end_s - window.start_s) / len(log_probs)
     blanks = probs[:, blank].tolist()
     times = {}
-    for letter, token, first, end in zip(letters, tokens, frames, frames[1:], strict=False):
+    for position, token, first, end in zip(letters, tokens, frames, frames[1:], strict=False):
         total = sum([float(probs[first, token]), *blanks[first + 1 : end]])
-        times[letter.position] = LetterTime(
+        times[position] = LetterTime(
             round(first * frame_s + start_s, 3),
             round(end * frame_s + start_s, 3),
             round(total / (end - first), 3),
@@ -131,9 +122,9 @@ def letter_times(
 
 
 def fill_nearest(values: Sequence[float | None]) -> list[float | None]:
-    """Gaps take the nearest known value, the earlier one of two equally near; all None stays None.
+    """Replaces None by the nearest known value, the earlier one if two are equally near; all None stays None.
 
-    Equal to whisperx's `interpolate_nans(method="nearest")` (pandas and scipy).
+    This equals whisperx's `interpolate_nans(method="nearest")` (pandas and scipy).
     """
     known = [i for i, value in enumerate(values) if value is not None]
     if len(known) in (0, len(values)):
@@ -142,7 +133,7 @@ def fill_nearest(values: Sequence[float | None]) -> list[float | None]:
 
 
 def word_ranges(text: str, language: str) -> list[tuple[int, int]]:
-    """(first, end) positions of every word, its leading space included; they cover the text."""
+    """The (first, end) positions of every word with its leading space; together they cover the text."""
     if language in LANGUAGES_WITHOUT_SPACES:
         return [(i, i + 1) for i in range(len(text))]
     ends = [i + 1 for i in range(len(text)) if i + 1 == len(text) or text[i + 1] == " "]
@@ -150,7 +141,7 @@ def word_ranges(text: str, language: str) -> list[tuple[int, int]]:
 
 
 def _word(text: str, positions: range, times: Mapping[int, LetterTime]) -> Word | None:
-    """The word at these positions, None for bare white space; unknown times and score are None."""
+    """The word at these positions, with None for unknown times and score; None for white space."""
     name = text[positions.start : positions.stop].strip() if positions else ""
     if not name:
         return None
@@ -164,13 +155,6 @@ def _word(text: str, positions: range, times: Mapping[int, LetterTime]) -> Word 
     return Word(name, min(f.start_s for f in found), max(f.end_s for f in found), score)
 
 
-def _fill_times(words: Sequence[Word]) -> tuple[Word, ...]:
-    """A word without times takes those of the nearest word of its sentence that has them."""
-    starts = fill_nearest([word.start_s for word in words])
-    ends = fill_nearest([word.end_s for word in words])
-    return tuple(replace(w, start_s=s, end_s=e) for w, s, e in zip(words, starts, ends, strict=True))
-
-
 def assemble(
     text: str,
     language: str,
@@ -180,7 +164,7 @@ def assemble(
 ) -> tuple[Segment, ...]:
     """One segment per sentence, in order of time; sentences with equal times become one segment.
 
-    `times` is letter_times' answer, `sentences` are (first, end) positions in `text`.
+    `times` is what letter_times returns, `sentences` are (first, end) positions in `text`.
     """
     starts: list[float | None] = []
     ends: list[float | None] = []
@@ -193,7 +177,9 @@ def assemble(
             max((times[i].end_s for i in range(begin, stop) if i in times and text[i] != " "), default=None)
         )
         inside = (range(max(first, begin), min(last, stop)) for first, last in ranges)
-        spoken.append(_fill_times([word for place in inside if (word := _word(text, place, times))]))
+        found = [word for place in inside if (word := _word(text, place, times))]
+        filled = fill_nearest([w.start_s for w in found]), fill_nearest([w.end_s for w in found])
+        spoken.append(tuple(replace(w, start_s=s, end_s=e) for w, s, e in zip(found, *filled, strict=True)))
     joint = "" if language in LANGUAGES_WITHOUT_SPACES else " "
     segments: dict[tuple[float, float], Segment] = {}
     for (begin, end), start_s, end_s, words in zip(

@@ -1,1 +1,0 @@
-"""Windows to text: Whisper on CTranslate2."""

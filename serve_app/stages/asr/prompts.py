@@ -1,4 +1,4 @@
-"""What the decoder has read before a window: hotwords, the initial prompt, then language and task.
+"""What the decoder reads before a window: hotwords, the initial prompt, then language and task.
 
 The prompt is faster-whisper's, which is whisperx's too, as long as it fits. What does not fit would shorten
 the text of a window, or fail the whole batch; so it is cut or refused here.
@@ -13,8 +13,6 @@ from faster_whisper.tokenizer import Tokenizer
 from serve_app.errors import InvalidRequest
 from serve_app.transcript import Decoding
 
-CACHED_CONTEXTS = 256  # a request asks for the same one with every window
-
 
 class Prompts:
     """Prompts for a loaded Whisper. Safe for many threads."""
@@ -24,16 +22,13 @@ class Prompts:
         self._multilingual: bool = whisper.model.is_multilingual
         self._plain = self._tokenizer("en", "transcribe")
         self.max_context_tokens: int = whisper.max_length // 2 - 1
-        self._tokens = lru_cache(CACHED_CONTEXTS)(self._encode)
+        self._tokens = lru_cache(256)(self._encode)  # a request has the same prompt with every window
 
     def prompt(self, language: str, decoding: Decoding) -> list[int]:
-        """The tokens that one window's text is to follow; raises InvalidRequest as `context` does."""
-        previous, _ = self.context(decoding)
+        """All tokens before a window's text; raises InvalidRequest as `context` does."""
+        tokenizer, (previous, _) = self._tokenizer(language, decoding.task), self.context(decoding)
         prompt: list[int] = self._whisper.get_prompt(
-            self._tokenizer(language, decoding.task),
-            list(previous),
-            without_timestamps=True,
-            hotwords=decoding.hotwords,
+            tokenizer, list(previous), without_timestamps=True, hotwords=decoding.hotwords
         )
         return prompt
 
@@ -42,10 +37,10 @@ class Prompts:
         return self.prompt("en", decoding).index(self._plain.sot)
 
     def context(self, decoding: Decoding) -> tuple[Sequence[int], int]:
-        """The tokens of the initial prompt that have room, and how many before them have not.
+        """The last tokens of the initial prompt, as many as fit, and how many before them are cut off.
 
-        Raises InvalidRequest for hotwords that have no room, and for Whisper's own tokens in a text: they
-        would be taken for commands.
+        Raises InvalidRequest for hotwords that do not fit, and for Whisper's own tokens in a text: they would
+        be taken for commands.
         """
         hotwords = self._checked("hotwords", decoding.hotwords)
         previous = self._checked("initial_prompt", decoding.initial_prompt)

@@ -1,12 +1,12 @@
-"""Windows of speech to text: Whisper on CTranslate2, many windows of many requests at a time.
+"""Windows of speech to text: Whisper on CTranslate2, windows of many requests in one batch.
 
-One batch is one encoder pass and one search, and each item has its own prompt, so languages and
-tasks mix. Texts and scores are whisperx's; its pipeline object is not used, because it keeps the
-language and options of a request on itself and costs 20 s and 0.9 GB (torch) to import.
+A batch is one encoder pass and one search, and each item has its own prompt, so languages and tasks mix.
+Texts and scores are whisperx's; its pipeline object is not used, because it keeps the language and options of
+a request on itself and costs 20 s and 0.9 GB (torch) to import.
 """
 
-import threading
 from collections.abc import Hashable, Sequence
+from typing import Any
 
 import ctranslate2
 import numpy as np
@@ -15,9 +15,9 @@ from faster_whisper import WhisperModel
 from faster_whisper.feature_extractor import FeatureExtractor
 from faster_whisper.transcribe import get_compression_ratio, get_ctranslate2_storage
 
-from serve_app.errors import InvalidRequest, TranscriptionError
+from serve_app.errors import InvalidRequest, ModelUnavailable, TranscriptionError
+from serve_app.settings import AsrSettings
 from serve_app.stages.asr.prompts import Prompts
-from serve_app.stages.asr.token_ends import token_ends
 from serve_app.transcript import SAMPLE_RATE_HZ, AsrRequest, Samples, WindowText
 
 ENCODER_SAMPLES = 30 * SAMPLE_RATE_HZ  # Whisper's encoder always sees 30 s
@@ -26,38 +26,15 @@ BEST_OF = 5  # samples at a temperature above 0, of which the likeliest is taken
 Features = npt.NDArray[np.float32]  # log-mel, (n_mels, 3000)
 
 
-def average_logprob(score: float, tokens: int) -> float:
-    """Mean log-probability of the tokens and the end token, as faster-whisper and whisperx count it.
-
-    CTranslate2's `score` is the sum divided by the tokens alone (length penalty 1).
-    """
-    return score * tokens / (tokens + 1)
-
-
 class Recognizer:
     """A loaded Whisper. No call changes its weights or options, so requests cannot affect each other."""
 
-    def __init__(
-        self,
-        whisper: WhisperModel,
-        name: str,
-        beam_size: int,
-        compression_ratio_threshold: float = 2.4,
-        *,
-        lanes: int = 1,
-        wide: ctranslate2.models.Whisper | None = None,
-    ) -> None:
-        """`wide` is the same model on more threads, for the encoder of a batch that has none beside it."""
-        self.lanes = lanes
-        self._wide = wide or whisper.model
-        self._in_work = 0
-        self._counting = threading.Lock()
+    def __init__(self, whisper: WhisperModel, name: str, settings: AsrSettings) -> None:
         self._whisper = whisper
         self._model: ctranslate2.models.Whisper = whisper.model
         self._tokenizer = whisper.hf_tokenizer
         self._name = name
-        self._beam_size = beam_size
-        self._compression_ratio_threshold = compression_ratio_threshold  # above it, text repeats itself
+        self._settings = settings
         # The weights say how many mel bands they want; preprocessor_config.json is often missing.
         self._extract = FeatureExtractor(feature_size=self._model.n_mels)
         self._end_token: int = self._tokenizer.token_to_id("<|endoftext|>")
@@ -71,10 +48,9 @@ class Recognizer:
         )
 
     def features(self, samples: Samples) -> Features:
-        """Log-mel features (n_mels, 3000) of a window of at most 30 s, padded with zeros to 30 s.
+        """The window's features, padded with zeros to 30 s: whisperx's `log_mel_spectrogram` within 1e-4.
 
-        Equal to whisperx's `log_mel_spectrogram` within 1e-4; like there, what is beyond 30 s (a sample,
-        by rounding) is cut.
+        Like there, what is beyond 30 s (a sample, by rounding) is cut.
         """
         samples = samples[:ENCODER_SAMPLES]
         padded = np.zeros(ENCODER_SAMPLES, np.float32)
@@ -83,10 +59,10 @@ class Recognizer:
         return features
 
     def batch_key(self, request: AsrRequest) -> Hashable:
-        """What CTranslate2 wants the same in a whole batch: the start token's index and the temperature.
+        """What must be equal in a batch of CTranslate2's: the start token's index and the temperature.
 
         Language and task come after that token, so they do not matter. A prompt that `transcribe` refuses
-        may be anywhere.
+        may be in any batch.
         """
         try:
             return self._prompts.start_index(request.decoding), request.decoding.temperature or 0.0
@@ -96,22 +72,13 @@ class Recognizer:
     def transcribe(self, requests: Sequence[AsrRequest]) -> list[WindowText | TranscriptionError]:
         """Recognises windows of equal `batch_key`, with whisperx's default options, in order.
 
-        InvalidRequest stands for an item whose language or task the model does not have, or whose prompt it
-        cannot follow. A failure of the model itself is raised: it concerns all items.
+        An item whose language or task the model does not have, or whose prompt it cannot follow, becomes an
+        InvalidRequest. A failure of the model itself is raised: it concerns all items.
         """
-        answers: list[WindowText | TranscriptionError | None] = [self._refusal(r) for r in requests]
-        accepted = [index for index, answer in enumerate(answers) if answer is None]
-        with self._counting:
-            self._in_work += 1
-            encoder = self._wide if self._in_work == 1 else self._model
-        try:
-            texts = self._recognise([requests[index] for index in accepted], encoder) if accepted else []
-        finally:
-            with self._counting:
-                self._in_work -= 1
-        for index, text in zip(accepted, texts, strict=True):
-            answers[index] = text
-        return [answer for answer in answers if answer is not None]
+        refusals = [self._refusal(request) for request in requests]
+        accepted = [request for request, refusal in zip(requests, refusals, strict=True) if refusal is None]
+        texts = iter(self._recognise(accepted) if accepted else ())
+        return [refusal or next(texts) for refusal in refusals]
 
     def _refusal(self, request: AsrRequest) -> InvalidRequest | None:
         if request.decoding.task == "translate" and not self.multilingual:
@@ -133,18 +100,18 @@ class Recognizer:
             return error
         return None
 
-    def _recognise(self, requests: list[AsrRequest], encoder: ctranslate2.models.Whisper) -> list[WindowText]:
-        encoded = encoder.encode(get_ctranslate2_storage(np.stack([r.features for r in requests])))
-        languages = self._languages(encoded, requests)
-        prompts = [
-            self._prompts.prompt(language, r.decoding)
-            for (language, _), r in zip(languages, requests, strict=True)
-        ]
-        temperature = requests[0].decoding.temperature or 0.0
+    def _recognise(self, requests: list[AsrRequest]) -> list[WindowText]:
+        encoded = self._model.encode(get_ctranslate2_storage(np.stack([r.features for r in requests])))
+        heard = list(zip(requests, self._languages(encoded, requests), strict=True))
+        if temperature := requests[0].decoding.temperature:  # sampling as in faster-whisper
+            options = {"sampling_topk": 0, "sampling_temperature": temperature}
+            options |= {"beam_size": 1, "num_hypotheses": BEST_OF}
+        else:
+            options = {"beam_size": self._settings.beam_size, "patience": 1}
         results = self._model.generate(
             encoded,
-            prompts,
-            **self._search(temperature),
+            [self._prompts.prompt(language, request.decoding) for request, (language, _) in heard],
+            **options,
             length_penalty=1,
             repetition_penalty=1,
             no_repeat_ngram_size=0,
@@ -156,62 +123,70 @@ class Recognizer:
         )
         return [
             self._best_text(result, request, *language)
-            for result, request, language in zip(results, requests, languages, strict=True)
+            for result, (request, language) in zip(results, heard, strict=True)
         ]
 
     def _best_text(
-        self,
-        result: ctranslate2.models.WhisperGenerationResult,
-        request: AsrRequest,
-        language: str,
-        language_probability: float | None,
+        self, result: Any, request: AsrRequest, language: str, language_probability: float | None
     ) -> WindowText:
-        """The likeliest of an item's samples that does not repeat itself, else the likeliest.
+        """The likeliest of an item's samples that is not repetitive, else the likeliest.
 
-        faster-whisper takes the likeliest in any case, which is a loop if there is one among them: words
-        that come again and again are always likely. A beam search gives one text, to both.
+        faster-whisper takes the likeliest in any case, which is a loop if there is one among them: repeated
+        words are always likely. Of a beam search there is only one.
         """
+        # CTranslate2's score is the sum of log-probabilities divided by the tokens alone; the mean of
+        # faster-whisper and whisperx counts the end token, too.
         texts = []
         for ids, score in zip(result.sequences_ids, result.scores, strict=True):
-            tokens = [token for token in ids if token < self._end_token]
-            said = self._tokenizer.decode(tokens)
+            said = self._tokenizer.decode([token for token in ids if token < self._end_token])
             text = WindowText(
                 text=said,
                 language=language,
                 language_probability=language_probability,
-                avg_logprob=average_logprob(score, len(ids)),
+                avg_logprob=score * len(ids) / (len(ids) + 1),
                 no_speech_prob=result.no_speech_prob,
                 compression_ratio=get_compression_ratio(said.strip()),
-                tokens=tuple(tokens),
                 temperature=request.decoding.temperature or 0.0,
                 prompt_tokens_cut=self._prompts.context(request.decoding)[1],
-                token_ends=token_ends(self._tokenizer, tokens, said),
             )
-            if text.compression_ratio <= self._compression_ratio_threshold:
+            if text.compression_ratio <= self._settings.compression_ratio_threshold:
                 return text
             texts.append(text)
         return texts[0]
-
-    def _search(self, temperature: float) -> dict[str, float]:
-        """Options of a beam search, or of sampling as faster-whisper does it."""
-        if temperature:
-            return {
-                "beam_size": 1,
-                "num_hypotheses": BEST_OF,
-                "sampling_topk": 0,
-                "sampling_temperature": temperature,
-            }
-        return {"beam_size": self._beam_size, "patience": 1}
 
     def _languages(
         self, encoded: ctranslate2.StorageView, requests: list[AsrRequest]
     ) -> list[tuple[str, float | None]]:
         """Each item's language, with the probability where it was detected (one step for all items)."""
-        languages: list[tuple[str, float | None]] = [(r.language or "en", None) for r in requests]
-        unnamed = [index for index, request in enumerate(requests) if request.language is None]
-        if unnamed and self.multilingual:
-            rankings = self._model.detect_language(encoded)
-            for index in unnamed:
-                token, probability = rankings[index][0]
-                languages[index] = (token.removeprefix("<|").removesuffix("|>"), probability)
-        return languages
+        if not self.multilingual or all(request.language for request in requests):
+            return [(request.language or "en", None) for request in requests]
+        likeliest = [ranking[0] for ranking in self._model.detect_language(encoded)]
+        return [
+            (request.language, None) if request.language else (token.strip("<|>"), probability)
+            for request, (token, probability) in zip(requests, likeliest, strict=True)
+        ]
+
+
+def choose_compute_type(compute_type: str, device: str) -> str:
+    """CTranslate2's name for "auto": int8 weights, with float16 arithmetic on a GPU."""
+    auto = "int8_float16" if device == "cuda" else "int8"
+    return auto if compute_type == "auto" else compute_type
+
+
+def load_recognizer(model: str, *, device: str, threads: int, settings: AsrSettings) -> Recognizer:
+    """Loads a CTranslate2 Whisper from a directory or, by faster-whisper name or repository, from the hub.
+
+    Raises ModelUnavailable where that fails, whatever the reason.
+    """
+    try:
+        compute_type = choose_compute_type(settings.compute_type, device)
+        whisper = WhisperModel(model, device=device, compute_type=compute_type, cpu_threads=threads)
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise ModelUnavailable(
+            f"The Whisper model {model!r} could not be loaded ({reason}): `model` must be a CTranslate2 "
+            "directory, a name such as small or large-v2, or a hub repository that this machine can reach, "
+            "and `device` and `asr.compute_type` must be ones it has.",
+            "model",
+        ) from error
+    return Recognizer(whisper, model, settings)

@@ -1,1 +1,0 @@
-"""A URL or file to samples: fetch, address check, decode in a sandbox."""

@@ -1,7 +1,7 @@
-"""Connections to hosts that callers name, without becoming a way into the private network.
+"""Connections to hosts that callers name, without a way into the private network (SSRF).
 
 The address is checked where the socket is made, so nothing can change between check and use: not by a
-redirect, a retry, an unusual notation, an IPv6 disguise or a name that resolves anew.
+redirect, a retry, an unusual notation, an IPv6 disguise or a name that resolves differently the second time.
 """
 
 import asyncio
@@ -17,13 +17,13 @@ from serve_app import __version__
 
 CONNECT_TIMEOUT_S = 15.0  # look-up, TCP and TLS together, over all addresses of a name
 
+# Name servers that never answer would fill the event loop's own few threads, and stop decoding with them.
+_LOOK_UP_THREADS = ThreadPoolExecutor(128, "look-up")
+
 _GLOBAL_V6 = ipaddress.ip_network("2000::/3")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 # Public by the registry, but answered inside clouds: Azure's and Oracle's metadata services.
 _CLOUD_V4 = (ipaddress.ip_network("168.63.129.16/32"), ipaddress.ip_network("192.0.0.0/24"))
-
-# Name servers that never answer would fill the event loop's own few threads, and stop decoding with them.
-_LOOK_UPS = ThreadPoolExecutor(128, "look-up")
 
 
 class NotPublic(OSError):
@@ -47,17 +47,17 @@ def is_public(address: str) -> bool:
     return ip.is_global and not ip.is_multicast and not any(ip in network for network in _CLOUD_V4)
 
 
-def session(*, anywhere: bool = False) -> aiohttp.ClientSession:
-    """A session for one request to a host that a caller named; public addresses only, unless `anywhere`.
+def session(*, allow_private: bool = False) -> aiohttp.ClientSession:
+    """A session for one request to a host that a caller named; unless `allow_private`, to public addresses.
 
-    An attempt elsewhere raises aiohttp.ClientConnectorError with a NotPublic as `os_error`; connecting for
-    longer than CONNECT_TIMEOUT_S raises aiohttp.ConnectionTimeoutError. There is no other limit of time.
-    Bodies are not decompressed; cookies, and what the environment says of proxies and passwords, not used.
+    A connection to others raises aiohttp.ClientConnectorError with a NotPublic as `os_error`; one that takes
+    longer than CONNECT_TIMEOUT_S raises aiohttp.ConnectionTimeoutError. There is no other time limit. The
+    session decompresses no bodies, keeps no cookies, and uses no proxies or passwords of the environment.
     """
 
     def checked_socket(info: aiohttp.AddrInfoType) -> socket.socket:
         family, kind, protocol, _, address = info
-        if not anywhere and not is_public(str(address[0])):
+        if not allow_private and not is_public(str(address[0])):
             raise NotPublic("not a public address")
         return socket.socket(family, kind, protocol)
 
@@ -82,18 +82,13 @@ class _Resolver(AbstractResolver):
         look_up = partial(
             socket.getaddrinfo, host, port, family, socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG
         )
-        found = await asyncio.get_running_loop().run_in_executor(_LOOK_UPS, look_up)
+        found = await asyncio.get_running_loop().run_in_executor(_LOOK_UP_THREADS, look_up)
+        numeric = socket.AI_NUMERICHOST
         return [
             ResolveResult(
-                hostname=host,
-                host=str(address[0]),
-                port=port,
-                family=family,
-                proto=protocol,
-                flags=socket.AI_NUMERICHOST,
+                hostname=host, host=str(address[0]), port=port, family=family, proto=proto, flags=numeric
             )
-            for family, _, protocol, _, address in found
+            for family, _, proto, _, address in found
         ]
 
-    async def close(self) -> None:
-        """Nothing is kept."""
+    async def close(self) -> None: ...

@@ -1,1 +1,0 @@
-"""A whole file to speaker turns: pyannote."""

@@ -1,52 +1,74 @@
-"""Who speaks when, in a whole file, by pyannote's speaker diarization.
+"""Who speaks when in a whole file, by pyannote's speaker diarization.
 
-Pipelines get waveforms in memory, never paths. Importing this module is light: pyannote (15 s,
-0.9 GB) is imported by the loader, with its telemetry off.
+Pipelines get waveforms in memory, never paths. Importing this module is cheap: the loader imports pyannote
+(15 s, 0.9 GB), with its telemetry off.
 """
 
 import logging
 import warnings
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from itertools import count
+from typing import Any, Protocol
 
 import numpy as np
 
-from serve_app.errors import ModelUnavailable
-from serve_app.request.known_speakers import no_voice, no_voices_to_compare
-from serve_app.stage_settings import ComputeType
-from serve_app.stages.diarization.embeddings import share_trunk
-from serve_app.stages.diarization.pipeline import load_pipeline
-from serve_app.stages.diarization.voices import match, rename
-from serve_app.transcript import SAMPLE_RATE_HZ, Diarization, KnownSpeaker, Samples, Turn
+from serve_app import bundled
+from serve_app.errors import InvalidRequest, ModelUnavailable
+from serve_app.settings import DiarizationSettings
+from serve_app.stages.diarization.embeddings import match_voices, share_trunk
+from serve_app.stages.diarization.pipeline import limit_clusters, load_pipeline
+from serve_app.transcript import SAMPLE_RATE_HZ, Diarization, KnownSpeaker, Samples, SpeakerBounds, Turn
 
 logger = logging.getLogger(__name__)
 
-# Windows that (the segmentation, the embedding) network takes at once. On a CPU ResNet34 is a third faster
-# one by one than eight by eight, in a quarter of the memory; the segmentation is not. On a GPU a replica may
-# run two files at a time, and 16 windows fill it.
+REFERENCES = "known_speaker_references"  # the option with the clips of known speakers
+
+# Windows per batch of the segmentation and of the embedding network. On a CPU ResNet34 is a third faster
+# with one window than with eight, and takes a quarter of the memory; the segmentation is not. On a GPU a
+# replica may run two files at a time, and 16 windows fill it.
 _BATCH_WINDOWS = {"cuda": (16, 16), "cpu": (8, 1)}
 
-# Cosine distance from which on two voices are not the same. For pyannote's WeSpeaker a usual value, not
-# measured here. With the bundled embedding 400 clips were at most 0.17 from their speaker, 0.19 in noise,
-# 0.26 as MP3 of little bandwidth (at 8 kHz it knows nobody), and of 4,400 pairs of different voices 1.6 %
-# were below 0.3, all of them voices that sound alike.
-MAX_VOICE_DISTANCE, BUNDLED_MAX_VOICE_DISTANCE = 0.5, 0.3
-SHORTEST_VOICE_S = 1.0  # spoken in a reference
+# Cosine distance at which two voices count as different, where the embedding network does not say itself:
+# a usual value for pyannote's WeSpeaker, not measured here.
+MAX_VOICE_DISTANCE = 0.5
+MIN_VOICE_S = 1.0  # of speech in a known speaker's clip
+
+_DEFAULTS, _ANY_NUMBER = DiarizationSettings(), SpeakerBounds()
 
 
-def exclusive_turns(turns: Sequence[Turn]) -> tuple[Turn, ...]:
-    """Turns of which no two overlap: who spoke first keeps the floor until the end of the turn.
+class DiarizationModel(Protocol):
+    """A diarization model: to use another one, implement this and name it in `LOADERS`."""
 
-    For pipelines that give no exclusive turns of their own.
+    def diarize(
+        self, samples: Samples, *, bounds: SpeakerBounds, known: Sequence[KnownSpeaker]
+    ) -> Diarization:
+        """The turns of a whole file; a speaker with the voice of a known one has that name.
+
+        Raises `reference_error` for a known speaker's clip that has no voice.
+        """
+
+
+def reference_error(number: int, what: str, code: str | None = None) -> InvalidRequest:
+    """The error for one known speaker's clip, counted from 0."""
+    return InvalidRequest(f"{REFERENCES}[{number}]: {what}.", REFERENCES, code)
+
+
+def rename_speakers(diarization: Diarization, names: Mapping[str, str], given: Sequence[str]) -> Diarization:
+    """The same turns, with `names` in place of the labels that it has.
+
+    Other speakers keep their labels, except where a label reads like one of the `given` names: it is
+    replaced by the first SPEAKER_00, SPEAKER_01, ... that is free.
     """
-    exclusive: list[Turn] = []
-    taken_until_s = float("-inf")
-    for turn in sorted(turns, key=lambda turn: (turn.start_s, -turn.end_s)):
-        if turn.end_s > taken_until_s:
-            exclusive.append(replace(turn, start_s=max(turn.start_s, taken_until_s)))
-            taken_until_s = turn.end_s
-    return tuple(exclusive)
+    labels = dict.fromkeys(turn.speaker for turn in (*diarization.turns, *diarization.exclusive_turns))
+    taken = {*labels, *given}
+    unused = (label for label in map("SPEAKER_{:02d}".format, count()) if label not in taken)
+    renamed = {label: names.get(label) or (next(unused) if label in given else label) for label in labels}
+
+    def rename(turns: Sequence[Turn]) -> tuple[Turn, ...]:
+        return tuple(replace(turn, speaker=renamed[turn.speaker]) for turn in turns)
+
+    return Diarization(rename(diarization.turns), rename(diarization.exclusive_turns))
 
 
 def _turns(annotation: Any) -> tuple[Turn, ...]:
@@ -54,146 +76,86 @@ def _turns(annotation: Any) -> tuple[Turn, ...]:
     return tuple(Turn(float(span.start), float(span.end), str(speaker)) for span, _, speaker in tracks)
 
 
-def _bound_clusters(pipeline: Any) -> None:
-    """Makes `pipeline` ask for no more speakers than it has embeddings to cluster.
-
-    Only the pipeline knows how many, between embedding and clustering. pyannote 4.0.7's default
-    clustering asks KMeans all the same: "n_samples=3 should be >= n_clusters=8"; the other one does not.
-    """
-    if getattr(pipeline, "klustering", None) != "VBxClustering":
-        return
-    clustering: Any = pipeline.clustering
-
-    def within_reach(
-        embeddings: Any, segmentations: Any, num_clusters: int | None, min_clusters: int, **others: Any
-    ) -> Any:
-        usable, _, _ = clustering.filter_embeddings(embeddings, segmentations=segmentations)
-        most = max(1, len(usable))
-        return clustering(
-            embeddings,
-            segmentations=segmentations,
-            num_clusters=num_clusters and min(num_clusters, most),
-            min_clusters=min(min_clusters, most),
-            **others,
-        )
-
-    vars(pipeline)["clustering"] = within_reach  # found before pyannote's own attribute of that name
-
-
-class Diarizer:
-    """One pyannote pipeline, made cheaper but with the same turns. Not thread-safe: pyannote keeps state."""
+class PyannoteDiarizer:
+    """A pyannote pipeline, made cheaper, with the same turns. Not thread-safe: pyannote keeps state."""
 
     def __init__(
-        self,
-        pipeline: Any,
-        *,
-        device: str = "cpu",
-        compute_type: ComputeType = "auto",
-        batch_windows: int | None = None,
-        max_voice_distance: float = MAX_VOICE_DISTANCE,
+        self, pipeline: Any, *, device: str = "cpu", settings: DiarizationSettings = _DEFAULTS
     ) -> None:
-        """Takes the pipeline over; `device` is where it is, `batch_windows` None is right for the device.
+        """Takes over the pipeline, which is on `device`.
 
-        The embedding is computed in `compute_type`, the segmentation, which costs little, in float32. Raises
-        ModelUnavailable for half precision around an embedding that is not known to bear it.
-
-        A known speaker's reference and a speaker are one voice below `max_voice_distance` (cosine).
+        The embedding is computed in the settings' compute type, the segmentation, which costs little, in
+        float32. Raises ModelUnavailable for half precision with an embedding that may not bear it.
         """
         self._pipeline = pipeline
-        self._max_voice_distance = max_voice_distance
+        network = getattr(pipeline._embedding, "model_", None)
+        by_network: float = getattr(network, "max_voice_distance", MAX_VOICE_DISTANCE)
+        self._max_voice_distance = settings.known_speaker_threshold or by_network
         segmentation, embedding = _BATCH_WINDOWS[device]
-        pipeline.segmentation_batch_size = batch_windows or segmentation
-        pipeline.embedding_batch_size = batch_windows or embedding
-        self._takes_int16 = share_trunk(
-            pipeline, pad_batches=device == "cuda", compute_type=compute_type, device=device
-        )
+        pipeline.segmentation_batch_size = settings.batch_windows or segmentation
+        pipeline.embedding_batch_size = settings.batch_windows or embedding
+        compute_type = settings.compute_type
+        self._takes_int16 = share_trunk(pipeline, device == "cuda", compute_type, device)
         if compute_type in ("float16", "bfloat16") and not self._takes_int16:
             raise ModelUnavailable(
                 f"diarization.compute_type: {compute_type} is for pyannote's WeSpeaker embeddings and the "
                 "bundled one, and this pipeline has another; use auto or float32."
             )
-        _bound_clusters(pipeline)
+        limit_clusters(pipeline)
 
     def diarize(
-        self,
-        samples: Samples,
-        *,
-        num_speakers: int | None = None,
-        min_speakers: int | None = None,
-        max_speakers: int | None = None,
-        known: Sequence[KnownSpeaker] = (),
+        self, samples: Samples, *, bounds: SpeakerBounds = _ANY_NUMBER, known: Sequence[KnownSpeaker] = ()
     ) -> Diarization:
         """The turns of a whole file, times in seconds; none for silence or no samples.
 
-        Speakers are SPEAKER_00, SPEAKER_01, ... as pyannote names them, and those whose voices are known
-        have their names. Numbers of speakers are wishes: a clip too short for that many gives fewer.
-
-        Raises InvalidRequest for a known speaker's clip without a voice.
+        Speakers are SPEAKER_00, SPEAKER_01, ... as pyannote names them, or have the name of a known voice.
+        `bounds` are wishes: a clip too short for that many speakers gives fewer.
         """
         voices = [self._voice(speaker.clip, number) for number, speaker in enumerate(known)]
         if not len(samples):
             return Diarization((), ())
-        output = self._within_memory(
-            {"waveform": self._waveform(samples), "sample_rate": SAMPLE_RATE_HZ},
-            num_speakers=num_speakers,
-            min_speakers=min(min_speakers, max_speakers) if min_speakers and max_speakers else min_speakers,
-            max_speakers=max_speakers,
-        )
-        turns = _turns(getattr(output, "speaker_diarization", output))
-        exclusive = getattr(output, "exclusive_speaker_diarization", None)
-        found = Diarization(turns, exclusive_turns(turns) if exclusive is None else _turns(exclusive))
+        output = self._run(samples, **asdict(bounds))
+        found = Diarization(_turns(output.speaker_diarization), _turns(output.exclusive_speaker_diarization))
         if not known:
             return found
-        # A row for each label, in their order.
-        matches = match(np.stack(voices), output.speaker_embeddings, self._max_voice_distance)
-        labels = output.speaker_diarization.labels()
+        matches = match_voices(np.stack(voices), output.speaker_embeddings, self._max_voice_distance)
+        labels = output.speaker_diarization.labels()  # in the order of the embeddings' rows
         names = {labels[speaker]: known[voice].name for speaker, voice in matches.items()}
-        return rename(found, names, [speaker.name for speaker in known])
+        return rename_speakers(found, names, [speaker.name for speaker in known])
 
     def _voice(self, clip: Samples, number: int) -> Any:
-        """The embedding (dimension,) of what is spoken in a clip, its pauses left out."""
+        """The embedding (dimension,) of the speech in a known speaker's clip, without its pauses."""
         import torch
 
-        heard = self._within_memory(
-            {"waveform": self._waveform(clip), "sample_rate": SAMPLE_RATE_HZ}, num_speakers=1
-        )
-        embedding = getattr(self._pipeline, "_embedding", None)
-        if embedding is None or getattr(heard, "speaker_embeddings", None) is None:
-            raise no_voices_to_compare()
-        spoken = np.zeros(len(clip), bool)
-        for turn in _turns(heard.speaker_diarization):
-            spoken[round(turn.start_s * SAMPLE_RATE_HZ) : round(turn.end_s * SAMPLE_RATE_HZ)] = True
-        if spoken.sum() < SHORTEST_VOICE_S * SAMPLE_RATE_HZ:
-            raise no_voice(number)
-        waveform = np.multiply(clip[spoken], 1 / 32768, dtype=np.float32)
-        return embedding(torch.from_numpy(waveform)[None, None])[0]
+        is_speech = np.zeros(len(clip), bool)
+        for turn in _turns(self._run(clip, num_speakers=1).speaker_diarization):
+            is_speech[round(turn.start_s * SAMPLE_RATE_HZ) : round(turn.end_s * SAMPLE_RATE_HZ)] = True
+        if is_speech.sum() < MIN_VOICE_S * SAMPLE_RATE_HZ:
+            what = "no voice is heard in it; send a clip in which the speaker speaks alone"
+            raise reference_error(number, what, "no_voice")
+        waveform = np.multiply(clip[is_speech], 1 / 32768, dtype=np.float32)
+        return self._pipeline._embedding(torch.from_numpy(waveform)[None, None])[0]
 
-    def _waveform(self, samples: Samples) -> Any:
-        """(1, samples): the very samples where the pipeline takes int16, a float32 copy elsewhere."""
-        import torch
-
-        if not self._takes_int16:
-            return torch.from_numpy(np.multiply(samples, 1 / 32768, dtype=np.float32))[None]
-        with warnings.catch_warnings():
-            # Samples from Ray's object store are read-only, and nothing here writes into them.
-            warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
-            return torch.from_numpy(samples)[None]
-
-    def _within_memory(self, file: dict[str, Any], **bounds: int | None) -> Any:
-        """The pipeline's output. Out of memory, it is run once more, from then on with half the batches."""
+    def _run(self, samples: Samples, **bounds: int | None) -> Any:
+        """The pipeline's output. Out of memory, it runs once more, from then on with half the batches."""
         import torch
         from lightning.pytorch.utilities.memory import is_oom_error
 
         pipeline = self._pipeline
+        if not self._takes_int16:
+            samples = np.multiply(samples, 1 / 32768, dtype=np.float32)
+        with warnings.catch_warnings(action="ignore"):
+            # Samples from Ray's object store are read-only, and nothing here writes into them.
+            file = {"waveform": torch.from_numpy(samples)[None], "sample_rate": SAMPLE_RATE_HZ}
         batches = pipeline.segmentation_batch_size, pipeline.embedding_batch_size
         try:
             return pipeline(file, **bounds)
         except (MemoryError, RuntimeError) as error:
-            # pyannote's segmentation turns torch's error into a MemoryError; numpy's is of a subclass, and
-            # clustering needs no less memory with smaller batches.
+            # pyannote's segmentation turns torch's error into a MemoryError. numpy raises a subclass of it
+            # in clustering, which needs no less memory with smaller batches.
             if max(batches) == 1 or not (type(error) is MemoryError or is_oom_error(error)):
                 raise
-        # Outside the handler, whose error keeps the tensors of the failed run alive.
+        # Outside the handler: its error keeps the tensors of the failed run alive.
         torch.cuda.empty_cache()
         smaller = [max(1, batch // 2) for batch in batches]
         logger.warning("Out of memory with batches of %s windows; from now on %s.", batches, tuple(smaller))
@@ -201,23 +163,13 @@ class Diarizer:
         return pipeline(file, **bounds)
 
 
-def load_diarizer(
-    model: str,
-    *,
-    device: str,
-    token: str | None,
-    compute_type: ComputeType = "auto",
-    batch_windows: int | None = None,
-    max_voice_distance: float | None = None,
-) -> Diarizer:
-    """A Diarizer around `load_pipeline`'s pipeline; None is right for the device, and for the model."""
+def load_pyannote(
+    model: str, *, device: str, token: str | None, settings: DiarizationSettings = _DEFAULTS
+) -> PyannoteDiarizer:
+    """A pyannote pipeline by its directory or hub name, or the bundled one; raises ModelUnavailable."""
     pipeline = load_pipeline(model, device=device, token=token)
-    if max_voice_distance is None:
-        max_voice_distance = BUNDLED_MAX_VOICE_DISTANCE if model == "bundled" else MAX_VOICE_DISTANCE
-    return Diarizer(
-        pipeline,
-        device=device,
-        compute_type=compute_type,
-        batch_windows=batch_windows,
-        max_voice_distance=max_voice_distance,
-    )
+    return PyannoteDiarizer(pipeline, device=device, settings=settings)
+
+
+# Models that `diarization.model` can name, apart from a pyannote pipeline's directory or hub name.
+LOADERS: dict[str, Callable[..., DiarizationModel]] = {bundled.NAME: load_pyannote}

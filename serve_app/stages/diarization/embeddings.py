@@ -1,8 +1,8 @@
-"""pyannote's speaker embeddings with each window through the network once.
+"""Speaker embeddings: pyannote's, at a third of their cost, and which known voice each speaker has.
 
-pyannote embeds every (window, local speaker) pair by itself, but only the pooling at the end of the
-network looks at the speaker's mask. With three local speakers all before it, the trunk, is computed
-three times over, and it is most of what diarization costs.
+pyannote runs its embedding network once for every (window, local speaker) pair, although only the pooling
+at the end looks at the speaker's mask. With three local speakers the trunk, everything before the pooling
+and most of what diarization costs, is computed three times. Here it is computed once for each window.
 """
 
 import math
@@ -13,64 +13,56 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serve_app.stage_settings import ComputeType
+from serve_app.settings import ComputeType
 from serve_app.transcript import SAMPLE_RATE_HZ
 
 
 def share_trunk(
-    pipeline: Any, *, pad_batches: bool, compute_type: ComputeType = "float32", device: str = "cpu"
+    pipeline: Any, pad_batches: bool, compute_type: ComputeType = "float32", device: str = "cpu"
 ) -> bool:
-    """Makes `pipeline` embed as `embed` does; True where it could, False where `pipeline` stays as it was.
+    """Makes `pipeline` use `embed`; returns False, and changes nothing, for an unknown kind of pipeline.
 
-    It can for pyannote's own pipeline around one of its WeSpeaker ResNets (community-1, 3.1) or our
-    TinyXVector, and then computes the trunk in `compute_type` on `device`. From then on the pipeline takes
-    int16 waveforms too, so that nobody needs hours of audio as float32.
+    Known is pyannote's own pipeline around one of its WeSpeaker ResNets (community-1, 3.1) or our
+    TinyXVector. It then computes the trunk in `compute_type` on `device` and takes int16 waveforms too, so
+    that no float32 copy of hours of audio is needed.
     """
-    if not _is_known(pipeline):
-        return False
-    pipeline._segmentation.model.register_forward_pre_hook(lambda _, inputs: (to_float(inputs[0]),))
-    trunk = _trunk(pipeline._embedding.model_, compute_type, device)
-    # Hides the method.
-    vars(pipeline)["get_embeddings"] = partial(embed, pipeline, trunk, pad_batches=pad_batches)
-    return True
-
-
-def _is_known(pipeline: Any) -> bool:
     from pyannote.audio.models.embedding.wespeaker import BaseWeSpeakerResNet
     from pyannote.audio.pipelines import SpeakerDiarization
     from pyannote.audio.pipelines.speaker_verification import PyannoteAudioPretrainedSpeakerEmbedding
 
     from serve_app.bundled.speaker_embedding import TinyXVector
 
-    if type(pipeline) is not SpeakerDiarization:
-        return False
-    embedding: Any = getattr(pipeline, "_embedding", None)
-    return (
-        type(embedding) is PyannoteAudioPretrainedSpeakerEmbedding
+    embedding: Any = pipeline._embedding
+    if not (
+        type(pipeline) is SpeakerDiarization
+        and type(embedding) is PyannoteAudioPretrainedSpeakerEmbedding
         and isinstance(embedding.model_, BaseWeSpeakerResNet | TinyXVector)
         and embedding.sample_rate == pipeline._segmentation.model.audio.sample_rate == SAMPLE_RATE_HZ
-    )
+    ):
+        return False
+    pipeline._segmentation.model.register_forward_pre_hook(lambda _, inputs: (to_float(inputs[0]),))
+    trunk = _trunk(embedding.model_, compute_type, device)
+    # An attribute of the instance hides the method of the same name.
+    vars(pipeline)["get_embeddings"] = partial(embed, pipeline, trunk, pad_batches=pad_batches)
+    return True
 
 
 def _trunk(model: Any, compute_type: ComputeType, device: str) -> Callable[[Any], Any]:
-    """(batch, 1, samples) to frames: the model's own `forward_frames`, the network in `compute_type`."""
+    """The model's `forward_frames`, (batch, 1, samples) to frames, with its network in `compute_type`."""
     import torch
 
-    from serve_app.stages.torch_support import choose_precision
+    from serve_app.stages.torch_support import Precision
 
-    precision = choose_precision(compute_type, device)
-    if precision.dtype is None:
-        forward_frames: Callable[[Any], Any] = model.forward_frames
-        return forward_frames
-    resnet = getattr(model, "resnet", None)
-    features, network = (
-        (model.features, model.net) if resnet is None else (model.compute_fbank, resnet.forward_frames)
-    )
-    if resnet is not None:
-        resnet.to(memory_format=torch.channels_last)  # as tensor cores take it
+    precision = Precision(compute_type, device)
+    if (resnet := getattr(model, "resnet", None)) is None:
+        features, network = model.features, model.net
+    else:
+        features, network = model.compute_fbank, resnet.forward_frames
+        if precision.dtype is not None:
+            resnet.to(memory_format=torch.channels_last)  # the layout that tensor cores take
 
     def frames(waveforms: Any) -> Any:
-        computed = features(waveforms)  # outside: power spectra are beyond what float16 holds
+        computed = features(waveforms)  # in float32: float16 cannot hold power spectra
         return precision.run(lambda: network(computed))
 
     return frames
@@ -82,11 +74,11 @@ def embed(
     file: Any,
     binary_segmentations: Any,
     exclude_overlap: bool = False,
-    hook: Callable[..., None] | None = None,
     *,
     pad_batches: bool,
+    **_: Any,
 ) -> NDArray[np.float32]:
-    """The numbers of pyannote 4.0.7's SpeakerDiarization.get_embeddings: (windows, speakers, dimension).
+    """The embeddings of pyannote 4.0.7's SpeakerDiarization.get_embeddings: (windows, speakers, dimension).
 
     `binary_segmentations` is a SlidingWindowFeature (windows, frames, speakers) of zeros and ones. With
     `pad_batches` every batch of a file has one shape, at most twice what the file needs: cuDNN chooses
@@ -99,14 +91,12 @@ def embed(
     model, device = embedding.model_, embedding.device
     windows, active = binary_segmentations.sliding_window, binary_segmentations.data
     n_windows, n_frames, n_speakers = active.shape
-    # As many frames as the shortest waveform that the network takes.
-    least_frames = (
-        math.ceil(n_frames * embedding.min_num_samples / (windows.duration * SAMPLE_RATE_HZ))
-        if exclude_overlap
-        else None
-    )
-    spoken = (active > 0).any(axis=(1, 2))
-    to_do = np.flatnonzero(spoken)
+    min_frames = None
+    if exclude_overlap:  # the frames of the shortest waveform that the network takes
+        shortest = n_frames * embedding.min_num_samples / (windows.duration * SAMPLE_RATE_HZ)
+        min_frames = math.ceil(shortest)
+    has_speech = (active > 0).any(axis=(1, 2))
+    to_do = np.flatnonzero(has_speech)
     size = pipeline.embedding_batch_size
     if pad_batches:
         size = min(size, 1 << max(0, len(to_do) - 1).bit_length())
@@ -118,31 +108,47 @@ def embed(
             if pad_batches:
                 cut += [torch.zeros_like(cut[0])] * (size - len(batch))
             frames = trunk(to_float(torch.stack(cut).to(device)))[: len(batch)]
-            weights = torch.from_numpy(pooling_masks(active[batch], least_frames)).to(device)
+            weights = torch.from_numpy(pooling_masks(active[batch], min_frames)).to(device)
             embeddings[batch] = model.forward_embedding(frames, weights=weights).cpu().numpy()
-            if hook is not None:
-                hook("embeddings", embeddings[batch], total=len(to_do), completed=done + len(batch))
-        if not spoken.all():
+        if not has_speech.all():
             # Under a mask of zeros the statistics are zero whatever the frames are.
             frames = model.forward_frames(torch.zeros(1, 1, SAMPLE_RATE_HZ // 2, device=device))
-            nobody = torch.zeros(1, n_speakers, n_frames, device=device)
-            embeddings[~spoken] = model.forward_embedding(frames, weights=nobody).cpu().numpy()
+            no_mask = torch.zeros(1, n_speakers, n_frames, device=device)
+            embeddings[~has_speech] = model.forward_embedding(frames, weights=no_mask).cpu().numpy()
     return embeddings
 
 
-def pooling_masks(active: NDArray[Any], least_frames: int | None) -> NDArray[np.float32]:
-    """(windows, frames, speakers) to pyannote's weights of each frame, (windows, speakers, frames).
+def pooling_masks(active: NDArray[Any], min_frames: int | None) -> NDArray[np.float32]:
+    """pyannote's weight of each frame: (windows, frames, speakers) to (windows, speakers, frames).
 
-    With `least_frames`, frames where several people speak do not count, unless that leaves a speaker
-    of the window no more than so many.
+    With `min_frames`, frames where several people speak do not count, unless the speaker has no more than
+    that many frames alone.
     """
     masks = np.nan_to_num(active)  # pyannote stitches with NaN
-    if least_frames is not None:
+    if min_frames is not None:
         alone = np.nan_to_num(active * (active.sum(axis=2, keepdims=True) < 2))
-        masks = np.where(alone.sum(axis=1, keepdims=True) > least_frames, alone, masks)
+        masks = np.where(alone.sum(axis=1, keepdims=True) > min_frames, alone, masks)
     return np.ascontiguousarray(masks.transpose(0, 2, 1), dtype=np.float32)
 
 
 def to_float(waveforms: Any) -> Any:
-    """int16 samples as float32 in [-1, 1), whisperx's numbers; float samples as they are."""
+    """int16 samples as float32 in [-1, 1), as whisperx scales them; float samples unchanged."""
     return waveforms if waveforms.is_floating_point() else waveforms.float() / 32768
+
+
+def match_voices(
+    references: NDArray[np.floating], speakers: NDArray[np.floating], max_distance: float
+) -> dict[int, int]:
+    """Row of `speakers` -> row of `references`, for each speaker who has a reference's voice.
+
+    Both are (voices, dimension). Pairs are one to one, less than `max_distance` (cosine) apart and the
+    nearest on the whole. One voice that diarization took for two speakers names only the nearer one, since
+    they may be two people who sound alike. An embedding of zeros or NaN matches nothing.
+    """
+    from scipy.optimize import linear_sum_assignment
+    from scipy.spatial.distance import cdist
+
+    distances = np.nan_to_num(cdist(references, speakers, "cosine"), nan=2.0)
+    # All pairs that are too far apart cost the same, so that they do not decide who gets a near one.
+    pairs = zip(*linear_sum_assignment(np.minimum(distances, max_distance)), strict=True)
+    return {int(speaker): int(name) for name, speaker in pairs if distances[name, speaker] < max_distance}

@@ -1,1 +1,0 @@
-"""Samples to windows of speech: voice activity detection."""

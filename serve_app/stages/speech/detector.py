@@ -1,61 +1,55 @@
 """Where the speech is: voice activity detection, and windows of at most the recogniser's length.
 
-Two methods: whisperx's default, the pyannote model shipped in its wheel, and Silero, shipped with
-faster-whisper. Importing this module is cheap; each loader imports what its method needs, which
-for pyannote is torch and some 20 s. Neither asks a hub.
+There are two methods: whisperx's default, the pyannote model shipped in its wheel, and Silero, shipped with
+faster-whisper. Importing this module is cheap; each loader imports what its method needs, which for pyannote
+is torch and some 20 s. Neither asks a hub.
 """
 
-import logging
-import os
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from serve_app.errors import ModelUnavailable, Overloaded
-from serve_app.stage_settings import SpeechSettings
-from serve_app.stages.speech.pyannote_scan import CHUNKS_PER_STEP, SegmentationSearch
-from serve_app.transcript import SAMPLE_RATE_HZ, Audio, Samples, Segments, Window
+from serve_app.errors import Overloaded, TranscriptionError
+from serve_app.settings import SpeechSettings
+from serve_app.stages.speech.pyannote_scan import CHUNKS_PER_STEP, PyannoteScan
+from serve_app.transcript import SAMPLE_RATE_HZ, Samples, Segments, Speech, SpeechRequest, Window
+
+FindInRecording = Callable[[Samples], list[tuple[int, int]]]  # start and end of speech, in samples
 
 SILERO_FRAME_SAMPLES = 512
-SILERO_STRETCH_SAMPLES = 18_750 * SILERO_FRAME_SAMPLES  # 10 minutes
 SILERO_CONTEXT_SAMPLES = 128 * SILERO_FRAME_SAMPLES  # 4 s: it misses up to 1 s of speech from a cold start
 
 
-class Joining:
+@dataclass
+class WindowMerger:
     """Joins neighbouring segments as long as the window stays within `window_s`, fed piece by piece.
 
     All windows together are whisperx's `Vad.merge_chunks` (https://arxiv.org/abs/2303.00747, section 2): the
     silence between joined segments stays in, and a segment that is longer by itself becomes a longer window.
     """
 
-    def __init__(self, window_s: float) -> None:
-        self._window_s = window_s
-        self._growing: tuple[float, float] | None = None
+    window_s: float
+    _open: tuple[float, float] | None = None
 
     def feed(self, segments: Segments) -> list[Window]:
         """The windows that these segments complete."""
         complete = []
         for start_s, end_s in segments:
-            if self._growing is None:
-                self._growing = (start_s, start_s)
-            begin_s, grown_s = self._growing
-            if end_s - begin_s > self._window_s and grown_s > begin_s:
-                complete.append(Window(begin_s, grown_s))
-                begin_s = start_s
-            self._growing = (begin_s, end_s)
+            open_start_s, open_end_s = self._open or (start_s, start_s)
+            if end_s - open_start_s > self.window_s and open_end_s > open_start_s:
+                complete.append(Window(open_start_s, open_end_s))
+                open_start_s = start_s
+            self._open = (open_start_s, end_s)
         return complete
 
     def finish(self) -> list[Window]:
-        """The window that is still growing at the end; asked again, none."""
-        grown, self._growing = self._growing, None
-        return [] if grown is None else [Window(*grown)]
+        """The window that is still open at the end of the file, if any."""
+        return [] if self._open is None else [Window(*self._open)]
 
 
 def clip(windows: Sequence[Window], duration_s: float) -> tuple[Window, ...]:
@@ -66,92 +60,94 @@ def clip(windows: Sequence[Window], duration_s: float) -> tuple[Window, ...]:
 
 def to_float32(samples: Samples) -> npt.NDArray[np.float32]:
     """Samples in [-1, 1), exactly whisperx's, as a copy."""
-    waveform = samples.astype(np.float32)
-    waveform /= 32768
-    return waveform
-
-
-class Search(Protocol):
-    """The search for speech in one file: what is known so far, and can be pickled."""
-
-    def segments(self, model: Any, samples: Samples, /, *, whole: bool) -> Iterator[Segments]:
-        """Goes on where it was, step by step, as far as the samples (all from the file's start) reach."""
+    return samples.astype(np.float32) / np.float32(32768)
 
 
 @dataclass
-class Scan:
-    """How far a file has been searched: to be gone on with when there is more of it."""
+class SileroScan:
+    """How far one file has been searched with Silero, which searches whole recordings.
 
-    search: Search
-    joining: Joining
+    Each search begins `context` samples (a multiple of the model's frame) early, so that it knows what was
+    before. A segment that reaches the end of the samples is left to the next search; so is the end without
+    one: a word that has just begun is too short to be found.
+    """
+
+    context: int = SILERO_CONTEXT_SAMPLES
+    done: int = 0  # samples: all segments that begin before are known
+
+    @property
+    def resume_s(self) -> float:
+        """The next search needs the samples from here on."""
+        first_frame = max(0, self.done - self.context) // SILERO_FRAME_SAMPLES
+        return first_frame * SILERO_FRAME_SAMPLES / SAMPLE_RATE_HZ
+
+    def find_segments(self, find: FindInRecording, request: SpeechRequest) -> Segments:
+        """The segments that are sure now."""
+        start, begin = round(request.start_s * SAMPLE_RATE_HZ), round(self.resume_s * SAMPLE_RATE_HZ)
+        end = start + len(request.samples)
+        shifted = [(begin + first, begin + last) for first, last in find(request.samples[begin - start :])]
+        found = [(max(first, self.done), last) for first, last in shifted if last > self.done]
+        if request.is_last:
+            self.done = end
+        elif found and found[-1][1] == end:
+            self.done = found.pop()[0]
+        else:
+            self.done = max(found[-1][1] if found else self.done, end - self.context)
+        return [(first / SAMPLE_RATE_HZ, last / SAMPLE_RATE_HZ) for first, last in found]
 
 
 @dataclass(frozen=True)
 class SpeechDetector:
-    """A loaded detector: its model, and how to begin the search through a file with it."""
+    """A loaded model, and how the scan of a file begins with it."""
 
     model: Any
-    begin: Callable[[], Search]
+    new_scan: Callable[[], PyannoteScan | SileroScan]
     window_s: float
 
-    def new_scan(self) -> Scan:
-        return Scan(self.begin(), Joining(self.window_s))
+    def find_speech(self, requests: Sequence[SpeechRequest]) -> list[Speech | TranscriptionError]:
+        """The windows of speech that are sure with the samples of each request, in order.
 
-    def scan(self, audio: Audio, scan: Scan) -> Iterator[tuple[Window, ...]]:
-        """The next windows of speech in the audio, in order; each step is about a second of work at most.
-
-        Steps without a complete window give none: whoever calls can turn to another file meanwhile. After
-        any of them `scan` is such that another call goes on behind it. Windows lie within [0, duration]:
-        pyannote's last frame can reach beyond the end of the audio.
+        With pyannote a file's windows are the same however it is cut into requests; Silero may cut long
+        speech elsewhere. Windows lie within [0, duration]: pyannote's last frame can reach beyond the end.
         """
-        if type(scan.search) is not type(self.begin()):
-            raise Overloaded(
+        return [self._find(request) for request in requests]
+
+    def _find(self, request: SpeechRequest) -> Speech | TranscriptionError:
+        new_scan = self.new_scan()
+        scan, merger = deepcopy(request.scan) or (new_scan, WindowMerger(self.window_s))
+        if type(scan) is not type(new_scan):
+            return Overloaded(
                 "The method of speech detection was changed while the file was decoded; send it again.",
                 "model",
             )
-        for segments in scan.search.segments(self.model, audio.samples, whole=audio.whole):
-            yield clip(scan.joining.feed(segments), audio.duration_s)
-        if audio.whole:
-            yield clip(scan.joining.finish(), audio.duration_s)
+        end_s = (round(request.start_s * SAMPLE_RATE_HZ) + len(request.samples)) / SAMPLE_RATE_HZ
+        windows = merger.feed(scan.find_segments(self.model, request)) if end_s else []
+        if request.is_last:
+            windows += merger.finish()
+        return Speech(clip(windows, end_s), (scan, merger), scan.resume_s)
 
 
 def load_pyannote_detector(settings: SpeechSettings, window_s: float, device: str = "cpu") -> SpeechDetector:
     """Whisperx's default detector, window for window, on "cpu" or "cuda".
 
-    Segments are cut where speech is least probable once they reach `window_s`. Raises ModelUnavailable
-    where the wheel's model file is missing.
+    Segments are cut where speech is least probable once they reach `window_s`.
     """
-    os.environ["PYANNOTE_METRICS_ENABLED"] = "0"  # else each file's duration is sent to its makers
-    with warnings.catch_warnings():
-        # Files are decoded elsewhere, so a broken torchcodec is none of pyannote's business here.
-        warnings.filterwarnings("ignore", r"\s*torchcodec is not installed correctly", UserWarning)
-        import torch
-        from pyannote.audio import Inference, Model
-        from pyannote.audio.utils.reproducibility import fix_reproducibility
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # it advises to upgrade whisperx's file
+    import torch
+
+    from serve_app.stages.torch_support import WHISPERX_SEGMENTATION, import_pyannote
+
+    import_pyannote()
+    from pyannote.audio import Inference, Model
+    from pyannote.audio.utils.reproducibility import fix_reproducibility
+
+    fix_reproducibility(torch.device(device))  # TensorFloat-32 off, as pyannote does before each file
     # As whisperx's load_vad_model, which also creates torch.hub's home directory for no use: that
     # fails in a container with a read-only home.
-    path = _whisperx_assets() / "pytorch_model.bin"
-    if not path.is_file():
-        raise ModelUnavailable(f"The speech detection model {path} is missing: install whisperx again.")
-    fix_reproducibility(torch.device(device))  # TensorFloat-32 off, as pyannote does before each file
-    inference = Inference(Model.from_pretrained(path), step=settings.step_s, device=torch.device(device))
-    begin = partial(
-        SegmentationSearch,
-        settings.onset,
-        settings.offset,
-        window_s,
-        settings.step_s,
-        CHUNKS_PER_STEP[device],
-    )
-    return SpeechDetector(inference, begin, window_s)
-
-
-def _whisperx_assets() -> Path:
-    spec = find_spec("whisperx")
-    assert spec is not None
-    assert spec.origin is not None
-    return Path(spec.origin).parent / "assets"
+    network, step_s = Model.from_pretrained(WHISPERX_SEGMENTATION), settings.step_s
+    inference = Inference(network, step=step_s, device=torch.device(device))
+    chunks = CHUNKS_PER_STEP[device]
+    new_scan = partial(PyannoteScan, settings.onset, settings.offset, window_s, step_s, chunks)
+    return SpeechDetector(inference, new_scan, window_s)
 
 
 def load_silero_detector(settings: SpeechSettings, window_s: float) -> SpeechDetector:
@@ -171,42 +167,7 @@ def load_silero_detector(settings: SpeechSettings, window_s: float) -> SpeechDet
         speech_pad_ms=30,
     )
 
-    def find_in_stretch(samples: Samples) -> list[tuple[int, int]]:
+    def find(samples: Samples) -> list[tuple[int, int]]:
         return [(s["start"], s["end"]) for s in get_speech_timestamps(to_float32(samples), options)]
 
-    return SpeechDetector(find_in_stretch, StretchSearch, window_s)
-
-
-@dataclass
-class StretchSearch:
-    """Applies a detector of whole recordings to stretches of a file, in turn.
-
-    Faster-whisper copies its input three times as float32: 2 GB for 3 hours at once. Each stretch
-    begins `context` samples (a multiple of the detector's frame) early, so that it knows what went
-    before. A segment that reaches the end of its stretch is left to the next one; so is the end of
-    one without: a word that has just begun is too short to be found.
-    """
-
-    stretch: int = SILERO_STRETCH_SAMPLES
-    context: int = SILERO_CONTEXT_SAMPLES
-    done: int = 0  # samples: all segments that begin before are known
-
-    def segments(
-        self, find: Callable[[Samples], list[tuple[int, int]]], samples: Samples, /, *, whole: bool
-    ) -> Iterator[Segments]:
-        """`find` gives the segments of a stretch, in samples from its start."""
-        while self.done < len(samples):
-            begin = max(0, self.done - self.context) // SILERO_FRAME_SAMPLES * SILERO_FRAME_SAMPLES
-            stop = begin + self.stretch
-            last = whole and stop >= len(samples)
-            if not last and stop > len(samples):
-                return
-            shifted = [(begin + start, begin + end) for start, end in find(samples[begin:stop])]
-            found = [(max(start, self.done), end) for start, end in shifted if end > self.done]
-            if last:
-                self.done = len(samples)
-            elif found and found[-1][1] == stop and found[-1][0] > self.done:
-                self.done = found.pop()[0]
-            else:
-                self.done = max(found[-1][1] if found else 0, stop - self.context)
-            yield [(start / SAMPLE_RATE_HZ, end / SAMPLE_RATE_HZ) for start, end in found]
+    return SpeechDetector(find, SileroScan, window_s)

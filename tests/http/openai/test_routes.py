@@ -17,9 +17,9 @@ from serve_app.http.app import create_app
 from serve_app.http.openai import stream as openai_stream
 from serve_app.options import Options
 from serve_app.request import pipeline
-from serve_app.request.pipeline import unheard
-from serve_app.request.progress import Report
-from serve_app.transcript import Source, Transcript
+from serve_app.request.calls import TranscribeCall
+from serve_app.request.progress import Report, ignore_progress
+from serve_app.transcript import Source, Transcript, WindowText
 
 SPOKEN = (1, 2, 0, 3)
 TEXT = "word1 word2 word3"
@@ -28,7 +28,7 @@ TRANSCRIBE, TRANSLATE = "/v1/audio/transcriptions", "/v1/audio/translations"
 
 
 class Server:
-    """The app in front of the pipeline; keeps what it was asked for."""
+    """The app in front of the pipeline, with the options that arrived there."""
 
     def __init__(self, *spoken: int, diarizes: bool = True) -> None:
         self.file = ("speech.wav", recording(*(spoken or SPOKEN)).tobytes(), "audio/wav")
@@ -40,7 +40,9 @@ class Server:
         self.ready = True
         self.app = create_app(self.transcribe, self.readiness, model="large-v2", max_bytes=1 << 20)
 
-    async def transcribe(self, source: Source, options: Options, report: Report = unheard) -> Transcript:
+    async def transcribe(
+        self, source: Source, options: Options, report: Report = ignore_progress
+    ) -> Transcript:
         self.asked.append(options)
         self.files.append(source.file)
         self.running += 1
@@ -79,7 +81,7 @@ class Server:
 
 
 def events_of(response: httpx.Response) -> list[dict[str, Any]]:
-    """The events of a stream that has ended as it should; each is valid."""
+    """The events of a stream that ended as it should, each checked against OpenAI's schema."""
     *lines, end = [line for line in response.text.split("\n\n") if line and not line.startswith(":")]
     assert end == "data: [DONE]"
     events = [json.loads(line.removeprefix("data: ")) for line in lines]
@@ -90,7 +92,7 @@ def events_of(response: httpx.Response) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("response_format", ["json", "verbose_json", "diarized_json"])
 def test_json_answers_are_openai_s(response_format: str) -> None:
-    """Each is valid by the published document and has the same text."""
+    """Each answer is valid by the published document and has the same text."""
     response = Server().post(response_format=response_format)
     check(response_format, response.json())
     assert response.json()["text"] == TEXT
@@ -107,7 +109,7 @@ def test_json_answers_are_openai_s(response_format: str) -> None:
     ],
 )
 def test_text_answers(response_format: str, kind: str, text: str) -> None:
-    """Plain text in one line, as the JSON has it; subtitles segment by segment."""
+    """Plain text is one line, as in the JSON; subtitles have a cue for each segment."""
     response = Server().post(response_format=response_format)
     assert response.headers["content-type"].startswith(kind)
     assert response.text.startswith(text)
@@ -121,7 +123,7 @@ def test_verbose_json_has_what_the_recogniser_said() -> None:
     last = body["segments"][2]
     assert (last["id"], last["seek"], last["start"], last["end"], last["text"]) == (2, 300, 3.0, 4.0, "word3")
     assert (last["avg_logprob"], last["no_speech_prob"], last["compression_ratio"]) == (-0.1, 0.0, 1.0)
-    assert (last["temperature"], "speaker" in last) == (0.0, False)
+    assert (last["temperature"], last["tokens"], "speaker" in last) == (0.0, [], False)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +136,7 @@ def test_verbose_json_has_what_the_recogniser_said() -> None:
     ],
 )
 def test_timestamp_granularities(granularities: list[str], there: set[str]) -> None:
-    """Words, segments or both; segments when nothing is said."""
+    """The answer has words, segments or both, and segments if nothing is asked for."""
     body = Server().post(response_format="verbose_json", timestamp_granularities__=granularities).json()
     check("verbose_json", body)
     assert body.keys() & {"words", "segments"} == there
@@ -143,7 +145,7 @@ def test_timestamp_granularities(granularities: list[str], there: set[str]) -> N
 
 
 def test_words_of_what_could_not_be_aligned() -> None:
-    """They have the times of their segment: nothing that was said is missing."""
+    """Such words have the times of their segment, so that none is missing."""
     server = Server()
     server.fakes.fail["align"] = RuntimeError("broken")
     body = server.post(response_format="verbose_json", timestamp_granularities__="word").json()
@@ -157,7 +159,7 @@ def test_words_of_what_could_not_be_aligned() -> None:
 
 
 def test_speakers_are_letters_in_order_of_appearance() -> None:
-    """Whoever speaks first is A."""
+    """The first speaker is A."""
     body = Server().post(response_format="diarized_json").json()
     assert [(s["id"], s["text"], s["speaker"]) for s in body["segments"]] == [
         ("seg_001", "word1", "A"),
@@ -167,7 +169,7 @@ def test_speakers_are_letters_in_order_of_appearance() -> None:
 
 
 def test_known_speakers_have_their_names() -> None:
-    """Whoever sounds like the reference; others are letters, for whom no letter is used up."""
+    """A speaker who sounds like the reference has its name; the first of the others is A."""
     references: dict[str, Any] = {
         "known_speaker_names__": ["Ada"],
         "known_speaker_references__": [data_url(recording(1, 1).tobytes())],
@@ -201,14 +203,14 @@ def test_speakers_are_looked_for_only_where_asked_for() -> None:
 @pytest.mark.parametrize("response_format", ["json", "text", "srt", "verbose_json"])
 @pytest.mark.parametrize("name", ["diarize", "split_at_speaker_change"])
 def test_no_speakers_can_be_asked_for_in_every_format(response_format: str, name: str) -> None:
-    """A value that asks for nothing is no error, and switches nothing on."""
+    """An option set to false is accepted in every format, and starts no diarization."""
     server = Server()
     assert server.post(response_format=response_format, **{name: "false"}).status_code == 200
     assert server.fakes.calls["diarize"] == 0
 
 
 def test_a_model_that_cannot_translate_is_what_is_wrong() -> None:
-    """The task is in the route; the client chose the model."""
+    """The error names the model, because the route fixes the task."""
     server = Server()
     server.fakes.fail["asr"] = InvalidRequest("The model tiny.en is English-only.", "task")
     response = server.post(TRANSLATE)
@@ -217,7 +219,7 @@ def test_a_model_that_cannot_translate_is_what_is_wrong() -> None:
 
 
 def test_a_server_without_diarization_says_so() -> None:
-    """diarized_json is then a 400, streamed or not; what the client sent is named."""
+    """The answer is a 400 that names the field which asked for speakers, streamed or not."""
     for fields, param in (
         ({"response_format": "diarized_json"}, "response_format"),
         ({"response_format": "diarized_json", "stream": "true"}, "response_format"),
@@ -236,7 +238,7 @@ def test_a_server_without_diarization_says_so() -> None:
     ("sent", "own"), [("prompt", "initial_prompt"), ("initial_prompt",) * 2, ("keywords", "hotwords")]
 )
 def test_what_the_recogniser_refuses_is_named_as_it_was_sent(sent: str, own: str) -> None:
-    """A prompt that the model cannot follow, found out while it runs."""
+    """An error that the recogniser raises about a prompt names the client's own field."""
     server = Server()
     server.fakes.fail["asr"] = InvalidRequest(f"{own}: holds a token of Whisper's own.", own)
     response = server.post(**{sent + ("__" if sent == "keywords" else ""): "x"})
@@ -247,7 +249,7 @@ def test_what_the_recogniser_refuses_is_named_as_it_was_sent(sent: str, own: str
 
 
 def test_failed_diarization_costs_the_speakers_only() -> None:
-    """The text is there, with a warning; OpenAI's clients want a name for each segment."""
+    """The text is there with a warning; each speaker is `unknown`, as OpenAI's clients need a name."""
     server = Server()
     server.fakes.fail["diarize"] = RuntimeError("broken")
     body = server.post(response_format="diarized_json").json()
@@ -261,7 +263,7 @@ def test_failed_diarization_costs_the_speakers_only() -> None:
 
 
 def test_translations() -> None:
-    """English text with OpenAI's language, whatever was spoken; words and events are not for them."""
+    """The text's language is english, whatever was spoken."""
     server = Server()
     body = server.post(TRANSLATE, response_format="verbose_json", language="de").json()
     check("verbose_json", body)
@@ -279,7 +281,7 @@ def test_translations() -> None:
     ids=["brackets", "repeated", "indexed, in any order"],
 )
 def test_arrays_come_in_three_notations(references: list[tuple[str, str]]) -> None:
-    """As OpenAI's SDK, curl and others send them."""
+    """OpenAI's SDK, curl and others write arrays differently."""
     server = Server()
     names = [("known_speaker_names[]", "Ann"), ("known_speaker_names[]", "Bob")]
     parts = [("model", "whisper-1"), ("response_format", "diarized_json"), *names, *references]
@@ -299,7 +301,7 @@ def test_arrays_come_in_three_notations(references: list[tuple[str, str]]) -> No
     ],
 )
 def test_nobody_gets_the_voice_of_another(names: list[str], references: list[str], param: str) -> None:
-    """An empty name or reference keeps its place, and is a 400."""
+    """An empty name or reference keeps its place in the list, and the request is a 400."""
     fields: dict[str, Any] = {"known_speaker_names__": names, "known_speaker_references__": references}
     status, named, _ = Server().error(response_format="diarized_json", **fields)
     assert (status, named) == (400, param)
@@ -307,7 +309,7 @@ def test_nobody_gets_the_voice_of_another(names: list[str], references: list[str
 
 @pytest.mark.parametrize("numbers", [(0, 2), (1, 2), (0, 0), (1, None)])
 def test_numbers_of_an_array_have_no_gaps(numbers: tuple[int | None, ...]) -> None:
-    """0, 1 and so on, each once; anything else is a 400 that names the field."""
+    """Indices other than 0, 1 and so on, each once, are a 400 that names the field."""
     server = Server()
     files: list[Any] = [("file", server.file), ("model", (None, "whisper-1"))]
     for number in numbers:
@@ -318,7 +320,7 @@ def test_numbers_of_an_array_have_no_gaps(numbers: tuple[int | None, ...]) -> No
 
 
 def test_arrays_of_empty_inputs_are_none() -> None:
-    """As a form in a browser sends them."""
+    """A browser's form sends its empty inputs, too."""
     server = Server()
     empty: dict[str, Any] = {
         name: ["", ""] for name in ("known_speaker_names__", "known_speaker_references__", "keywords__")
@@ -330,7 +332,7 @@ def test_arrays_of_empty_inputs_are_none() -> None:
 
 
 def test_fields_become_options() -> None:
-    """OpenAI's names and our own; chunking as we do it anyway is accepted."""
+    """OpenAI's fields and our own reach the pipeline; the default chunking is accepted."""
     server = Server()
     fields: dict[str, Any] = {
         "language": "de",
@@ -356,7 +358,7 @@ def test_fields_become_options() -> None:
 
 
 def test_of_a_long_prompt_the_end_is_read() -> None:
-    """Clients send all that was said so far."""
+    """Clients send all text so far, and Whisper reads its end."""
     server = Server()
     assert server.post(prompt="a" * 5000 + " the end").status_code == 200
     [options] = server.asked
@@ -381,8 +383,8 @@ KNOWN = {"known_speaker_names__": "Ann", "known_speaker_references__": "data:aud
         ({"chunking_strategy": '{"type": "server_vad", "threshold": 0.7}'}, "chunking_strategy", "auto"),
         (
             {"chunking_strategy[type]": "server_vad", "chunking_strategy[threshold]": "0.7"},
-            "chunking_strategy",
-            "auto",
+            "chunking_strategy[threshold]",
+            "unknown field",
         ),
         ({"timestamp_granularities__": "word"}, "timestamp_granularities", "verbose_json"),
         (
@@ -404,14 +406,14 @@ KNOWN = {"known_speaker_names__": "Ann", "known_speaker_references__": "data:aud
         ({"highlight_words": "true", "response_format": "diarized_json"}, "highlight_words", "srt"),
         ({"languages__": "en"}, "languages[]", "unknown field"),
         ({"word_timestamps": "true"}, "word_timestamps", "timestamp_granularities"),
-        ({"task": "translate"}, "task", "route"),
+        ({"task": "translate"}, "task", "unknown field"),
         ({"beam": "3"}, "beam", "unknown field"),
     ],
 )
 def test_a_field_that_cannot_be_honoured_is_a_400_that_names_it(
     fields: dict[str, Any], param: str, says: str
 ) -> None:
-    """Nothing is accepted and ignored."""
+    """No field is accepted and then ignored."""
     status, named, message = Server().error(**fields)
     assert (status, named) == (400, param)
     assert says in message
@@ -426,16 +428,16 @@ def test_a_field_that_cannot_be_honoured_is_a_400_that_names_it(
     ],
 )
 def test_translations_have_fewer_fields(fields: dict[str, Any], param: str) -> None:
-    """As OpenAI's."""
+    """OpenAI has no streams, granularities or speakers there."""
     status, named, _ = Server().error(TRANSLATE, **fields)
     assert (status, (named or "").removesuffix("[]")) == (400, param)
 
 
 def test_a_model_that_is_not_there_is_a_404() -> None:
-    """With the names that are."""
+    """The message has the names that can be used."""
     status, param, message = Server().error(model="gpt-4o-transcribe")
     assert (status, param) == (404, "model")
-    assert "large-v2 and whisper-1" in message
+    assert "large-v2 or whisper-1" in message
     assert Server().post(model="large-v2").status_code == 200
 
 
@@ -448,14 +450,14 @@ def test_a_model_that_is_not_there_is_a_404() -> None:
     ],
 )
 def test_only_forms_with_a_file(kwargs: dict[str, Any], param: str | None) -> None:
-    """Anything else is a 400."""
+    """A body of another type or without a file is a 400."""
     response = Server().request("POST", TRANSCRIBE, **kwargs)
     check("error", response.json())
     assert (response.status_code, response.json()["error"]["param"]) == (400, param)
 
 
 def test_models() -> None:
-    """The configured name and its alias, and nothing else; names may have a slash."""
+    """The list has the configured name and its alias; a name may have a slash."""
     server = Server()
     listed = server.request("GET", "/v1/models").json()
     check("models", listed)
@@ -470,7 +472,7 @@ def test_models() -> None:
 
 
 def test_truss_s_routes_are_still_there() -> None:
-    """`GET /v1/models/whisperx` is its question of readiness, and :predict is no name of a model."""
+    """Truss asks for readiness at `/v1/models/whisperx`, and `:predict` is not taken for a model's name."""
     server = Server()
     assert server.request("GET", "/v1/models/whisperx").status_code == 200
     server.ready = False
@@ -481,7 +483,7 @@ def test_truss_s_routes_are_still_there() -> None:
 
 
 def test_silence() -> None:
-    """No text, no segments; the language that the caller named, or none known."""
+    """There is no text and no segment; the language is the caller's, or unknown."""
     server = Server(0, 0)
     body = server.post(response_format="verbose_json").json()
     check("verbose_json", body)
@@ -494,7 +496,7 @@ def test_silence() -> None:
 @pytest.mark.parametrize("response_format", ["json", "text", "diarized_json"])
 @pytest.mark.parametrize(("language", "gap"), [("en", " "), ("zh", ""), ("yue", ""), ("th", " ")])
 def test_deltas_together_are_the_text(response_format: str, language: str, gap: str) -> None:
-    """Exactly the text of an answer in one piece; spaces between sentences where the language has them."""
+    """They equal the answer without a stream, with spaces between sentences if the language has them."""
     server = Server(*range(1, 10))
     whole = server.post(language=language).json()["text"]
     response = server.post(language=language, response_format=response_format, stream="true")
@@ -508,19 +510,13 @@ def test_deltas_together_are_the_text(response_format: str, language: str, gap: 
 
 
 def test_a_stream_of_speakers_has_them_at_its_end() -> None:
-    """Text comes first; the same segments as without a stream follow, then `done`."""
+    """Text comes first, then the same segments as without a stream, then `done`."""
     server = Server()
     whole = server.post(response_format="diarized_json").json()
     events = events_of(server.post(response_format="diarized_json", stream="true"))
     kinds = [event["type"].removeprefix("transcript.text.") for event in events]
     assert kinds == ["delta"] * 3 + ["segment"] * 3 + ["done"]
     assert events[3:6] == whole["segments"]
-    assert events[-1]["usage"] == {
-        "type": "tokens",
-        "input_tokens": 200,
-        "output_tokens": 0,
-        "total_tokens": 200,
-    }
 
 
 def test_an_error_before_the_first_event_is_an_ordinary_one() -> None:
@@ -534,7 +530,7 @@ def test_an_error_before_the_first_event_is_an_ordinary_one() -> None:
 
 
 def test_what_took_too_long_is_not_asked_for_again() -> None:
-    """The package would upload it and have it computed twice more."""
+    """Otherwise the package would upload the file twice more."""
     server = Server()
     server.fakes.fail["load"] = DeadlineExceeded("Too long.")
     response = server.post()
@@ -544,7 +540,7 @@ def test_what_took_too_long_is_not_asked_for_again() -> None:
 
 
 class Streaming:
-    """A client of a stream on ASGI's own level, which sees each piece as it is sent, and can leave."""
+    """A client at ASGI level, which sees each piece as it is sent and can disconnect."""
 
     def __init__(self, server: Server, **fields: str) -> None:
         request = httpx.Request(
@@ -585,22 +581,22 @@ class Streaming:
 
 
 def holding_back(server: Server, gate: asyncio.Event, number: int) -> asyncio.Event:
-    """The window of this number is not transcribed while the gate is closed; set when it waits there."""
+    """Holds this window back until the gate opens; the returned event is set when it waits there."""
     transcribe = server.stages.transcribe
     waits = asyncio.Event()
 
-    async def gated(audio: Any, window: Any, *args: Any) -> Any:
-        if int(window.start_s) == number - 1:
+    async def gated(call: TranscribeCall) -> WindowText:
+        if int(call.window.start_s) == number - 1:
             waits.set()
             await gate.wait()
-        return await transcribe(audio, window, *args)
+        return await transcribe(call)
 
     object.__setattr__(server.stages, "transcribe", gated)
     return waits
 
 
 def test_text_is_sent_while_later_windows_are_running() -> None:
-    """Everything before a window that is held back has been sent, and nothing after it."""
+    """All text before a window that is held back is sent, and none after it."""
 
     async def run() -> None:
         server, gate = Server(*range(1, 21)), asyncio.Event()
@@ -618,7 +614,7 @@ def test_text_is_sent_while_later_windows_are_running() -> None:
 
 
 def test_an_error_after_the_first_event_is_an_event() -> None:
-    """The status has been sent by then; OpenAI's clients raise what has an `error`."""
+    """The status was sent by then; OpenAI's clients raise an event that has an `error`."""
 
     async def run() -> None:
         server, gate = Server(1, 2, 3), asyncio.Event()
@@ -640,7 +636,7 @@ def test_an_error_after_the_first_event_is_an_event() -> None:
 
 
 def test_a_client_that_leaves_ends_the_run_and_closes_the_file() -> None:
-    """The file is open for as long as the run is there, and not longer; nothing stays open."""
+    """The uploaded file stays open as long as the run, and no descriptor stays open after it."""
 
     async def run() -> None:
         server, gate = Server(1, 2, 3), asyncio.Event()
@@ -680,7 +676,7 @@ def test_a_cancelled_stream_ends_the_run_and_closes_the_file(begun: bool) -> Non
 
 
 def test_silence_on_the_line_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """While there is nothing to say, comments tell proxies that the connection is in use."""
+    """While there is no event, comments tell proxies that the connection is in use."""
     monkeypatch.setattr(openai_stream, "KEEP_ALIVE_S", 0.02)
 
     async def run() -> None:
@@ -702,7 +698,7 @@ async def _drained(queue: "asyncio.Queue[bytes]") -> AsyncIterator[bytes]:
 
 
 def test_subtitles_have_the_lines_asked_for() -> None:
-    """Our own line options beside OpenAI's fields: cues then flow over segments."""
+    """Our line options work next to OpenAI's fields."""
     srt = Server().post(response_format="srt", max_line_width="11", max_line_count="1")
     assert srt.status_code == 200
     assert [cue.split("\n")[2] for cue in srt.text.strip().split("\n\n")] == ["word1 word2", "word3"]

@@ -1,4 +1,4 @@
-"""The fallback's rules: those of faster-whisper, and what a caller is told of them."""
+"""The fallback's rules: those of faster-whisper."""
 
 import itertools
 import logging
@@ -11,13 +11,14 @@ from faster_whisper.transcribe import TranscriptionOptions
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.stages.asr.fallback import Fallback, decoding_warnings
-from serve_app.transcript import Decoding, Window, WindowText
+from serve_app.settings import AsrSettings
+from serve_app.stages.asr.fallback import Fallback
+from serve_app.transcript import Decoding, WindowText
 
 FALLBACK = Fallback()
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 PLAIN, REPEATED = " all of it was heard well", " and so" * 200
-TEXT = WindowText(PLAIN, "en", None, -0.2, 0.0, 1.0, tokens=(1, 2))
+TEXT = WindowText(PLAIN, "en", None, -0.2, 0.0, 1.0)
 
 texts = st.builds(
     WindowText,
@@ -27,7 +28,6 @@ texts = st.builds(
     avg_logprob=st.floats(-2.0, 0.0).filter(lambda value: value != -1.0),  # itself both skipped and not
     no_speech_prob=st.floats(0.0, 1.0),
     compression_ratio=st.just(1.0),
-    tokens=st.just((1,)),
 )
 attempts_of_a_window = st.lists(texts, min_size=6, max_size=6).map(
     lambda six: [
@@ -77,64 +77,44 @@ def test_the_loop_is_faster_whispers(attempts: list[WindowText]) -> None:
     made = []
     for text in attempts:
         made.append(text)
-        if FALLBACK.believes(text):
+        if FALLBACK.is_believable(text):
             break
-    chosen = FALLBACK.choose(made)
+    chosen = FALLBACK.best_attempt(made)
     assert (chosen.text, made[-1].temperature) == by_faster_whisper(attempts)
     assert chosen.attempts == len(made)
-    assert chosen.silence == (chosen.text == "")
+    assert chosen.was_silence == (chosen.text == "")
 
 
 def test_a_requests_own_temperature_is_the_only_one() -> None:
-    """Above 0 nothing is tried beside it; at 0, or without one, the fallback's follow."""
+    """Above 0 nothing else is tried; at 0, or without one, the fallback's follow."""
     assert FALLBACK.schedule(Decoding(temperature=0.3)) == (0.3,)
     assert FALLBACK.schedule(Decoding(temperature=0.0)) == TEMPERATURES
-    assert Fallback(temperatures=()).schedule(Decoding()) == (0.0,)
+    assert Fallback(AsrSettings(temperature_fallback=())).schedule(Decoding()) == (0.0,)
 
 
 def test_without_a_fallback_a_text_stays_as_it_is() -> None:
     """An operator who wants whisperx's text gets it, be it ever so repetitive."""
-    never = Fallback(temperatures=(), no_speech_threshold=1.0)
+    never = Fallback(AsrSettings(temperature_fallback=(), no_speech_threshold=1.0))
     bad = replace(TEXT, avg_logprob=-3.0, compression_ratio=20.0, no_speech_prob=0.999)
-    assert never.choose([bad]) == bad
+    assert never.best_attempt([bad]) == bad
 
 
 def test_the_first_attempts_language_probability_stays() -> None:
     """Later attempts are told the language, so only the first one measured it."""
     first = replace(TEXT, avg_logprob=-1.5, language_probability=0.7)
-    assert FALLBACK.choose([first, replace(TEXT, temperature=0.2)]).language_probability == 0.7
+    assert FALLBACK.best_attempt([first, replace(TEXT, temperature=0.2)]).language_probability == 0.7
 
 
 @pytest.mark.parametrize("wordless", ["", " .", " ..."])
 def test_where_nothing_was_said_nothing_is_invented(wordless: str) -> None:
     """A blip that is heard as a full stop stays one, however unlikely."""
     blip = replace(TEXT, text=wordless, avg_logprob=-2.2)
-    assert FALLBACK.believes(blip)
-    assert FALLBACK.choose([blip]) == blip
-    assert not FALLBACK.believes(replace(blip, text=" 是"))
+    assert FALLBACK.is_believable(blip)
+    assert FALLBACK.best_attempt([blip]) == blip
+    assert not FALLBACK.is_believable(replace(blip, text=" 是"))
 
 
 def test_an_empty_window_is_no_loss() -> None:
     """Where nothing was heard, nothing was left out."""
     nothing = replace(TEXT, text="", avg_logprob=-3.0, no_speech_prob=0.9)
-    assert not FALLBACK.choose([nothing]).silence
-
-
-@pytest.mark.parametrize("count", [1, 2, 6])
-def test_warnings_say_how_many_windows_and_where(count: int) -> None:
-    """One warning of each kind for a whole file, with the times of the first windows."""
-    heard = [(Window(float(n), n + 0.5), replace(TEXT, attempts=3, temperature=0.4)) for n in range(count)]
-    heard.append((Window(50.0, 51.0), replace(TEXT, text="", tokens=(), silence=True)))
-    again, silent = decoding_warnings(heard)
-    assert (again.stage, again.code) == ("asr", "fallback_temperature")
-    assert f"{count} window" in again.message
-    assert "(0.0-0.5 s" in again.message
-    assert ("..." in again.message) == (count > 5)
-    assert (silent.stage, silent.code) == ("asr", "no_speech")
-    assert "1 window (50.0-51.0 s)" in silent.message
-
-
-def test_good_windows_warn_of_nothing() -> None:
-    """A file that was decoded as ever has no warnings."""
-    assert decoding_warnings([(Window(0.0, 1.0), TEXT)]) == []
-    assert decoding_warnings([]) == []
+    assert not FALLBACK.best_attempt([nothing]).was_silence

@@ -1,7 +1,5 @@
 """Recognition without a model: what is asked of CTranslate2, and what is made of its answers."""
 
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,9 +12,13 @@ from tokenizers import Tokenizer
 
 from serve_app import bundled
 from serve_app.errors import InvalidRequest, ModelUnavailable
-from serve_app.stages.asr import loading as asr_loading
-from serve_app.stages.asr.loading import choose_compute_type, load_recognizer
-from serve_app.stages.asr.recognizer import ENCODER_SAMPLES, Recognizer, average_logprob
+from serve_app.settings import AsrSettings
+from serve_app.stages.asr.recognizer import (
+    ENCODER_SAMPLES,
+    Recognizer,
+    choose_compute_type,
+    load_recognizer,
+)
 from serve_app.transcript import AsrRequest, Decoding, WindowText
 
 TOKENIZER = Tokenizer.from_file(str(bundled.ASR / "tokenizer.json"))
@@ -65,7 +67,7 @@ def whisper_of(model: FakeCTranslate2) -> Any:
 
 
 def recognizer_of(model: FakeCTranslate2, **options: Any) -> Recognizer:
-    return Recognizer(whisper_of(model), "fake", 5, **options)
+    return Recognizer(whisper_of(model), "fake", AsrSettings(**options))
 
 
 @pytest.fixture
@@ -85,37 +87,6 @@ def test_compute_type_auto_depends_on_the_device() -> None:
     assert choose_compute_type("float32", "cuda") == "float32"
 
 
-@pytest.mark.parametrize(
-    ("device", "threads", "loaded", "lanes"),
-    [
-        ("cuda", 1, [(1, 2)], 1),
-        ("cuda", 4, [(4, 2)], 1),
-        ("cpu", 1, [(1, 2)], 1),
-        ("cpu", 2, [(1, 3), (2, 1)], 2),
-        ("cpu", 8, [(4, 3), (8, 1)], 2),
-    ],
-)
-def test_cpu_lanes_share_the_threads_and_gpus_hold_the_weights_once(
-    device: str, threads: int, loaded: list[tuple[int, int]], lanes: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Threads and workers of each copy: a worker for each lane and one for newcomers."""
-    calls: list[tuple[int, int]] = []
-
-    def load(model: str, *, cpu_threads: int, num_workers: int, **_: Any) -> Any:
-        calls.append((cpu_threads, num_workers))
-        return whisper_of(FakeCTranslate2(multilingual=True))
-
-    monkeypatch.setattr(asr_loading, "WhisperModel", load)
-    recognizer = load_recognizer("any", device=device, compute_type="auto", threads=threads, beam_size=5)
-    assert (calls, recognizer.lanes) == (loaded, lanes)
-
-
-def test_average_logprob_counts_the_end_token() -> None:
-    """A mean over 3 tokens becomes one over 4, and a window without tokens gives 0."""
-    assert average_logprob(-0.4, 3) == pytest.approx(-0.3)
-    assert average_logprob(-0.4, 0) == 0
-
-
 def test_mixed_batch_is_one_call_of_each_kind(model: FakeCTranslate2, recognizer: Recognizer) -> None:
     """Languages, tasks and a missing language share one encoding, one detection and one search."""
     recognizer.transcribe(
@@ -128,30 +99,6 @@ def test_mixed_batch_is_one_call_of_each_kind(model: FakeCTranslate2, recognizer
         [start, "<|en|>", "<|translate|>", end],
         [start, "<|fr|>", "<|transcribe|>", end],
     ]
-
-
-def test_only_a_batch_that_is_alone_is_encoded_on_all_cores() -> None:
-    """Beside another one it has the threads of its lane; afterwards the next has all of them again."""
-    searches, may_end = threading.Event(), threading.Event()
-
-    class HeldOnce(FakeCTranslate2):
-        def generate(self, encoded: list[int], prompts: list[list[int]], **options: Any) -> list[Any]:
-            if not searches.is_set():
-                searches.set()
-                assert may_end.wait(timeout=60)
-            return super().generate(encoded, prompts, **options)
-
-    model, wide = HeldOnce(multilingual=True), FakeCTranslate2(multilingual=True)
-    recognizer = recognizer_of(model, lanes=2, wide=wide)
-    with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(recognizer.transcribe, [AsrRequest(FEATURES, "de")])
-        assert searches.wait(timeout=60)
-        recognizer.transcribe([AsrRequest(FEATURES, "en")] * 2)
-        may_end.set()
-        first.result(timeout=60)
-    recognizer.transcribe([AsrRequest(FEATURES, "en")] * 3)
-    assert [n for call, n in wide.calls if call == "encode"] == [1, 3]
-    assert [n for call, n in model.calls if call == "encode"] == [2]
 
 
 def test_named_languages_are_not_detected(model: FakeCTranslate2, recognizer: Recognizer) -> None:
@@ -172,7 +119,6 @@ def test_text_keeps_its_leading_space_and_loses_special_tokens(recognizer: Recog
     assert isinstance(answer, WindowText)
     assert answer.text == TOKENIZER.decode(list(HELLO))
     assert answer.text.startswith(" ")
-    assert answer.tokens == HELLO
     assert answer.avg_logprob == pytest.approx(-0.3)
     assert answer.no_speech_prob == 0.1
     assert 0 < answer.compression_ratio < 1
@@ -280,10 +226,10 @@ def test_of_samples_the_likeliest_that_does_not_repeat_is_taken(
         assert isinstance(text, WindowText)
         return text
 
-    assert taken(loop, words, words + words).tokens == HELLO
-    assert taken(loop, words).avg_logprob == pytest.approx(average_logprob(-0.5, 2))
-    assert taken(loop, loop + loop).tokens == tuple(loop)
-    assert taken(loop).tokens == tuple(loop)
+    assert taken(loop, words, words + words).text == TOKENIZER.decode(words)
+    assert taken(loop, words).avg_logprob == pytest.approx(-0.5 * 2 / 3)
+    assert taken(loop, loop + loop).text == TOKENIZER.decode(loop)
+    assert taken(loop).text == TOKENIZER.decode(loop)
 
 
 def test_a_long_initial_prompt_keeps_its_end_and_says_so(
@@ -338,7 +284,7 @@ def test_model_that_cannot_be_loaded_says_so(model: str, tmp_path: Path) -> None
     """An unknown name, a missing and an empty directory become ModelUnavailable with the reason."""
     name = str(tmp_path) if model == "empty" else model
     with pytest.raises(ModelUnavailable) as caught:
-        load_recognizer(name, device="cpu", compute_type="auto", threads=1, beam_size=5)
+        load_recognizer(name, device="cpu", threads=1, settings=AsrSettings())
     assert name in caught.value.message
     assert "\n" not in caught.value.message
     assert caught.value.__cause__ is not None

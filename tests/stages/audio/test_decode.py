@@ -11,8 +11,9 @@ import struct
 import subprocess
 import tempfile
 import threading
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,6 +23,7 @@ import psutil
 import pytest
 from sounds import ONLY_VIDEO, VIDEO, Samples, encode, ffmpeg, noise, silence, tone, wav
 
+from benchmarks.decoding import decode_whole
 from serve_app.errors import (
     AudioTooCostly,
     AudioTooLong,
@@ -33,10 +35,10 @@ from serve_app.errors import (
     UnusableAudio,
 )
 from serve_app.stages.audio import decode as module
-from serve_app.stages.audio.decode import decode, decoding
-from serve_app.stages.audio.ffmpeg_log import MAX_LOG_BYTES, Log
-from serve_app.stages.audio.ffmpeg_sandbox import Seclusion, seclusion
-from serve_app.transcript import Audio
+from serve_app.stages.audio import ffmpeg_sandbox as sandbox
+from serve_app.stages.audio.decode import PART_S, decode
+from serve_app.stages.audio.ffmpeg_sandbox import MAX_LOG_BYTES, FfmpegLog, network_namespace_command
+from serve_app.transcript import SAMPLE_RATE_HZ, AudioInfo, StageWarning
 
 CONTAINERS = {
     "wav": ("", ()),
@@ -63,10 +65,29 @@ def stored(content: bytes) -> BinaryIO:
     return file
 
 
-async def decoded(content: bytes, *, max_audio_s: float = 60.0, timeout_s: float = 30.0) -> Audio:
+@dataclass
+class Decoded:
+    """A whole file, decoded."""
+
+    samples: Samples
+    warnings: tuple[StageWarning, ...]
+
+    @property
+    def duration_s(self) -> float:
+        return len(self.samples) / SAMPLE_RATE_HZ
+
+
+async def decoded(content: bytes, *, max_audio_s: float = 60.0, timeout_s: float = 30.0) -> Decoded:
     """Decodes bytes with limits that no harmless test reaches."""
     with stored(content) as file:
-        return await decode(file, max_audio_s=max_audio_s, timeout_s=timeout_s)
+        info, samples = await decode_whole(file, max_audio_s=max_audio_s, timeout_s=timeout_s)
+    return Decoded(samples, info.warnings)
+
+
+def encrypted(sound: Samples, codec: str) -> bytes:
+    """An MP4 whose sound track is copy-protected."""
+    key = ("-encryption_key", "76a6c65c5ea762046bd749a2e632ccbb", "-encryption_kid", "0" * 32)
+    return encode(sound, 16_000, ".mp4", "-c:a", codec, "-encryption_scheme", "cenc-aes-ctr", *key)
 
 
 def decoders() -> list[int]:
@@ -141,82 +162,117 @@ def test_position_of_the_file_does_not_matter() -> None:
     """The file is read from its start wherever its position is, and the position stays."""
     with stored(wav(tone(1.0))) as file:
         file.seek(1_000)
-        first = asyncio.run(decode(file, max_audio_s=60.0, timeout_s=30.0))
+        info, _ = asyncio.run(decode_whole(file, max_audio_s=60.0, timeout_s=30.0))
         assert file.tell() == 1_000
-        assert first.duration_s == 1.0
+        assert info.end_s == 1.0
 
 
 def test_one_file_decodes_twice_at_once() -> None:
     """Two decoders of one file do not take each other's bytes."""
 
-    async def both() -> list[Audio]:
+    async def both() -> list[tuple[AudioInfo, Samples]]:
         with stored(encode(tone(5.0), 16_000, ".m4a")) as file:
-            return await asyncio.gather(*(decode(file, max_audio_s=60.0, timeout_s=30.0) for _ in range(2)))
+            limits = {"max_audio_s": 60.0, "timeout_s": 30.0}
+            return await asyncio.gather(*(decode_whole(file, **limits) for _ in range(2)))
 
-    first, second = asyncio.run(both())
-    assert np.array_equal(first.samples, second.samples)
-    assert first.duration_s == pytest.approx(5.0, abs=0.1)
+    (info, first), (_, second) = asyncio.run(both())
+    assert np.array_equal(first, second)
+    assert info.end_s == pytest.approx(5.0, abs=0.1)
+
+
+Parts = list[tuple[AudioInfo, Samples]]
 
 
 async def parts_of(
-    content: bytes, *, max_audio_s: float = 60.0, most: int | None = None
-) -> tuple[list[Audio], Exception | None]:
-    """What comes of a file early, from the first second on, and how it ends; at most so many parts."""
-    parts: list[Audio] = []
+    content: bytes, *, max_audio_s: float = 600.0, limit: int | None = None
+) -> tuple[Parts, Exception | None]:
+    """The parts that come of a file, at most `limit`, and the error that ends them."""
+    found: Parts = []
     with stored(content) as file:
-        found = decoding(file, max_audio_s=max_audio_s, timeout_s=30.0, early_s=1.0)
-        async with aclosing(found):
+        async with aclosing(decode(file, max_audio_s=max_audio_s, timeout_s=30.0)) as parts:
             try:
-                async for part in found:
-                    parts.append(part)
-                    if len(parts) == most:
+                async for part in parts:
+                    found.append(part)
+                    if len(found) == limit:
                         break
             except TranscriptionError as error:
-                return parts, error
-    return parts, None
+                return found, error
+    return found, None
+
+
+@pytest.fixture(scope="module")
+def long_flac() -> bytes:
+    """100 s of noise; its header says so."""
+    return encode(noise(100.0), 16_000, ".flac")
+
+
+def with_declared_s(flac: bytes, declared_s: float) -> bytes:
+    """The file with another length in its header; 0 is unknown."""
+    count = round(declared_s * 16_000)
+    return flac[:21] + bytes([flac[21] & 0xF0 | count >> 32]) + (count & 0xFFFFFFFF).to_bytes(4) + flac[26:]
 
 
 @pytest.mark.parametrize("suffix", [".wav", ".mp3"])
-def test_a_long_file_comes_while_it_is_decoded(suffix: str) -> None:
-    """Its beginning, twice as much, and so on, each the whole's to the last sample; then the whole."""
-    sound = noise(40.0)
+def test_a_long_file_comes_in_parts(suffix: str) -> None:
+    """Parts of 30 s and a rest follow each other without a gap; together they are the whole file."""
+    sound = noise(100.0)
     content = wav(sound) if suffix == ".wav" else encode(sound, 16_000, suffix)
-    whole = asyncio.run(decoded(content))
+    whole = asyncio.run(decoded(content, max_audio_s=600.0)).samples
     parts, error = asyncio.run(parts_of(content))
     assert error is None
-    assert [part.whole for part in parts] == [False] * (len(parts) - 1) + [True]
-    assert [part.duration_s for part in parts[:-1]] == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0][: len(parts) - 1]
-    assert len(parts) > 3
-    for part in parts:
-        assert np.array_equal(part.samples, whole.samples[: len(part.samples)])
-        assert not part.samples.flags.writeable
-    assert len(parts[-1].samples) == len(whole.samples)
+    assert [info.start_s for info, _ in parts] == [0.0, 30.0, 60.0, 90.0]
+    assert [info.end_s for info, _ in parts] == [30.0, 60.0, 90.0, len(whole) / 16_000]
+    assert [info.is_last for info, _ in parts] == [False, False, False, True]
+    assert all(info.expected_s == pytest.approx(100.0, abs=1.0) for info, _ in parts)
+    assert np.array_equal(np.concatenate([samples for _, samples in parts]), whole)
+    assert not any(samples.flags.writeable for _, samples in parts)
 
 
-def test_a_short_file_comes_at_once() -> None:
-    """And nobody waits for a second part of it."""
-    ((part,), error) = asyncio.run(parts_of(wav(noise(1.0))))
-    assert (part.whole, error) == (True, None)
+@pytest.mark.parametrize(("samples", "count"), [(1, 1), (480_000, 1), (480_001, 2), (960_000, 2)])
+def test_a_part_is_given_only_when_it_is_known_whether_more_follows(samples: int, count: int) -> None:
+    """A file that ends with a full part has no empty one behind it."""
+    parts, error = asyncio.run(parts_of(wav(np.ones(samples, np.int16))))
+    assert error is None
+    assert [info.is_last for info, _ in parts] == [False] * (count - 1) + [True]
+    assert sum(len(part) for _, part in parts) == samples
+    assert all(len(part) == PART_S * SAMPLE_RATE_HZ for _, part in parts[:-1])
 
 
-def test_what_is_wrong_with_a_long_file_is_said_in_the_end() -> None:
-    """Its beginning has been given by then; but not where the file itself says that it is too long."""
-    honest = encode(noise(40.0), 16_000, ".flac")
-    silent = (
-        honest[:21] + bytes([honest[21] & 0xF0]) + bytes(4) + honest[26:]
-    )  # about how many samples it has
-    parts, error = asyncio.run(parts_of(silent, max_audio_s=30.0))
-    assert parts
-    assert not any(part.whole for part in parts)
+def test_an_error_may_come_after_some_parts(long_flac: bytes) -> None:
+    """A file that turns out to be too long, or breaks off, has given its beginning by then."""
+    parts, error = asyncio.run(parts_of(with_declared_s(long_flac, 0.0), max_audio_s=70.0))
+    assert [info.is_last for info, _ in parts] == [False, False]
     assert isinstance(error, AudioTooLong)
-    parts, error = asyncio.run(parts_of(honest, max_audio_s=30.0))
+
+
+def test_the_warnings_come_with_the_last_part(long_flac: bytes) -> None:
+    """Only the end shows that there is less than the file declares."""
+    parts, error = asyncio.run(parts_of(long_flac[: len(long_flac) * 3 // 4]))
+    assert error is None
+    assert [[warning.code for warning in info.warnings] for info, _ in parts] == [[], [], ["truncated_audio"]]
+
+
+def test_a_file_that_declares_to_be_too_long_gives_no_part(long_flac: bytes) -> None:
+    """Nothing is worked on that ends as an error anyway; a header that lies costs only the early parts."""
+    parts, error = asyncio.run(parts_of(long_flac, max_audio_s=70.0))
     assert parts == []
     assert isinstance(error, AudioTooLong)
+    parts, error = asyncio.run(parts_of(with_declared_s(long_flac, 100_000.0), max_audio_s=110.0))
+    assert error is None
+    assert [info.is_last for info, _ in parts] == [False, False, False, True]
+    assert [warning.code for warning in parts[-1][0].warnings] == ["truncated_audio"]
 
 
-def test_who_has_enough_ends_the_decoder(bomb: bytes) -> None:
+def test_no_part_of_an_encrypted_file_is_given() -> None:
+    """However long it is: its sound is noise from the first second on."""
+    parts, error = asyncio.run(parts_of(encrypted(tone(100.0), "aac")))
+    assert parts == []
+    assert isinstance(error, EncryptedAudio)
+
+
+def test_a_caller_that_has_enough_ends_the_decoder(bomb: bytes) -> None:
     """Also between two parts."""
-    parts, _ = asyncio.run(parts_of(bomb, max_audio_s=1e6, most=2))
+    parts, _ = asyncio.run(parts_of(bomb, max_audio_s=1e6, limit=2))
     assert len(parts) == 2
     assert decoders() == []
 
@@ -225,7 +281,7 @@ def test_who_has_enough_ends_the_decoder(bomb: bytes) -> None:
 def test_runs_under_uvloop(in_thread: bool) -> None:
     """Ray Serve replicas run uvloop, and user code in a thread that is not the main one."""
     uvloop = pytest.importorskip("uvloop")
-    results: list[Audio] = []
+    results: list[Decoded] = []
 
     def run() -> None:
         loop = uvloop.new_event_loop()
@@ -381,10 +437,8 @@ def test_cover_art_is_no_obstacle() -> None:
 @pytest.mark.parametrize("codec", ["aac", "libopus"])
 def test_encrypted_sound_is_called_encrypted(codec: str) -> None:
     """Copy-protected sound is not transcribed as the noise that it decodes to."""
-    key = ("-encryption_key", "76a6c65c5ea762046bd749a2e632ccbb", "-encryption_kid", "0" * 32)
-    protection = ("-c:a", codec, "-encryption_scheme", "cenc-aes-ctr", *key)
     with pytest.raises(EncryptedAudio):
-        asyncio.run(decoded(encode(tone(2.0), 16_000, ".mp4", *protection)))
+        asyncio.run(decoded(encrypted(tone(2.0), codec)))
 
 
 def test_encryption_is_found_wherever_it_stands() -> None:
@@ -425,7 +479,7 @@ def test_kernel_limits_hold_from_the_start(bomb: bytes, monkeypatch: pytest.Monk
     monkeypatch.setattr(module, "_chunks", looking)
     with pytest.raises(AudioTooLong):
         asyncio.run(decoded(bomb))
-    assert seen == [(module.MAX_MEMORY_BYTES,) * 2, (60, 60), (0, 0), (0, 0)]
+    assert seen == [(sandbox.MAX_MEMORY_BYTES,) * 2, (60, 60), (0, 0), (0, 0)]
 
 
 @pytest.mark.parametrize(
@@ -465,58 +519,61 @@ def test_file_that_needs_too_much_memory_is_unusable() -> None:
 
 def test_decoder_has_no_network() -> None:
     """Even an ffmpeg that may use every protocol reaches no address from where decoders run."""
-    if not seclusion.prefix():
+    if not network_namespace_command():
         pytest.skip("this kernel or container allows no network namespaces")
     with socket.create_server(("127.0.0.1", 0)) as canary:
         canary.setblocking(False)
         address = f"http://127.0.0.1:{canary.getsockname()[1]}/"
         fetch = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-rw_timeout", "100000", "-i", address]
-        subprocess.run([*seclusion.prefix(), *fetch], check=False, capture_output=True, timeout=60)
+        subprocess.run([*network_namespace_command(), *fetch], check=False, capture_output=True, timeout=60)
         with pytest.raises(BlockingIOError):
             canary.accept()
         subprocess.run(fetch, check=False, capture_output=True, timeout=60)
         canary.accept()[0].close()  # with the network it does
 
 
+@pytest.fixture
+def fresh_sandbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing is known yet about namespaces, and afterwards as little; warnings can be captured."""
+    caches = (sandbox._tried_namespace_command, sandbox._warn_once)
+    monkeypatch.setattr(sandbox, "logger", logging.getLogger("decode"))  # Serve's own is not captured
+    for cached in caches:
+        cached.cache_clear()
+    yield
+    for cached in caches:
+        cached.cache_clear()
+
+
 def test_decoding_goes_on_where_namespaces_are_forbidden(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    fresh_sandbox: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Containers often forbid them: one line in the log, and the same samples."""
 
     def forbid(*args: object, **kwargs: object) -> None:
         raise subprocess.CalledProcessError(1, "unshare")
 
-    monkeypatch.setattr(module, "seclusion", Seclusion())
-    monkeypatch.setattr("serve_app.stages.audio.ffmpeg_sandbox.RETRY_S", 0.0)
     monkeypatch.setattr(subprocess, "run", forbid)
-    monkeypatch.setattr(
-        "serve_app.stages.audio.ffmpeg_sandbox.logger", logging.getLogger("decode")
-    )  # Serve's own is not captured
     for _ in range(2):
         assert asyncio.run(decoded(wav(tone(1.0)))).duration_s == 1.0
     (line,) = caplog.messages
     assert "unshare" in line
 
 
-def test_a_refused_namespace_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_namespace_is_asked_for_again(fresh_sandbox: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """One bad moment of the machine does not leave a replica's decoders with the network for ever."""
     answers: list[Exception | None] = [subprocess.TimeoutExpired("unshare", 10), None]
-    now_s = [1000.0]
 
     def run(*args: object, **kwargs: object) -> None:
         if (answer := answers.pop(0)) is not None:
             raise answer
 
     monkeypatch.setattr(subprocess, "run", run)
-    monkeypatch.setattr("serve_app.stages.audio.ffmpeg_sandbox.monotonic", lambda: now_s[0])
-    fresh = Seclusion()
-    assert [fresh.prefix(), fresh.prefix()] == [(), ()]
-    now_s[0] += 60.0
     expected = ("unshare", "--user", "--net")
-    assert [fresh.prefix(), fresh.prefix()] == [expected, expected]  # and not asked a third time
+    assert [network_namespace_command() for _ in range(3)] == [(), expected, expected]
+    assert answers == []  # and the kernel is not asked a third time
 
 
-def test_asking_for_a_namespace_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_asking_for_a_namespace_holds_up_nobody(fresh_sandbox: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the kernel takes its time over the first file, the replica answers others."""
     others = threading.Event()
 
@@ -528,7 +585,6 @@ def test_asking_for_a_namespace_holds_up_nobody(monkeypatch: pytest.MonkeyPatch)
             assert others.wait(10)
 
         monkeypatch.setattr(subprocess, "run", run)
-        monkeypatch.setattr(module, "seclusion", Seclusion())
         question = asyncio.create_task(decoded(wav(tone(1.0))))
         await asked.wait()
         others.set()
@@ -543,7 +599,7 @@ def test_decoder_that_cannot_start_is_not_the_files_fault(
 ) -> None:
     """When the kernel refuses another namespace or program, the caller may try again later."""
     refused = ("unshare", "--no-such-namespace") if missing == "unshare" else ("/nonexistent/ffmpeg",)
-    monkeypatch.setattr(seclusion, "prefix", lambda: refused)
+    monkeypatch.setattr(sandbox, "network_namespace_command", lambda: refused)
     with pytest.raises(Overloaded, match="later"):
         asyncio.run(decoded(wav(tone(0.1))))
 
@@ -587,9 +643,9 @@ def test_endless_log_is_cut() -> None:
             stdout=asyncio.subprocess.PIPE,
         )
         process.stderr, process.stdout = process.stdout, process.stderr
-        log = Log()
+        log = FfmpegLog()
         await asyncio.gather(log.read(process), process.wait())
-        return log.said
+        return log.content
 
     log = asyncio.run(read())
     assert log.startswith(b"begin")
@@ -611,4 +667,4 @@ def test_no_process_left_is_a_typed_error(monkeypatch: pytest.MonkeyPatch) -> No
 def test_file_without_descriptor_is_a_mistake() -> None:
     """Only files on disk are taken; bytes in memory are a mistake of ours, not of the caller."""
     with pytest.raises(io.UnsupportedOperation):
-        asyncio.run(decode(io.BytesIO(b"RIFF"), max_audio_s=1.0, timeout_s=1.0))
+        asyncio.run(decode_whole(io.BytesIO(b"RIFF"), max_audio_s=1.0, timeout_s=1.0))

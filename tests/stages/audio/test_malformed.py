@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from benchmarks.hostile_files import FOLDER, Trap, generated, mutated, playlists, whole_files
 from benchmarks.malformed import leftovers, outcomes, unexpected, watched
-from serve_app.stages.audio import decode
-from serve_app.stages.audio.ffmpeg_sandbox import seclusion
+from serve_app.stages.audio import ffmpeg_sandbox as sandbox
 
 MOST_KIB = 200 << 10  # that a decoder may hold; 60 MiB were the most, mapped libraries and all
 LIMITS = {"max_audio_s": 600.0, "timeout_s": 30.0}
@@ -67,8 +66,8 @@ def test_playlists_lead_nowhere_even_with_the_network(
     also: str, nothing_left: None, trap: Trap, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a namespace ffmpeg's whitelists keep it from files and URLs; that of protocols alone does."""
-    monkeypatch.setattr(seclusion, "prefix", lambda: ())
-    monkeypatch.setattr(decode, "FORMATS", decode.FORMATS + also)
+    monkeypatch.setattr(sandbox, "network_namespace_command", lambda: ())
+    monkeypatch.setattr(sandbox, "FORMATS", sandbox.FORMATS + also)
     found = asyncio.run(outcomes(playlists(trap).items(), **LIMITS))
     assert len(found) > 20
     assert unexpected(found) == []

@@ -15,7 +15,7 @@ from loopback import Canary, Served, failure, fetched, raw_serving, resolving, s
 
 from serve_app.errors import TranscriptionError
 from serve_app.stages.audio import fetch as module
-from serve_app.stages.audio import ssrf as outbound
+from serve_app.stages.audio import ssrf
 from serve_app.stages.audio.ssrf import is_public
 
 BLOCKED = {"blocked_address", "bad_address", "dns_failure"}  # the client refuses some notations by itself
@@ -201,11 +201,13 @@ def test_redirects_inside(status: int, location: str, monkeypatch: pytest.Monkey
 @pytest.fixture
 def outside(monkeypatch: pytest.MonkeyPatch) -> str:
     """An address of this machine that counts as one of the public internet."""
-    monkeypatch.setattr(outbound, "is_public", lambda address: address == "127.0.0.2" or is_public(address))
+    monkeypatch.setattr(ssrf, "is_public", lambda address: address == "127.0.0.2" or is_public(address))
     return "127.0.0.2"
 
 
-def test_a_name_that_resolves_anew_for_a_redirect(outside: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_resolves_differently_for_a_redirect(
+    outside: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The first answer was public and redirects to its own name, which is loopback by then."""
     monkeypatch.setattr(socket, "getaddrinfo", resolving({"rebind.example": [[outside], ["127.0.0.1"]]}))
     requests: list[web.Request] = []
@@ -227,7 +229,7 @@ def test_a_name_that_resolves_anew_for_a_redirect(outside: str, monkeypatch: pyt
     assert len(requests) == 1
 
 
-def test_a_name_that_resolves_anew_for_a_retry(outside: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_resolves_differently_for_a_retry(outside: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection that is closed without an answer is tried again, and checked again."""
     monkeypatch.setattr(socket, "getaddrinfo", resolving({"rebind.example": [[outside], ["127.0.0.1"]]}))
     connections = 0

@@ -16,7 +16,7 @@ from loopback import answering, failure, fetched, raw_serving, serving
 
 from serve_app.errors import PayloadTooLarge, SourceUnavailable, TranscriptionError
 from serve_app.stages.audio import fetch as module
-from serve_app.stages.audio import ssrf as outbound
+from serve_app.stages.audio import ssrf
 
 OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -154,7 +154,7 @@ def test_the_deadline(answer: tuple[Part, ...], pause_s: float) -> None:
 
 
 def test_a_long_transfer_is_not_a_slow_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The low-speed limit is for each stretch anew: a file that takes longer than one of them arrives."""
+    """The low-speed limit is for each stretch of a body: a file that takes longer than one arrives."""
     monkeypatch.setattr(module, "LOW_SPEED_WINDOW_S", 0.5)
 
     async def run() -> bytes:
@@ -221,7 +221,7 @@ def test_a_server_that_is_not_there() -> None:
 
 def test_a_connection_that_does_not_come_about(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that accepts and then does not answer TLS has its own, shorter limit and code."""
-    monkeypatch.setattr(outbound, "CONNECT_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(ssrf, "CONNECT_TIMEOUT_S", 0.2)
     assert asyncio.run(error_of(scheme="https", then_hang=True)).code == "connect_timeout"
 
 
@@ -242,7 +242,7 @@ def test_unknown_hosts(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_name_servers_that_do_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many look-ups that hang end typed, and meanwhile hold up neither other fetches nor other work."""
     n_hanging = 40  # more than the threads that an event loop has
-    monkeypatch.setattr(outbound, "CONNECT_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(ssrf, "CONNECT_TIMEOUT_S", 1.0)
     real, answered, began = socket.getaddrinfo, threading.Event(), threading.Semaphore(0)
 
     def hanging(name: Any, *args: Any, **kwargs: Any) -> Any:

@@ -1,0 +1,117 @@
+"""What the replicas of all deployments share: options, environment, and the batcher in front of a model."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from ray.serve.config import RequestRouterConfig
+
+from serve_app.batching.batcher import Batcher
+from serve_app.deployments.metrics import Retries, log_errors_in_one_line
+from serve_app.deployments.watchdog import CallTimeout, Watchdog, with_halved_batches
+
+# Serve's queue in front of a replica costs back-off; ours is inside, so a replica takes many calls, and where
+# one is full after all, the router looks again soon.
+MAX_ONGOING_REQUESTS = 1024
+ROUTER = RequestRouterConfig.model_validate({"initial_backoff_s": 0.005, "max_backoff_s": 0.02})
+
+# A replica that does not answer three health checks, half a minute, is killed. Constructors are not checked,
+# so a model may load for as long as it takes.
+OPTIONS: dict[str, Any] = {
+    "max_ongoing_requests": MAX_ONGOING_REQUESTS,
+    "request_router_config": ROUTER,
+    "health_check_period_s": 5.0,
+    "health_check_timeout_s": 10.0,
+}
+
+BOOKED_CPUS = 0.25  # small, so that a graph of one replica each fits on two cores; threads are set in `args:`
+
+ENVIRONMENT = {  # only what is right on every node: the graph may be built on another node than this
+    "OMP_NUM_THREADS": "1",  # until a model's loader sets it
+    # Replicas share the cores, so threads that wait sleep; but not at once: a nap between the small steps of
+    # speech detection costs more than they do (64 instead of 27 ms for 5 s of audio).
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "GOMP_SPINCOUNT": "1000",
+    "MALLOC_ARENA_MAX": "1",  # an arena for each of Ray's threads would grow for thousands of requests
+    "CUDA_VISIBLE_DEVICES": "",  # Ray shows the GPU even to replicas that booked none
+    "GRPC_VERBOSITY": "ERROR",  # else Ray logs a line for every child process of a decoder
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # of calls whose request has failed already
+    "PYANNOTE_METRICS_ENABLED": "0",  # no telemetry about our users' audio
+}
+LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # a glibc that has no such setting ignores it
+NO_SECRETS = {"HF_TOKEN": "", "HUGGING_FACE_HUB_TOKEN": ""}
+
+
+def actor_options(gpu_share: float, environment: Mapping[str, str]) -> dict[str, Any]:
+    """`ray_actor_options` of a replica that books this part of a GPU, with more environment variables."""
+    variables = {**ENVIRONMENT, **environment}
+    if gpu_share:
+        del variables["CUDA_VISIBLE_DEVICES"]
+    return {
+        "num_cpus": BOOKED_CPUS,
+        "runtime_env": {"env_vars": variables},
+        **({"num_gpus": gpu_share} if gpu_share else {}),
+    }
+
+
+class BatchConfig(BaseModel):
+    """`user_config` of a stage; it can change at run time. What it leaves out stays as it was."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    max_batch_size: int = Field(8, ge=1, le=256)
+
+    def apply(self, batcher: Batcher[Any, Any], changes: dict[str, Any]) -> None:
+        """Sets the batcher to this with `changes`; raises ValidationError for what is no setting."""
+        for name, value in self.model_validate(self.model_dump() | changes):
+            setattr(batcher, name, value)
+
+
+class ModelReplica:
+    """A replica with a model: its batchers, its health, and settings that change while it runs."""
+
+    def __init__(self, stage: str, timeout: CallTimeout, batch: BatchConfig | None = None) -> None:
+        log_errors_in_one_line()
+        self._stage = stage
+        self._watchdog = Watchdog(timeout)
+        self._retries = Retries()
+        self._batch = batch
+        self._batchers: list[Batcher[Any, Any]] = []
+
+    def _batcher(
+        self,
+        run: Callable[[list[Any]], Sequence[Any]],
+        audio_s: Callable[[Any], float] = lambda item: 0.0,
+        **options: Any,
+    ) -> Batcher[Any, Any]:
+        """A batcher around the model call `run`, which is watched and does not fail for a whole batch.
+
+        `user_config` is for the first one.
+        """
+        watched = with_halved_batches(self._watchdog.over(run, audio_s), self._stage, self._retries.note)
+        options = {"max_batch_size": 1, "name": self._stage, "audio_s": audio_s, **options}
+        batcher: Batcher[Any, Any] = Batcher(watched, **options)
+        self._batchers.append(batcher)
+        if len(self._batchers) == 1:
+            self.reconfigure({})
+        return batcher
+
+    def reconfigure(self, config: dict[str, Any]) -> None:
+        """Serve calls this with `user_config` when a replica starts and when it changes."""
+        if self._batch:
+            self._batch.apply(self._batchers[0], config)
+
+    async def counters(self) -> dict[str, float]:
+        """Batches, items and times so far: what batch occupancy is computed from."""
+        batcher = self._batchers[0]
+        return vars(batcher.counters) | {"queued": batcher.queued, "running": batcher.running}
+
+    async def check_health(self) -> None:
+        """Raises where a model call hangs or a batcher has ended, so that Serve replaces the replica."""
+        self._watchdog.check()
+        for batcher in self._batchers:
+            batcher.check()
+
+    async def ready(self) -> bool:
+        """The model is loaded: a replica answers only after its constructor."""
+        return True

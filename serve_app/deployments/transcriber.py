@@ -1,0 +1,66 @@
+"""The deployment that recognises: windows to text."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from ray import serve
+
+from serve_app.deployments.replica import OPTIONS, BatchConfig, ModelReplica
+from serve_app.deployments.watchdog import CallTimeout
+from serve_app.errors import TranscriptionError
+from serve_app.request.calls import TranscribeCall
+from serve_app.stages.asr.fallback import Fallback
+from serve_app.transcript import AsrRequest, Samples, WindowText
+
+PADDED_S = 30.0  # Whisper sees every window padded to this
+
+
+class Recognizer(Protocol):
+    """A model that recognises windows of equal `batch_key`; an error stands for a window that failed."""
+
+    def features(self, samples: Samples) -> npt.NDArray[np.float32]: ...
+    def batch_key(self, request: AsrRequest) -> Any: ...
+    def transcribe(self, requests: list[AsrRequest]) -> list[WindowText | TranscriptionError]: ...
+
+
+@serve.deployment(**OPTIONS)
+class Transcriber(ModelReplica):
+    """Windows of all requests to text, batched on one device."""
+
+    def __init__(
+        self,
+        load: Callable[[], Recognizer],
+        batch: BatchConfig,
+        fallback: Fallback,
+        timeout: CallTimeout = CallTimeout(),  # noqa: B008  (frozen)
+    ) -> None:
+        super().__init__("asr", timeout, batch)
+        self._model = load()
+        self._fallback = fallback
+        self._windows = self._batcher(
+            self._model.transcribe, lambda request: PADDED_S, key=self._model.batch_key
+        )
+        # Computed while the device runs, by the same rule of whose turn it is. A waiting window's features
+        # take 1 MB; the Ingress bounds how many windows wait (`windows_in_flight`).
+        self._features = self._batcher(
+            lambda items: [self._model.features(samples) for samples in items], name="features"
+        )
+
+    async def transcribe(self, call: TranscribeCall) -> WindowText:
+        """Recognises one window; a text that is not believable is decoded again at higher temperatures."""
+        samples = await call.audio.cut(call.window)
+        features = await self._features.submit(samples, call.request_id, is_first=call.is_first)
+        language, attempts = call.language, list[WindowText]()
+        for temperature in self._fallback.schedule(call.decoding):
+            request = AsrRequest(features, language, replace(call.decoding, temperature=temperature))
+            text: WindowText = await self._windows.submit(
+                request, call.request_id, is_first=call.is_first, runs_alone=call.runs_alone
+            )
+            attempts.append(text)
+            if self._fallback.is_believable(text):
+                break
+            language = text.language
+        return self._fallback.best_attempt(attempts)

@@ -1,0 +1,70 @@
+"""What a call to a stage says, one frozen object each.
+
+`audio` is what the caller's `load` gave. On its way to a replica it becomes the references to the parts of
+the file that the call is about (`deployments.calls`).
+"""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from serve_app.transcript import (
+    AudioInfo,
+    Decoding,
+    KnownSpeaker,
+    SpeakerBounds,
+    Speech,
+    Window,
+    WindowText,
+)
+
+
+class Audio(Protocol):
+    """What `load` gives: the audio of one file, maybe not decoded yet."""
+
+    def parts(self) -> AsyncIterator[AudioInfo]:
+        """Gives each part as it is decoded; raises what is wrong with the file."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageCall:
+    """What every call says."""
+
+    audio: Any
+    request_id: str
+    runs_alone: bool = False  # in a batch of its own: the calls before it killed their replicas
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DetectCall(StageCall):
+    """Search one more part of a file for speech."""
+
+    part: AudioInfo
+    before: Speech | None = None  # what the search of the parts before found, None for the first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TranscribeCall(StageCall):
+    """Recognise one window; `language` None asks which language it is."""
+
+    window: Window
+    decoding: Decoding
+    language: str | None = None
+    is_first: bool = False  # the request's first window, or one that votes on the language: it goes first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlignCall(StageCall):
+    """Find the times of the words in one window."""
+
+    window: Window
+    text: WindowText
+    is_first: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiarizeCall(StageCall):
+    """Tell the speakers of a whole file apart."""
+
+    bounds: SpeakerBounds = field(default_factory=SpeakerBounds)
+    known: tuple[KnownSpeaker, ...] = ()

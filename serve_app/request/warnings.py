@@ -1,0 +1,97 @@
+"""What a caller is told about a request that succeeded, and what a request does without.
+
+Alignment and diarization may fail without costing the text: their error becomes a warning.
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from serve_app.errors import DeadlineExceeded, InvalidRequest, TranscriptionError
+from serve_app.formats.table import FORMATS
+from serve_app.options import SPEAKER_OPTIONS, Options
+from serve_app.transcript import StageWarning, Window, WindowText
+
+logger = logging.getLogger("ray.serve")  # Serve's logger adds the request id to every line
+
+NO_SPEAKERS_FOUND = StageWarning(
+    "diarization", "no_speakers_found", "No speaker was found in the audio. Segments have no speakers."
+)
+
+
+def decoding_warnings(heard: Sequence[tuple[Window, WindowText]]) -> list[StageWarning]:
+    """One warning for each unusual way in which windows of a file were decoded.
+
+    And one if more speech has no text than noise would explain.
+    """
+    cut = max((text.prompt_tokens_cut for _, text in heard), default=0)
+    retried = [window for window, text in heard if text.attempts > 1]
+    silent = [window for window, text in heard if text.was_silence]
+    speech_s = sum(window.end_s - window.start_s for window, _ in heard)
+    lost_s = sum(window.end_s - window.start_s for window, text in heard if not text.text.strip())
+    messages = {
+        "prompt_shortened": cut
+        and f"initial_prompt is too long for Whisper: its first {cut} tokens were left out.",
+        "fallback_temperature": retried
+        and "Text that repeated itself or was unlikely was decoded again at higher temperatures, in "
+        f"{_windows(retried)}. Check it.",
+        "no_speech": silent
+        and f"Unlikely text over what sounds like silence was left out, in {_windows(silent)}.",
+        # Less is often noise or music that was taken for speech.
+        "speech_without_text": lost_s >= max(5.0, 0.2 * speech_s)
+        and f"{lost_s:.0f} of {speech_s:.0f} s of speech came to no text; it may be noise, or another "
+        "language than `language`.",
+    }
+    return [StageWarning("asr", code, str(message)) for code, message in messages.items() if message]
+
+
+def _windows(windows: Sequence[Window]) -> str:
+    """Describes windows such as `2 windows (1.5-7.0 s, 9.1-12.0 s)`."""
+    times = [f"{window.start_s:.1f}-{window.end_s:.1f} s" for window in windows[:5]]
+    more = ["..."] if len(windows) > 5 else []
+    return f"{len(windows)} window{'s' if len(windows) > 1 else ''} ({', '.join(times + more)})"
+
+
+def wants_speakers(options: Options, *, available: bool) -> bool:
+    """Whether a request needs diarization; raises InvalidRequest if it insists on it and there is none."""
+    form = FORMATS[options.response_format]
+    demanded = next((name for name in SPEAKER_OPTIONS if getattr(options, name)), None)
+    remedy = f"leave out {demanded}."
+    if form.needs_speakers:
+        demanded, remedy = "response_format", "ask for another response_format."
+    if demanded and not available:
+        raise InvalidRequest(
+            "This server has no diarization model. Start it with HF_TOKEN set to a Hugging Face token that "
+            f"may use pyannote/speaker-diarization-community-1, or {remedy}",
+            demanded,
+            "diarization_unavailable",
+        )
+    return available and options.diarize is not False and form.has_speakers
+
+
+class Deadline:
+    """The end of a request's time, counted from now, less what is kept for writing its answer."""
+
+    def __init__(self, limit_s: float) -> None:
+        self._until_s = asyncio.get_running_loop().time() + limit_s - min(0.05 * limit_s, 30.0)
+
+    async def comes_in_time(self, task: asyncio.Task[Any]) -> bool:
+        """Waits for the task until the deadline; True if the task has ended."""
+        left_s = max(0.0, self._until_s - asyncio.get_running_loop().time())
+        done, _ = await asyncio.wait({task}, timeout=None if left_s == float("inf") else left_s)
+        return bool(done)
+
+
+def diarization_timeout() -> DeadlineExceeded:
+    return DeadlineExceeded(
+        "Telling the speakers apart took too long; send a shorter file.", None, "diarization_timeout"
+    )
+
+
+def degraded(stage: str, error: Exception, consequence: str) -> StageWarning:
+    """The warning that replaces a stage's error; an error that callers must not see is logged instead."""
+    if isinstance(error, TranscriptionError):
+        return StageWarning(stage, error.code, f"{error.message} {consequence}")
+    logger.error("%s failed", stage, exc_info=error)
+    return StageWarning(stage, f"{stage}_failed", f"The {stage} stage failed. {consequence}")

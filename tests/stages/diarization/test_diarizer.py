@@ -1,0 +1,107 @@
+"""Names for diarized speakers, and a diarization model of one's own; nothing here loads pyannote."""
+
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from serve_app.errors import ModelUnavailable
+from serve_app.settings import DiarizationSettings, Settings
+from serve_app.stages import model_names
+from serve_app.stages.diarization.diarizer import LOADERS, rename_speakers
+from serve_app.stages.diarization.embeddings import match_voices
+from serve_app.stages.diarization.pipeline import PYANNOTE, load_pipeline
+from serve_app.stages.load import loaders
+from serve_app.transcript import Diarization, Turn
+
+PYPROJECT = Path(__file__).parents[3] / "pyproject.toml"
+
+A, B, C = "SPEAKER_00", "SPEAKER_01", "SPEAKER_02"
+
+
+def at(*degrees: float) -> np.ndarray:
+    """Embeddings in these directions: cosine distance is 0.5 at 60 degrees."""
+    return np.array([[np.cos(np.radians(angle)), np.sin(np.radians(angle))] for angle in degrees])
+
+
+def test_each_voice_gets_the_nearest_speaker_below_the_threshold() -> None:
+    """Order does not matter, length of the embedding does not either, and a third voice stays without."""
+    assert match_voices(at(0, 90), 7 * at(85, 200, 10), 0.3) == {0: 1, 2: 0}
+    assert match_voices(at(0), at(45.5), 0.3) == {0: 0}
+    assert match_voices(at(0), at(46), 0.3) == {}
+
+
+def test_of_two_references_for_one_speaker_the_nearer_one_wins() -> None:
+    """The other one is nobody's, although it is below the threshold."""
+    assert match_voices(at(20, 5), at(0), 0.3) == {0: 1}
+
+
+def test_one_voice_in_two_clusters_names_the_nearer_one() -> None:
+    """The rest keeps its label: what diarization tells apart may be two people who sound alike."""
+    assert match_voices(at(0), at(20, 5), 0.3) == {1: 0}
+
+
+def test_a_pair_that_is_too_far_does_not_decide_about_a_near_one() -> None:
+    """The sum of distances would be least with both pairs, of which one is no pair at all."""
+    assert match_voices(at(0, 20), at(15, 180), 0.3) == {0: 1}
+
+
+def test_speakers_without_a_voice_are_nobody() -> None:
+    """pyannote gives zeros for a speaker without a cluster, and NaN where it had nothing to average."""
+    assert match_voices(at(0), np.array([[0.0, 0.0], [np.nan, np.nan]]), 0.3) == {}
+    assert match_voices(at(0), np.zeros((0, 2)), 0.3) == {}
+
+
+@pytest.fixture
+def three() -> Diarization:
+    turns = (Turn(0, 1, A), Turn(1, 2, B), Turn(2, 3, C))
+    return Diarization(turns, turns[:2])
+
+
+def test_names_replace_labels_in_both_kinds_of_turns(three: Diarization) -> None:
+    """Times stay, and so do the labels of those who are not known."""
+    found = rename_speakers(three, {B: "Ada"}, ["Ada", "Bob"])
+    assert [turn.speaker for turn in found.turns] == [A, "Ada", C]
+    assert found.exclusive_turns == (Turn(0, 1, A), Turn(1, 2, "Ada"))
+
+
+def test_a_name_like_a_label_is_one_person_only(three: Diarization) -> None:
+    """Who was called SPEAKER_00 before another got that name is called by a label that is free."""
+    found = rename_speakers(three, {B: A}, [A, "SPEAKER_03"])
+    assert [turn.speaker for turn in found.turns] == ["SPEAKER_04", A, C]
+    not_there = rename_speakers(three, {}, [B])
+    assert [turn.speaker for turn in not_there.turns] == [A, "SPEAKER_03", C]
+
+
+def test_another_pyannote_is_refused_when_the_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else every file would be transcribed without its speakers, with a warning, or crash some day."""
+    monkeypatch.setattr(metadata, "version", lambda package: {"pyannote.audio": "4.1.0"}[package])
+    with pytest.raises(ModelUnavailable, match=r"^pyannote.audio 4\.1\.0 .*; install pyannote.audio 4\.0\.7"):
+        load_pipeline("bundled", device="cpu", token=None)
+
+
+def test_the_pyannote_that_is_installed_is_the_one_that_is_known() -> None:
+    """The project pins the version whose parts are replaced."""
+    assert metadata.version("pyannote.audio") == PYANNOTE
+    dependencies = tomllib.loads(PYPROJECT.read_text())["project"]["dependencies"]
+    assert f"pyannote-audio=={PYANNOTE}" in dependencies
+
+
+def test_another_model_needs_only_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The settings take the name of a loader, without asking a hub, and the model is loaded by it."""
+    asked: list[object] = []
+
+    def load_mine(model: str, **wishes: object) -> object:
+        asked.append((model, wishes["device"]))
+        return "my model"
+
+    monkeypatch.setitem(LOADERS, "mine", load_mine)
+    settings = Settings(model="bundled", diarization=DiarizationSettings(model="mine"))
+    names = model_names.resolve(settings)
+    assert names.diarization == "mine"
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # loading sets it for its process
+    load = loaders(settings, names, "cpu").diarizer
+    assert load is not None
+    assert (load(), asked) == ("my model", [("mine", "cpu")])
