@@ -52,7 +52,8 @@ def graph(settings: Settings, load: Loaders, device: str) -> Application:
             return actor_options(gpu_share, {})
         return actor_options(0.0, LARGE_PAGES if keeps_memory else {})
 
-    # Two of each beside each other while they are replaced: both are small, and without them all waits.
+    # When AudioLoaders or Ingresses are replaced, the new one starts before the old one ends: both are small,
+    # and without them every request would wait.
     surge = {"ray_actor_options": actor_options(0.0, NO_SECRETS), "max_surge_percent": 100}
     loader = deployments.AudioLoader.options(**surge).bind(settings.intake)
     detector = deployments.SpeechDetector.options(

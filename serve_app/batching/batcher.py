@@ -74,7 +74,7 @@ class Batcher(Generic[Item, Result]):
     ) -> Result:
         """Waits for the item's turn and gives its result; raises its error, or BatcherDied.
 
-        `is_first` items go first in every other batch; one that `runs_alone` has a batch of its own.
+        `is_first` items go first in every second batch; one that `runs_alone` has a batch of its own.
         """
         self.check()
         if self._loop_task is None:

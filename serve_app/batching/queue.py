@@ -36,14 +36,14 @@ class Waiting(Generic[Item, Result]):
 class FairQueue(Generic[Item, Result]):
     """Requests take turns: a batch takes one item of each request, then a second one of each, and so on.
 
-    A request's first items go before others' later items in every other batch, so that neither a new request
-    waits for long nor an old one starves.
+    In every second batch first items go before all that are not, so that neither a new request waits for long
+    nor an old one starves.
     """
 
     def __init__(self, audio_s: Callable[[Item], float]) -> None:
         self._audio_s = audio_s
         self._queues: OrderedDict[Hashable, deque[Waiting[Item, Result]]] = OrderedDict()  # next one first
-        self._first_items_led = False  # in the last batch for which there were both kinds
+        self._first_items_led = False  # the last batch for which both first and other items waited
 
     def __iter__(self) -> Iterator[Waiting[Item, Result]]:
         return (waiting for queue in self._queues.values() for waiting in queue)
@@ -58,9 +58,9 @@ class FairQueue(Generic[Item, Result]):
         self._queues.clear()
 
     def cut(self, max_items: int, max_audio_s: float) -> list[Waiting[Item, Result]]:
-        """Takes the next batch: items of equal key, that of the first one taken.
+        """Takes the next batch: items that all have the key of the first one.
 
-        More than one item make `max_audio_s` of audio at most.
+        A batch of more than one item has at most `max_audio_s` of audio.
         """
         order = self._order()
         batch: list[Waiting[Item, Result]] = []
@@ -68,11 +68,11 @@ class FairQueue(Generic[Item, Result]):
         while is_growing:
             is_growing = False
             for request_id in order:
-                queue = self._queues.get(request_id, ())
-                place = next((n for n, w in enumerate(queue) if not batch or w.key == batch[0].key), None)
-                if place is None or (batch and self._audio_s(self._queues[request_id][place].item) > left_s):
+                queue = self._queues.get(request_id) or deque()
+                index = next((n for n, w in enumerate(queue) if not batch or w.key == batch[0].key), None)
+                if index is None or (batch and self._audio_s(queue[index].item) > left_s):
                     continue
-                batch.append(self._take(request_id, place))
+                batch.append(self._take(request_id, index))
                 left_s -= self._audio_s(batch[-1].item)
                 if len(batch) == max_items:
                     return batch
@@ -99,10 +99,10 @@ class FairQueue(Generic[Item, Result]):
         self._first_items_led = not self._first_items_led
         return first + others if self._first_items_led else list(self._queues)
 
-    def _take(self, request_id: Hashable, place: int) -> Waiting[Item, Result]:
+    def _take(self, request_id: Hashable, index: int) -> Waiting[Item, Result]:
         queue = self._queues[request_id]
-        waiting = queue[place]
-        del queue[place]
+        waiting = queue[index]
+        del queue[index]
         if queue:
             self._queues.move_to_end(request_id)
         else:

@@ -68,8 +68,10 @@ class Admission:
             raise self._overloaded("The server holds as much audio as it takes; try again later.")
 
     def hold(self, audio: Any, seconds: float) -> None:
-        """Counts this audio until `release`; raises Overloaded where it is longer than last said, and that is
-        too much."""
+        """Counts this audio until `release`, with its length as far as it is known.
+
+        Raises Overloaded where it has grown, and there is no room for more.
+        """
         before_s = self._held_s.pop(audio, 0.0)
         if seconds > before_s:
             self._refuse_when_full(seconds)

@@ -85,7 +85,7 @@ async def transcribe(
                 diarizing.result()  # a reference that cannot be used is known long before the text
             segments = await recognising
             diarization = None
-            if diarizing and (request.windows_found or known):
+            if diarizing and (request.windows_found or known):  # who is known and silent is warned about
                 if await deadline.comes_in_time(diarizing):
                     diarization = diarizing.result()
                 else:

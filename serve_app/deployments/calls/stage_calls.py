@@ -143,7 +143,7 @@ class Stage(Generic[Answer]):
             if isinstance(ready, DiarizeCall):
                 known = zip(ready.known, [await loaded(clip) for clip in clips], strict=True)
                 ready = replace(ready, known=tuple(replace(speaker, clip=clip) for speaker, clip in known))
-            async with self._place(history):
+            async with self._quarantined(history):
                 ready = replace(ready, runs_alone=history.is_quarantined)
                 answer: Answer = await invoke(self._method, ready)
                 return answer
@@ -153,8 +153,8 @@ class Stage(Generic[Answer]):
             raise
 
     @asynccontextmanager
-    async def _place(self, history: CallHistory) -> AsyncIterator[None]:
-        """Quarantined calls run one at a time; Overloaded where one before this one hangs."""
+    async def _quarantined(self, history: CallHistory) -> AsyncIterator[None]:
+        """Lets quarantined calls run one at a time; raises Overloaded where one before this one hangs."""
         if not history.is_quarantined:
             yield
             return

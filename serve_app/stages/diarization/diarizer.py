@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 REFERENCES = "known_speaker_references"  # the option with the clips of known speakers
 
 # Windows per batch of the segmentation and of the embedding network. On a CPU ResNet34 is a third faster
-# with one window than with eight, and takes a quarter of the memory; the segmentation is not. On a GPU a
-# replica may run two files at a time, and 16 windows fill it.
+# with one window than with eight, and takes a quarter of the memory; the segmentation network is not faster.
+# On a GPU a replica may run a short and a long file at once, and 16 windows fill it.
 _BATCH_WINDOWS = {"cuda": (16, 16), "cpu": (8, 1)}
 
 # Cosine distance at which two voices count as different, where the embedding network does not say itself:
@@ -38,7 +38,10 @@ _DEFAULTS, _ANY_NUMBER = DiarizationSettings(), SpeakerBounds()
 
 
 class DiarizationModel(Protocol):
-    """A diarization model: to use another one, implement this and name it in `LOADERS`."""
+    """A diarization model: to use another one, implement this and name its loader in `LOADERS`.
+
+    A replica loads it twice, so that short files need not wait for long ones.
+    """
 
     def diarize(
         self, samples: Samples, *, bounds: SpeakerBounds, known: Sequence[KnownSpeaker]
@@ -171,5 +174,6 @@ def load_pyannote(
     return PyannoteDiarizer(pipeline, device=device, settings=settings)
 
 
-# Models that `diarization.model` can name, apart from a pyannote pipeline's directory or hub name.
+# Models that `diarization.model` can name, apart from a pyannote pipeline's directory or hub name, and their
+# loaders: called as `load(model, device=, token=, settings=)`, with a DiarizationSettings.
 LOADERS: dict[str, Callable[..., DiarizationModel]] = {bundled.NAME: load_pyannote}
