@@ -55,7 +55,7 @@ def actor_options(gpu_share: float, environment: Mapping[str, str]) -> dict[str,
 
 
 class BatchConfig(BaseModel):
-    """`user_config` of a stage, which can change at run time. What it leaves out is as the graph was built."""
+    """`user_config` of a stage, which can change at run time. It replaces what the graph was built with."""
 
     model_config = ConfigDict(extra="forbid")
 

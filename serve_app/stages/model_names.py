@@ -20,6 +20,7 @@ COMMUNITY = "pyannote/speaker-diarization-community-1"
 
 # What a pipeline loads besides its own repository: pyannote 4 takes its PLDA from community-1 in any case.
 PARTS = {"pyannote/speaker-diarization-3.1": ("pyannote/segmentation-3.0", COMMUNITY)}
+GATED = {COMMUNITY, *PARTS, "pyannote/segmentation-3.0"}  # without a token the hub need not be asked
 
 
 @dataclass(frozen=True)
@@ -98,14 +99,17 @@ def _available(repository: str, setting: str) -> str:
         snapshot_download(repository, local_files_only=True)
         return repository
     token = get_token()
+    why = "your token's account has not accepted its conditions" if token else "HF_TOKEN is not set"
+    gated = (
+        f"{repository} is gated and {why}. Accept the conditions on huggingface.co/{repository}, "
+        "then set HF_TOKEN to a token of that account."
+    )
+    if repository in GATED and not token:
+        raise ModelUnavailable(f"{setting}: {gated}")
     try:
         auth_check(repository, token=token)
     except hub.GatedRepoError:
-        why = "your token's account has not accepted its conditions" if token else "HF_TOKEN is not set"
-        problem = (
-            f"{repository} is gated and {why}. Accept the conditions on huggingface.co/{repository}, "
-            "then set HF_TOKEN to a token of that account."
-        )
+        problem = gated
     except hub.RepositoryNotFoundError:
         problem = f"there is no {repository} on the hub, or HF_TOKEN does not reach it."
     except (hub.HfHubHTTPError, OSError) as error:
