@@ -196,7 +196,7 @@ def _wait_until_running(names: list[str], stop: threading.Event) -> None:
 
 def _reason(message: str) -> str:
     """Our own sentence at the end of a traceback, or the whole message where there is none."""
-    own = re.search("(?:ModelUnavailable: |Value error, )(.*)", message)
+    own = re.search("(?:ModelUnavailable: |UnknownRay: |Value error, )(.*)", message)
     return own[1] if own else f"the graph did not start.\n{message}"
 
 

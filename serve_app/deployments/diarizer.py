@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from ray import serve
 
+from serve_app.deployments.calls.audio_ref import joined
 from serve_app.deployments.replica import OPTIONS, ModelReplica
 from serve_app.deployments.watchdog import CallTimeout
 from serve_app.request.calls import DiarizeCall
@@ -13,11 +14,11 @@ from serve_app.transcript import SAMPLE_RATE_HZ, Diarization, KnownSpeaker, Samp
 
 SHORT_S = 60.0  # a file of at most this length does not wait for the speakers of longer ones
 
-Request = tuple[Samples, SpeakerBounds, tuple[KnownSpeaker, ...]]  # clips as samples
+Request = tuple[list[Samples], SpeakerBounds, tuple[KnownSpeaker, ...]]  # the file's parts; clips as samples
 
 
 def _length_s(request: Request) -> float:
-    return len(request[0]) / SAMPLE_RATE_HZ
+    return sum(map(len, request[0])) / SAMPLE_RATE_HZ
 
 
 # Clustering hours of audio keeps every other thread of its process waiting, for up to a minute.
@@ -37,13 +38,14 @@ class Diarizer(ModelReplica):
     async def diarize(self, call: DiarizeCall) -> Diarization:
         """Finds the turns of one file."""
         known = tuple([replace(speaker, clip=await speaker.clip.samples()) for speaker in call.known])
-        request = (await call.audio.samples(), call.bounds, known)
+        request = (await call.audio.arrays(), call.bounds, known)
         batcher = self._short if _length_s(request) <= SHORT_S else self._long
         found: Diarization = await batcher.submit(request, call.request_id)
         return found
 
 
 def _run(model: DiarizationModel) -> Callable[[list[Request]], list[Diarization]]:
+    """A file's parts are joined only here, on the model's thread: hours of audio take seconds to copy."""
     return lambda requests: [
-        model.diarize(samples, bounds=bounds, known=known) for samples, bounds, known in requests
+        model.diarize(joined(parts), bounds=bounds, known=known) for parts, bounds, known in requests
     ]

@@ -165,13 +165,15 @@ class Ingress:
         limit_s = self._settings.request_timeout_s
         begun_s = monotonic()
         try:
-            async with asyncio.timeout(limit_s):
+            async with asyncio.timeout(limit_s) as limit:
                 transcript = await transcribe(self._stages, source, options, report, limit_s)
         except (AudioTooLong, AudioTooCostly) as error:  # a decoder worked on it all the same
             intake = self._settings.intake
             charge(intake.max_audio_s if isinstance(error, AudioTooLong) else intake.decode_timeout_s)
             raise
         except TimeoutError:
+            if not limit.expired():
+                raise  # of something inside, and no matter of the request's length
             message = f"The request took longer than {limit_s:g} s; send a shorter file."
             raise DeadlineExceeded(message) from None
         self._admission.finished(monotonic() - begun_s)

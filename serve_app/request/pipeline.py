@@ -127,8 +127,7 @@ class _Request:
         self.warnings: list[StageWarning] = []
         self.diarization_error: Exception | None = None
         self.duration_s = 0.0
-        self.windows_found = 0
-        self.all_found = False
+        self.windows_found, self.all_found = 0, False
         self.language = LanguageVote(options.language)
         self.done: dict[int, tuple[Segment, ...]] = {}  # number of the window -> its segments
         self.texts: dict[int, tuple[Window, WindowText]] = {}
@@ -141,6 +140,8 @@ class _Request:
                 await self._search(audio, windows)
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None  # the others are of the same request
+        if len(self.done) < self.windows_found:
+            raise RuntimeError("a window ended without its text")  # nothing is lost silently
         texts = [self.texts[number] for number in sorted(self.texts)]
         self.warnings += decoding_warnings(texts)
         return tuple(segment for number in sorted(self.done) for segment in self.done[number])

@@ -25,6 +25,7 @@ from serve_app.deployments.calls.handles import AudioLost
 from serve_app.deployments.calls.stage_calls import MAX_ATTEMPTS, Stage
 from serve_app.deployments.metrics import Retries
 from serve_app.errors import ModelCrashed, OutOfMemory, Overloaded, UnusableAudio
+from serve_app.request.admission import Admission
 from serve_app.request.calls import AlignCall, DiarizeCall, StageCall
 from serve_app.transcript import AudioInfo, KnownSpeaker, Window, WindowText
 
@@ -434,3 +435,67 @@ def test_many_that_wait_for_a_loading_that_breaks_off_begin_one_more() -> None:
         assert request.retries.counts == {("loader", "audio_lost"): 1}
 
     asyncio.run(run())
+
+
+def test_a_call_that_is_cancelled_on_the_replicas_side_is_made_again() -> None:
+    """As when its process ends: as a cancellation it would end the window's task without a word."""
+    request = Request(asyncio.CancelledError())  # type: ignore[arg-type]
+    assert request.run() == ["done"]
+    assert request.retries.counts == {("asr", "replica_unavailable"): 1}
+
+
+def test_parts_that_are_loaded_again_are_not_counted_again() -> None:
+    """A running request does not lose its room to others that came meanwhile."""
+    noted: list[float] = []
+
+    async def run() -> None:
+        loader = Loader(*TWO_PARTS)
+        audio = LoadedAudio(loader.start, Retries(), lambda _, part: noted.append(part.end_s))
+        await audio.load()
+        _, loading = await audio.between()
+        await audio.load_again(loading)
+        await audio.between()
+
+    asyncio.run(run())
+    assert noted == [30.0, 45.0]
+
+
+def test_a_loader_that_dies_as_it_takes_the_file_again_is_not_the_files_fault() -> None:
+    """The next loading may come through."""
+
+    class Dying(Loader):
+        async def start(self, checksum: int | None) -> Loader:
+            await super().start(checksum)
+            if len(self.asked_for) == 2:
+                raise ActorDiedError
+            return self
+
+    loader = Dying()
+    request = Request(AudioLost("gone"), loader=loader)
+    assert request.run() == ["done"]
+    assert request.used == [["1.0"], ["3.0"]]
+
+
+@pytest.mark.parametrize(("is_last", "held_s"), [(False, 7200.0), (True, 30.0)])
+def test_a_file_counts_by_its_declared_length_only_until_it_is_decoded(is_last: bool, held_s: float) -> None:
+    """A file of seconds that declares hours keeps nobody else out."""
+    held: list[float] = []
+
+    class Noting(Admission):
+        def hold(self, audio: object, seconds: float) -> None:
+            held.append(seconds)
+
+    class Handle:
+        def __getattr__(self, name: str) -> Any:
+            return self
+
+        def options(self, **_: Any) -> Any:
+            return self
+
+    handle: Any = Handle()
+    calls = stage_calls.StageCalls(
+        *[handle] * 5, admission=Noting(1, 1.0), max_audio_s=7200.0, retries=Retries()
+    )
+    part: Any = AudioInfo(0.0, 30.0, is_last=is_last, expected_s=9999.0)
+    calls._note_length(handle, part)
+    assert held == [held_s]

@@ -461,3 +461,16 @@ def test_few_windows_in_flight_do_not_stop_the_vote(windows_in_flight: int) -> N
     stages = fake.stages(windows_in_flight=windows_in_flight)
     transcript = asyncio.run(asyncio.wait_for(transcribe(stages, SOURCE, Options()), 10))
     assert len(transcript.segments) == 5
+
+
+def test_a_window_that_vanishes_fails_the_request() -> None:
+    """Nothing that was said is left out silently."""
+    stages = FakeStages(recording(1, 2)).stages(diarizes=False)
+
+    async def vanish(call: TranscribeCall) -> WindowText:
+        if call.window.start_s:
+            raise asyncio.CancelledError
+        return await stages.transcribe(call)
+
+    with pytest.raises(RuntimeError, match="without its text"):
+        asyncio.run(transcribe(replace(stages, transcribe=vanish), SOURCE, Options(language="en")))

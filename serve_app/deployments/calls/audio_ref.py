@@ -8,7 +8,7 @@ import io
 import logging
 import math
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
@@ -47,19 +47,27 @@ class AudioSlice:
     parts: list[list[Any]]  # an ObjectRef of Samples each
     start_s: float  # where the first part begins in the file
 
-    async def samples(self) -> Samples:
-        """Waits for the samples of all parts, in one array; one part is not copied. Raises AudioLost."""
+    async def arrays(self) -> list[Samples]:
+        """Waits for the samples of all parts, without a copy. Raises AudioLost."""
         try:
-            parts = [await part[0] for part in self.parts]
+            return [await part[0] for part in self.parts]
         except GONE as error:  # also where the loader met it: then it is a RayTaskError too
             raise AudioLost(type(error).__name__) from None
         except RayTaskError as error:
             raise own_error(error) from None
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    async def samples(self) -> Samples:
+        """The samples of all parts in one array: a copy where there are several parts. Raises AudioLost."""
+        return joined(await self.arrays())
 
     async def cut(self, window: Window) -> Samples:
         """The window's samples."""
         return window.cut(await self.samples(), self.start_s)
+
+
+def joined(parts: Sequence[Samples]) -> Samples:
+    """All samples in one array; those of a single part are not copied."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 class LoadedAudio:
@@ -132,11 +140,13 @@ class LoadedAudio:
             self._retries.note("loader", "audio_lost")
             try:
                 await self.load()
+            except LOST:
+                self._is_over = True  # those that wait load again
+            except asyncio.CancelledError:
+                self._is_over = True
+                raise
             except Exception as error:
                 self._fault = error
-                raise
-            except asyncio.CancelledError:
-                self._is_over = True  # whoever else waits loads again
                 raise
             finally:
                 await self._tell()
@@ -172,7 +182,8 @@ class LoadedAudio:
             async with aclosing(references(arriving)) as found:
                 async for info_ref in found:
                     info: AudioInfo = await info_ref
-                    self._note_length(self, info)
+                    if self._loaded == len(self._infos):  # a part that is loaded again counts already
+                        self._note_length(self, info)
                     self._add(info, await anext(found))
                     await self._tell()
         except Exception as error:  # noqa: BLE001  (raised where the audio is waited for)

@@ -50,13 +50,19 @@ def own_error(error: BaseException) -> BaseException:
 
 
 async def invoke(method: Any, *arguments: Any) -> Any:
-    """Calls a handle's method; raises our errors, and cancels the call where the caller is cancelled."""
+    """Calls a handle's method; raises our errors, and cancels the call where the caller is cancelled.
+
+    A call that was cancelled on the replica's side, as when its process ends, is an error like others: as a
+    cancellation it would end a task here without a word.
+    """
     response = method.remote(*arguments)
     try:
         return await response
     except asyncio.CancelledError:
         response.cancel()
-        raise
+        if (caller := asyncio.current_task()) is None or caller.cancelling():
+            raise
+        raise BatcherDied from None
     except RayTaskError as error:
         raise own_error(error) from None
 

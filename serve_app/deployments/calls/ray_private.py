@@ -92,7 +92,7 @@ def _may_add_gpus(group: dict[str, Any]) -> bool:
 def check() -> None:
     """Raises UnknownRay where a name that is used here has gone or takes other arguments."""
     for name, arguments, is_async in LEANS_ON:
-        with suppress(ImportError, AttributeError, TypeError):
+        with suppress(ImportError, AttributeError, TypeError, ValueError):
             function = pkgutil.resolve_name(name)
             inspect.signature(function).bind("self", *arguments)
             if inspect.iscoroutinefunction(function) == is_async:

@@ -219,8 +219,9 @@ class StageCalls:
             audio.forget()
 
     def _note_length(self, audio: LoadedAudio, part: AudioInfo) -> None:
-        """Counts the file for as long as it says it is, so that who comes meanwhile finds the room taken."""
-        self._admission.hold(audio, max(part.end_s, min(part.expected_s, self._max_audio_s)))
+        """Counts the file by its declared length until it is decoded, so that its room is not given away."""
+        declared_s = 0.0 if part.is_last else min(part.expected_s, self._max_audio_s)
+        self._admission.hold(audio, max(part.end_s, declared_s))
         charge(part.end_s)
 
     async def detect(self, call: DetectCall) -> Speech:
