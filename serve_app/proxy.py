@@ -31,7 +31,11 @@ def at_start() -> list[Middleware]:
 
 def ingress_middlewares() -> list[Middleware]:
     """The middlewares that the Ingress is to have, outside of all others."""
-    if os.environ.get(PROXY_HOOK) != AT_PROXY_START or not _knows_ray():
+    if os.environ.get(PROXY_HOOK) != AT_PROXY_START:
+        message = "%s is not set: Serve keeps uploads in memory as fast as they come (docs/deploy.md)."
+        logging.getLogger("ray.serve").warning(message, PROXY_HOOK)
+        return []
+    if not _knows_ray():
         return []
     from serve_app.ray_patches.body_queues import BoundedReceive
 

@@ -126,13 +126,14 @@ def collect_fields(fields: Sequence[Field], arrays: Collection[str]) -> dict[str
     """
     collected: dict[str, dict[str, str]] = {}  # name -> place in the array -> value
     for sent, value in fields:
-        name, _, place = sent.removesuffix("]").partition("[")
-        if name not in arrays:
+        name, bracket, place = sent.removesuffix("]").partition("[")
+        if name not in arrays or bool(bracket) != sent.endswith("]"):
             name, place = sent, "0"
         values = collected.setdefault(name, {})
-        if (place or str(len(values))) in values:
+        place = place or str(len(values))
+        if place in values:
             raise InvalidRequest(f"{sent}: given more than once; send it once.", name)
-        values[place or str(len(values))] = value
+        values[place] = value
     for name, values in collected.items():
         if values.keys() != {str(place) for place in range(len(values))}:
             raise InvalidRequest(f"{name}: send its values as {name}[0], {name}[1] and so on.", name)

@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 
+from serve_app.errors import InvalidRequest
 from serve_app.http import uploads
 from serve_app.http.app import create_app
-from serve_app.http.forms import MAX_TEXT_BYTES
+from serve_app.http.forms import MAX_TEXT_BYTES, form_options
 from serve_app.options import Options
 from serve_app.transcript import Source, Transcript
 
@@ -299,6 +300,13 @@ def test_an_array_is_sent_in_any_of_the_usual_ways(suffixes: tuple[str, str]) ->
     assert server.post(FORM, *names, *voices, form(b"x"))[0] == 200
     (options,) = server.options
     assert (options.known_speaker_names, options.known_speaker_references) == (("a", "b"), VOICES)
+
+
+@pytest.mark.parametrize("name", ["known_speaker_names[0", "known_speaker_names]"])
+def test_a_name_that_is_no_array_is_an_unknown_option(name: str) -> None:
+    """Half a bracket is a mistake, not a way to write an array."""
+    with pytest.raises(InvalidRequest, match="unknown option"):
+        form_options([(name, "Ada")])
 
 
 @pytest.mark.parametrize("suffixes", [("[0]", "[2]"), ("[0]", "[0]"), ("[a]", "[b]")])

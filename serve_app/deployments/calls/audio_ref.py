@@ -196,11 +196,11 @@ class LoadedAudio:
         await self._tell()
 
     def _add(self, info: AudioInfo, ref: Any) -> None:
-        number = self._loaded
-        self._infos[number:] = [info, *self._infos[number + 1 :]]
-        if number == len(self._refs):
+        if self._loaded == len(self._infos):
+            self._infos.append(info)
             self._refs.append([])
-        self._refs[number][:] = [ref]
+        self._infos[self._loaded] = info
+        self._refs[self._loaded][:] = [ref]
         self._loaded += 1
 
     async def _tell(self) -> None:

@@ -117,8 +117,7 @@ class SpeechDetector:
         scan, merger = deepcopy(request.scan) or (new_scan, WindowMerger(self.window_s))
         if type(scan) is not type(new_scan):
             return Overloaded(
-                "The method of speech detection was changed while the file was decoded; send it again.",
-                "model",
+                "The method of speech detection was changed while the file was decoded; send it again."
             )
         end_s = (round(request.start_s * SAMPLE_RATE_HZ) + len(request.samples)) / SAMPLE_RATE_HZ
         windows = merger.feed(scan.find_segments(self.model, request)) if end_s else []
