@@ -73,6 +73,7 @@ class FormBody:
 
     def finish(self) -> tuple[Source, list[Field]]:
         """The file and the text fields. Raises InvalidRequest."""
+        del self._parser  # it calls this object's methods: a cycle, which would keep the text for long
         if not self._is_complete:
             raise _invalid_form()
         if not self._has_file:
