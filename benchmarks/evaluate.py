@@ -29,8 +29,8 @@ from serve_app import bundled
 from serve_app.cli import config_file
 from serve_app.cli.config_file import CommandFailed
 from serve_app.cli.launcher import free_port
+from serve_app.models import names as models
 from serve_app.settings import Settings
-from serve_app.stages import model_names as models
 from serve_app.stages.asr.recognizer import choose_compute_type
 
 PROJECT = Path(__file__).parents[1]

@@ -27,8 +27,8 @@ from benchmarks.plain_whisperx import BATCH_SIZE, PlainWhisperx, put_ffmpeg_on_p
 from benchmarks.systems import service, wav
 from benchmarks.throughput import RECORDINGS, config
 from benchmarks.truth import SAMPLE_RATE_HZ
+from serve_app.models import names as models
 from serve_app.settings import Settings
-from serve_app.stages import model_names as models
 
 SHORT_S, LONG_S = 5, 300
 

@@ -33,8 +33,8 @@ from benchmarks.random_whisper import build_random_whisper
 from benchmarks.systems import service, wav
 from benchmarks.truth import SAMPLE_RATE_HZ
 from serve_app.cli.launcher import free_port
+from serve_app.models import names as models
 from serve_app.settings import Settings
-from serve_app.stages import model_names as models
 
 RECORDINGS = Path(__file__).parent / "recordings" / "ten-minutes"
 CLIP_S = (3.0, 25.0)

@@ -15,10 +15,10 @@ from serve_app import deployments as untyped_deployments
 from serve_app.deployments.calls import ray_private
 from serve_app.deployments.replica import LARGE_PAGES, NO_SECRETS, actor_options
 from serve_app.errors import ModelUnavailable
+from serve_app.models import names as model_names
+from serve_app.models.loaders import Loaders, detector_device, loaders, max_padded_s
 from serve_app.settings import Settings
-from serve_app.stages import model_names
 from serve_app.stages.asr.fallback import Fallback
-from serve_app.stages.load import Loaders, detector_device, loaders, max_padded_s
 
 deployments: Any = untyped_deployments  # Serve decorators turn classes into Deployments, unknown to mypy
 

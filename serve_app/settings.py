@@ -98,8 +98,14 @@ class SpeechSettings(Strict):
 
 
 class AlignmentSettings(Strict):
-    """wav2vec2: text to word times."""
+    """Text to word times: by each language's wav2vec2, or by Whisper's own attention."""
 
+    method: Literal["auto", "wav2vec2", "attention", "off"] = Field(
+        "auto",
+        description="wav2vec2: a model for each language, as whisperx. attention: Whisper's own, for every "
+        "language, without another model. auto: wav2vec2 where its model is on this machine, else attention. "
+        "off: no word times.",
+    )
     models: dict[str, str] = Field(
         default_factory=dict,
         description="Language code to model (hub name, torchaudio bundle, directory). Else: whisperx's.",
@@ -211,6 +217,11 @@ class Settings(Strict):
     model: str = Field(
         "large-v2",
         description="Whisper model: bundled, a name (tiny ... large-v3-turbo), hub repository, directory.",
+    )
+    models_dir: str | None = Field(
+        None,
+        description="Where models are kept on each node. Empty: MODELS_DIR of the environment, else "
+        "~/.cache/whisperx-serve.",
     )
     device: Literal["auto", "cuda", "cpu"] = Field(
         "auto", description="auto: GPUs where the cluster has any, or may start nodes with them; else CPUs."

@@ -27,9 +27,9 @@ from ray.serve.handle import DeploymentHandle
 from benchmarks.decoding import decode_whole
 from serve_app import bundled
 from serve_app.app import graph
+from serve_app.models.loaders import Loaders
 from serve_app.proxy import AT_PROXY_START, PROXY_HOOK
 from serve_app.settings import IntakeSettings, Settings
-from serve_app.stages.load import Loaders
 from serve_app.transcript import SAMPLE_RATE_HZ, Samples
 
 HTTP_PORT = 18_000  # below the range Ray takes its workers' ports from

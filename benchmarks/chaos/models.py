@@ -21,8 +21,8 @@ from ray.serve import Application
 
 from benchmarks.simulated import fixed_windows
 from serve_app.app import graph
+from serve_app.models.loaders import Loaders
 from serve_app.settings import Settings
-from serve_app.stages.load import Loaders
 from serve_app.transcript import (
     SAMPLE_RATE_HZ,
     AlignRequest,

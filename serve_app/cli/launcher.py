@@ -25,9 +25,9 @@ from rich.console import Console
 
 from serve_app.cli.config_file import IMPORT_PATH, CommandFailed
 from serve_app.errors import ModelUnavailable
+from serve_app.models import names as model_names
 from serve_app.proxy import AT_PROXY_START, PROXY_HOOK
 from serve_app.settings import Settings
-from serve_app.stages import model_names
 
 SPILL_PREFIX = "whisperx-serve-spill-"
 PORTS = range(20_000, 32_000)  # above are ports of outgoing connections, below those of Ray's workers

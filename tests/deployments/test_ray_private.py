@@ -13,8 +13,8 @@ from ray.serve.handle import DeploymentResponseGenerator
 from serve_app import proxy
 from serve_app.app import graph
 from serve_app.deployments.calls import ray_private
+from serve_app.models.loaders import Loaders
 from serve_app.settings import Settings
-from serve_app.stages.load import Loaders
 
 GENERATOR = r"DeploymentResponseGenerator\._to_object_ref_gen\(\)"
 LOADERS = Loaders(FakeSpeechModel, partial(FakeRecognizer, Path("gate")), FakeAligner, None)

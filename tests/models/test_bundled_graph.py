@@ -31,9 +31,9 @@ from benchmarks.plain_whisperx import PlainWhisperx
 from serve_app import bundled
 from serve_app.app import build
 from serve_app.deployments.calls.audio_ref import AudioSlice
+from serve_app.models import names as models
 from serve_app.request.calls import DiarizeCall
 from serve_app.settings import AsrSettings, IntakeSettings, Settings
-from serve_app.stages import model_names as models
 from serve_app.transcript import SAMPLE_RATE_HZ, Samples
 
 URL = f"http://127.0.0.1:{HTTP_PORT}/bundled"

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from serve_app.errors import ModelUnavailable
+from serve_app.models import names as model_names
+from serve_app.models.loaders import loaders
 from serve_app.settings import DiarizationSettings, Settings
-from serve_app.stages import model_names
 from serve_app.stages.diarization.diarizer import LOADERS, rename_speakers
 from serve_app.stages.diarization.embeddings import match_voices
 from serve_app.stages.diarization.pipeline import PYANNOTE, load_pipeline
-from serve_app.stages.load import loaders
 from serve_app.transcript import Diarization, Turn
 
 PYPROJECT = Path(__file__).parents[3] / "pyproject.toml"

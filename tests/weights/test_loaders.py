@@ -12,8 +12,8 @@ import torch
 from fakes import FakeAligner, FakeDiarizer, FakeRecognizer, FakeSpeechModel
 
 from serve_app.app import graph
+from serve_app.models.loaders import Loaders, limit_gpu_memory
 from serve_app.settings import Settings
-from serve_app.stages.load import Loaders, limit_gpu_memory
 
 LOADERS = Loaders(FakeSpeechModel, partial(FakeRecognizer, Path("gate")), FakeAligner, FakeDiarizer)
 
@@ -43,7 +43,7 @@ REPLICA = """
 import os, threading
 import numpy
 os.sched_getaffinity = lambda _: set(range(2))
-from serve_app.stages.load import prepare_process, threads_on
+from serve_app.models.loaders import prepare_process, threads_on
 prepare_process(threads_on("cpu", None), keep_memory={keep_memory})
 import torch
 threads = []

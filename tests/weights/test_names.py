@@ -8,8 +8,8 @@ from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 from requests import Response
 
 from serve_app.errors import ModelUnavailable
+from serve_app.models import names as models
 from serve_app.settings import AlignmentSettings, DiarizationSettings, Settings
-from serve_app.stages import model_names as models
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from typing import Any
 
 from huggingface_hub import get_token
 
+from serve_app.models.names import Models
 from serve_app.settings import MAX_DEFAULT_THREADS, Settings
-from serve_app.stages.model_names import Models
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's numbers for mallopt
 
@@ -74,16 +74,11 @@ def prepare_process(threads: int, *, keep_memory: bool) -> None:
 
 
 def limit_gpu_memory(gpu_share: float, device: str) -> None:
-    """Bounds torch's memory in this process to its share of the GPU; does nothing on "cpu".
-
-    Ray books shares of a GPU and enforces none. A stage that outgrows its share then runs out of memory
-    itself, which it survives, and takes nothing from the others. CUDA's own context, some 0.4 GB a process,
-    and CTranslate2 are not bounded by this.
-    """
+    """Bounds torch's memory in this process to its share of a GPU; does nothing on "cpu"."""
     if device == "cuda":
-        import torch
+        from serve_app.stages import torch_support
 
-        torch.cuda.set_per_process_memory_fraction(gpu_share)
+        torch_support.limit_gpu_memory(gpu_share)
 
 
 def _load_detector(settings: Settings, window_s: float, device: str) -> Any:
