@@ -40,7 +40,7 @@ def build(settings: Settings) -> Application:
 
 
 def graph(settings: Settings, load: Loaders, device: str) -> Application:
-    """The six deployments and how they are composed.
+    """The deployments, six at most, and how they are composed.
 
     Raises UnknownRay for a version of Ray that lacks something that the service needs.
     """
@@ -65,11 +65,15 @@ def graph(settings: Settings, load: Loaders, device: str) -> Application:
         Fallback(asr),
         _call_timeout(settings, device),
     )
-    aligner = deployments.Aligner.options(ray_actor_options=on(device, settings.alignment.gpu_share)).bind(
-        load.aligner,
-        deployments.AlignerConfig(**ALIGN_BATCH["cuda" if max_padded_s(settings, device) else "cpu"]),
-        _call_timeout(settings, device),
-    )
+    aligner = None
+    if load.aligner:
+        aligner = deployments.Aligner.options(
+            ray_actor_options=on(device, settings.alignment.gpu_share)
+        ).bind(
+            load.aligner,
+            deployments.AlignerConfig(**ALIGN_BATCH["cuda" if max_padded_s(settings, device) else "cpu"]),
+            _call_timeout(settings, device),
+        )
     diarizer = None
     if load.diarizer:  # its calls need more memory the longer a file is, which is not to be kept
         diarizer = deployments.Diarizer.options(
@@ -78,7 +82,7 @@ def graph(settings: Settings, load: Loaders, device: str) -> Application:
     application: Application = deployments.Ingress.options(
         **surge,
         graceful_shutdown_timeout_s=settings.request_timeout_s,  # its requests end first
-    ).bind(settings, loader, detector, transcriber, aligner, diarizer)
+    ).bind(settings, loader, detector, transcriber, aligner, diarizer, load.aligner_languages)
     return application
 
 

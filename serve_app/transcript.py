@@ -5,7 +5,7 @@ All times are seconds from the start of the file.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -105,6 +105,16 @@ class AsrRequest:
     features: npt.NDArray[np.float32]  # log-mel, (n_mels, 3000)
     language: str | None = None
     decoding: Decoding = Decoding()
+    times_until_s: float = 0.0  # the window's length where the times of its tokens are wanted, else 0
+
+
+class Token(NamedTuple):
+    """When one token of a window's text is spoken, in seconds from the window's start."""
+
+    start_s: float
+    end_s: float
+    score: float  # its probability
+    text_end: int  # characters of the text that are complete after it
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +131,8 @@ class WindowText:
     attempts: int = 1  # how often the window was decoded, each time at a higher temperature
     was_silence: bool = False  # unlikely text over what sounds like silence was left out
     prompt_tokens_cut: int = 0  # from the start of `initial_prompt`
+    tokens: tuple[Token, ...] = ()  # where their times were wanted
+    sentences: tuple["Segment", ...] = ()  # with their words, where times were wanted
 
 
 @dataclass(frozen=True, slots=True)

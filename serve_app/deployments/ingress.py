@@ -3,7 +3,7 @@
 import asyncio
 import io
 import math
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection
 from contextvars import Context
 from functools import partial
 from time import monotonic
@@ -22,6 +22,7 @@ from serve_app.errors import AudioTooCostly, AudioTooLong, DeadlineExceeded, Inv
 from serve_app.http.app import create_app
 from serve_app.http.auth import charge
 from serve_app.http.responses import answer, progress_response
+from serve_app.languages import LANGUAGES
 from serve_app.options import Options, parse_options
 from serve_app.request.admission import Admission, WindowGate
 from serve_app.request.pipeline import Stages, transcribe
@@ -45,15 +46,16 @@ class Ingress:
         loader: DeploymentHandle[Any],
         detector: DeploymentHandle[Any],
         transcriber: DeploymentHandle[Any],
-        aligner: DeploymentHandle[Any],
+        aligner: DeploymentHandle[Any] | None,
         diarizer: DeploymentHandle[Any] | None,
+        aligner_languages: Collection[str] = frozenset(LANGUAGES),
     ) -> None:
         log_errors_in_one_line()
         self._settings = settings
         self._retries = Retries()
-        self._handles = {"loader": loader, "speech": detector, "asr": transcriber, "alignment": aligner}
-        if diarizer:
-            self._handles["diarization"] = diarizer
+        self._handles = {"loader": loader, "speech": detector, "asr": transcriber}
+        self._handles |= {"alignment": aligner} if aligner else {}
+        self._handles |= {"diarization": diarizer} if diarizer else {}
         self._admission = Admission(settings.requests_in_flight, settings.intake.audio_in_flight_s)
         calls = StageCalls(
             loader,
@@ -69,10 +71,12 @@ class Ingress:
             load=calls.load,
             detect=calls.detect,
             transcribe=calls.transcribe,
-            align=calls.align,
+            align=calls.align if aligner else None,
             diarize=calls.diarize if diarizer else None,
             model=settings.model,
             window_gate=WindowGate(settings.windows_in_flight),
+            aligner_languages=aligner_languages,
+            attention=settings.alignment.method in ("auto", "attention"),
         )
         self._readiness: asyncio.Task[dict[str, bool]] | None = None
         self._asked_at_s = 0.0

@@ -1,5 +1,6 @@
 """The deployment that recognises: windows to text."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Protocol
@@ -13,7 +14,7 @@ from serve_app.deployments.watchdog import CallTimeout
 from serve_app.errors import TranscriptionError
 from serve_app.request.calls import TranscribeCall
 from serve_app.stages.asr.fallback import Fallback
-from serve_app.transcript import AsrRequest, Samples, WindowText
+from serve_app.transcript import AsrRequest, Samples, Segment, Window, WindowText
 
 PADDED_S = 30.0  # Whisper sees every window padded to this
 
@@ -24,6 +25,9 @@ class Recognizer(Protocol):
     def features(self, samples: Samples) -> npt.NDArray[np.float32]: ...
     def batch_key(self, request: AsrRequest) -> Any: ...
     def transcribe(self, requests: list[AsrRequest]) -> list[WindowText | TranscriptionError]: ...
+    def sentences(
+        self, text: WindowText, window: Window, features: npt.NDArray[np.float32]
+    ) -> tuple[Segment, ...]: ...
 
 
 @serve.deployment(**OPTIONS)
@@ -53,9 +57,11 @@ class Transcriber(ModelReplica):
         """Recognises one window; a text that is not believable is decoded again at higher temperatures."""
         samples = await call.audio.cut(call.window)
         features = await self._features.submit(samples, call.request_id, is_first=call.is_first)
+        times_until_s = call.window.end_s - call.window.start_s if call.word_times else 0.0
         language, attempts = call.language, list[WindowText]()
         for temperature in self._fallback.schedule(call.decoding):
-            request = AsrRequest(features, language, replace(call.decoding, temperature=temperature))
+            decoding = replace(call.decoding, temperature=temperature)
+            request = AsrRequest(features, language, decoding, times_until_s)
             text: WindowText = await self._windows.submit(
                 request, call.request_id, is_first=call.is_first, runs_alone=call.runs_alone
             )
@@ -63,4 +69,8 @@ class Transcriber(ModelReplica):
             if self._fallback.is_believable(text):
                 break
             language = text.language
-        return self._fallback.best_attempt(attempts)
+        best = self._fallback.best_attempt(attempts)
+        if not (best.text.strip() and best.tokens):
+            return best
+        found = await asyncio.to_thread(self._model.sentences, best, call.window, features)
+        return replace(best, tokens=(), sentences=found)

@@ -13,6 +13,7 @@ from typing import Any
 
 from huggingface_hub import get_token
 
+from serve_app.languages import LANGUAGES
 from serve_app.models.names import Models
 from serve_app.settings import MAX_DEFAULT_THREADS, Settings
 
@@ -27,17 +28,20 @@ class Loaders:
 
     detector: Callable[[], Any]
     recognizer: Callable[[], Any]
-    aligner: Callable[[], Any]
+    aligner: Callable[[], Any] | None
     diarizer: Callable[[], Any] | None
+    aligner_languages: frozenset[str] = frozenset(LANGUAGES)  # that the aligner has, or is to try
 
 
 def loaders(settings: Settings, names: Models, device: str) -> Loaders:
     """Loads the models with these names on this device."""
+    has_aligner = bool(names.aligners) or settings.alignment.method == "wav2vec2"
     return Loaders(
         detector=partial(_load_detector, settings, names.window_s, detector_device(settings, device)),
-        recognizer=partial(_load_recognizer, settings, names.asr, device),
-        aligner=partial(_load_aligner, settings, names.aligners, device),
+        recognizer=partial(_load_recognizer, settings, names, device),
+        aligner=partial(_load_aligner, settings, names.aligners, device) if has_aligner else None,
         diarizer=partial(_load_diarizer, settings, names.diarization, device) if names.diarization else None,
+        aligner_languages=frozenset(LANGUAGES if settings.alignment.method == "wav2vec2" else names.aligners),
     )
 
 
@@ -93,12 +97,18 @@ def _load_detector(settings: Settings, window_s: float, device: str) -> Any:
     return detector.load_pyannote_detector(speech, window_s, device)
 
 
-def _load_recognizer(settings: Settings, model: str, device: str) -> Any:
+def _load_recognizer(settings: Settings, names: Models, device: str) -> Any:
     threads = threads_on(device, settings.asr.threads)
     prepare_process(threads, keep_memory=device == "cpu")
     from serve_app.stages.asr.recognizer import load_recognizer
 
-    return load_recognizer(model, device=device, threads=threads, settings=settings.asr)
+    return load_recognizer(
+        names.asr,
+        device=device,
+        threads=threads,
+        settings=settings.asr,
+        attention_shift_s=names.attention_shift_s,
+    )
 
 
 def _load_aligner(settings: Settings, models: dict[str, str], device: str) -> Any:

@@ -32,6 +32,7 @@ class Models:
     window_s: float
     aligners: dict[str, str]  # language -> model; other languages have whisperx's default
     diarization: str | None  # None: off
+    attention_shift_s: float = 0.0  # by how much the recogniser's attention is early
 
 
 def resolve(settings: Settings) -> Models:

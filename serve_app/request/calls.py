@@ -51,6 +51,7 @@ class TranscribeCall(StageCall):
     decoding: Decoding
     language: str | None = None
     is_first: bool = False  # the request's first window, or one that votes on the language: it goes first
+    word_times: bool = False  # the text is to have sentences with the times of their words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,12 +9,13 @@ import asyncio
 import math
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
 from serve_app.formats.table import FORMATS
+from serve_app.languages import LANGUAGES
 from serve_app.options import Options
 from serve_app.request.admission import WindowGate
 from serve_app.request.assign_speakers import assign_speakers, split_at_speaker_change
@@ -52,10 +53,12 @@ class Stages:
     load: Callable[[Source], AbstractAsyncContextManager[Audio]]
     detect: Callable[[DetectCall], Awaitable[Speech]]
     transcribe: Callable[[TranscribeCall], Awaitable[WindowText]]
-    align: Callable[[AlignCall], Awaitable[tuple[Segment, ...]]]
+    align: Callable[[AlignCall], Awaitable[tuple[Segment, ...]]] | None  # None: there is no Aligner
     diarize: Callable[[DiarizeCall], Awaitable[Diarization]] | None  # None: the server has no model
     model: str
     window_gate: WindowGate  # shared by all requests
+    aligner_languages: Collection[str] = frozenset(LANGUAGES)
+    attention: bool = False  # the recogniser gives word times where the Aligner does not
 
 
 async def transcribe(
@@ -173,10 +176,10 @@ class _Request:
         async with self.stages.window_gate.place(self.id):
             if text is None or text.language != language:
                 text = await self._transcribe(audio, window, language, is_first=is_first)
-            self.texts[number] = window, text
+            self.texts[number] = window, replace(text, sentences=())
             segments = await self._align(audio, window, text, is_first=is_first)
         self.done[number] = tuple(
-            replace(segment, text=said, window=window, source_text=text)
+            replace(segment, text=said, window=window, source_text=self.texts[number][1])
             for segment in segments
             if (said := segment.text.strip())
         )
@@ -192,6 +195,7 @@ class _Request:
             decoding=self.options.decoding(),
             language=language,
             is_first=is_first,
+            word_times=self.stages.attention and self.options.task == "transcribe",
         )
         with self.timings.stage("asr"):
             return await self.stages.transcribe(call)
@@ -202,16 +206,21 @@ class _Request:
         if not text.text.strip():
             return ()
         start_s, end_s = round(window.start_s, 3), round(window.end_s, 3)
-        whole = Segment(start_s, end_s, text.text, avg_logprob=text.avg_logprob)
-        if self.options.task == "translate":
-            return (whole,)  # the English words were never spoken, so there is nothing to align them to
+        # Translated English words were never spoken, so there is nothing to align them to.
+        segments = text.sentences or (Segment(start_s, end_s, text.text, avg_logprob=text.avg_logprob),)
+        is_aligned = self.options.task == "transcribe" and text.language in self.stages.aligner_languages
+        if self.stages.align is None or not is_aligned:
+            return segments
         call = AlignCall(audio=audio, request_id=self.id, window=window, text=text, is_first=is_first)
         try:
             with self.timings.stage("alignment"):
                 return await self.stages.align(call)
         except Exception as error:  # noqa: BLE001  (whatever went wrong, the text is not lost)
-            self.warn(degraded("alignment", error, "Segments have window times and no words."))
-            return (whole,)
+            instead = "Segments have window times and no words."
+            if text.sentences:
+                instead = "Word times are those of Whisper's attention."
+            self.warn(degraded("alignment", error, instead))
+            return segments
 
     def _report(self) -> None:
         """Reports what is final: the segments of all windows before the first one still being worked on."""

@@ -177,7 +177,7 @@ class StageCalls:
         loader: DeploymentHandle[Any],
         detector: DeploymentHandle[Any],
         transcriber: DeploymentHandle[Any],
-        aligner: DeploymentHandle[Any],
+        aligner: DeploymentHandle[Any] | None,
         diarizer: DeploymentHandle[Any] | None,
         *,
         admission: Admission,
@@ -187,7 +187,9 @@ class StageCalls:
         self._load = loader.options(stream=True).load
         self._speech: Stage[Speech] = Stage("speech", detector.detect, retries)
         self._asr: Stage[WindowText] = Stage("asr", transcriber.transcribe, retries)
-        self._alignment: Stage[tuple[Segment, ...]] = Stage("alignment", aligner.align, retries)
+        self._alignment: Stage[tuple[Segment, ...]] | None = (
+            Stage("alignment", aligner.align, retries) if aligner else None
+        )
         self._diarization: Stage[Diarization] | None = (
             Stage("diarization", diarizer.diarize, retries) if diarizer else None
         )
@@ -235,6 +237,7 @@ class StageCalls:
 
     async def align(self, call: AlignCall) -> tuple[Segment, ...]:
         """Finds the times of the words in one window."""
+        assert self._alignment is not None
         return await self._alignment.call(call, call.window.start_s, call.window.end_s)
 
     async def diarize(self, call: DiarizeCall) -> Diarization:

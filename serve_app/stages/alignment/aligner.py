@@ -1,26 +1,24 @@
 """Texts of windows to sentences with word times, by each language's wav2vec2 model.
 
-`forced` has the arithmetic and `acoustic` the network; here are the models' names, their languages and the
-sentence splitter. Importing this module takes some 20 s and 0.9 GB. Nothing but alignment models is ever
-downloaded.
+`forced` has the arithmetic and `acoustic` the network; here are the models' names and their languages.
+Importing this module takes some 20 s and 0.9 GB. Nothing but alignment models is ever downloaded.
 """
 
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
-from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer, PunktTokenizer
 from whisperx import alignment
-from whisperx.utils import PUNKT_LANGUAGES
 
 from serve_app.errors import ModelUnavailable, TranscriptionError
 from serve_app.settings import AlignmentSettings, ComputeType
 from serve_app.stages.alignment.acoustic import AcousticModel
 from serve_app.stages.alignment.forced import assemble, blank_token, letter_times, spell
+from serve_app.stages.alignment.sentences import SplitSentences, sentence_splitter
 from serve_app.transcript import AlignRequest, Segment, Window
 
 logger = logging.getLogger("ray.serve")
@@ -29,29 +27,7 @@ logger = logging.getLogger("ray.serve")
 # found no room in GPU memory is tried again sooner, because its windows are retried for only some seconds.
 _RETRY_AFTER_S = {"alignment_unavailable": 60.0, "alignment_out_of_memory": 1.0}
 
-# Without the last dot, as punkt keeps them: English, German, French, Spanish and Portuguese, Italian.
-_ABBREVIATIONS = """
-adm approx apt assn ave bldg blvd capt cf cmdr co col corp dept dr e.g esp et al etc fig gen gov hon i.e inc
-jr lt ltd maj messrs mr mrs ms mt nos p.m a.m ph.d prof pvt rep rev sen sgt sr st u.k u.s vol vs
-bzw d.h dipl geb ggf hr inkl nr str u.a usw vgl z.b mlle mme p.ex dra p.ej sra srta dott ecc sig
-"""
-
 Aligned = list[tuple[Segment, ...] | TranscriptionError]  # what becomes of each window, in order
-
-
-def load_sentence_splitter(language: str) -> Callable[[str], Sequence[tuple[int, int]]]:
-    """NLTK's punkt, as a function from a text to the (first, end) positions of its sentences.
-
-    Uses the language's trained data if they are installed (English for languages without any, like
-    whisperx), else a list of abbreviations. Never downloads them, unlike whisperx.
-    """
-    try:
-        tokenizer = PunktTokenizer(PUNKT_LANGUAGES.get(language, "english"))
-    except LookupError:
-        parameters = PunktParameters()
-        parameters.abbrev_types = set(_ABBREVIATIONS.split())
-        tokenizer = PunktSentenceTokenizer(parameters)
-    return lambda text: list(tokenizer.span_tokenize(text))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +36,7 @@ class LanguageModel:
 
     acoustic: AcousticModel
     dictionary: Mapping[str, int]  # lower-case character -> token
-    split_sentences: Callable[[str], Sequence[tuple[int, int]]]
+    split_sentences: SplitSentences
 
 
 def _unavailable(message: str, code: str = "alignment_unavailable") -> ModelUnavailable:
@@ -88,7 +64,7 @@ def load_language_model(
         )
     is_torchaudio = metadata["type"] == "torchaudio"
     acoustic = AcousticModel(model, is_torchaudio, device, max_padded_s, compute_type)
-    return LanguageModel(acoustic, metadata["dictionary"], load_sentence_splitter(language))
+    return LanguageModel(acoustic, metadata["dictionary"], sentence_splitter(language))
 
 
 def align_language(model: LanguageModel, requests: Sequence[AlignRequest]) -> Aligned:

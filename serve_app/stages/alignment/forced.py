@@ -15,11 +15,14 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import regex
 
-from serve_app.languages import LANGUAGES_WITHOUT_SPACES
+from serve_app.languages import LANGUAGES_WITHOUT_SPACES, NO_SPACE_BETWEEN_WORDS
 from serve_app.transcript import Segment, Window, Word
 
 Emission = npt.NDArray[np.float32]  # (frames, tokens)
+
+_CHARACTER = regex.compile(r"\X", regex.DOTALL)
 
 
 class LetterTime(NamedTuple):
@@ -133,9 +136,12 @@ def fill_nearest(values: Sequence[float | None]) -> list[float | None]:
 
 
 def word_ranges(text: str, language: str) -> list[tuple[int, int]]:
-    """The (first, end) positions of every word with its leading space; together they cover the text."""
-    if language in LANGUAGES_WITHOUT_SPACES:
-        return [(i, i + 1) for i in range(len(text))]
+    """The (first, end) positions of every word with its leading space; together they cover the text.
+
+    Where no spaces are written every character is a word, with the marks that belong to it.
+    """
+    if language in NO_SPACE_BETWEEN_WORDS:
+        return [found.span() for found in _CHARACTER.finditer(text)]
     ends = [i + 1 for i in range(len(text)) if i + 1 == len(text) or text[i + 1] == " "]
     return list(zip([0, *ends], ends, strict=False))
 

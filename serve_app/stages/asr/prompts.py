@@ -32,6 +32,10 @@ class Prompts:
         )
         return prompt
 
+    def start(self, language: str, decoding: Decoding) -> list[int]:
+        """The tokens from the start token to the task."""
+        return list(self._tokenizer(language, decoding.task).sot_sequence)
+
     def start_index(self, decoding: Decoding) -> int:
         """Where the start token stands in the prompt; raises InvalidRequest as `context` does."""
         return self.prompt("en", decoding).index(self._plain.sot)

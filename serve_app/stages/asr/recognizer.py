@@ -6,6 +6,7 @@ a request on itself and costs 20 s and 0.9 GB (torch) to import.
 """
 
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ctranslate2
@@ -17,8 +18,9 @@ from faster_whisper.transcribe import get_compression_ratio, get_ctranslate2_sto
 
 from serve_app.errors import InvalidRequest, ModelUnavailable, TranscriptionError
 from serve_app.settings import AsrSettings
+from serve_app.stages.alignment import attention
 from serve_app.stages.asr.prompts import Prompts
-from serve_app.transcript import SAMPLE_RATE_HZ, AsrRequest, Samples, WindowText
+from serve_app.transcript import SAMPLE_RATE_HZ, AsrRequest, Samples, Segment, Token, Window, WindowText
 
 ENCODER_SAMPLES = 30 * SAMPLE_RATE_HZ  # Whisper's encoder always sees 30 s
 BEST_OF = 5  # samples at a temperature above 0, of which the likeliest is taken
@@ -29,12 +31,16 @@ Features = npt.NDArray[np.float32]  # log-mel, (n_mels, 3000)
 class Recognizer:
     """A loaded Whisper. No call changes its weights or options, so requests cannot affect each other."""
 
-    def __init__(self, whisper: WhisperModel, name: str, settings: AsrSettings) -> None:
+    def __init__(
+        self, whisper: WhisperModel, name: str, settings: AsrSettings, attention_shift_s: float = 0.0
+    ) -> None:
+        """Takes over the model; `attention_shift_s` is by how much its attention is early."""
         self._whisper = whisper
         self._model: ctranslate2.models.Whisper = whisper.model
         self._tokenizer = whisper.hf_tokenizer
         self._name = name
         self._settings = settings
+        self._attention_shift_s = attention_shift_s
         # The weights say how many mel bands they want; preprocessor_config.json is often missing.
         self._extract = FeatureExtractor(feature_size=self._model.n_mels)
         self._end_token: int = self._tokenizer.token_to_id("<|endoftext|>")
@@ -80,6 +86,10 @@ class Recognizer:
         texts = iter(self._recognise(accepted) if accepted else ())
         return [refusal or next(texts) for refusal in refusals]
 
+    def sentences(self, text: WindowText, window: Window, features: Features) -> tuple[Segment, ...]:
+        """The sentences of a text whose tokens have times, with the times of their words."""
+        return attention.sentences(text, window, attention.loudness(features), self._attention_shift_s)
+
     def _refusal(self, request: AsrRequest) -> InvalidRequest | None:
         if request.decoding.task == "translate" and not self.multilingual:
             return InvalidRequest(
@@ -121,15 +131,35 @@ class Recognizer:
             return_scores=True,
             return_no_speech_prob=True,
         )
-        return [
+        found = [
             self._best_text(result, request, *language)
             for result, (request, language) in zip(results, heard, strict=True)
         ]
+        tokens = self._token_times(encoded, requests, found)
+        return [replace(text, tokens=times) for (text, _), times in zip(found, tokens, strict=True)]
+
+    def _token_times(
+        self, encoded: Any, requests: list[AsrRequest], found: list[tuple[WindowText, list[int]]]
+    ) -> list[tuple[Token, ...]]:
+        """The times of each text's tokens where they are wanted."""
+        if not any(request.times_until_s for request in requests):
+            return [()] * len(requests)
+        return attention.token_times(
+            self._model,
+            encoded,
+            [
+                self._prompts.start(text.language, request.decoding)
+                for request, (text, _) in zip(requests, found, strict=True)
+            ],
+            [ids if request.times_until_s else [] for request, (_, ids) in zip(requests, found, strict=True)],
+            [request.times_until_s for request in requests],
+            self._tokenizer.decode,
+        )
 
     def _best_text(
         self, result: Any, request: AsrRequest, language: str, language_probability: float | None
-    ) -> WindowText:
-        """The likeliest of an item's samples that is not repetitive, else the likeliest.
+    ) -> tuple[WindowText, list[int]]:
+        """The likeliest of an item's samples that is not repetitive, else the likeliest; and its tokens.
 
         faster-whisper takes the likeliest in any case, which is a loop if there is one among them: repeated
         words are always likely. Of a beam search there is only one.
@@ -138,7 +168,8 @@ class Recognizer:
         # faster-whisper and whisperx counts the end token, too.
         texts = []
         for ids, score in zip(result.sequences_ids, result.scores, strict=True):
-            said = self._tokenizer.decode([token for token in ids if token < self._end_token])
+            spoken = [token for token in ids if token < self._end_token]
+            said = self._tokenizer.decode(spoken)
             text = WindowText(
                 text=said,
                 language=language,
@@ -150,8 +181,8 @@ class Recognizer:
                 prompt_tokens_cut=self._prompts.context(request.decoding)[1],
             )
             if text.compression_ratio <= self._settings.compression_ratio_threshold:
-                return text
-            texts.append(text)
+                return text, spoken
+            texts.append((text, spoken))
         return texts[0]
 
     def _languages(
@@ -173,7 +204,9 @@ def choose_compute_type(compute_type: str, device: str) -> str:
     return auto if compute_type == "auto" else compute_type
 
 
-def load_recognizer(model: str, *, device: str, threads: int, settings: AsrSettings) -> Recognizer:
+def load_recognizer(
+    model: str, *, device: str, threads: int, settings: AsrSettings, attention_shift_s: float = 0.0
+) -> Recognizer:
     """Loads a CTranslate2 Whisper from a directory or, by faster-whisper name or repository, from the hub.
 
     Raises ModelUnavailable where that fails, whatever the reason.
@@ -189,4 +222,4 @@ def load_recognizer(model: str, *, device: str, threads: int, settings: AsrSetti
             "and `device` and `asr.compute_type` must be ones it has.",
             "model",
         ) from error
-    return Recognizer(whisper, model, settings)
+    return Recognizer(whisper, model, settings, attention_shift_s)
