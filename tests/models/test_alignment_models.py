@@ -24,9 +24,9 @@ from serve_app.settings import AlignmentSettings
 from serve_app.stages.alignment.aligner import (
     Aligner,
     LanguageModel,
-    load_sentence_splitter,
 )
 from serve_app.stages.alignment.forced import fill_nearest, letter_times, spell, word_ranges
+from serve_app.stages.alignment.sentences import sentence_splitter
 from serve_app.transcript import AlignRequest, Samples, Segment, Window, WindowText, Word
 
 pytestmark = [
@@ -64,8 +64,10 @@ def _punkt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         (data / name).touch()
     monkeypatch.setattr(nltk.data, "path", [str(tmp_path / "nltk_data")])
     nltk.data.clear_cache()
+    sentence_splitter.cache_clear()
     yield
     nltk.data.clear_cache()
+    sentence_splitter.cache_clear()
 
 
 @pytest.fixture
@@ -73,8 +75,10 @@ def _no_punkt(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No NLTK data on the machine."""
     monkeypatch.setattr(nltk.data, "path", [])
     nltk.data.clear_cache()
+    sentence_splitter.cache_clear()
     yield
     nltk.data.clear_cache()
+    sentence_splitter.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -271,30 +275,6 @@ def by_requests(aligner: Aligner, requests: list[AlignRequest]) -> list[Word]:
         assert isinstance(result, tuple)
         words += [word for segment in result for word in segment.words]
     return words
-
-
-@pytest.mark.usefixtures("_no_punkt")
-def test_sentences_split_without_punkt_data() -> None:
-    """Abbreviations and initials do not end a sentence, and nothing is downloaded for it."""
-    split = load_sentence_splitter("en")
-    text = " Dr. Smith met J. Bach at 5 p.m. on Main St. here. Is it true? Yes! He said so."
-    sentences = [text[begin:end] for begin, end in split(text)]
-    assert sentences == [
-        " Dr. Smith met J. Bach at 5 p.m. on Main St. here.",
-        "Is it true?",
-        "Yes!",
-        "He said so.",
-    ]
-    assert split("") == []
-
-
-@pytest.mark.usefixtures("_punkt")
-def test_installed_punkt_data_is_used(tmp_path: Path) -> None:
-    """Trained data on the machine decides, as in whisperx."""
-    assert load_sentence_splitter("en")("Dr. Smith came.") == [(0, 3), (4, 15)]  # the empty data know no Dr.
-    trained = tmp_path / "nltk_data" / "tokenizers" / "punkt_tab" / "english" / "abbrev_types.txt"
-    trained.write_text("dr\n")
-    assert load_sentence_splitter("en")("Dr. Smith came.") == [(0, 15)]
 
 
 @pytest.mark.usefixtures("_no_punkt")

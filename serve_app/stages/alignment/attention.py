@@ -6,7 +6,8 @@ The method is openai/whisper's (whisper/timing.py) and faster-whisper's. Differe
 languages share a batch, each model's constant error is taken off, and words begin and end in sound.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -16,7 +17,7 @@ import regex
 
 from serve_app.stages.alignment.forced import LetterTime, assemble, word_ranges
 from serve_app.stages.alignment.sentences import sentence_splitter
-from serve_app.transcript import Segment, Token, Window, WindowText
+from serve_app.transcript import Segment, Token, Window, WindowText, Word
 
 FRAME_S = 0.02  # of the encoder
 MEL_FRAMES_PER_S = 100
@@ -94,9 +95,11 @@ def _frames(path: Sequence[tuple[int, int]], n_tokens: int, n_frames: int) -> li
     return frames[::-1]
 
 
-def loudness(features: npt.NDArray[np.float32]) -> Loudness:
-    """(n_mels, 3000) log-mels to (3000,): their mean, smoothed over 50 ms."""
-    return np.convolve(features.mean(axis=0), np.full(5, 0.2), "same").astype(np.float32)
+def loudness(features: npt.NDArray[np.float32], length_s: float) -> Loudness:
+    """The loudness of each 10 ms of a window, from its log-mels (n_mels, 3000): their mean over 50 ms."""
+    n_frames = max(1, min(MAX_MEL_FRAMES, round(length_s * MEL_FRAMES_PER_S)))
+    mean = features[:, :n_frames].mean(axis=0)
+    return np.convolve(np.pad(mean, 2, "edge"), np.full(5, 0.2), "valid").astype(np.float32)
 
 
 def sentences(text: WindowText, window: Window, loud: Loudness, shift_s: float) -> tuple[Segment, ...]:
@@ -113,7 +116,15 @@ def sentences(text: WindowText, window: Window, loud: Loudness, shift_s: float) 
         for place, (start_s, end_s, score) in spans.items()
     }
     split = sentence_splitter(text.language)(text.text)
-    return assemble(text.text, text.language, times, split, text.avg_logprob)
+    found = assemble(text.text, text.language, times, split, text.avg_logprob)
+    return tuple(replace(segment, words=tuple(_timed(segment))) for segment in found)
+
+
+def _timed(segment: Segment) -> Iterator[Word]:
+    """The words; those of a sentence in which nothing is heard, as of a lone dash, have its times."""
+    for word in segment.words:
+        is_timed = word.start_s is not None
+        yield word if is_timed else replace(word, start_s=segment.start_s, end_s=segment.end_s)
 
 
 Spans = dict[int, tuple[float, float, float]]  # place in the text -> start and end in the window, score

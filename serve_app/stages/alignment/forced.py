@@ -176,8 +176,9 @@ def assemble(
     ends: list[float | None] = []
     spoken: list[tuple[Word, ...]] = []
     ranges = word_ranges(text, language)
-    for begin, end in sentences:
-        stop = min(end + 1, len(text))  # whisperx counts the space after the sentence
+    next_begins = [begin for begin, _ in sentences[1:]] + [len(text)]
+    for (begin, end), next_begin in zip(sentences, next_begins, strict=False):
+        stop = min(end + 1, next_begin)  # whisperx counts the space after the sentence
         starts.append(min((times[i].start_s for i in range(begin, stop) if i in times), default=None))
         ends.append(
             max((times[i].end_s for i in range(begin, stop) if i in times and text[i] != " "), default=None)

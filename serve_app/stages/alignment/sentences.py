@@ -20,7 +20,7 @@ bzw d.h dipl geb ggf hr inkl nr str u.a usw vgl z.b mlle mme p.ex dra p.ej sra s
 """
 
 # Unicode's sentence terminals (UAX 29) but those that punkt splits at, with closing quotes and brackets.
-_OTHER_ENDS = regex.compile(r"(?V1)[\p{SB=ST}--[!?]]+\p{SB=CL}*\s*")
+_OTHER_ENDS = regex.compile(r"""(?V1)[\p{SB=ST}--[!?]]+[\p{Pe}\p{Pf}"']*\s*""")
 
 
 @lru_cache(128)  # one for each language

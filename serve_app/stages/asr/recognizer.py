@@ -88,7 +88,8 @@ class Recognizer:
 
     def sentences(self, text: WindowText, window: Window, features: Features) -> tuple[Segment, ...]:
         """The sentences of a text whose tokens have times, with the times of their words."""
-        return attention.sentences(text, window, attention.loudness(features), self._attention_shift_s)
+        loud = attention.loudness(features, window.end_s - window.start_s)
+        return attention.sentences(text, window, loud, self._attention_shift_s)
 
     def _refusal(self, request: AsrRequest) -> InvalidRequest | None:
         if request.decoding.task == "translate" and not self.multilingual:

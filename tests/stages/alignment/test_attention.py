@@ -1,0 +1,138 @@
+"""Token times to words and sentences: property tests on made-up windows, no model."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serve_app.stages.alignment.attention import characters_complete, loudness, sentences, token_times
+from serve_app.transcript import Segment, Token, Window, WindowText, Word
+
+LOUD = np.ones(1000, np.float32)  # ten seconds
+
+
+def text_of(text: str, tokens: Sequence[Token], language: str = "en") -> WindowText:
+    return WindowText(text, language, None, -0.3, 0.0, 1.0, tokens=tuple(tokens))
+
+
+def words_of(segments: Sequence[Segment]) -> list[Word]:
+    return [word for segment in segments for word in segment.words]
+
+
+def token_for_each_character(text: str, *, step_s: float = 0.1) -> list[Token]:
+    return [Token(n * step_s, (n + 1) * step_s, 0.9, n + 1) for n in range(len(text))]
+
+
+@given(
+    text=st.text(st.sampled_from("ab 1.,?!é中。กั\n"), min_size=1, max_size=40),
+    language=st.sampled_from(["en", "zh", "th", "ar"]),
+    seed=st.integers(0, 99),
+)
+def test_every_word_has_a_time_within_its_window(text: str, language: str, seed: int) -> None:
+    """Whatever the text, nothing of it is lost, and all times lie inside the window, ends after starts."""
+    loud = np.random.default_rng(seed).random(400).astype(np.float32)
+    window = Window(100.0, 104.0)
+    found = sentences(text_of(text, token_for_each_character(text), language), window, loud, 0.04)
+    words = words_of(found)
+    if any(character.isalnum() for character in text):
+        said = "".join("".join(word.text for word in words).split())
+        assert said == "".join(text.split())
+    for word in words:
+        assert word.start_s is not None
+        assert word.end_s is not None
+        assert 100.0 <= word.start_s <= word.end_s <= 104.0
+
+
+def test_a_word_begins_and_ends_in_sound() -> None:
+    """Attention reaches into the silence around a word; its time does not."""
+    loud = np.zeros(300, np.float32)
+    loud[100:150] = 1.0  # from 1.0 to 1.5 s
+    [segment] = sentences(text_of(" yes", [Token(0.2, 2.6, 0.8, 4)]), Window(10.0, 13.0), loud, 0.0)
+    assert segment.words == (Word("yes", 11.0, 11.5, 0.8),)
+
+
+def test_a_pause_belongs_to_no_word() -> None:
+    """Of a word with a long pause inside, the part after the pause is the word."""
+    loud = np.ones(300, np.float32)
+    loud[20:150] = 0.0
+    [segment] = sentences(text_of(" yes", [Token(0.0, 2.0, 0.8, 4)]), Window(0.0, 3.0), loud, 0.0)
+    assert (segment.words[0].start_s, segment.words[0].end_s) == (1.5, 2.0)
+
+
+def test_the_models_constant_error_is_taken_off() -> None:
+    """A model whose attention is early by 40 ms has its words 40 ms later."""
+    [segment] = sentences(
+        text_of(" a b", [Token(1.0, 2.0, 1, 2), Token(2.0, 3.0, 1, 4)]), Window(0, 9), LOUD, 0.04
+    )
+    assert [(word.text, word.start_s) for word in segment.words] == [("a", 1.04), ("b", 2.04)]
+
+
+def test_digits_and_scripts_without_spaces_have_times_of_their_own() -> None:
+    """Each written character is a word where no spaces are, and a full stop of the script ends a sentence."""
+    text = "你好。再见"
+    found = sentences(text_of(text, token_for_each_character(text), "zh"), Window(0.0, 10.0), LOUD, 0.0)
+    assert [segment.text for segment in found] == ["你好。", "再见"]
+    assert [word.start_s for word in words_of(found) if word.text != "。"] == [0.0, 0.1, 0.3, 0.4]
+    [segment] = sentences(
+        text_of(" in 1984", [Token(0, 1, 1, 3), Token(4, 6, 1, 8)]), Window(0, 9), LOUD, 0.0
+    )
+    assert (segment.words[1].text, segment.words[1].start_s, segment.words[1].end_s) == ("1984", 4.0, 6.0)
+
+
+def test_a_character_of_several_tokens_is_complete_after_the_last() -> None:
+    """Whisper's tokens are bytes; one that ends inside a character completes nothing."""
+    pieces = {1: b" ", 2: "中".encode()[:2], 3: "中".encode()[2:], 4: b"a"}
+
+    def decode(tokens: Sequence[int]) -> str:
+        return b"".join(pieces[token] for token in tokens).decode(errors="replace")
+
+    assert characters_complete([1, 2, 3, 4], decode) == [1, 1, 2, 3]
+
+
+class FakeWhisper:
+    """Answers `align` with the frames that are in the tokens, and notes what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[list[int], int]] = []
+
+    def align(
+        self, encoded: object, start: list[int], texts: list[list[int]], mels: list[int]
+    ) -> list[object]:
+        self.asked.append((start, len(texts)))
+        return [_Path([(n, token) for n, token in enumerate(text)]) for text in texts]
+
+
+class _Path:
+    def __init__(self, alignments: list[tuple[int, int]]) -> None:
+        self.alignments = alignments
+        self.text_token_probs = [0.5] * len(alignments)
+
+
+def test_languages_mix_in_a_batch_and_texts_that_are_too_long_go_without_times() -> None:
+    """There is one call for each language; each window gets its own times."""
+    whisper, encoded = FakeWhisper(), np.zeros((3, 4, 2), np.float32)
+
+    class Encoded:
+        device = "cpu"
+        __array_interface__ = encoded.__array_interface__
+
+    found = token_times(
+        whisper,
+        Encoded(),
+        [[1, 2], [1, 3], [1, 2]],
+        [[10, 20], [0], [5] * 441],
+        [1.0] * 3,
+        lambda ids: "x" * len(ids),
+    )
+    assert whisper.asked == [([1, 2], 1), ([1, 3], 1)]
+    assert [token.start_s for token in found[0]] == [0.2, 0.4]
+    assert found[0][-1].end_s == 1.0
+    assert found[2] == ()
+
+
+def test_loudness_ends_with_the_window() -> None:
+    """The padding behind a window is not taken for its silence."""
+    features = np.zeros((80, 3000), np.float32)
+    features[:, :100] = 1.0
+    assert loudness(features, 1.0).tolist() == [1.0] * 100
