@@ -17,8 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serve_app.request.admission import WindowGate
-from serve_app.request.calls import AlignCall, DetectCall, DiarizeCall, TranscribeCall
-from serve_app.request.pipeline import Stages
+from serve_app.request.calls import AlignCall, DetectCall, DiarizeCall, Stages, TranscribeCall
 from serve_app.transcript import (
     SAMPLE_RATE_HZ,
     AlignRequest,

@@ -25,7 +25,8 @@ from serve_app.http.responses import answer, progress_response
 from serve_app.languages import LANGUAGES
 from serve_app.options import Options, parse_options
 from serve_app.request.admission import Admission, WindowGate
-from serve_app.request.pipeline import Stages, transcribe
+from serve_app.request.calls import Stages
+from serve_app.request.pipeline import transcribe
 from serve_app.request.progress import Report, followed, ignore_progress
 from serve_app.settings import Settings
 from serve_app.transcript import Progress, Source, Transcript

@@ -1,17 +1,23 @@
-"""What a call to a stage says, one frozen object each.
+"""The stages as a request calls them, and what each call says: one frozen object each.
 
 `audio` is what the caller's `load` gave. On its way to a replica it becomes the references to the parts of
 the file that the call is about (`deployments.calls`).
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from serve_app.languages import LANGUAGES
+from serve_app.request.admission import WindowGate
 from serve_app.transcript import (
     AudioInfo,
     Decoding,
+    Diarization,
     KnownSpeaker,
+    Segment,
+    Source,
     SpeakerBounds,
     Speech,
     Window,
@@ -69,3 +75,18 @@ class DiarizeCall(StageCall):
 
     bounds: SpeakerBounds = field(default_factory=SpeakerBounds)
     known: tuple[KnownSpeaker, ...] = ()
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The stages of the graph. Each may be called at any time by any request."""
+
+    load: Callable[[Source], AbstractAsyncContextManager[Audio]]
+    detect: Callable[[DetectCall], Awaitable[Speech]]
+    transcribe: Callable[[TranscribeCall], Awaitable[WindowText]]
+    align: Callable[[AlignCall], Awaitable[tuple[Segment, ...]]] | None  # None: there is no Aligner
+    diarize: Callable[[DiarizeCall], Awaitable[Diarization]] | None  # None: the server has no model
+    model: str
+    window_gate: WindowGate  # shared by all requests
+    aligner_languages: Collection[str] = frozenset(LANGUAGES)
+    attention: bool = False  # the recogniser gives word times where the Aligner does not

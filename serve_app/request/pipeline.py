@@ -9,17 +9,13 @@ import asyncio
 import math
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Collection
-from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from serve_app.formats.table import FORMATS
-from serve_app.languages import LANGUAGES
 from serve_app.options import Options
-from serve_app.request.admission import WindowGate
 from serve_app.request.assign_speakers import assign_speakers, split_at_speaker_change
-from serve_app.request.calls import AlignCall, Audio, DetectCall, DiarizeCall, TranscribeCall
+from serve_app.request.calls import AlignCall, Audio, DetectCall, DiarizeCall, Stages, TranscribeCall
 from serve_app.request.known_speakers import check_clips, known_speakers, not_heard
 from serve_app.request.language_vote import LanguageVote
 from serve_app.request.progress import Report, Timings, ignore_progress
@@ -45,20 +41,8 @@ from serve_app.transcript import (
     WindowText,
 )
 
-
-@dataclass(frozen=True)
-class Stages:
-    """The stages of the graph. Each may be called at any time by any request."""
-
-    load: Callable[[Source], AbstractAsyncContextManager[Audio]]
-    detect: Callable[[DetectCall], Awaitable[Speech]]
-    transcribe: Callable[[TranscribeCall], Awaitable[WindowText]]
-    align: Callable[[AlignCall], Awaitable[tuple[Segment, ...]]] | None  # None: there is no Aligner
-    diarize: Callable[[DiarizeCall], Awaitable[Diarization]] | None  # None: the server has no model
-    model: str
-    window_gate: WindowGate  # shared by all requests
-    aligner_languages: Collection[str] = frozenset(LANGUAGES)
-    attention: bool = False  # the recogniser gives word times where the Aligner does not
+# Why a language may have no wav2vec2 model: nothing to warn about where attention gives the times.
+NO_ALIGNER_YET = ("alignment_unavailable", "alignment_downloading")
 
 
 async def transcribe(
@@ -216,10 +200,10 @@ class _Request:
             with self.timings.stage("alignment"):
                 return await self.stages.align(call)
         except Exception as error:  # noqa: BLE001  (whatever went wrong, the text is not lost)
-            instead = "Segments have window times and no words."
-            if text.sentences:
-                instead = "Word times are those of Whisper's attention."
-            self.warn(degraded("alignment", error, instead))
+            if not text.sentences:
+                self.warn(degraded("alignment", error, "Segments have window times and no words."))
+            elif getattr(error, "code", None) not in NO_ALIGNER_YET:
+                self.warn(degraded("alignment", error, "Word times are those of Whisper's attention."))
             return segments
 
     def _report(self) -> None:

@@ -1,6 +1,7 @@
 """The aligner against whisperx.align itself, on the same weights: equal to the last digit, and offline."""
 
 import random
+import threading
 import wave
 from collections.abc import Iterator
 from dataclasses import replace
@@ -220,12 +221,13 @@ def test_gaps_are_filled_exactly_as_with_whisperx() -> None:
 
 @pytest.mark.usefixtures("_punkt")
 def test_wav2vec2_base_of_torchaudio_aligns_exactly_as_with_whisperx(
-    samples: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    samples: Samples, tmp_path: Path
 ) -> None:
-    """whisperx's English default at its true size, random weights, found where downloads are kept."""
+    """whisperx's English default at its true size, random weights, in a folder of its own."""
     save_torchaudio_base(tmp_path)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    compare_briefly(aligner_of({}), from_torchaudio=True, samples=samples)
+    compare_briefly(
+        aligner_of({"en": str(tmp_path / "hub" / "checkpoints")}), from_torchaudio=True, samples=samples
+    )
 
 
 @pytest.mark.usefixtures("_punkt")
@@ -300,9 +302,9 @@ def test_a_model_that_cannot_be_loaded_is_not_asked_for_at_every_window(
     attempts = []
     load = upstream.load_align_model
 
-    def counted(*arguments: Any) -> Any:
+    def counted(*arguments: Any, **place: Any) -> Any:
         attempts.append(arguments)
-        return load(*arguments)
+        return load(*arguments, **place)
 
     monkeypatch.setattr(upstream, "load_align_model", counted)
     aligner = aligner_of({"en": str(tmp_path / "none")})
@@ -314,16 +316,41 @@ def test_a_model_that_cannot_be_loaded_is_not_asked_for_at_every_window(
         assert len(attempts) == n_attempts
 
 
+def test_a_model_is_downloaded_beside_the_windows(samples: Samples, tmp_path: Path) -> None:
+    """No window waits for a download: it gets an error of its own at once, and later ones the model."""
+    save_torchaudio_base(tmp_path)
+    answers, asked = threading.Event(), []
+
+    def download() -> str:
+        asked.append(1)
+        answers.wait(60)
+        return str(tmp_path / "hub" / "checkpoints")
+
+    settings = AlignmentSettings(preload=())
+    aligner = Aligner({}, device="cpu", max_padded_s=0, settings=settings, downloads={"en": download})
+    request = AlignRequest.for_window(samples, Window(7.0, 9.0), heard("hello you", "en"))
+    for _ in range(2):
+        [error] = aligner.align([request])
+        assert isinstance(error, ModelUnavailable)
+        assert error.code == "alignment_downloading"
+    answers.set()
+    aligner._downloads._running["en"][0].result(60)
+    [segments] = aligner.align([request])
+    assert isinstance(segments, tuple)
+    assert len(segments[0].words) == 2
+    assert asked == [1]
+
+
 def test_a_model_without_room_on_the_gpu_is_out_of_memory_and_not_missing(
     samples: Samples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also when it is not tried again, so that callers go elsewhere instead of giving up."""
 
-    def full(*_: Any) -> Any:
+    def full(*_: Any, **__: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
 
     monkeypatch.setattr(upstream, "load_align_model", full)
-    aligner = aligner_of({})
+    aligner = aligner_of({"en": "full"})
     request = AlignRequest.for_window(samples, Window(7.0, 9.0), heard("hello you", "en"))
     for _ in range(2):
         [result] = aligner.align([request])

@@ -7,9 +7,12 @@ Importing this module takes some 20 s and 0.9 GB. Nothing but alignment models i
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from whisperx import alignment
@@ -26,6 +29,7 @@ logger = logging.getLogger("ray.serve")
 # Seconds until a model that failed to load is tried again: a failure without a network takes 20 s. One that
 # found no room in GPU memory is tried again sooner, because its windows are retried for only some seconds.
 _RETRY_AFTER_S = {"alignment_unavailable": 60.0, "alignment_out_of_memory": 1.0}
+DOWNLOAD_AGAIN_AFTER_S = 600.0
 
 Aligned = list[tuple[Segment, ...] | TranscriptionError]  # what becomes of each window, in order
 
@@ -46,9 +50,14 @@ def _unavailable(message: str, code: str = "alignment_unavailable") -> ModelUnav
 def load_language_model(
     language: str, name: str, device: str, max_padded_s: float, compute_type: ComputeType = "auto"
 ) -> LanguageModel:
-    """Loads a torchaudio bundle, a hub name or a directory; raises ModelUnavailable."""
+    """Loads a torchaudio bundle, a hub name or a directory; raises ModelUnavailable.
+
+    A directory that holds a .pth file has the weights of the language's default bundle.
+    """
+    is_bundle = any(Path(name).glob("*.pth"))
+    place = {"model_dir": name} if is_bundle else {"model_name": name}
     try:
-        model, metadata = alignment.load_align_model(language, device, name)
+        model, metadata = alignment.load_align_model(language, device, **place)
     except torch.OutOfMemoryError:
         model = None
     except (OSError, RuntimeError, ValueError) as error:
@@ -91,19 +100,57 @@ def align_language(model: LanguageModel, requests: Sequence[AlignRequest]) -> Al
     return results
 
 
+class Downloads:
+    """Downloads models of languages in threads of its own; a failure is remembered for a while."""
+
+    def __init__(self, downloads: Mapping[str, Callable[[], str]]) -> None:
+        self._fetch = downloads
+        self._threads = ThreadPoolExecutor(2, "download")
+        self._running: dict[str, tuple[Future[str], float]] = {}  # and when a failed one is tried again
+
+    def get(self, language: str) -> str:
+        """The model's directory; raises ModelUnavailable where it is not there yet or cannot be had."""
+        if language not in self._fetch:
+            raise _unavailable(
+                f"There is no alignment model for the language {language!r} on this machine; name a wav2vec2 "
+                "model for it under alignment.models, or set alignment.method: auto."
+            )
+        download, retry_at_s = self._running.get(language, (None, 0.0))
+        if download is None or (download.done() and download.exception() and time.monotonic() > retry_at_s):
+            download = self._threads.submit(self._fetch[language])
+            self._running[language] = download, time.monotonic() + DOWNLOAD_AGAIN_AFTER_S
+        if not download.done():
+            raise _unavailable(
+                f"The alignment model for {language!r} is being downloaded; send the file again later.",
+                "alignment_downloading",
+            )
+        if error := download.exception():
+            reason = error.message if isinstance(error, ModelUnavailable) else type(error).__name__
+            raise _unavailable(f"The alignment model for {language!r} could not be downloaded: {reason}")
+        return download.result()
+
+
 class Aligner:
     """Aligns windows of any language; the models of the last few languages stay in memory."""
 
     def __init__(
-        self, models: Mapping[str, str], *, device: str, max_padded_s: float, settings: AlignmentSettings
+        self,
+        models: Mapping[str, str],
+        *,
+        device: str,
+        max_padded_s: float,
+        settings: AlignmentSettings,
+        downloads: Mapping[str, Callable[[], str]] = MappingProxyType({}),
     ) -> None:
         """Takes `models` (language -> bundle, hub name or directory) over whisperx's defaults.
 
-        `max_padded_s` is the most audio, padding included, in one pass; 0 = every window alone. The models
-        of `settings.preload` are loaded now; where one cannot be loaded, only its windows fail.
+        `downloads` has, for languages whose model is not on this machine, what fetches it and gives its
+        directory; that happens in a thread of its own, so that no other window waits. `max_padded_s` is the
+        most audio, padding included, in one pass; 0 = every window alone. The models of `settings.preload`
+        are loaded now; where one cannot be loaded, only its windows fail.
         """
-        defaults = alignment.DEFAULT_ALIGN_MODELS_TORCH | alignment.DEFAULT_ALIGN_MODELS_HF
-        self._names: Mapping[str, str] = {**defaults, **models}
+        self._names: dict[str, str] = dict(models)
+        self._downloads = Downloads(downloads)
         self._load = partial(
             load_language_model,
             device=device,
@@ -122,11 +169,7 @@ class Aligner:
     def load(self, language: str) -> LanguageModel:
         """The language's model, from memory or loaded now; raises ModelUnavailable."""
         if language not in self._loaded:
-            if language not in self._names:
-                raise _unavailable(
-                    f"There is no default alignment model for the language {language!r}; "
-                    f"name a wav2vec2 model for it under alignment.models, or go without word times."
-                )
+            name = self._names.get(language) or self._downloads.get(language)
             retry_at_s, message, code = self._failed.get(language, (0.0, "", ""))
             if time.monotonic() < retry_at_s:
                 # A new error: one that is raised twice keeps both callers' audio in its traceback.
@@ -134,7 +177,7 @@ class Aligner:
             while len(self._loaded) >= self._max_loaded:
                 self._loaded.popitem(last=False)  # before loading: there may be no room for both
             try:
-                self._loaded[language] = self._load(language, self._names[language])
+                self._loaded[language] = self._load(language, name)
             except ModelUnavailable as error:
                 retry_at_s = time.monotonic() + _RETRY_AFTER_S[error.code]
                 self._failed[language] = (retry_at_s, error.message, error.code)
