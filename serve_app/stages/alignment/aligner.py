@@ -52,9 +52,9 @@ def load_language_model(
 ) -> LanguageModel:
     """Loads a torchaudio bundle, a hub name or a directory; raises ModelUnavailable.
 
-    A directory that holds a .pth file has the weights of the language's default bundle.
+    A directory that holds a .pt or .pth file has the weights of the language's default bundle.
     """
-    is_bundle = any(Path(name).glob("*.pth"))
+    is_bundle = any(Path(name).glob("*.pt*"))
     place = {"model_dir": name} if is_bundle else {"model_name": name}
     try:
         model, metadata = alignment.load_align_model(language, device, **place)
