@@ -25,6 +25,7 @@ from rich.console import Console
 
 from serve_app.cli.config_file import IMPORT_PATH, CommandFailed
 from serve_app.errors import ModelUnavailable
+from serve_app.models import hub
 from serve_app.models import names as model_names
 from serve_app.proxy import AT_PROXY_START, PROXY_HOOK
 from serve_app.settings import Settings
@@ -72,6 +73,8 @@ def running(
     names = [application.name for application in schema.applications]
     _refuse_missing_models(schema)
     _refuse_taken_port(schema.http_options.host, schema.http_options.port)
+    if not hub.answers(hub.endpoint()):
+        note.print(f"Offline: {hub.endpoint()} does not answer, so only models on this machine are used.")
     note.print("Starting Ray and the graph.")
     for variable, value in ENVIRONMENT.items():
         os.environ.setdefault(variable, value)

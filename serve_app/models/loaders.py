@@ -14,6 +14,8 @@ from typing import Any
 from huggingface_hub import get_token
 
 from serve_app.models.names import Models
+from serve_app.models.prefetch import directory_of
+from serve_app.models.store import open_store
 from serve_app.settings import MAX_DEFAULT_THREADS, Settings
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's numbers for mallopt
@@ -98,7 +100,8 @@ def _load_recognizer(settings: Settings, model: str, device: str) -> Any:
     prepare_process(threads, keep_memory=device == "cpu")
     from serve_app.stages.asr.recognizer import load_recognizer
 
-    return load_recognizer(model, device=device, threads=threads, settings=settings.asr)
+    directory = directory_of(model, settings.models_dir)
+    return load_recognizer(directory, device=device, threads=threads, settings=settings.asr)
 
 
 def _load_aligner(settings: Settings, models: dict[str, str], device: str) -> Any:
@@ -107,7 +110,16 @@ def _load_aligner(settings: Settings, models: dict[str, str], device: str) -> An
     from serve_app.stages.alignment.aligner import Aligner
 
     limit_gpu_memory(alignment.gpu_share, device)
+    models = {language: _alignment_model(model, settings) for language, model in models.items()}
     return Aligner(models, device=device, max_padded_s=max_padded_s(settings, device), settings=alignment)
+
+
+def _alignment_model(name: str, settings: Settings) -> str:
+    """The directory of a model in this node's store, else the name by which whisperx downloads it."""
+    store = open_store(settings.models_dir)
+    if (model := store.catalogue.get(name)) is None:
+        return name
+    return str(store.find(model.name) or model.bundle or model.hub)
 
 
 def _load_diarizer(settings: Settings, model: str, device: str) -> Any:
@@ -118,4 +130,5 @@ def _load_diarizer(settings: Settings, model: str, device: str) -> Any:
 
     limit_gpu_memory(diarization.gpu_share, device)
     load = LOADERS.get(model, load_pyannote)
-    return load(model, device=device, token=get_token(), settings=diarization)
+    directory = directory_of(model, settings.models_dir)
+    return load(directory, device=device, token=get_token(), settings=diarization)
