@@ -41,9 +41,8 @@ def prefetch(
     asked = [*(models or ()), *(f"wav2vec2-{code}" for code in language or ())]
     names = [model.name if (model := store.catalogue.get(name)) else name for name in asked]
     if check:
-        _check(
-            store, names or [model.name for model in store.catalogue if (store.root / model.name).exists()]
-        )
+        there = [model.name for model in store.catalogue if (store.root / model.name).exists()]
+        _check(store, names or there)
     elif names:
         _fetch(store, names)
     else:
@@ -83,7 +82,7 @@ def _check(store: Store, names: list[str]) -> None:
             note.print(f"{name} is complete.", markup=False)
     if wrong:
         raise CommandFailed(
-            f"missing or damaged in {store.root}: {', '.join(wrong)}; run prefetch with those names to mend them."
+            f"missing or damaged in {store.root}: {', '.join(wrong)}; prefetch with their names mends them."
         )
 
 

