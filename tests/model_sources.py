@@ -60,7 +60,8 @@ class Sources:
             "siblings": siblings,
             "cardData": {"license": licence},
         }
-        self.files[f"/api/models/{name}"] = json.dumps(info).encode()
+        for path in (f"/api/models/{name}", f"/api/models/{name}/revision/{REVISION}"):
+            self.files[path] = json.dumps(info).encode()
         for file, content in files.items():
             self.files[f"/{name}/resolve/{REVISION}/{file}"] = content
 
@@ -137,9 +138,8 @@ def write_catalogue(path: Path, **kinds: Mapping[str, Mapping[str, Any]]) -> Pat
     lines = []
     for kind, models in kinds.items():
         for name, fields in models.items():
-            fields = {"title": name, "licence": "MIT", "author": "nobody", **fields}
-            lines.append(f'[{kind}."{name}"]')
-            lines += [f"{key} = {_toml(value)}" for key, value in fields.items()]
+            every = {"title": name, "licence": "MIT", "author": "nobody", **fields}
+            lines += [f'[{kind}."{name}"]', *(f"{key} = {_toml(value)}" for key, value in every.items())]
     path.write_text("\n".join(lines) + "\n")
     return path
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from serve_app.cli.config_file import CommandFailed
 from serve_app.cli.launcher import note
@@ -15,7 +15,7 @@ from serve_app.errors import ModelUnavailable
 from serve_app.models.prefetch import fetch
 from serve_app.models.store import Store, open_store
 
-LIST_COLUMNS = 160  # where standard output is no terminal
+LIST_COLUMNS = 1000  # at most, where standard output is no terminal
 
 
 def prefetch(
@@ -87,7 +87,7 @@ def _check(store: Store, names: list[str]) -> None:
 
 
 def _table(store: Store) -> Table:
-    table = Table("name", "MB", "licence", "author", "where it is", box=None)
+    table = Table("name", "MB", "licence", "author", Column("where it is", overflow="fold"), box=None)
     for model in store.catalogue:
         place, record = store.find(model.name), store.record(model.name)
         licence = record.licence if record else model.licence

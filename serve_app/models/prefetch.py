@@ -4,10 +4,11 @@ What a killed run has finished is used again.
 """
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from huggingface_hub import HfApi, get_token, hf_hub_download
@@ -99,39 +100,35 @@ def _from_hub(model: Model, folder: Path, report: Report) -> Record:
     endpoint, repository, token = hub.endpoint(), str(model.hub), get_token()
     if not hub.answers(endpoint):
         raise SourceFailed("the hub does not answer")
-    wanted, revision, licence = model.files, model.revision, model.licence
-    if not wanted:
-        info = HfApi(endpoint, token).model_info(repository, files_metadata=True, timeout=hub.PROBE_S)
-        revision, licence = info.sha, (info.card_data or {}).get("license") or licence
-        wanted = _needed(
-            {
-                file.rfilename: File(size=file.size or 0, sha256=file.lfs.sha256 if file.lfs else "")
-                for file in info.siblings or ()
-            },
-            model,
-        )
+    # Also where the files are known: it asks once, while a download's first request is made six times.
+    info = HfApi(endpoint, token=token).model_info(
+        repository, revision=model.revision, files_metadata=True, timeout=hub.PROBE_S
+    )
+    licence = (info.card_data or {}).get("license") or model.licence
+    wanted = model.files or _needed(info.siblings or (), model)
     with _reported(folder, sum(file.size for file in wanted.values()), report):
         for name, file in wanted.items():
             if not (file.sha256 and is_intact(folder / name, file)):
                 hf_hub_download(
                     repository,
                     name,
-                    revision=revision,
+                    revision=info.sha,
                     local_dir=folder,
                     endpoint=endpoint,
                     token=token,
                     etag_timeout=hub.PROBE_S,
                 )
     files = _checked(folder, wanted, "the hub")
-    return Record(source=f"{endpoint}/{repository}", revision=revision, licence=licence, files=files)
+    return Record(source=f"{endpoint}/{repository}", revision=info.sha, licence=licence, files=files)
 
 
-def _needed(files: Mapping[str, File], model: Model) -> dict[str, File]:
+def _needed(siblings: Iterable[Any], model: Model) -> dict[str, File]:
+    """The files of a repository that this kind of model needs, with the hashes that the hub knows."""
     found = {
-        name: file
-        for name, file in files.items()
-        if any(fnmatch(name, pattern) for pattern in WANTED[model.kind])
-        and not (model.kind == "wav2vec2" and "/" in name)
+        file.rfilename: File(size=file.size or 0, sha256=file.lfs.sha256 if file.lfs else "")
+        for file in siblings
+        if any(fnmatch(file.rfilename, pattern) for pattern in WANTED[model.kind])
+        and not (model.kind == "wav2vec2" and "/" in file.rfilename)
     }
     if "model.safetensors" in found:  # the same weights twice
         found = {name: file for name, file in found.items() if not fnmatch(name, "pytorch_model*")}

@@ -126,7 +126,7 @@ def test_a_model_comes_from_the_hub_once(store: Store, sources: Sources) -> None
     assert store.find("small") is None
     place = fetch("small", store, lambda done, total: reports.append((done, total)))
     assert contents(place) == FILES
-    assert sources.paths() == [f"/org/small/resolve/{REVISION}/{name}" for name in FILES]
+    assert sources.paths()[1:] == [f"/org/small/resolve/{REVISION}/{name}" for name in FILES]
     assert reports[-1] == (sum(map(len, FILES.values())),) * 2
     asked = len(sources.asked)
     assert fetch("small", store) == store.find("small") == place
@@ -297,4 +297,4 @@ def test_two_at_once_fetch_a_model_once(store: Store, sources: Sources) -> None:
     for thread in threads:
         thread.join()
     assert places == [store.root / "small"] * 2
-    assert len(sources.paths()) == len(FILES)
+    assert len(sources.paths()) == 1 + len(FILES)
