@@ -73,8 +73,7 @@ def running(
     names = [application.name for application in schema.applications]
     _refuse_missing_models(schema)
     _refuse_taken_port(schema.http_options.host, schema.http_options.port)
-    if not hub.answers(hub.endpoint()):
-        note.print(f"Offline: {hub.endpoint()} does not answer, so only models on this machine are used.")
+    _say_if_offline()
     note.print("Starting Ray and the graph.")
     for variable, value in ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
@@ -163,6 +162,11 @@ def _refuse_missing_models(schema: ServeDeploySchema) -> None:
                 model_names.resolve(Settings.model_validate(application.args))
     except ModelUnavailable as error:
         raise CommandFailed(error.message) from None
+
+
+def _say_if_offline() -> None:
+    if not hub.answers(hub.endpoint()):
+        note.print(f"Offline: {hub.endpoint()} does not answer, so only models on this machine are used.")
 
 
 def _refuse_taken_port(host: str, port: int) -> None:

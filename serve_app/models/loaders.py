@@ -14,8 +14,7 @@ from typing import Any
 from huggingface_hub import get_token
 
 from serve_app.models.names import Models
-from serve_app.models.prefetch import directory_of
-from serve_app.models.store import open_store
+from serve_app.models.prefetch import alignment_model, directory_of
 from serve_app.settings import MAX_DEFAULT_THREADS, Settings
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's numbers for mallopt
@@ -110,16 +109,8 @@ def _load_aligner(settings: Settings, models: dict[str, str], device: str) -> An
     from serve_app.stages.alignment.aligner import Aligner
 
     limit_gpu_memory(alignment.gpu_share, device)
-    models = {language: _alignment_model(model, settings) for language, model in models.items()}
+    models = {language: alignment_model(model, settings.models_dir) for language, model in models.items()}
     return Aligner(models, device=device, max_padded_s=max_padded_s(settings, device), settings=alignment)
-
-
-def _alignment_model(name: str, settings: Settings) -> str:
-    """The directory of a model in this node's store, else the name by which whisperx downloads it."""
-    store = open_store(settings.models_dir)
-    if (model := store.catalogue.get(name)) is None:
-        return name
-    return str(store.find(model.name) or model.bundle or model.hub)
 
 
 def _load_diarizer(settings: Settings, model: str, device: str) -> Any:

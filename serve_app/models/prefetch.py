@@ -71,6 +71,14 @@ def directory_of(name: str, models_dir: str | None = None) -> str:
     return str(found or fetch(model.name, store))
 
 
+def alignment_model(name: str, models_dir: str | None = None) -> str:
+    """The directory of a wav2vec2 model in this node's store, else the name by which whisperx has it."""
+    store = open_store(models_dir)
+    if (model := store.catalogue.get(name)) is None:
+        return name
+    return str(store.find(model.name) or model.bundle or model.hub)
+
+
 def _gather(model: Model, folder: Path, report: Report) -> Record:
     """Gathers all files in the folder, from the first source that gives them."""
     if model.gated and model.hub and not get_token():
