@@ -6,7 +6,6 @@ import pytest
 
 from serve_app.__main__ import cli
 from serve_app.cli.config_file import CommandFailed
-from serve_app.models import hub
 from serve_app.models.catalogue import catalogue
 from serve_app.models.store import RECORD, Record, sha256
 
@@ -59,7 +58,7 @@ def test_each_model_that_cannot_be_had_has_its_sentence(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The others are there or fetched all the same."""
-    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(CommandFailed) as failed:
         run(folder, "smal", "small", "--language", "de")
     first, second = str(failed.value).splitlines()

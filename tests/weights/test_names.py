@@ -10,6 +10,7 @@ from serve_app.errors import ModelUnavailable
 from serve_app.models import hub as hub_module
 from serve_app.models import names as models
 from serve_app.models.catalogue import catalogue
+from serve_app.models.hub import COMMUNITY
 from serve_app.models.store import RECORD, Record, Store
 from serve_app.settings import AlignmentSettings, DiarizationSettings, Settings
 
@@ -177,7 +178,7 @@ def test_an_unknown_name_lists_the_known_ones(hub: list[str]) -> None:
 
 
 def gated(repository: str, **_: object) -> None:
-    if repository == models.COMMUNITY:
+    if repository == COMMUNITY:
         raise GatedRepoError("403", response=Response())
 
 
@@ -189,14 +190,14 @@ def test_a_gated_model_without_a_token_says_how_to_get_it(
     with pytest.raises(
         ModelUnavailable, match=r"HF_TOKEN is not set.*Accept the conditions on huggingface\.co"
     ):
-        models.resolve(diarization(models.COMMUNITY))
+        models.resolve(diarization(COMMUNITY))
 
 
 def test_conditions_that_were_not_accepted_are_named(hub: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """3.1 also needs segmentation-3.0 and community-1: the one that is missing is named."""
     monkeypatch.setenv("HF_TOKEN", "hf_x")
     monkeypatch.setattr(hub_module, "auth_check", gated)
-    with pytest.raises(ModelUnavailable, match=f"{models.COMMUNITY} is gated and your token"):
+    with pytest.raises(ModelUnavailable, match=f"{COMMUNITY} is gated and your token"):
         models.resolve(diarization("pyannote/speaker-diarization-3.1"))
 
 
