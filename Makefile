@@ -10,7 +10,7 @@ IN_PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo serve test test-fast test-slow lint eval bench chaos docs lock setup
 
-setup: .venv/.ready
+setup: .venv/.ready .venv/.models
 
 # Set up once; again only when the lock or the project's metadata changed.
 .venv/.ready: requirements.lock pyproject.toml
@@ -21,6 +21,10 @@ setup: .venv/.ready
 	@.venv/bin/uv pip sync --quiet --require-hashes --compile-bytecode --python .venv/bin/python requirements.lock
 	@.venv/bin/uv pip install --quiet --no-deps --no-build-isolation --python .venv/bin/python --editable .
 	@touch $@
+
+# The models of the demo and of the tests. Without them set-up succeeds all the same; the next one tries again.
+.venv/.models: .venv/.ready serve_app/models/catalogue.toml
+	@if .venv/bin/python -m serve_app prefetch base tiny.en speakers; then touch $@; fi
 
 demo: setup
 	@.venv/bin/python -m serve_app demo

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve_app.models.names import Models
+from serve_app.models.prefetch import alignment_model, directory_of
 
 PUNKT_FILES = ("collocations.tab", "sent_starters.txt", "abbrev_types.txt", "ortho_context.tab")
 BATCH_SIZE = 4
@@ -38,9 +39,13 @@ class PlainWhisperx:
 
         logging.getLogger("whisperx").handlers = [logging.StreamHandler()]  # its own is on standard output
         nltk.data.path.insert(0, empty_punkt())
-        aligner, metadata = whisperx.load_align_model("en", device, model_name=models.aligners.get("en"))
-        asr = whisperx.load_model(models.asr, device, compute_type=compute_type, threads=threads)
-        diarization = _diarization(models.diarization, device) if models.diarization else None
+        english = models.aligners.get("en")
+        name = alignment_model(english) if english else None
+        aligner, metadata = whisperx.load_align_model("en", device, model_name=name)
+        asr = whisperx.load_model(
+            directory_of(models.asr), device, compute_type=compute_type, threads=threads
+        )
+        diarization = _diarization(directory_of(models.diarization), device) if models.diarization else None
         return cls(asr, aligner, metadata, diarization, models.window_s, device)
 
     def transcribe(

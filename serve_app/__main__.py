@@ -1,4 +1,4 @@
-"""The command line: `python -m serve_app serve | check | settings | key | demo`.
+"""The command line: `python -m serve_app serve | check | settings | prefetch | key | demo`.
 
 `serve` does what `serve run` does, and more: it checks the whole file, says in one sentence why it cannot
 start, and finishes running requests when it is stopped.
@@ -17,12 +17,15 @@ from serve_app import bundled
 from serve_app.cli import config_file
 from serve_app.cli.demo import predict_sample, show
 from serve_app.cli.launcher import GRACE_S, free_port, note, running, url_of
+from serve_app.cli.prefetch import prefetch
 from serve_app.http.auth import new_key
 from serve_app.settings import ApiKey
 
 DEMO_CONFIG = Path(__file__).parent.parent / "serve_config.demo.yaml"
 
 cli = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+cli.command()(prefetch)
 
 ConfigPath = Annotated[Path, typer.Argument(help="A Serve config file, such as serve_config.yaml.")]
 

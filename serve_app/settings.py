@@ -132,8 +132,8 @@ class DiarizationSettings(Strict):
 
     model: str = Field(
         "auto",
-        description="auto: bundled with the bundled recogniser, community-1 where HF_TOKEN is set, else off. "
-        "Or: off, bundled, a hub name, a directory.",
+        description="auto: bundled with the bundled recogniser, else community-1 where HF_TOKEN is set, else "
+        "campplus. Or: off, bundled, campplus, a hub name, a directory.",
     )
     batch_windows: int | None = Field(
         None,

@@ -25,6 +25,7 @@ from rich.console import Console
 
 from serve_app.cli.config_file import IMPORT_PATH, CommandFailed
 from serve_app.errors import ModelUnavailable
+from serve_app.models import hub
 from serve_app.models import names as model_names
 from serve_app.proxy import AT_PROXY_START, PROXY_HOOK
 from serve_app.settings import Settings
@@ -72,6 +73,7 @@ def running(
     names = [application.name for application in schema.applications]
     _refuse_missing_models(schema)
     _refuse_taken_port(schema.http_options.host, schema.http_options.port)
+    _say_if_offline()
     note.print("Starting Ray and the graph.")
     for variable, value in ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
@@ -160,6 +162,11 @@ def _refuse_missing_models(schema: ServeDeploySchema) -> None:
                 model_names.resolve(Settings.model_validate(application.args))
     except ModelUnavailable as error:
         raise CommandFailed(error.message) from None
+
+
+def _say_if_offline() -> None:
+    if not hub.answers(hub.endpoint()):
+        note.print(f"Offline: {hub.endpoint()} does not answer, so only models on this machine are used.")
 
 
 def _refuse_taken_port(host: str, port: int) -> None:

@@ -15,6 +15,7 @@ from huggingface_hub import get_token
 
 from serve_app.languages import LANGUAGES
 from serve_app.models.names import Models
+from serve_app.models.prefetch import alignment_model, directory_of
 from serve_app.settings import MAX_DEFAULT_THREADS, Settings
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's numbers for mallopt
@@ -103,7 +104,7 @@ def _load_recognizer(settings: Settings, names: Models, device: str) -> Any:
     from serve_app.stages.asr.recognizer import load_recognizer
 
     return load_recognizer(
-        names.asr,
+        directory_of(names.asr, settings.models_dir),
         device=device,
         threads=threads,
         settings=settings.asr,
@@ -117,7 +118,18 @@ def _load_aligner(settings: Settings, models: dict[str, str], device: str) -> An
     from serve_app.stages.alignment.aligner import Aligner
 
     limit_gpu_memory(alignment.gpu_share, device)
-    return Aligner(models, device=device, max_padded_s=max_padded_s(settings, device), settings=alignment)
+    here = {language: alignment_model(name, settings.models_dir) for language, name in models.items()}
+    return Aligner(
+        {language: place for language, place in here.items() if place},
+        device=device,
+        max_padded_s=max_padded_s(settings, device),
+        settings=alignment,
+        downloads={
+            language: partial(directory_of, models[language], settings.models_dir)
+            for language, place in here.items()
+            if not place
+        },
+    )
 
 
 def _load_diarizer(settings: Settings, model: str, device: str) -> Any:
@@ -128,4 +140,5 @@ def _load_diarizer(settings: Settings, model: str, device: str) -> Any:
 
     limit_gpu_memory(diarization.gpu_share, device)
     load = LOADERS.get(model, load_pyannote)
-    return load(model, device=device, token=get_token(), settings=diarization)
+    directory = directory_of(model, settings.models_dir)
+    return load(directory, device=device, token=get_token(), settings=diarization)

@@ -4,53 +4,55 @@ A missing token, a gated model, an unknown name or an unreachable hub is one sen
 traceback in a replica or at the first request.
 """
 
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import auth_check, get_token, snapshot_download
-from huggingface_hub import errors as hub
+from huggingface_hub import get_token
 
 from serve_app import bundled
 from serve_app.errors import ModelUnavailable
-from serve_app.settings import Settings
+from serve_app.models import hub
+from serve_app.models.catalogue import MAIN_FILES, Model
+from serve_app.models.hub import COMMUNITY
+from serve_app.models.prefetch import fetch
+from serve_app.models.store import Store, open_store
+from serve_app.settings import AlignmentSettings, Settings
 from serve_app.stages.diarization.diarizer import LOADERS as DIARIZERS
-
-COMMUNITY = "pyannote/speaker-diarization-community-1"
 
 # What a pipeline loads besides its own repository: pyannote 4 takes its PLDA from community-1 in any case.
 PARTS = {"pyannote/speaker-diarization-3.1": ("pyannote/segmentation-3.0", COMMUNITY)}
-GATED = {COMMUNITY, *PARTS, "pyannote/segmentation-3.0"}  # without a token the hub need not be asked
 
 
 @dataclass(frozen=True)
 class Models:
-    """Names and directories for the stages' loaders."""
+    """What the stages' loaders load: names of the catalogue, repositories and directories.
+
+    A replica may be on another node than this process, so its loader looks for the directory of a name.
+    """
 
     name: str  # as answers report it
     asr: str
     window_s: float
-    aligners: dict[str, str]  # language -> model; other languages have whisperx's default
+    aligners: dict[str, str]  # language -> wav2vec2 model that can be had
     diarization: str | None  # None: off
-    attention_shift_s: float = 0.0  # by how much the recogniser's attention is early
+    attention_shift_s: float = 0.0  # by how much the attention of `asr` is early
 
 
 def resolve(settings: Settings) -> Models:
     """The models of these settings; raises ModelUnavailable for one that cannot be had."""
-    is_bundled = settings.model == bundled.NAME
-    aligners = {language: str(path) for language, path in bundled.ALIGNERS.items() if is_bundled}
-    for language, model in settings.alignment.models.items():
-        _directory(model, f"alignment.models.{language}")
+    store, is_bundled = open_store(settings.models_dir), settings.model == bundled.NAME
+    known = store.catalogue.get(settings.model)
     return Models(
         name=settings.model,
-        asr=str(bundled.ASR) if is_bundled else _asr(settings.model),
+        asr=str(bundled.ASR) if is_bundled else _asr(settings.model, store),
         window_s=settings.asr.window_s or (bundled.ASR_WINDOW_S if is_bundled else 30.0),
-        aligners={**aligners, **settings.alignment.models},
-        diarization=_diarization(settings.diarization.model, is_bundled),
+        aligners=_aligners(settings.alignment, store, is_bundled),
+        diarization=_diarization(settings.diarization.model, store, is_bundled),
+        attention_shift_s=known.attention_shift_s if known else 0.0,
     )
 
 
-def _asr(model: str) -> str:
+def _asr(model: str, store: Store) -> str:
     if directory := _directory(model, "model"):
         if not (directory / "model.bin").is_file():
             raise ModelUnavailable(
@@ -58,17 +60,46 @@ def _asr(model: str) -> str:
                 "(see ct2-transformers-converter)."
             )
         return str(directory.resolve())
-    from faster_whisper.utils import _MODELS  # here: it imports CTranslate2
+    known = store.catalogue.get(model)
+    if known and known.kind == "whisper":
+        return _available(known, "model", store)
+    if "/" not in model:
+        names = [name for m in store.catalogue if m.kind == "whisper" for name in (m.name, *m.aliases)]
+        raise ModelUnavailable(
+            f"{model} is no model name; known are bundled, {', '.join(names)}, or give a directory."
+        )
+    hub.check(model, "model")
+    return model
 
-    if model not in _MODELS and "/" not in model:
-        known = ", ".join(_MODELS)
-        raise ModelUnavailable(f"{model} is no model name; known are bundled, {known}, or give a directory.")
-    return _available(_MODELS.get(model, model), "model")
+
+def _aligners(settings: AlignmentSettings, store: Store, is_bundled: bool) -> dict[str, str]:
+    for language, model in settings.models.items():
+        _directory(model, f"alignment.models.{language}")
+    if settings.method in ("attention", "off"):
+        return {}
+    if is_bundled:
+        found = {language: str(path) for language, path in bundled.ALIGNERS.items()}
+    else:
+        found = {
+            model.name.removeprefix("wav2vec2-"): model.name
+            for model in store.catalogue
+            if model.kind == "wav2vec2"
+            and (store.find(model.name) or hub.answers(model.url or hub.endpoint()))
+        }
+    found |= settings.models
+    missing = [language for language in settings.preload if language not in found]
+    if missing and settings.method == "wav2vec2":
+        raise ModelUnavailable(
+            f"alignment.preload: the wav2vec2 model of {', '.join(missing)} is not on this machine, and its "
+            "source does not answer; prefetch it where there is a network "
+            f"(python -m serve_app prefetch --language {missing[0]}), or set alignment.method: auto."
+        )
+    return found
 
 
-def _diarization(model: str, is_bundled: bool) -> str | None:
+def _diarization(model: str, store: Store, is_bundled: bool) -> str | None:
     if model == "auto":
-        model = bundled.NAME if is_bundled else COMMUNITY if get_token() else "off"
+        model = bundled.NAME if is_bundled else COMMUNITY if get_token() else "campplus"
     if model == "off":
         return None
     if model in DIARIZERS:
@@ -77,11 +108,16 @@ def _diarization(model: str, is_bundled: bool) -> str | None:
         if not (directory / "config.yaml").is_file():
             raise ModelUnavailable(f"{model} is a directory without config.yaml, so no pyannote pipeline.")
         return str(directory.resolve())
+    known = store.catalogue.get(model)
+    if known and known.kind == "speakers":
+        return _available(known, "diarization.model", store)
     if "/" not in model:
-        raise ModelUnavailable(f"{model} is no diarization model; use auto, off, {COMMUNITY} or a directory.")
-    for repository in PARTS.get(model, ()):
-        _available(repository, "diarization.model")
-    return _available(model, "diarization.model")
+        raise ModelUnavailable(
+            f"{model} is no diarization model; use auto, off, campplus, {COMMUNITY} or a directory."
+        )
+    for repository in (*PARTS.get(model, ()), model):
+        hub.check(repository, "diarization.model")
+    return model
 
 
 def _directory(model: str, setting: str) -> Path | None:
@@ -94,30 +130,15 @@ def _directory(model: str, setting: str) -> Path | None:
     return None
 
 
-def _available(repository: str, setting: str) -> str:
-    """The repository, if it is in the local cache or may be downloaded; else raises ModelUnavailable."""
-    with suppress(hub.LocalEntryNotFoundError, ValueError):
-        snapshot_download(repository, local_files_only=True)
-        return repository
-    token = get_token()
-    why = "your token's account has not accepted its conditions" if token else "HF_TOKEN is not set"
-    gated = (
-        f"{repository} is gated and {why}. Accept the conditions on huggingface.co/{repository}, "
-        "then set HF_TOKEN to a token of that account."
-    )
-    if repository in GATED and not token:
-        raise ModelUnavailable(f"{setting}: {gated}")
+def _available(model: Model, setting: str, store: Store) -> str:
+    """The model's name, if it is on this machine or can be fetched; those with hashes, all small, are now."""
+    if store.find(model.name) or (model.hub and hub.cached(model.hub, MAIN_FILES[model.kind])):
+        return model.name
+    if not model.files:
+        hub.check(str(model.hub), setting)
+        return model.name
     try:
-        auth_check(repository, token=token)
-    except hub.GatedRepoError:
-        problem = gated
-    except hub.RepositoryNotFoundError:
-        problem = f"there is no {repository} on the hub, or HF_TOKEN does not reach it."
-    except (hub.HfHubHTTPError, OSError) as error:
-        problem = (
-            f"the hub cannot be reached to fetch {repository} ({type(error).__name__}). Check the "
-            "network or give a local directory; model: bundled needs neither."
-        )
-    else:
-        return repository
-    raise ModelUnavailable(f"{setting}: {problem}")
+        fetch(model.name, store)
+    except ModelUnavailable as error:
+        raise ModelUnavailable(f"{setting}: {error.message}") from None
+    return model.name

@@ -11,7 +11,8 @@ from ray.exceptions import ActorDiedError
 
 from serve_app.cli import launcher
 from serve_app.cli.config_file import CommandFailed
-from serve_app.cli.launcher import SPILL_PREFIX, _drain, free_port, spill_folder
+from serve_app.cli.launcher import SPILL_PREFIX, _drain, _say_if_offline, free_port, spill_folder
+from serve_app.models import hub
 
 
 def test_spilled_audio_is_private_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,6 +54,21 @@ def test_a_port_that_somebody_listens_on_is_not_free(monkeypatch: pytest.MonkeyP
         with pytest.raises(CommandFailed):
             free_port()
     assert free_port() == port
+
+
+def test_offline_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line where the hub takes no connection, none where it does."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        monkeypatch.setenv("HF_ENDPOINT", url)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        _say_if_offline()
+        assert capsys.readouterr().err == ""
+    hub._connects.cache_clear()
+    _say_if_offline()
+    assert capsys.readouterr().err == (
+        f"Offline: {url} does not answer, so only models on this machine are used.\n"
+    )
 
 
 GRACE_S = 7.0

@@ -1,0 +1,97 @@
+"""`python -m serve_app prefetch`: fetches models before they are needed, lists and checks them."""
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Column, Table
+
+from serve_app.cli.config_file import CommandFailed
+from serve_app.cli.launcher import note
+from serve_app.errors import ModelUnavailable
+from serve_app.models.prefetch import fetch
+from serve_app.models.store import Store, open_store
+
+LIST_COLUMNS = 1000  # at most, where standard output is no terminal
+
+
+def prefetch(
+    models: Annotated[
+        list[str] | None, typer.Argument(help="Names of models, such as base, tiny.en, speakers.")
+    ] = None,
+    to: Annotated[
+        Path | None, typer.Option(help="The folder of the models. Else MODELS_DIR, else the user's cache.")
+    ] = None,
+    language: Annotated[
+        list[str] | None, typer.Option(help="Also the alignment model (wav2vec2) of this language.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only check the hashes of what is there; 1 where one is wrong.")
+    ] = False,
+    show_list: Annotated[bool, typer.Option("--list", help="Only list the models that are known.")] = False,
+) -> None:
+    """Fetches models into the folder of models, so that the service starts without a network."""
+    store = open_store(str(to) if to else None)
+    if show_list:
+        Console(width=None if Console().is_terminal else LIST_COLUMNS).print(_table(store))
+        return
+    asked = [*(models or ()), *(f"wav2vec2-{code}" for code in language or ())]
+    names = [model.name if (model := store.catalogue.get(name)) else name for name in asked]
+    if check:
+        there = [model.name for model in store.catalogue if (store.root / model.name).exists()]
+        _check(store, names or there)
+    elif names:
+        _fetch(store, names)
+    else:
+        raise CommandFailed("name models, such as base and speakers, or use --language, --check or --list.")
+
+
+def _fetch(store: Store, names: list[str]) -> None:
+    failures = []
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=note) as progress:
+        for name in names:
+            task = progress.add_task(name, total=None)
+            report = partial(_show, progress, task)
+            try:
+                place = fetch(name, store, report, reads_all=True)
+            except ModelUnavailable as error:
+                failures.append(error.message)
+                progress.remove_task(task)
+            else:
+                size = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
+                report(size, size)
+                progress.console.print(f"{name}: {place}", markup=False)
+    if failures:
+        raise CommandFailed("\n".join(failures))
+
+
+def _show(progress: Progress, task: TaskID, done: int, total: int) -> None:
+    progress.update(task, completed=done, total=total)
+
+
+def _check(store: Store, names: list[str]) -> None:
+    wrong = []
+    for name in names:
+        if damaged := store.damaged(name):
+            wrong.append(f"{name} ({', '.join(damaged)})")
+        else:
+            note.print(f"{name} is complete.", markup=False)
+    if wrong:
+        raise CommandFailed(
+            f"missing or damaged in {store.root}: {', '.join(wrong)}; prefetch with their names mends them."
+        )
+
+
+def _table(store: Store) -> Table:
+    table = Table("name", "MB", "licence", "author", Column("where it is", overflow="fold"), box=None)
+    for model in store.catalogue:
+        place, record = store.find(model.name), store.record(model.name)
+        licence = record.licence if record else model.licence
+        where = str(place or "not here")
+        names = " or ".join((model.name, *model.aliases))
+        table.add_row(names, f"{model.size / 1e6:.0f}", licence, model.author, where)
+    return table

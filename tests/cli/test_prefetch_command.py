@@ -1,0 +1,73 @@
+"""`python -m serve_app prefetch`, without a network: what it lists, checks and says."""
+
+from pathlib import Path
+
+import pytest
+
+from serve_app.__main__ import cli
+from serve_app.cli.config_file import CommandFailed
+from serve_app.models.catalogue import catalogue
+from serve_app.models.store import RECORD, Record, sha256
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder of models in which somebody has fetched the smallest of files as wav2vec2-de."""
+    place = tmp_path / "wav2vec2-de"
+    place.mkdir()
+    (place / "weights.pt").write_bytes(b"weights")
+    file = {"size": 7, "sha256": sha256(place / "weights.pt")}
+    record = Record.model_validate(
+        {"source": "x", "revision": None, "licence": "CC0", "files": {"weights.pt": file}}
+    )
+    (place / RECORD).write_text(record.model_dump_json())
+    return tmp_path
+
+
+def run(folder: Path, *arguments: str) -> None:
+    """The command; raises CommandFailed as it does."""
+    cli(["prefetch", "--to", str(folder), *arguments], standalone_mode=False)
+
+
+def test_the_list_has_every_model_and_where_it_is(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Name, size, licence, author and place, those that a fetch has found out included."""
+    run(folder, "--list")
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert set(lines) == {"name", *(model.name for model in catalogue())}
+    assert "148" in lines["base"]
+    assert "MIT" in lines["base"]
+    assert "OpenAI; conversion by Systran" in lines["base"]
+    assert "not here" in lines["base"]
+    assert "campplus or speakers" in lines["campplus"]
+    assert "CC0" in lines["wav2vec2-de"]
+    assert str(folder / "wav2vec2-de") in lines["wav2vec2-de"]
+
+
+def test_a_damaged_file_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Everything that is there is checked; the command ends with 1, as all that raise CommandFailed."""
+    run(folder, "--check")
+    assert "wav2vec2-de is complete" in capsys.readouterr().err
+    (folder / "wav2vec2-de" / "weights.pt").write_bytes(b"WEIGHTS")
+    with pytest.raises(CommandFailed, match=r"wav2vec2-de \(weights\.pt\)"):
+        run(folder, "--check")
+    with pytest.raises(CommandFailed, match=r"base \(config\.json, .*model\.bin"):
+        run(folder, "--check", "base")
+
+
+def test_each_model_that_cannot_be_had_has_its_sentence(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The others are there or fetched all the same."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(CommandFailed) as failed:
+        run(folder, "smal", "small", "--language", "de")
+    first, second = str(failed.value).splitlines()
+    assert first.startswith("smal is no model that can be fetched")
+    assert second.startswith("small cannot be fetched (the hub does not answer)")
+    assert f"wav2vec2-de: {folder / 'wav2vec2-de'}" in capsys.readouterr().err
+
+
+def test_nothing_to_do_is_said(folder: Path) -> None:
+    """A command without names is a question."""
+    with pytest.raises(CommandFailed, match="name models"):
+        run(folder)
