@@ -1,7 +1,7 @@
 """Recordings of real people with what is known about them: text, language, word times, speaker turns.
 
-A folder has `manifest.jsonl`, one recording a line: `file`, `group`, `language`, `text`, `words` (a TextGrid),
-`rttm` (turns), `licence`. Where there is no folder, pyannote.audio's packaged sample is all there is.
+A folder has `manifest.jsonl`, one recording a line: `file`, `group`, `language`, `text`, `words` (a
+TextGrid), `rttm` (turns), `licence`. Without a folder there is pyannote.audio's packaged sample.
 """
 
 import asyncio
@@ -21,7 +21,11 @@ from benchmarks.decoding import decode_whole
 from serve_app.transcript import SAMPLE_RATE_HZ
 
 LONGEST_S = 3600
-WORD_TIERS = ("Text", "words", "word")  # in this order: emuR has the words in "Text" and their class in "Word"
+WORD_TIERS = (
+    "Text",
+    "words",
+    "word",
+)  # in this order: emuR has the words in "Text" and their class in "Word"
 
 # Recordings that have a text which is not what is said; they count for everything but wrong words.
 FAULTY_TEXTS = {
@@ -115,7 +119,8 @@ def turns_of(rttm: Path) -> tuple[Turn, ...]:
 
     ((_, annotation),) = load_rttm(str(rttm)).items()
     return tuple(
-        Turn(span.start, span.end, str(speaker)) for span, _, speaker in annotation.itertracks(yield_label=True)
+        Turn(span.start, span.end, str(speaker))
+        for span, _, speaker in annotation.itertracks(yield_label=True)
     )
 
 
@@ -127,7 +132,7 @@ def words_of(textgrid: str) -> tuple[TimedWord, ...]:
 
 
 def _interval_tiers(textgrid: str) -> Iterator[tuple[str, list[TimedWord]]]:
-    # Both forms have the same strings and numbers in the same order; the long one has names and indices around.
+    # Both forms have the same strings and numbers in the same order; the long one adds names and indices.
     values = re.findall(r'"((?:[^"]|"")*)"|(-?\d[\d.e+-]*)', re.sub(r"\[\d*\]", "", textgrid))
     tokens = iter([text or number for text, number in values])
     _, _, _, _, tiers = islice(tokens, 5)  # file type, object class, start, end, number of tiers

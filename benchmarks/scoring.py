@@ -44,11 +44,13 @@ def word_errors(reference: str, said: str, language: str | None) -> WordErrors:
 def tokens_of(text: str, language: str | None) -> list[str]:
     """The words as Whisper's normalisers write them, numbers digit by digit; characters for zh and ja.
 
-    Digit by digit, so that "one two three" (which the normaliser makes 123) equals "1, 2, 3".
+    Digit by digit, so that "one two three" (which the normaliser makes 123) equals "1, 2, 3" (one 2 3).
     """
     normal = _normalizer(is_english=language == "en")(text)
     if language in WITHOUT_SPACES:
         return [character for character in normal if not character.isspace()]
+    if language == "en":
+        normal = re.sub(r"\bone\b", "1", normal)
     return re.sub(r"(\d)", r" \1 ", normal).split()
 
 

@@ -1,10 +1,11 @@
 """Recordings in which recognisers invent words or lose them, made from real ones and a fixed seed.
 
-Each has the text that is said in it: none where nobody speaks. Laughter cannot be made; it is a trap where the
-recordings have some.
+Each has the text that is said in it: none where nobody speaks. Laughter cannot be made; it is a trap where
+the recordings have some.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,7 +72,7 @@ def whispered(sound: Sound) -> Sound:
     noise = _spectrum(np.random.default_rng(SEED).standard_normal(len(sound)), window, hop)
     edges = np.geomspace(2, length // 2 + 1, WHISPER_BANDS + 1).round().astype(int)
     vocoded = np.zeros_like(noise)
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in pairwise(edges):
         band = slice(low, max(high, low + 1))
         gain = _power(spectrum[:, band]) / np.maximum(_power(noise[:, band]), 1e-9)
         vocoded[:, band] = noise[:, band] * gain
