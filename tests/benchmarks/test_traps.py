@@ -17,7 +17,7 @@ PEOPLE = [
     Recording(DIGITS, "other", SOUND, "en"),
     Recording("somebody-laughs", "other", SOUND),
 ]
-NOBODY = {"silence", "white noise", "tones", "laughter"}
+NOBODY = {"trap-silence", "trap-white-noise", "trap-tones", "trap-laughter"}
 
 
 def test_every_trap_has_the_text_that_is_said_in_it() -> None:
@@ -26,10 +26,10 @@ def test_every_trap_has_the_text_that_is_said_in_it() -> None:
     assert missing == []
     texts = {trap.name: trap.text for trap in made}
     assert {name for name, text in texts.items() if text == ""} == NOBODY
-    assert texts["60 s pause"] == texts["overlapped"] == f"words {READ[0]} words {READ[1]}"
-    assert texts["two languages"] == " ".join(f"words {name}" for name in READ) + " palabras"
-    assert texts["quiet"] == f"words {READ[0]}"
-    assert len(tokens_of(texts["digits"] or "", "en")) == 15
+    assert texts["trap-60-s-pause"] == texts["trap-overlapped"] == f"words {READ[0]} words {READ[1]}"
+    assert texts["trap-two-languages"] == " ".join(f"words {name}" for name in READ) + " palabras"
+    assert texts["trap-quiet"] == f"words {READ[0]}"
+    assert len(tokens_of(texts["trap-digits"] or "", "en")) == 15
 
 
 def test_traps_are_the_same_every_time() -> None:
@@ -42,23 +42,23 @@ def test_traps_are_the_same_every_time() -> None:
 def test_traps_that_need_more_recordings_are_named() -> None:
     """With pyannote's sample alone those of one speaker are made from it."""
     made, missing = make([Recording("sample", "telephone", SOUND, "en", "hello")])
-    assert missing == ["laughter", "60 s pause", "two languages", "overlapped", "digits"]
+    assert missing == ["laughter", "60-s-pause", "two-languages", "overlapped", "digits"]
     assert {trap.text for trap in made} == {"", "hello"}
 
 
 def test_joined_traps_are_as_long_as_their_parts() -> None:
     """The pause lies between the two voices; the second one begins before the first has ended."""
     durations_s = {trap.name: trap.duration_s for trap in make(PEOPLE)[0]}
-    assert durations_s["60 s pause"] == pytest.approx(3 + 60 + 3)
-    assert durations_s["overlapped"] == pytest.approx(3 + 3 - traps.OVERLAP_S)
+    assert durations_s["trap-60-s-pause"] == pytest.approx(3 + 60 + 3)
+    assert durations_s["trap-overlapped"] == pytest.approx(3 + 3 - traps.OVERLAP_S)
 
 
 def test_levels_are_what_the_names_say() -> None:
     """Quiet is -48 dBFS; clipped sound stands at the limits for most of the time."""
     samples = {trap.name: trap.samples for trap in make(PEOPLE)[0]}
-    assert level_dbfs(samples["quiet"] / 32768) == pytest.approx(traps.QUIET_DBFS, abs=0.1)
-    assert np.mean(np.abs(samples["clipped"].astype(int)) >= 32767) > 0.5
-    assert not samples["silence"].any()
+    assert level_dbfs(samples["trap-quiet"] / 32768) == pytest.approx(traps.QUIET_DBFS, abs=0.1)
+    assert np.mean(np.abs(samples["trap-clipped"].astype(int)) >= 32767) > 0.5
+    assert not samples["trap-silence"].any()
 
 
 def test_a_telephone_carries_only_its_band() -> None:
