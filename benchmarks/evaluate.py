@@ -244,20 +244,21 @@ def _summary(results: Sequence[Result]) -> dict[str, float | None]:
     hand = ours.times(lambda o: o.group != SPONTANEOUS)
     spontaneous = ours.times(lambda o: o.group == SPONTANEOUS)
     right, known = ours.languages
-    ours_trapped, plain_trapped = ours.of(traps.GROUP).words, plain and plain.of(traps.GROUP).words
+    trapped = ours.of(traps.GROUP).words
+    plain_trapped = plain.of(traps.GROUP).words if plain else None
     return {
         "wer_real": ours.people.words.rate,
-        "wer_real_whisperx": plain and plain.people.words.rate,
+        "wer_real_whisperx": plain.people.words.rate if plain else None,
         "word_start_median_ms": percentile(hand.start_ms, 50),
         "word_start_p95_ms": percentile(hand.start_ms, 95),
         "word_start_spontaneous_p95_ms": percentile(spontaneous.start_ms, 95),
         "der_sample": ours.der(lambda o: o.name == SAMPLE),
         "der_meetings": ours.der(lambda o: o.name != SAMPLE),
         "languages_right": right / known if known else None,
-        "invented_words": ours_trapped.invented,
-        "invented_words_whisperx": plain_trapped and plain_trapped.invented,
-        "lost_words": ours_trapped.lost,
-        "lost_words_whisperx": plain_trapped and plain_trapped.lost,
+        "invented_words": trapped.invented,
+        "invented_words_whisperx": plain_trapped.invented if plain_trapped else None,
+        "lost_words": trapped.lost,
+        "lost_words_whisperx": plain_trapped.lost if plain_trapped else None,
     }
 
 

@@ -84,7 +84,9 @@ class Service:
             except psutil.Error:
                 continue  # it has just ended
             if title.startswith(REPLICA):
-                spent[title.removeprefix(REPLICA).split(":")[1].split(".")[0]] += times.user + times.system
+                spent[title.removeprefix(REPLICA).split(":")[1].split(".")[0].strip()] += (
+                    times.user + times.system
+                )
         return dict(spent)
 
 

@@ -194,4 +194,5 @@ def _power(band: NDArray[np.complex128]) -> Sound:
     """The root of each frame's power in a band, smoothed over some 30 ms."""
     power = np.mean(np.abs(band) ** 2, axis=1)
     smooth = np.convolve(power, np.ones(3) / 3, mode="same")
-    return np.sqrt(smooth)[:, np.newaxis]
+    root: Sound = np.sqrt(smooth)[:, np.newaxis]
+    return root

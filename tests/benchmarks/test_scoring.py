@@ -1,5 +1,7 @@
 """How `make eval` judges an answer."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -77,7 +79,10 @@ def test_times_of_words_that_were_recognised_are_compared() -> None:
 def test_words_without_a_time_are_counted_where_there_is_no_alignment_too() -> None:
     """A segment that was not aligned has its text's words, none with a time."""
     timed = {"word": "so", "start": 0.0, "end": 0.1}
-    segments = [{"text": "so we", "words": [timed, {"word": "we"}]}, {"text": "go on now"}]
+    segments: list[dict[str, Any]] = [
+        {"text": "so we", "words": [timed, {"word": "we"}]},
+        {"text": "go on now"},
+    ]
     assert untimed_words(segments) == (4, 5)
 
 
