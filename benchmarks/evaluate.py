@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Annotated, Any
@@ -76,19 +76,28 @@ class Result:
     cpu_s: dict[str, float]  # of the transcriptions, by part of the system
     wall_s: float
 
-    def of(self, *groups: str) -> "Result":
-        return Result(self.name, [o for o in self.outcomes if o.group in groups], {}, 0.0)
+    def where(self, which: Callable[[Outcome], bool]) -> "Result":
+        """The figures of some recordings; wall and CPU time stay those of all."""
+        return replace(self, outcomes=[outcome for outcome in self.outcomes if which(outcome)])
+
+    def of(self, group: str) -> "Result":
+        return self.where(lambda o: o.group == group)
 
     @property
     def people(self) -> "Result":
-        return Result(self.name, [o for o in self.outcomes if o.group != traps.GROUP], {}, 0.0)
+        return self.where(lambda o: o.group != traps.GROUP)
+
+    @property
+    def groups(self) -> list[str]:
+        return list(dict.fromkeys(outcome.group for outcome in self.outcomes))
 
     @property
     def words(self) -> WordErrors:
         return sum((o.words for o in self.outcomes if o.words), WordErrors())
 
-    def times(self, which: Callable[[Outcome], bool] = lambda _: True) -> TimeErrors:
-        return sum((o.times for o in self.outcomes if which(o)), TimeErrors())
+    @property
+    def times(self) -> TimeErrors:
+        return sum((o.times for o in self.outcomes), TimeErrors())
 
     @property
     def untimed(self) -> int:
@@ -104,12 +113,11 @@ class Result:
         known = [o for o in self.outcomes if o.language]
         return sum(o.language == o.heard_language for o in known), len(known)
 
-    def der(self, which: Callable[[Outcome], bool] = lambda _: True) -> float | None:
-        judged = [
-            (o.wrong_turns_s, o.spoken_s) for o in self.outcomes if o.wrong_turns_s is not None and which(o)
-        ]
-        spoken_s = sum(spoken for _, spoken in judged)
-        return sum(wrong for wrong, _ in judged) / spoken_s if spoken_s else None
+    @property
+    def der(self) -> float | None:
+        wrong_s = sum(o.wrong_turns_s or 0.0 for o in self.outcomes)
+        spoken_s = sum(o.spoken_s for o in self.outcomes)
+        return wrong_s / spoken_s if spoken_s else None
 
 
 def main(
@@ -164,7 +172,7 @@ def main(
         for console in (Console(width=170), Console(file=file, width=170)):
             for each in shown:
                 console.print(each)
-    print(json.dumps(_summary(results)))
+    print(json.dumps(summary(results)))
 
 
 def _recordings(folder: Path, only: str) -> list[Recording]:
@@ -237,12 +245,12 @@ def measure(
     return Result(name, outcomes, cpu_s, time.monotonic() - begun_s)
 
 
-def _summary(results: Sequence[Result]) -> dict[str, float | None]:
+def summary(results: Sequence[Result]) -> dict[str, float | None]:
     """The figures to compare before and after a change."""
     ours = results[0]
     plain = next((result for result in results if result.name == "whisperx"), None)
-    hand = ours.times(lambda o: o.group != SPONTANEOUS)
-    spontaneous = ours.times(lambda o: o.group == SPONTANEOUS)
+    hand = ours.where(lambda o: o.group != SPONTANEOUS).times
+    spontaneous = ours.of(SPONTANEOUS).times
     right, known = ours.languages
     trapped = ours.of(traps.GROUP).words
     plain_trapped = plain.of(traps.GROUP).words if plain else None
@@ -252,8 +260,8 @@ def _summary(results: Sequence[Result]) -> dict[str, float | None]:
         "word_start_median_ms": percentile(hand.start_ms, 50),
         "word_start_p95_ms": percentile(hand.start_ms, 95),
         "word_start_spontaneous_p95_ms": percentile(spontaneous.start_ms, 95),
-        "der_sample": ours.der(lambda o: o.name == SAMPLE),
-        "der_meetings": ours.der(lambda o: o.name != SAMPLE),
+        "der_sample": ours.where(lambda o: o.name == SAMPLE).der,
+        "der_meetings": ours.where(lambda o: o.name != SAMPLE).der,
         "languages_right": right / known if known else None,
         "invented_words": trapped.invented,
         "invented_words_whisperx": plain_trapped.invented if plain_trapped else None,
@@ -265,12 +273,12 @@ def _summary(results: Sequence[Result]) -> dict[str, float | None]:
 def _as_json(results: Sequence[Result], model: str) -> dict[str, Any]:
     return {
         "model": model,
-        "summary": _summary(results),
+        "summary": summary(results),
         "systems": {
             result.name: {
                 "wall_s": result.wall_s,
                 "cpu_s": result.cpu_s,
-                "groups": {group: _figures(result.of(group)) for group in _groups(result)},
+                "groups": {group: _figures(result.of(group)) for group in result.groups},
                 "people": _figures(result.people),
                 "recordings": [asdict(outcome) for outcome in result.outcomes],
             }
@@ -279,12 +287,8 @@ def _as_json(results: Sequence[Result], model: str) -> dict[str, Any]:
     }
 
 
-def _groups(result: Result) -> list[str]:
-    return list(dict.fromkeys(outcome.group for outcome in result.outcomes))
-
-
 def _figures(result: Result) -> dict[str, Any]:
-    times = result.times()
+    times = result.times
     return {
         **asdict(result.words),
         "wer": result.words.rate,
@@ -295,7 +299,7 @@ def _figures(result: Result) -> dict[str, Any]:
         "timed_words_compared": len(times.start_ms),
         "words_without_a_time": result.untimed,
         "words_said": result.all_words,
-        "der": result.der(),
+        "der": result.der,
         "languages_right": list(result.languages),
     }
 
@@ -327,10 +331,10 @@ def _people_table(results: Sequence[Result], recordings: Sequence[Recording]) ->
         "untimed",
     )
     table = Table(*titles, box=box.MARKDOWN)
-    chosen = [(group, [r.of(group) for r in results]) for group in _groups(results[0].people)]
+    chosen = [(group, [r.of(group) for r in results]) for group in results[0].people.groups]
     for title, parts in [*chosen, ("all", [result.people for result in results])]:
         names = {outcome.name for outcome in parts[0].outcomes}
-        starts, ends = ([getattr(part.times(), of) for part in parts] for of in ("start_ms", "end_ms"))
+        starts, ends = ([getattr(part.times, of) for part in parts] for of in ("start_ms", "end_ms"))
         table.add_row(
             title,
             f"{sum(r.duration_s for r in recordings if r.name in names):.0f}",
@@ -342,7 +346,7 @@ def _people_table(results: Sequence[Result], recordings: Sequence[Recording]) ->
             _cells(
                 f"{_round(percentile(ms, 50))}, {_round(percentile(ms, 95))}" if ms else "-" for ms in ends
             ),
-            _cells(_percent(part.der()) for part in parts),
+            _cells(_percent(part.der) for part in parts),
             _cells(f"{part.languages[0]} of {part.languages[1]}" for part in parts),
             _cells(f"{part.untimed} of {part.all_words}" for part in parts),
         )

@@ -24,7 +24,7 @@ from serve_app.deployments.calls.audio_ref import AudioSlice
 from serve_app.request.calls import DiarizeCall
 from serve_app.transcript import SAMPLE_RATE_HZ, Diarization
 
-REPLICA = "ray::ServeReplica:"  # the process is called this, its application and its deployment
+REPLICA = "ray::ServeReplica:"  # a process is called this, application:deployment, and what it runs
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,8 @@ class Service:
             except psutil.Error:
                 continue  # it has just ended
             if title.startswith(REPLICA):
-                spent[title.removeprefix(REPLICA).split(":")[1].split(".")[0].strip()] += (
-                    times.user + times.system
-                )
+                _, _, deployment = title.removeprefix(REPLICA).partition(":")
+                spent[deployment.split(".")[0].strip()] += times.user + times.system
         return dict(spent)
 
 
