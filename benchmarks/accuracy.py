@@ -1,18 +1,15 @@
-"""How right an answer is: word errors, word times and speaker turns against a recording's truth."""
+"""Words that are wrong or have the wrong speaker in the synthetic recordings."""
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
 import jiwer
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from benchmarks.truth import Recording, TrueTurn
-
-COLLAR_S = 0.25  # pyannote.metrics' collar: this much in all around each boundary of the truth is not scored
+from benchmarks.truth import Recording
 
 # Numbers that other models write in digits; the recordings' words are spelled out.
 _DIGITS = {
@@ -25,91 +22,6 @@ _DIGITS = {
 def tokens_of(text: str) -> list[str]:
     """The words of a text in lower case, without punctuation, known numbers spelled out."""
     return [_DIGITS.get(token, token) for token in re.findall(r"[a-z']+|\d+", text.lower().replace(",", ""))]
-
-
-@dataclass
-class Score:
-    """Counts that add up over recordings. Times are in seconds, errors by the voice that spoke the word."""
-
-    errors: Counter[str] = field(default_factory=Counter)
-    words: Counter[str] = field(default_factory=Counter)
-    start_errors_s: list[float] = field(default_factory=list)
-    diarization_errors_s: float = 0.0
-    spoken_s: float = 0.0
-    wrong_speakers: int = 0  # words in a segment of somebody else
-    wrong_speakers_unsplit: int = 0  # the same without splitting sentences
-    attributed: int = 0  # words that were recognised, rightly or as another word
-
-    @property
-    def wrong_speaker(self) -> float:
-        return self.wrong_speakers / self.attributed if self.attributed else float("nan")
-
-    @property
-    def wrong_speaker_unsplit(self) -> float:
-        return self.wrong_speakers_unsplit / self.attributed if self.attributed else float("nan")
-
-    @property
-    def wer(self) -> float:
-        return self.errors.total() / max(1, self.words.total())
-
-    @property
-    def der(self) -> float:
-        return self.diarization_errors_s / self.spoken_s if self.spoken_s else float("nan")
-
-    def start_ms(self, percentile: float) -> float:
-        if not self.start_errors_s:
-            return float("nan")
-        return 1000 * float(np.percentile(self.start_errors_s, percentile))
-
-
-def total(scores: Iterable[Score]) -> Score:
-    """The scores of several recordings as one."""
-    whole = Score()
-    for score in scores:
-        whole.errors += score.errors
-        whole.words += score.words
-        whole.start_errors_s += score.start_errors_s
-        whole.diarization_errors_s += score.diarization_errors_s
-        whole.spoken_s += score.spoken_s
-        whole.wrong_speakers += score.wrong_speakers
-        whole.wrong_speakers_unsplit += score.wrong_speakers_unsplit
-        whole.attributed += score.attributed
-    return whole
-
-
-def score(
-    recording: Recording,
-    segments: Sequence[dict[str, Any]],
-    turns: Sequence[TrueTurn],
-    unsplit: Sequence[dict[str, Any]] | None = None,
-) -> Score:
-    """Compares segments with words, as whisperx and `/predict` give them, and speaker turns.
-
-    A word's start counts where the word was recognised and the synthesizer knows its time. `unsplit` are
-    the segments before sentences of two speakers were split; None where nothing was.
-    """
-    said = [(token, word.get("start")) for segment in segments for token, word in _tokens(segment)]
-    found = Score(words=Counter(word.speaker for word in recording.words))
-    for chunk in _alignment(recording, [token for token, _ in said]):
-        true_words = recording.words[chunk.ref_start_idx : chunk.ref_end_idx]
-        if chunk.type == "equal":
-            heard = said[chunk.hyp_start_idx : chunk.hyp_end_idx]
-            found.start_errors_s += [
-                abs(start_s - true.start_s)
-                for true, (_, start_s) in zip(true_words, heard, strict=True)
-                if true.exact and start_s is not None
-            ]
-        elif chunk.type == "insert":  # an error of the voice that spoke last
-            speaker = recording.words[max(0, chunk.ref_start_idx - 1)].speaker
-            found.errors[speaker] += chunk.hyp_end_idx - chunk.hyp_start_idx
-        else:
-            found.errors.update(word.speaker for word in true_words)
-    found.diarization_errors_s, found.spoken_s = diarization_errors(
-        recording.turns, turns, recording.duration_s
-    )
-    found.wrong_speakers, found.attributed = speaker_errors(recording, segments)
-    found.wrong_speakers_unsplit, _ = speaker_errors(recording, segments if unsplit is None else unsplit)
-    return found
 
 
 def speaker_errors(recording: Recording, segments: Sequence[dict[str, Any]]) -> tuple[int, int]:
@@ -149,22 +61,3 @@ def count_errors(recording: Recording, text: str) -> int:
 
 def _alignment(recording: Recording, tokens: Sequence[str]) -> Any:
     return jiwer.process_words(recording.text, " ".join(tokens) or "-").alignments[0]
-
-
-def diarization_errors(
-    truth: Sequence[TrueTurn], turns: Sequence[TrueTurn], duration_s: float, collar_s: float = COLLAR_S
-) -> tuple[float, float]:
-    """Seconds wrong (missed, false alarm, confused) and spoken, by pyannote.metrics, overlap counted."""
-    from pyannote.core import Annotation, Segment, Timeline
-    from pyannote.metrics.diarization import DiarizationErrorRate
-
-    def annotation(spans: Sequence[TrueTurn]) -> Annotation:
-        made = Annotation()
-        for number, turn in enumerate(spans):
-            made[Segment(turn.start_s, turn.end_s), number] = turn.speaker
-        return made
-
-    parts = DiarizationErrorRate(collar=collar_s)(
-        annotation(truth), annotation(turns), uem=Timeline([Segment(0, duration_s)]), detailed=True
-    )
-    return parts["missed detection"] + parts["false alarm"] + parts["confusion"], parts["total"]

@@ -59,7 +59,7 @@ def direct(plain: PlainWhisperx, path: Path, *, diarize: bool) -> Run:
     clock_s.append(time.monotonic())
     result = plain.asr.transcribe(audio, batch_size=BATCH_SIZE, chunk_size=plain.chunk_size, language="en")
     clock_s.append(time.monotonic())
-    aligned = whisperx.align(result["segments"], plain.aligner, plain.aligner_metadata, audio, "cpu")
+    aligned = plain.align(result["segments"], audio, "en")
     clock_s.append(time.monotonic())
     if diarize:
         assert plain.diarization is not None
@@ -112,7 +112,7 @@ def main(
         names = models.resolve(Settings.model_validate(raw["applications"][0]["args"]))
         plain = PlainWhisperx.load(names, compute_type="int8", threads=cores)
         with (
-            service(raw, diarizes=True) as system,
+            service(raw) as system,
             httpx.Client(base_url=system.url, timeout=3600) as client,  # a new one would cost some 20 ms
         ):
             without, full = (

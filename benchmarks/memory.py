@@ -73,10 +73,10 @@ def watched(**figures: Callable[[], float]) -> Iterator[dict[str, float]]:
 def _graph(config: Path, folder: Path, simulated: bool) -> AbstractContextManager[Service]:
     if simulated:
         raw = graph_on_gpus(folder, 4)
-        return service(raw, diarizes=False, num_cpus=cpus_for(4))
+        return service(raw, num_cpus=cpus_for(4))
     raw = config_file.read(config)
     raw["http_options"] = {**(raw.get("http_options") or {}), "port": free_port()}
-    return service(raw, diarizes=False)
+    return service(raw)
 
 
 def main(

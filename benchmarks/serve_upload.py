@@ -56,7 +56,7 @@ def anonymous_mib(process: psutil.Process) -> float:
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         raw = graph_on_gpus(Path(folder), 1)
-        with service(raw, diarizes=False, num_cpus=cpus_for(1)) as system:
+        with service(raw, num_cpus=cpus_for(1)) as system:
             processes = {"ingress": process_named("simulated:Ingress"), "proxy": process_named("ProxyActor")}
 
             def post(megabytes_per_s: float) -> None:

@@ -75,7 +75,7 @@ def main(
     seconds: Annotated[int, typer.Option(help="Length of the file.")] = 300,
 ) -> None:
     raw = yaml.safe_load(config.read_text())
-    with service(raw, diarizes=True) as system:
+    with service(raw) as system:
         say.print("A short file first, so that every stage has run once.")
         stream(system.url, recording(20), "diarized_json")
         figures = {kind: stream(system.url, recording(seconds), kind) for kind in ("json", "diarized_json")}

@@ -2,39 +2,53 @@
 
 import io
 import signal
+import time
 import wave
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import httpx
 import numpy as np
+import psutil
 import ray
 from numpy.typing import NDArray
 from ray import serve
 
+from benchmarks.people import Turn
 from benchmarks.plain_whisperx import PlainWhisperx
-from benchmarks.truth import SAMPLE_RATE_HZ, TrueTurn
 from serve_app.cli.launcher import running, url_of
 from serve_app.deployments.calls.audio_ref import AudioSlice
-from serve_app.request.assign_speakers import assign_speakers, split_at_speaker_change
 from serve_app.request.calls import DiarizeCall
-from serve_app.transcript import Diarization, Segment, Word
+from serve_app.transcript import SAMPLE_RATE_HZ, Diarization
+
+REPLICA = "ray::ServeReplica:"  # a process is called this, application:deployment, and what it runs
 
 
 @dataclass(frozen=True)
 class Answer:
     """One system's answer for one recording."""
 
-    segments: list[dict[str, Any]]  # with speakers, if the system has any
-    turns: tuple[TrueTurn, ...]
+    segments: list[dict[str, Any]]  # with `words`, where the language can be aligned
+    language: str | None
     warnings: tuple[str, ...] = ()
-    unsplit: list[dict[str, Any]] | None = None  # the segments before sentences of two speakers are split
+
+    @property
+    def text(self) -> str:
+        return " ".join(segment["text"].strip() for segment in self.segments)
 
 
 class System(Protocol):
+    """Detects the language itself, as no caller names it here."""
+
     def answer(self, samples: NDArray[np.int16]) -> Answer: ...
+
+    def turns(self, samples: NDArray[np.int16]) -> tuple[Turn, ...]: ...
+
+    def cpu_s(self) -> dict[str, float]:
+        """CPU seconds so far, by part of the system."""
 
 
 @dataclass
@@ -43,48 +57,36 @@ class Service:
 
     url: str
     application: str
-    diarizes: bool
 
     def answer(self, samples: NDArray[np.int16]) -> Answer:
         response = httpx.post(
             f"{self.url}/predict",
             files={"file": wav(samples)},
-            data={"language": "en", "word_timestamps": "true", "diarize": "false"},
+            data={"word_timestamps": "true", "diarize": "false"},
             timeout=3600,
         )
         response.raise_for_status()
         body = response.json()
         warnings = tuple(f"{w['stage']}: {w['message']}" for w in body["warnings"])
-        if not self.diarizes:
-            return Answer(body["model_output"], (), warnings)
-        found = self._diarize(samples)
-        turns = tuple(TrueTurn(turn.start_s, turn.end_s, turn.speaker) for turn in found.turns)
-        # As the pipeline does it, but in this process, so that each recording is diarized once.
-        whole = assign_speakers([_segment(segment) for segment in body["model_output"]], found)
-        split = split_at_speaker_change(whole)
-        return Answer(_as_answered(split), turns, warnings, _as_answered(whole))
+        return Answer(body["model_output"], body["language"], warnings)
 
-    def _diarize(self, samples: NDArray[np.int16]) -> Diarization:
+    def turns(self, samples: NDArray[np.int16]) -> tuple[Turn, ...]:
         diarizer = serve.get_deployment_handle("Diarizer", self.application)
         call = DiarizeCall(audio=AudioSlice([[ray.put(samples)]], 0.0), request_id="eval")
         found: Diarization = diarizer.diarize.remote(call).result()
-        return found
+        return tuple(Turn(turn.start_s, turn.end_s, turn.speaker) for turn in found.turns)
 
-
-def _segment(answered: dict[str, Any]) -> Segment:
-    words = tuple(Word(word["word"], word["start"], word["end"]) for word in answered["words"])
-    return Segment(answered["start"], answered["end"], answered["text"], words)
-
-
-def _as_answered(segments: Sequence[Segment]) -> list[dict[str, Any]]:
-    return [
-        {
-            "text": segment.text,
-            "speaker": segment.speaker,
-            "words": [{"word": word.text, "start": word.start_s} for word in segment.words],
-        }
-        for segment in segments
-    ]
+    def cpu_s(self) -> dict[str, float]:
+        spent = Counter[str]()
+        for process in psutil.Process().children(recursive=True):
+            try:
+                title, times = " ".join(process.cmdline()), process.cpu_times()
+            except psutil.Error:
+                continue  # it has just ended
+            if title.startswith(REPLICA):
+                _, _, deployment = title.removeprefix(REPLICA).partition(":")
+                spent[deployment.split(".")[0].strip()] += times.user + times.system
+        return dict(spent)
 
 
 @dataclass
@@ -94,23 +96,28 @@ class Plain:
     whisperx: PlainWhisperx
 
     def answer(self, samples: NDArray[np.int16]) -> Answer:
-        audio = np.divide(samples, 32768, dtype=np.float32)
-        segments = self.whisperx.transcribe(audio, language="en", diarize=False)
-        if self.whisperx.diarization is None:
-            return Answer(segments, ())
-        import whisperx
+        result = self.whisperx.recognize(_float32(samples))
+        return Answer(result["segments"], result["language"])
 
-        found = self.whisperx.diarization(audio)
-        turns = tuple(TrueTurn(row.start, row.end, row.speaker) for row in found.itertuples())
-        return Answer(whisperx.assign_word_speakers(found, {"segments": segments})["segments"], turns)
+    def turns(self, samples: NDArray[np.int16]) -> tuple[Turn, ...]:
+        assert self.whisperx.diarization is not None
+        found = self.whisperx.diarization(_float32(samples))
+        return tuple(Turn(row.start, row.end, row.speaker) for row in found.itertuples())
+
+    def cpu_s(self) -> dict[str, float]:
+        return {"whisperx": time.process_time()}
+
+
+def _float32(samples: NDArray[np.int16]) -> NDArray[np.float32]:
+    return np.divide(samples, 32768, dtype=np.float32)
 
 
 @contextmanager
-def service(raw: dict[str, Any], *, diarizes: bool, num_cpus: int | None = None) -> Iterator[Service]:
+def service(raw: dict[str, Any], *, num_cpus: int | None = None) -> Iterator[Service]:
     """Runs the graph of a config file's content while entered; raises CannotStart. Ctrl-C ends it."""
     with running(raw, show_logs=False, num_cpus=num_cpus):
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        yield Service(url_of(raw), raw["applications"][0]["name"], diarizes)
+        yield Service(url_of(raw), raw["applications"][0]["name"])
 
 
 def wav(samples: NDArray[np.int16]) -> bytes:

@@ -126,7 +126,7 @@ def main(
         raw = config(Path(folder))
         names = models.resolve(Settings.model_validate(raw["applications"][0]["args"]))
         plain = PlainWhisperx.load(names, compute_type="int8", threads=cores)
-        with service(raw, diarizes=True) as system:
+        with service(raw) as system:
             for diarize, samples in chosen.items():
                 paths = [Path(folder) / f"{number}.wav" for number in range(len(samples))]
                 for path, clip in zip(paths, samples, strict=True):

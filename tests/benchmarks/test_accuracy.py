@@ -1,11 +1,11 @@
-"""The yardstick of `make eval`."""
+"""The synthetic recordings, and how words with the wrong speaker are counted in them."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks.accuracy import count_errors, score, speaker_errors, tokens_of, total
+from benchmarks.accuracy import count_errors, speaker_errors
 from benchmarks.truth import (
     Recording,
     TrueTurn,
@@ -31,56 +31,17 @@ def segments(*words: tuple[str, float | None]) -> list[dict[str, object]]:
     return [{"words": [{"word": word, "start": start_s} for word, start_s in words]}]
 
 
-def test_a_perfect_answer_has_no_errors() -> None:
-    """Case, punctuation and digits do not count; only exact times are compared."""
-    found = score(RECORDING, segments(("4", 1.02), ("Score,", 1.3), ("of", 9.0), ("years.", 3.2)), TURNS)
-    assert (found.wer, found.der) == (0, 0)
-    assert found.start_errors_s == pytest.approx([0.02, 0.0, 0.0])
-
-
-def test_errors_count_for_the_voice_that_spoke() -> None:
-    """A substituted and an inserted word of ann's, a missing one of bob's: three of four words."""
-    found = score(RECORDING, segments(("for", 1.0), ("score", 1.3), ("score", 1.5), ("years", 3.2)), TURNS)
-    assert found.errors == {"ann": 1, "bob": 1}  # the second "score" stands for "of"
-    found = score(
-        RECORDING, segments(("four", 1.0), ("score", 1.3), ("oh", 1.5), ("of", 3), ("years", 3)), TURNS
-    )
-    assert found.errors == {"ann": 1}
-    assert count_errors(RECORDING, "four score oh of years") == 1
-
-
 def test_a_word_in_a_segment_of_somebody_else_has_the_wrong_speaker() -> None:
-    """Labels are free but one to one; without a speaker a word is wrong, and unsplit segments are apart."""
+    """Labels are free but one to one; without a speaker a word is wrong."""
     ann, bob = segments(("four", 1.0), ("core", 1.3)), segments(("of", 3.0), ("years", 3.2))
     split = [{**ann[0], "speaker": "S1"}, {**bob[0], "speaker": "S0"}]
     whole = [{**segments(("four", 1.0), ("core", 1.3), ("of", 3.0), ("years", 3.2))[0], "speaker": "S1"}]
-    found = score(RECORDING, split, TURNS, whole)
-    assert (found.wrong_speaker, found.wrong_speaker_unsplit) == (0, 0.5)
-    assert total([found, found]).attributed == 8
+    assert speaker_errors(RECORDING, split) == (0, 4)
+    assert speaker_errors(RECORDING, whole) == (2, 4)
     assert speaker_errors(RECORDING, [split[0], bob[0]]) == (2, 4)
     assert speaker_errors(RECORDING, ann + bob) == (4, 4)
     assert speaker_errors(RECORDING, []) == (0, 0)
-
-
-def test_nothing_heard_is_every_word_wrong() -> None:
-    """An empty answer has an error rate of one, and all speech is missed."""
-    found = score(RECORDING, [], ())
-    assert (found.wer, found.der) == (1, 1)
-
-
-def test_a_swapped_speaker_is_confusion_and_names_do_not_matter() -> None:
-    """Who is called what is free; giving the second turn to the first speaker is half of it wrong."""
-    renamed = (TrueTurn(1.0, 2.0, "SPEAKER_01"), TrueTurn(3.0, 4.0, "SPEAKER_00"))
-    assert score(RECORDING, [], renamed).der == 0
-    one = (TrueTurn(1.0, 2.0, "x"), TrueTurn(3.0, 4.0, "x"))
-    assert score(RECORDING, [], one).der == pytest.approx(0.5)
-
-
-def test_scores_add_up() -> None:
-    """Rates of several recordings are errors over words, not a mean of rates."""
-    perfect = score(RECORDING, segments(*((word.word, word.start_s) for word in WORDS)), TURNS)
-    assert total([perfect, score(RECORDING, [], ())]).wer == 0.5
-    assert tokens_of("It's 1,000 o'clock!") == ["it's", "thousand", "o'clock"]
+    assert count_errors(RECORDING, "4 score oh of years.") == 1
 
 
 def test_a_recording_survives_its_file(tmp_path: Path) -> None:
