@@ -129,7 +129,7 @@ def test_an_embedding_without_a_known_trunk_stays_as_it_is(meeting: Samples) -> 
     )
     assert_same_turns(pipeline, [(meeting[: 6 * SAMPLE_RATE_HZ], {})])
     assert not share_trunk(pipeline, pad_batches=False)
-    with pytest.raises(ModelUnavailable, match="float16 is for pyannote's WeSpeaker embeddings"):
+    with pytest.raises(ModelUnavailable, match=r"float16 is for CAM\+\+ and pyannote's WeSpeaker embeddings"):
         PyannoteDiarizer(pipeline, settings=DiarizationSettings(compute_type="float16"))
 
 

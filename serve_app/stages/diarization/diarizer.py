@@ -16,7 +16,7 @@ import numpy as np
 from serve_app import bundled
 from serve_app.errors import InvalidRequest, ModelUnavailable
 from serve_app.settings import DiarizationSettings
-from serve_app.stages.diarization.embeddings import match_voices, share_trunk
+from serve_app.stages.diarization.embeddings import cut_voices, match_voices, share_trunk
 from serve_app.stages.diarization.pipeline import limit_clusters, load_pipeline
 from serve_app.transcript import SAMPLE_RATE_HZ, Diarization, KnownSpeaker, Samples, SpeakerBounds, Turn
 
@@ -98,11 +98,13 @@ class PyannoteDiarizer:
         pipeline.segmentation_batch_size = settings.batch_windows or segmentation
         pipeline.embedding_batch_size = settings.batch_windows or embedding
         compute_type = settings.compute_type
-        self._takes_int16 = share_trunk(pipeline, device == "cuda", compute_type, device)
+        self._takes_int16 = cut_voices(pipeline, compute_type, device) or share_trunk(
+            pipeline, device == "cuda", compute_type, device
+        )
         if compute_type in ("float16", "bfloat16") and not self._takes_int16:
             raise ModelUnavailable(
-                f"diarization.compute_type: {compute_type} is for pyannote's WeSpeaker embeddings and the "
-                "bundled one, and this pipeline has another; use auto or float32."
+                f"diarization.compute_type: {compute_type} is for CAM++ and pyannote's WeSpeaker embeddings, and "
+                "this pipeline has another; use auto or float32."
             )
         limit_clusters(pipeline)
 
@@ -169,7 +171,7 @@ class PyannoteDiarizer:
 def load_pyannote(
     model: str, *, device: str, token: str | None, settings: DiarizationSettings = _DEFAULTS
 ) -> PyannoteDiarizer:
-    """A pyannote pipeline by its directory or hub name, or the bundled one; raises ModelUnavailable."""
+    """A pipeline by its directory or hub name, or the bundled one; raises ModelUnavailable."""
     pipeline = load_pipeline(model, device=device, token=token)
     return PyannoteDiarizer(pipeline, device=device, settings=settings)
 

@@ -91,10 +91,7 @@ def embed(
     model, device = embedding.model_, embedding.device
     windows, active = binary_segmentations.sliding_window, binary_segmentations.data
     n_windows, n_frames, n_speakers = active.shape
-    min_frames = None
-    if exclude_overlap:  # the frames of the shortest waveform that the network takes
-        shortest = n_frames * embedding.min_num_samples / (windows.duration * SAMPLE_RATE_HZ)
-        min_frames = math.ceil(shortest)
+    min_frames = _min_frames(embedding, windows, n_frames) if exclude_overlap else None
     has_speech = (active > 0).any(axis=(1, 2))
     to_do = np.flatnonzero(has_speech)
     size = pipeline.embedding_batch_size
@@ -116,6 +113,67 @@ def embed(
             no_mask = torch.zeros(1, n_speakers, n_frames, device=device)
             embeddings[~has_speech] = model.forward_embedding(frames, weights=no_mask).cpu().numpy()
     return embeddings
+
+
+def cut_voices(pipeline: Any, compute_type: ComputeType = "float32", device: str = "cpu") -> bool:
+    """Makes `pipeline` use `embed_pieces`; returns False, and changes nothing, unless its network is CAM++.
+
+    It then takes int16 waveforms too, and computes the network in `compute_type` on `device`.
+    """
+    from serve_app.stages.diarization.campplus import CAMPlusPlus
+    from serve_app.stages.torch_support import Precision
+
+    model = getattr(pipeline._embedding, "model_", None)
+    if not isinstance(model, CAMPlusPlus):
+        return False
+    precision = Precision(compute_type, device)
+    pipeline._segmentation.model.register_forward_pre_hook(lambda _, inputs: (to_float(inputs[0]),))
+    network = lambda mels: precision.run(lambda: model.embed(mels))  # noqa: E731
+    vars(pipeline)["get_embeddings"] = partial(embed_pieces, pipeline, network)
+    return True
+
+
+def embed_pieces(
+    pipeline: Any,
+    network: Callable[[Any], Any],
+    file: Any,
+    binary_segmentations: Any,
+    exclude_overlap: bool = False,
+    **_: Any,
+) -> NDArray[np.float32]:
+    """The embeddings of pyannote's get_embeddings with CAM++, (windows, speakers, dimension), in batches.
+
+    A piece is what one speaker says in one window. Pieces of the same length form a batch; one that is too
+    short has NaN.
+    """
+    import torch
+
+    from serve_app.stages.diarization.campplus import voice_frames
+
+    embedding, size = pipeline._embedding, pipeline.embedding_batch_size
+    model, device = embedding.model_, embedding.device
+    windows, active = binary_segmentations.sliding_window, binary_segmentations.data
+    n_windows, n_frames, n_speakers = active.shape
+    min_frames = _min_frames(embedding, windows, n_frames) if exclude_overlap else None
+    masks = torch.from_numpy(pooling_masks(active, min_frames)).flatten(0, 1)
+    spoken = voice_frames(masks, model.num_frames(round(windows.duration * SAMPLE_RATE_HZ)))
+    lengths = spoken.sum(1)
+    embeddings = np.full((n_windows * n_speakers, embedding.dimension), np.nan, np.float32)
+    with torch.inference_mode():
+        for length in lengths[lengths > 0].unique():
+            for pieces in torch.argwhere(lengths == length)[:, 0].split(size):
+                cut = [
+                    pipeline._audio.crop(file, windows[int(n) // n_speakers], mode="pad")[0] for n in pieces
+                ]
+                mels = model.features(to_float(torch.stack(cut).to(device)))
+                voices = mels[spoken[pieces].to(device)].view(len(pieces), int(length), -1)
+                embeddings[pieces] = network(voices).cpu().numpy()
+    return embeddings.reshape(n_windows, n_speakers, -1)
+
+
+def _min_frames(embedding: Any, windows: Any, n_frames: int) -> int:
+    """How many of a window's `n_frames` the shortest waveform that the network takes would fill."""
+    return math.ceil(n_frames * embedding.min_num_samples / (windows.duration * SAMPLE_RATE_HZ))
 
 
 def pooling_masks(active: NDArray[Any], min_frames: int | None) -> NDArray[np.float32]:
