@@ -105,6 +105,7 @@ class AsrRequest:
     features: npt.NDArray[np.float32]  # log-mel, (n_mels, 3000)
     language: str | None = None
     decoding: Decoding = Decoding()
+    certain_at: float | None = None  # another language that is at least so probable is taken instead
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +122,7 @@ class WindowText:
     attempts: int = 1  # how often the window was decoded, each time at a higher temperature
     was_silence: bool = False  # unlikely text over what sounds like silence was left out
     prompt_tokens_cut: int = 0  # from the start of `initial_prompt`
+    languages: tuple[tuple[str, float], ...] = ()  # detected: the probable ones, likeliest first
 
 
 @dataclass(frozen=True, slots=True)

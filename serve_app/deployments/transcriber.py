@@ -53,14 +53,15 @@ class Transcriber(ModelReplica):
         """Recognises one window; a text that is not believable is decoded again at higher temperatures."""
         samples = await call.audio.cut(call.window)
         features = await self._features.submit(samples, call.request_id, is_first=call.is_first)
-        language, attempts = call.language, list[WindowText]()
+        language, certain_at, attempts = call.language, call.certain_at, list[WindowText]()
         for temperature in self._fallback.schedule(call.decoding):
-            request = AsrRequest(features, language, replace(call.decoding, temperature=temperature))
+            decoding = replace(call.decoding, temperature=temperature)
+            request = AsrRequest(features, language, decoding, certain_at)
             text: WindowText = await self._windows.submit(
                 request, call.request_id, is_first=call.is_first, runs_alone=call.runs_alone
             )
             attempts.append(text)
             if self._fallback.is_believable(text):
                 break
-            language = text.language
+            language, certain_at = text.language, None
         return self._fallback.best_attempt(attempts)

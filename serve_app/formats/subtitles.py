@@ -1,6 +1,6 @@
 """The cues of a transcript: which words stand together, on which lines, from when to when.
 
-The options are those of whisperx's command line (`--max_line_width`, `--max_line_count`, `--highlight_words`).
+Options are those of whisperx's command line (`--max_line_width`, `--max_line_count`, `--highlight_words`).
 Its writer, however, exceeds the width by the spaces, mixes speakers in a cue, drops segments without words,
 misplaces spaces in Chinese and Japanese, and writes cues that end before they start. Where lines are counted
 it fills cues to the brim, so that they end in mid-sentence; here they end with a sentence if it fits, else
@@ -75,6 +75,7 @@ def words_of(segment: Segment, language: str | None) -> tuple[Word, ...]:
     """The segment's words. If it was not aligned, its text is split into words without times and scores."""
     if segment.words:
         return segment.words
+    language = segment.source_text.language if segment.source_text else language
     is_spaced = language not in NO_SPACE_BETWEEN_WORDS
     texts = segment.text.split() if is_spaced else _CHARACTER.findall(segment.text)
     return tuple(Word(text, speaker=segment.speaker) for text in texts)
@@ -122,6 +123,7 @@ def _words_to_show(segment: Segment, language: str | None) -> list[_CueWord]:
 
     A word has a space before it if the segment's text has one, or where it is not found there, by language.
     """
+    language = segment.source_text.language if segment.source_text else language
     words: list[_CueWord] = []
     at = 0
     for word in words_of(segment, language):
@@ -157,14 +159,10 @@ def _laid_out(words: Sequence[_CueWord], layout: SubtitleLayout) -> Iterator[_Li
     cue: list[_CueWord] = []
     for sentence in _sentences(words):
         parts = _parts(sentence, width, layout.max_line_count)
-        joined = [*cue, *sentence]
-        fits = len(parts) == 1 and len(_lines(joined, width)) <= layout.max_line_count
+        fits = len(parts) == 1 and len(_lines(cue + sentence, width)) <= layout.max_line_count
         if cue and fits and _pause_s(cue[-1], sentence[0]) <= PAUSE_S:
-            cue = joined
-            continue
-        for part in [cue, *parts[:-1]]:
-            if part:
-                yield _lines(part, width)
+            parts, cue = [cue + sentence], []
+        yield from (_lines(part, width) for part in [cue, *parts[:-1]] if part)
         cue = parts[-1]
     if cue:
         yield _lines(cue, width)

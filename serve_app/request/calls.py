@@ -50,6 +50,7 @@ class TranscribeCall(StageCall):
     window: Window
     decoding: Decoding
     language: str | None = None
+    certain_at: float | None = None  # another language that is at least so probable is taken instead
     is_first: bool = False  # the request's first window, or one that votes on the language: it goes first
 
 

@@ -13,7 +13,7 @@ from transcripts import FIXED, transcripts
 
 from serve_app.formats.subtitles import Cue, SubtitleLayout, cues
 from serve_app.languages import LANGUAGES_WITHOUT_SPACES
-from serve_app.transcript import Segment, Transcript, Word
+from serve_app.transcript import Segment, Transcript, WindowText, Word
 
 PLAIN = SubtitleLayout()
 UNCOUNTED = st.builds(SubtitleLayout, st.none() | st.integers(1, 40), st.none(), st.booleans())
@@ -163,7 +163,20 @@ def test_short_sentences_share_a_cue_unless_there_is_a_pause() -> None:
 def test_a_window_without_word_times_is_cut_at_its_full_stops() -> None:
     """Half a minute of a language that could not be aligned holds several sentences."""
     transcript = Transcript((Segment(0.0, 9.0, "Esto es así. Y esto no lo es."),), "es", 9.0, "made")
-    assert [cue.text for cue in cues(transcript, SubtitleLayout(20, 1))] == ["Esto es así.", "Y esto no lo es."]
+    shown = [cue.text for cue in cues(transcript, SubtitleLayout(20, 1))]
+    assert shown == ["Esto es así.", "Y esto no lo es."]
+
+
+def test_a_segment_is_laid_out_in_its_own_language() -> None:
+    """A Chinese window of an English file has no spaces, and is not one endless word."""
+    heard = WindowText("", "zh", None, 0.0, 0.0, 1.0)
+    words = (Word("你", 0.0, 0.5), Word("好", 0.5, 1.0))
+    segments = (
+        Segment(0.0, 1.0, "你好", words, source_text=heard),
+        Segment(5.0, 6.0, "今日天氣好", source_text=heard),
+    )
+    transcript = Transcript(segments, "en", 6.0, "made")
+    assert [cue.text for cue in cues(transcript, SubtitleLayout(4, 1))] == ["你好", "今日", "天氣好"]
 
 
 def test_a_cue_has_one_speaker() -> None:

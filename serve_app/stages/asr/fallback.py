@@ -41,6 +41,7 @@ class Fallback:
             best,
             text="" if was_silence else best.text,
             language_probability=attempts[0].language_probability,  # later ones were told the language
+            languages=attempts[0].languages,
             attempts=len(attempts),
             was_silence=was_silence,
         )

@@ -113,6 +113,20 @@ def test_named_languages_are_not_detected(model: FakeCTranslate2, recognizer: Re
     assert (detected.language, detected.language_probability) == ("fr", 0.75)
 
 
+@pytest.mark.parametrize(("certain_at", "taken"), [(0.75, "fr"), (0.8, "de")])
+def test_a_window_may_be_certain_of_another_language(
+    recognizer: Recognizer, certain_at: float, taken: str
+) -> None:
+    """Then it is decoded in that one; with less certainty it takes what it was given."""
+    [heard] = recognizer.transcribe([AsrRequest(FEATURES, "de", certain_at=certain_at)])
+    assert isinstance(heard, WindowText)
+    assert (heard.language, heard.languages) == (taken, (("fr", 0.75), ("en", 0.25)))
+    assert heard.language_probability == (0.75 if taken == "fr" else None)
+    [named, _] = recognizer.transcribe([AsrRequest(FEATURES, "de"), AsrRequest(FEATURES)])
+    assert isinstance(named, WindowText)
+    assert (named.language, named.languages) == ("de", ())
+
+
 def test_text_keeps_its_leading_space_and_loses_special_tokens(recognizer: Recognizer) -> None:
     """The text is what whisperx gives: text tokens only, unstripped; scores count all tokens."""
     [answer] = recognizer.transcribe([AsrRequest(FEATURES, "en")])
