@@ -27,6 +27,7 @@ def decoding_warnings(heard: Sequence[tuple[Window, WindowText]], language: str 
     """
     cut = max((text.prompt_tokens_cut for _, text in heard), default=0)
     retried = [window for window, text in heard if text.attempts > 1]
+    repetitive = [window for window, text in heard if text.is_repetitive]
     silent = [window for window, text in heard if text.was_silence]
     speech_s = sum(window.end_s - window.start_s for window, _ in heard)
     lost_s = sum(window.end_s - window.start_s for window, text in heard if not text.text.strip())
@@ -41,6 +42,9 @@ def decoding_warnings(heard: Sequence[tuple[Window, WindowText]], language: str 
         "fallback_temperature": retried
         and "Text that repeated itself or was unlikely was decoded again at higher temperatures, in "
         f"{_windows(retried)}. Check it.",
+        "repetitive_text": repetitive
+        and "Text that repeats itself was the best that any attempt gave; it was hardly said like this, in "
+        f"{_windows(repetitive)}. Leave it out, or use a larger model.",
         "languages_mixed": languages
         and f"Besides {language} there is {languages}, written as such. Name one with `language` to have "
         "every window in it.",

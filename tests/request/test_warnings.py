@@ -28,6 +28,14 @@ def test_decoding_warnings_say_how_many_windows_and_where(count: int) -> None:
     assert "1 window (50.0-51.0 s)" in silent.message
 
 
+def test_a_text_that_still_repeats_itself_is_a_warning() -> None:
+    """It names the windows, beside the one that says that they were decoded again."""
+    loop = replace(TEXT, attempts=6, is_repetitive=True)
+    retried, repetitive = decoding_warnings([(Window(0.0, 1.0), TEXT), (Window(3.0, 4.5), loop)], "en")
+    assert (retried.code, repetitive.code) == ("fallback_temperature", "repetitive_text")
+    assert "1 window (3.0-4.5 s)" in repetitive.message
+
+
 def test_a_prompt_that_was_cut_is_one_warning() -> None:
     """It names the most tokens that any window left out."""
     cut = [(Window(n, n + 1), replace(TEXT, prompt_tokens_cut=n)) for n in range(3)]
