@@ -23,6 +23,7 @@ from serve_app.transcript import SAMPLE_RATE_HZ, AsrRequest, Samples, WindowText
 ENCODER_SAMPLES = 30 * SAMPLE_RATE_HZ  # Whisper's encoder always sees 30 s
 BEST_OF = 5  # samples at a temperature above 0, of which the likeliest is taken
 
+QUIET_PEAK = 328  # -40 dBFS
 PROBABLE = 0.01  # languages below this are not told
 
 Ranking = tuple[tuple[str, float], ...]  # languages and their probabilities, likeliest first
@@ -53,11 +54,13 @@ class Recognizer:
     def features(self, samples: Samples) -> Features:
         """The window's features, padded with zeros to 30 s: whisperx's `log_mel_spectrogram` within 1e-4.
 
-        Like there, what is beyond 30 s (a sample, by rounding) is cut.
+        Like there, what is beyond 30 s (a sample, by rounding) is cut. A quiet window is amplified: Whisper
+        takes quiet words for silence.
         """
         samples = samples[:ENCODER_SAMPLES]
         padded = np.zeros(ENCODER_SAMPLES, np.float32)
-        np.divide(samples, 32768, out=padded[: len(samples)])
+        peak = max(int(samples.max(initial=0)), -int(samples.min(initial=0)))
+        np.divide(samples, 2 * peak if 0 < peak < QUIET_PEAK else 32768, out=padded[: len(samples)])
         features: Features = self._extract(padded, padding=0)
         return features
 

@@ -158,7 +158,7 @@ def _quietness(peak: int) -> str:
         return ""
     return (
         f"The recording is very quiet (its peak is {level_dbfs:.0f} dBFS), and speech in it may be missed. "
-        "Record it louder; amplifying it afterwards helps little."
+        "Record it louder; it is amplified already."
     )
 
 

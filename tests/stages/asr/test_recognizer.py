@@ -293,6 +293,18 @@ def test_features_are_those_of_the_window_padded_to_30_s(recognizer: Recognizer)
     assert np.array_equal(recognizer.features(one_too_many), recognizer.features(samples))
 
 
+def test_only_quiet_windows_are_amplified(recognizer: Recognizer) -> None:
+    """Below -40 dBFS two levels of one sound look the same; above they are what whisperx makes of them."""
+    sound = np.sin(np.arange(16_000) / 7)
+
+    def features(peak: int) -> Any:
+        return recognizer.features(np.round(sound * peak).astype(np.int16))
+
+    assert np.abs(features(320) - features(16_000)).mean() < 0.02
+    assert np.abs(features(330) - features(16_000)).mean() > 0.2
+    assert np.isfinite(recognizer.features(np.zeros(16_000, np.int16))).all()
+
+
 @pytest.mark.parametrize("model", ["larg-v2", "/no/such/directory", "empty"])
 def test_model_that_cannot_be_loaded_says_so(model: str, tmp_path: Path) -> None:
     """An unknown name, a missing and an empty directory become ModelUnavailable with the reason."""
