@@ -105,6 +105,7 @@ class AsrRequest:
     features: npt.NDArray[np.float32]  # log-mel, (n_mels, 3000)
     language: str | None = None
     decoding: Decoding = Decoding()
+    certain_at: float | None = None  # another language that is at least so probable is taken instead
     times_until_s: float = 0.0  # the window's length where the times of its tokens are wanted, else 0
 
 
@@ -129,8 +130,10 @@ class WindowText:
     compression_ratio: float
     temperature: float = 0.0  # at which this text was decoded
     attempts: int = 1  # how often the window was decoded, each time at a higher temperature
+    is_repetitive: bool = False  # the text repeats itself still, after all attempts
     was_silence: bool = False  # unlikely text over what sounds like silence was left out
     prompt_tokens_cut: int = 0  # from the start of `initial_prompt`
+    languages: tuple[tuple[str, float], ...] = ()  # detected: the probable ones, likeliest first
     tokens: tuple[Token, ...] = ()  # where their times were wanted
     sentences: tuple["Segment", ...] = ()  # with their words, where times were wanted
 

@@ -98,6 +98,7 @@ class FakeStages:
     samples: Samples
     calls: Counter[str] = field(default_factory=Counter)
     languages: dict[float, str] = field(default_factory=dict)  # window start -> language heard there
+    certainties: dict[float, float] = field(default_factory=dict)  # window start -> probability of that
     fail: dict[str, Exception] = field(default_factory=dict)  # stage -> what it raises
     transcribed_in: list[tuple[float, str | None]] = field(default_factory=list)
     loaded: list[Source] = field(default_factory=list)
@@ -142,10 +143,16 @@ class FakeStages:
         self.most_in_flight = max(self.most_in_flight, self._in_flight)
         await asyncio.sleep(0)
         self._in_flight -= 1
-        heard = language or self.languages.get(window.start_s)
+        own, certainty = self.languages.get(window.start_s), self.certainties.get(window.start_s, 0.8)
+        if call.certain_at is not None and own and certainty >= call.certain_at:
+            language = None
+        heard = language or own
         text = window_text(int(window.cut(call.audio.samples)[0]), heard)
         if language is None:
-            return replace(text, language=heard or "en", language_probability=0.9)
+            heard, certainty = heard or "en", self.certainties.get(window.start_s, 0.8)
+            return replace(
+                text, language=heard, language_probability=certainty, languages=((heard, certainty),)
+            )
         return text
 
     async def _align(self, call: AlignCall) -> tuple[Segment, ...]:

@@ -58,17 +58,17 @@ class Transcriber(ModelReplica):
         samples = await call.audio.cut(call.window)
         features = await self._features.submit(samples, call.request_id, is_first=call.is_first)
         times_until_s = call.window.end_s - call.window.start_s if call.word_times else 0.0
-        language, attempts = call.language, list[WindowText]()
+        language, certain_at, attempts = call.language, call.certain_at, list[WindowText]()
         for temperature in self._fallback.schedule(call.decoding):
             decoding = replace(call.decoding, temperature=temperature)
-            request = AsrRequest(features, language, decoding, times_until_s)
+            request = AsrRequest(features, language, decoding, certain_at, times_until_s)
             text: WindowText = await self._windows.submit(
                 request, call.request_id, is_first=call.is_first, runs_alone=call.runs_alone
             )
             attempts.append(text)
             if self._fallback.is_believable(text):
                 break
-            language = text.language
+            language, certain_at = text.language, None
         best = self._fallback.best_attempt(attempts)
         if not (best.text.strip() and best.tokens):
             return best

@@ -1,8 +1,10 @@
 """The cues of a transcript: which words stand together, on which lines, from when to when.
 
-They are those of whisperx's command line (`--max_line_width`, `--max_line_count`, `--highlight_words`).
+Options are those of whisperx's command line (`--max_line_width`, `--max_line_count`, `--highlight_words`).
 Its writer, however, exceeds the width by the spaces, mixes speakers in a cue, drops segments without words,
-misplaces spaces in Chinese and Japanese, and writes cues that end before they start.
+misplaces spaces in Chinese and Japanese, and writes cues that end before they start. Where lines are counted
+it fills cues to the brim, so that they end in mid-sentence; here they end with a sentence if it fits, else
+at a pause or a comma, as subtitle guidelines (BBC, Netflix) want it.
 """
 
 import re
@@ -15,11 +17,18 @@ import regex
 from serve_app.languages import NO_SPACE_BETWEEN_SENTENCES, NO_SPACE_BETWEEN_WORDS
 from serve_app.transcript import Segment, Transcript, Word
 
-LONG_PAUSE_S = 3.0  # between the starts of two words; ends a cue if its lines are counted
+# Between the starts of two words, where lines are counted:
+LONG_PAUSE_S = 3.0  # ends a cue
+PAUSE_S = 1.0  # ends one after a sentence, and is a good place to cut a sentence that does not fit
 DEFAULT_LINE_CHARS = 1000  # as in whisperx
 
 # Line ends of any kind, other control characters and lone surrogates, which none of the formats can hold.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
+_QUOTES = r"[\"'”’»)\]」』]*$"
+_SENTENCE_END = re.compile(rf"[!?…。！？।؟]{_QUOTES}")
+_FULL_STOP = re.compile(rf"[.!?…。！？।؟]{_QUOTES}")
+_COMMA = re.compile(rf"[,;:،、，；：–—]{_QUOTES}")
+_CLOSING = re.compile(r"[,;:.!?…،、，；：。！？)\]」』]+$")
 # A character as a reader sees it, with its marks and with what is stacked below it: no line begins inside.
 _CHARACTER = regex.compile(r"(?!\s)\X\p{M}*")
 
@@ -66,6 +75,7 @@ def words_of(segment: Segment, language: str | None) -> tuple[Word, ...]:
     """The segment's words. If it was not aligned, its text is split into words without times and scores."""
     if segment.words:
         return segment.words
+    language = segment.source_text.language if segment.source_text else language
     is_spaced = language not in NO_SPACE_BETWEEN_WORDS
     texts = segment.text.split() if is_spaced else _CHARACTER.findall(segment.text)
     return tuple(Word(text, speaker=segment.speaker) for text in texts)
@@ -113,6 +123,7 @@ def _words_to_show(segment: Segment, language: str | None) -> list[_CueWord]:
 
     A word has a space before it if the segment's text has one, or where it is not found there, by language.
     """
+    language = segment.source_text.language if segment.source_text else language
     words: list[_CueWord] = []
     at = 0
     for word in words_of(segment, language):
@@ -136,26 +147,98 @@ def _words_to_show(segment: Segment, language: str | None) -> list[_CueWord]:
 
 
 def _laid_out(words: Sequence[_CueWord], layout: SubtitleLayout) -> Iterator[_Lines]:
-    """The lines of each cue: all of them, or if lines are counted, as many as a cue may have."""
+    """The lines of each cue: all of them, or if lines are counted, sentences as they fit.
+
+    A cue then ends with a sentence; short ones without a pause between them share one.
+    """
+    width = layout.max_line_width or DEFAULT_LINE_CHARS
+    if layout.max_line_count is None:
+        if words:
+            yield _lines(words, width)
+        return
+    cue: list[_CueWord] = []
+    for sentence in _sentences(words):
+        parts = _parts(sentence, width, layout.max_line_count)
+        fits = len(parts) == 1 and len(_lines(cue + sentence, width)) <= layout.max_line_count
+        if cue and fits and _pause_s(cue[-1], sentence[0]) <= PAUSE_S:
+            parts, cue = [cue + sentence], []
+        yield from (_lines(part, width) for part in [cue, *parts[:-1]] if part)
+        cue = parts[-1]
+    if cue:
+        yield _lines(cue, width)
+
+
+def _lines(words: Sequence[_CueWord], width: int) -> _Lines:
+    """Each line holds as many words as fit; a word that is too long has one of its own."""
     lines: _Lines = []
     used = 0  # characters of the last line
-    started_s = words[0].segment.start_s if words else 0.0  # of the last word with times
     for word in words:
-        start_s = started_s if word.start_s is None else word.start_s
-        is_after_pause = layout.max_line_count is not None and start_s - started_s > LONG_PAUSE_S
-        length = word.has_space + len(word.text)
-        if lines and used + length <= (layout.max_line_width or DEFAULT_LINE_CHARS) and not is_after_pause:
+        used += word.has_space + len(word.text)
+        if lines and used <= width:
             lines[-1].append(word)
-            used += length
         else:
-            if lines and (is_after_pause or len(lines) == layout.max_line_count):
-                yield lines
-                lines = []
             lines.append([word])
             used = len(word.text)
-        started_s = start_s
-    if lines:
-        yield lines
+    return lines
+
+
+def _pause_s(before: _CueWord, after: _CueWord) -> float:
+    """From start to start, since a word's end is often the next one's start, whatever was between them."""
+    return 0.0 if before.start_s is None or after.start_s is None else after.start_s - before.start_s
+
+
+def _sentences(words: Sequence[_CueWord]) -> Iterator[list[_CueWord]]:
+    """Segments, which end where their text says or a window does, and what is between two long pauses.
+
+    A full stop within an aligned segment is an abbreviation's; all other segments hold many sentences.
+    """
+    sentence: list[_CueWord] = []
+    timed = words[0] if words else None  # the last word with times
+    for word in words:
+        if sentence and timed:
+            before = sentence[-1]
+            end = _SENTENCE_END if _is_aligned(before.segment) else _FULL_STOP
+            is_long_pause = _pause_s(timed, word) > LONG_PAUSE_S
+            if word.segment is not before.segment or end.search(before.text) or is_long_pause:
+                yield sentence
+                sentence = []
+        sentence.append(word)
+        timed = timed if word.start_s is None else word
+    if sentence:
+        yield sentence
+
+
+def _parts(sentence: list[_CueWord], width: int, max_lines: int) -> list[list[_CueWord]]:
+    """The sentence cut into cues: few, about equally full, and cut at a pause or a comma if there is one."""
+    # For each number of words from the first: the least cost, and where the last cue begins.
+    best = [(0.0, 0)] + [(float("inf"), 0)] * len(sentence)
+    for begin in range(len(sentence)):
+        lines, used, total = 1, 0, 0
+        for end in range(begin, len(sentence)):
+            length = sentence[end].has_space + len(sentence[end].text)
+            used, total = used + length, total + length
+            if end > begin and used > width:
+                lines, used = lines + 1, len(sentence[end].text)
+            if end > begin and lines > max_lines:
+                break
+            unused = max(0.0, 1 - total / (width * max_lines))
+            cut = _cut_cost(*sentence[end : end + 2]) if end + 1 < len(sentence) else 0.0
+            best[end + 1] = min(best[end + 1], (best[begin][0] + 1 + unused**2 + cut, begin))
+    parts, end = [], len(sentence)
+    while end:
+        begin = best[end][1]
+        parts.append(sentence[begin:end])
+        end = begin
+    return parts[::-1]
+
+
+def _cut_cost(before: _CueWord, after: _CueWord) -> float:
+    """What a cut between two words of a sentence costs, in cues."""
+    if _CLOSING.match(after.text):
+        return 10.0  # a cue that begins with a comma
+    if _pause_s(before, after) > PAUSE_S:
+        return 0.2
+    return 0.5 if _COMMA.search(before.text) else 1.5
 
 
 def _span_ms(words: Sequence[_CueWord]) -> tuple[int, int]:

@@ -56,6 +56,7 @@ class TranscribeCall(StageCall):
     window: Window
     decoding: Decoding
     language: str | None = None
+    certain_at: float | None = None  # another language that is at least so probable is taken instead
     is_first: bool = False  # the request's first window, or one that votes on the language: it goes first
     word_times: bool = False  # the text is to have sentences with the times of their words
 

@@ -1,20 +1,26 @@
-"""The language of a file: the caller's, or the one for which the file's first windows vote."""
+"""The language of a file: the caller's, or the one for which the file's first windows vote.
+
+A window that is certain of another language keeps it: an interview may change languages, and German that is
+written as English is lost.
+"""
 
 import asyncio
 from collections import defaultdict
 
-from serve_app.transcript import StageWarning, WindowText
+from serve_app.transcript import StageWarning, Window, WindowText
 
 MAX_VOTERS = 4  # windows
+CERTAIN_AT = 0.9  # a window's probability for a language of its own
 
 
 class LanguageVote:
-    """The one language of a file; if it is not named, the most probable one of the first windows."""
+    """The language of a file; if it is not named, the most probable one of the first windows' speech."""
 
     def __init__(self, named: str | None) -> None:
         self._decided: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._votes: list[WindowText] = []
+        self._votes: list[tuple[float, WindowText]] = []  # seconds and what they voted for
         self._voters = MAX_VOTERS
+        self.certain_at = CERTAIN_AT if named is None else None
         if named is not None:
             self._decided.set_result(named)
 
@@ -22,9 +28,9 @@ class LanguageVote:
         """Whether the window with this number, from 0, votes: its text has the language that it detects."""
         return number < MAX_VOTERS and not self._decided.done()
 
-    def vote(self, text: WindowText) -> StageWarning | None:
+    def vote(self, window: Window, text: WindowText) -> StageWarning | None:
         """Counts a window's vote; returns a warning if that decides the language with little certainty."""
-        self._votes.append(text)
+        self._votes.append((window.end_s - window.start_s, text))
         return self._decide()
 
     def no_more_windows(self, found: int) -> StageWarning | None:
@@ -35,18 +41,24 @@ class LanguageVote:
     async def decided(self) -> str:
         return await asyncio.shield(self._decided)
 
+    def accepts(self, text: WindowText) -> bool:
+        """Whether a voter's text stays: it has the file's language, or is certain of its own."""
+        own = dict(text.languages).get(text.language, 0.0)
+        return text.language == self._decided.result() or own >= CERTAIN_AT
+
     def result(self) -> str | None:
         return self._decided.result() if self._decided.done() else None
 
     def _decide(self) -> StageWarning | None:
         if self._decided.done() or not self._voters or len(self._votes) < self._voters:
             return None
-        votes: defaultdict[str, float] = defaultdict(float)
-        for text in self._votes:
-            votes[text.language] += 1.0 if text.language_probability is None else text.language_probability
-        language = max(votes, key=lambda code: votes[code])
+        spoken_s: defaultdict[str, float] = defaultdict(float)
+        for seconds, text in self._votes:
+            for language, probability in text.languages or ((text.language, 1.0),):
+                spoken_s[language] += probability * seconds
+        language = max(spoken_s, key=lambda code: spoken_s[code])
         self._decided.set_result(language)
-        if votes[language] / len(self._votes) >= 0.5:  # the mean probability
+        if spoken_s[language] >= 0.5 * sum(seconds for seconds, _ in self._votes):
             return None
         message = f"The language was taken to be {language}, with little certainty; name it with `language`."
         return StageWarning("asr", "language_uncertain", message)

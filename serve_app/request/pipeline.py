@@ -130,7 +130,7 @@ class _Request:
         if len(self.done) < self.windows_found:
             raise RuntimeError("a window ended without its text")  # nothing is lost silently
         texts = [self.texts[number] for number in sorted(self.texts)]
-        self.warnings += decoding_warnings(texts)
+        self.warnings += decoding_warnings(texts, self.language.result())
         return tuple(segment for number in sorted(self.done) for segment in self.done[number])
 
     async def _search(self, audio: Audio, windows: asyncio.TaskGroup) -> None:
@@ -151,14 +151,13 @@ class _Request:
 
     async def _window(self, audio: Audio, window: Window, number: int) -> None:
         text = None
-        is_first = number == 0
         if self.language.asks(number):
             async with self.stages.window_gate.place(self.id):
                 text = await self._transcribe(audio, window, None, is_first=True)
-            self.warn(self.language.vote(text))
+            self.warn(self.language.vote(window, text))
         language = await self.language.decided()
         async with self.stages.window_gate.place(self.id):
-            if text is None or text.language != language:
+            if text is None or not self.language.accepts(text):
                 text = await self._transcribe(audio, window, language, is_first=is_first)
             self.texts[number] = window, replace(text, sentences=())
             segments = await self._align(audio, window, text, is_first=is_first)
@@ -178,6 +177,7 @@ class _Request:
             window=window,
             decoding=self.options.decoding(),
             language=language,
+            certain_at=self.language.certain_at,
             is_first=is_first,
             word_times=self.stages.attention and self.options.task == "transcribe",
         )

@@ -20,22 +20,34 @@ NO_SPEAKERS_FOUND = StageWarning(
 )
 
 
-def decoding_warnings(heard: Sequence[tuple[Window, WindowText]]) -> list[StageWarning]:
-    """One warning for each unusual way in which windows of a file were decoded.
+def decoding_warnings(heard: Sequence[tuple[Window, WindowText]], language: str | None) -> list[StageWarning]:
+    """One warning for each unusual way in which windows of a file, mostly in `language`, were decoded.
 
     And one if more speech has no text than noise would explain.
     """
     cut = max((text.prompt_tokens_cut for _, text in heard), default=0)
     retried = [window for window, text in heard if text.attempts > 1]
+    repetitive = [window for window, text in heard if text.is_repetitive]
     silent = [window for window, text in heard if text.was_silence]
     speech_s = sum(window.end_s - window.start_s for window, _ in heard)
     lost_s = sum(window.end_s - window.start_s for window, text in heard if not text.text.strip())
+    foreign: dict[str, list[Window]] = {}
+    for window, text in heard:
+        if text.language != language and text.text.strip():
+            foreign.setdefault(text.language, []).append(window)
+    languages = ", and ".join(f"{code} in {_windows(windows)}" for code, windows in foreign.items())
     messages = {
         "prompt_shortened": cut
         and f"initial_prompt is too long for Whisper: its first {cut} tokens were left out.",
         "fallback_temperature": retried
         and "Text that repeated itself or was unlikely was decoded again at higher temperatures, in "
         f"{_windows(retried)}. Check it.",
+        "repetitive_text": repetitive
+        and "Text that repeats itself was the best that any attempt gave; it was hardly said like this, in "
+        f"{_windows(repetitive)}. Leave it out, or use a larger model.",
+        "languages_mixed": languages
+        and f"Besides {language} there is {languages}, written as such. Name one with `language` to have "
+        "every window in it.",
         "no_speech": silent
         and f"Unlikely text over what sounds like silence was left out, in {_windows(silent)}.",
         # Less is often noise or music that was taken for speech.

@@ -13,12 +13,12 @@ from transcripts import FIXED, transcripts
 
 from serve_app.formats.subtitles import Cue, SubtitleLayout, cues
 from serve_app.languages import LANGUAGES_WITHOUT_SPACES
-from serve_app.transcript import Segment, Transcript, Word
+from serve_app.transcript import Segment, Transcript, WindowText, Word
 
 PLAIN = SubtitleLayout()
-LAYOUTS = st.builds(SubtitleLayout, st.none(), st.none(), st.booleans()) | st.builds(
-    SubtitleLayout, st.integers(1, 40), st.none() | st.integers(1, 4), st.booleans()
-)
+UNCOUNTED = st.builds(SubtitleLayout, st.none() | st.integers(1, 40), st.none(), st.booleans())
+COUNTED = st.builds(SubtitleLayout, st.integers(1, 40), st.integers(1, 4), st.booleans())
+LAYOUTS = UNCOUNTED | COUNTED
 
 
 class Writer(whisperx.utils.SubtitlesWriter):  # type: ignore[misc]
@@ -57,9 +57,9 @@ def by_whisperx(transcript: Transcript, layout: SubtitleLayout) -> list[Cue]:
 
 
 @settings(deadline=None)  # other work on the machine is no fault
-@given(transcripts(), LAYOUTS)
+@given(transcripts(), UNCOUNTED)
 def test_cues_are_those_of_whisperx(transcript: Transcript, layout: SubtitleLayout) -> None:
-    """Same words, lines and times for any width, count and highlighting."""
+    """Same words, lines and times for any width and highlighting, where lines are not counted."""
     assert list(cues(transcript, layout)) == by_whisperx(transcript, layout)
 
 
@@ -93,6 +93,90 @@ def test_times_stay_within_the_segment(transcript: Transcript) -> None:
     assert [cue.speaker for cue in found] == [segment.speaker for segment in transcript.segments]
     for cue, segment in zip(found, transcript.segments, strict=True):
         assert round(segment.start_s * 1000) <= cue.start_ms < cue.end_ms <= round(segment.end_s * 1000) + 1
+
+
+@settings(deadline=None)  # other work on the machine is no fault
+@given(transcripts(unaligned=True), st.integers(1, 40), st.integers(1, 4))
+def test_no_cue_has_two_speakers(transcript: Transcript, width: int, count: int) -> None:
+    """Each speaker's cues are that speaker's segments, in order."""
+    found = cues(transcript, SubtitleLayout(width, count))
+    shown = [
+        (speaker, "".join("".join(cue.text.split()) for cue in run))
+        for speaker, run in groupby(found, lambda cue: cue.speaker)
+    ]
+    said = [
+        (speaker, "".join("".join(segment.text.split()) for segment in run))
+        for speaker, run in groupby(transcript.segments, lambda segment: segment.speaker)
+    ]
+    assert shown == said
+
+
+@settings(deadline=None)  # other work on the machine is no fault
+@given(st.lists(st.lists(st.sampled_from(["so", "it", "was", "said,"]), max_size=9), min_size=1, max_size=6))
+def test_a_sentence_that_fits_is_in_one_cue(sentences: list[list[str]]) -> None:
+    """No cue holds the end of a sentence and the beginning of one that goes on in the next."""
+    layout, spoken, segments = SubtitleLayout(12, 2), [[*words, "yes."] for words in sentences], []
+    for number, sentence in enumerate(spoken):
+        words = tuple(Word(text, number + 0.1 * n, number + 0.1 * n + 0.1) for n, text in enumerate(sentence))
+        segments.append(Segment(float(number), number + 1.0, " ".join(sentence), words))
+    shown = [cue.text.split() for cue in cues(Transcript(tuple(segments), "en", 9.0, "made"), layout)]
+    assert [word for cue in shown for word in cue] == [word for sentence in spoken for word in sentence]
+    for sentence in spoken:
+        if len(sentence) <= 4:  # of 5 letters at most: two such words fit a line
+            assert any(" ".join(sentence) in " ".join(cue) for cue in shown)
+    assert not any("yes." in cue[:-1] and cue[-1] != "yes." for cue in shown)
+
+
+def spoken_at(text: str, *starts_s: float) -> Transcript:
+    """One segment of these words, each until the next one."""
+    ends_s = [*starts_s[1:], starts_s[-1] + 0.5]
+    words = tuple(Word(word, *span) for word, *span in zip(text.split(), starts_s, ends_s, strict=True))
+    return Transcript((Segment(starts_s[0], ends_s[-1], text, words),), "en", 9.0, "made")
+
+
+@pytest.mark.parametrize(
+    ("text", "pause_after", "shown"),
+    [
+        ("when it rains here, we stay", None, ["when it\nrains here,", "we stay"]),
+        ("when it rains here we stay", 3, ["when it\nrains", "here we\nstay"]),
+        ("when it rains here we stay", None, ["when it\nrains", "here we\nstay"]),
+    ],
+)
+def test_a_sentence_that_does_not_fit_is_cut_at_a_comma_or_a_pause(
+    text: str, pause_after: int | None, shown: list[str]
+) -> None:
+    """Where there is neither, its parts are about equally long."""
+    starts_s = [0.3 * n + 1.5 * (pause_after is not None and n >= pause_after) for n in range(6)]
+    assert [cue.text for cue in cues(spoken_at(text, *starts_s), SubtitleLayout(11, 2))] == shown
+
+
+def test_short_sentences_share_a_cue_unless_there_is_a_pause() -> None:
+    """A cue for each word of an answer would flash by."""
+    segments = tuple(
+        Segment(at, at + 0.4, text, (Word(text, at, at + 0.4),))
+        for at, text in ((0.0, "No."), (0.5, "Never."), (2.0, "Why?"))
+    )
+    transcript = Transcript(segments, "en", 3.0, "made")
+    assert [cue.text for cue in cues(transcript, SubtitleLayout(42, 2))] == ["No. Never.", "Why?"]
+
+
+def test_a_window_without_word_times_is_cut_at_its_full_stops() -> None:
+    """Half a minute of a language that could not be aligned holds several sentences."""
+    transcript = Transcript((Segment(0.0, 9.0, "Esto es así. Y esto no lo es."),), "es", 9.0, "made")
+    shown = [cue.text for cue in cues(transcript, SubtitleLayout(20, 1))]
+    assert shown == ["Esto es así.", "Y esto no lo es."]
+
+
+def test_a_segment_is_laid_out_in_its_own_language() -> None:
+    """A Chinese window of an English file has no spaces, and is not one endless word."""
+    heard = WindowText("", "zh", None, 0.0, 0.0, 1.0)
+    words = (Word("你", 0.0, 0.5), Word("好", 0.5, 1.0))
+    segments = (
+        Segment(0.0, 1.0, "你好", words, source_text=heard),
+        Segment(5.0, 6.0, "今日天氣好", source_text=heard),
+    )
+    transcript = Transcript(segments, "en", 6.0, "made")
+    assert [cue.text for cue in cues(transcript, SubtitleLayout(4, 1))] == ["你好", "今日", "天氣好"]
 
 
 def test_a_cue_has_one_speaker() -> None:

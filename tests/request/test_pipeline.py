@@ -100,6 +100,30 @@ def test_one_language_per_file_by_vote() -> None:
     )
 
 
+def test_a_window_that_is_certain_of_another_language_keeps_it() -> None:
+    """A voter and a later window stay German in an English file, once decoded, and the answer says so."""
+    german = {1.0: "de", 5.0: "de", 6.0: "fr"}
+    fake = FakeStages(
+        recording(1, 2, 3, 4, 5, 6, 7), languages=german, certainties={1.0: 0.95, 5.0: 0.95, 6.0: 0.7}
+    )
+    transcript = run(fake)
+    heard = [s.source_text.language if s.source_text else None for s in transcript.segments]
+    assert heard == ["en", "de", "en", "en", "en", "de", "en"]
+    assert transcript.language == "en"
+    assert fake.calls["asr"] == 7
+    [warning] = transcript.warnings
+    assert warning.code == "languages_mixed"
+    assert "de in 2 windows (1.0-2.0 s, 5.0-6.0 s)" in warning.message
+
+
+def test_a_named_language_is_that_of_every_window() -> None:
+    """However certain a window is of another one, and without a warning."""
+    fake = FakeStages(recording(1, 2), languages={1.0: "de"}, certainties={1.0: 1.0})
+    transcript = run(fake, language="en")
+    assert [s.source_text and s.source_text.language for s in transcript.segments] == ["en", "en"]
+    assert transcript.warnings == ()
+
+
 def test_an_uncertain_language_comes_with_a_warning() -> None:
     """Four windows in four languages: the answer says that the language is a guess."""
     fake = FakeStages(recording(1, 2, 3, 4), languages={0.0: "en", 1.0: "cy", 2.0: "de", 3.0: "fr"})

@@ -19,7 +19,7 @@ def test_decoding_warnings_say_how_many_windows_and_where(count: int) -> None:
     """There is one warning of each kind for a whole file, with the times of the first windows."""
     heard = [(Window(float(n), n + 0.5), replace(TEXT, attempts=3, temperature=0.4)) for n in range(count)]
     heard.append((Window(50.0, 51.0), replace(NO_TEXT, was_silence=True)))
-    retried, silent = decoding_warnings(heard)
+    retried, silent = decoding_warnings(heard, "en")
     assert (retried.stage, retried.code) == ("asr", "fallback_temperature")
     assert f"{count} window" in retried.message
     assert "(0.0-0.5 s" in retried.message
@@ -28,17 +28,25 @@ def test_decoding_warnings_say_how_many_windows_and_where(count: int) -> None:
     assert "1 window (50.0-51.0 s)" in silent.message
 
 
+def test_a_text_that_still_repeats_itself_is_a_warning() -> None:
+    """It names the windows, beside the one that says that they were decoded again."""
+    loop = replace(TEXT, attempts=6, is_repetitive=True)
+    retried, repetitive = decoding_warnings([(Window(0.0, 1.0), TEXT), (Window(3.0, 4.5), loop)], "en")
+    assert (retried.code, repetitive.code) == ("fallback_temperature", "repetitive_text")
+    assert "1 window (3.0-4.5 s)" in repetitive.message
+
+
 def test_a_prompt_that_was_cut_is_one_warning() -> None:
     """It names the most tokens that any window left out."""
     cut = [(Window(n, n + 1), replace(TEXT, prompt_tokens_cut=n)) for n in range(3)]
-    [warning] = decoding_warnings(cut)
+    [warning] = decoding_warnings(cut, "en")
     assert (warning.code, "first 2 tokens" in warning.message) == ("prompt_shortened", True)
 
 
 def test_well_decoded_windows_have_no_warnings() -> None:
     """A file that was decoded at the first attempt has none, and so has one without speech."""
     for heard in ([(Window(0.0, 100.0), TEXT)], []):
-        assert decoding_warnings(heard) == []
+        assert decoding_warnings(heard, "en") == []
 
 
 @pytest.mark.parametrize(
@@ -49,7 +57,7 @@ def test_much_speech_without_text_is_a_warning(
 ) -> None:
     """A fifth of the speech and 5 s of it are too much to be noise."""
     heard = [(Window(0, without_text_s), NO_TEXT), (Window(30, 30 + with_text_s), TEXT)]
-    assert [warning.code for warning in decoding_warnings(heard)] == ["speech_without_text"] * warned
+    assert [warning.code for warning in decoding_warnings(heard, "en")] == ["speech_without_text"] * warned
 
 
 @pytest.mark.parametrize(

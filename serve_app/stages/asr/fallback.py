@@ -3,11 +3,15 @@
 whisperx's batched path has none: a window whose decoder repeats one word two hundred times stays as it is.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from serve_app.settings import AsrSettings
 from serve_app.transcript import Decoding, WindowText
+
+# The same phrase three times running; a short text of that kind compresses no better than a long real one.
+LOOP = re.compile(r"(.{8,80}?)\1\1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +45,10 @@ class Fallback:
             best,
             text="" if was_silence else best.text,
             language_probability=attempts[0].language_probability,  # later ones were told the language
+            languages=attempts[0].languages,
             attempts=len(attempts),
             was_silence=was_silence,
+            is_repetitive=not was_silence and (self._is_repetitive(best) or bool(LOOP.search(best.text))),
         )
 
     def _is_repetitive(self, text: WindowText) -> bool:

@@ -25,6 +25,10 @@ from serve_app.transcript import SAMPLE_RATE_HZ, AsrRequest, Samples, Segment, T
 ENCODER_SAMPLES = 30 * SAMPLE_RATE_HZ  # Whisper's encoder always sees 30 s
 BEST_OF = 5  # samples at a temperature above 0, of which the likeliest is taken
 
+QUIET_PEAK = 328  # -40 dBFS
+PROBABLE = 0.01  # languages below this are not told
+
+Ranking = tuple[tuple[str, float], ...]  # languages and their probabilities, likeliest first
 Features = npt.NDArray[np.float32]  # log-mel, (n_mels, 3000)
 
 
@@ -56,11 +60,13 @@ class Recognizer:
     def features(self, samples: Samples) -> Features:
         """The window's features, padded with zeros to 30 s: whisperx's `log_mel_spectrogram` within 1e-4.
 
-        Like there, what is beyond 30 s (a sample, by rounding) is cut.
+        Like there, what is beyond 30 s (a sample, by rounding) is cut. A quiet window is amplified: Whisper
+        takes quiet words for silence.
         """
         samples = samples[:ENCODER_SAMPLES]
         padded = np.zeros(ENCODER_SAMPLES, np.float32)
-        np.divide(samples, 32768, out=padded[: len(samples)])
+        peak = max(int(samples.max(initial=0)), -int(samples.min(initial=0)))
+        np.divide(samples, 2 * peak if 0 < peak < QUIET_PEAK else 32768, out=padded[: len(samples)])
         features: Features = self._extract(padded, padding=0)
         return features
 
@@ -133,8 +139,8 @@ class Recognizer:
             return_no_speech_prob=True,
         )
         found = [
-            self._best_text(result, request, *language)
-            for result, (request, language) in zip(results, heard, strict=True)
+            self._best_text(result, request, *detected)
+            for result, (request, detected) in zip(results, heard, strict=True)
         ]
         tokens = self._token_times(encoded, requests, found)
         return [replace(text, tokens=times) for (text, _), times in zip(found, tokens, strict=True)]
@@ -158,7 +164,7 @@ class Recognizer:
         )
 
     def _best_text(
-        self, result: Any, request: AsrRequest, language: str, language_probability: float | None
+        self, result: Any, request: AsrRequest, language: str, ranking: Ranking
     ) -> tuple[WindowText, list[int]]:
         """The likeliest of an item's samples that is not repetitive, else the likeliest; and its tokens.
 
@@ -174,12 +180,13 @@ class Recognizer:
             text = WindowText(
                 text=said,
                 language=language,
-                language_probability=language_probability,
+                language_probability=dict(ranking).get(language),
                 avg_logprob=score * len(ids) / (len(ids) + 1),
                 no_speech_prob=result.no_speech_prob,
                 compression_ratio=get_compression_ratio(said.strip()),
                 temperature=request.decoding.temperature or 0.0,
                 prompt_tokens_cut=self._prompts.context(request.decoding)[1],
+                languages=tuple((code, value) for code, value in ranking if value >= PROBABLE),
             )
             if text.compression_ratio <= self._settings.compression_ratio_threshold:
                 return text, spoken
@@ -188,15 +195,24 @@ class Recognizer:
 
     def _languages(
         self, encoded: ctranslate2.StorageView, requests: list[AsrRequest]
-    ) -> list[tuple[str, float | None]]:
-        """Each item's language, with the probability where it was detected (one step for all items)."""
-        if not self.multilingual or all(request.language for request in requests):
-            return [(request.language or "en", None) for request in requests]
-        likeliest = [ranking[0] for ranking in self._model.detect_language(encoded)]
+    ) -> list[tuple[str, Ranking]]:
+        """Each item's language, with all of them where it was detected (one step for all items)."""
+        if not self.multilingual or all(r.language and r.certain_at is None for r in requests):
+            return [(request.language or "en", ()) for request in requests]
+        detected = self._model.detect_language(encoded)
+        rankings = [tuple((token.strip("<|>"), value) for token, value in ranking) for ranking in detected]
         return [
-            (request.language, None) if request.language else (token.strip("<|>"), probability)
-            for request, (token, probability) in zip(requests, likeliest, strict=True)
+            _choose_language(request, ranking) for request, ranking in zip(requests, rankings, strict=True)
         ]
+
+
+def _choose_language(request: AsrRequest, ranking: Ranking) -> tuple[str, Ranking]:
+    """The likeliest language, unless the request has one, and the window is not certain of another."""
+    if request.language and request.certain_at is None:
+        return request.language, ()
+    likeliest, probability = ranking[0]
+    is_certain = request.certain_at is not None and probability >= request.certain_at
+    return (likeliest if is_certain else request.language or likeliest), ranking
 
 
 def choose_compute_type(compute_type: str, device: str) -> str:

@@ -5,6 +5,7 @@ file does to ffmpeg is the file's fault, an UnusableAudio (422).
 """
 
 import asyncio
+import math
 import os
 import signal
 from collections.abc import AsyncGenerator
@@ -21,6 +22,9 @@ PART_S = 30.0
 BYTES_PER_SAMPLE = 2
 BYTES_PER_S = SAMPLE_RATE_HZ * BYTES_PER_SAMPLE
 PART_BYTES = int(PART_S * BYTES_PER_S)
+# Recordings of people peak at -24 dBFS and above. Made quieter, clear speech was heard down to -60 dBFS; in a
+# recording that was so quiet from the start (-48 dBFS) nothing was.
+QUIET_DBFS = -40.0
 
 
 async def decode(
@@ -45,6 +49,7 @@ async def decode(
     log = FfmpegLog()
     reading_log = asyncio.create_task(log.read(process))
     pcm, start_s = bytearray(), 0.0  # what is decoded and in no part yet
+    peaks: list[int] = []  # of each part
     is_checked = is_held_back = False
     try:
         async with aclosing(_chunks(process, timeout_s)) as chunks:
@@ -59,7 +64,7 @@ async def decode(
                     await _refuse_encrypted(file, log)
                     is_checked, is_held_back = True, log.duration_s() > max_audio_s
                 while len(pcm) > PART_BYTES and not is_held_back:
-                    yield _take_part(pcm, start_s, log)
+                    yield _take_part(pcm, start_s, log, peaks)
                     start_s += PART_S
     finally:
         await end_ffmpeg(process, reading_log)
@@ -67,22 +72,23 @@ async def decode(
         await _refuse_encrypted(file, log)
     _raise_for_failure(log, process.returncode)
     while len(pcm) > PART_BYTES:
-        yield _take_part(pcm, start_s, log)
+        yield _take_part(pcm, start_s, log, peaks)
         start_s += PART_S
     if len(pcm) < BYTES_PER_SAMPLE:
         raise errors.EmptyAudio("The file holds no audio samples; send a file that holds audio.")
-    yield _take_part(pcm, start_s, log, is_last=True)
+    yield _take_part(pcm, start_s, log, peaks, is_last=True)
 
 
 def _take_part(
-    pcm: bytearray, start_s: float, log: FfmpegLog, *, is_last: bool = False
+    pcm: bytearray, start_s: float, log: FfmpegLog, peaks: list[int], *, is_last: bool = False
 ) -> tuple[AudioInfo, Samples]:
-    """Cuts PART_S off the beginning of `pcm`, or takes all of it."""
+    """Cuts PART_S off the beginning of `pcm`, or takes all of it. Adds the part's peak to `peaks`."""
     part = bytes(pcm if is_last else pcm[:PART_BYTES])
     del pcm[: len(part)]
     samples = np.frombuffer(part, "<i2", len(part) // BYTES_PER_SAMPLE)  # read-only, as bytes are
     end_s = (round(start_s * SAMPLE_RATE_HZ) + len(samples)) / SAMPLE_RATE_HZ
-    warnings = _warnings(end_s, log) if is_last else ()
+    peaks.append(max(int(samples.max()), -int(samples.min())))
+    warnings = _warnings(end_s, log, max(peaks)) if is_last else ()
     return AudioInfo(start_s, end_s, is_last, log.duration_s(), warnings), samples
 
 
@@ -139,8 +145,25 @@ def _raise_for_failure(log: FfmpegLog, exit_code: int | None) -> None:
     )
 
 
-def _warnings(decoded_s: float, log: FfmpegLog) -> tuple[StageWarning, ...]:
-    """Exit code 0 proves nothing: half an MP3 decodes without an error."""
+def _warnings(decoded_s: float, log: FfmpegLog, peak: int) -> tuple[StageWarning, ...]:
+    """About the whole file, of which this much was decoded."""
+    found = {"truncated_audio": _truncation(decoded_s, log), "quiet_audio": _quietness(peak)}
+    return tuple(StageWarning("decode", code, message) for code, message in found.items() if message)
+
+
+def _quietness(peak: int) -> str:
+    """What is wrong with a file of this loudest sample; nothing is with silence."""
+    level_dbfs = 20 * math.log10(peak / 32768) if peak else 0.0
+    if level_dbfs >= QUIET_DBFS:
+        return ""
+    return (
+        f"The recording is very quiet (its peak is {level_dbfs:.0f} dBFS), and speech in it may be missed. "
+        "Record it louder; it is amplified already."
+    )
+
+
+def _truncation(decoded_s: float, log: FfmpegLog) -> str:
+    """What shows that more was to come. Exit code 0 proves nothing: half an MP3 decodes without an error."""
     # An estimate from the bit rate is no declaration.
     declared_s = 0.0 if log.says(b"Estimating duration from bitrate") else log.duration_s()
     # A WAV header written to a pipe declares the largest size there is; that is no truncation.
@@ -153,6 +176,5 @@ def _warnings(decoded_s: float, log: FfmpegLog) -> tuple[StageWarning, ...]:
     elif breaks_off:
         problem = ": the file breaks off in the middle of its data; send the whole file."
     else:
-        return ()
-    message = f"Only {decoded_s:.1f} s of sound could be decoded{problem}"
-    return (StageWarning("decode", "truncated_audio", message),)
+        return ""
+    return f"Only {decoded_s:.1f} s of sound could be decoded{problem}"

@@ -96,7 +96,31 @@ def test_without_a_fallback_a_text_stays_as_it_is() -> None:
     """An operator who wants whisperx's text gets it, be it ever so repetitive."""
     never = Fallback(AsrSettings(temperature_fallback=(), no_speech_threshold=1.0))
     bad = replace(TEXT, avg_logprob=-3.0, compression_ratio=20.0, no_speech_prob=0.999)
-    assert never.best_attempt([bad]) == bad
+    assert never.best_attempt([bad]) == replace(bad, is_repetitive=True)
+
+
+@pytest.mark.parametrize(
+    ("ratios", "is_repetitive"), [((9.0, 2.5, 3.0), True), ((9.0, 2.3), False), ((9.0, 2.4, 9.0), False)]
+)
+def test_a_loop_that_no_attempt_ended_is_marked(ratios: tuple[float, ...], is_repetitive: bool) -> None:
+    """Only where every attempt was repetitive; else one that was not is taken."""
+    attempts = [replace(TEXT, compression_ratio=ratio, avg_logprob=-0.5) for ratio in ratios]
+    assert FALLBACK.best_attempt(attempts).is_repetitive == is_repetitive
+
+
+@pytest.mark.parametrize(
+    ("text", "is_repetitive"),
+    [
+        (" I'm afraid of the poor. I'm afraid of the poor. I'm afraid of the poor.", True),
+        (" and the battery of the battery of the battery of the battery", True),
+        (" No, no, no, no, no. Ten, ten, ten. Hello. Hello. Oh, hello.", False),
+        (" We shall fight on the beaches, we shall fight on the landing grounds, we shall fight.", False),
+    ],
+)
+def test_a_phrase_three_times_running_is_marked(text: str, is_repetitive: bool) -> None:
+    """A short loop compresses no better than speech, so it is not decoded again, but it is not believed."""
+    attempt = replace(TEXT, text=text, compression_ratio=2.0)
+    assert FALLBACK.best_attempt([attempt]).is_repetitive == is_repetitive
 
 
 def test_the_first_attempts_language_probability_stays() -> None:

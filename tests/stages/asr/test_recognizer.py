@@ -113,6 +113,20 @@ def test_named_languages_are_not_detected(model: FakeCTranslate2, recognizer: Re
     assert (detected.language, detected.language_probability) == ("fr", 0.75)
 
 
+@pytest.mark.parametrize(("certain_at", "taken"), [(0.75, "fr"), (0.8, "de")])
+def test_a_window_may_be_certain_of_another_language(
+    recognizer: Recognizer, certain_at: float, taken: str
+) -> None:
+    """Then it is decoded in that one; with less certainty it takes what it was given."""
+    [heard] = recognizer.transcribe([AsrRequest(FEATURES, "de", certain_at=certain_at)])
+    assert isinstance(heard, WindowText)
+    assert (heard.language, heard.languages) == (taken, (("fr", 0.75), ("en", 0.25)))
+    assert heard.language_probability == (0.75 if taken == "fr" else None)
+    [named, _] = recognizer.transcribe([AsrRequest(FEATURES, "de"), AsrRequest(FEATURES)])
+    assert isinstance(named, WindowText)
+    assert (named.language, named.languages) == ("de", ())
+
+
 def test_text_keeps_its_leading_space_and_loses_special_tokens(recognizer: Recognizer) -> None:
     """The text is what whisperx gives: text tokens only, unstripped; scores count all tokens."""
     [answer] = recognizer.transcribe([AsrRequest(FEATURES, "en")])
@@ -277,6 +291,18 @@ def test_features_are_those_of_the_window_padded_to_30_s(recognizer: Recognizer)
         assert features.dtype == np.float32
     one_too_many = np.append(samples, np.int16(1000))
     assert np.array_equal(recognizer.features(one_too_many), recognizer.features(samples))
+
+
+def test_only_quiet_windows_are_amplified(recognizer: Recognizer) -> None:
+    """Below -40 dBFS two levels of one sound look the same; above they are what whisperx makes of them."""
+    sound = np.sin(np.arange(16_000) / 7)
+
+    def features(peak: int) -> Any:
+        return recognizer.features(np.round(sound * peak).astype(np.int16))
+
+    assert np.abs(features(320) - features(16_000)).mean() < 0.02
+    assert np.abs(features(330) - features(16_000)).mean() > 0.2
+    assert np.isfinite(recognizer.features(np.zeros(16_000, np.int16))).all()
 
 
 @pytest.mark.parametrize("model", ["larg-v2", "/no/such/directory", "empty"])

@@ -151,6 +151,17 @@ def test_stereo_is_the_mean_of_both_channels() -> None:
     assert np.abs(audio.samples - mean).max() <= 1
 
 
+@pytest.mark.parametrize(
+    ("amplitudes", "codes"),
+    [((0.009, 0.009), ["quiet_audio"]), ((0.009, 0.011), []), ((0.011, 0.009), []), ((0.0, 0.0), [])],
+)
+def test_a_quiet_recording_is_warned_of(amplitudes: tuple[float, float], codes: list[str]) -> None:
+    """Below -40 dBFS from beginning to end, over all parts; silence is silence."""
+    sound = np.concatenate([tone(PART_S, amplitude=amplitude) for amplitude in amplitudes])
+    audio = asyncio.run(decoded(wav(sound), max_audio_s=3 * PART_S))
+    assert [warning.code for warning in audio.warnings] == codes
+
+
 def test_8_khz_is_resampled() -> None:
     """Telephone speech keeps its duration and its pitch."""
     audio = asyncio.run(decoded(wav(tone(2.0, frequency_hz=500.0, sample_rate_hz=8_000), 8_000)))
