@@ -158,9 +158,9 @@ class _Request:
         language = await self.language.decided()
         async with self.stages.window_gate.place(self.id):
             if text is None or not self.language.accepts(text):
-                text = await self._transcribe(audio, window, language, is_first=is_first)
+                text = await self._transcribe(audio, window, language, is_first=number == 0)
             self.texts[number] = window, replace(text, sentences=())
-            segments = await self._align(audio, window, text, is_first=is_first)
+            segments = await self._align(audio, window, text, is_first=number == 0)
         self.done[number] = tuple(
             replace(segment, text=said, window=window, source_text=self.texts[number][1])
             for segment in segments
