@@ -1,10 +1,10 @@
 """CAM++, a network that turns a voice into 192 numbers, behind pyannote's Model interface; for inference.
 
 Architecture: Wang et al., "CAM++: A Fast and Efficient Network for Speaker Verification Using Context-Aware
-Masking", 2023, https://arxiv.org/abs/2303.00332. Weights: 3D-Speaker's `campplus_cn_en_common.pt` (Apache-2.0;
-Chinese and English voices, 6.9 M parameters), whose names the modules have.
+Masking", 2023, https://arxiv.org/abs/2303.00332. Weights: 3D-Speaker's `campplus_cn_en_common.pt`
+(Apache-2.0, 6.9 M parameters, trained on Chinese and English voices), whose names the modules have.
 
-The network's masks look at everything that it is given, so a speaker's frames are cut out before it: otherwise
+The network's masks look at all that it is given, so a speaker's frames are cut out before it: otherwise
 others who speak in the same window would colour them.
 """
 
@@ -12,9 +12,9 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from pyannote.audio.core.model import Model
 from torch import Tensor, nn
+from torch.nn import functional
 from torchaudio.compliance import kaldi
 
 MELS = 80
@@ -34,7 +34,7 @@ def _normalized(channels: int) -> nn.Sequential:
 
 
 class _Residual(nn.Module):
-    """Two convolutions past which the input is added: (batch, 32, mels, frames) to the same, or half the mels."""
+    """Two convolutions and a way past them: (batch, 32, mels, frames), with `stride` 2 to half the mels."""
 
     def __init__(self, channels: int, stride: int) -> None:
         super().__init__()
@@ -48,8 +48,8 @@ class _Residual(nn.Module):
             self.shortcut = nn.Sequential(straight, nn.BatchNorm2d(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        deep = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return F.relu(deep + self.shortcut(x))
+        deep = self.bn2(self.conv2(functional.relu(self.bn1(self.conv1(x)))))
+        return functional.relu(deep + self.shortcut(x))
 
 
 class _Head(nn.Module):
@@ -66,8 +66,8 @@ class _Head(nn.Module):
         self.out_channels = channels * MELS // 8
 
     def forward(self, mels: Tensor) -> Tensor:
-        x = F.relu(self.bn1(self.conv1(mels.unsqueeze(1))))
-        x = F.relu(self.bn2(self.conv2(self.layer2(self.layer1(x)))))
+        x = functional.relu(self.bn1(self.conv1(mels.unsqueeze(1))))
+        x = functional.relu(self.bn2(self.conv2(self.layer2(self.layer1(x)))))
         return x.flatten(1, 2)
 
 
@@ -81,11 +81,14 @@ class _MaskedConvolution(nn.Module):
         self.linear2 = nn.Conv1d(_BOTTLENECK // 2, _GROWTH, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        near = F.avg_pool1d(x, _CONTEXT_FRAMES, _CONTEXT_FRAMES, ceil_mode=True)
+        near = functional.avg_pool1d(x, _CONTEXT_FRAMES, _CONTEXT_FRAMES, ceil_mode=True)
         # One column for each context, as all its frames have the same mask.
         context = x.mean(-1, keepdim=True) + near
-        mask = torch.sigmoid(self.linear2(F.relu(self.linear1(context))))
-        return self.linear_local(x) * mask.repeat_interleave(_CONTEXT_FRAMES, -1)[..., : x.shape[-1]]
+        mask = torch.sigmoid(self.linear2(functional.relu(self.linear1(context))))
+        masked: Tensor = (
+            self.linear_local(x) * mask.repeat_interleave(_CONTEXT_FRAMES, -1)[..., : x.shape[-1]]
+        )
+        return masked
 
 
 class _DenseLayer(nn.Module):
@@ -146,9 +149,9 @@ class _Last(nn.Module):
 class CAMPlusPlus(Model):  # type: ignore[misc]  # pyannote is untyped here
     """Waveforms (batch, 1, samples) at 16 kHz, and which frames count (batch, frames), to (batch, 192)."""
 
-    # Cosine distance at which two voices count as different. Clips of 2 to 10 s of 25 voices: 11 % of 661 pairs
-    # of one voice in two recordings are farther apart, most of them clips of 3 s or of one who has a cold; of
-    # 19,322 pairs of two voices 0.13 % are nearer.
+    # Cosine distance at which two voices count as different. Clips of 2 to 10 s of 25 voices: of 661 pairs of
+    # one voice in two recordings 11 % are farther apart, most of them clips of 3 s or of one who has a cold;
+    # of 19,322 pairs of two voices 0.13 % are nearer.
     max_voice_distance = 0.55
 
     def __init__(self, sample_rate: int = 16_000, num_channels: int = 1, task: None = None) -> None:
@@ -178,7 +181,7 @@ class CAMPlusPlus(Model):  # type: ignore[misc]  # pyannote is untyped here
 
     def features(self, waveforms: Tensor) -> Tensor:
         """(batch, 1, samples) to log-mels (batch, frames, 80)."""
-        mels = torch.vmap(partial(kaldi.fbank, num_mel_bins=MELS, dither=0.0))(waveforms)
+        mels: Tensor = torch.vmap(partial(kaldi.fbank, num_mel_bins=MELS, dither=0.0))(waveforms)
         return mels
 
     def embed(self, mels: Tensor) -> Tensor:
@@ -210,14 +213,16 @@ def voice_frames(weights: Tensor, frames: int) -> Tensor:
 
     A multiple of ROUND_FRAMES in each row, the last ones being left out, or none if they are too few.
     """
-    chosen = F.interpolate(weights[None].float(), frames, mode="nearest")[0] > 0.5
+    chosen = functional.interpolate(weights[None].float(), frames, mode="nearest")[0] > 0.5
     counts = chosen.sum(1, keepdim=True)
     kept = torch.where(counts < MIN_FRAMES, 0, counts // ROUND_FRAMES * ROUND_FRAMES)
-    return chosen & (chosen.cumsum(1) <= kept)
+    voice: Tensor = chosen & (chosen.cumsum(1, dtype=torch.int16) <= kept)
+    return voice
 
 
 def load_campplus(path: Path) -> CAMPlusPlus:
     """The network with the weights in this file, which is read without running pickled code."""
     model = CAMPlusPlus()
     model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    return model.eval()
+    model.eval()
+    return model

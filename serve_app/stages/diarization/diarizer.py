@@ -103,8 +103,8 @@ class PyannoteDiarizer:
         )
         if compute_type in ("float16", "bfloat16") and not self._takes_int16:
             raise ModelUnavailable(
-                f"diarization.compute_type: {compute_type} is for CAM++ and pyannote's WeSpeaker embeddings, and "
-                "this pipeline has another; use auto or float32."
+                f"diarization.compute_type: {compute_type} is for CAM++ and pyannote's WeSpeaker embeddings, "
+                "and this pipeline has another; use auto or float32."
             )
         limit_clusters(pipeline)
 

@@ -1,8 +1,9 @@
-"""Speaker embeddings: pyannote's, at a third of their cost, and which known voice each speaker has.
+"""Speaker embeddings: pyannote's, cheaper, and which known voice each speaker has.
 
 pyannote runs its embedding network once for every (window, local speaker) pair, although only the pooling
 at the end looks at the speaker's mask. With three local speakers the trunk, everything before the pooling
-and most of what diarization costs, is computed three times. Here it is computed once for each window.
+and most of what diarization costs, is computed three times. Here it is computed once for each window. CAM++
+is given only the frames in which a speaker speaks, in batches of the same length.
 """
 
 import math
@@ -128,7 +129,10 @@ def cut_voices(pipeline: Any, compute_type: ComputeType = "float32", device: str
         return False
     precision = Precision(compute_type, device)
     pipeline._segmentation.model.register_forward_pre_hook(lambda _, inputs: (to_float(inputs[0]),))
-    network = lambda mels: precision.run(lambda: model.embed(mels))  # noqa: E731
+
+    def network(mels: Any) -> Any:
+        return precision.run(lambda: model.embed(mels))
+
     vars(pipeline)["get_embeddings"] = partial(embed_pieces, pipeline, network)
     return True
 
@@ -141,10 +145,10 @@ def embed_pieces(
     exclude_overlap: bool = False,
     **_: Any,
 ) -> NDArray[np.float32]:
-    """The embeddings of pyannote's get_embeddings with CAM++, (windows, speakers, dimension), in batches.
+    """The embeddings of pyannote's get_embeddings with CAM++: (windows, speakers, dimension).
 
-    A piece is what one speaker says in one window. Pieces of the same length form a batch; one that is too
-    short has NaN.
+    A piece is what one speaker says in one window: pieces of the same length form a batch, and one that is
+    too short has NaN. A window's log-mels, a twentieth of the cost, are computed for each of its speakers.
     """
     import torch
 
@@ -157,23 +161,27 @@ def embed_pieces(
     min_frames = _min_frames(embedding, windows, n_frames) if exclude_overlap else None
     masks = torch.from_numpy(pooling_masks(active, min_frames)).flatten(0, 1)
     spoken = voice_frames(masks, model.num_frames(round(windows.duration * SAMPLE_RATE_HZ)))
-    lengths = spoken.sum(1)
+    lengths = spoken.sum(1).numpy()
     embeddings = np.full((n_windows * n_speakers, embedding.dimension), np.nan, np.float32)
     with torch.inference_mode():
-        for length in lengths[lengths > 0].unique():
-            for pieces in torch.argwhere(lengths == length)[:, 0].split(size):
+        for length in np.unique(lengths[lengths > 0]):
+            same = np.flatnonzero(lengths == length)
+            for done in range(0, len(same), size):
+                batch = same[done : done + size]
                 cut = [
-                    pipeline._audio.crop(file, windows[int(n) // n_speakers], mode="pad")[0] for n in pieces
+                    pipeline._audio.crop(file, windows[int(piece) // n_speakers], mode="pad")[0]
+                    for piece in batch
                 ]
                 mels = model.features(to_float(torch.stack(cut).to(device)))
-                voices = mels[spoken[pieces].to(device)].view(len(pieces), int(length), -1)
-                embeddings[pieces] = network(voices).cpu().numpy()
+                voices = mels[spoken[batch].to(device)].view(len(batch), int(length), -1)
+                embeddings[batch] = network(voices).cpu().numpy()
     return embeddings.reshape(n_windows, n_speakers, -1)
 
 
 def _min_frames(embedding: Any, windows: Any, n_frames: int) -> int:
     """How many of a window's `n_frames` the shortest waveform that the network takes would fill."""
-    return math.ceil(n_frames * embedding.min_num_samples / (windows.duration * SAMPLE_RATE_HZ))
+    shortest: float = n_frames * embedding.min_num_samples / (windows.duration * SAMPLE_RATE_HZ)
+    return math.ceil(shortest)
 
 
 def pooling_masks(active: NDArray[Any], min_frames: int | None) -> NDArray[np.float32]:

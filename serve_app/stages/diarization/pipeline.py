@@ -15,8 +15,9 @@ CAMPPLUS = "campplus.pt"  # in a directory that is a model
 def load_pipeline(model: str, *, device: str, token: str | None) -> Any:
     """pyannote's pipeline, nothing of it made cheaper: from a directory, from the hub, or the bundled one.
 
-    A directory holds campplus.pt, or config.yaml and what that names. `device` is "cpu" or "cuda", `token` HF_TOKEN's value. Raises ModelUnavailable with one sentence that
-    says what to do. A model's files are pickles: do not load them unless you trust them.
+    A directory holds campplus.pt, or config.yaml and the models that it names. `device` is "cpu" or "cuda",
+    `token` HF_TOKEN's value. Raises ModelUnavailable with one sentence that says what to do. All files but
+    campplus.pt are pickles: do not load them unless you trust them.
     """
     if (installed := metadata.version("pyannote.audio")) != PYANNOTE:
         raise _unavailable(
