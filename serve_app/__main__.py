@@ -13,9 +13,8 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
-from serve_app import bundled
 from serve_app.cli import config_file
-from serve_app.cli.demo import predict_sample, show
+from serve_app.cli.demo import predict_sample, sample, show
 from serve_app.cli.launcher import GRACE_S, free_port, note, running, url_of
 from serve_app.cli.prefetch import prefetch
 from serve_app.http.auth import new_key
@@ -53,7 +52,7 @@ def serve_forever(
     """Starts the service and runs it until SIGTERM or Ctrl-C; running requests get their answers."""
     raw = config_file.read(config)
     with running(raw, show_logs=True, grace_s=grace_s) as stop:
-        example = f"curl -s {url_of(raw)}/predict -F file=@{bundled.SAMPLE}"
+        example = f"curl -s {url_of(raw)}/predict -F file=@{sample()}"
         note.print(f"Ready on {url_of(raw)} (stop with Ctrl-C). Try it:\n\n  {example}\n")
         stop.wait()
         note.print("Stopping: running requests get their answers, new ones a 503.")
@@ -75,7 +74,7 @@ def key(name: Annotated[str, typer.Argument(help="Whose key it is; shown in logs
 
 @cli.command()
 def demo() -> None:
-    """Starts the service on the bundled models, transcribes a sample by URL over HTTP, and stops."""
+    """Starts the service with serve_config.demo.yaml, transcribes a sample by URL over HTTP, and stops."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         raw = config_file.read(DEMO_CONFIG)
         sample_host = f"127.0.0.1:{listener.getsockname()[1]}"

@@ -67,9 +67,7 @@ class AsrSettings(Strict):
         description="Improbable text is left out, with a warning, where Whisper's no-speech probability is "
         "above this. 1: never, as whisperx.",
     )
-    window_s: float | None = Field(
-        None, gt=0, le=30, description="Longest window. Empty: 30, or what the bundled model was trained for."
-    )
+    window_s: float = Field(30.0, gt=0, le=30, description="Longest window.")
     threads: Threads = Field(None, description=_THREADS)
     gpu_share: Share = Field(0.5, description=_GPU_SHARE)
 
@@ -132,8 +130,7 @@ class DiarizationSettings(Strict):
 
     model: str = Field(
         "auto",
-        description="auto: bundled with the bundled recogniser, else community-1 where HF_TOKEN is set, else "
-        "campplus. Or: off, bundled, campplus, a hub name, a directory.",
+        description="auto: community-1 where HF_TOKEN is set, else campplus. Or: off, a name, a directory.",
     )
     batch_windows: int | None = Field(
         None,
@@ -146,12 +143,12 @@ class DiarizationSettings(Strict):
         None,
         gt=0,
         le=2,
-        description="Cosine distance below which two voices are the same. Empty: 0.3 for the bundled model, "
-        "else 0.5.",
+        description="Cosine distance below which two voices are the same. Empty: 0.55 for campplus, else "
+        "0.5.",
     )
     compute_type: ComputeType = Field(
         "auto",
-        description="auto: float16 on a GPU for WeSpeaker and bundled embeddings, else float32. In half "
+        description="auto: float16 on a GPU for WeSpeaker embeddings, else float32. In half "
         "precision turns may differ from pyannote's where a voice is in doubt.",
     )
     threads: Threads = Field(None, description=_THREADS)
@@ -216,7 +213,7 @@ class Settings(Strict):
 
     model: str = Field(
         "large-v2",
-        description="Whisper model: bundled, a name (tiny ... large-v3-turbo), hub repository, directory.",
+        description="Whisper model: a name (tiny ... large-v3-turbo), hub repository, directory.",
     )
     models_dir: str | None = Field(
         None,

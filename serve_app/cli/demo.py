@@ -4,6 +4,8 @@ import asyncio
 import json
 import socket
 import threading
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -11,9 +13,16 @@ from aiohttp import web
 from rich.console import Console
 from rich.table import Table
 
-from serve_app import bundled
 from serve_app.cli.config_file import CommandFailed
 from serve_app.cli.launcher import note
+
+
+def sample() -> Path:
+    """A recording of two real people on the telephone, 30 s, from pyannote's package (MIT)."""
+    package = find_spec("pyannote.audio")
+    if package is None or package.origin is None:
+        raise CommandFailed("pyannote.audio is not installed.")
+    return Path(package.origin).parent / "sample" / "sample.wav"
 
 
 async def predict_sample(
@@ -21,13 +30,11 @@ async def predict_sample(
 ) -> dict[str, Any]:
     """Serves the sample over HTTP and posts its URL to the service. Raises CommandFailed."""
     site = web.Application()
-    site.router.add_static("/", bundled.SAMPLE.parent)
+    site.router.add_static("/", sample().parent)
     runner = web.AppRunner(site)
     await runner.setup()
     await web.SockSite(runner, listener).start()
-    request = asyncio.create_task(
-        _post(f"{url}/predict", {"audio_file": f"{sample_url}/{bundled.SAMPLE.name}"})
-    )
+    request = asyncio.create_task(_post(f"{url}/predict", {"audio_file": f"{sample_url}/{sample().name}"}))
     try:
         with note.status("Waiting for the answer"):
             while not (await asyncio.wait([request], timeout=0.2))[0]:
@@ -52,10 +59,10 @@ async def _post(url: str, body: dict[str, str]) -> dict[str, Any]:
 
 def show(answer: dict[str, Any]) -> None:
     """Prints the answer as a table, then as JSON."""
-    table = Table("start", "end", "speaker", "text", title="Gettysburg Address, two synthesized voices")
+    table = Table("start", "end", "speaker", "text", title="Two people on the telephone")
     for segment in answer["model_output"]:
         start, end = f"{segment['start']:.2f}", f"{segment['end']:.2f}"
         table.add_row(start, end, segment["speaker"] or "", segment["text"].strip())
     Console().print(table)
-    print("The bundled demo models get words wrong; README.md says how to use real ones.\n")
+    print()
     print(json.dumps(answer, indent=2, ensure_ascii=False))

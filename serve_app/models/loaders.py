@@ -38,7 +38,7 @@ def loaders(settings: Settings, names: Models, device: str) -> Loaders:
     """Loads the models with these names on this device."""
     has_aligner = bool(names.aligners) or settings.alignment.method == "wav2vec2"
     return Loaders(
-        detector=partial(_load_detector, settings, names.window_s, detector_device(settings, device)),
+        detector=partial(_load_detector, settings, detector_device(settings, device)),
         recognizer=partial(_load_recognizer, settings, names, device),
         aligner=partial(_load_aligner, settings, names.aligners, device) if has_aligner else None,
         diarizer=partial(_load_diarizer, settings, names.diarization, device) if names.diarization else None,
@@ -86,16 +86,16 @@ def limit_gpu_memory(gpu_share: float, device: str) -> None:
         torch_support.limit_gpu_memory(gpu_share)
 
 
-def _load_detector(settings: Settings, window_s: float, device: str) -> Any:
+def _load_detector(settings: Settings, device: str) -> Any:
     speech = settings.speech
     # Half of the cores: its steps are small, and threads wait for each other after each.
     prepare_process(speech.threads or max(1, threads_on(device, None) // 2), keep_memory=device == "cpu")
     from serve_app.stages.speech import detector
 
     if speech.method == "silero":
-        return detector.load_silero_detector(speech, window_s)
+        return detector.load_silero_detector(speech, settings.asr.window_s)
     limit_gpu_memory(speech.gpu_share, device)
-    return detector.load_pyannote_detector(speech, window_s, device)
+    return detector.load_pyannote_detector(speech, settings.asr.window_s, device)
 
 
 def _load_recognizer(settings: Settings, names: Models, device: str) -> Any:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from huggingface_hub import get_token
 
-from serve_app import bundled
 from serve_app.errors import ModelUnavailable
 from serve_app.models import hub
 from serve_app.models.catalogue import MAIN_FILES, Model
@@ -18,6 +17,7 @@ from serve_app.models.prefetch import fetch
 from serve_app.models.store import Store, open_store
 from serve_app.settings import AlignmentSettings, Settings
 from serve_app.stages.diarization.diarizer import LOADERS as DIARIZERS
+from serve_app.stages.diarization.pipeline import CAMPPLUS
 
 # What a pipeline loads besides its own repository: pyannote 4 takes its PLDA from community-1 in any case.
 PARTS = {"pyannote/speaker-diarization-3.1": ("pyannote/segmentation-3.0", COMMUNITY)}
@@ -32,7 +32,6 @@ class Models:
 
     name: str  # as answers report it
     asr: str
-    window_s: float
     aligners: dict[str, str]  # language -> wav2vec2 model that can be had
     diarization: str | None  # None: off
     attention_shift_s: float = 0.0  # by how much the attention of `asr` is early
@@ -40,14 +39,13 @@ class Models:
 
 def resolve(settings: Settings) -> Models:
     """The models of these settings; raises ModelUnavailable for one that cannot be had."""
-    store, is_bundled = open_store(settings.models_dir), settings.model == bundled.NAME
+    store = open_store(settings.models_dir)
     known = store.catalogue.get(settings.model)
     return Models(
         name=settings.model,
-        asr=str(bundled.ASR) if is_bundled else _asr(settings.model, store),
-        window_s=settings.asr.window_s or (bundled.ASR_WINDOW_S if is_bundled else 30.0),
-        aligners=_aligners(settings.alignment, store, is_bundled),
-        diarization=_diarization(settings.diarization.model, store, is_bundled),
+        asr=_asr(settings.model, store),
+        aligners=_aligners(settings.alignment, store),
+        diarization=_diarization(settings.diarization.model, store),
         attention_shift_s=known.attention_shift_s if known else 0.0,
     )
 
@@ -66,26 +64,22 @@ def _asr(model: str, store: Store) -> str:
     if "/" not in model:
         names = [name for m in store.catalogue if m.kind == "whisper" for name in (m.name, *m.aliases)]
         raise ModelUnavailable(
-            f"{model} is no model name; known are bundled, {', '.join(names)}, or give a directory."
+            f"{model} is no model name; known are {', '.join(names)}, or give a directory."
         )
     hub.check(model, "model")
     return model
 
 
-def _aligners(settings: AlignmentSettings, store: Store, is_bundled: bool) -> dict[str, str]:
+def _aligners(settings: AlignmentSettings, store: Store) -> dict[str, str]:
     for language, model in settings.models.items():
         _directory(model, f"alignment.models.{language}")
     if settings.method in ("attention", "off"):
         return {}
-    if is_bundled:
-        found = {language: str(path) for language, path in bundled.ALIGNERS.items()}
-    else:
-        found = {
-            model.name.removeprefix("wav2vec2-"): model.name
-            for model in store.catalogue
-            if model.kind == "wav2vec2"
-            and (store.find(model.name) or hub.answers(model.url or hub.endpoint()))
-        }
+    found = {
+        model.name.removeprefix("wav2vec2-"): model.name
+        for model in store.catalogue
+        if model.kind == "wav2vec2" and (store.find(model.name) or hub.answers(model.url or hub.endpoint()))
+    }
     found |= settings.models
     missing = [language for language in settings.preload if language not in found]
     if missing and settings.method == "wav2vec2":
@@ -97,16 +91,18 @@ def _aligners(settings: AlignmentSettings, store: Store, is_bundled: bool) -> di
     return found
 
 
-def _diarization(model: str, store: Store, is_bundled: bool) -> str | None:
+def _diarization(model: str, store: Store) -> str | None:
     if model == "auto":
-        model = bundled.NAME if is_bundled else COMMUNITY if get_token() else "campplus"
+        model = COMMUNITY if get_token() else "campplus"
     if model == "off":
         return None
     if model in DIARIZERS:
         return model
     if directory := _directory(model, "diarization.model"):
-        if not (directory / "config.yaml").is_file():
-            raise ModelUnavailable(f"{model} is a directory without config.yaml, so no pyannote pipeline.")
+        if not any((directory / name).is_file() for name in ("config.yaml", CAMPPLUS)):
+            raise ModelUnavailable(
+                f"{model} is a directory without config.yaml and {CAMPPLUS}, so no diarization model."
+            )
         return str(directory.resolve())
     known = store.catalogue.get(model)
     if known and known.kind == "speakers":

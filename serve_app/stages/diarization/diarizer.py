@@ -13,7 +13,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from serve_app import bundled
 from serve_app.errors import InvalidRequest, ModelUnavailable
 from serve_app.settings import DiarizationSettings
 from serve_app.stages.diarization.embeddings import cut_voices, match_voices, share_trunk
@@ -171,11 +170,11 @@ class PyannoteDiarizer:
 def load_pyannote(
     model: str, *, device: str, token: str | None, settings: DiarizationSettings = _DEFAULTS
 ) -> PyannoteDiarizer:
-    """A pipeline by its directory or hub name, or the bundled one; raises ModelUnavailable."""
+    """A pipeline by its directory or hub name; raises ModelUnavailable."""
     pipeline = load_pipeline(model, device=device, token=token)
     return PyannoteDiarizer(pipeline, device=device, settings=settings)
 
 
 # Models that `diarization.model` can name, apart from a pyannote pipeline's directory or hub name, and their
 # loaders: called as `load(model, device=, token=, settings=)`, with a DiarizationSettings.
-LOADERS: dict[str, Callable[..., DiarizationModel]] = {bundled.NAME: load_pyannote}
+LOADERS: dict[str, Callable[..., DiarizationModel]] = {}

@@ -23,21 +23,19 @@ def share_trunk(
 ) -> bool:
     """Makes `pipeline` use `embed`; returns False, and changes nothing, for an unknown kind of pipeline.
 
-    Known is pyannote's own pipeline around one of its WeSpeaker ResNets (community-1, 3.1) or our
-    TinyXVector. It then computes the trunk in `compute_type` on `device` and takes int16 waveforms too, so
-    that no float32 copy of hours of audio is needed.
+    Known is pyannote's own pipeline around one of its WeSpeaker ResNets (community-1, 3.1). It then computes
+    the trunk in `compute_type` on `device` and takes int16 waveforms too, so that no float32 copy of hours of
+    audio is needed.
     """
     from pyannote.audio.models.embedding.wespeaker import BaseWeSpeakerResNet
     from pyannote.audio.pipelines import SpeakerDiarization
     from pyannote.audio.pipelines.speaker_verification import PyannoteAudioPretrainedSpeakerEmbedding
 
-    from serve_app.bundled.speaker_embedding import TinyXVector
-
     embedding: Any = pipeline._embedding
     if not (
         type(pipeline) is SpeakerDiarization
         and type(embedding) is PyannoteAudioPretrainedSpeakerEmbedding
-        and isinstance(embedding.model_, BaseWeSpeakerResNet | TinyXVector)
+        and isinstance(embedding.model_, BaseWeSpeakerResNet)
         and embedding.sample_rate == pipeline._segmentation.model.audio.sample_rate == SAMPLE_RATE_HZ
     ):
         return False
@@ -55,16 +53,12 @@ def _trunk(model: Any, compute_type: ComputeType, device: str) -> Callable[[Any]
     from serve_app.stages.torch_support import Precision
 
     precision = Precision(compute_type, device)
-    if (resnet := getattr(model, "resnet", None)) is None:
-        features, network = model.features, model.net
-    else:
-        features, network = model.compute_fbank, resnet.forward_frames
-        if precision.dtype is not None:
-            resnet.to(memory_format=torch.channels_last)  # the layout that tensor cores take
+    if precision.dtype is not None:
+        model.resnet.to(memory_format=torch.channels_last)  # the layout that tensor cores take
 
     def frames(waveforms: Any) -> Any:
-        computed = features(waveforms)  # in float32: float16 cannot hold power spectra
-        return precision.run(lambda: network(computed))
+        computed = model.compute_fbank(waveforms)  # in float32: float16 cannot hold power spectra
+        return precision.run(lambda: model.resnet.forward_frames(computed))
 
     return frames
 

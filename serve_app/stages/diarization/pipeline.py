@@ -1,11 +1,10 @@
-"""pyannote's pipeline: ours around CAM++, another one in a directory or from the hub, or the bundled one."""
+"""pyannote's pipeline: ours around CAM++, or another one in a directory or from the hub."""
 
 import re
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from serve_app import bundled
 from serve_app.errors import ModelUnavailable
 
 PYANNOTE = "4.0.7"  # whose inside `embeddings` and `limit_clusters` know
@@ -13,7 +12,7 @@ CAMPPLUS = "campplus.pt"  # in a directory that is a model
 
 
 def load_pipeline(model: str, *, device: str, token: str | None) -> Any:
-    """pyannote's pipeline, nothing of it made cheaper: from a directory, from the hub, or the bundled one.
+    """pyannote's pipeline, nothing of it made cheaper: from a directory or the hub.
 
     A directory holds campplus.pt, or config.yaml and the models that it names. `device` is "cpu" or "cuda",
     `token` HF_TOKEN's value. Raises ModelUnavailable with one sentence that says what to do. All files but
@@ -33,11 +32,10 @@ def load_pipeline(model: str, *, device: str, token: str | None) -> Any:
     from pyannote.audio.pipelines import SpeakerDiarization
 
     try:
-        is_bundled = model == bundled.NAME
         if (weights := Path(model) / CAMPPLUS).is_file():
             pipeline = _campplus_pipeline(weights)
         else:
-            pipeline = _bundled_pipeline() if is_bundled else Pipeline.from_pretrained(model, token=token)
+            pipeline = Pipeline.from_pretrained(model, token=token)
         if not isinstance(pipeline, SpeakerDiarization):
             raise TypeError(f"a {type(pipeline).__name__} is no SpeakerDiarization")
         pipeline.legacy = False  # it would leave out the exclusive turns and the embeddings
@@ -95,33 +93,6 @@ def _campplus_pipeline(weights: Path) -> Any:
         return usable if len(usable[0]) else filter_embeddings(embeddings, segmentations)
 
     vars(pipeline.clustering)["filter_embeddings"] = long_enough
-    return pipeline
-
-
-def _bundled_pipeline() -> Any:
-    """pyannote's pipeline around the segmentation model in the whisperx wheel and our embedding."""
-    from pyannote.audio import Model
-    from pyannote.audio.core.plda import PLDA
-    from pyannote.audio.pipelines import SpeakerDiarization
-
-    from serve_app.bundled.speaker_embedding import load_speaker_embedding
-    from serve_app.stages.torch_support import WHISPERX_SEGMENTATION
-
-    pipeline = SpeakerDiarization(
-        segmentation=Model.from_pretrained(WHISPERX_SEGMENTATION),
-        segmentation_batch_size=8,
-        embedding=load_speaker_embedding(bundled.SPEAKER_EMBEDDING),
-        embedding_batch_size=8,
-        embedding_exclude_overlap=True,
-        plda=PLDA.__new__(PLDA),  # unused by this clustering; the default asks a gated hub repository
-        clustering="AgglomerativeClustering",
-    )
-    pipeline.instantiate(
-        {  # tuned on two synthesized voices, see MODEL_CARD.md
-            "segmentation": {"threshold": 0.5, "min_duration_off": 0.2},
-            "clustering": {"method": "average", "min_cluster_size": 8, "threshold": 0.6},
-        }
-    )
     return pipeline
 
 
