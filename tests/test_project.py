@@ -17,7 +17,7 @@ PACKAGE = PROJECT / "serve_app"
 DOCUMENTS = [PROJECT / "README.md", PROJECT / "benchmarks" / "README.md", *(PROJECT / "docs").glob("*.md")]
 
 # Budgets. Raise one only together with the reason, in a commit of its own.
-MAX_LINES = 8_620  # the aim is 8,000
+MAX_LINES = 8_830  # the aim is 8,000
 MAX_MODULES = 68  # without the packages' own __init__.py; the aim is 62
 MAX_LINES_OF_A_MODULE = 250
 MIN_LINES_OF_A_MODULE = 40
