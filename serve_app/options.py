@@ -72,7 +72,8 @@ class Options(BaseModel):
         None, description="Longest line in characters, without the speaker; only in `srt` and `vtt`."
     )
     max_line_count: Annotated[int, Field(ge=1, le=100)] | None = Field(
-        None, description="Most lines of a cue; needs `max_line_width`. Cues may then span segments."
+        None,
+        description="Most lines of a cue, which ends with a sentence if that fits; needs `max_line_width`.",
     )
     highlight_words: bool = Field(False, description="Subtitles: a cue per word, which is underlined.")
     initial_prompt: Prompt = Field(

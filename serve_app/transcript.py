@@ -132,6 +132,7 @@ class WindowText:
     attempts: int = 1  # how often the window was decoded, each time at a higher temperature
     is_repetitive: bool = False  # the text repeats itself still, after all attempts
     was_silence: bool = False  # unlikely text over what sounds like silence was left out
+    is_over_silence: bool = False  # the text was kept, although there sounds to be no speech
     prompt_tokens_cut: int = 0  # from the start of `initial_prompt`
     languages: tuple[tuple[str, float], ...] = ()  # detected: the probable ones, likeliest first
     tokens: tuple[Token, ...] = ()  # where their times were wanted

@@ -38,7 +38,7 @@ class SubtitleLayout:
     """How subtitles are laid out; whisperx's options of the same names."""
 
     max_line_width: int | None = None  # characters in a line, without the speaker's prefix
-    max_line_count: int | None = None  # lines in a cue, which may then span segments
+    max_line_count: int | None = None  # lines in a cue, which then holds sentences that fit
     highlight_words: bool = False  # one cue per word, which is underlined in it
 
 
@@ -156,22 +156,24 @@ def _laid_out(words: Sequence[_CueWord], layout: SubtitleLayout) -> Iterator[_Li
         if words:
             yield _lines(words, width)
         return
-    cue: list[_CueWord] = []
+    cue: _Lines = []
     for sentence in _sentences(words):
         parts = _parts(sentence, width, layout.max_line_count)
-        fits = len(parts) == 1 and len(_lines(cue + sentence, width)) <= layout.max_line_count
-        if cue and fits and _pause_s(cue[-1], sentence[0]) <= PAUSE_S:
-            parts, cue = [cue + sentence], []
-        yield from (_lines(part, width) for part in [cue, *parts[:-1]] if part)
-        cue = parts[-1]
+        joined = _lines(sentence, width, cue)
+        fits = len(parts) == 1 and len(joined) <= layout.max_line_count
+        if cue and fits and _pause_s(cue[-1][-1], sentence[0]) <= PAUSE_S:
+            cue = joined
+            continue
+        yield from [cue] * bool(cue) + [_lines(part, width) for part in parts[:-1]]
+        cue = _lines(parts[-1], width)
     if cue:
-        yield _lines(cue, width)
+        yield cue
 
 
-def _lines(words: Sequence[_CueWord], width: int) -> _Lines:
+def _lines(words: Sequence[_CueWord], width: int, begun: _Lines | None = None) -> _Lines:
     """Each line holds as many words as fit; a word that is too long has one of its own."""
-    lines: _Lines = []
-    used = 0  # characters of the last line
+    lines = [*begun[:-1], [*begun[-1]]] if begun else []
+    used = sum(word.has_space + len(word.text) for word in lines[-1]) - lines[-1][0].has_space if lines else 0
     for word in words:
         used += word.has_space + len(word.text)
         if lines and used <= width:

@@ -28,6 +28,7 @@ def decoding_warnings(heard: Sequence[tuple[Window, WindowText]], language: str 
     cut = max((text.prompt_tokens_cut for _, text in heard), default=0)
     retried = [window for window, text in heard if text.attempts > 1]
     repetitive = [window for window, text in heard if text.is_repetitive]
+    invented = [window for window, text in heard if text.is_over_silence]
     silent = [window for window, text in heard if text.was_silence]
     speech_s = sum(window.end_s - window.start_s for window, _ in heard)
     lost_s = sum(window.end_s - window.start_s for window, text in heard if not text.text.strip())
@@ -45,6 +46,8 @@ def decoding_warnings(heard: Sequence[tuple[Window, WindowText]], language: str 
         "repetitive_text": repetitive
         and "Text that repeats itself was the best that any attempt gave; it was hardly said like this, in "
         f"{_windows(repetitive)}. Leave it out, or use a larger model.",
+        "likely_invented": invented
+        and f"There is text over what sounds like no speech, in {_windows(invented)}; it may be invented.",
         "languages_mixed": languages
         and f"Besides {language} there is {languages}, written as such. Name one with `language` to have "
         "every window in it.",

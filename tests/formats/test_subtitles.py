@@ -130,7 +130,8 @@ def test_a_sentence_that_fits_is_in_one_cue(sentences: list[list[str]]) -> None:
 def spoken_at(text: str, *starts_s: float) -> Transcript:
     """One segment of these words, each until the next one."""
     ends_s = [*starts_s[1:], starts_s[-1] + 0.5]
-    words = tuple(Word(word, *span) for word, *span in zip(text.split(), starts_s, ends_s, strict=True))
+    timed = zip(text.split(), starts_s, ends_s, strict=True)
+    words = tuple(Word(word, start_s, end_s) for word, start_s, end_s in timed)
     return Transcript((Segment(starts_s[0], ends_s[-1], text, words),), "en", 9.0, "made")
 
 

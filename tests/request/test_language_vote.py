@@ -48,13 +48,20 @@ def test_a_language_of_less_than_half_of_the_speech_is_uncertain(
     assert [found.code for found in [warning] if found] == codes
 
 
-def test_a_model_of_one_language_is_certain() -> None:
-    """It detects none, so its windows have no probabilities."""
+@pytest.mark.parametrize(
+    ("seconds", "avg_logprob", "codes"),
+    [(20.0, -0.42, []), (20.0, -0.77, ["language_uncertain"]), (2.8, -0.77, [])],
+)
+def test_an_english_only_model_doubts_improbable_english(
+    seconds: float, avg_logprob: float, codes: list[str]
+) -> None:
+    """It detects no language, so its windows have no probabilities; a short one proves nothing."""
 
-    async def run() -> str | None:
+    async def run() -> tuple[str | None, StageWarning | None]:
         vote = LanguageVote(None)
-        vote.vote(Window(0.0, 1.0), WindowText("x", "en", None, -0.1, 0.0, 1.0))
-        assert vote.no_more_windows(1) is None
-        return vote.result()
+        vote.vote(Window(0.0, seconds), WindowText("x", "en", None, avg_logprob, 0.0, 1.0))
+        return (vote.no_more_windows(1), vote.result())[::-1]
 
-    assert asyncio.run(run()) == "en"
+    language, warning = asyncio.run(run())
+    assert language == "en"
+    assert [found.code for found in [warning] if found] == codes

@@ -36,6 +36,12 @@ def test_a_text_that_still_repeats_itself_is_a_warning() -> None:
     assert "1 window (3.0-4.5 s)" in repetitive.message
 
 
+def test_text_over_silence_is_a_warning() -> None:
+    """It names the windows."""
+    [warning] = decoding_warnings([(Window(3.0, 4.5), replace(TEXT, is_over_silence=True))], "en")
+    assert (warning.code, "1 window (3.0-4.5 s)" in warning.message) == ("likely_invented", True)
+
+
 def test_a_prompt_that_was_cut_is_one_warning() -> None:
     """It names the most tokens that any window left out."""
     cut = [(Window(n, n + 1), replace(TEXT, prompt_tokens_cut=n)) for n in range(3)]

@@ -13,6 +13,12 @@ from serve_app.transcript import Decoding, WindowText
 # The same phrase three times running; a short text of that kind compresses no better than a long real one.
 LOOP = re.compile(r"(.{8,80}?)\1\1")
 
+# "Thank you." and the like, which Whisper invents over noise, are likelier than most that it invents. They
+# had a no-speech probability of 0.91 and more and a log-probability below -0.48; words of people had at most
+# 0.71, also a single word, and within noise as loud as it.
+STOCK_PHRASE_CHARS = len("Thank you for watching!")
+STOCK_PHRASE_LOG_PROB = -0.4
+
 
 @dataclass(frozen=True, slots=True)
 class Fallback:
@@ -48,6 +54,7 @@ class Fallback:
             languages=attempts[0].languages,
             attempts=len(attempts),
             was_silence=was_silence,
+            is_over_silence=self._is_over_silence(best) and not was_silence and bool(best.text.strip()),
             is_repetitive=not was_silence and (self._is_repetitive(best) or bool(LOOP.search(best.text))),
         )
 
@@ -57,5 +64,14 @@ class Fallback:
     def _is_unlikely(self, text: WindowText) -> bool:
         return text.avg_logprob < self.limits.log_prob_threshold
 
+    def _is_over_silence(self, text: WindowText) -> bool:
+        return text.no_speech_prob > self.limits.no_speech_threshold
+
     def _is_silence(self, text: WindowText) -> bool:
-        return text.no_speech_prob > self.limits.no_speech_threshold and self._is_unlikely(text)
+        """Whether it is unlikely text over silence, or a stock phrase over what is silence almost surely."""
+        is_stock_phrase = (
+            text.no_speech_prob > (1 + self.limits.no_speech_threshold) / 2
+            and text.avg_logprob < STOCK_PHRASE_LOG_PROB
+            and len(text.text.strip()) <= STOCK_PHRASE_CHARS
+        )
+        return is_stock_phrase or (self._is_over_silence(text) and self._is_unlikely(text))

@@ -123,6 +123,29 @@ def test_a_phrase_three_times_running_is_marked(text: str, is_repetitive: bool) 
     assert FALLBACK.best_attempt([attempt]).is_repetitive == is_repetitive
 
 
+@pytest.mark.parametrize(
+    ("text", "no_speech_prob", "avg_logprob", "was_silence", "is_over_silence"),
+    [
+        (" Thank you.", 0.93, -0.92, True, False),  # over pink noise
+        (" you", 0.91, -0.89, True, False),  # over a sweep
+        (" Yeah.", 0.47, -0.57, False, False),  # said
+        (" A A A A A A A A A A A A", 0.76, -0.58, False, True),  # over barking
+        (" Thank you.", 0.93, -0.2, False, True),  # likely text may have been said
+        (" Thank you for all that you have done.", 0.93, -0.6, False, True),
+        ("", 0.93, -0.2, False, False),
+    ],
+)
+def test_stock_phrases_over_silence_are_left_out(
+    text: str, no_speech_prob: float, avg_logprob: float, was_silence: bool, is_over_silence: bool
+) -> None:
+    """What is kept over silence is marked; figures are of Whisper `base`."""
+    attempt = replace(TEXT, text=text, no_speech_prob=no_speech_prob, avg_logprob=avg_logprob)
+    best = FALLBACK.best_attempt([attempt])
+    assert (best.was_silence, best.is_over_silence) == (was_silence, is_over_silence)
+    assert best.text == ("" if was_silence else text)
+    assert FALLBACK.is_believable(attempt)
+
+
 def test_the_first_attempts_language_probability_stays() -> None:
     """Later attempts are told the language, so only the first one measured it."""
     first = replace(TEXT, avg_logprob=-1.5, language_probability=0.7)
