@@ -25,8 +25,8 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from benchmarks.decoding import decode_whole
-from serve_app import bundled
 from serve_app.app import graph
+from serve_app.cli.demo import sample as demo_sample
 from serve_app.models.loaders import Loaders
 from serve_app.proxy import AT_PROXY_START, PROXY_HOOK
 from serve_app.settings import IntakeSettings, Settings
@@ -48,7 +48,7 @@ os.environ["PYANNOTE_METRICS_ENABLED"] = "0"  # for the whole session: pyannote 
 
 # Two processes share the files of `make test` (pytest-xdist). Those that need Ray stay in one, in this order:
 # last what measures, when the other process has probably ended.
-ON_RAY = ("tests/cluster/", "test_commands.py", "test_bundled_graph.py", "test_faults.py", "test_chaos.py")
+ON_RAY = ("tests/cluster/", "test_commands.py", "test_real_graph.py", "test_faults.py", "test_chaos.py")
 
 
 def place_on_ray(nodeid: str) -> int:
@@ -96,8 +96,8 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def sample() -> Samples:
-    """The bundled conversation, decoded: two voices, 37 s."""
-    with bundled.SAMPLE.open("rb") as file:
+    """The demo's recording, decoded: two real people on the telephone, 30 s."""
+    with demo_sample().open("rb") as file:
         return asyncio.run(decode_whole(file, max_audio_s=600, timeout_s=60))[1]
 
 
