@@ -89,9 +89,7 @@ class SpeechSettings(Strict):
     step_s: float = Field(
         0.5, gt=0, le=5, description="Hop of pyannote's 5 s window. 0.5: whisperx's; 1: half the cost."
     )
-    threads: Threads = Field(
-        None, description="CPU threads of one replica. Empty: half of the cores, at most 4; 1 beside a GPU."
-    )
+    threads: Threads = Field(None, description="Empty: half of the cores, at most 4; 1 beside a GPU.")
     gpu_share: float = Field(0.0, ge=0, le=1, description=f"{_GPU_SHARE} 0: it runs on the CPU.")
 
 
@@ -101,8 +99,7 @@ class AlignmentSettings(Strict):
     method: Literal["auto", "wav2vec2", "attention", "off"] = Field(
         "auto",
         description="wav2vec2: a model for each language, as whisperx. attention: Whisper's own, for every "
-        "language, without another model. auto: wav2vec2 where its model is on this machine, else attention. "
-        "off: no word times.",
+        "language. auto: wav2vec2 where its model can be had, else attention. off: no word times.",
     )
     models: dict[str, str] = Field(
         default_factory=dict,
@@ -136,20 +133,17 @@ class DiarizationSettings(Strict):
         None,
         ge=1,
         le=1024,
-        description="Windows that the device takes at once. Empty: 16 on a GPU, what is fastest on a CPU. A "
-        "replica that runs out of memory halves it.",
+        description="Windows at once. Empty: 16 on a GPU, what is fastest on a CPU. Halved out of memory.",
     )
     known_speaker_threshold: float | None = Field(
         None,
         gt=0,
         le=2,
-        description="Cosine distance below which two voices are the same. Empty: 0.55 for campplus, else "
-        "0.5.",
+        description="Cosine distance below which voices are the same. Empty: 0.55 for campplus, else 0.5.",
     )
     compute_type: ComputeType = Field(
         "auto",
-        description="auto: float16 on a GPU for WeSpeaker embeddings, else float32. In half "
-        "precision turns may differ from pyannote's where a voice is in doubt.",
+        description="auto: float16 on a GPU, float32 on a CPU. In half precision turns may differ a little.",
     )
     threads: Threads = Field(None, description=_THREADS)
     gpu_share: Share = Field(0.3, description=_GPU_SHARE)
@@ -216,9 +210,7 @@ class Settings(Strict):
         description="Whisper model: a name (tiny ... large-v3-turbo), hub repository, directory.",
     )
     models_dir: str | None = Field(
-        None,
-        description="Where models are kept on each node. Empty: MODELS_DIR of the environment, else "
-        "~/.cache/whisperx-serve.",
+        None, description="Folder of models on each node. Empty: $MODELS_DIR, else ~/.cache/whisperx-serve."
     )
     device: Literal["auto", "cuda", "cpu"] = Field(
         "auto", description="auto: GPUs where the cluster has any, or may start nodes with them; else CPUs."
