@@ -148,6 +148,9 @@ class FakeStages:
             language = None
         heard = language or own
         text = window_text(int(window.cut(call.audio.samples)[0]), heard)
+        if call.word_times:
+            told = one_word_segment(window.start_s + 0.1, window.end_s, text.text)
+            text = replace(text, sentences=(told,))
         if language is None:
             heard, certainty = heard or "en", self.certainties.get(window.start_s, 0.8)
             return replace(
