@@ -7,6 +7,7 @@ a request on itself and costs 20 s and 0.9 GB (torch) to import.
 
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import ctranslate2
@@ -239,4 +240,4 @@ def load_recognizer(
             "and `device` and `asr.compute_type` must be ones it has.",
             "model",
         ) from error
-    return Recognizer(whisper, model, settings, attention_shift_s)
+    return Recognizer(whisper, Path(model).name, settings, attention_shift_s)
