@@ -48,7 +48,7 @@ class PlainWhisperx:
         diarization = _diarization(directory_of(models.diarization), device) if models.diarization else None
         here = {language: alignment_model(name) for language, name in models.aligners.items()}
         aligners = {language: place for language, place in here.items() if place}
-        loaded = cls(asr, aligners, diarization, models.window_s, device)
+        loaded = cls(asr, aligners, diarization, 30.0, device)
         loaded.aligner("en")  # other languages when they are met
         return loaded
 
