@@ -17,8 +17,10 @@ PACKAGE = PROJECT / "serve_app"
 DOCUMENTS = [PROJECT / "README.md", PROJECT / "benchmarks" / "README.md", *(PROJECT / "docs").glob("*.md")]
 
 # Budgets. Raise one only together with the reason, in a commit of its own.
-MAX_LINES = 9_360  # 730 for fetching models; the aim is 8,000 once the synthetic models are gone
-MAX_MODULES = 74  # without the packages' own __init__.py; the aim is 62
+MAX_LINES = (
+    10_200  # 8,620, and 1,580 for real models: store and prefetch, attention, CAM++, language per window
+)
+MAX_MODULES = 77  # without the packages' own __init__.py; 68, and 9 for real models
 MAX_LINES_OF_A_MODULE = 250
 MIN_LINES_OF_A_MODULE = 40
 MAX_FILES_IN_ROOT = 12
