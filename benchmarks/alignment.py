@@ -1,9 +1,9 @@
 """Alignment compared with `whisperx.align`: `python -m benchmarks.alignment` prints one line of JSON.
 
 It compares the CPU time outside the acoustic model: text to tokens, trellis, backtracking, words, sentences.
-Both get the same windows, texts and emissions, alternately in one process with one thread: windows of 30 s with
-75 words and random emissions of wav2vec2-base's 29 characters, made once for both. One window compares the
-stage with a wav2vec2-base of random weights (`stage_ratio`).
+Both get the same windows, texts and emissions, alternately in one process with one thread: windows of 30 s
+with 75 words and random emissions of wav2vec2-base's 29 characters, made once for both. One window compares
+the stage with a wav2vec2-base of random weights (`stage_ratio`).
 """
 
 import hashlib

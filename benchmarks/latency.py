@@ -28,7 +28,7 @@ from rich.console import Console
 from benchmarks import people
 from benchmarks.plain_whisperx import BATCH_SIZE, PlainWhisperx
 from benchmarks.systems import service, wav
-from benchmarks.throughput import WITHOUT_ALIGNMENT, Weights, config, load_plain
+from benchmarks.throughput import BOOKABLE_CPUS, WITHOUT_ALIGNMENT, Weights, config, load_plain
 
 SHORT_S, LONG_S = 5, 300
 
@@ -57,7 +57,7 @@ def direct(plain: PlainWhisperx, path: Path, *, diarize: bool) -> Run:
     clock_s = [time.monotonic()]
     audio = whisperx.load_audio(str(path))
     clock_s.append(time.monotonic())
-    result = plain.asr.transcribe(audio, batch_size=BATCH_SIZE, chunk_size=plain.chunk_size, language="en")
+    result = plain.asr.transcribe(audio, batch_size=BATCH_SIZE, language="en")
     clock_s.append(time.monotonic())
     aligned = plain.align(result["segments"], audio, "en")
     clock_s.append(time.monotonic())
@@ -95,7 +95,7 @@ def main(
         raw = config(models, Path(folder))
         plain = load_plain(raw)
         with (
-            service(raw) as system,
+            service(raw, num_cpus=BOOKABLE_CPUS) as system,
             httpx.Client(base_url=system.url, timeout=3600) as client,  # a new one would cost some 20 ms
         ):
 

@@ -1,12 +1,13 @@
-"""`python -m benchmarks.memory`: what longer files and more clips cost in memory.
+"""`python -m benchmarks.memory`: what the graph, longer files and more clips cost in memory.
 
-The graph of a config file (default: serve_config.demo.yaml), 64 clips at once, then files of several lengths one
-after the other (last, because the object store keeps the pages that a long file once needed). With
+The graph of a config file (default: serve_config.demo.yaml), 64 clips at once, then files of several lengths
+one after the other (last, because the object store keeps the pages that a long file once needed). With
 `--simulated` its models only take time (benchmarks/simulated.py, four GPUs): minutes show what everything
-around the models holds for hours of audio. Memory is the proportional set size of all the graph's processes
-together, object store included, sampled twice a second; every peak is counted from the rest state before the
-clips. For every deployment there are its replicas' memory at rest and at most while the clips run, as set
-sizes that share (PSS) and that do not (RSS). The slope is a least-squares line through the files' peaks. One JSON line on standard output.
+around the models holds for hours of audio. Memory is the proportional set size (PSS) of all the graph's
+processes together, object store included, sampled twice a second; every peak is counted from the rest state
+before the clips. The slope is a least-squares line through the files' peaks. For every deployment there are
+PSS and resident set size (RSS, which counts shared pages in each process) of its replicas, at rest and at
+most while the clips run. One JSON line on standard output.
 """
 
 import json

@@ -1,14 +1,14 @@
 """`python -m benchmarks.throughput`: many clips at once, against plain whisperx one after the other.
 
-With `--models real` both run Whisper `base` and CAM++ speakers, as serve_config.demo.yaml does. whisperx aligns
-nothing where there is no wav2vec2 on this machine, while the service has word times by attention all the same;
-so the clips go to a second service too, with `alignment.method: off`. With `--models random` both have models
-of true dimensions with random weights: Whisper `base` (every window yields 56 tokens, 4 a second of the mean
-clip), wav2vec2-base, ResNet34 speakers; the speech detection is the real one.
+With `--models real` both run Whisper `base` and CAM++ speakers, as serve_config.demo.yaml does. whisperx
+aligns nothing where there is no wav2vec2 on this machine, while the service has word times by attention all
+the same; so the clips go to a second service too, with `alignment.method: off`. With `--models random` both
+have models of true dimensions with random weights: Whisper `base` (every window yields 56 tokens, 4 a second
+of the mean clip), wav2vec2-base, ResNet34 speakers; the speech detection is the real one.
 
 Clips are cut from recordings of real people. whisperx keeps its models warm and may use every core; the
-service gets the same clips over HTTP all at once. First without speakers, then with. One JSON line on standard
-output.
+service gets the same clips over HTTP all at once. First without speakers, then with. One JSON line on
+standard output.
 """
 
 import copy
@@ -42,6 +42,7 @@ from serve_app.transcript import SAMPLE_RATE_HZ
 
 CONFIG = Path(__file__).parents[1] / "serve_config.demo.yaml"
 WITHOUT_ALIGNMENT = "/off"  # where the second service answers
+BOOKABLE_CPUS = 4  # the replicas of both services book more than two cores; their threads are all cores
 TEXT_TOKENS = 56
 
 Weights = Literal["real", "random"]
@@ -125,7 +126,7 @@ def main(
         paths = [Path(folder) / f"{number}.wav" for number in range(clips)]
         for path, clip in zip(paths, chosen, strict=True):
             path.write_bytes(wav(clip))
-        with service(raw) as system:
+        with service(raw, num_cpus=BOOKABLE_CPUS) as system:
             urls = {"ours": system.url}
             if models == "real":
                 urls["ours_without_alignment"] = system.url + WITHOUT_ALIGNMENT
