@@ -58,7 +58,7 @@ eval: setup
 bench: setup
 	@.venv/bin/python -m benchmarks.bench
 
-# Kills, hangs, overload, updates, a thousand requests: table, and out/chaos.json. MODELS=bundled for real ones.
+# Kills, hangs, overload, updates, a thousand requests: table, and out/chaos.json. MODELS=real for real models.
 MODELS ?= fakes
 chaos: setup
 	@.venv/bin/python -m benchmarks.chaos --models $(MODELS)

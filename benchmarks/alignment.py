@@ -1,46 +1,36 @@
 """Alignment compared with `whisperx.align`: `python -m benchmarks.alignment` prints one line of JSON.
 
 It compares the CPU time outside the acoustic model: text to tokens, trellis, backtracking, words, sentences.
-Both get the same windows, texts and emissions, alternately in one process with one thread. There is an hour
-of each of two kinds:
-recordings  the bundled aligner's emissions of benchmarks/recordings, one window per turn with its true words
-random      random emissions with wav2vec2-base's 29 characters, windows of 30 s with 75 words
-The acoustic model runs once for each different window, and its answers are replayed. Its time is counted
-separately; only a few windows compare the stage with it (`stage_ratio`, `stage_ratio_base`).
+Both get the same windows, texts and emissions, alternately in one process with one thread: windows of 30 s
+with 75 words and random emissions of wav2vec2-base's 29 characters, made once for both. One window compares
+the stage with a wav2vec2-base of random weights (`stage_ratio`).
 """
 
 import hashlib
-import itertools
 import json
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, TextIO
 
 import numpy as np
 import typer
 
-from benchmarks import truth
+from benchmarks import people
 from benchmarks.plain_whisperx import empty_punkt
-from benchmarks.truth import SAMPLE_RATE_HZ, Recording
-from serve_app import bundled
 from serve_app.errors import TranscriptionError
 from serve_app.stages.alignment.aligner import (
     LanguageModel,
     align_language,
-    load_language_model,
-    load_sentence_splitter,
 )
-from serve_app.transcript import AlignRequest, Samples, Window, WindowText
+from serve_app.stages.alignment.sentences import sentence_splitter
+from serve_app.transcript import SAMPLE_RATE_HZ, AlignRequest, Samples, Window, WindowText
 
-RECORDINGS = Path(__file__).parent / "recordings"
 CHARACTERS = "-|ETAONIHSRDLUMWCFGYPBVK'XJQZ"  # of torchaudio's WAV2VEC2_ASR_BASE_960H
 RANDOM_WINDOW_S = 30
 RANDOM_WINDOW_WORDS = 75  # 9 000 words an hour, as measured on meetings
-STAGE_S = 10  # seconds of windows for the whole stage
 
 TimedWord = tuple[str, float | None, float | None, float | None]  # text, start, end, score
 
@@ -93,7 +83,7 @@ class Replay:
 
 
 def main(
-    audio_s: Annotated[float, typer.Option(help="Seconds of windows of each kind.")] = 3600,
+    audio_s: Annotated[float, typer.Option(help="Seconds of windows.")] = 3600,
     seed: Annotated[int, typer.Option(help="Of the random emissions and texts.")] = 0,
 ) -> None:
     stdout = _quiet_stdout()
@@ -103,20 +93,15 @@ def main(
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     nltk.data.path.insert(0, empty_punkt())  # whisperx.align downloads where there is none
-    trained = load_language_model("en", str(bundled.ALIGNERS["en"]), "cpu", max_padded_s=0)
-    base = _random_base()
-    recordings = [truth.load(path) for path in sorted(RECORDINGS.glob("*/*.opus"))]
-    turns = [turns_of(recording) for recording in recordings]
-    stage, stage_base = (_whole_stage(model, turns[0]) for model in (trained, base))
-    real = _outside(trained, _replayed(trained), _cycle(turns, audio_s))
-    random = _outside(base, _random_emissions(base, seed), _random_audio(recordings, seed, audio_s))
-    total = Costs(*(sum(pair) for pair in zip(vars(real).values(), vars(random).values(), strict=True)))
+    model = _random_base()
+    files = _random_audio(seed, audio_s)
+    stage = _whole_stage(model, next(_random_audio(seed, RANDOM_WINDOW_S)))
+    costs, replay = Costs(), _random_emissions(model, seed)
+    for place, file in enumerate(files):
+        _compare(model, file, costs, replay, ours_first=place % 2 == 0)
     summary = {
-        **total.figures(),
+        **costs.figures(),
         "stage_ratio": round(stage.ratio, 2),
-        "stage_ratio_base": round(stage_base.ratio, 2),
-        "recordings": real.figures(),
-        "random": random.figures(),
         "clock": "time.process_time, one thread",
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {platform.system()}",
     }
@@ -134,44 +119,18 @@ def _random_base() -> LanguageModel:
         model, from_torchaudio=True, device="cpu", max_padded_s=0, compute_type="float32"
     )
     dictionary = {character.lower(): token for token, character in enumerate(CHARACTERS)}
-    return LanguageModel(acoustic, dictionary, load_sentence_splitter("en"))
+    return LanguageModel(acoustic, dictionary, sentence_splitter("en"))
 
 
-def turns_of(recording: Recording) -> WindowedFile:
-    """One window for each turn, with the words that are said in it."""
-    segments = []
-    for turn in recording.turns:
-        said = [w.word for w in recording.words if turn.start_s - 0.01 <= w.start_s < turn.end_s]
-        segments.append({"start": turn.start_s, "end": turn.end_s, "text": " " + " ".join(said)})
-    return WindowedFile(recording.samples, segments)
-
-
-def _cycle(files: Sequence[WindowedFile], audio_s: float) -> Iterator[WindowedFile]:
-    """Repeats the files until there are `audio_s` seconds of windows."""
-    left_s = audio_s
-    for file in itertools.cycle(files):
-        yield file
-        left_s -= sum(segment["end"] - segment["start"] for segment in file.segments)
-        if left_s <= 0:
-            return
-
-
-def _random_audio(recordings: Sequence[Recording], seed: int, audio_s: float) -> Iterator[WindowedFile]:
-    """Files of one window: noise, with words of the recordings in sentences of a dozen."""
+def _random_audio(seed: int, audio_s: float) -> Iterator[WindowedFile]:
+    """Files of one window: noise, with words of the packaged sample in sentences of a dozen."""
     rng = np.random.default_rng(seed)
-    words = [word.word for recording in recordings for word in recording.words]
+    words = [word for recording in people.packaged() for word in (recording.text or "").split()]
     for _ in range(round(audio_s / RANDOM_WINDOW_S)):
         said = rng.choice(words, RANDOM_WINDOW_WORDS).tolist()
         text = "".join(f" {word}{'.' if place % 12 == 11 else ''}" for place, word in enumerate(said))
         samples = rng.integers(-3000, 3000, RANDOM_WINDOW_S * SAMPLE_RATE_HZ, np.int16)
         yield WindowedFile(samples, [{"start": 0.0, "end": float(RANDOM_WINDOW_S), "text": text}])
-
-
-def _replayed(model: LanguageModel) -> Replay:
-    """Replaces the model by a replay of its own answers."""
-    network = model.acoustic.model
-    replay = network.forward = Replay(network.forward)
-    return replay
 
 
 def _random_emissions(model: LanguageModel, seed: int) -> Replay:
@@ -190,21 +149,11 @@ def _random_emissions(model: LanguageModel, seed: int) -> Replay:
 
 
 def _whole_stage(model: LanguageModel, file: WindowedFile) -> Costs:
-    """The costs of the first windows of a file, including the acoustic model."""
-    ends_s = itertools.accumulate(segment["end"] - segment["start"] for segment in file.segments)
-    few = [segment for segment, end_s in zip(file.segments, ends_s, strict=True) if end_s <= STAGE_S]
-    _compare(model, WindowedFile(file.samples, few[:1]), Costs(), ours_first=True)  # first runs are slow
+    """The costs of a file, including the acoustic model."""
+    _compare(model, file, Costs(), ours_first=True)  # first runs are slow
     costs = Costs()
     for ours_first in (True, False):
-        _compare(model, WindowedFile(file.samples, few), costs, ours_first=ours_first)
-    return costs
-
-
-def _outside(model: LanguageModel, replay: Replay, files: Iterator[WindowedFile]) -> Costs:
-    """The costs of the files without the acoustic model."""
-    costs = Costs()
-    for place, file in enumerate(files):
-        _compare(model, file, costs, replay, ours_first=place % 2 == 0)
+        _compare(model, file, costs, ours_first=ours_first)
     return costs
 
 
@@ -229,7 +178,7 @@ def _compare(
     costs.audio_s += sum(segment["end"] - segment["start"] for segment in file.segments)
 
 
-def request_for(segment: dict[str, Any], file: WindowedFile) -> AlignRequest:
+def _request_for(segment: dict[str, Any], file: WindowedFile) -> AlignRequest:
     text = WindowText(segment["text"], "en", None, -0.5, 0.0, 1.0)
     return AlignRequest.for_window(file.samples, Window(segment["start"], segment["end"]), text)
 
@@ -238,7 +187,7 @@ def _ours(model: LanguageModel, file: WindowedFile) -> list[TimedWord]:
     """Aligns one window at a time, as the Aligner does on a CPU."""
     words: list[TimedWord] = []
     for segment in file.segments:
-        [result] = align_language(model, [request_for(segment, file)])
+        [result] = align_language(model, [_request_for(segment, file)])
         assert not isinstance(result, TranscriptionError)
         words += [(w.text, w.start_s, w.end_s, w.score) for found in result for w in found.words]
     return words

@@ -47,8 +47,8 @@ SHORT = {
         Goal("long_beside_short_ratio", at_most=1.1),
         Goal("first_segment_fraction", at_most=0.05),
     )),
-    "throughput": (("--asr-clips", "4", "--diarized-clips", "2"), (
-        Goal("throughput_ratio_cpu", at_least=2),
+    "throughput": (("--clips", "8"), (
+        Goal("throughput_ratio_cpu", at_least=1.5),
         Goal("throughput_ratio_cpu_asr", at_least=1.3),
     )),
     "diarization": (("--audio-s", "20"), (

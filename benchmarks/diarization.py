@@ -23,10 +23,8 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from benchmarks.truth import SAMPLE_RATE_HZ, load_folder
-from serve_app.transcript import Diarization, Turn
-
-RECORDINGS = Path(__file__).parent / "recordings" / "ten-minutes"
+from benchmarks import people
+from serve_app.transcript import SAMPLE_RATE_HZ, Diarization, Turn
 
 Samples = NDArray[np.int16]
 
@@ -67,13 +65,13 @@ class System:
 
 
 def main(
-    audio_s: Annotated[float, typer.Option(help="Seconds of audio, from a recording of 10 minutes.")] = 300,
+    audio_s: Annotated[float, typer.Option(help="Seconds of audio.")] = 300,
     rounds: Annotated[int, typer.Option(help="How often each diarizes it.")] = 1,
     threads: Annotated[int, typer.Option(help="CPU threads of each.")] = 1,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     stock_batch: Annotated[int, typer.Option(help="pyannote's embedding batch; 32 is what it ships.")] = 32,
 ) -> None:
-    samples = load_folder(RECORDINGS)[0].samples[: round(audio_s * SAMPLE_RATE_HZ)]
+    samples = people.speech(audio_s)
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder, "pipeline")
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:

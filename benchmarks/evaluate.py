@@ -125,7 +125,7 @@ def main(
     / "serve_config.demo.yaml",
     folder: Annotated[
         Path, typer.Option("--people", envvar="EVAL_PEOPLE", help="Folder of recordings with manifest.jsonl.")
-    ] = PROJECT.parent / "shared" / "data" / "people",
+    ] = people.FOLDER,
     plain: Annotated[bool, typer.Option(help="Measure plain whisperx too.")] = True,
     compare_vad: Annotated[bool, typer.Option(help="Measure the other speech.method too.")] = True,
     only: Annotated[str, typer.Option(help="Only recordings and traps of this name, such as 'ami-*'.")] = "*",
@@ -177,11 +177,9 @@ def main(
 
 def _recordings(folder: Path, only: str) -> list[Recording]:
     """People and traps."""
-    if (folder / "manifest.jsonl").is_file():
-        found = people.load(folder)
-    else:
+    found = people.found(folder)
+    if not folder.is_dir():
         say.print(f"There is no {folder}: only pyannote's packaged sample, 30 s of two people, is measured.")
-        found = people.packaged()
     made, missing = traps.make(found)
     if missing:
         say.print(f"Traps left out, for want of recordings: {', '.join(missing)}.")

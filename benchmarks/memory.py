@@ -1,11 +1,13 @@
-"""`python -m benchmarks.memory`: what longer files and more clips cost in memory.
+"""`python -m benchmarks.memory`: what the graph, longer files and more clips cost in memory.
 
-The graph of a config file (default: the demo models), 64 clips at once, then files of several lengths one
-after the other (last, because the object store keeps the pages that a long file once needed). With
+The graph of a config file (default: serve_config.demo.yaml), 64 clips at once, then files of several lengths
+one after the other (last, because the object store keeps the pages that a long file once needed). With
 `--simulated` its models only take time (benchmarks/simulated.py, four GPUs): minutes show what everything
-around the models holds for hours of audio. Memory is the proportional set size of all the graph's processes
-together, object store included, sampled twice a second; every peak is counted from the rest state before the
-clips. The slope is a least-squares line through the files' peaks. One JSON line on standard output.
+around the models holds for hours of audio. Memory is the proportional set size (PSS) of all the graph's
+processes together, object store included, sampled twice a second; every peak is counted from the rest state
+before the clips. The slope is a least-squares line through the files' peaks. For every deployment there are
+PSS and resident set size (RSS, which counts shared pages in each process) of its replicas, at rest and at
+most while the clips run. One JSON line on standard output.
 """
 
 import json
@@ -13,9 +15,10 @@ import os
 import platform
 import tempfile
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,42 +27,43 @@ import numpy as np
 import psutil
 import typer
 from rich.console import Console
+from rich.table import Table
 
-from benchmarks import truth
+from benchmarks import people
 from benchmarks.scheduling import cpus_for, graph_on_gpus
-from benchmarks.systems import Service, service, wav
-from benchmarks.truth import SAMPLE_RATE_HZ
+from benchmarks.systems import Service, deployment_of, service, wav
 from serve_app.cli import config_file
 from serve_app.cli.launcher import free_port
 
 PROJECT = Path(__file__).parents[1]
-RECORDINGS = Path(__file__).parent / "recordings" / "ten-minutes"
 CLIP_S = 10
 MIB = 1 << 20
+ALL = "all PSS"
 
 say = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def graph_mib() -> float:
-    """Memory of everything below this process, what is shared counted once."""
-    total = 0
+def parts_mib() -> dict[str, float]:
+    """PSS and RSS of each deployment's replicas, and of all else: Ray, Serve, the object store."""
+    total: dict[str, float] = defaultdict(float)
     for process in psutil.Process().children(recursive=True):
-        try:
-            total += process.memory_full_info().pss
-        except psutil.Error:
-            continue  # it has just ended
-    return total / MIB
+        with suppress(psutil.Error):  # it has just ended
+            name, now = deployment_of(process) or "else", process.memory_full_info()
+            total[f"{name} PSS"] += now.pss / MIB
+            total[f"{name} RSS"] += now.rss / MIB
+            total[ALL] += now.pss / MIB
+    return dict(total)
 
 
 @contextmanager
-def watched(**figures: Callable[[], float]) -> Iterator[dict[str, float]]:
+def watched(figures: Callable[[], dict[str, float]]) -> Iterator[dict[str, float]]:
     """The most that each figure has been, looked at twice a second."""
-    most, stop = dict.fromkeys(figures, 0.0), threading.Event()
+    most, stop = figures(), threading.Event()
 
     def watch() -> None:
         while not stop.wait(0.5):
-            for name, now in figures.items():
-                most[name] = max(most[name], now())
+            for name, value in figures().items():
+                most[name] = max(most.get(name, 0.0), value)
 
     thread = threading.Thread(target=watch)
     thread.start()
@@ -82,12 +86,13 @@ def _graph(config: Path, folder: Path, simulated: bool) -> AbstractContextManage
 def main(
     config: Annotated[Path, typer.Option(help="Config file of the graph.")] = PROJECT
     / "serve_config.demo.yaml",
-    minutes: Annotated[str, typer.Option(help="Lengths of the files, separated by commas.")] = "10,60,180",
+    minutes: Annotated[
+        str, typer.Option(help="Lengths of the files, separated by commas; may be empty.")
+    ] = "10,60,180",
     clips: Annotated[int, typer.Option(help="Clips of 10 s sent at once.")] = 64,
     simulated: Annotated[bool, typer.Option(help="Simulated models instead of the config file's.")] = False,
 ) -> None:
-    (recording,) = truth.load_folder(RECORDINGS)
-    lengths_min = [float(length) for length in minutes.split(",")]
+    lengths_min = [float(length) for length in minutes.split(",") if length]
     figures: dict[str, Any] = {"machine": f"{platform.machine()}, {os.cpu_count()} cores"}
     with tempfile.TemporaryDirectory() as folder, _graph(config, Path(folder), simulated) as system:
 
@@ -97,27 +102,33 @@ def main(
                 f"{system.url}/predict", files={"file": file}, data=data, timeout=36000
             ).raise_for_status()
 
-        clip = wav(recording.samples[: CLIP_S * SAMPLE_RATE_HZ])
+        clip = wav(people.speech(CLIP_S))
         post(clip)  # warm
-        rest_mib, grown = graph_mib(), list[float]()
-        with watched(graph=graph_mib) as most, ThreadPoolExecutor(clips) as pool:
+        rest, grown = parts_mib(), list[float]()
+        with watched(parts_mib) as most, ThreadPoolExecutor(clips) as pool:
             list(pool.map(post, [clip] * clips))
-        clips_grown_mib = most["graph"] - rest_mib
-        say.print(f"{clips} clips: {rest_mib:.0f} MiB at rest, {clips_grown_mib:.0f} MiB more")
+        table = Table("", "at rest, MiB", f"at most, {clips} clips")
+        for name in sorted(most):
+            table.add_row(name, f"{rest.get(name, 0):.0f}", f"{most[name]:.0f}")
+        say.print(table)
+        rest_mib = rest[ALL]
+        clips_grown_mib = most[ALL] - rest_mib
         for length_min in lengths_min:
-            file = wav(np.resize(recording.samples, int(length_min * 60 * SAMPLE_RATE_HZ)))
-            with watched(graph=graph_mib) as most:
+            file = wav(people.speech(length_min * 60))
+            with watched(parts_mib) as longest:
                 post(file)
-            grown.append(most["graph"] - rest_mib)
+            grown.append(longest[ALL] - rest_mib)
             say.print(f"{length_min:g} min: {rest_mib:.0f} MiB at rest, {grown[-1]:.0f} MiB more")
-        rest_after_mib = graph_mib()
+        rest_after_mib = parts_mib()[ALL]
     slope, base = np.polyfit(np.array(lengths_min) / 60, grown, 1) if len(grown) > 1 else (float("nan"), 0.0)
     figures |= {
-        "grown_mib": dict(zip(minutes.split(","), grown, strict=True)),
+        "grown_mib": dict(zip(lengths_min, grown, strict=True)),
         "slope_mib_per_hour": float(slope),
         "base_mib": float(base),
         "clips": clips,
         "clips_grown_mib": clips_grown_mib,
+        "rest_mib": rest,
+        "clips_most_mib": most,
         "rest_before_mib": rest_mib,
         "rest_after_mib": rest_after_mib,
     }

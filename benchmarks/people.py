@@ -6,8 +6,9 @@ TextGrid), `rttm` (turns), `licence`. Without a folder there is pyannote.audio's
 
 import asyncio
 import json
+import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import islice
@@ -20,7 +21,9 @@ from numpy.typing import NDArray
 from benchmarks.decoding import decode_whole
 from serve_app.transcript import SAMPLE_RATE_HZ
 
+FOLDER = Path(__file__).parents[2] / "shared" / "data" / "people"
 LONGEST_S = 3600
+CLIP_S = (5.0, 30.0)
 WORD_TIERS = (
     "Text",
     "words",
@@ -74,6 +77,32 @@ def load(folder: Path) -> list[Recording]:
     """The recordings of a folder, in the order of its manifest."""
     lines = (folder / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
     return [_recording(folder, json.loads(line)) for line in lines if line.strip()]
+
+
+def found(folder: Path = FOLDER) -> list[Recording]:
+    """The recordings of the folder where it is there, else the packaged sample."""
+    return load(folder) if (folder / "manifest.jsonl").is_file() else packaged()
+
+
+def clips(recordings: Iterable[Recording], seed: int) -> Iterator[NDArray[np.int16]]:
+    """English pieces of random length, each from a random place of a random recording, without end."""
+    rng = random.Random(seed)
+    chosen = [r for r in recordings if r.language == "en" and r.text != "" and r.duration_s >= CLIP_S[0]]
+    while True:
+        samples = rng.choice(chosen).samples
+        length = min(len(samples), int(rng.uniform(*CLIP_S) * SAMPLE_RATE_HZ))
+        first = rng.randrange(len(samples) - length + 1)
+        yield samples[first : first + length]
+
+
+def speech(duration_s: float, seed: int = 0) -> NDArray[np.int16]:
+    """Clips of the packaged sample one after the other: no two windows of it are alike."""
+    length, pieces = round(duration_s * SAMPLE_RATE_HZ), list[NDArray[np.int16]]()
+    for clip in clips(packaged(), seed):
+        pieces.append(clip)
+        if sum(map(len, pieces)) >= length:
+            break
+    return np.concatenate(pieces)[:length]
 
 
 def packaged() -> list[Recording]:

@@ -28,7 +28,6 @@ class PlainWhisperx:
     asr: Any
     aligners: dict[str, str]  # language -> model, where it is not whisperx's default
     diarization: Any | None
-    chunk_size: float
     device: str = "cpu"
     _loaded: dict[str, Any] = field(default_factory=dict)  # language -> model and metadata, or None
 
@@ -48,7 +47,7 @@ class PlainWhisperx:
         diarization = _diarization(directory_of(models.diarization), device) if models.diarization else None
         here = {language: alignment_model(name) for language, name in models.aligners.items()}
         aligners = {language: place for language, place in here.items() if place}
-        loaded = cls(asr, aligners, diarization, 30.0, device)
+        loaded = cls(asr, aligners, diarization, device)
         loaded.aligner("en")  # other languages when they are met
         return loaded
 
@@ -65,9 +64,7 @@ class PlainWhisperx:
 
     def recognize(self, audio: NDArray[np.float32], *, language: str | None = None) -> dict[str, Any]:
         """`language` and `segments`; with words where the language can be aligned."""
-        result = self.asr.transcribe(
-            audio, batch_size=BATCH_SIZE, chunk_size=self.chunk_size, language=language
-        )
+        result = self.asr.transcribe(audio, batch_size=BATCH_SIZE, language=language)
         return {**result, **self.align(result["segments"], audio, result["language"])}
 
     def align(

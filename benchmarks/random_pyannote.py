@@ -95,7 +95,6 @@ def bundled_vbx_pipeline(directory: Path) -> Any:
     from pyannote.audio import Model
     from pyannote.audio.core.plda import PLDA
     from pyannote.audio.pipelines import SpeakerDiarization
-
     from serve_app.bundled.speaker_embedding import load_speaker_embedding
 
     save_plda(directory / "plda", 64, 32)

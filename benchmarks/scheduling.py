@@ -42,10 +42,10 @@ from rich.console import Console
 from benchmarks.plain_whisperx import put_ffmpeg_on_path
 from benchmarks.simulated import Gpu, align_s, asr_s, detect_s, diarize_s, gpus_in, run_like_whisperx
 from benchmarks.systems import wav
-from benchmarks.truth import SAMPLE_RATE_HZ
 from serve_app.app import ALIGN_BATCH, MAX_BATCH_SIZE
 from serve_app.cli.launcher import free_port, running
 from serve_app.deployments.replica import BOOKED_CPUS
+from serve_app.transcript import SAMPLE_RATE_HZ
 
 BATCH = MAX_BATCH_SIZE["cuda"]
 WINDOW_S = 30.0

@@ -1,11 +1,10 @@
 """`python -m benchmarks.streaming`: how soon the first text of a long file is there, over HTTP.
 
-Five minutes of the sample conversation through the graph of CONFIG, streamed as OpenAI's clients do. One
+Five minutes of people on the telephone through the graph of CONFIG, streamed as OpenAI's clients do. One
 JSON line on standard output: seconds to the first delta and to the end, and their ratio. Exit status 1 where
 that is over GOAL, or where the deltas are not the text.
 """
 
-import asyncio
 import json
 import os
 import platform
@@ -14,26 +13,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import httpx
-import numpy as np
 import typer
 import yaml
 from rich.console import Console
 
-from benchmarks.decoding import decode_whole
+from benchmarks import people
 from benchmarks.systems import service, wav
-from serve_app import bundled
-from serve_app.transcript import SAMPLE_RATE_HZ
 
 GOAL = 0.5  # first_delta_fraction, at most
 
 say = Console(stderr=True, highlight=False, soft_wrap=True)
-
-
-def recording(seconds: int) -> bytes:
-    """The bundled conversation, again and again, as a WAV file."""
-    with bundled.SAMPLE.open("rb") as file:
-        _, samples = asyncio.run(decode_whole(file, max_audio_s=600, timeout_s=60))
-    return wav(np.resize(samples, seconds * SAMPLE_RATE_HZ))
 
 
 def stream(url: str, file: bytes, response_format: str) -> dict[str, Any]:
@@ -77,8 +66,9 @@ def main(
     raw = yaml.safe_load(config.read_text())
     with service(raw) as system:
         say.print("A short file first, so that every stage has run once.")
-        stream(system.url, recording(20), "diarized_json")
-        figures = {kind: stream(system.url, recording(seconds), kind) for kind in ("json", "diarized_json")}
+        stream(system.url, wav(people.speech(20)), "diarized_json")
+        file = wav(people.speech(seconds))
+        figures = {kind: stream(system.url, file, kind) for kind in ("json", "diarized_json")}
     print(
         json.dumps(
             {**figures, "seconds": seconds, "machine": f"{platform.machine()}, {os.cpu_count()} cores"}

@@ -6,7 +6,7 @@ import time
 import wave
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,6 +25,12 @@ from serve_app.request.calls import DiarizeCall
 from serve_app.transcript import SAMPLE_RATE_HZ, Diarization
 
 REPLICA = "ray::ServeReplica:"  # a process is called this, application:deployment, and what it runs
+
+
+def deployment_of(process: psutil.Process) -> str | None:
+    """The deployment that a process is a replica of, or None. Raises psutil.Error."""
+    title = " ".join(process.cmdline())
+    return title.split(":")[4].split(".")[0].strip() if title.startswith(REPLICA) else None
 
 
 @dataclass(frozen=True)
@@ -79,13 +85,10 @@ class Service:
     def cpu_s(self) -> dict[str, float]:
         spent = Counter[str]()
         for process in psutil.Process().children(recursive=True):
-            try:
-                title, times = " ".join(process.cmdline()), process.cpu_times()
-            except psutil.Error:
-                continue  # it has just ended
-            if title.startswith(REPLICA):
-                _, _, deployment = title.removeprefix(REPLICA).partition(":")
-                spent[deployment.split(".")[0].strip()] += times.user + times.system
+            with suppress(psutil.Error):  # it has just ended
+                name, times = deployment_of(process), process.cpu_times()
+                if name:
+                    spent[name] += times.user + times.system
         return dict(spent)
 
 

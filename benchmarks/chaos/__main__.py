@@ -1,7 +1,7 @@
 """`make chaos`: kills, hangs, overload, updates and a thousand requests; a table, and out/chaos.json.
 
 The real graph on a Ray of its own, in every scenario anew, behind HTTP, around models whose answers are
-checksums of what they heard (`--models bundled`: the bundled models, which are slow and real).
+checksums of what they heard (`--models real`: Whisper tiny.en and CAM++, which are slow and real).
 Exit status 1 when a goal is missed.
 """
 
@@ -32,7 +32,7 @@ from benchmarks.chaos.overload import full_house, overload
 from benchmarks.chaos.running_graph import Graph, config, started
 from benchmarks.chaos.soak import soak
 from benchmarks.systems import wav
-from benchmarks.truth import SAMPLE_RATE_HZ
+from serve_app.transcript import SAMPLE_RATE_HZ
 
 LENGTHS_S = (1.0, 130.0, 5.0, 20.0, 2.5, 35.0, 10.0, 3.0, 8.0, 45.0)
 SLOW = 0.15  # seconds of device for a second of audio: the recogniser and not this machine is what is full
@@ -59,7 +59,7 @@ class Plan:
 
     @property
     def lengths_s(self) -> list[float]:
-        """The bundled models need a second or so for a second of audio, so they get shorter clips."""
+        """The real models are slow, so they get shorter clips."""
         return [length_s if self.models == "fakes" else length_s / 4 for length_s in LENGTHS_S]
 
 
@@ -183,7 +183,7 @@ def main(
     kills: Annotated[int, typer.Option(help="Kills of each stage; a quarter of Ingress and proxy.")] = 20,
     overload_s: Annotated[float, typer.Option(help="How long ten times too much comes.")] = 60.0,
     requests: Annotated[int, typer.Option(help="Requests of the soak.")] = 1000,
-    models: Annotated[str, typer.Option(help="fakes, or bundled.")] = "fakes",
+    models: Annotated[str, typer.Option(help="fakes, or real.")] = "fakes",
     only: Annotated[str, typer.Option(help="Scenarios to run, separated by commas.")] = ",".join(SCENARIOS),
     out: Annotated[Path, typer.Option(help="Folder for chaos.json.")] = PROJECT / "out",
     seed: int = 1,

@@ -9,17 +9,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import httpx
 
-from benchmarks import truth
+from benchmarks import people
 from benchmarks.systems import wav
-from benchmarks.truth import SAMPLE_RATE_HZ
+from serve_app.transcript import SAMPLE_RATE_HZ
 
-RECORDINGS = Path(__file__).parents[1] / "recordings" / "ten-minutes"
 REQUEST_TIMEOUT_S = 600.0
+RECORDING_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -35,12 +34,12 @@ class Clip:
 
 def mixed_clips(lengths_s: list[float], rng: random.Random) -> list[Clip]:
     """Pieces of a recording, no two alike: in turns by upload and URL, and every third without speakers."""
-    (recording,) = truth.load_folder(RECORDINGS)
+    recording = people.speech(RECORDING_S)
     clips = []
     for number, audio_s in enumerate(lengths_s):
         samples = int(audio_s * SAMPLE_RATE_HZ)
-        first = rng.randrange(len(recording.samples) - samples)
-        piece = wav(recording.samples[first : first + samples])
+        first = rng.randrange(len(recording) - samples)
+        piece = wav(recording[first : first + samples])
         options = {"language": "en", "word_timestamps": "true"}
         if number % 3 == 2:
             options["diarize"] = "false"

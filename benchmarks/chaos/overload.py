@@ -12,7 +12,7 @@ from rich.console import Console
 
 from benchmarks.chaos.load import Clip, Load, Outcome, failures
 from benchmarks.chaos.running_graph import Graph, object_store_mib, serves_own, wait_for
-from benchmarks.memory import graph_mib, watched
+from benchmarks.memory import ALL, parts_mib, watched
 
 FACTOR = 10
 CLIENTS = 10  # enough to keep the recogniser busy, too few to be refused
@@ -39,9 +39,9 @@ def overload(
     usual_s = statistics.fmean(clip.audio_s for clip in load.clips)
     say.print(f"  capacity: {capacity:.1f} s of audio a second; {failures(outcomes) or 'none'} failed")
 
-    rest_mib, cpu_s = graph_mib(), _front_cpu_s(graph)
+    rest_mib, cpu_s = parts_mib()[ALL], _front_cpu_s(graph)
     begun_s = time.monotonic()
-    with watched(graph=graph_mib, store=object_store_mib) as most:
+    with watched(lambda: {ALL: parts_mib()[ALL], "store": object_store_mib()}) as most:
         outcomes = load.arriving(FACTOR * capacity / usual_s, overload_s, rng)
     ended_s = begun_s + overload_s
     goodput = _audio_per_s(outcomes, begun_s + overload_s / 10, ended_s)
@@ -62,7 +62,7 @@ def overload(
         "failed_otherwise": sum(outcome.status not in (200, 429, 503) for outcome in outcomes),
         "changed_transcripts": sum(outcome.changed for outcome in outcomes),
         "short_over_long_admitted": _admitted(outcomes, short=True) / _admitted(outcomes, short=False),
-        "grown_mib": most["graph"] - rest_mib,
+        "grown_mib": most[ALL] - rest_mib,
         "object_store_mib": most["store"],
         "front_cpu_ms_per_request": 1000 * cpu_s / len(outcomes),
         "idle_latency_s": idle_s,

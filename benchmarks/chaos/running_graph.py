@@ -43,7 +43,8 @@ def config(
         where = {"import_path": "benchmarks.chaos.models:build"}
         arguments = {"settings": {"model": "fakes", **chosen}, **(args or {})}
     else:
-        where, arguments = {"import_path": "serve_app.app:build"}, {"model": models, **chosen}
+        where = {"import_path": "serve_app.app:build"}
+        arguments = {"model": "tiny.en", "diarization": {"model": "campplus"}, **chosen}
     return {
         "proxy_location": "HeadOnly",
         "http_options": {"host": "127.0.0.1", "port": free_port()},
