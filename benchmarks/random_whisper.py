@@ -82,15 +82,17 @@ def build_random_whisper(
 def whisper_tokenizer(*, english_only: bool = False) -> Any:
     """A tokenizer with Whisper's special tokens at their places, behind single bytes and words of 3 letters.
 
-    It reads and writes any text. CTranslate2 tells English-only models by having one token less.
+    It reads and writes any text. CTranslate2 tells multilingual models by an empty token.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
     of_bytes = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = (f"Ġ{''.join(letters)}" for letters in product(ascii_letters, repeat=3))
-    vocabulary = [*of_bytes, *islice(words, (50256 if english_only else 50257) - len(of_bytes))]
-    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(vocabulary)}, [], ignore_merges=True))
+    vocabulary = [*of_bytes, *islice(words, 50256 - len(of_bytes)), *([] if english_only else [""])]
+    tokenizer = Tokenizer(
+        models.BPE({token: i for i, token in enumerate(vocabulary)}, [], ignore_merges=True)
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     languages = [language for language in LANGUAGES if language != "yue"]  # which came with large-v3
