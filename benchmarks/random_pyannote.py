@@ -9,8 +9,6 @@ import lightning
 import numpy as np
 import torch
 
-from serve_app import bundled
-
 
 def save_plda(directory: Path, dimension: int, lda_dimension: int) -> None:
     """The two files of a PLDA for embeddings of that dimension."""
@@ -90,28 +88,41 @@ def save_with_real_segmentation(directory: Path) -> None:
     )
 
 
-def bundled_vbx_pipeline(directory: Path) -> Any:
-    """The bundled models under community-1's clustering, with a random PLDA."""
+def small_pipeline(vbx_in: Path | None = None) -> Any:
+    """whisperx's segmentation and a small WeSpeaker; clustered as in 3.1, or by VBx with its PLDA in a folder."""
     from pyannote.audio import Model
     from pyannote.audio.core.plda import PLDA
     from pyannote.audio.pipelines import SpeakerDiarization
-    from serve_app.bundled.speaker_embedding import load_speaker_embedding
 
-    save_plda(directory / "plda", 64, 32)
+    if vbx_in is None:
+        plda = PLDA.__new__(PLDA)  # unused; the default asks a gated hub repository
+        clustering = "AgglomerativeClustering"
+        parameters: dict[str, Any] = {"method": "centroid", "min_cluster_size": 2, "threshold": 0.01}
+    else:
+        save_plda(vbx_in / "plda", 64, 32)
+        plda, clustering = PLDA.from_pretrained(vbx_in / "plda"), "VBxClustering"
+        parameters = {"threshold": 0.6, "Fa": 0.07, "Fb": 0.8}
     pipeline = SpeakerDiarization(
         segmentation=Model.from_pretrained(whisperx_segmentation()),
         segmentation_batch_size=8,
-        embedding=load_speaker_embedding(bundled.SPEAKER_EMBEDDING),
+        embedding=small_wespeaker(),
         embedding_batch_size=8,
-        plda=PLDA.from_pretrained(directory / "plda"),
+        plda=plda,
+        clustering=clustering,
     )
-    pipeline.instantiate(
-        {
-            "segmentation": {"threshold": 0.5, "min_duration_off": 0.0},
-            "clustering": {"threshold": 0.6, "Fa": 0.07, "Fb": 0.8},
-        }
-    )
-    return pipeline
+    segmentation = {"threshold": 0.5, "min_duration_off": 0.0}
+    return pipeline.instantiate({"segmentation": segmentation, "clustering": parameters})
+
+
+def small_wespeaker() -> Any:
+    """A WeSpeaker of a twentieth of ResNet34's size, with the same random weights at every call."""
+    from pyannote.audio.models.embedding import WeSpeakerResNet34
+    from pyannote.audio.models.embedding.wespeaker.resnet import BasicBlock, ResNet
+
+    torch.manual_seed(0)
+    model = WeSpeakerResNet34()
+    model.resnet = ResNet(BasicBlock, [1, 1, 1, 1], 8, 80, 64, two_emb_layer=False)
+    return model.eval()
 
 
 def whisperx_segmentation() -> Path:

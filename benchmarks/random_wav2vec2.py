@@ -1,13 +1,26 @@
 """wav2vec2-base at its true size with random weights, where whisperx's loader finds it without a network."""
 
-import shutil
+import json
 from pathlib import Path
+from string import ascii_uppercase
+from typing import Any
 
 import torch
 import torchaudio
-from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
+from transformers import Wav2Vec2Config, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC
 
-from serve_app import bundled
+CHARACTERS = ["<pad>", "<s>", "</s>", "<unk>", "|", *ascii_uppercase, "'"]  # as in facebook's models
+
+# For tests in which the size does not matter; weights so large that the probabilities are not all alike.
+NARROW: dict[str, Any] = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+    "conv_dim": (32,) * 7,
+    "num_conv_pos_embedding_groups": 4,
+    "initializer_range": 0.2,
+}
 
 
 def save_torchaudio_base(torch_home: Path) -> None:
@@ -22,9 +35,13 @@ def save_torchaudio_base(torch_home: Path) -> None:
     torch.save(model.state_dict(), checkpoints / torchaudio.pipelines.WAV2VEC2_ASR_BASE_960H._path)
 
 
-def save_transformers_base(directory: Path) -> None:
-    """A Hugging Face directory with the bundled aligner's characters."""
+def save_transformers_base(directory: Path, **changes: Any) -> None:
+    """A Hugging Face directory with English characters; `changes` are those of the configuration."""
     torch.manual_seed(0)
-    without_model = shutil.ignore_patterns("model.*", "config.json")
-    shutil.copytree(bundled.ALIGNERS["en"], directory, ignore=without_model)
-    Wav2Vec2ForCTC(Wav2Vec2Config(vocab_size=32, pad_token_id=0)).save_pretrained(directory)
+    directory.mkdir(parents=True)
+    vocabulary = directory / "vocab.json"
+    vocabulary.write_text(json.dumps({character: token for token, character in enumerate(CHARACTERS)}))
+    Wav2Vec2CTCTokenizer(str(vocabulary)).save_pretrained(directory)
+    Wav2Vec2FeatureExtractor().save_pretrained(directory)
+    config = Wav2Vec2Config(vocab_size=len(CHARACTERS), pad_token_id=0, **changes)
+    Wav2Vec2ForCTC(config).save_pretrained(directory)

@@ -4,10 +4,10 @@ Its texts mean nothing, but loading, shapes, prompts, beam search and scores are
 """
 
 import json
+from itertools import islice, product
 from pathlib import Path
+from string import ascii_letters
 from typing import Any
-
-from serve_app import bundled
 
 # Width, layers, heads (https://github.com/openai/whisper#available-models-and-languages and its model.py).
 DIMENSIONS = {"tiny": (384, 4, 6), "base": (512, 6, 8), "small": (768, 12, 12), "large-v2": (1280, 32, 20)}
@@ -21,15 +21,13 @@ def build_random_whisper(
     mel_bands: int = 80,
     text_tokens: int | None = None,
 ) -> Path:
-    """Writes a float32 CTranslate2 model with the multilingual tokenizer and returns its directory.
+    """Writes a float32 CTranslate2 model and returns its directory.
 
-    `english_only` takes one text token away: CTranslate2 tells English-only models by their
-    vocabulary of 51,864 tokens. With `text_tokens` every text ends after about that many tokens, as a
-    trained model's does; without, decoding goes on to its limit.
+    With `text_tokens` every text ends after about that many tokens, as a trained model's does; without,
+    decoding goes on to its limit.
     """
     import torch
     from ctranslate2.converters import TransformersConverter
-    from tokenizers import Tokenizer
     from transformers import (
         GenerationConfig,
         WhisperConfig,
@@ -37,10 +35,7 @@ def build_random_whisper(
         WhisperTokenizerFast,
     )
 
-    layout = json.loads((bundled.ASR / "tokenizer.json").read_text("utf-8"))
-    if english_only:
-        _remove_last_text_token(layout)
-    tokenizer = Tokenizer.from_str(json.dumps(layout))
+    tokenizer = whisper_tokenizer(english_only=english_only)
     start, end = (tokenizer.token_to_id(token) for token in ("<|startoftranscript|>", "<|endoftext|>"))
     translate = tokenizer.token_to_id("<|translate|>")
     width, layers, heads = DIMENSIONS[name]
@@ -84,6 +79,30 @@ def build_random_whisper(
     return Path(converter.convert(str(directory / name)))
 
 
+def whisper_tokenizer(*, english_only: bool = False) -> Any:
+    """A tokenizer with Whisper's special tokens at their places, behind single bytes and words of 3 letters.
+
+    It reads and writes any text. CTranslate2 tells multilingual models by an empty token.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers.models.whisper.tokenization_whisper import LANGUAGES
+
+    of_bytes = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = (f"Ġ{''.join(letters)}" for letters in product(ascii_letters, repeat=3))
+    vocabulary = [*of_bytes, *islice(words, 50256 - len(of_bytes)), *([] if english_only else [""])]
+    tokenizer = Tokenizer(
+        models.BPE({token: i for i, token in enumerate(vocabulary)}, [], ignore_merges=True)
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    languages = [language for language in LANGUAGES if language != "yue"]  # which came with large-v3
+    special = ["endoftext", "startoftranscript", *languages, "translate", "transcribe", "startoflm"]
+    special += ["startofprev", "nospeech", "notimestamps"]
+    tokenizer.add_special_tokens([AddedToken(f"<|{name}|>") for name in special])
+    tokenizer.add_tokens([AddedToken(f"<|{n * 0.02:.2f}|>") for n in range(1501)])
+    return tokenizer
+
+
 def _end_after(model: Any, text_tokens: int, end: int) -> None:
     """From position `text_tokens` on one direction drowns all others, and only the end token points there."""
     import torch
@@ -92,11 +111,3 @@ def _end_after(model: Any, text_tokens: int, end: int) -> None:
         direction = torch.nn.functional.normalize(torch.randn(model.config.d_model), dim=0)
         model.model.decoder.embed_positions.weight[text_tokens:] += 50 * direction
         model.model.decoder.embed_tokens.weight[end] = 2 * direction
-
-
-def _remove_last_text_token(layout: dict[str, Any]) -> None:
-    vocabulary = layout["model"]["vocab"]
-    last = max(vocabulary, key=lambda token: vocabulary[token])
-    del vocabulary[last]  # an empty placeholder: no merge makes it
-    for token in layout["added_tokens"]:
-        token["id"] -= 1

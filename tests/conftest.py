@@ -28,6 +28,7 @@ from benchmarks.decoding import decode_whole
 from serve_app.app import graph
 from serve_app.cli.demo import sample as demo_sample
 from serve_app.models.loaders import Loaders
+from serve_app.models.store import open_store
 from serve_app.proxy import AT_PROXY_START, PROXY_HOOK
 from serve_app.settings import IntakeSettings, Settings
 from serve_app.transcript import SAMPLE_RATE_HZ, Samples
@@ -116,6 +117,32 @@ def meeting() -> Samples:
     with wave.open(str(Path(package.origin).parent / "sample" / "sample.wav")) as recording:
         recording.setpos(6 * SAMPLE_RATE_HZ)
         return np.frombuffer(recording.readframes(12 * SAMPLE_RATE_HZ), np.int16)
+
+
+def _directory_of(model: str) -> Path:
+    """Where the model is on this machine; the test is skipped where it is not."""
+    directory = open_store().find(model)
+    if directory is None:
+        pytest.skip(f"The model {model} is not on this machine: run make setup.")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_en() -> Path:
+    """Whisper tiny.en, which knows English only."""
+    return _directory_of("tiny.en")
+
+
+@pytest.fixture(scope="session")
+def base() -> Path:
+    """Whisper base, which knows a hundred languages."""
+    return _directory_of("base")
+
+
+@pytest.fixture(scope="session")
+def campplus() -> Path:
+    """CAM++, the embeddings of voices."""
+    return _directory_of("campplus")
 
 
 @pytest.fixture(scope="session")

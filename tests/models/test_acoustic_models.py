@@ -10,7 +10,7 @@ import torchaudio
 from torchaudio.pipelines._wav2vec2.utils import _extend_model
 from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
 
-from serve_app import bundled
+from benchmarks.random_wav2vec2 import CHARACTERS, NARROW
 from serve_app.errors import ModelUnavailable
 from serve_app.settings import ComputeType
 from serve_app.stages.alignment.acoustic import AcousticModel, Emissions, group_by_length
@@ -30,24 +30,9 @@ HALF_AND_WHOLE: tuple[ComputeType, ComputeType] = ("float16", "float32")
 SECONDS = (1.0, 2.0, 0.02, 1.31, 1.7)  # four within a second of each other, and one shorter than a frame
 
 
-def bundled_aligner() -> Any:
-    return Wav2Vec2ForCTC.from_pretrained(bundled.ALIGNERS["en"])
-
-
 def of_transformers(**changes: Any) -> Any:
     """Two narrow layers with random weights."""
-    config = Wav2Vec2Config(
-        vocab_size=32,
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=128,
-        conv_dim=(32,) * 7,
-        num_conv_pos_embedding_groups=4,
-        initializer_range=0.2,
-        **changes,
-    )
-    return Wav2Vec2ForCTC(config).eval()
+    return Wav2Vec2ForCTC(Wav2Vec2Config(vocab_size=len(CHARACTERS), **NARROW, **changes)).eval()
 
 
 def layer_norm_of_transformers() -> Any:
@@ -135,7 +120,7 @@ def assert_equal(
 EVERY_KIND = pytest.mark.parametrize(
     "load",
     [
-        bundled_aligner,
+        of_transformers,
         layer_norm_of_transformers,
         lambda: of_torchaudio("group_norm"),
         lambda: of_torchaudio("layer_norm"),
@@ -216,7 +201,7 @@ def test_models_that_cannot_take_padding_hear_each_window_alone(
 
 def test_out_of_memory_the_halves_are_tried(sample: Samples) -> None:
     """A batch too large for the GPU costs a second attempt, not the words."""
-    model, windows = bundled_aligner(), windows_of(sample)
+    model, windows = of_transformers(), windows_of(sample)
     alone = acoustic(model, max_padded_s=0).emissions(windows)
     sizes = passes(model, fails_above=2)
     assert_equal(acoustic(model, max_padded_s=60).emissions(windows), alone)
@@ -225,7 +210,7 @@ def test_out_of_memory_the_halves_are_tried(sample: Samples) -> None:
 
 def test_a_window_that_finds_no_memory_even_alone_is_an_error_of_its_own(sample: Samples) -> None:
     """It gets an error that says what to do; the windows of the same batch are heard."""
-    model, windows = bundled_aligner(), windows_of(sample)
+    model, windows = of_transformers(), windows_of(sample)
     passes(model, max_s=1.9)
     found = acoustic(model, max_padded_s=60).emissions(windows)
     errors = [emissions for emissions in found if isinstance(emissions, ModelUnavailable)]

@@ -14,12 +14,11 @@ import nltk
 import numpy as np
 import pytest
 import torch
+from telephone import said_on_the_telephone
 from whisperx import alignment as upstream
 from whisperx.utils import interpolate_nans
 
-from benchmarks import truth
-from benchmarks.random_wav2vec2 import save_torchaudio_base, save_transformers_base
-from serve_app import bundled
+from benchmarks.random_wav2vec2 import NARROW, save_torchaudio_base, save_transformers_base
 from serve_app.errors import ModelUnavailable
 from serve_app.settings import AlignmentSettings
 from serve_app.stages.alignment.aligner import (
@@ -37,8 +36,6 @@ pytestmark = [
     # torch's old weight_norm, which wav2vec2's loaders use.
     pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning"),
 ]
-
-RECORDINGS = Path(truth.__file__).parent / "recordings"
 
 WORDS = ["the", "cat.", "sat", "on", "my", "mat", "Dr.", "Smith!", "3rd", "50%", "don't", "été", "東京"]
 WORDS += ["a", "I?", "No...", "|", "ok,", "\t", "so\nit", "x"]
@@ -101,8 +98,12 @@ def aligner_of(models: dict[str, str], max_padded_s: float = 0, max_loaded_langu
     return Aligner(models, device="cpu", max_padded_s=max_padded_s, settings=settings)
 
 
-def bundled_aligner(max_padded_s: float = 0) -> Aligner:
-    return aligner_of({"en": str(bundled.ALIGNERS["en"])}, max_padded_s)
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The directory of a narrow wav2vec2 with random weights."""
+    directory = tmp_path_factory.mktemp("wav2vec2") / "narrow"
+    save_transformers_base(directory, **NARROW)
+    return str(directory)
 
 
 def as_upstream(segments: tuple[Segment, ...]) -> list[dict[str, Any]]:
@@ -173,9 +174,11 @@ def by_ours(aligner: Aligner, language: str, segments: list[Any], samples: Sampl
 
 @pytest.mark.usefixtures("_punkt")
 @pytest.mark.parametrize(("language", "count"), [("en", 40), ("ja", 15)])
-def test_windows_align_exactly_as_with_whisperx(language: str, count: int, samples: Samples) -> None:
+def test_windows_align_exactly_as_with_whisperx(
+    language: str, count: int, samples: Samples, narrow: str
+) -> None:
     """Words, times, scores and segments of random texts and windows are whisperx.align's own."""
-    aligner = aligner_of({language: str(bundled.ALIGNERS["en"])})
+    aligner = aligner_of({language: narrow})
     segments = random_segments(random.Random(language), len(samples) / 16_000, count)
     expected = by_upstream(aligner.load(language), language, segments, samples)
     assert by_ours(aligner, language, segments, samples) == expected
@@ -254,16 +257,14 @@ def compare_briefly(aligner: Aligner, *, from_torchaudio: bool, samples: Samples
 
 
 @pytest.mark.usefixtures("_no_punkt")
-def test_windows_in_one_pass_have_the_words_and_times_of_each_alone() -> None:
-    """Every turn of a recording, padded into batches and one by one, with the demo's trained model."""
-    recording = truth.load(RECORDINGS / "half-minute" / "slt-awb.opus")
-    texts = truth.sentences(RECORDINGS / "half-minute" / "slt-awb.json")
+def test_windows_in_one_pass_have_the_words_and_times_of_each_alone(sample: Samples, narrow: str) -> None:
+    """Every sentence of a call, padded into batches and one by one."""
     requests = [
-        AlignRequest.for_window(recording.samples, Window(turn.start_s, turn.end_s), heard(text, "en"))
-        for turn, text in zip(recording.turns, texts, strict=True)
+        AlignRequest.for_window(sample, Window(line.start_s, line.end_s), heard(line.text, "en"))
+        for line in said_on_the_telephone()
     ]
-    alone = by_requests(bundled_aligner(max_padded_s=0), requests)
-    together = by_requests(bundled_aligner(max_padded_s=60), requests)
+    alone = by_requests(aligner_of({"en": narrow}, max_padded_s=0), requests)
+    together = by_requests(aligner_of({"en": narrow}, max_padded_s=60), requests)
     assert len(alone) > 50
     assert [(w.text, w.start_s, w.end_s) for w in together] == [(w.text, w.start_s, w.end_s) for w in alone]
     scores = [word.score for word in alone]
@@ -280,9 +281,9 @@ def by_requests(aligner: Aligner, requests: list[AlignRequest]) -> list[Word]:
 
 
 @pytest.mark.usefixtures("_no_punkt")
-def test_one_language_without_a_model_does_not_fail_the_others(samples: Samples) -> None:
+def test_one_language_without_a_model_does_not_fail_the_others(samples: Samples, narrow: str) -> None:
     """Its windows get the error as their value, in place."""
-    aligner = bundled_aligner()
+    aligner = aligner_of({"en": narrow})
     english = AlignRequest.for_window(samples, Window(7.0, 9.0), heard("hello you", "en"))
     results = aligner.align([replace(english, language="yo"), english, replace(english, language="yo")])
     assert isinstance(results[1], tuple)
@@ -359,10 +360,9 @@ def test_a_model_without_room_on_the_gpu_is_out_of_memory_and_not_missing(
 
 
 @pytest.mark.usefixtures("_no_punkt")
-def test_the_least_recently_used_language_makes_room(samples: Samples) -> None:
+def test_the_least_recently_used_language_makes_room(narrow: str) -> None:
     """No more than the given number of models stay in memory."""
-    directory = str(bundled.ALIGNERS["en"])
-    aligner = aligner_of({"en": directory, "de": directory, "fr": directory}, max_loaded_languages=2)
+    aligner = aligner_of({"en": narrow, "de": narrow, "fr": narrow}, max_loaded_languages=2)
     english, german = aligner.load("en"), aligner.load("de")
     assert aligner.load("en") is english
     aligner.load("fr")
@@ -371,9 +371,9 @@ def test_the_least_recently_used_language_makes_room(samples: Samples) -> None:
 
 
 @pytest.mark.usefixtures("_no_punkt")
-def test_texts_and_audio_that_cannot_be_aligned_stay_whole(samples: Samples) -> None:
+def test_texts_and_audio_that_cannot_be_aligned_stay_whole(samples: Samples, narrow: str) -> None:
     """No text, no samples or far too little time give the window as one segment, never an exception."""
-    aligner = bundled_aligner()
+    aligner = aligner_of({"en": narrow})
     requests = [
         AlignRequest(samples[:16_000], 1.0, 2.0, "", "en", -0.5),
         AlignRequest(samples[:0], 20.0, 21.0, "hello", "en", -0.5),

@@ -1,5 +1,6 @@
-"""The command line as a user runs it: real processes, the bundled models, signals."""
+"""The command line as a user runs it: real processes, real models, signals."""
 
+import json
 import os
 import signal
 import socket
@@ -9,13 +10,15 @@ import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 import yaml
 from loopback import Files
+from telephone import said_on_the_telephone, word_error_rate
 
-from serve_app import bundled
+from serve_app.cli.demo import sample
 
 PROJECT = Path(__file__).parents[2]
 PORT = 18_100
@@ -23,10 +26,28 @@ URL = f"http://127.0.0.1:{PORT}"
 START_S = 300  # three processes import torch
 TOKEN = "hf_nobodys"
 
+pytestmark = pytest.mark.usefixtures("base", "campplus")  # else they would be fetched
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "serve_app", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, cwd=PROJECT)
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "serve_app", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=START_S,
+        cwd=PROJECT,
+        env={**os.environ, **environment},
+    )
+
+
+def assert_is_the_call(answer: dict[str, Any]) -> None:
+    """Right words, and two speakers."""
+    segments = answer["model_output"]
+    text = " ".join(segment["text"] for segment in segments)
+    assert word_error_rate(said_on_the_telephone(), text) <= 0.2
+    assert {segment["speaker"] for segment in segments} == {"SPEAKER_00", "SPEAKER_01"}
+    assert (answer["model"], answer["language"], answer["warnings"]) == ("base", "en", [])
 
 
 def demo_config(folder: Path, **args: object) -> Path:
@@ -83,6 +104,26 @@ def test_a_model_that_cannot_be_had_is_one_sentence(
     done = run("serve", str(demo_config(tmp_path, **args)))
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert says in done.stderr
+
+
+def test_a_model_that_cannot_be_fetched_is_one_sentence(tmp_path: Path) -> None:
+    """An empty store on a machine without a network: what is missing, why, and what to do."""
+    models = tmp_path / "models"
+    places = {"MODELS_DIR": str(models), "HF_HOME": str(tmp_path / "hub")}
+    done = run("serve", str(demo_config(tmp_path)), HF_HUB_OFFLINE="1", PIP_NO_INDEX="1", **places)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "base cannot be fetched" in done.stderr
+    assert "check the network" in done.stderr
+    assert not (models / "base").exists()
+
+
+def test_the_demo_shows_a_conversation() -> None:
+    """A table and JSON: the words that two people say to each other."""
+    done = run("demo")
+    assert done.returncode == 0, done.stderr
+    table, brace, rest = done.stdout.partition("\n{")
+    assert "New Jersey" in table
+    assert_is_the_call(json.loads(brace + rest))
 
 
 def test_a_port_that_is_taken_is_one_sentence(tmp_path: Path) -> None:
@@ -144,7 +185,7 @@ def test_stopping_answers_what_runs_and_leaves_no_process(
     which Ray spills audio is closed to other users.
     """
     process, mark = server
-    url = files.url("/inflight.mp3", bundled.SAMPLE.read_bytes())
+    url = files.url("/inflight.wav", sample().read_bytes())
     answers: list[httpx.Response] = []
 
     def post() -> None:
@@ -152,7 +193,7 @@ def test_stopping_answers_what_runs_and_leaves_no_process(
 
     in_flight = threading.Thread(target=post)
     in_flight.start()
-    assert files.requested("/inflight.mp3").wait(60)
+    assert files.requested("/inflight.wav").wait(60)
     knowing = [Path(f"/proc/{pid}/cmdline").read_text() for pid in processes_with(f"HF_TOKEN={TOKEN}")]
     assert any("Diarizer" in name for name in knowing)
     assert not any("Ingress" in name or "AudioLoader" in name for name in knowing)
@@ -167,7 +208,7 @@ def test_stopping_answers_what_runs_and_leaves_no_process(
     assert "retry-after" in refused.headers
     in_flight.join(120)
     assert answers[0].status_code == 200
-    assert answers[0].json()["model_output"]
+    assert_is_the_call(answers[0].json())
     assert process.wait(60) == 0
     assert processes_with(mark) == []
     assert not spilled.exists()

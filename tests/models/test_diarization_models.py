@@ -12,14 +12,13 @@ import yaml
 from huggingface_hub.errors import GatedRepoError
 from requests import Response
 
-from benchmarks.random_pyannote import bundled_vbx_pipeline, save_community_1
+from benchmarks.random_pyannote import save_community_1, small_pipeline
 from serve_app.errors import ModelUnavailable
 from serve_app.settings import DiarizationSettings
 from serve_app.stages.diarization.diarizer import (
     PyannoteDiarizer,
     load_pyannote,
 )
-from serve_app.stages.diarization.pipeline import load_pipeline
 from serve_app.transcript import Diarization, Samples, SpeakerBounds
 
 pytestmark = [
@@ -44,7 +43,7 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def diarizer() -> PyannoteDiarizer:
-    return load_pyannote("bundled", device="cpu", token=None)
+    return PyannoteDiarizer(small_pipeline())
 
 
 def test_turns_are_those_of_whisperx(diarizer: PyannoteDiarizer, meeting: Samples) -> None:
@@ -52,7 +51,7 @@ def test_turns_are_those_of_whisperx(diarizer: PyannoteDiarizer, meeting: Sample
     from whisperx.diarize import DiarizationPipeline
 
     theirs = DiarizationPipeline.__new__(DiarizationPipeline)
-    theirs.model = load_pipeline("bundled", device="cpu", token=None)
+    theirs.model = small_pipeline()
     expected = theirs(meeting.astype(np.float32) / 32768)
     found = diarizer.diarize(meeting)
     assert [(t.start_s, t.end_s, t.speaker) for t in found.turns] == [
@@ -86,7 +85,7 @@ def test_read_only_samples_are_taken(diarizer: PyannoteDiarizer, meeting: Sample
 
 def test_more_speakers_than_a_clip_can_hold_are_cut_down(meeting: Samples, tmp_path: Path) -> None:
     """pyannote's default clustering crashes in KMeans; here the clip gives as many as it can."""
-    pipeline = bundled_vbx_pipeline(tmp_path)
+    pipeline = small_pipeline(vbx_in=tmp_path)
     clip = meeting[: 6 * 16_000]
     file = {"waveform": torch.from_numpy(clip.astype(np.float32) / 32768)[None], "sample_rate": 16_000}
     for bounds in ({"num_speakers": 50}, {"min_speakers": 50}):

@@ -25,8 +25,8 @@ WINDOW_S = 8
 
 @pytest.fixture(scope="module")
 def talk(sample: Samples) -> Samples:
-    """The first 24 s of the bundled conversation."""
-    return sample[: 24 * SAMPLE_RATE_HZ]
+    """Its last 24 s: people talk from the first second on."""
+    return sample[6 * SAMPLE_RATE_HZ :]
 
 
 @pytest.fixture(scope="module")

@@ -47,8 +47,9 @@ def put(store: Store, name: str) -> None:
 
 @pytest.fixture
 def store(hub: list[str], tmp_path: Path) -> Store:
-    """The store, with speaker embeddings in it."""
+    """The store, with what the demo runs."""
     store = Store(tmp_path / "models")
+    put(store, "base")
     put(store, "speakers")
     return store
 
@@ -58,15 +59,7 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def diarization(model: str) -> Settings:
-    return Settings(model="bundled", diarization=DiarizationSettings(model=model))
-
-
-def test_bundled_needs_no_hub(hub: list[str]) -> None:
-    """The demo brings recogniser, aligner and diarization, and windows as short as it was trained on."""
-    found = models.resolve(Settings(model="bundled"))
-    assert (found.diarization, list(found.aligners), found.window_s) == ("bundled", ["en"], 6.0)
-    assert (Path(found.asr) / "model.bin").is_file()
-    assert hub == []
+    return Settings(model="base", diarization=DiarizationSettings(model=model))
 
 
 def test_every_name_has_a_repository(hub: list[str], store: Store) -> None:
@@ -76,15 +69,10 @@ def test_every_name_has_a_repository(hub: list[str], store: Store) -> None:
     assert hub == ["mobiuslabsgmbh/faster-whisper-large-v3-turbo", "Systran/faster-whisper-large-v2"]
 
 
-def test_windows_are_30_s_and_speakers_need_no_token(hub: list[str], store: Store) -> None:
+def test_speakers_need_no_token(hub: list[str], store: Store) -> None:
     """CAM++ tells speakers apart where there is no token, and answers name the model as the settings do."""
     found = models.resolve(Settings(model="large"))
-    assert (found.name, found.asr, found.window_s, found.diarization) == (
-        "large",
-        "large-v3",
-        30.0,
-        "campplus",
-    )
+    assert (found.name, found.asr, found.diarization) == ("large", "large-v3", "campplus")
     assert (
         models.resolve(Settings(model="large", diarization=DiarizationSettings(model="off"))).diarization
         is None
@@ -102,7 +90,6 @@ def test_a_prefetched_machine_asks_nobody(
 ) -> None:
     """Everything is in the store; how early the attention of the model is comes with it."""
     no_hub(monkeypatch)
-    put(store, "base")
     put(store, "wav2vec2-de")
     found = models.resolve(Settings(model="base"))
     assert (found.asr, found.attention_shift_s, found.diarization) == ("base", 0.04, "campplus")
@@ -141,7 +128,6 @@ def test_a_language_that_must_have_wav2vec2_and_cannot_is_one_sentence(
 ) -> None:
     """The sentence names the language; with auto there is attention instead."""
     no_hub(monkeypatch)
-    put(store, "base")
     alignment = AlignmentSettings(method="wav2vec2", preload=("de",))
     with pytest.raises(ModelUnavailable, match=r"wav2vec2 model of de is not on this machine.*--language de"):
         models.resolve(Settings(model="base", alignment=alignment))
@@ -158,13 +144,13 @@ def test_a_local_directory_is_taken_as_it_is(hub: list[str], store: Store, tmp_p
 
 
 @pytest.mark.parametrize("model", ["/data/none", "./none", "~/none", "a/b/none"])
-def test_a_mistyped_directory_is_not_looked_up_on_the_hub(hub: list[str], model: str) -> None:
+def test_a_mistyped_directory_is_not_looked_up_on_the_hub(hub: list[str], store: Store, model: str) -> None:
     """What looks like a path is one, for each kind of model."""
     aligners = AlignmentSettings(models={"de": model})
     for settings in (
         Settings(model=model),
         diarization(model),
-        Settings(model="bundled", alignment=aligners),
+        Settings(model="base", alignment=aligners),
     ):
         with pytest.raises(ModelUnavailable, match=f"there is no directory {model}"):
             models.resolve(settings)
@@ -183,7 +169,7 @@ def gated(repository: str, **_: object) -> None:
 
 
 def test_a_gated_model_without_a_token_says_how_to_get_it(
-    hub: list[str], monkeypatch: pytest.MonkeyPatch
+    hub: list[str], store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Naming pyannote's model without HF_TOKEN is refused with what to do."""
     monkeypatch.setattr(hub_module, "auth_check", gated)
@@ -193,7 +179,9 @@ def test_a_gated_model_without_a_token_says_how_to_get_it(
         models.resolve(diarization(COMMUNITY))
 
 
-def test_conditions_that_were_not_accepted_are_named(hub: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_conditions_that_were_not_accepted_are_named(
+    hub: list[str], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """3.1 also needs segmentation-3.0 and community-1: the one that is missing is named."""
     monkeypatch.setenv("HF_TOKEN", "hf_x")
     monkeypatch.setattr(hub_module, "auth_check", gated)
@@ -219,7 +207,7 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence(
         models.resolve(Settings(model="small"))
 
 
-def test_a_directory_that_is_no_pipeline_is_refused(hub: list[str], tmp_path: Path) -> None:
+def test_a_directory_that_is_no_pipeline_is_refused(hub: list[str], store: Store, tmp_path: Path) -> None:
     """A diarization directory needs config.yaml."""
     with pytest.raises(ModelUnavailable, match=r"without config\.yaml"):
         models.resolve(diarization(str(tmp_path)))

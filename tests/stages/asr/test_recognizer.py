@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from faster_whisper import WhisperModel
-from tokenizers import Tokenizer
 
-from serve_app import bundled
+from benchmarks.random_whisper import whisper_tokenizer
 from serve_app.errors import InvalidRequest, ModelUnavailable
 from serve_app.settings import AsrSettings
 from serve_app.stages.asr.recognizer import (
@@ -21,7 +20,7 @@ from serve_app.stages.asr.recognizer import (
 )
 from serve_app.transcript import AsrRequest, Decoding, WindowText
 
-TOKENIZER = Tokenizer.from_file(str(bundled.ASR / "tokenizer.json"))
+TOKENIZER = whisper_tokenizer()
 FEATURES = np.zeros((80, 3000), np.float32)
 HELLO = (2425, 1002)  # two text tokens
 
@@ -250,11 +249,11 @@ def test_a_long_initial_prompt_keeps_its_end_and_says_so(
     model: FakeCTranslate2, recognizer: Recognizer
 ) -> None:
     """Whisper has room for 223 tokens: hotwords come first, and what is cut is counted."""
-    decoding = Decoding("transcribe", " ".join(["word"] * 300) + " end", "one two three")
+    decoding = Decoding("transcribe", " ".join(["cat"] * 300) + " end", "one few let")
     [heard] = recognizer.transcribe([AsrRequest(FEATURES, "en", decoding)])
     [prompt] = model.prompts
     assert prompt.index("<|startoftranscript|>") == 224
-    assert prompt[1:4] == ["Ġone", "Ġtwo", "Ġthree"]
+    assert prompt[1:4] == ["Ġone", "Ġfew", "Ġlet"]
     assert prompt[223] == "Ġend"
     assert isinstance(heard, WindowText)
     assert heard.prompt_tokens_cut == 301 + 3 - 223

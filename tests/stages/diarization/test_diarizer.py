@@ -10,7 +10,7 @@ import pytest
 from serve_app.errors import ModelUnavailable
 from serve_app.models import names as model_names
 from serve_app.models.loaders import loaders
-from serve_app.settings import DiarizationSettings, Settings
+from serve_app.settings import AlignmentSettings, DiarizationSettings, Settings
 from serve_app.stages.diarization.diarizer import LOADERS, rename_speakers
 from serve_app.stages.diarization.embeddings import match_voices
 from serve_app.stages.diarization.pipeline import PYANNOTE, load_pipeline
@@ -79,7 +79,7 @@ def test_another_pyannote_is_refused_when_the_model_is_loaded(monkeypatch: pytes
     """Else every file would be transcribed without its speakers, with a warning, or crash some day."""
     monkeypatch.setattr(metadata, "version", lambda package: {"pyannote.audio": "4.1.0"}[package])
     with pytest.raises(ModelUnavailable, match=r"^pyannote.audio 4\.1\.0 .*; install pyannote.audio 4\.0\.7"):
-        load_pipeline("bundled", device="cpu", token=None)
+        load_pipeline("any", device="cpu", token=None)
 
 
 def test_the_pyannote_that_is_installed_is_the_one_that_is_known() -> None:
@@ -89,7 +89,7 @@ def test_the_pyannote_that_is_installed_is_the_one_that_is_known() -> None:
     assert f"pyannote-audio=={PYANNOTE}" in dependencies
 
 
-def test_another_model_needs_only_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_model_needs_only_a_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The settings take the name of a loader, without asking a hub, and the model is loaded by it."""
     asked: list[object] = []
 
@@ -98,7 +98,12 @@ def test_another_model_needs_only_a_name(monkeypatch: pytest.MonkeyPatch) -> Non
         return "my model"
 
     monkeypatch.setitem(LOADERS, "mine", load_mine)
-    settings = Settings(model="bundled", diarization=DiarizationSettings(model="mine"))
+    (tmp_path / "model.bin").touch()
+    settings = Settings(
+        model=str(tmp_path),
+        alignment=AlignmentSettings(method="off"),
+        diarization=DiarizationSettings(model="mine"),
+    )
     names = model_names.resolve(settings)
     assert names.diarization == "mine"
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # loading sets it for its process

@@ -1,0 +1,104 @@
+"""Word times by Whisper's attention on a real telephone call, with the real weights."""
+
+from pathlib import Path
+
+import jiwer
+import pytest
+from telephone import said_on_the_telephone, word_error_rate, words_of
+
+from serve_app.models.catalogue import catalogue
+from serve_app.settings import AsrSettings
+from serve_app.stages.asr.recognizer import Recognizer, load_recognizer
+from serve_app.transcript import AsrRequest, Samples, Window, WindowText, Word
+
+WINDOWS = (Window(6.4, 17.78), Window(17.78, 30.0))  # cut between two speakers
+
+
+def recognizer_of(directory: Path) -> Recognizer:
+    known = catalogue().get(directory.name)
+    assert known is not None
+    return load_recognizer(
+        str(directory),
+        device="cpu",
+        threads=2,
+        settings=AsrSettings(),
+        attention_shift_s=known.attention_shift_s,
+    )
+
+
+def request_of(recognizer: Recognizer, sample: Samples, window: Window, language: str = "en") -> AsrRequest:
+    features = recognizer.features(window.cut(sample))
+    return AsrRequest(features, language, times_until_s=window.end_s - window.start_s)
+
+
+def words_in(recognizer: Recognizer, request: AsrRequest, window: Window, text: object) -> list[Word]:
+    """The words of a window's sentences, which have its whole text and nothing else, all with times in it."""
+    assert isinstance(text, WindowText)
+    found = recognizer.sentences(text, window, request.features)
+    assert " ".join(segment.text.strip() for segment in found).split() == text.text.split()
+    words = [word for segment in found for word in segment.words]
+    assert [word.text for word in words] == text.text.split()
+    at_s = window.start_s
+    for word in words:
+        assert word.start_s is not None
+        assert word.end_s is not None
+        assert at_s <= word.start_s <= word.end_s <= window.end_s
+        at_s = word.start_s
+    return words
+
+
+def test_words_of_a_call_are_where_they_are_spoken(sample: Samples, tiny_en: Path) -> None:
+    """Every word has a time, in order and inside its window; those that are right are within their line."""
+    recognizer = recognizer_of(tiny_en)
+    requests = [request_of(recognizer, sample, window) for window in WINDOWS]
+    words: list[Word] = []
+    for request, window, text in zip(requests, WINDOWS, recognizer.transcribe(requests), strict=True):
+        words += words_in(recognizer, request, window, text)
+    lines = said_on_the_telephone()
+    assert word_error_rate(lines, " ".join(word.text for word in words)) <= 0.25
+    spoken = [(token, line) for line in lines for token in words_of(line.text)]
+    heard = [(token, word) for word in words for token in words_of(word.text)]
+    aligned = jiwer.process_words(" ".join(t for t, _ in spoken), " ".join(t for t, _ in heard))
+    right = 0
+    for chunk in aligned.alignments[0]:
+        if chunk.type == "equal":
+            pairs = zip(
+                spoken[chunk.ref_start_idx : chunk.ref_end_idx],
+                heard[chunk.hyp_start_idx : chunk.hyp_end_idx],
+                strict=True,
+            )
+            for (_, line), (_, word) in pairs:
+                assert word.start_s is not None
+                assert word.end_s is not None
+                assert line.start_s - 0.3 <= word.start_s <= word.end_s <= line.end_s + 0.3
+                right += 1
+    assert right > 60
+
+
+def test_languages_mix_in_a_batch(sample: Samples, base: Path) -> None:
+    """A window in English and one in German have, together, the text and the times that each has alone."""
+    recognizer = recognizer_of(base)
+    window = WINDOWS[0]
+    requests = [request_of(recognizer, sample, window, language) for language in ("en", "de")]
+    together = recognizer.transcribe(requests)
+    for request, text in zip(requests, together, strict=True):
+        [alone] = recognizer.transcribe([request])
+        words, words_alone = (words_in(recognizer, request, window, each) for each in (text, alone))
+        assert [word.text for word in words] == [word.text for word in words_alone]
+        starts_s = [word.start_s for word in words_alone]
+        assert [word.start_s for word in words] == pytest.approx(starts_s, abs=0.03)  # a frame, by rounding
+    assert "Diane in New Jersey" in " ".join(word.text for word in words)
+    assert isinstance(together[1], WindowText)
+    assert together[1].language == "de"
+
+
+def test_who_wants_no_times_pays_for_none(sample: Samples, tiny_en: Path) -> None:
+    """Beside a window whose words get times, one that is not to be aligned has a text alone."""
+    recognizer = recognizer_of(tiny_en)
+    wanted = request_of(recognizer, sample, WINDOWS[0])
+    timed, plain = recognizer.transcribe([wanted, AsrRequest(wanted.features, "en")])
+    assert isinstance(timed, WindowText)
+    assert isinstance(plain, WindowText)
+    assert timed.text == plain.text
+    assert timed.tokens[-1].text_end == len(timed.text)
+    assert plain.tokens == ()
