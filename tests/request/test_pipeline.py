@@ -487,6 +487,7 @@ def test_windows_are_transcribed_while_the_search_goes_on() -> None:
 
     async def align(*arguments: Any) -> Any:
         aligned.set()
+        assert stages.align
         return await stages.align(*arguments)
 
     async def detect(call: DetectCall) -> Speech:
@@ -510,6 +511,7 @@ def test_progress_is_reported_window_by_window_and_in_order() -> None:
             await asyncio.wait_for(last_aligned.wait(), 5)
         if call.window.start_s == 3:
             last_aligned.set()
+        assert stages.align
         return await stages.align(call)
 
     slow_first = replace(stages, align=align)
