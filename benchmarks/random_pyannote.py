@@ -89,7 +89,7 @@ def save_with_real_segmentation(directory: Path) -> None:
 
 
 def small_pipeline(vbx_in: Path | None = None) -> Any:
-    """A segmentation and a small WeSpeaker, clustered as in 3.1, or by VBx with its PLDA in a folder."""
+    """whisperx's segmentation, a small WeSpeaker and 3.1's clustering, or VBx with its PLDA in a folder."""
     from pyannote.audio import Model
     from pyannote.audio.core.plda import PLDA
     from pyannote.audio.pipelines import SpeakerDiarization

@@ -1,8 +1,5 @@
 """Speakers by CAM++: right on real people with the real weights, else the stock pipeline's own numbers."""
 
-import os
-import wave
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +10,7 @@ from pyannote.core import Annotation, Segment, SlidingWindow, SlidingWindowFeatu
 from pyannote.metrics.diarization import DiarizationErrorRate
 from scipy.spatial.distance import cosine
 
+from serve_app.cli.demo import sample as demo_sample
 from serve_app.errors import InvalidRequest, ModelUnavailable
 from serve_app.settings import DiarizationSettings
 from serve_app.stages.diarization.campplus import CAMPlusPlus
@@ -28,7 +26,6 @@ pytestmark = [
     pytest.mark.filterwarnings(r"ignore:\s*The detected number of speakers:UserWarning"),
 ]
 
-STORE = Path(os.environ.get("MODELS_DIR") or Path.home() / ".cache" / "whisperx-serve")
 DIANE, SHEILA = "speaker90", "speaker91"
 
 
@@ -42,35 +39,24 @@ def random_weights(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def diarizer() -> PyannoteDiarizer:
-    directory = STORE / "campplus"
-    if not (directory / "campplus.pt").is_file():
-        pytest.skip(f"there is no campplus.pt in {directory}; name the models' directory in MODELS_DIR")
-    return load_pyannote(str(directory), device="cpu", token=None)
+def diarizer(campplus: Path) -> PyannoteDiarizer:
+    return load_pyannote(str(campplus), device="cpu", token=None)
 
 
 @pytest.fixture(scope="module")
-def call() -> Samples:
+def call(sample: Samples) -> Samples:
     """The half minute of a telephone call in pyannote's wheel."""
-    with wave.open(str(_sample("sample.wav"))) as recording:
-        return np.frombuffer(recording.readframes(recording.getnframes()), np.int16)
+    return sample
 
 
 @pytest.fixture(scope="module")
 def truth() -> Annotation:
     """Who speaks in it."""
     annotation = Annotation()
-    for line in _sample("sample.rttm").read_text().splitlines():
+    for line in demo_sample().with_suffix(".rttm").read_text().splitlines():
         _, _, _, start_s, duration_s, _, _, speaker, *_ = line.split()
         annotation[Segment(float(start_s), float(start_s) + float(duration_s))] = speaker
     return annotation
-
-
-def _sample(name: str) -> Path:
-    package = find_spec("pyannote.audio")
-    assert package is not None
-    assert package.origin is not None
-    return Path(package.origin).parent / "sample" / name
 
 
 def annotation_of(found: Diarization) -> Annotation:
