@@ -100,7 +100,7 @@ def main(
         ):
 
             def systems(path: Path, diarize: bool) -> dict[str, Callable[[], Run]]:
-                chosen = {
+                chosen: dict[str, Callable[[], Run]] = {
                     "ours": partial(ours, client, path, diarize=diarize),
                     "whisperx": partial(direct, plain, path, diarize=diarize),
                 }
