@@ -444,6 +444,7 @@ def test_windows_are_transcribed_while_the_search_goes_on() -> None:
     aligned = asyncio.Event()
 
     async def align(*arguments: Any) -> Any:
+        assert stages.align is not None
         aligned.set()
         return await stages.align(*arguments)
 
@@ -468,6 +469,7 @@ def test_progress_is_reported_window_by_window_and_in_order() -> None:
             await asyncio.wait_for(last_aligned.wait(), 5)
         if call.window.start_s == 3:
             last_aligned.set()
+        assert stages.align is not None
         return await stages.align(call)
 
     slow_first = replace(stages, align=align)
