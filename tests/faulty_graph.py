@@ -107,8 +107,13 @@ def build(args: dict[str, str]) -> Application:
         call_timeout_per_audio_s=0.0,
         intake=IntakeSettings(allowed_hosts=("127.0.0.1",)),
     )
-    models = (GatedSpeech, GatedRecognizer, GatedAligner, GatedDiarizer)
-    return graph(settings, Loaders(*(partial(model, gates) for model in models)), "cpu")
+    loaders = Loaders(
+        partial(GatedSpeech, gates),
+        partial(GatedRecognizer, gates),
+        partial(GatedAligner, gates),
+        partial(GatedDiarizer, gates),
+    )
+    return graph(settings, loaders, "cpu")
 
 
 @ray.remote(num_cpus=0)

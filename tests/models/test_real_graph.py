@@ -15,6 +15,7 @@ import pytest
 import ray
 import srt
 import webvtt
+from clients import until
 from conftest import HTTP_PORT, SHARED
 from fakes import data_url
 from loopback import Files
@@ -48,6 +49,7 @@ def graph(cluster: None, files: Files, tiny_en: Path, campplus: Path) -> Iterato
         intake=IntakeSettings(allowed_hosts=(files.host,)),
     )
     serve.run(build(settings), name="real", route_prefix="/real")
+    until(lambda: httpx.get(f"{URL}/healthz", timeout=60).status_code == 200)  # the proxy knows the route
     yield URL
     serve.delete("real")
 
