@@ -120,11 +120,11 @@ def main(
             grown.append(longest[ALL] - rest_mib)
             say.print(f"{length_min:g} min: {rest_mib:.0f} MiB at rest, {grown[-1]:.0f} MiB more")
         rest_after_mib = parts_mib()[ALL]
-    slope, base = np.polyfit(np.array(lengths_min) / 60, grown, 1) if len(grown) > 1 else (float("nan"), 0.0)
+    slope, base = np.polyfit(np.array(lengths_min) / 60, grown, 1) if len(grown) > 1 else (None, None)
     figures |= {
         "grown_mib": dict(zip(lengths_min, grown, strict=True)),
-        "slope_mib_per_hour": float(slope),
-        "base_mib": float(base),
+        "slope_mib_per_hour": slope,
+        "base_mib": base,
         "clips": clips,
         "clips_grown_mib": clips_grown_mib,
         "rest_mib": rest,
