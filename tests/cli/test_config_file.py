@@ -32,7 +32,7 @@ def test_the_shipped_files_are_right(name: str) -> None:
         (lambda raw: raw["applications"][0]["args"].update(speech={"onset": 0.2}), "speech.offset"),
         (
             lambda raw: raw["applications"][0]["deployments"].append({"name": "Aligner", "num_replica": 2}),
-            "unknown key applications.0.deployments.5.num_replica",
+            "unknown key applications.0.deployments.4.num_replica",
         ),
         (
             lambda raw: raw["applications"][0]["deployments"].append(
