@@ -143,6 +143,48 @@ def test_a_failing_alignment_keeps_the_text() -> None:
     assert [(w.stage, w.code) for w in transcript.warnings] == [("alignment", "alignment_unavailable")]
 
 
+def by_attention(fake: FakeStages, **changes: Any) -> Transcript:
+    """The recogniser gives word times, which begin 0.1 s after the window; the aligner's begin with it."""
+    stages = replace(fake.stages(), attention=True, **changes)
+    return asyncio.run(transcribe(stages, SOURCE, Options()))
+
+
+def test_without_an_aligner_the_recognisers_word_times_are_taken() -> None:
+    """Also where there is an aligner that does not have the language; neither is worth a warning."""
+    for changes in ({"align": None}, {"aligner_languages": {"fr"}}):
+        fake = FakeStages(recording(1, 2))
+        transcript = by_attention(fake, **changes)
+        assert [s.words[0].start_s for s in transcript.segments] == [0.1, 1.1]
+        assert (transcript.warnings, fake.calls["align"]) == ((), 0)
+
+
+def test_an_aligner_that_has_the_language_is_more_exact() -> None:
+    """Its word times replace the recogniser's."""
+    assert [s.words[0].start_s for s in by_attention(FakeStages(recording(1))).segments] == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("error", "codes"),
+    [
+        (ModelUnavailable("not yet", None, "alignment_downloading"), []),
+        (ModelUnavailable("not here", None, "alignment_unavailable"), []),
+        (RuntimeError("broken"), ["alignment_failed"]),
+    ],
+)
+def test_no_word_times_are_lost_with_the_aligner(error: Exception, codes: list[str]) -> None:
+    """The recogniser's are taken; that a model is missing or on its way is no news, a failure is."""
+    transcript = by_attention(FakeStages(recording(1), fail={"align": error}))
+    assert [s.words[0].start_s for s in transcript.segments] == [0.1]
+    assert [warning.code for warning in transcript.warnings] == codes
+
+
+def test_a_translation_has_no_word_times() -> None:
+    """The English words were never spoken, so the recogniser is not asked for their times."""
+    stages = replace(FakeStages(recording(1)).stages(), attention=True, align=None)
+    transcript = asyncio.run(transcribe(stages, SOURCE, Options(task="translate")))
+    assert [s.words for s in transcript.segments] == [()]
+
+
 def test_a_failing_diarization_keeps_the_text() -> None:
     """The text comes back without speakers, and the inner error text stays inside."""
     transcript = run(FakeStages(recording(1), fail={"diarize": RuntimeError("secret path")}))
@@ -444,8 +486,8 @@ def test_windows_are_transcribed_while_the_search_goes_on() -> None:
     aligned = asyncio.Event()
 
     async def align(*arguments: Any) -> Any:
-        assert stages.align is not None
         aligned.set()
+        assert stages.align
         return await stages.align(*arguments)
 
     async def detect(call: DetectCall) -> Speech:
@@ -469,7 +511,7 @@ def test_progress_is_reported_window_by_window_and_in_order() -> None:
             await asyncio.wait_for(last_aligned.wait(), 5)
         if call.window.start_s == 3:
             last_aligned.set()
-        assert stages.align is not None
+        assert stages.align
         return await stages.align(call)
 
     slow_first = replace(stages, align=align)
