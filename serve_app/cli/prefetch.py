@@ -42,6 +42,8 @@ def prefetch(
     names = [model.name if (model := store.catalogue.get(name)) else name for name in asked]
     if check:
         there = [model.name for model in store.catalogue if (store.root / model.name).exists()]
+        if not names and not there:
+            raise CommandFailed(f"there is no model in {store.root}.")
         _check(store, names or there)
     elif names:
         _fetch(store, names)

@@ -15,7 +15,7 @@ PATH = Path(__file__).with_name("catalogue.toml")
 Kind = Literal["whisper", "wav2vec2", "speakers"]
 
 # The file without which a directory is no such model.
-MAIN_FILES = {"whisper": "model.bin", "wav2vec2": "config.json", "speakers": "config.yaml"}
+MAIN_FILES = {"whisper": "model.bin", "wav2vec2": "pytorch_model.bin", "speakers": "config.yaml"}
 
 
 class File(Strict):

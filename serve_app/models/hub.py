@@ -6,19 +6,22 @@ attempt comes first.
 
 import os
 import threading
+import time
 from contextlib import suppress
-from functools import lru_cache
 from pathlib import Path
 from socket import create_connection
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from huggingface_hub import auth_check, constants, get_token, snapshot_download
+from huggingface_hub import HfApi, constants, get_token, snapshot_download
 from huggingface_hub import errors as hub
 
 from serve_app.errors import ModelUnavailable
 
 PROBE_S = 3.0
+PROBE_AGAIN_AFTER_S = 60.0
+
+_probed: dict[tuple[str, int], tuple[bool, float]] = {}  # host and port -> whether it answered, and when
 
 COMMUNITY = "pyannote/speaker-diarization-community-1"
 GATED = {COMMUNITY, "pyannote/speaker-diarization-3.1", "pyannote/segmentation-3.0"}
@@ -36,12 +39,20 @@ def answers(url: str) -> bool:
     parts = urlsplit(url)
     proxy = getproxies().get(parts.scheme)
     if proxy and not proxy_bypass(parts.hostname or ""):
-        parts = urlsplit(proxy)
+        parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
     return _connects(parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
 
 
-@lru_cache
 def _connects(host: str, port: int) -> bool:
+    """Whether a connection is taken; a failure is remembered for a minute, a success for good."""
+    was_there, at_s = _probed.get((host, port), (False, -PROBE_AGAIN_AFTER_S))
+    if not was_there and time.monotonic() - at_s >= PROBE_AGAIN_AFTER_S:
+        was_there = _takes_connection(host, port)
+        _probed[host, port] = was_there, time.monotonic()
+    return was_there
+
+
+def _takes_connection(host: str, port: int) -> bool:
     connected = threading.Event()
 
     def connect() -> None:
@@ -73,6 +84,11 @@ def how_to_get(repository: str) -> str:
     )
 
 
+def _ask(repository: str, *, token: str | None) -> None:
+    """Raises the hub's error for a model that this token may not have. `auth_check` has no timeout."""
+    HfApi(endpoint(), token=token).model_info(repository, timeout=PROBE_S)
+
+
 def check(repository: str, setting: str) -> None:
     """Raises ModelUnavailable unless the repository is in the local cache or may be downloaded."""
     with suppress(hub.LocalEntryNotFoundError, ValueError):
@@ -88,7 +104,7 @@ def check(repository: str, setting: str) -> None:
     if not answers(endpoint()):
         raise ModelUnavailable(f"{setting}: {unreachable}")
     try:
-        auth_check(repository, token=token)
+        _ask(repository, token=token)
     except hub.GatedRepoError:
         problem = how_to_get(repository)
     except hub.RepositoryNotFoundError:

@@ -93,7 +93,7 @@ def _aligners(settings: AlignmentSettings, store: Store) -> dict[str, str]:
 
 def _diarization(model: str, store: Store) -> str | None:
     if model == "auto":
-        model = COMMUNITY if get_token() else "campplus"
+        model = _diarization_by_default(store)
     if model == "off":
         return None
     if model in DIARIZERS:
@@ -116,6 +116,12 @@ def _diarization(model: str, store: Store) -> str | None:
     return model
 
 
+def _diarization_by_default(store: Store) -> str:
+    """community-1 with a token, where it is on this machine or the hub answers; else campplus."""
+    is_there = store.find("community-1") or hub.cached(COMMUNITY, MAIN_FILES["speakers"])
+    return COMMUNITY if get_token() and (is_there or hub.answers(hub.endpoint())) else "campplus"
+
+
 def _directory(model: str, setting: str) -> Path | None:
     """The directory that `model` names, or None if it is another kind of name."""
     directory = Path(model).expanduser()
@@ -128,7 +134,7 @@ def _directory(model: str, setting: str) -> Path | None:
 
 def _available(model: Model, setting: str, store: Store) -> str:
     """The model's name, if it is on this machine or can be fetched; those with hashes, all small, are now."""
-    if store.find(model.name) or (model.hub and hub.cached(model.hub, MAIN_FILES[model.kind])):
+    if store.find(model.name):
         return model.name
     if not model.files:
         hub.check(str(model.hub), setting)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from huggingface_hub import HfApi, get_token, hf_hub_download
+from huggingface_hub import HfApi, get_token, hf_hub_download, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import disable_progress_bars
@@ -67,17 +67,32 @@ def directory_of(name: str, models_dir: str | None = None) -> str:
     store = open_store(models_dir)
     if (model := store.catalogue.get(name)) is None:
         return name
-    found = store.find(model.name) or (model.hub and hub.cached(model.hub, MAIN_FILES[model.kind]))
-    return str(found or fetch(model.name, store))
+    return str(_on_this_node(model, store) or fetch(model.name, store))
 
 
 def alignment_model(name: str, models_dir: str | None = None) -> str | None:
-    """The directory of a wav2vec2 model on this node, or None; a name that is not known stays as it is."""
+    """The directory of a wav2vec2 model on this node, or None; a name that the hub has not stays as it is."""
     store = open_store(models_dir)
     if (model := store.catalogue.get(name)) is None:
-        return name
-    found = store.find(model.name) or (model.hub and hub.cached(model.hub, MAIN_FILES[model.kind]))
+        return name if Path(name).is_dir() or "/" not in name else None
+    found = _on_this_node(model, store)
     return str(found) if found else None
+
+
+def download_alignment_model(name: str, models_dir: str | None = None) -> str:
+    """The directory of a wav2vec2 model, of the catalogue or another of the hub; raises ModelUnavailable."""
+    if open_store(models_dir).catalogue.get(name):
+        return directory_of(name, models_dir)
+    if not hub.answers(hub.endpoint()):
+        raise ModelUnavailable(f"{name} is not on this machine, and the hub does not answer.")
+    return snapshot_download(name, etag_timeout=hub.PROBE_S)
+
+
+def _on_this_node(model: Model, store: Store) -> Path | None:
+    """The model's directory in the store, or in the hub client's cache if its hashes are not known."""
+    if (found := store.find(model.name)) or model.files or not model.hub:
+        return found
+    return hub.cached(model.hub, MAIN_FILES[model.kind])
 
 
 def _gather(model: Model, folder: Path, report: Report) -> Record:

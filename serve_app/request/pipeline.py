@@ -198,7 +198,9 @@ class _Request:
         call = AlignCall(audio=audio, request_id=self.id, window=window, text=text, is_first=is_first)
         try:
             with self.timings.stage("alignment"):
-                return await self.stages.align(call)
+                aligned = await self.stages.align(call)
+            # A text with more letters than the audio has frames comes back without words.
+            return aligned if any(segment.words for segment in aligned) else segments
         except Exception as error:  # noqa: BLE001  (whatever went wrong, the text is not lost)
             if not text.sentences:
                 self.warn(degraded("alignment", error, "Segments have window times and no words."))

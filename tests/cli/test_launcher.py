@@ -64,7 +64,7 @@ def test_offline_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         _say_if_offline()
         assert capsys.readouterr().err == ""
-    hub._connects.cache_clear()
+    hub._probed.clear()
     _say_if_offline()
     assert capsys.readouterr().err == (
         f"Offline: {url} does not answer, so only models on this machine are used.\n"

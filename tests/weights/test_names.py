@@ -24,7 +24,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
         raise LocalEntryNotFoundError(repository)
 
     monkeypatch.setattr(hub_module, "snapshot_download", not_cached)
-    monkeypatch.setattr(hub_module, "auth_check", lambda repository, **_: asked.append(repository))
+    monkeypatch.setattr(hub_module, "_ask", lambda repository, **_: asked.append(repository))
     monkeypatch.setattr(hub_module, "answers", lambda url: True)
     monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "none"))
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
@@ -172,7 +172,7 @@ def test_a_gated_model_without_a_token_says_how_to_get_it(
     hub: list[str], store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Naming pyannote's model without HF_TOKEN is refused with what to do."""
-    monkeypatch.setattr(hub_module, "auth_check", gated)
+    monkeypatch.setattr(hub_module, "_ask", gated)
     with pytest.raises(
         ModelUnavailable, match=r"HF_TOKEN is not set.*Accept the conditions on huggingface\.co"
     ):
@@ -184,7 +184,7 @@ def test_conditions_that_were_not_accepted_are_named(
 ) -> None:
     """3.1 also needs segmentation-3.0 and community-1: the one that is missing is named."""
     monkeypatch.setenv("HF_TOKEN", "hf_x")
-    monkeypatch.setattr(hub_module, "auth_check", gated)
+    monkeypatch.setattr(hub_module, "_ask", gated)
     with pytest.raises(ModelUnavailable, match=f"{COMMUNITY} is gated and your token"):
         models.resolve(diarization("pyannote/speaker-diarization-3.1"))
 
@@ -197,12 +197,12 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence(
     def unreachable(repository: str, **_: object) -> None:
         raise ConnectionError("no route")
 
-    monkeypatch.setattr(hub_module, "auth_check", unreachable)
+    monkeypatch.setattr(hub_module, "_ask", unreachable)
     expected = "hub cannot be reached to fetch Systran/faster-whisper-small"
     with pytest.raises(ModelUnavailable, match=expected):
         models.resolve(Settings(model="small"))
     no_hub(monkeypatch)
-    monkeypatch.setattr(hub_module, "auth_check", lambda *_, **__: pytest.fail("it was asked all the same"))
+    monkeypatch.setattr(hub_module, "_ask", lambda *_, **__: pytest.fail("it was asked all the same"))
     with pytest.raises(ModelUnavailable, match=expected):
         models.resolve(Settings(model="small"))
 

@@ -62,10 +62,10 @@ def sources(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sources]:
         "HF_HOME": "/nonexistent",
     }.items():
         monkeypatch.setenv(name, value)
-    hub._connects.cache_clear()
+    hub._probed.clear()
     yield sources
     sources.close()
-    hub._connects.cache_clear()
+    hub._probed.clear()
 
 
 @pytest.fixture
@@ -177,7 +177,7 @@ def test_a_hub_that_does_not_answer_costs_seconds(store: Store, monkeypatch: pyt
 def test_a_host_behind_a_full_queue_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """The probe ends after its time, also where a connection is neither made nor refused."""
     monkeypatch.setattr(hub, "PROBE_S", 0.2)
-    hub._connects.cache_clear()
+    hub._probed.clear()
     with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
         waiting = [socket.socket() for _ in range(4)]
         for client in waiting:

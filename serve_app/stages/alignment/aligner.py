@@ -54,7 +54,7 @@ def load_language_model(
 
     A directory that holds a .pt or .pth file has the weights of the language's default bundle.
     """
-    is_bundle = any(Path(name).glob("*.pt*"))
+    is_bundle = not (Path(name) / "config.json").is_file() and any(Path(name).glob("*.pt*"))
     place = {"model_dir": name} if is_bundle else {"model_name": name}
     try:
         model, metadata = alignment.load_align_model(language, device, **place)
@@ -62,7 +62,7 @@ def load_language_model(
         model = None
     except (OSError, RuntimeError, ValueError) as error:
         raise _unavailable(
-            f"The alignment model {name!r} for the language {language!r} could not be "
+            f"The alignment model {Path(name).name!r} for the language {language!r} could not be "
             f"loaded; check its name and the network, or name a local directory under alignment.models."
         ) from error
     if model is None:  # raised outside the handler: its error keeps what was loaded of the model
@@ -179,6 +179,7 @@ class Aligner:
             try:
                 self._loaded[language] = self._load(language, name)
             except ModelUnavailable as error:
+                logger.warning("%s", error.message)
                 retry_at_s = time.monotonic() + _RETRY_AFTER_S[error.code]
                 self._failed[language] = (retry_at_s, error.message, error.code)
                 raise

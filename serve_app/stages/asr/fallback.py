@@ -16,7 +16,7 @@ LOOP = re.compile(r"(.{8,80}?)\1\1")
 # "Thank you." and the like, which Whisper invents over noise, are likelier than most that it invents. They
 # had a no-speech probability of 0.91 and more and a log-probability below -0.48; words of people had at most
 # 0.71, also a single word, and within noise as loud as it.
-STOCK_PHRASE_CHARS = len("Thank you for watching!")
+STOCK_PHRASE_BYTES = len("Thank you for watching!")  # bytes: a script may say much in few characters
 STOCK_PHRASE_LOG_PROB = -0.4
 
 
@@ -72,6 +72,6 @@ class Fallback:
         is_stock_phrase = (
             text.no_speech_prob > (1 + self.limits.no_speech_threshold) / 2
             and text.avg_logprob < STOCK_PHRASE_LOG_PROB
-            and len(text.text.strip()) <= STOCK_PHRASE_CHARS
+            and len(text.text.strip().encode()) <= STOCK_PHRASE_BYTES
         )
         return is_stock_phrase or (self._is_over_silence(text) and self._is_unlikely(text))

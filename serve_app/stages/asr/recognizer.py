@@ -5,8 +5,10 @@ Texts and scores are whisperx's; its pipeline object is not used, because it kee
 a request on itself and costs 20 s and 0.9 GB (torch) to import.
 """
 
+import logging
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ ENCODER_SAMPLES = 30 * SAMPLE_RATE_HZ  # Whisper's encoder always sees 30 s
 BEST_OF = 5  # samples at a temperature above 0, of which the likeliest is taken
 
 QUIET_PEAK = 328  # -40 dBFS
+_warn_once = cache(logging.getLogger("ray.serve").warning)
+
 PROBABLE = 0.01  # languages below this are not told
 
 Ranking = tuple[tuple[str, float], ...]  # languages and their probabilities, likeliest first
@@ -152,17 +156,16 @@ class Recognizer:
         """The times of each text's tokens where they are wanted."""
         if not any(request.times_until_s for request in requests):
             return [()] * len(requests)
-        return attention.token_times(
-            self._model,
-            encoded,
-            [
-                self._prompts.start(text.language, request.decoding)
-                for request, (text, _) in zip(requests, found, strict=True)
-            ],
-            [ids if request.times_until_s else [] for request, (_, ids) in zip(requests, found, strict=True)],
-            [request.times_until_s for request in requests],
-            self._tokenizer.decode,
-        )
+        pairs = list(zip(requests, found, strict=True))
+        starts = [self._prompts.start(text.language, request.decoding) for request, (text, _) in pairs]
+        texts = [ids if request.times_until_s else [] for request, (_, ids) in pairs]
+        lengths_s = [request.times_until_s for request in requests]
+        decode = self._tokenizer.decode
+        try:
+            return attention.token_times(self._model, encoded, starts, texts, lengths_s, decode)
+        except RuntimeError as error:  # of a conversion without alignment_heads, say: the text is there
+            _warn_once("The model gives no word times: %s", str(error).partition("\n")[0])
+            return [()] * len(requests)
 
     def _best_text(
         self, result: Any, request: AsrRequest, language: str, ranking: Ranking
