@@ -121,7 +121,7 @@ def post(file: bytes = FILE, **options: Any) -> httpx.Response:
 def words(answer: "Future[httpx.Response]") -> list[str]:
     response = answer.result()
     assert response.status_code == 200, response.text
-    assert response.json()["warnings"] == []
+    assert {warning["code"] for warning in response.json()["warnings"]} <= {"quiet_audio"}
     assert [segment["speaker"] for segment in response.json()["model_output"]] == SPEAKERS
     return [segment["text"] for segment in response.json()["model_output"]]
 
