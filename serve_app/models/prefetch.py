@@ -85,7 +85,7 @@ def download_alignment_model(name: str, models_dir: str | None = None) -> str:
         return directory_of(name, models_dir)
     if not hub.answers(hub.endpoint()):
         raise ModelUnavailable(f"{name} is not on this machine, and the hub does not answer.")
-    return snapshot_download(name, etag_timeout=hub.PROBE_S)
+    return str(snapshot_download(name, etag_timeout=hub.PROBE_S))
 
 
 def _on_this_node(model: Model, store: Store) -> Path | None:
