@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub.utils import reset_sessions
 from model_sources import REVISION, Sources, catalogue_entry, sha256, write_catalogue
 
 from serve_app.errors import ModelUnavailable
@@ -63,6 +64,7 @@ def sources(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sources]:
     }.items():
         monkeypatch.setenv(name, value)
     hub._probed.clear()
+    reset_sessions()  # one that was made while a test was offline, stays so
     yield sources
     sources.close()
     hub._probed.clear()
