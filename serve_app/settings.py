@@ -206,8 +206,7 @@ class Settings(Strict):
     """The builder's argument: `args:` in serve_config.yaml."""
 
     model: str = Field(
-        "large-v2",
-        description="Whisper model: a name (tiny ... large-v3-turbo), hub repository, directory.",
+        "large-v2", description="Whisper model: a name (tiny ... large-v3-turbo), hub repository, directory."
     )
     models_dir: str | None = Field(
         None, description="Folder of models on each node. Empty: $MODELS_DIR, else ~/.cache/whisperx-serve."
@@ -215,9 +214,7 @@ class Settings(Strict):
     device: Literal["auto", "cuda", "cpu"] = Field(
         "auto", description="auto: GPUs where the cluster has any, or may start nodes with them; else CPUs."
     )
-    request_timeout_s: Seconds = Field(
-        3600, description="Time limit of a request in seconds; longer ones fail with 504."
-    )
+    request_timeout_s: Seconds = Field(3600, description="Longest time of a request; then it fails with 504.")
     call_timeout_s: Seconds = Field(
         120,
         description="A model call that lasts longer, plus the next for each second of its audio, counts as "
@@ -244,6 +241,9 @@ class Settings(Strict):
             raise ValueError("speech.offset must not be above speech.onset")
         if self.speech.method == "silero" and {"gpu_share", "step_s"} & self.speech.model_fields_set:
             raise ValueError("speech.gpu_share and speech.step_s are for pyannote, not for silero")
+        method, others = self.alignment.method, self.alignment.model_fields_set - {"method"}
+        if method in ("attention", "off") and others:
+            raise ValueError(f"alignment.{min(others)} is for wav2vec2, not for method: {method}")
         if len(self.alignment.preload) > self.alignment.max_loaded_languages:
             raise ValueError("alignment.preload has more languages than alignment.max_loaded_languages")
         return self

@@ -223,3 +223,32 @@ def app(cluster: None, files: Files, gate: Path) -> DeploymentHandle[object]:
     )
     loaders = Loaders(FakeSpeechModel, partial(FakeRecognizer, gate), FakeAligner, FakeDiarizer)
     return serve.run(graph(settings, loaders, "cpu"), name="whisperx", route_prefix="/")
+
+
+@pytest.fixture
+def _punkt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """English punkt data that knows nothing, the least that whisperx.align runs with."""
+    data = tmp_path / "nltk_data" / "tokenizers" / "punkt_tab" / "english"
+    data.mkdir(parents=True)
+    for name in ("abbrev_types.txt", "collocations.tab", "ortho_context.tab", "sent_starters.txt"):
+        (data / name).touch()
+    yield from _nltk_data_in([str(tmp_path / "nltk_data")], monkeypatch)
+
+
+@pytest.fixture
+def _no_punkt(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No NLTK data on the machine."""
+    yield from _nltk_data_in([], monkeypatch)
+
+
+def _nltk_data_in(path: list[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    import nltk
+
+    from serve_app.stages.alignment.sentences import sentence_splitter
+
+    monkeypatch.setattr(nltk.data, "path", path)
+    nltk.data.clear_cache()
+    sentence_splitter.cache_clear()
+    yield
+    nltk.data.clear_cache()
+    sentence_splitter.cache_clear()

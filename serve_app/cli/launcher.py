@@ -27,6 +27,7 @@ from serve_app.cli.config_file import IMPORT_PATH, CommandFailed
 from serve_app.errors import ModelUnavailable
 from serve_app.models import hub
 from serve_app.models import names as model_names
+from serve_app.models.names import Models
 from serve_app.proxy import AT_PROXY_START, PROXY_HOOK
 from serve_app.settings import Settings
 
@@ -159,9 +160,17 @@ def _refuse_missing_models(schema: ServeDeploySchema) -> None:
     try:
         for application in schema.applications:
             if application.import_path == IMPORT_PATH:
-                model_names.resolve(Settings.model_validate(application.args))
+                settings = Settings.model_validate(application.args)
+                _say_what_runs(settings, model_names.resolve(settings))
     except ModelUnavailable as error:
         raise CommandFailed(error.message) from None
+
+
+def _say_what_runs(settings: Settings, models: Models) -> None:
+    times = "wav2vec2 or attention" if models.aligners else "attention"
+    if settings.alignment.method in ("off", "wav2vec2"):
+        times = settings.alignment.method
+    note.print(f"Model: {models.name}. Word times: {times}. Speakers: {models.diarization or 'off'}.")
 
 
 def _say_if_offline() -> None:

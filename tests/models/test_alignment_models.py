@@ -3,7 +3,6 @@
 import random
 import threading
 import wave
-from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,7 +25,6 @@ from serve_app.stages.alignment.aligner import (
     LanguageModel,
 )
 from serve_app.stages.alignment.forced import fill_nearest, letter_times, spell, word_ranges
-from serve_app.stages.alignment.sentences import sentence_splitter
 from serve_app.transcript import AlignRequest, Samples, Segment, Window, WindowText, Word
 
 pytestmark = [
@@ -51,32 +49,6 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nltk, "download", download)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("torch.hub.download_url_to_file", download)
-
-
-@pytest.fixture
-def _punkt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """English punkt data that knows nothing, the least that whisperx.align runs with."""
-    data = tmp_path / "nltk_data" / "tokenizers" / "punkt_tab" / "english"
-    data.mkdir(parents=True)
-    for name in ("abbrev_types.txt", "collocations.tab", "ortho_context.tab", "sent_starters.txt"):
-        (data / name).touch()
-    monkeypatch.setattr(nltk.data, "path", [str(tmp_path / "nltk_data")])
-    nltk.data.clear_cache()
-    sentence_splitter.cache_clear()
-    yield
-    nltk.data.clear_cache()
-    sentence_splitter.cache_clear()
-
-
-@pytest.fixture
-def _no_punkt(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No NLTK data on the machine."""
-    monkeypatch.setattr(nltk.data, "path", [])
-    nltk.data.clear_cache()
-    sentence_splitter.cache_clear()
-    yield
-    nltk.data.clear_cache()
-    sentence_splitter.cache_clear()
 
 
 @pytest.fixture(scope="module")

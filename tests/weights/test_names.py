@@ -111,7 +111,7 @@ def test_the_store_may_be_named_in_the_settings(
 
 
 def test_languages_have_their_model_where_its_source_answers(hub: list[str], store: Store) -> None:
-    """whisperx's defaults, those of the settings before them; none where they are not wanted."""
+    """whisperx's defaults, those of the settings before them; with attention none."""
 
     def aligners(**settings: object) -> dict[str, str]:
         alignment = AlignmentSettings.model_validate(settings)
@@ -120,7 +120,7 @@ def test_languages_have_their_model_where_its_source_answers(hub: list[str], sto
     assert aligners(models={"ja": "mine/japanese"})["ja"] == "mine/japanese"
     assert aligners()["en"] == "wav2vec2-en"
     assert len(aligners()) == 41
-    assert aligners(method="attention", models={"ja": "mine/japanese"}) == {}
+    assert aligners(method="attention") == {}
 
 
 def test_a_language_that_must_have_wav2vec2_and_cannot_is_one_sentence(

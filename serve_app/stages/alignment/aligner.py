@@ -142,7 +142,7 @@ class Aligner:
         settings: AlignmentSettings,
         downloads: Mapping[str, Callable[[], str]] = MappingProxyType({}),
     ) -> None:
-        """Takes `models` (language -> bundle, hub name or directory) over whisperx's defaults.
+        """Takes `models` (language -> torchaudio bundle or directory).
 
         `downloads` has, for languages whose model is not on this machine, what fetches it and gives its
         directory; that happens in a thread of its own, so that no other window waits. `max_padded_s` is the

@@ -3,7 +3,8 @@
 One dynamic programme per window finds the frame where each character starts; then characters become words,
 and words sentences. Times, scores, words and segments are whisperx 3.8.6's to the last bit (tests/models
 compares them), at about a sixteenth of its cost: whisperx runs torch operations frame by frame and
-assembles with pandas.
+assembles with pandas. Two things differ: in Thai, Lao, Khmer, Burmese, Tibetan and Cantonese every written
+character is a word, and full stops of other scripts than Latin end sentences (`sentences`).
 
 Trellis and backtrack are those of torchaudio's forced alignment tutorial, in whisperx's variant where staying
 always costs the blank, so that a character is one frame and a pause belongs to the word before it.

@@ -1,38 +1,10 @@
 """Where sentences end: punkt with and without its trained data, and full stops of other scripts."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import nltk
 import pytest
 
 from serve_app.stages.alignment.sentences import sentence_splitter
-
-
-@pytest.fixture
-def _punkt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """English punkt data that knows nothing, the least that whisperx.align runs with."""
-    data = tmp_path / "nltk_data" / "tokenizers" / "punkt_tab" / "english"
-    data.mkdir(parents=True)
-    for name in ("abbrev_types.txt", "collocations.tab", "ortho_context.tab", "sent_starters.txt"):
-        (data / name).touch()
-    monkeypatch.setattr(nltk.data, "path", [str(tmp_path / "nltk_data")])
-    nltk.data.clear_cache()
-    sentence_splitter.cache_clear()
-    yield
-    nltk.data.clear_cache()
-    sentence_splitter.cache_clear()
-
-
-@pytest.fixture
-def _no_punkt(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No NLTK data on the machine."""
-    monkeypatch.setattr(nltk.data, "path", [])
-    nltk.data.clear_cache()
-    sentence_splitter.cache_clear()
-    yield
-    nltk.data.clear_cache()
-    sentence_splitter.cache_clear()
 
 
 @pytest.mark.usefixtures("_no_punkt")
