@@ -288,7 +288,7 @@ def test_unusable_audio_is_the_callers_error() -> None:
 def test_asking_for_speakers_where_there_is_no_model_is_refused() -> None:
     """diarize=true or a speaker count without a model is a 400 that says what to do."""
     for options in ({"diarize": True}, {"num_speakers": 2}):
-        with pytest.raises(InvalidRequest, match="diarization.model"):
+        with pytest.raises(InvalidRequest, match=r"diarization\.model"):
             run(FakeStages(recording(1)), diarizes=False, **options)
 
 

@@ -75,7 +75,7 @@ def test_speakers_that_are_demanded_of_a_server_without_them_are_an_error(
     """It names the option to leave out; who only would have liked them goes without."""
     options = parse_options(fields)
     assert wants_speakers(options, available=True)
-    with pytest.raises(InvalidRequest, match="diarization.model") as caught:
+    with pytest.raises(InvalidRequest, match=r"diarization\.model") as caught:
         wants_speakers(options, available=False)
     assert (caught.value.param, caught.value.code) == (param, "diarization_unavailable")
     assert not wants_speakers(parse_options({}), available=False)
