@@ -72,8 +72,8 @@ def running(
     raw.setdefault("logging_config", {"log_level": "WARNING"})  # at INFO Serve logs every inner call
     schema = ServeDeploySchema.model_validate(raw)
     names = [application.name for application in schema.applications]
-    _refuse_missing_models(schema)
     _refuse_taken_port(schema.http_options.host, schema.http_options.port)
+    _refuse_missing_models(schema)
     _say_if_offline()
     note.print("Starting Ray and the graph.")
     for variable, value in ENVIRONMENT.items():
@@ -156,7 +156,7 @@ def _locked(folder: str | Path) -> Iterator[None]:
 
 
 def _refuse_missing_models(schema: ServeDeploySchema) -> None:
-    """The builder checks this too, but only after Ray has started."""
+    """Says which models run. The builder checks this too, but only after Ray has started."""
     try:
         for application in schema.applications:
             if application.import_path == IMPORT_PATH:
