@@ -22,9 +22,12 @@ setup: .venv/.ready .venv/.models
 	@.venv/bin/uv pip install --quiet --no-deps --no-build-isolation --python .venv/bin/python --editable .
 	@touch $@
 
-# The models of the demo and of the tests. Without them set-up succeeds all the same; the next one tries again.
+# The demo's models, and the tests'. Without them set-up succeeds all the same; the next one tries again.
 .venv/.models: .venv/.ready serve_app/models/catalogue.toml
-	@if .venv/bin/python -m serve_app prefetch base tiny.en speakers; then touch $@; fi
+	@if .venv/bin/python -m serve_app prefetch base speakers; then touch $@; fi
+
+.venv/.test-models: .venv/.models
+	@if .venv/bin/python -m serve_app prefetch tiny.en; then touch $@; fi
 
 demo: setup
 	@.venv/bin/python -m serve_app demo
@@ -36,11 +39,11 @@ serve: setup
 test-fast: setup
 	$(PYTEST) -m "not slow" $(IN_PARALLEL) --ignore tests/cluster --ignore tests/models --ignore tests/benchmarks
 
-test: setup
+test: setup .venv/.test-models
 	$(PYTEST) -m "not slow" $(IN_PARALLEL)
 
 # An hour of audio, and what takes long on a cluster.
-test-slow: setup
+test-slow: setup .venv/.test-models
 	$(PYTEST) -m slow
 
 lint: setup
@@ -60,7 +63,7 @@ bench: setup
 
 # Kills, hangs, overload, updates, a thousand requests: table, and out/chaos.json. MODELS=real for real models.
 MODELS ?= fakes
-chaos: setup
+chaos: setup .venv/.test-models
 	@.venv/bin/python -m benchmarks.chaos --models $(MODELS)
 
 # Writes the table of settings into docs/configuration.md, below its last comment.

@@ -208,7 +208,7 @@ class Settings(Strict):
     model: str = Field(
         "large-v2", description="Whisper model: a name (tiny ... large-v3-turbo), hub repository, directory."
     )
-    models_dir: str | None = Field(
+    models_dir: Annotated[str, Field(pattern="^[/~]")] | None = Field(
         None, description="Folder of models on each node. Empty: $MODELS_DIR, else ~/.cache/whisperx-serve."
     )
     device: Literal["auto", "cuda", "cpu"] = Field(

@@ -18,7 +18,7 @@ DOCUMENTS = [PROJECT / "README.md", PROJECT / "benchmarks" / "README.md", *(PROJ
 
 # Budgets. Raise one only together with the reason, in a commit of its own.
 MAX_LINES = (
-    10_200  # 8,620, and 1,580 for real models: store and prefetch, attention, CAM++, language per window
+    10_220  # 8,620, and 1,600 for real models: store and prefetch, attention, CAM++, language per window
 )
 MAX_MODULES = 77  # without the packages' own __init__.py; 68, and 9 for real models
 MAX_LINES_OF_A_MODULE = 250

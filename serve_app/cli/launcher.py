@@ -73,8 +73,8 @@ def running(
     schema = ServeDeploySchema.model_validate(raw)
     names = [application.name for application in schema.applications]
     _refuse_taken_port(schema.http_options.host, schema.http_options.port)
+    _go_offline_if_the_hub_is_silent()
     _refuse_missing_models(schema)
-    _say_if_offline()
     note.print("Starting Ray and the graph.")
     for variable, value in ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
@@ -173,8 +173,10 @@ def _say_what_runs(settings: Settings, models: Models) -> None:
     note.print(f"Model: {models.name}. Word times: {times}. Speakers: {models.diarization or 'off'}.")
 
 
-def _say_if_offline() -> None:
+def _go_offline_if_the_hub_is_silent() -> None:
+    """Says so, and keeps this process and all that it starts from asking again."""
     if not hub.answers(hub.endpoint()):
+        os.environ[hub.OFFLINE] = "1"
         note.print(f"Offline: {hub.endpoint()} does not answer, so only models on this machine are used.")
 
 

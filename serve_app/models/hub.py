@@ -21,6 +21,8 @@ from serve_app.errors import ModelUnavailable
 PROBE_S = 3.0
 PROBE_AGAIN_AFTER_S = 60.0
 
+OFFLINE = "HF_HUB_OFFLINE"  # read by the hub's client when it is imported, by `answers` at each call
+
 _probed: dict[tuple[str, int], tuple[bool, float]] = {}  # host and port -> whether it answered, and when
 
 COMMUNITY = "pyannote/speaker-diarization-community-1"
@@ -34,7 +36,7 @@ def endpoint() -> str:
 
 def answers(url: str) -> bool:
     """The host of this address, or the proxy in front of it, takes a connection; asked once a process."""
-    if constants.HF_HUB_OFFLINE:
+    if constants.HF_HUB_OFFLINE or os.environ.get(OFFLINE) == "1":
         return False
     parts = urlsplit(url)
     proxy = getproxies().get(parts.scheme)

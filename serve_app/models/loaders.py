@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import get_token
@@ -108,6 +109,7 @@ def _load_recognizer(settings: Settings, names: Models, device: str) -> Any:
         device=device,
         threads=threads,
         settings=settings.asr,
+        name=Path(names.name).name,
         attention_shift_s=names.attention_shift_s,
     )
 

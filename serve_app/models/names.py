@@ -4,6 +4,7 @@ A missing token, a gated model, an unknown name or an unreachable hub is one sen
 traceback in a replica or at the first request.
 """
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from serve_app.models.store import Store, open_store
 from serve_app.settings import AlignmentSettings, Settings
 from serve_app.stages.diarization.diarizer import LOADERS as DIARIZERS
 from serve_app.stages.diarization.pipeline import CAMPPLUS
+
+logger = logging.getLogger("ray.serve")
 
 # What a pipeline loads besides its own repository: pyannote 4 takes its PLDA from community-1 in any case.
 PARTS = {"pyannote/speaker-diarization-3.1": ("pyannote/segmentation-3.0", COMMUNITY)}
@@ -139,6 +142,7 @@ def _available(model: Model, setting: str, store: Store) -> str:
     if not model.files:
         hub.check(str(model.hub), setting)
         return model.name
+    logger.warning("Fetching the model %s (%.0f MB) to %s.", model.name, model.size / 1e6, store.root)
     try:
         fetch(model.name, store)
     except ModelUnavailable as error:

@@ -11,7 +11,13 @@ from ray.exceptions import ActorDiedError
 
 from serve_app.cli import launcher
 from serve_app.cli.config_file import CommandFailed
-from serve_app.cli.launcher import SPILL_PREFIX, _drain, _say_if_offline, free_port, spill_folder
+from serve_app.cli.launcher import (
+    SPILL_PREFIX,
+    _drain,
+    _go_offline_if_the_hub_is_silent,
+    free_port,
+    spill_folder,
+)
 from serve_app.models import hub
 
 
@@ -56,19 +62,24 @@ def test_a_port_that_somebody_listens_on_is_not_free(monkeypatch: pytest.MonkeyP
     assert free_port() == port
 
 
-def test_offline_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """One line where the hub takes no connection, none where it does."""
+def test_a_silent_hub_is_asked_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line where the hub takes no connection, none where it does; then nothing is asked any more."""
+    monkeypatch.setenv(hub.OFFLINE, "")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         monkeypatch.setenv("HF_ENDPOINT", url)
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        _say_if_offline()
+        _go_offline_if_the_hub_is_silent()
         assert capsys.readouterr().err == ""
     hub._probed.clear()
-    _say_if_offline()
+    _go_offline_if_the_hub_is_silent()
     assert capsys.readouterr().err == (
         f"Offline: {url} does not answer, so only models on this machine are used.\n"
     )
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        assert not hub.answers(f"http://127.0.0.1:{listener.getsockname()[1]}")
 
 
 GRACE_S = 7.0

@@ -1,5 +1,6 @@
 """The aligner against whisperx.align itself, on the same weights: equal to the last digit, and offline."""
 
+import os
 import random
 import threading
 import wave
@@ -23,6 +24,7 @@ from serve_app.settings import AlignmentSettings
 from serve_app.stages.alignment.aligner import (
     Aligner,
     LanguageModel,
+    load_language_model,
 )
 from serve_app.stages.alignment.forced import fill_nearest, letter_times, spell, word_ranges
 from serve_app.transcript import AlignRequest, Samples, Segment, Window, WindowText, Word
@@ -362,3 +364,21 @@ def test_words_of_random_texts_cover_them() -> None:
     for _ in range(50):
         text = " ".join(rng.choices(["a", "bc", "", "d."], k=rng.randint(0, 9)))
         assert "".join(text[begin:end] for begin, end in word_ranges(text, "en")) == text
+
+
+class _Code:
+    """Becomes a call when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, tuple[Path]]:
+        return os.mkdir, (self.mark,)
+
+
+def test_weights_are_data_and_no_code(tmp_path: Path) -> None:
+    """A file in the place of torchaudio's weights that would run something is refused."""
+    torch.save(_Code(tmp_path / "ran"), tmp_path / "wav2vec2_fairseq_base_ls960_asr_ls960.pth")
+    with pytest.raises(ModelUnavailable, match="could not be loaded"):
+        load_language_model("en", str(tmp_path), "cpu", 0.0)
+    assert not (tmp_path / "ran").exists()

@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 from types import MappingProxyType
 
 import torch
@@ -57,10 +58,12 @@ def load_language_model(
     is_bundle = not (Path(name) / "config.json").is_file() and any(Path(name).glob("*.pt*"))
     place = {"model_dir": name} if is_bundle else {"model_name": name}
     try:
+        for weights in Path(name).glob("*.pt*") if is_bundle else ():
+            torch.load(weights, "cpu", weights_only=True)  # torchaudio would run a pickle's code
         model, metadata = alignment.load_align_model(language, device, **place)
     except torch.OutOfMemoryError:
         model = None
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, UnpicklingError) as error:
         raise _unavailable(
             f"The alignment model {Path(name).name!r} for the language {language!r} could not be "
             f"loaded; check its name and the network, or name a local directory under alignment.models."
@@ -117,17 +120,25 @@ class Downloads:
             )
         download, retry_at_s = self._running.get(language, (None, 0.0))
         if download is None or (download.done() and download.exception() and time.monotonic() > retry_at_s):
-            download = self._threads.submit(self._fetch[language])
+            download = self._threads.submit(self._download, language)
             self._running[language] = download, time.monotonic() + DOWNLOAD_AGAIN_AFTER_S
         if not download.done():
             raise _unavailable(
                 f"The alignment model for {language!r} is being downloaded; send the file again later.",
                 "alignment_downloading",
             )
-        if error := download.exception():
-            reason = error.message if isinstance(error, ModelUnavailable) else type(error).__name__
-            raise _unavailable(f"The alignment model for {language!r} could not be downloaded: {reason}")
+        if download.exception():
+            raise _unavailable(
+                f"The alignment model for {language!r} could not be downloaded; the server's log says why."
+            )
         return download.result()
+
+    def _download(self, language: str) -> str:
+        try:
+            return self._fetch[language]()
+        except Exception:
+            logger.warning("The alignment model for %r could not be downloaded.", language, exc_info=True)
+            raise
 
 
 class Aligner:

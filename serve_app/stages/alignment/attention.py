@@ -42,7 +42,7 @@ def token_times(
     lengths_s: Sequence[float],
     decode: Callable[[Sequence[int]], str],
 ) -> list[tuple[Token, ...]]:
-    """When each token of each window of a batch is spoken; nothing for a window with too many tokens.
+    """When each token of each window of a batch is spoken; of a very long text only its first MAX_TOKENS.
 
     `model` is CTranslate2's Whisper and `encoded` its encoder's output (batch, 1500, width). `starts` are the
     tokens from <|startoftranscript|> to the task, `texts` the tokens of the text. CTranslate2 takes one start
@@ -51,8 +51,9 @@ def token_times(
     found: list[tuple[Token, ...]] = [()] * len(texts)
     groups: dict[tuple[int, ...], list[int]] = {}
     for item, (start, text) in enumerate(zip(starts, texts, strict=True)):
-        if 0 < len(text) <= MAX_TOKENS:
+        if text:
             groups.setdefault(tuple(start), []).append(item)
+    texts = [text[:MAX_TOKENS] for text in texts]
     for start, items in groups.items():
         mels = [max(2, min(MAX_MEL_FRAMES, round(lengths_s[item] * MEL_FRAMES_PER_S))) for item in items]
         part = encoded if len(items) == len(texts) else _rows(encoded, items)
@@ -77,7 +78,10 @@ def characters_complete(tokens: Sequence[int], decode: Callable[[Sequence[int]],
 def _rows(encoded: Any, items: Sequence[int]) -> Any:
     import ctranslate2
 
-    whole = np.asarray(encoded.to_device(ctranslate2.Device.cpu) if encoded.device == "cuda" else encoded)
+    if encoded.device == "cuda":
+        encoded = encoded.to_device(ctranslate2.Device.cpu)
+    # numpy has no bfloat16; `align` converts to what the model computes in.
+    whole = np.asarray(encoded.to(ctranslate2.DataType.float32))
     return ctranslate2.StorageView.from_array(np.ascontiguousarray(whole[items]))
 
 

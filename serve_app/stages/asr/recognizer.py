@@ -30,9 +30,7 @@ BEST_OF = 5  # samples at a temperature above 0, of which the likeliest is taken
 
 QUIET_PEAK = 328  # -40 dBFS
 _warn_once = cache(logging.getLogger("ray.serve").warning)
-
 PROBABLE = 0.01  # languages below this are not told
-
 Ranking = tuple[tuple[str, float], ...]  # languages and their probabilities, likeliest first
 Features = npt.NDArray[np.float32]  # log-mel, (n_mels, 3000)
 
@@ -226,21 +224,27 @@ def choose_compute_type(compute_type: str, device: str) -> str:
 
 
 def load_recognizer(
-    model: str, *, device: str, threads: int, settings: AsrSettings, attention_shift_s: float = 0.0
+    model: str,
+    *,
+    device: str,
+    threads: int,
+    settings: AsrSettings,
+    name: str = "",
+    attention_shift_s: float = 0.0,
 ) -> Recognizer:
     """Loads a CTranslate2 Whisper from a directory or, by faster-whisper name or repository, from the hub.
 
-    Raises ModelUnavailable where that fails, whatever the reason.
+    Messages call it `name` or as its directory. Raises ModelUnavailable if that fails, whatever the reason.
     """
     try:
         compute_type = choose_compute_type(settings.compute_type, device)
         whisper = WhisperModel(model, device=device, compute_type=compute_type, cpu_threads=threads)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise ModelUnavailable(
+        message = (
             f"The Whisper model {model!r} could not be loaded ({reason}): `model` must be a CTranslate2 "
             "directory, a name such as small or large-v2, or a hub repository that this machine can reach, "
-            "and `device` and `asr.compute_type` must be ones it has.",
-            "model",
-        ) from error
-    return Recognizer(whisper, Path(model).name, settings, attention_shift_s)
+            "and `device` and `asr.compute_type` must be ones it has."
+        )
+        raise ModelUnavailable(message, "model") from error
+    return Recognizer(whisper, name or Path(model).name, settings, attention_shift_s)

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 
+import ctranslate2
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -109,19 +111,16 @@ class _Path:
         self.text_token_probs = [0.5] * len(alignments)
 
 
-def test_languages_mix_in_a_batch_and_texts_that_are_too_long_go_without_times() -> None:
-    """There is one call for each language; each window gets its own times."""
-    whisper, encoded = FakeWhisper(), np.zeros((3, 4, 2), np.float32)
-
-    class Encoded:
-        device = "cpu"
-        __array_interface__ = encoded.__array_interface__
-
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_languages_mix_in_a_batch(dtype: str) -> None:
+    """There is one call for each language; each window gets its own times, whatever the encoder gives."""
+    whisper = FakeWhisper()
+    encoded = ctranslate2.StorageView.from_array(np.zeros((3, 4, 2), np.float32))
     found = token_times(
         whisper,
-        Encoded(),
+        encoded.to(getattr(ctranslate2.DataType, dtype)),
         [[1, 2], [1, 3], [1, 2]],
-        [[10, 20], [0], [5] * 441],
+        [[10, 20], [0], []],
         [1.0] * 3,
         lambda ids: "x" * len(ids),
     )
@@ -129,6 +128,16 @@ def test_languages_mix_in_a_batch_and_texts_that_are_too_long_go_without_times()
     assert [token.start_s for token in found[0]] == [0.2, 0.4]
     assert found[0][-1].end_s == 1.0
     assert found[2] == ()
+
+
+def test_a_text_that_the_decoder_cannot_read_whole_has_times_all_the_same() -> None:
+    """Its first tokens have their own; words behind them take the last one's."""
+    encoded, long = np.zeros((1, 4, 2), np.float32), [n // 10 for n in range(444)]
+    found = token_times(FakeWhisper(), encoded, [[1, 2]], [long], [1.0], lambda ids: "a " * len(ids))
+    text = text_of("a " * 444, found[0])
+    (segment,) = sentences(text, Window(5.0, 6.0), np.zeros(100, np.float32), 0.0)
+    assert len(segment.words) == 444
+    assert all(word.start_s is not None and 5.0 <= word.start_s <= 6.0 for word in segment.words)
 
 
 def test_loudness_ends_with_the_window() -> None:
