@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import regex
 
-from serve_app.stages.alignment.forced import LetterTime, assemble, word_ranges
 from serve_app.stages.alignment.sentences import sentence_splitter
+from serve_app.stages.alignment.words import LetterTime, assemble, word_ranges
 from serve_app.transcript import Segment, Token, Window, WindowText, Word
 
 FRAME_S = 0.02  # of the encoder
