@@ -6,7 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.stages.alignment.attention import characters_complete, loudness, sentences, token_times
+from serve_app.stages.alignment.attention import characters_complete, sentences, token_times
+from serve_app.stages.alignment.sound import loudness
 from serve_app.transcript import Segment, Token, Window, WindowText, Word
 
 LOUD = np.ones(1000, np.float32)  # ten seconds
