@@ -1,4 +1,4 @@
-"""What a CTC model such as wav2vec2 makes of a sentence: sharp letters with blanks between, at known times."""
+"""What a CTC model such as wav2vec2 makes of a sentence: sharp letters with blanks between, and when."""
 
 from dataclasses import dataclass
 

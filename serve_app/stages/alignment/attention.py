@@ -93,10 +93,11 @@ def sentences(text: WindowText, window: Window, loud: Loudness, shift_s: float) 
     words = [[n for n in range(*each) if n in spans] for each in word_ranges(text.text, text.language)]
     words = [letters for letters in words if letters]
     edges_s = [(spans[letters[0]][0], spans[letters[-1]][1]) for letters in words]
+    in_sound_s = spoken_in_sound(text.text, words, edges_s, loud)
     times = {}
-    for letters, (start_s, end_s) in zip(words, spoken_in_sound(text.text, words, edges_s, loud), strict=True):
-        at_s = window.start_s + np.linspace(start_s, end_s, len(letters) + 1)
-        for place, (a_s, b_s) in zip(letters, pairwise(np.minimum(at_s, window.end_s).tolist()), strict=True):
+    for letters, (start_s, end_s) in zip(words, in_sound_s, strict=True):
+        at_s = np.minimum(window.start_s + np.linspace(start_s, end_s, len(letters) + 1), window.end_s)
+        for place, (a_s, b_s) in zip(letters, pairwise(at_s.tolist()), strict=True):
             times[place] = LetterTime(round(a_s, 3), round(b_s, 3), round(spans[place][2], 3))
     split = sentence_splitter(text.language)(text.text)
     found = assemble(text.text, text.language, times, split, text.avg_logprob)

@@ -1,11 +1,11 @@
-"""Text to times of its letters: the arithmetic of whisperx.align in numpy and plain Python, without the model.
+"""Text to times of its letters: the arithmetic of whisperx.align in numpy and plain Python, without a model.
 
-One dynamic programme per window finds the frame where each character starts; `words` makes words and sentences
-of them. Times, scores, words and segments are whisperx 3.8.6's to the last bit (tests/models compares them),
-at about a sixteenth of its cost: whisperx runs torch operations frame by frame and assembles with pandas.
-Four things differ. In Thai, Lao, Khmer, Burmese, Tibetan and Cantonese every written character is a word; full
-stops of other scripts than Latin end sentences (`sentences`); what the model cannot spell lasts as long as its
-sound (`unspelled`); and what is said but not written is skipped between two words, not within one.
+One dynamic programme per window finds the frame where each character starts; `words` makes words and
+sentences of them. Times, scores, words and segments are whisperx 3.8.6's to the last bit (tests/models
+compares them), at about a sixteenth of its cost: whisperx runs torch operations frame by frame and assembles
+with pandas. Four things differ. In Thai, Lao, Khmer, Burmese, Tibetan and Cantonese every written character
+is a word; full stops of other scripts than Latin end sentences (`sentences`); what the model cannot spell
+lasts as long as its sound (`unspelled`); and words that are said but not written are skipped as a whole.
 
 Trellis and backtrack are those of torchaudio's forced alignment tutorial, in whisperx's variant where staying
 always costs the blank, so that a character is one frame and a pause belongs to the word before it.
@@ -24,8 +24,8 @@ from serve_app.transcript import Window
 Emission = npt.NDArray[np.float32]  # (frames, tokens)
 
 MAX_SKIPPED_LETTERS = 4  # in a row; more of them are words that the text does not have
-# What skipping a letter costs, as a share of whisperx's cost. Behind the text it costs a little less than before
-# it, so that of two equal words the first is taken where only one is written.
+# What skipping a letter costs, as a share of whisperx's cost. Behind the text it costs a little less than
+# before it, so that of two equal words the first is taken where only one is written.
 BETWEEN_WORDS, BEHIND_TEXT = 0.5, 0.9
 
 
@@ -66,9 +66,9 @@ def first_frames(
     the first token because there are more characters than frames. This is whisperx's get_trellis and
     backtrack with the same float32 arithmetic, but it keeps the decisions instead of the trellis.
 
-    `skipping` is ours: the cost of skipping a letter that is said, as a share of whisperx's, first outside the
-    text and then after each token. With it, skipping costs the same wherever it is, and the text need not end
-    early.
+    `skipping` is ours: the cost of skipping a letter that is said, as a share of whisperx's, first outside
+    the text and then after each token. With it, letters behind the text cost something too: in whisperx they
+    do not, so that a text which is shorter than its speech ends early.
     """
     n_frames, n_tokens = len(log_probs), len(tokens)
     blank_costs, token_costs = log_probs[:, blank], log_probs[:, np.asarray(tokens)]
@@ -132,9 +132,9 @@ def letter_times(
 ) -> dict[int, LetterTime] | None:
     """Position in the text -> time and score of each letter; None if they cannot be aligned.
 
-    `letters` is what `spell` returns for the text. `log_probs` and `probs` are (frames, tokens); the second is
-    the exponential of the first, computed by the acoustic model's library so that scores are equal to the last
-    bit. Times and scores are rounded to three digits, as whisperx's are. Punctuation within a stretch of
+    `letters` is what `spell` returns for the text. `log_probs` and `probs` are (frames, tokens); the second
+    is the exponential of the first, computed by the acoustic model's library so that scores are equal to the
+    last bit. Times and scores are rounded to three digits, as whisperx's are. Punctuation within a stretch of
     `unspelled` has no time.
     """
     blank, separator, best = blank_token(dictionary), dictionary.get("|"), log_probs.argmax(axis=1)
@@ -145,13 +145,11 @@ def letter_times(
     inside = {position for stretch in unspelled.values() for position in stretch[1:]}
     units = {place: wildcard if t is None else t for place, t in letters.items() if place not in inside}
     tokens, long = [*units.values()], [position in unspelled for position in units]
-    frames = first_frames(log_probs, tokens, blank, [1.0, *(1.0 - np.array(long))] if unspelled else None)
+    skipping = np.where(long, 0.0, 1.0)
+    frames = first_frames(log_probs, tokens, blank, [1.0, *skipping] if unspelled else None)
     if frames is not None and _skips_words(best, blank, frames, long):
-        shares = [
-            0.0 if is_long else BETWEEN_WORDS if token == separator else 1.0
-            for is_long, token in zip(long, tokens, strict=True)
-        ]
-        frames = first_frames(log_probs, tokens, blank, [BETWEEN_WORDS, *shares])
+        skipping[[token == separator for token in tokens]] = BETWEEN_WORDS
+        frames = first_frames(log_probs, tokens, blank, [BETWEEN_WORDS, *skipping])
     if frames is None:
         return None
     start_s, frame_s = window.start_s, (window.end_s - window.start_s) / len(log_probs)

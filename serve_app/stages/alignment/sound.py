@@ -1,7 +1,7 @@
-"""Where words begin and end in the sound of a window, when attention tells only roughly.
+"""Where words begin and end in the sound of a window; attention tells it only roughly.
 
-Attention turns to a word as soon as the one before it has ended, so a word begins with the pause before it,
-and with what was said in between but is not in the text. And it turns to a full stop before a word has faded.
+Attention turns to a word as soon as the one before it has ended, and so takes the pause before it for a part
+of the word, and what was said in the pause but is not in the text. It leaves words for full stops too early.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ QUIET = 0.2  # of the way from a window's quiet tenth to its loud tenth
 CLICK_FRAMES = 15  # a sound that fills less than half of them is part of the pause around it
 MIN_PAUSE_FRAMES = 40  # no word has such a pause inside
 MIN_WORD_FRAMES = 4
-# The longest that the first word of a sentence lasts: so much, and for each letter, and for any other character.
+# How long a word lasts at most: this, and for each letter, and for each other character.
 MAX_WORD_FRAMES, PER_LETTER, PER_CHARACTER = 30, 8, 50
 
 _PUNCTUATION = regex.compile(r"\p{P}")
@@ -43,33 +43,35 @@ def spoken_in_sound(
     `words` are the positions in the text of each word's characters, `edges_s` its span by attention.
     """
     is_quiet = _quiet(loud)
+    longest = [_longest(text, letters) for letters in words]
+    is_first = [_starts_sentence(text, words, number) for number in range(len(words))]
     begins = [min(round(start_s * FRAMES_PER_S), len(loud)) for start_s, _ in edges_s] + [len(loud)]
-    moved: list[Span] = []
-    late: tuple[int, int] | None = None  # the word before, if it is more likely behind the pause: letters, end
-    for number, (letters, (start_s, end_s)) in enumerate(zip(words, edges_s, strict=True)):
-        first, last = begins[number], min(round(end_s * FRAMES_PER_S), len(loud)) - 1
-        longest = _longest(text, letters)
-        starts_sentence = not number or _PUNCTUATION.search(text, words[number - 1][-1] + 1, letters[0])
-        is_overlong = starts_sentence and last - first > 2 * longest
-        while last + 1 < begins[number + 1] and last - first < longest and not is_quiet[last + 1]:
-            last += 1
-        if last - first >= MIN_WORD_FRAMES:
-            first, last = _without_pause(is_quiet[first : last + 1], first, last, longest)
-            while last > first - 1 + MIN_WORD_FRAMES and is_quiet[last]:
-                last -= 1
-            if starts_sentence:
-                first = max(first, last + 1 - longest)
-            while first < last + 1 - MIN_WORD_FRAMES and is_quiet[first]:
-                first += 1
-            start_s = first / FRAMES_PER_S
-        end_s = max(start_s, (last + 1) / FRAMES_PER_S)
-        if late and not starts_sentence and first - late[1] >= MIN_PAUSE_FRAMES:
-            begun_s = start_s
-            start_s += (end_s - start_s) * late[0] / (late[0] + len(letters))
-            moved[-1] = begun_s, start_s
-        late = (len(letters), last) if is_overlong else None
-        moved.append((start_s, end_s))
-    return moved
+    ends = [min(round(end_s * FRAMES_PER_S), len(loud)) for _, end_s in edges_s]
+    frames = []
+    for number, (begin, end) in enumerate(zip(begins, ends, strict=False)):
+        behind = end
+        while behind < begins[number + 1] and behind - begin <= longest[number] and not is_quiet[behind]:
+            behind += 1
+        first, behind = _without_silence(is_quiet, begin, behind)
+        first, behind = _without_pause(is_quiet, first, behind, longest[number])
+        if is_first[number] and behind - first > longest[number]:
+            first, behind = _without_silence(is_quiet, behind - longest[number], behind)
+        frames.append((first, max(first, behind)))
+    for number in range(len(words) - 1):
+        (_, end), (first, behind) = frames[number : number + 2]
+        is_overlong = is_first[number] and ends[number] - begins[number] > 2 * longest[number]
+        is_paused = first - end >= MIN_PAUSE_FRAMES and is_quiet[end:first].all()
+        # Over a sentence that is missing, and a pause: it is the first word of the sentence behind the pause.
+        if is_overlong and is_paused and not is_first[number + 1]:
+            n_letters, n_next = len(words[number]), len(words[number + 1])
+            middle = first + (behind - first) * n_letters // (n_letters + n_next)
+            frames[number : number + 2] = (first, middle), (middle, behind)
+    return [(first / FRAMES_PER_S, end / FRAMES_PER_S) for first, end in frames]
+
+
+def _starts_sentence(text: str, words: Sequence[Sequence[int]], number: int) -> bool:
+    """Whether punctuation, which attention sees in pauses, or nothing is before the word."""
+    return not number or bool(_PUNCTUATION.search(text, words[number - 1][-1] + 1, words[number][0]))
 
 
 def _quiet(loud: Loudness) -> npt.NDArray[np.bool_]:
@@ -85,16 +87,22 @@ def _longest(text: str, letters: Sequence[int]) -> int:
     return MAX_WORD_FRAMES + PER_LETTER * n_letters + PER_CHARACTER * (len(letters) - n_letters)
 
 
-def _without_pause(
-    is_quiet: npt.NDArray[np.bool_], first: int, last: int, longest: int
-) -> tuple[int, int]:
-    """The frames of a word after its longest pause, or before it where they are more than twice as many."""
-    changes = np.flatnonzero(np.diff(np.concatenate([[False], is_quiet, [False]]).astype(np.int8)))
+def _without_silence(is_quiet: npt.NDArray[np.bool_], first: int, end: int) -> tuple[int, int]:
+    while end > first + MIN_WORD_FRAMES and is_quiet[end - 1]:
+        end -= 1
+    while first < end - MIN_WORD_FRAMES and is_quiet[first]:
+        first += 1
+    return first, end
+
+
+def _without_pause(is_quiet: npt.NDArray[np.bool_], first: int, end: int, longest: int) -> tuple[int, int]:
+    """The frames of a word after its longest pause, or before it if it is likelier there."""
+    changes = np.flatnonzero(np.diff(np.concatenate([[0], is_quiet[first:end], [0]]).astype(np.int8)))
     pauses = list(zip(changes[::2].tolist(), changes[1::2].tolist(), strict=True))
-    begin, end = max(pauses, key=lambda pause: pause[1] - pause[0], default=(0, 0))
-    if end - begin < MIN_PAUSE_FRAMES:
-        return first, last
-    before, after = begin, len(is_quiet) - end
+    before, until = max(pauses, key=lambda pause: pause[1] - pause[0], default=(0, 0))
+    if until - before < MIN_PAUSE_FRAMES:
+        return first, end
+    after = end - first - until
     if before > 2 * after and MIN_WORD_FRAMES <= before <= longest:
-        return first, first + begin - 1
-    return min(first + end, last), last
+        return first, first + before
+    return min(first + until, end - 1), end

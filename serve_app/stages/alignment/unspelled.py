@@ -1,7 +1,7 @@
 """Parts of a text that are spoken but that an alignment model cannot spell: digits, symbols, foreign letters.
 
-"50%" is read aloud with many more letters than are written. whisperx gives each written one a single frame, so
-that the rest of the sound is skipped and all words behind it move forward. Here such a part, with its
+"50%" is read aloud with many more letters than are written. whisperx gives each written one a single frame,
+so that the rest of the sound is skipped and all words behind it move forward. Here such a part, with its
 punctuation, is one stretch of sound of any length. Parts with nothing but spaces between them are one
 stretch too, and its words share the sound.
 """

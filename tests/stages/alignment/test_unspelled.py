@@ -50,9 +50,9 @@ def test_what_a_model_cannot_spell_lasts_as_long_as_its_sound(text: str, said: s
         ("Then we went home.", "so um you know that is just how it was _ then we went home"),
         (
             "We had supper. Then everybody left.",
-            "we had supper with all of our friends _ then everybody left",
+            "we had supper with all our friends _ then everybody left",
         ),
-        ("We had supper", "we had supper with all of our friends _ then everybody left"),
+        ("We had supper", "we had supper with all our friends _ then everybody left"),
         ("Mr. Brown is here.", "mister brown is here"),
     ],
 )
