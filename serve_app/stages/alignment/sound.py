@@ -18,6 +18,7 @@ QUIET = 0.2  # of the way from a window's quiet tenth to its loud tenth
 CLICK_FRAMES = 15  # a sound that fills less than half of them is part of the pause around it
 MIN_PAUSE_FRAMES = 40  # no word has such a pause inside
 MIN_WORD_FRAMES = 4
+MAX_FADING_FRAMES = 40  # of a word while attention is at the full stop
 # How long a word lasts at most: this, and for each letter, and for each other character.
 MAX_WORD_FRAMES, PER_LETTER, PER_CHARACTER = 30, 8, 50
 
@@ -42,17 +43,16 @@ def spoken_in_sound(
 
     `words` are the positions in the text of each word's characters, `edges_s` its span by attention.
     """
-    is_quiet = _quiet(loud)
+    is_quiet = np.append(_quiet(loud), True)  # behind the window
     longest = [_longest(text, letters) for letters in words]
     is_first = [_starts_sentence(text, words, number) for number in range(len(words))]
-    begins = [min(round(start_s * FRAMES_PER_S), len(loud)) for start_s, _ in edges_s] + [len(loud)]
+    begins = [min(round(start_s * FRAMES_PER_S), len(loud)) for start_s, _ in edges_s] + [len(is_quiet)]
     ends = [min(round(end_s * FRAMES_PER_S), len(loud)) for _, end_s in edges_s]
     frames = []
     for number, (begin, end) in enumerate(zip(begins, ends, strict=False)):
-        behind = end
-        while behind < begins[number + 1] and behind - begin <= longest[number] and not is_quiet[behind]:
-            behind += 1
-        first, behind = _without_silence(is_quiet, begin, behind)
+        fading = is_quiet[end : min(begins[number + 1], end + MAX_FADING_FRAMES)]
+        until_quiet = int(fading.argmax()) if fading.any() else 0
+        first, behind = _without_silence(is_quiet, begin, end + until_quiet)
         first, behind = _without_pause(is_quiet, first, behind, longest[number])
         if is_first[number] and behind - first > longest[number]:
             first, behind = _without_silence(is_quiet, behind - longest[number], behind)
