@@ -56,7 +56,7 @@ def share(
         wanted = len(sound) * n_before / n_spoken
         later = {cut: sound[cut] - sound[cut - 1] for cut in possible if cuts[-1] < cut < len(sound)}
         cuts.append(min(later, key=lambda cut: abs(cut - wanted) - later[cut], default=round(wanted)))
-    frames = {}
+    frames: dict[int, tuple[int, int]] = {}
     for word, (begin, end) in zip(words, pairwise([*cuts, len(sound)]), strict=True):
         own = sound[begin:end] or sound[begin - 1 :][:1]
         firsts = [own[number * len(own) // len(word)] for number in range(len(word))]
