@@ -18,9 +18,9 @@ DOCUMENTS = [PROJECT / "README.md", PROJECT / "benchmarks" / "README.md", *(PROJ
 
 # Budgets. Raise one only together with the reason, in a commit of its own.
 MAX_LINES = (
-    10_220  # 8,620, and 1,600 for real models: store and prefetch, attention, CAM++, language per window
+    10_420  # 8,620, 1,600 for real models (prefetch, attention, CAM++), 200 for word times as they are spoken
 )
-MAX_MODULES = 77  # without the packages' own __init__.py; 68, and 9 for real models
+MAX_MODULES = 79  # without the packages' own __init__.py; 68, 9 for real models, 2 for word times
 MAX_LINES_OF_A_MODULE = 250
 MIN_LINES_OF_A_MODULE = 40
 MAX_FILES_IN_ROOT = 12

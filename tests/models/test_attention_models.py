@@ -1,15 +1,21 @@
 """Word times by Whisper's attention on a real telephone call, with the real weights."""
 
+import asyncio
 from pathlib import Path
 
 import jiwer
+import numpy as np
 import pytest
+from conftest import SHARED
 from telephone import said_on_the_telephone, word_error_rate, words_of
 
+from benchmarks.decoding import decode_whole
+from benchmarks.people import TimedWord
+from benchmarks.people import words_of as labelled_words_of
 from serve_app.models.catalogue import catalogue
 from serve_app.settings import AsrSettings
 from serve_app.stages.asr.recognizer import Recognizer, load_recognizer
-from serve_app.transcript import AsrRequest, Samples, Window, WindowText, Word
+from serve_app.transcript import SAMPLE_RATE_HZ, AsrRequest, Samples, Window, WindowText, Word
 
 WINDOWS = (Window(6.4, 17.78), Window(17.78, 30.0))  # cut between two speakers
 
@@ -102,3 +108,43 @@ def test_who_wants_no_times_pays_for_none(sample: Samples, tiny_en: Path) -> Non
     assert timed.text == plain.text
     assert timed.tokens[-1].text_end == len(timed.text)
     assert plain.tokens == ()
+
+
+PEOPLE = SHARED / "people"
+
+
+def labelled(name: str) -> tuple[Samples, list[TimedWord]]:
+    """A recording from the start of its first word, and the words by hand."""
+    words = labelled_words_of((PEOPLE / f"{name}.TextGrid").read_text(encoding="utf-8"))
+    with (PEOPLE / f"{name}.wav").open("rb") as file:
+        samples = asyncio.run(decode_whole(file, max_audio_s=60, timeout_s=60))[1]
+    begin_s, end_s = words[0].start_s, words[-1].end_s
+    cut = samples[round(begin_s * SAMPLE_RATE_HZ) : round(end_s * SAMPLE_RATE_HZ)]
+    return cut, [TimedWord(w.text, w.start_s - begin_s, w.end_s - begin_s) for w in words]
+
+
+@pytest.mark.skipif(not PEOPLE.exists(), reason="the folder ../shared/data with labelled speech is not there")
+@pytest.mark.parametrize(
+    ("before", "behind"),
+    [("msajc010", "msajc023"), ("msajc022", "msajc023"), ("msajc023", "msajc057"), ("msajc010", "msajc057")],
+)
+def test_a_noisy_pause_belongs_to_none_of_its_words(before: str, behind: str, tiny_en: Path) -> None:
+    """Two sentences, 2.5 s apart in a room that hisses and clicks: the words beside the pause are in time."""
+    recognizer, rng = recognizer_of(tiny_en), np.random.default_rng(0)
+    (first, first_words), (second, second_words) = labelled(f"emur-{before}"), labelled(f"emur-{behind}")
+    pause = round(2.5 * SAMPLE_RATE_HZ)
+    clean = np.concatenate([first, np.zeros(pause), second])
+    noise = rng.normal(size=len(clean)) * 100
+    for at in rng.integers(0, len(clean), len(clean) // (SAMPLE_RATE_HZ // 2)):
+        noise[at : at + SAMPLE_RATE_HZ // 40] *= 7
+    samples = np.clip(clean + noise, -32768, 32767).astype(np.int16)
+    window = Window(0.0, len(samples) / SAMPLE_RATE_HZ)
+    request = request_of(recognizer, samples, window)
+    [text] = recognizer.transcribe([request])
+    words = words_in(recognizer, request, window, text)
+    ends_s = first_words[-1].end_s
+    begins_s = ends_s + 2.5
+    heard = {word.text.lower().strip(".,"): word for word in words}
+    last, next_word = heard[first_words[-1].text.lower()], heard[second_words[0].text.lower()]
+    assert last.end_s == pytest.approx(ends_s, abs=0.25)
+    assert next_word.start_s == pytest.approx(begins_s, abs=0.25)

@@ -21,8 +21,9 @@ from whisperx import alignment
 from serve_app.errors import ModelUnavailable, TranscriptionError
 from serve_app.settings import AlignmentSettings, ComputeType
 from serve_app.stages.alignment.acoustic import AcousticModel
-from serve_app.stages.alignment.forced import assemble, blank_token, letter_times, spell
+from serve_app.stages.alignment.forced import letter_times, spell
 from serve_app.stages.alignment.sentences import SplitSentences, sentence_splitter
+from serve_app.stages.alignment.words import assemble
 from serve_app.transcript import AlignRequest, Segment, Window
 
 logger = logging.getLogger("ray.serve")
@@ -85,7 +86,6 @@ def align_language(model: LanguageModel, requests: Sequence[AlignRequest]) -> Al
     As in whisperx, a text that cannot be aligned is one segment without words. A window for which there was
     too little GPU memory gets ModelUnavailable as its value.
     """
-    blank = blank_token(model.dictionary)
     letters = [spell(request.text, request.language, model.dictionary) for request in requests]
     results: Aligned = [(Segment(r.start_s, r.end_s, r.text, avg_logprob=r.avg_logprob),) for r in requests]
     alignable = [i for i, request in enumerate(requests) if letters[i] and len(request.samples)]
@@ -95,7 +95,8 @@ def align_language(model: LanguageModel, requests: Sequence[AlignRequest]) -> Al
             results[i] = emissions
             continue
         request = requests[i]
-        times = letter_times(letters[i], *emissions, blank, Window(request.start_s, request.end_s))
+        window = Window(request.start_s, request.end_s)
+        times = letter_times(request.text, letters[i], *emissions, model.dictionary, window)
         if times is not None:
             sentences = model.split_sentences(request.text)
             segments = assemble(request.text, request.language, times, sentences, request.avg_logprob)

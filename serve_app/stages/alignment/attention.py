@@ -12,26 +12,15 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import regex
 
-from serve_app.stages.alignment.forced import LetterTime, assemble, word_ranges
 from serve_app.stages.alignment.sentences import sentence_splitter
+from serve_app.stages.alignment.sound import FRAMES_PER_S, MAX_FRAMES, Loudness, spoken_in_sound
+from serve_app.stages.alignment.unspelled import SPOKEN
+from serve_app.stages.alignment.words import LetterTime, assemble, word_ranges
 from serve_app.transcript import Segment, Token, Window, WindowText, Word
 
 FRAME_S = 0.02  # of the encoder
-MEL_FRAMES_PER_S = 100
-MAX_MEL_FRAMES = 3000
 MAX_TOKENS = 440  # the decoder reads 448, and some stand before and after the text
-
-# Tuned on three half-minute recordings of spontaneous speech (MFA's examples), tested on others.
-QUIET = 0.2  # of the way from a window's quiet tenth to its loud tenth
-MIN_PAUSE_FRAMES = 40  # of 10 ms: no word has such a pause inside
-MIN_WORD_FRAMES = 4
-
-SPOKEN = regex.compile(r"[^\p{P}\p{Z}\s]")  # tokens of punctuation lie over pauses
-
-Loudness = npt.NDArray[np.float32]  # of each 10 ms of a window
 
 
 def token_times(
@@ -55,7 +44,7 @@ def token_times(
             groups.setdefault(tuple(start), []).append(item)
     texts = [text[:MAX_TOKENS] for text in texts]
     for start, items in groups.items():
-        mels = [max(2, min(MAX_MEL_FRAMES, round(lengths_s[item] * MEL_FRAMES_PER_S))) for item in items]
+        mels = [max(2, min(MAX_FRAMES, round(lengths_s[item] * FRAMES_PER_S))) for item in items]
         part = encoded if len(items) == len(texts) else _rows(encoded, items)
         results = model.align(part, list(start), [list(texts[item]) for item in items], mels)
         for item, n_mels, result in zip(items, mels, results, strict=True):
@@ -99,26 +88,21 @@ def _frames(path: Sequence[tuple[int, int]], n_tokens: int, n_frames: int) -> li
     return frames[::-1]
 
 
-def loudness(features: npt.NDArray[np.float32], length_s: float) -> Loudness:
-    """The loudness of each 10 ms of a window, from its log-mels (n_mels, 3000): their mean over 50 ms."""
-    n_frames = max(1, min(MAX_MEL_FRAMES, round(length_s * MEL_FRAMES_PER_S)))
-    mean = features[:, :n_frames].mean(axis=0)
-    return np.convolve(np.pad(mean, 2, "edge"), np.full(5, 0.2), "valid").astype(np.float32)
-
-
 def sentences(text: WindowText, window: Window, loud: Loudness, shift_s: float) -> tuple[Segment, ...]:
     """The sentences of a window whose tokens have times; all words have times.
 
     `shift_s` is by how much the model's attention is early.
     """
     spans = _letter_spans(text, window.end_s - window.start_s, shift_s)
-    _move_edges_into_sound(word_ranges(text.text, text.language), spans, loud)
-    times = {
-        place: LetterTime(
-            round(window.start_s + start_s, 3), round(window.start_s + end_s, 3), round(score, 3)
-        )
-        for place, (start_s, end_s, score) in spans.items()
-    }
+    words = [[n for n in range(*each) if n in spans] for each in word_ranges(text.text, text.language)]
+    words = [letters for letters in words if letters]
+    edges_s = [(spans[letters[0]][0], spans[letters[-1]][1]) for letters in words]
+    in_sound_s = spoken_in_sound(text.text, words, edges_s, loud)
+    times = {}
+    for letters, (start_s, end_s) in zip(words, in_sound_s, strict=True):
+        at_s = np.minimum(window.start_s + np.linspace(start_s, end_s, len(letters) + 1), window.end_s)
+        for place, (a_s, b_s) in zip(letters, pairwise(at_s.tolist()), strict=True):
+            times[place] = LetterTime(round(a_s, 3), round(b_s, 3), round(spans[place][2], 3))
     split = sentence_splitter(text.language)(text.text)
     found = assemble(text.text, text.language, times, split, text.avg_logprob)
     return tuple(replace(segment, words=tuple(_timed(segment))) for segment in found)
@@ -148,44 +132,3 @@ def _letter_spans(text: WindowText, length_s: float, shift_s: float) -> Spans:
             spans[place] = start_s, end_s, token.score
         complete, begun_s = token.text_end, None
     return spans
-
-
-def _move_edges_into_sound(words: Sequence[tuple[int, int]], spans: Spans, loud: Loudness) -> None:
-    """Moves the start and the end of each word out of the silence beside it, its characters with them."""
-    quiet, noisy = np.percentile(loud, [10, 90])
-    is_quiet = loud < quiet + QUIET * (noisy - quiet)
-    for begin, end in words:
-        letters = [place for place in range(begin, end) if place in spans]
-        if not letters:
-            continue
-        start_s, end_s = spans[letters[0]][0], spans[letters[-1]][1]
-        first = round(start_s * MEL_FRAMES_PER_S)
-        last = min(round(end_s * MEL_FRAMES_PER_S), len(loud)) - 1
-        if last - first < MIN_WORD_FRAMES:
-            continue
-        first, last = _without_pause(is_quiet[first : last + 1], first, last)
-        while first < last + 1 - MIN_WORD_FRAMES and is_quiet[first]:
-            first += 1
-        while last > first - 1 + MIN_WORD_FRAMES and is_quiet[last]:
-            last -= 1
-        scale = (last + 1 - first) / MEL_FRAMES_PER_S / (end_s - start_s)
-        for place in letters:
-            a_s, b_s, score = spans[place]
-            offset_s = first / MEL_FRAMES_PER_S - start_s * scale
-            spans[place] = a_s * scale + offset_s, b_s * scale + offset_s, score
-
-
-def _without_pause(is_quiet: npt.NDArray[np.bool_], first: int, last: int) -> tuple[int, int]:
-    """The frames of a word after its longest pause, or before it where they are more than twice as many.
-
-    Attention turns to a word as soon as the one before it has ended, so a pause mostly stands at its start.
-    """
-    changes = np.flatnonzero(np.diff(np.concatenate([[False], is_quiet, [False]]).astype(np.int8)))
-    pauses = list(zip(changes[::2].tolist(), changes[1::2].tolist(), strict=True))
-    begin, end = max(pauses, key=lambda pause: pause[1] - pause[0], default=(0, 0))
-    if end - begin < MIN_PAUSE_FRAMES:
-        return first, last
-    before, after = begin, len(is_quiet) - end
-    if before > 2 * after and before >= MIN_WORD_FRAMES:
-        return first, first + begin - 1
-    return min(first + end, last), last

@@ -1,37 +1,32 @@
-"""Text to word times: the arithmetic of whisperx.align in numpy and plain Python, without the model.
+"""Text to times of its letters: the arithmetic of whisperx.align in numpy and plain Python, without a model.
 
-One dynamic programme per window finds the frame where each character starts; then characters become words,
-and words sentences. Times, scores, words and segments are whisperx 3.8.6's to the last bit (tests/models
-compares them), at about a sixteenth of its cost: whisperx runs torch operations frame by frame and
-assembles with pandas. Two things differ: in Thai, Lao, Khmer, Burmese, Tibetan and Cantonese every written
-character is a word, and full stops of other scripts than Latin end sentences (`sentences`).
+One dynamic programme per window finds the frame where each character starts; `words` makes words and
+sentences of them. Times, scores, words and segments are whisperx 3.8.6's to the last bit (tests/models
+compares them), at about a sixteenth of its cost: whisperx runs torch operations frame by frame and assembles
+with pandas. Four things differ. In Thai, Lao, Khmer, Burmese, Tibetan and Cantonese every written character
+is a word; full stops of other scripts than Latin end sentences (`sentences`); what the model cannot spell
+lasts as long as its sound (`unspelled`); and words that are said but not written are skipped as a whole.
 
 Trellis and backtrack are those of torchaudio's forced alignment tutorial, in whisperx's variant where staying
 always costs the blank, so that a character is one frame and a pause belongs to the word before it.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import regex
 
-from serve_app.languages import LANGUAGES_WITHOUT_SPACES, NO_SPACE_BETWEEN_WORDS
-from serve_app.transcript import Segment, Window, Word
+from serve_app.languages import LANGUAGES_WITHOUT_SPACES
+from serve_app.stages.alignment.unspelled import share, stretches
+from serve_app.stages.alignment.words import LetterTime
+from serve_app.transcript import Window
 
 Emission = npt.NDArray[np.float32]  # (frames, tokens)
 
-_CHARACTER = regex.compile(r"\X", regex.DOTALL)
-
-
-class LetterTime(NamedTuple):
-    """When a character is spoken, in seconds from the start of the file, and its mean probability."""
-
-    start_s: float
-    end_s: float
-    score: float
+MAX_SKIPPED_LETTERS = 4  # in a row; more of them are words that the text does not have
+# What skipping a letter costs, as a share of whisperx's cost. Behind the text it costs a little less than
+# before it, so that of two equal words the first is taken where only one is written.
+BETWEEN_WORDS, BEHIND_TEXT = 0.5, 0.9
 
 
 def blank_token(dictionary: Mapping[str, int]) -> int:
@@ -62,17 +57,29 @@ def with_wildcard(emission: Emission, blank: int) -> Emission:
     return np.column_stack([emission, np.delete(emission, blank, axis=1).max(axis=1)])
 
 
-def first_frames(log_probs: Emission, tokens: Sequence[int], blank: int) -> list[int] | None:
+def first_frames(
+    log_probs: Emission, tokens: Sequence[int], blank: int, skipping: Sequence[float] | None = None
+) -> list[int] | None:
     """The frame where each token starts, followed by the frame where the last one ends.
 
     `log_probs` is (frames, tokens of the model). Returns len(tokens) + 1 numbers, or None if no path reaches
     the first token because there are more characters than frames. This is whisperx's get_trellis and
     backtrack with the same float32 arithmetic, but it keeps the decisions instead of the trellis.
+
+    `skipping` is ours: the cost of skipping a letter that is said, as a share of whisperx's, first outside
+    the text and then after each token. With it, letters behind the text cost something too: in whisperx they
+    do not, so that a text which is shorter than its speech ends early.
     """
     n_frames, n_tokens = len(log_probs), len(tokens)
     blank_costs, token_costs = log_probs[:, blank], log_probs[:, np.asarray(tokens)]
+    stay_costs = blank_costs[:, None]
+    if skipping is not None:
+        best = log_probs.max(axis=1, keepdims=True)
+        costs = best + (stay_costs - best) * np.asarray(skipping, np.float32)
+        blank_costs, stay_costs = costs[:, 0], costs[:, 1:]
     before_first = np.zeros(n_frames + 1, np.float32)  # trellis[:, 0], nothing said yet
     before_first[1:] = np.cumsum(blank_costs, dtype=np.float64)  # torch.cumsum sums in double
+    after_last = before_first[-1] - before_first
     before_first[-n_tokens:] = np.inf  # whisperx forbids starting so late that the rest cannot follow
     row = np.full(n_tokens + 1, -np.inf, np.float32)
     row[0] = before_first[0]
@@ -80,12 +87,14 @@ def first_frames(log_probs: Emission, tokens: Sequence[int], blank: int) -> list
     finished[0] = row[-1]
     changes = np.empty((n_frames, n_tokens), bool)
     for frame in range(n_frames):
-        stayed = row[1:] + blank_costs[frame]
+        stayed = row[1:] + stay_costs[frame]
         changed = row[:-1] + token_costs[frame]
         np.greater(changed, stayed, out=changes[frame])
         np.maximum(stayed, changed, out=row[1:])
         row[0] = before_first[frame + 1]
         finished[frame + 1] = row[-1]
+    if skipping is not None:
+        finished += BEHIND_TEXT * after_last
     end = int(finished.argmax())
     starts = [end]
     for frame in range(end - 1, -1, -1):
@@ -96,107 +105,72 @@ def first_frames(log_probs: Emission, tokens: Sequence[int], blank: int) -> list
     return None
 
 
+def _skips_words(best: npt.NDArray[np.int_], blank: int, frames: Sequence[int], long: Sequence[bool]) -> bool:
+    """Whether a path leaves out more than a few letters in a row of those that the model hears.
+
+    `best` is the likeliest token of each frame. A model that mostly hears no blank is not trained.
+    """
+    is_letter = best != blank
+    if is_letter.mean() > 0.5:
+        return False
+    numbers = np.cumsum(is_letter & (best != np.concatenate([[blank], best[:-1]])))  # of letters, from 1
+    on_path = np.zeros(len(best), bool)
+    on_path[frames[:-1]] = True
+    for is_long, first, end in zip(long, frames, frames[1:], strict=False):
+        on_path[first:end] |= is_long
+    found = np.unique(numbers[on_path & is_letter])
+    return bool(np.diff(np.concatenate([[0], found, [numbers[-1] + 1]])).max() > MAX_SKIPPED_LETTERS + 1)
+
+
 def letter_times(
-    letters: Mapping[int, int | None], log_probs: Emission, probs: Emission, blank: int, window: Window
+    text: str,
+    letters: Mapping[int, int | None],
+    log_probs: Emission,
+    probs: Emission,
+    dictionary: Mapping[str, int],
+    window: Window,
 ) -> dict[int, LetterTime] | None:
     """Position in the text -> time and score of each letter; None if they cannot be aligned.
 
-    `log_probs` and `probs` are (frames, tokens); the second is the exponential of the first, computed by the
-    acoustic model's library so that scores are equal to the last bit. Times and scores are rounded to three
-    digits, as whisperx's are.
+    `letters` is what `spell` returns for the text. `log_probs` and `probs` are (frames, tokens); the second
+    is the exponential of the first, computed by the acoustic model's library so that scores are equal to the
+    last bit. Times and scores are rounded to three digits, as whisperx's are. Punctuation within a stretch of
+    `unspelled` has no time.
     """
+    blank, separator, best = blank_token(dictionary), dictionary.get("|"), log_probs.argmax(axis=1)
     if None in letters.values():
         log_probs, probs = with_wildcard(log_probs, blank), with_wildcard(probs, blank)
     wildcard = log_probs.shape[1] - 1
-    tokens = [wildcard if token is None else token for token in letters.values()]
-    frames = first_frames(log_probs, tokens, blank)
+    unspelled = {stretch[0]: stretch for stretch in stretches(text, letters)}
+    inside = {position for stretch in unspelled.values() for position in stretch[1:]}
+    units = {place: wildcard if t is None else t for place, t in letters.items() if place not in inside}
+    tokens, long = [*units.values()], [position in unspelled for position in units]
+    skipping = np.where(long, 0.0, 1.0)
+    frames = first_frames(log_probs, tokens, blank, [1.0, *skipping] if unspelled else None)
+    if frames is not None and _skips_words(best, blank, frames, long):
+        skipping[[token == separator for token in tokens]] = BETWEEN_WORDS
+        frames = first_frames(log_probs, tokens, blank, [BETWEEN_WORDS, *skipping])
     if frames is None:
         return None
     start_s, frame_s = window.start_s, (window.end_s - window.start_s) / len(log_probs)
     blanks = probs[:, blank].tolist()
     times = {}
-    for position, token, first, end in zip(letters, tokens, frames, frames[1:], strict=False):
-        total = sum([float(probs[first, token]), *blanks[first + 1 : end]])
+
+    def set_time(position: int, first: int, end: int, total: float) -> None:
         times[position] = LetterTime(
             round(first * frame_s + start_s, 3),
             round(end * frame_s + start_s, 3),
             round(total / (end - first), 3),
         )
-    return times
 
-
-def fill_nearest(values: Sequence[float | None]) -> list[float | None]:
-    """Replaces None by the nearest known value, the earlier one if two are equally near; all None stays None.
-
-    This equals whisperx's `interpolate_nans(method="nearest")` (pandas and scipy).
-    """
-    known = [i for i, value in enumerate(values) if value is not None]
-    if len(known) in (0, len(values)):
-        return list(values)
-    return [values[min(known, key=lambda k: (abs(k - i), k))] for i in range(len(values))]
-
-
-def word_ranges(text: str, language: str) -> list[tuple[int, int]]:
-    """The (first, end) positions of every word with its leading space; together they cover the text.
-
-    Where no spaces are written every character is a word, with the marks that belong to it.
-    """
-    if language in NO_SPACE_BETWEEN_WORDS:
-        return [found.span() for found in _CHARACTER.finditer(text)]
-    ends = [i + 1 for i in range(len(text)) if i + 1 == len(text) or text[i + 1] == " "]
-    return list(zip([0, *ends], ends, strict=False))
-
-
-def _word(text: str, positions: range, times: Mapping[int, LetterTime]) -> Word | None:
-    """The word at these positions, with None for unknown times and score; None for white space."""
-    name = text[positions.start : positions.stop].strip() if positions else ""
-    if not name:
-        return None
-    printed = [i for i in positions if text[i] != " "]
-    found = [times[i] for i in printed if i in times]
-    if not found:
-        return Word(name)
-    # pandas sums with missing values as zeros; numpy's order of summing depends on their places
-    total = np.sum([times[i].score if i in times else 0.0 for i in printed])
-    score = float(np.round(total / len(found), 3))
-    return Word(name, min(f.start_s for f in found), max(f.end_s for f in found), score)
-
-
-def assemble(
-    text: str,
-    language: str,
-    times: Mapping[int, LetterTime],
-    sentences: Sequence[tuple[int, int]],
-    avg_logprob: float | None,
-) -> tuple[Segment, ...]:
-    """One segment per sentence, in order of time; sentences with equal times become one segment.
-
-    `times` is what letter_times returns, `sentences` are (first, end) positions in `text`.
-    """
-    starts: list[float | None] = []
-    ends: list[float | None] = []
-    spoken: list[tuple[Word, ...]] = []
-    ranges = word_ranges(text, language)
-    next_begins = [begin for begin, _ in sentences[1:]] + [len(text)]
-    for (begin, end), next_begin in zip(sentences, next_begins, strict=False):
-        stop = min(end + 1, next_begin)  # whisperx counts the space after the sentence
-        starts.append(min((times[i].start_s for i in range(begin, stop) if i in times), default=None))
-        ends.append(
-            max((times[i].end_s for i in range(begin, stop) if i in times and text[i] != " "), default=None)
-        )
-        inside = (range(max(first, begin), min(last, stop)) for first, last in ranges)
-        found = [word for place in inside if (word := _word(text, place, times))]
-        filled = fill_nearest([w.start_s for w in found]), fill_nearest([w.end_s for w in found])
-        spoken.append(tuple(replace(w, start_s=s, end_s=e) for w, s, e in zip(found, *filled, strict=True)))
-    joint = "" if language in LANGUAGES_WITHOUT_SPACES else " "
-    segments: dict[tuple[float, float], Segment] = {}
-    for (begin, end), start_s, end_s, words in zip(
-        sentences, fill_nearest(starts), fill_nearest(ends), spoken, strict=True
-    ):
-        if start_s is None or end_s is None:
+    for (position, token), first, end in zip(units.items(), frames, frames[1:], strict=False):
+        if position not in unspelled:
+            set_time(position, first, end, sum([float(probs[first, token]), *blanks[first + 1 : end]]))
             continue
-        segment = Segment(start_s, end_s, text[begin:end], words, avg_logprob=avg_logprob)
-        if same := segments.get((start_s, end_s)):
-            segment = replace(same, text=f"{same.text}{joint}{segment.text}", words=same.words + words)
-        segments[start_s, end_s] = segment
-    return tuple(segments[key] for key in sorted(segments))
+        heard = best[first:end]
+        sound = first + np.flatnonzero((heard != blank) & (heard != separator))
+        spaces = first + np.flatnonzero(heard == separator)
+        shared = share(text, unspelled[position], sound.tolist() or [first], spaces.tolist())
+        for each, (begin, stop) in shared.items():
+            set_time(each, begin, stop, float(probs[begin:stop].max(axis=1).sum()))
+    return times

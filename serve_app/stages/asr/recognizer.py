@@ -21,7 +21,7 @@ from faster_whisper.transcribe import get_compression_ratio, get_ctranslate2_sto
 
 from serve_app.errors import InvalidRequest, ModelUnavailable, TranscriptionError
 from serve_app.settings import AsrSettings
-from serve_app.stages.alignment import attention
+from serve_app.stages.alignment import attention, sound
 from serve_app.stages.asr.prompts import Prompts
 from serve_app.transcript import SAMPLE_RATE_HZ, AsrRequest, Samples, Segment, Token, Window, WindowText
 
@@ -97,7 +97,7 @@ class Recognizer:
 
     def sentences(self, text: WindowText, window: Window, features: Features) -> tuple[Segment, ...]:
         """The sentences of a text whose tokens have times, with the times of their words."""
-        loud = attention.loudness(features, window.end_s - window.start_s)
+        loud = sound.loudness(features, window.end_s - window.start_s)
         return attention.sentences(text, window, loud, self._attention_shift_s)
 
     def _refusal(self, request: AsrRequest) -> InvalidRequest | None:

@@ -8,10 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.stages.alignment.attention import characters_complete, loudness, sentences, token_times
+from serve_app.stages.alignment.attention import characters_complete, sentences, token_times
+from serve_app.stages.alignment.sound import FRAMES_PER_S, Loudness, loudness
 from serve_app.transcript import Segment, Token, Window, WindowText, Word
 
 LOUD = np.ones(1000, np.float32)  # ten seconds
+
+
+def loud_at(*spans_s: tuple[float, float]) -> Loudness:
+    """Sound at these seconds, silence elsewhere, to half a second behind the last."""
+    loud = np.zeros(round((spans_s[-1][1] + 0.5) * FRAMES_PER_S), np.float32)
+    for start_s, end_s in spans_s:
+        loud[round(start_s * FRAMES_PER_S) : round(end_s * FRAMES_PER_S)] = 1.0
+    return loud
 
 
 def text_of(text: str, tokens: Sequence[Token], language: str = "en") -> WindowText:
@@ -65,9 +74,9 @@ def test_a_pause_belongs_to_no_word() -> None:
 def test_the_models_constant_error_is_taken_off() -> None:
     """A model whose attention is early by 40 ms has its words 40 ms later."""
     [segment] = sentences(
-        text_of(" a b", [Token(1.0, 2.0, 1, 2), Token(2.0, 3.0, 1, 4)]), Window(0, 9), LOUD, 0.04
+        text_of(" a b", [Token(1.0, 1.2, 1, 2), Token(1.2, 1.4, 1, 4)]), Window(0, 9), LOUD, 0.04
     )
-    assert [(word.text, word.start_s) for word in segment.words] == [("a", 1.04), ("b", 2.04)]
+    assert [(word.text, word.start_s) for word in segment.words] == [("a", 1.04), ("b", 1.24)]
 
 
 def test_digits_and_scripts_without_spaces_have_times_of_their_own() -> None:
@@ -77,9 +86,66 @@ def test_digits_and_scripts_without_spaces_have_times_of_their_own() -> None:
     assert [segment.text for segment in found] == ["你好。", "再见"]
     assert [word.start_s for word in words_of(found) if word.text != "。"] == [0.0, 0.1, 0.3, 0.4]
     [segment] = sentences(
-        text_of(" in 1984", [Token(0, 1, 1, 3), Token(4, 6, 1, 8)]), Window(0, 9), LOUD, 0.0
+        text_of(" in 1984", [Token(0, 1, 1, 3), Token(4, 6, 1, 8)]), Window(0, 6), LOUD[:600], 0.0
     )
     assert (segment.words[1].text, segment.words[1].start_s, segment.words[1].end_s) == ("1984", 4.0, 6.0)
+
+
+def spans_of(
+    text: str, tokens: Sequence[Token], loud: Loudness
+) -> list[tuple[str, float | None, float | None]]:
+    window = Window(0.0, len(loud) / FRAMES_PER_S)
+    found = words_of(sentences(text_of(text, tokens), window, loud, 0.0))
+    return [(word.text, word.start_s, word.end_s) for word in found]
+
+
+def test_symbols_that_are_read_aloud_have_time() -> None:
+    """A number lasts until the end of "percent", and "and" has a time although it is written as "&"."""
+    tokens = [Token(1.0, 1.4, 1, 3), Token(1.4, 1.9, 1, 4), Token(2.0, 2.4, 1, 6), Token(2.4, 2.8, 1, 10)]
+    assert spans_of(" 50% & off", tokens, loud_at((1.0, 1.9), (2.0, 2.8))) == [
+        ("50%", 1.0, 1.9),
+        ("&", 2.0, 2.4),
+        ("off", 2.4, 2.8),
+    ]
+
+
+def test_clicks_do_not_make_a_pause_a_part_of_a_word() -> None:
+    """Background noise in a pause between two sentences is not the start of the second one."""
+    tokens = [Token(0.0, 0.5, 1, 4), Token(0.5, 0.7, 1, 5), Token(0.7, 3.0, 1, 10)]
+    clicks = [(at_s, at_s + 0.06) for at_s in (0.9, 1.2, 1.5, 1.8, 2.2)]
+    assert spans_of(" Yes. This", tokens, loud_at((0.0, 0.5), *clicks, (2.6, 3.0))) == [
+        ("Yes.", 0.0, 0.5),
+        ("This", 2.6, 3.0),
+    ]
+
+
+def test_what_is_said_between_two_sentences_does_not_move_the_second() -> None:
+    """A filler that the recogniser left out belongs to no word: no first word lasts for two seconds."""
+    tokens = [Token(0.0, 0.4, 1, 4), Token(0.4, 0.6, 1, 5), Token(0.6, 2.8, 1, 8)]
+    [_, (word, start_s, end_s)] = spans_of(" Yes. So", tokens, loud_at((0.0, 0.4), (0.6, 2.8)))
+    assert start_s is not None
+    assert (word, end_s) == ("So", 2.8)
+    assert start_s > 2.2
+
+
+def test_a_first_word_is_not_left_over_a_sentence_that_is_missing() -> None:
+    """Where the recogniser left out a sentence, the next one begins behind the pause, not with its sound."""
+    tokens = [Token(0.0, 1.6, 0.1, 3), Token(1.6, 3.8, 1, 6), Token(3.8, 4.4, 1, 13)]
+    sound = loud_at((0.1, 1.2), (3.6, 4.4))
+    assert spans_of(" It is futile", tokens, sound) == [
+        ("It", 3.6, 3.7),
+        ("is", 3.7, 3.8),
+        ("futile", 3.8, 4.4),
+    ]
+
+
+def test_a_word_ends_with_its_sound_and_not_with_its_full_stop() -> None:
+    """Attention is at the full stop while the word fades; the next word's time is not touched."""
+    tokens = [Token(0.0, 0.6, 1, 11), Token(0.6, 1.4, 1, 12), Token(1.4, 1.7, 1, 17)]
+    assert spans_of(" resistance. This", tokens, loud_at((0.0, 0.9), (1.4, 1.7))) == [
+        ("resistance.", 0.0, 0.9),
+        ("This", 1.4, 1.7),
+    ]
 
 
 def test_a_character_of_several_tokens_is_complete_after_the_last() -> None:

@@ -7,16 +7,13 @@ import pytest
 
 from serve_app.stages.alignment.forced import (
     Emission,
-    LetterTime,
-    assemble,
     blank_token,
-    fill_nearest,
     first_frames,
     letter_times,
     spell,
     with_wildcard,
-    word_ranges,
 )
+from serve_app.stages.alignment.words import LetterTime, assemble, fill_nearest, word_ranges
 from serve_app.transcript import AlignRequest, Segment, Window, WindowText, Word
 
 DICTIONARY = {"<pad>": 0, "|": 1, "a": 2, "b": 3, "c": 4}
@@ -33,7 +30,8 @@ def emission(spoken: str, loud: float = 0.9) -> Emission:
 
 def times_of(text: str, spoken: str, window: Window) -> dict[int, LetterTime] | None:
     log_probs = emission(spoken)
-    return letter_times(spell(text, "en", DICTIONARY), log_probs, np.exp(log_probs), 0, window)
+    letters = spell(text, "en", DICTIONARY)
+    return letter_times(text, letters, log_probs, np.exp(log_probs), DICTIONARY, window)
 
 
 def test_spelling_keeps_separators_between_words_only() -> None:
