@@ -107,7 +107,9 @@ async def received(
             body = JsonBody(file, max_file_bytes, max_json_bytes)
         else:
             or_json = ", or application/json with audio_file or audio_b64" if max_json_bytes else ""
-            given = f"not as {content_type[:100]}" if content_type else "and say so in the header Content-Type"
+            given = (
+                f"not as {content_type[:100]}" if content_type else "and say so in the header Content-Type"
+            )
             message = f"Send multipart/form-data with a part named file{or_json}, {given}."
             raise InvalidRequest(message, None, "unsupported_content_type")
         source, parsed = await _receive(request, body)
@@ -117,6 +119,18 @@ async def received(
         if source.file is None:
             file.close()  # nor an open file
         yield source, parsed
+
+
+async def options_in_body_only(request: Request) -> None:
+    """Raises InvalidRequest for options that are sent where they would have no effect.
+
+    Other headers pass, because clients and proxies add their own.
+    """
+    for name in request.query_params:
+        raise InvalidRequest(f"{name}: the URL takes no parameters; send options in the body.", name)
+    for header in request.headers:
+        if (name := header.replace("-", "_")) in PredictRequest.model_fields:
+            raise InvalidRequest(f"{name}: send it in the body, not as the header {header}.", name)
 
 
 def described_body(fields: dict[str, Any], *required: str, or_json: bool = False) -> dict[str, Any]:

@@ -180,6 +180,59 @@ def test_a_wrong_request_is_a_400_that_names_the_field(
 
 
 @pytest.mark.parametrize(
+    ("query", "param"),
+    [
+        ("language=de", "language"),
+        ("language=en", "language"),
+        ("audio_file=https://example.com/x.mp3", "audio_file"),
+        ("nonsense=1", "nonsense"),
+        ("nonsense", "nonsense"),
+        ("api-version=2024-06-01", "api-version"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/predict", "/v1/models/whisperx:predict", "/v1/audio/transcriptions"])
+def test_an_option_in_the_url_is_refused(path: str, query: str, param: str) -> None:
+    """It is named, whether the body has another value for it, the same, or none."""
+    server = Server()
+    form = {"files": {"file": b"x"}, "data": {"language": "en"}}
+    for body in (form, {"json": {**URL, "language": "en"}}, {}):
+        answer = server.request("POST", f"{path}?{query}", **body)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+    assert server.got == []
+
+
+@pytest.mark.parametrize("header", ["Language", "response-format", "num_speakers", "Audio-File"])
+def test_an_option_in_a_header_is_refused(header: str) -> None:
+    """It is named, as it would have no effect."""
+    server = Server()
+    answer = server.post(json=URL, headers={header: "en"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, header.lower().replace("-", "_"))
+    assert header.lower() in answer.json()["error"]["message"]
+    assert server.got == []
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["Accept", "Accept-Language", "Prefer", "Range", "Idempotency-Key", "X-Language", "X-Stainless-Lang"],
+)
+def test_other_headers_change_nothing(header: str) -> None:
+    """Clients and proxies add headers that are not meant for this service."""
+    server = Server()
+    assert server.post(json=URL, headers={header: "text/vtt"}).status_code == 200
+    assert server.got == [(Source(url=URL["audio_file"]), Options())]
+
+
+def test_only_pages_without_options_take_a_query() -> None:
+    """Load balancers add parameters to get past caches; the list of models has no options."""
+    server = Server()
+    for path in ("/healthz", "/readyz", "/docs", "/openapi.json", "/v1/models/whisperx"):
+        assert server.request("GET", f"{path}?t=1").status_code == 200
+    for path in ("/v1/models", "/v1/models/none"):
+        answer = server.request("GET", f"{path}?limit=1")
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "limit")
+
+
+@pytest.mark.parametrize(
     ("error", "status", "code"),
     [
         (InvalidRequest("No.", "language", "x"), 400, "x"),
