@@ -134,13 +134,32 @@ async def options_in_body_only(request: Request) -> None:
 
 
 def described_body(fields: dict[str, Any], *required: str, or_json: bool = False) -> dict[str, Any]:
-    """The OpenAPI description of a form with a file and these fields, or else of a PredictRequest in JSON."""
+    """The OpenAPI description of a form with a file and these fields, or else of a PredictRequest in JSON.
+
+    JSON is the first: Swagger UI keeps the values of a form when its user goes on to JSON.
+    """
     file = {"type": "string", "format": "binary", "description": "The audio or video file."}
-    form = {"type": "object", "properties": {"file": file, **fields}, "required": ["file", *required]}
-    content = {"multipart/form-data": {"schema": form}}
+    properties = {"file": file, **{name: _with_example(field) for name, field in fields.items()}}
+    form = {"type": "object", "properties": properties, "required": ["file", *required]}
+    # Else Swagger UI joins the values of a list with commas.
+    encoding = {name: {"style": "form", "explode": True} for name in fields if _is_array(fields[name])}
+    content: dict[str, Any] = {}
     if or_json:
-        content["application/json"] = {"schema": PredictRequest.model_json_schema()}
+        example = {"audio_file": "https://example.com/talk.mp3"}
+        content["application/json"] = {"schema": PredictRequest.model_json_schema(), "example": example}
+    content["multipart/form-data"] = {"schema": form, "encoding": encoding}
     return {"requestBody": {"required": True, "content": content}}
+
+
+def _with_example(field: dict[str, Any]) -> dict[str, Any]:
+    """The field with an empty example, if that is its default: else Swagger UI sends "string", 1 or true."""
+    if _is_array(field):
+        return {**field, "examples": [[]]}
+    return {**field, "examples": [""]} if field.get("default") in (None, "") else field
+
+
+def _is_array(field: dict[str, Any]) -> bool:
+    return field.get("type") == "array"
 
 
 async def _receive(request: Request, body: FormBody | JsonBody) -> tuple[Source, Any]:

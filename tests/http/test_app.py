@@ -287,6 +287,55 @@ def test_health_and_readiness() -> None:
     assert (late.status_code, late.json()["stages"]) == (503, {"asr": False, "speech": True})
 
 
+def swaggers_value(field: dict[str, Any]) -> str:
+    """What Swagger UI 5.32 sends for a field that its user leaves alone."""
+    field = {**field.get("anyOf", [{}])[0], **field}
+    samples = {"string": "string", "boolean": True, "integer": field.get("minimum", 0), "array": []}
+    samples["number"] = field.get("maximum", 0)
+    value = (field.get("examples") or [field.get("default")])[0]
+    value = samples[field["type"]] if value is None else value
+    return (
+        ",".join(value) if isinstance(value, list) else str(value).lower() if value is False else str(value)
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "needed"),
+    [
+        ("/predict", {}),
+        *((f"/v1/audio/{name}", {"model": "whisper-1"}) for name in ("transcriptions", "translations")),
+    ],
+)
+def test_try_it_out_works_with_a_file_and_nothing_else(path: str, needed: dict[str, str]) -> None:
+    """What the documentation's page sends for the other fields asks for what their absence does."""
+    server = Server()
+    content = server.request("GET", "/openapi.json").json()["paths"][path]["post"]["requestBody"]["content"]
+    fields = dict(content["multipart/form-data"]["schema"]["properties"])
+    assert fields.pop("file")["format"] == "binary"
+    lists = [name for name, field in fields.items() if field.get("type") == "array"]
+    encoding = content["multipart/form-data"]["encoding"]
+    assert encoding == {name: {"style": "form", "explode": True} for name in lists}  # else "Ada,Bob" is sent
+    sent = {name: swaggers_value(field) for name, field in fields.items()}
+    for data in (sent, {name: value for name, value in sent.items() if value}, needed):
+        answer = server.request("POST", path, files={"file": b"x"}, data=data)
+        assert answer.status_code == 200, answer.text
+    first, second, third = (options for _, options in server.got)
+    assert first == second == third
+
+
+def test_try_it_out_works_with_a_url() -> None:
+    """The page shows the example of the first type of body."""
+    server = Server()
+    (first, *_) = (
+        server.request("GET", "/openapi.json")
+        .json()["paths"]["/predict"]["post"]["requestBody"]["content"]
+        .items()
+    )
+    assert first[0] == "application/json"
+    assert server.post(json=first[1]["example"]).status_code == 200
+    assert server.got == [(Source(url="https://example.com/talk.mp3"), Options())]
+
+
 def test_the_documentation_lists_every_option() -> None:
     """/docs needs no other host, and the OpenAPI document names each option for JSON and for uploads."""
     server = Server()
