@@ -58,7 +58,7 @@ def create_app(
     cors = Middleware(
         CORSMiddleware,
         allow_origins=access.cors_origins,
-        allow_methods=["GET", "POST"],
+        allow_methods=["GET", "HEAD", "POST"],
         allow_headers=["*"],
         expose_headers=["Retry-After", "X-Request-ID", "X-Warnings"],
     )
@@ -113,8 +113,16 @@ def create_app(
     return app
 
 
-async def _http_error(_: Request, error: Exception) -> Response:
-    """Unknown routes and wrong methods, in the shape of every other error."""
+async def _http_error(request: Request, error: Exception) -> Response:
+    """Unknown routes and wrong methods, in the shape of every other error; and the answer to OPTIONS."""
     assert isinstance(error, HTTPException)
-    body = error_body(InvalidRequest(error.detail, None, f"http_{error.status_code}"))
-    return JSONResponse(body, error.status_code, error.headers)
+    headers = dict(error.headers or {})
+    message = error.detail
+    if error.status_code == 405:
+        allowed = {*headers["Allow"].split(", "), "OPTIONS"}
+        headers["Allow"] = ", ".join(sorted(allowed | {"HEAD"} if "GET" in allowed else allowed))
+        if request.method == "OPTIONS":
+            return Response(status_code=204, headers=headers)
+        message = f"{request.method} is not possible here; {headers['Allow']} are."
+    body = error_body(InvalidRequest(message, None, f"http_{error.status_code}"))
+    return JSONResponse(body, error.status_code, headers)

@@ -279,6 +279,44 @@ def test_unknown_routes_and_methods_have_the_same_error_shape() -> None:
     assert server.request("GET", "/predict").json()["error"]["code"] == "http_405"
 
 
+STATIC = "/static-offline-docs/swagger-ui.css"
+PAGES = ("/", "/docs", "/redoc", "/openapi.json", "/docs/oauth2-redirect", STATIC, "/healthz", "/readyz")
+
+
+@pytest.mark.parametrize("ready", [True, False])
+@pytest.mark.parametrize(
+    "path", [*PAGES, "/v1/models", "/v1/models/whisper-1", "/v1/models/whisperx", "/v1/models/x", "/nothing"]
+)
+def test_head_is_get_without_the_body(path: str, ready: bool) -> None:
+    """Load balancers and link checkers ask for it; errors have no body either."""
+    server = Server(ready=ready)
+    get, head = (server.request(method, path, headers={"X-Request-ID": "7"}) for method in ("GET", "HEAD"))
+    assert (head.status_code, head.content) == (get.status_code, b"")
+    assert head.headers == get.headers
+    assert int(head.headers["content-length"]) == len(get.content)
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("/predict", "OPTIONS, POST"),
+        ("/v1/models/whisperx:predict", "OPTIONS, POST"),
+        ("/v1/audio/translations", "OPTIONS, POST"),
+        ("/v1/models/whisper-1", "GET, HEAD, OPTIONS"),
+        *((path, "GET, HEAD, OPTIONS") for path in PAGES),
+    ],
+)
+def test_what_a_path_can_do_is_in_allow(path: str, allowed: str) -> None:
+    """Another method is a 405 that names those that are possible; OPTIONS asks for them."""
+    server = Server()
+    for method in ("DELETE", "PUT", "OPTIONS"):
+        answer = server.request(method, path)
+        assert answer.status_code == (204 if method == "OPTIONS" else 405)
+        assert answer.headers["allow"] == allowed
+        assert method == "OPTIONS" or allowed in answer.json()["error"]["message"]
+    assert server.request("HEAD", path).status_code == server.request("GET", path).status_code
+
+
 def test_health_and_readiness() -> None:
     """/healthz needs no model; /readyz is 503 until every stage has its own."""
     assert Server(ready=False).request("GET", "/healthz").status_code == 200
