@@ -43,7 +43,7 @@ class FormBody:
         self._header_name, self._header_value = bytearray(), bytearray()
         self._headers: dict[str, str] = {}  # of the current part, like the next three
         self._name, self._text = "", list[str]()
-        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._decoder: codecs.IncrementalDecoder = codecs.getincrementaldecoder("utf-8")()
         self._in_preamble = True
         self._is_file = self._has_file = self._is_complete = False
         if not boundary:

@@ -19,15 +19,15 @@ class EndWithConnection:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         cycle = getattr(send, "__self__", None)
         if scope.get("http_version") == "1.0" and isinstance(cycle, RequestResponseCycle):
-            send = _unchunked(cycle)
+            send = _unchunked(cycle, send)
         await self.app(scope, receive, send)
 
 
-def _unchunked(cycle: RequestResponseCycle) -> Send:
-    """As the cycle's `send`, but what has no length is written as it is."""
+def _unchunked(cycle: RequestResponseCycle, send: Send) -> Send:
+    """As `send`, which is the cycle's, but what has no length is written as it is."""
     has_length = False
 
-    async def send(message: Message) -> None:
+    async def send_plain(message: Message) -> None:
         nonlocal has_length
         if message["type"] == "http.response.start":
             has_length = any(name.lower() == b"content-length" for name, _ in message["headers"])
@@ -35,6 +35,6 @@ def _unchunked(cycle: RequestResponseCycle) -> Send:
                 cycle.chunked_encoding = False  # None would make uvicorn choose chunks
         elif not has_length:
             cycle.expected_content_length = len(message.get("body", b""))  # else uvicorn finds it too long
-        await cycle.send(message)
+        await send(message)
 
-    return send
+    return send_plain
