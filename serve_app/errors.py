@@ -57,6 +57,12 @@ class PayloadTooLarge(TranscriptionError, status=413, type="invalid_request_erro
     """The upload or the fetched file has more bytes than the configured limit."""
 
 
+class EncodedBody(
+    TranscriptionError, status=415, type="invalid_request_error", code="unsupported_content_encoding"
+):
+    """The body is compressed or encoded as a whole, and the server takes it only as it is."""
+
+
 class UnusableAudio(TranscriptionError, status=422, type="invalid_request_error", code="undecodable_audio"):
     """The bytes arrived but cannot be decoded."""
 

@@ -17,16 +17,17 @@ TRIED = "2.60.0"
 
 
 def at_start() -> list[Middleware]:
-    """Bounds the proxy's queues of uploads; returns the middlewares that the proxy is to have."""
+    """Bounds the proxy's queues of uploads; returns the middlewares that it is to have, inner first."""
     if not _knows_ray():
         return []
     from ray.serve._private import proxy
 
     from serve_app.ray_patches.body_queues import BoundedQueue
+    from serve_app.ray_patches.http10 import EndWithConnection
     from serve_app.ray_patches.proxy_errors import RewriteServe503
 
     proxy.MessageQueue = BoundedQueue  # type: ignore[attr-defined]
-    return [Middleware(RewriteServe503)]
+    return [Middleware(RewriteServe503), Middleware(EndWithConnection)]
 
 
 def ingress_middlewares() -> list[Middleware]:

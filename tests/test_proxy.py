@@ -9,6 +9,7 @@ import ray
 
 from serve_app import proxy
 from serve_app.ray_patches.body_queues import BoundedQueue, BoundedReceive
+from serve_app.ray_patches.http10 import EndWithConnection
 from serve_app.ray_patches.proxy_errors import RewriteServe503
 
 serves_proxy: Any = import_module("ray.serve._private.proxy")
@@ -25,7 +26,8 @@ def before(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_the_installed_ray_is_patched() -> None:
     """In the proxy and in the Ingress."""
     middlewares: list[Any] = [*proxy.at_start(), *proxy.ingress_middlewares()]
-    assert [middleware.cls for middleware in middlewares] == [RewriteServe503, BoundedReceive]
+    classes = [RewriteServe503, EndWithConnection, BoundedReceive]
+    assert [middleware.cls for middleware in middlewares] == classes
     assert serves_proxy.MessageQueue is BoundedQueue
 
 

@@ -27,7 +27,7 @@ from serve_app.http.responses import (
     error_body,
     transcript_response,
 )
-from serve_app.http.uploads import described_body, received
+from serve_app.http.uploads import described_body, options_in_body_only, received
 from serve_app.options import Options
 from serve_app.request.admission import Admission
 from serve_app.request.progress import Transcribe
@@ -58,7 +58,7 @@ def create_app(
     cors = Middleware(
         CORSMiddleware,
         allow_origins=access.cors_origins,
-        allow_methods=["GET", "POST"],
+        allow_methods=["GET", "HEAD", "POST"],
         allow_headers=["*"],
         expose_headers=["Retry-After", "X-Request-ID", "X-Warnings"],
     )
@@ -73,8 +73,10 @@ def create_app(
     )
     # This gives /docs a field for the key; the middleware has checked the key long before.
     key_field = [Depends(HTTPBearer(auto_error=False))] if access.keys else []
+    checked = [Depends(options_in_body_only), *key_field]
 
-    @app.post("/v1/models/whisperx:predict", include_in_schema=False)  # its name in Truss
+    # The first is its name in Truss.
+    @app.post("/v1/models/whisperx:predict", include_in_schema=False, dependencies=checked)
     @app.post(
         "/predict",
         operation_id="predict",
@@ -83,7 +85,7 @@ def create_app(
         ),
         openapi_extra=described_body(Options.model_json_schema()["properties"], or_json=True),
         tags=["transcription"],
-        dependencies=key_field,
+        dependencies=checked,
     )
     async def predict(request: Request) -> Response:
         """Transcribes one audio URL or file. Errors come as `{"error": {message, type, param, code}}`."""
@@ -100,7 +102,7 @@ def create_app(
         status = "ready" if is_ready else "not ready"
         return JSONResponse({"status": status, "stages": stages}, 200 if is_ready else 503)
 
-    app.include_router(openai_routes(transcribe, model, max_bytes), dependencies=key_field)
+    app.include_router(openai_routes(transcribe, model, max_bytes), dependencies=checked)
 
     @app.get("/healthz", tags=["health"])
     async def healthz() -> dict[str, str]:
@@ -111,8 +113,16 @@ def create_app(
     return app
 
 
-async def _http_error(_: Request, error: Exception) -> Response:
-    """Unknown routes and wrong methods, in the shape of every other error."""
+async def _http_error(request: Request, error: Exception) -> Response:
+    """Unknown routes and wrong methods, in the shape of every other error; and the answer to OPTIONS."""
     assert isinstance(error, HTTPException)
-    body = error_body(InvalidRequest(error.detail, None, f"http_{error.status_code}"))
-    return JSONResponse(body, error.status_code, error.headers)
+    headers = dict(error.headers or {})
+    message = error.detail
+    if error.status_code == 405:
+        allowed = {*headers["Allow"].split(", "), "OPTIONS"}
+        headers["Allow"] = ", ".join(sorted(allowed | {"HEAD"} if "GET" in allowed else allowed))
+        if request.method == "OPTIONS":
+            return Response(status_code=204, headers=headers)
+        message = f"{request.method} is not possible here; {headers['Allow']} are."
+    body = error_body(InvalidRequest(message, None, f"http_{error.status_code}"))
+    return JSONResponse(body, error.status_code, headers)

@@ -1,5 +1,6 @@
 """Multipart forms: the part `file` goes to disk as it arrives, every other part is a short text field."""
 
+import codecs
 import logging
 from collections.abc import Collection, Sequence
 from typing import Any, BinaryIO
@@ -16,6 +17,9 @@ Field = tuple[str, str]  # the name as the client sent it, and the value
 
 MAX_TEXT_BYTES = 8 << 20  # of a body without its file; recordings of known speakers are the largest part
 MAX_FIELDS = 1000
+
+_CODECS = {b"utf-8": "utf-8", b"utf8": "utf-8", b"us-ascii": "utf-8", b"iso-8859-1": "latin-1"}
+_AS_THEY_ARE = ("", "7bit", "8bit", "binary", "identity")
 
 # The client gets an error for a malformed form; the operator's log needs no line about it.
 logging.getLogger("python_multipart.multipart").setLevel(logging.ERROR)
@@ -37,8 +41,10 @@ class FormBody:
         self._fields: list[Field] = []
         self._received_bytes = 0
         self._header_name, self._header_value = bytearray(), bytearray()
-        self._disposition = b""  # of the current part, like the next two
-        self._name, self._text = "", bytearray()
+        self._headers: dict[str, str] = {}  # of the current part, like the next three
+        self._name, self._text = "", list[str]()
+        self._decoder: codecs.IncrementalDecoder = codecs.getincrementaldecoder("utf-8")()
+        self._in_preamble = True
         self._is_file = self._has_file = self._is_complete = False
         if not boundary:
             raise InvalidRequest("The Content-Type has no boundary; let the HTTP library write that header.")
@@ -65,7 +71,8 @@ class FormBody:
         try:
             self._parser.write(piece)
         except UnicodeDecodeError:
-            raise InvalidRequest("The text of a form must be UTF-8.") from None
+            what = f"{self._name}: not text in UTF-8; upload the audio as a file part named file."
+            raise InvalidRequest(what, self._name) from None
         except FormParserError:
             raise _invalid_form() from None
         if self._received_bytes - self._file.size > MAX_TEXT_BYTES:
@@ -78,24 +85,32 @@ class FormBody:
             raise _invalid_form()
         if not self._has_file:
             raise _no_file()
-        return Source(file=self._file.from_start()), self._fields[1:]  # without the preamble
+        return Source(file=self._file.from_start()), self._fields
 
     def _begin_part(self) -> None:
-        self._disposition, self._text = b"", bytearray()
+        self._headers, self._text = {}, []
 
     def _end_header(self) -> None:
-        if self._header_name.lower() == b"content-disposition":
-            self._disposition = bytes(self._header_value)
+        self._headers[self._header_name.decode().lower()] = self._header_value.decode("latin-1")
         self._header_name, self._header_value = bytearray(), bytearray()
 
     def _end_headers(self) -> None:
-        _, parameters = parse_options_header(self._disposition)
+        _, parameters = parse_options_header(self._headers.get("content-disposition"))
         if b"name" not in parameters:
             raise InvalidRequest("A part of the form has no name.")
-        self._name = parameters[b"name"].decode()
-        self._is_file = self._name == "file"  # some clients send no file name
-        if b"filename" in parameters and not self._is_file:
-            raise _no_file()
+        # The name alone decides: some clients send no file name, others send one with every part.
+        self._name = parameters[b"name"].decode(errors="backslashreplace")
+        self._is_file = self._name == "file"
+        for header in ("content-transfer-encoding", "content-encoding"):
+            if (coding := self._headers.get(header, "")).strip().lower() not in _AS_THEY_ARE:
+                raise InvalidRequest(
+                    f"{self._name}: send its bytes as they are, not with {header}: {coding}.", self._name
+                )
+        _, parameters = parse_options_header(self._headers.get("content-type"))
+        codec = _CODECS.get(parameters.get(b"charset", b"utf-8").lower(), "")
+        if not (codec or self._is_file):
+            raise InvalidRequest(f"{self._name}: send text in UTF-8.", self._name)
+        self._decoder = codecs.getincrementaldecoder(codec or "utf-8")()
         if self._is_file and self._has_file:
             raise InvalidRequest("file: given more than once; send it once.", "file")
         self._has_file |= self._is_file
@@ -103,12 +118,14 @@ class FormBody:
     def _add_data(self, data: bytes, start: int, end: int) -> None:
         if self._is_file:
             self._file.write(data[start:end])
-        else:
-            self._text += data[start:end]
+        elif not self._in_preamble:
+            self._text.append(self._decoder.decode(data[start:end]))  # a file is refused at its first piece
 
     def _end_part(self) -> None:
-        if not self._is_file:
-            self._fields.append((self._name, self._text.decode()))
+        if not (self._is_file or self._in_preamble):
+            self._text.append(self._decoder.decode(b"", final=True))
+            self._fields.append((self._name, "".join(self._text)))
+        self._in_preamble = False
         if len(self._fields) > MAX_FIELDS:
             raise InvalidRequest(f"The form has more than {MAX_FIELDS} fields.")
 
@@ -154,8 +171,12 @@ def too_much_text() -> PayloadTooLarge:
 
 
 def _no_file() -> InvalidRequest:
-    return InvalidRequest("file: upload the audio as a file part named file.", "file")
+    message = "upload the audio as a file part named file; POST /predict also takes a URL, in JSON"
+    return InvalidRequest(f"file: {message}.", "file")
 
 
 def _invalid_form() -> InvalidRequest:
-    return InvalidRequest("The body is not valid multipart/form-data.")
+    return InvalidRequest(
+        "The body is not valid multipart/form-data: it needs the boundary of its Content-Type before each "
+        "part and, with -- behind it, at the end; lines end with CR LF."
+    )

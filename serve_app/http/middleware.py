@@ -48,6 +48,8 @@ class RequestId:
 class Gate:
     """Checks a request's key before anything else, limits the time for its body, and counts it.
 
+    HEAD is answered as GET is, without the body.
+
     It answers every exception raised inside of it. Starlette answers unexpected ones outside of all
     middlewares, without the CORS headers that let web pages read the answer.
     """
@@ -64,6 +66,8 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":  # FastAPI has no such routes
+            scope, send = {**scope, "method": "GET"}, _without_body(send)
         has_started = False
 
         async def send_and_note(message: Message) -> None:
@@ -80,6 +84,13 @@ class Gate:
             if has_started:
                 raise  # the web server logs it and closes the connection
             await error_response(error)(scope, receive, send)
+
+
+def _without_body(send: Send) -> Send:
+    async def send_head(message: Message) -> None:
+        await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+    return send_head
 
 
 def in_time(receive: Receive, timeout_s: float) -> Receive:

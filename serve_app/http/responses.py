@@ -22,6 +22,7 @@ logger = logging.getLogger("ray.serve")
 _HEADERS = {
     401: {"WWW-Authenticate": "Bearer"},
     408: {"Connection": "close"},  # else the client could go on sending
+    415: {"Accept-Encoding": "identity"},  # RFC 7694
     504: {"x-should-retry": "false"},  # else the `openai` package sends it twice more
 }
 

@@ -1,8 +1,6 @@
 """Receives the body of a request: it goes to disk as it arrives, and a file is never in memory as a whole."""
 
 import asyncio
-import base64
-import binascii
 import json
 import re
 from codecs import BOM_UTF8
@@ -15,22 +13,23 @@ import pydantic
 from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
-from serve_app.errors import InvalidRequest, PayloadTooLarge
+from serve_app.errors import EncodedBody, InvalidRequest, PayloadTooLarge
 from serve_app.http.forms import MAX_TEXT_BYTES, Field, FormBody, too_much_text
 from serve_app.options import Options, validate_or_400
-from serve_app.spool import LimitedFile, anonymous_temp_file, disk_full_error
+from serve_app.spool import LimitedFile, anonymous_temp_file, decode_base64, disk_full_error
 from serve_app.transcript import Source
 
 Parsed = TypeVar("Parsed")
 
 PIECE_BYTES = 256 << 10
 MAX_SYNTAX_BYTES = 256 << 10
-PIECE_CHARS = 1 << 20
 
 _BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/-_="
 _SPACE = b" \t\r\n"
-_STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
-_DATA_URL = re.compile(r"\s*data:[^,]{0,200};base64,", re.IGNORECASE)
+# Not text/plain nor a form: a browser sends those for any web page, without asking the server first.
+_JSON = re.compile(rb"(application|text)/([\w.-]+\+)?json")
+_UTF_8 = (b"utf-8", b"utf8", b"us-ascii")
+_NOT_ENCODED = ("", "identity", "utf-8", "none")  # the latter two are no codings, but the bytes are plain
 _NON_ASCII = re.compile(rb"[\x80-\xff]+")
 
 # Parsing takes up to three times the size of a JSON body in memory, so few are parsed at once.
@@ -77,9 +76,9 @@ class JsonBody:
         self._file.truncate()
         audio = LimitedFile(self._file, self._max_file_bytes, "audio_b64")
         try:
-            _decode_base64(request.audio_b64, audio)
-        except ValueError:
-            raise InvalidRequest("audio_b64: not valid base64.", "audio_b64") from None
+            decode_base64(request.audio_b64, audio.write)
+        except ValueError as error:
+            raise InvalidRequest(f"audio_b64: not valid base64: {error}.", "audio_b64") from None
         return Source(file=audio.from_start()), options
 
 
@@ -90,18 +89,28 @@ async def received(
     """Receives the file or URL of a request, and what `parse` makes of the text fields of a form.
 
     A route that takes JSON too, which is parsed as PredictRequest, has `max_json_bytes`. An uploaded file is
-    closed at the end. Raises InvalidRequest, PayloadTooLarge, and Overloaded where the disk is full.
+    closed at the end. Raises InvalidRequest, EncodedBody, PayloadTooLarge, and Overloaded where the disk is
+    full.
     """
-    kind, parameters = parse_options_header(request.headers.get("content-type"))
+    coding = ", ".join(request.headers.getlist("content-encoding"))
+    if coding.strip().lower() not in _NOT_ENCODED:
+        raise EncodedBody(f"Send the body without Content-Encoding; {coding[:100]} is not supported.")
+    content_type = request.headers.get("content-type", "")
+    kind, parameters = parse_options_header(content_type)
     with anonymous_temp_file() as file:
         body: FormBody | JsonBody
         if kind == b"multipart/form-data":
             body = FormBody(parameters.get(b"boundary", b""), file, max_file_bytes)
-        elif kind == b"application/json" and max_json_bytes:
+        elif _JSON.fullmatch(kind) and max_json_bytes:
+            if parameters.get(b"charset", b"utf-8").lower() not in _UTF_8:
+                raise InvalidRequest("JSON is UTF-8; send it so, and Content-Type: application/json.")
             body = JsonBody(file, max_file_bytes, max_json_bytes)
         else:
             or_json = ", or application/json with audio_file or audio_b64" if max_json_bytes else ""
-            message = f"Send multipart/form-data with a file{or_json}."
+            given = (
+                f"not as {content_type[:100]}" if content_type else "and say so in the header Content-Type"
+            )
+            message = f"Send multipart/form-data with a part named file{or_json}, {given}."
             raise InvalidRequest(message, None, "unsupported_content_type")
         source, parsed = await _receive(request, body)
         if isinstance(body, FormBody):
@@ -112,14 +121,45 @@ async def received(
         yield source, parsed
 
 
+async def options_in_body_only(request: Request) -> None:
+    """Raises InvalidRequest for options that are sent where they would have no effect.
+
+    Other headers pass, because clients and proxies add their own.
+    """
+    for name in request.query_params:
+        raise InvalidRequest(f"{name}: the URL takes no parameters; send options in the body.", name)
+    for header in request.headers:
+        if (name := header.replace("-", "_")) in PredictRequest.model_fields:
+            raise InvalidRequest(f"{name}: send it in the body, not as the header {header}.", name)
+
+
 def described_body(fields: dict[str, Any], *required: str, or_json: bool = False) -> dict[str, Any]:
-    """The OpenAPI description of a form with a file and these fields, or else of a PredictRequest in JSON."""
+    """The OpenAPI description of a form with a file and these fields, or else of a PredictRequest in JSON.
+
+    JSON is the first: Swagger UI keeps the values of a form when its user goes on to JSON.
+    """
     file = {"type": "string", "format": "binary", "description": "The audio or video file."}
-    form = {"type": "object", "properties": {"file": file, **fields}, "required": ["file", *required]}
-    content = {"multipart/form-data": {"schema": form}}
+    properties = {"file": file, **{name: _with_example(field) for name, field in fields.items()}}
+    form = {"type": "object", "properties": properties, "required": ["file", *required]}
+    # Else Swagger UI joins the values of a list with commas.
+    encoding = {name: {"style": "form", "explode": True} for name in fields if _is_array(fields[name])}
+    content: dict[str, Any] = {}
     if or_json:
-        content["application/json"] = {"schema": PredictRequest.model_json_schema()}
+        example = {"audio_file": "https://example.com/talk.mp3"}
+        content["application/json"] = {"schema": PredictRequest.model_json_schema(), "example": example}
+    content["multipart/form-data"] = {"schema": form, "encoding": encoding}
     return {"requestBody": {"required": True, "content": content}}
+
+
+def _with_example(field: dict[str, Any]) -> dict[str, Any]:
+    """The field with an empty example, if that is its default: else Swagger UI sends "string", 1 or true."""
+    if _is_array(field):
+        return {**field, "examples": [[]]}
+    return {**field, "examples": [""]} if field.get("default") in (None, "") else field
+
+
+def _is_array(field: dict[str, Any]) -> bool:
+    return field.get("type") == "array"
 
 
 async def _receive(request: Request, body: FormBody | JsonBody) -> tuple[Source, Any]:
@@ -174,7 +214,7 @@ def _parse(body: bytes) -> dict[str, Any]:
         if len(rest.encode()) > MAX_TEXT_BYTES:  # encode() fails for lone surrogates
             raise too_much_text()
     except (ValueError, RecursionError):
-        raise InvalidRequest("The body is not valid JSON.") from None
+        raise InvalidRequest("The body is not valid JSON in UTF-8.") from None
     return fields
 
 
@@ -190,21 +230,3 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise InvalidRequest(f"{shown}: given more than once; send it once.", shown)
         fields[name] = value
     return fields
-
-
-def _decode_base64(text: str, file: LimitedFile) -> None:
-    """Decodes base64 as clients send it: as a data: URL, with white space, URL-safe, without padding.
-
-    Raises ValueError where it is not base64.
-    """
-    data_url = _DATA_URL.match(text)
-    text = text.rstrip("= \t\r\n")
-    rest = b""
-    for start in range(data_url.end() if data_url else 0, len(text), PIECE_CHARS):
-        rest += text[start : start + PIECE_CHARS].encode("ascii").translate(_STANDARD_ALPHABET, _SPACE)
-        if b"=" in rest:  # padding that is not at the end
-            raise binascii.Error
-        whole = len(rest) // 4 * 4
-        file.write(base64.b64decode(rest[:whole], validate=True))
-        rest = rest[whole:]
-    file.write(base64.b64decode(rest + b"=" * (-len(rest) % 4), validate=True))

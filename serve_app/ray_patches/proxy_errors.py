@@ -1,12 +1,14 @@
 """Rewrites errors of Serve's own HTTP proxy in the shape of ours.
 
 When an Ingress is killed, Serve's proxy answers its open requests with a plain 500. Nothing is wrong with
-such a request and its client may send it again, so it becomes a 503 with `Retry-After`.
+such a request and its client may send it again, so it becomes a 503 with `Retry-After`. Web pages that can
+read the application's answers can read the proxy's, too.
 Tried on Ray 2.60.0.
 """
 
 from typing import Any
 
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.errors import Overloaded
@@ -14,6 +16,7 @@ from serve_app.http.middleware import RequestId
 from serve_app.http.responses import error_response
 
 OUR_ROUTE = "/v1/models/whisperx:predict"  # no other application has it
+ALLOWED_ORIGIN = "Access-Control-Allow-Origin"
 
 
 class RewriteServe503:
@@ -28,6 +31,8 @@ class RewriteServe503:
         self.app = app
         self._rewriting = RequestId(self._rewrite)
         self._router = _find_router(app)
+        # The proxy does not know the settings. It learns them: a page asks before it sends a key or JSON.
+        self._allowed_origins: set[str] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await (self._rewriting if self._is_ours(scope) else self.app)(scope, receive, send)
@@ -41,19 +46,31 @@ class RewriteServe503:
 
     async def _rewrite(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = rewritten = False
+        origin = Headers(scope=scope).get("Origin", "")
+
+        async def send_readable(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                if allowed := headers.get(ALLOWED_ORIGIN):
+                    self._allowed_origins.add(allowed)
+                elif found := {origin, "*"} & self._allowed_origins:
+                    headers[ALLOWED_ORIGIN] = found.pop()
+                    headers["Access-Control-Expose-Headers"] = "Retry-After, X-Request-ID"
+                    headers.add_vary_header("Origin")
+            await send(message)
 
         async def send_or_rewrite(message: Message) -> None:
             nonlocal started, rewritten
             if message["type"] == "http.response.start" and _is_serves_own(message):
                 started = rewritten = True
-                await _answer(scope, receive, send)
+                await _answer(scope, receive, send_readable)
             elif not rewritten:
                 started = True
-                await send(message)
+                await send_readable(message)
 
         await self.app(scope, receive, send_or_rewrite)
         if not started:
-            await _answer(scope, receive, send)
+            await _answer(scope, receive, send_readable)
 
 
 def _find_router(app: Any) -> Any:

@@ -5,24 +5,20 @@ A clip is as untrusted as any upload: it is decoded in the loader's sandbox. An 
 """
 
 import asyncio
-import base64
 import io
 import math
-import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from serve_app.errors import AudioTooLong, TranscriptionError
 from serve_app.options import Options
+from serve_app.spool import DATA_URL, decode_base64
 from serve_app.stages.diarization.diarizer import REFERENCES, reference_error
 from serve_app.transcript import Diarization, KnownSpeaker, Source, StageWarning
 
 MIN_CLIP_S, MAX_CLIP_S = 2.0, 10.0
 TOLERANCE_S = 0.1  # encoders add some samples at the ends, or cut some off
-
-# The media type is not looked at: the decoder finds out what the bytes are.
-_DATA_URL = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
 
 
 @asynccontextmanager
@@ -45,13 +41,14 @@ async def known_speakers(
 
 def reference_bytes(url: str, number: int) -> bytes:
     """The file in a base64 data: URL; raises InvalidRequest for anything else."""
-    head = _DATA_URL.match(url)
-    if head is None:
+    if not DATA_URL.match(url):  # its media type is not looked at: the decoder finds out what the bytes are
         raise reference_error(number, "send a data: URL with base64, such as data:audio/wav;base64,UklGR...")
+    clip = io.BytesIO()
     try:
-        return base64.b64decode(url[head.end() :], validate=True)
-    except ValueError:
-        raise reference_error(number, "what comes after base64, is not valid base64") from None
+        decode_base64(url, clip.write)
+    except ValueError as error:
+        raise reference_error(number, f"not valid base64: {error}") from None
+    return clip.getvalue()
 
 
 async def check_clips(known: Sequence[KnownSpeaker]) -> None:

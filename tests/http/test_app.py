@@ -180,6 +180,59 @@ def test_a_wrong_request_is_a_400_that_names_the_field(
 
 
 @pytest.mark.parametrize(
+    ("query", "param"),
+    [
+        ("language=de", "language"),
+        ("language=en", "language"),
+        ("audio_file=https://example.com/x.mp3", "audio_file"),
+        ("nonsense=1", "nonsense"),
+        ("nonsense", "nonsense"),
+        ("api-version=2024-06-01", "api-version"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/predict", "/v1/models/whisperx:predict", "/v1/audio/transcriptions"])
+def test_an_option_in_the_url_is_refused(path: str, query: str, param: str) -> None:
+    """It is named, whether the body has another value for it, the same, or none."""
+    server = Server()
+    form = {"files": {"file": b"x"}, "data": {"language": "en"}}
+    for body in (form, {"json": {**URL, "language": "en"}}, {}):
+        answer = server.request("POST", f"{path}?{query}", **body)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+    assert server.got == []
+
+
+@pytest.mark.parametrize("header", ["Language", "response-format", "num_speakers", "Audio-File"])
+def test_an_option_in_a_header_is_refused(header: str) -> None:
+    """It is named, as it would have no effect."""
+    server = Server()
+    answer = server.post(json=URL, headers={header: "en"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, header.lower().replace("-", "_"))
+    assert header.lower() in answer.json()["error"]["message"]
+    assert server.got == []
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["Accept", "Accept-Language", "Prefer", "Range", "Idempotency-Key", "X-Language", "X-Stainless-Lang"],
+)
+def test_other_headers_change_nothing(header: str) -> None:
+    """Clients and proxies add headers that are not meant for this service."""
+    server = Server()
+    assert server.post(json=URL, headers={header: "text/vtt"}).status_code == 200
+    assert server.got == [(Source(url=URL["audio_file"]), Options())]
+
+
+def test_only_pages_without_options_take_a_query() -> None:
+    """Load balancers add parameters to get past caches; the list of models has no options."""
+    server = Server()
+    for path in ("/healthz", "/readyz", "/docs", "/openapi.json", "/v1/models/whisperx"):
+        assert server.request("GET", f"{path}?t=1").status_code == 200
+    for path in ("/v1/models", "/v1/models/none"):
+        answer = server.request("GET", f"{path}?limit=1")
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "limit")
+
+
+@pytest.mark.parametrize(
     ("error", "status", "code"),
     [
         (InvalidRequest("No.", "language", "x"), 400, "x"),
@@ -226,12 +279,99 @@ def test_unknown_routes_and_methods_have_the_same_error_shape() -> None:
     assert server.request("GET", "/predict").json()["error"]["code"] == "http_405"
 
 
+STATIC = "/static-offline-docs/swagger-ui.css"
+PAGES = ("/", "/docs", "/redoc", "/openapi.json", "/docs/oauth2-redirect", STATIC, "/healthz", "/readyz")
+
+
+@pytest.mark.parametrize("ready", [True, False])
+@pytest.mark.parametrize(
+    "path", [*PAGES, "/v1/models", "/v1/models/whisper-1", "/v1/models/whisperx", "/v1/models/x", "/nothing"]
+)
+def test_head_is_get_without_the_body(path: str, ready: bool) -> None:
+    """Load balancers and link checkers ask for it; errors have no body either."""
+    server = Server(ready=ready)
+    get, head = (server.request(method, path, headers={"X-Request-ID": "7"}) for method in ("GET", "HEAD"))
+    assert (head.status_code, head.content) == (get.status_code, b"")
+    assert head.headers == get.headers
+    assert int(head.headers["content-length"]) == len(get.content)
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("/predict", "OPTIONS, POST"),
+        ("/v1/models/whisperx:predict", "OPTIONS, POST"),
+        ("/v1/audio/translations", "OPTIONS, POST"),
+        ("/v1/models/whisper-1", "GET, HEAD, OPTIONS"),
+        *((path, "GET, HEAD, OPTIONS") for path in PAGES),
+    ],
+)
+def test_what_a_path_can_do_is_in_allow(path: str, allowed: str) -> None:
+    """Another method is a 405 that names those that are possible; OPTIONS asks for them."""
+    server = Server()
+    for method in ("DELETE", "PUT", "OPTIONS"):
+        answer = server.request(method, path)
+        assert answer.status_code == (204 if method == "OPTIONS" else 405)
+        assert answer.headers["allow"] == allowed
+        assert method == "OPTIONS" or allowed in answer.json()["error"]["message"]
+    assert server.request("HEAD", path).status_code == server.request("GET", path).status_code
+
+
 def test_health_and_readiness() -> None:
     """/healthz needs no model; /readyz is 503 until every stage has its own."""
     assert Server(ready=False).request("GET", "/healthz").status_code == 200
     assert Server().request("GET", "/readyz").status_code == 200
     late = Server(ready=False).request("GET", "/readyz")
     assert (late.status_code, late.json()["stages"]) == (503, {"asr": False, "speech": True})
+
+
+def swaggers_value(field: dict[str, Any]) -> str:
+    """What Swagger UI 5.32 sends for a field that its user leaves alone."""
+    field = {**field.get("anyOf", [{}])[0], **field}
+    samples = {"string": "string", "boolean": True, "integer": field.get("minimum", 0), "array": []}
+    samples["number"] = field.get("maximum", 0)
+    value = (field.get("examples") or [field.get("default")])[0]
+    value = samples[field["type"]] if value is None else value
+    return (
+        ",".join(value) if isinstance(value, list) else str(value).lower() if value is False else str(value)
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "needed"),
+    [
+        ("/predict", {}),
+        *((f"/v1/audio/{name}", {"model": "whisper-1"}) for name in ("transcriptions", "translations")),
+    ],
+)
+def test_try_it_out_works_with_a_file_and_nothing_else(path: str, needed: dict[str, str]) -> None:
+    """What the documentation's page sends for the other fields asks for what their absence does."""
+    server = Server()
+    content = server.request("GET", "/openapi.json").json()["paths"][path]["post"]["requestBody"]["content"]
+    fields = dict(content["multipart/form-data"]["schema"]["properties"])
+    assert fields.pop("file")["format"] == "binary"
+    lists = [name for name, field in fields.items() if field.get("type") == "array"]
+    encoding = content["multipart/form-data"]["encoding"]
+    assert encoding == {name: {"style": "form", "explode": True} for name in lists}  # else "Ada,Bob" is sent
+    sent = {name: swaggers_value(field) for name, field in fields.items()}
+    for data in (sent, {name: value for name, value in sent.items() if value}, needed):
+        answer = server.request("POST", path, files={"file": b"x"}, data=data)
+        assert answer.status_code == 200, answer.text
+    first, second, third = (options for _, options in server.got)
+    assert first == second == third
+
+
+def test_try_it_out_works_with_a_url() -> None:
+    """The page shows the example of the first type of body."""
+    server = Server()
+    (first, *_) = (
+        server.request("GET", "/openapi.json")
+        .json()["paths"]["/predict"]["post"]["requestBody"]["content"]
+        .items()
+    )
+    assert first[0] == "application/json"
+    assert server.post(json=first[1]["example"]).status_code == 200
+    assert server.got == [(Source(url="https://example.com/talk.mp3"), Options())]
 
 
 def test_the_documentation_lists_every_option() -> None:

@@ -16,7 +16,14 @@ from typer.testing import CliRunner
 
 from serve_app.__main__ import cli
 from serve_app.cli import launcher
-from serve_app.errors import EmptyAudio, UploadTooSlow
+from serve_app.errors import (
+    DeadlineExceeded,
+    EmptyAudio,
+    Overloaded,
+    RateLimited,
+    SourceUnavailable,
+    UploadTooSlow,
+)
 from serve_app.http import auth, middleware
 from serve_app.http.app import create_app
 from serve_app.http.middleware import Gate, in_time
@@ -356,10 +363,19 @@ def test_named_origins_may_use_the_api() -> None:
 @pytest.mark.parametrize(
     ("path", "headers", "error", "status"),
     [
+        ("/predict?a=1", BEARER, None, 400),
         ("/predict", {}, None, 401),
         ("/nothing", BEARER, None, 404),
+        ("/v1/models", BEARER, None, 405),
+        ("/predict", BEARER, UploadTooSlow("Too slow."), 408),
+        ("/predict", {**BEARER, "Content-Length": "999999999"}, None, 413),
+        ("/predict", {**BEARER, "Content-Encoding": "gzip"}, None, 415),
         ("/predict", BEARER, EmptyAudio("Nothing to decode."), 422),
+        ("/predict", BEARER, SourceUnavailable("Gone."), 424),
+        ("/predict", BEARER, RateLimited("Too many."), 429),
         ("/predict", BEARER, RuntimeError("a bug"), 500),
+        ("/predict", BEARER, Overloaded("Later."), 503),
+        ("/predict", BEARER, DeadlineExceeded("Slow."), 504),
     ],
 )
 def test_named_origins_can_read_every_error(
@@ -368,9 +384,24 @@ def test_named_origins_can_read_every_error(
     """A browser would show a page neither the status nor the message of an answer without CORS headers."""
     server = Server(key(), cors_origins=(PAGE,))
     server.error = error
-    answer = server.request("POST", path, files={"file": b"x"}, headers={"Origin": PAGE, **headers})
+    asked = {"Origin": PAGE, "X-Request-ID": "7", **headers}
+    answer = server.request("POST", path, files={"file": b"x"}, headers=asked)
     assert (answer.status_code, answer.headers.get("access-control-allow-origin")) == (status, PAGE)
     assert answer.json()["error"]["message"]
+    assert answer.headers.get_list("x-request-id") == ["7"]
+    assert "X-Request-ID" in answer.headers["access-control-expose-headers"]
+
+
+def test_named_origins_can_read_that_strangers_are_refused() -> None:
+    """The 403 of a server without keys has the CORS headers, too, and so has the answer to HEAD."""
+    server = Server(cors_origins=(PAGE,))
+    refused = server.post(client=ELSEWHERE, headers={"Origin": PAGE})
+    assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (403, PAGE)
+    assert refused.headers["x-request-id"]
+    head = server.request("HEAD", "/healthz", headers={"Origin": PAGE})
+    assert (head.status_code, head.headers["access-control-allow-origin"]) == (200, PAGE)
+    asking = {"Origin": PAGE, "Access-Control-Request-Method": "HEAD"}
+    assert server.request("OPTIONS", "/v1/models", headers=asking).status_code == 200
 
 
 class Full(Admission):

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from serve_app import spool
 from serve_app.errors import InvalidRequest
 from serve_app.http import uploads
 from serve_app.http.app import create_app
@@ -51,6 +52,7 @@ class Server:
         self.bytes: list[bytes] = []
         self.descriptors = 0  # open while the pipeline runs
         self.chunks_sent = 0
+        self.headers: dict[str, str] = {}  # of the last answer
         self.waiting = asyncio.Event()  # the app has used all chunks and wants more
         self.app = create_app(
             self.transcribe,
@@ -73,7 +75,13 @@ class Server:
         return {}
 
     async def send(
-        self, content_type: str, chunks: Iterable[bytes], *, length: str = "", then: str = "ends"
+        self,
+        content_type: str,
+        chunks: Iterable[bytes],
+        *,
+        length: str = "",
+        coding: str = "",
+        then: str = "ends",
     ) -> tuple[int, dict[str, Any]]:
         """The status and the JSON of the answer. After its last chunk the body ends, or the client
         `leaves` or `waits`."""
@@ -99,11 +107,10 @@ class Server:
         headers = [(b"host", b"127.0.0.1"), (b"content-type", content_type.encode())]
         if length:
             headers.append((b"content-length", length.encode()))
-        await self.app(
-            {**SCOPE, "headers": headers},
-            receive,
-            send,
-        )
+        if coding:
+            headers.append((b"content-encoding", coding.encode()))
+        await self.app({**SCOPE, "headers": headers}, receive, send)
+        self.headers = {name.decode(): value.decode() for name, value in started["headers"]}
         return started["status"], json.loads(answer)
 
     def post(self, content_type: str, *chunks: bytes, **kwargs: Any) -> tuple[int, dict[str, Any]]:
@@ -154,9 +161,11 @@ UNPADDED = base64.b64encode(ALL_BYTES[:-1]).decode().rstrip("=")
     [
         ("data:audio/wav;base64," + TEXT, ALL_BYTES),
         ("DATA:audio/webm;codecs=opus;base64," + TEXT, ALL_BYTES),
+        ("data:audio/ogg; codecs=opus; base64, " + TEXT, ALL_BYTES),
         ("data:;base64," + UNPADDED, ALL_BYTES[:-1]),
         (base64.encodebytes(ALL_BYTES).decode(), ALL_BYTES),
         (TEXT.replace("A", "A\r\n \t"), ALL_BYTES),
+        (" " + TEXT.replace("A", "A \n  "), ALL_BYTES),
         (base64.urlsafe_b64encode(ALL_BYTES).decode(), ALL_BYTES),
         (UNPADDED, ALL_BYTES[:-1]),
         (UNPADDED + "=\n", ALL_BYTES[:-1]),
@@ -167,7 +176,7 @@ def test_base64_is_read_as_people_send_it(
     monkeypatch: pytest.MonkeyPatch, text: str, file: bytes, piece_chars: int
 ) -> None:
     """It may be a data: URL, have lines, the URL-safe alphabet or no padding, or several of these."""
-    monkeypatch.setattr(uploads, "PIECE_CHARS", piece_chars)
+    monkeypatch.setattr(spool, "PIECE_CHARS", piece_chars)
     server = Server()
     assert server.post(JSON, json.dumps({"audio_b64": text}).encode())[0] == 200
     assert server.bytes == [file]
@@ -199,11 +208,14 @@ def test_base64_is_read_as_json_libraries_and_shells_write_it(character: str, es
         "AA*A",
         "AA\\A",
         "data:audio/wav,AAAA",
+        "data:audio/wav;base64,AA%2F",
+        TEXT.replace("+", " "),
+        "data:audio/wav;base64," + TEXT.replace("+", " "),
     ],
 )
 def test_what_is_not_base64_is_refused(monkeypatch: pytest.MonkeyPatch, text: str, piece_chars: int) -> None:
     """A damaged file would be worse than an error."""
-    monkeypatch.setattr(uploads, "PIECE_CHARS", piece_chars)
+    monkeypatch.setattr(spool, "PIECE_CHARS", piece_chars)
     server = Server()
     status, answer = server.post(JSON, json.dumps({"audio_b64": text}).encode())
     assert (status, answer["error"]["param"]) == (400, "audio_b64")
@@ -261,6 +273,7 @@ def test_json_is_utf_8() -> None:
         "name=\"file\"; filename*=UTF-8''%c3%a4.wav",
         "filename*=UTF-8''a.wav; name=\"file\"",
         'name="file"; filename="a;\\".wav"',
+        'name="file"\r\nContent-Transfer-Encoding: Binary\r\nContent-Type: audio/wav; charset=binary',
     ],
 )
 def test_the_part_named_file_is_the_file(head: str) -> None:
@@ -271,7 +284,9 @@ def test_the_part_named_file_is_the_file(head: str) -> None:
 
 
 @pytest.mark.parametrize("piece_bytes", [1, 7, 1 << 20])
-@pytest.mark.parametrize("preamble", [b"\r\n", b"This is a form.\r\n", b"--x- \r\n--xy\r\n\r\n"])
+@pytest.mark.parametrize(
+    "preamble", [b"\r\n", b"This is a form.\r\n", b"--x- \r\n--xy\r\n\r\n", b"\xc4 in Latin-1\r\n"]
+)
 def test_a_preamble_is_skipped(monkeypatch: pytest.MonkeyPatch, preamble: bytes, piece_bytes: int) -> None:
     """Some libraries write a sentence before the first boundary, as in mail."""
     monkeypatch.setattr(uploads, "PIECE_BYTES", piece_bytes)
@@ -279,6 +294,42 @@ def test_a_preamble_is_skipped(monkeypatch: pytest.MonkeyPatch, preamble: bytes,
     body = preamble + part('name="language"', b"de") + form(ALL_BYTES)
     assert server.post(FORM, *pieces(body, piece_bytes))[0] == 200
     assert (server.bytes, server.options[0].language) == ([ALL_BYTES], "de")
+
+
+@pytest.mark.parametrize("epilogue", [b"", b"\r\n", b"\r\nThe end: \xc4.\r\n", b"\r\n" + form(b"another")])
+def test_an_epilogue_is_skipped(epilogue: bytes) -> None:
+    """As in mail, what comes after the last boundary is not part of the form."""
+    server = Server()
+    assert server.post(FORM, form(ALL_BYTES) + epilogue)[0] == 200
+    assert server.bytes == [ALL_BYTES]
+
+
+@pytest.mark.parametrize("boundary", ["x", '"x"', '"x"; charset=utf-8', "x;charset=utf-8"])
+def test_a_boundary_may_be_quoted(boundary: str) -> None:
+    """Other parameters may come after it, and names have no case."""
+    server = Server()
+    assert server.post(f"Multipart/Form-Data; Boundary={boundary}", form(ALL_BYTES))[0] == 200
+    assert server.bytes == [ALL_BYTES]
+
+
+@pytest.mark.parametrize(
+    ("head", "text"),
+    [
+        ('name="initial_prompt"; filename="initial_prompt"', "Käthe".encode()),
+        (
+            'name="initial_prompt"; filename="blob"\r\nContent-Type: application/octet-stream',
+            "Käthe".encode(),
+        ),
+        ('name="initial_prompt"\r\nContent-Type: text/plain; charset=UTF-8', "Käthe".encode()),
+        ('name="initial_prompt"\r\nContent-Type: text/plain; charset=ISO-8859-1', "Käthe".encode("latin-1")),
+        ('name="initial_prompt"\r\nContent-Type: text/plain; charset="utf-8"', "Käthe".encode()),
+    ],
+)
+def test_an_option_is_text_however_its_part_is_described(head: str, text: bytes) -> None:
+    """Python's requests and JavaScript's Blob send it with a file name, Java's HttpClient in Latin-1."""
+    server = Server()
+    assert server.post(FORM, part(head, text) + form(b"x"))[0] == 200
+    assert server.options[0].initial_prompt == "Käthe"
 
 
 VOICES = ("data:audio/wav;base64,AAAA", "data:audio/wav;base64,BBBB")
@@ -334,7 +385,25 @@ def test_an_array_with_gaps_is_refused(suffixes: tuple[str, str]) -> None:
         (FORM, b"--x\r\n\r\nx" + END, "name"),
         (FORM, b"--x--\r\n", "file part"),
         (FORM, part('name="audio"; filename="a.wav"', b"x") + b"--x--\r\n", "file part"),
-        (FORM, START.replace(b'"file"', b'"\xff"') + b"x" + END, "UTF-8"),
+        (FORM, START.replace(b'"file"', b'"\xff"') + b"x" + END, "file part"),
+        (FORM, part('name="audio"; filename="a.wav"', ALL_BYTES) + b"--x--\r\n", "audio: not text"),
+        (FORM, part("name=\"audio\"; filename*=UTF-8''a.wav", ALL_BYTES) + b"--x--\r\n", "audio: not text"),
+        (FORM, part('name="audio_file"', b"http://a/") + b"--x--\r\n", "URL, in JSON"),
+        (FORM, part('name="options"; filename="blob"', b"{}") + form(b"x"), "options: unknown option"),
+        (FORM, form(b"x").replace(b"\r\n", b"\n"), "CR LF"),
+        (FORM, START.replace(b"; name", b";\r\n name") + b"x" + END, "valid"),
+        (
+            FORM,
+            part('name="hotwords"\r\nContent-Type: text/plain; charset=utf-16', b"ab") + form(b"x"),
+            "UTF-8",
+        ),
+        (FORM, part('name="file"\r\nContent-Transfer-Encoding: Base64', b"AAAA") + END, "Base64"),
+        (
+            FORM,
+            part('name="hotwords"\r\nContent-Transfer-Encoding: base64', b"AAAA") + form(b"x"),
+            "hotwords",
+        ),
+        (FORM, part('name="file"\r\nContent-Encoding: gzip', b"AAAA") + END, "gzip"),
         (FORM, START + b"x\r\n" + form(b"x"), "once"),
         (FORM, part('name="language"', b"\xff") + form(b"x"), "UTF-8"),
         (FORM, part('name="a"', b"") * 1001 + form(b"x"), "1000 fields"),
@@ -347,6 +416,63 @@ def test_a_wrong_form_is_a_400(content_type: str, body: bytes, says: str) -> Non
     assert (status, answer["error"]["type"]) == (400, "invalid_request_error")
     assert says in answer["error"]["message"]
     assert server.sources == []
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "application/json; charset=UTF-8",
+        'application/json;charset="utf-8"',
+        "Application/JSON",
+        "text/json",
+        "application/vnd.api+json",
+    ],
+)
+def test_json_has_many_names(content_type: str) -> None:
+    """A page of another site cannot send any of these without asking the server first."""
+    server = Server()
+    assert server.post(content_type, json_body(ALL_BYTES))[0] == 200
+    assert server.bytes == [ALL_BYTES]
+
+
+@pytest.mark.parametrize(
+    ("content_type", "says"),
+    [
+        ("", "say so in the header Content-Type"),
+        ("application/x-www-form-urlencoded", "not as application/x-www-form-urlencoded"),
+        ("text/plain", "not as text/plain"),
+        ("audio/wav", "not as audio/wav"),
+        ("multipart/mixed; boundary=x", "not as multipart/mixed"),
+        ("application/json; charset=utf-16", "JSON is UTF-8"),
+        ("application/json; charset=iso-8859-1", "JSON is UTF-8"),
+    ],
+)
+def test_another_type_is_named(content_type: str, says: str) -> None:
+    """`curl -d` sends the second one; a page of any site can send the second and the third."""
+    server = Server()
+    status, answer = server.post(content_type, b'{"audio_file": "http://a/"}')
+    assert (status, server.sources) == (400, [])
+    assert says in answer["error"]["message"]
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "zstd", "GZIP", "identity, gzip", "base64"])
+@pytest.mark.parametrize(("content_type", "body"), [(JSON, json_body(b"x")), (FORM, form(b"x"))])
+def test_a_compressed_body_is_refused(content_type: str, body: bytes, coding: str) -> None:
+    """The answer is a 415 that names the coding and, as RFC 7694 asks, says what is accepted."""
+    server = Server()
+    status, answer = server.post(content_type, body, coding=coding)
+    assert (status, answer["error"]["code"]) == (415, "unsupported_content_encoding")
+    assert coding in answer["error"]["message"]
+    assert server.headers["accept-encoding"] == "identity"
+    assert server.chunks_sent == 0
+
+
+@pytest.mark.parametrize("coding", ["", "identity", "Identity", "UTF-8", "none"])
+def test_a_body_that_is_not_compressed_may_say_so(coding: str) -> None:
+    """The last two are no codings at all, and the bytes are plain."""
+    server = Server()
+    assert server.post(FORM, form(ALL_BYTES), coding=coding)[0] == 200
+    assert server.bytes == [ALL_BYTES]
 
 
 @pytest.mark.parametrize("charset", ["undefined", "punycode", "utf-16"])

@@ -81,6 +81,7 @@ async def nothing(scope: Any, receive: Any, send: Any) -> None:
 
 
 DIED = PlainTextResponse(REPORT, 503)
+PAGE = "https://page.example"
 
 
 @pytest.mark.parametrize("answer", [nothing, DIED])
@@ -91,6 +92,33 @@ def test_a_lost_ingress_is_a_503_to_be_tried_again(answer: Any) -> None:
     assert int(found.headers["retry-after"]) > 0
     assert found.headers.get_list("x-request-id") == ["7"]
     assert "4711" not in found.text
+
+
+@pytest.mark.parametrize("allowed", [PAGE, "*"])
+@pytest.mark.parametrize("failure", [nothing, DIED, PlainTextResponse("Request 7 timed out.", 408)])
+def test_pages_that_can_read_our_answers_can_read_the_proxys(failure: Any, allowed: str) -> None:
+    """The proxy learns from our answers which pages those are; others learn nothing."""
+    answers: list[Any] = [
+        PlainTextResponse("OK", headers={"Access-Control-Allow-Origin": allowed}),
+        failure,
+        failure,
+    ]
+
+    async def next_answer(scope: Any, receive: Any, send: Any) -> None:
+        await answers.pop(0)(scope, receive, send)
+
+    async def ask() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(RewriteServe503(Proxy(next_answer, {"/": OURS})))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            origins = (PAGE, PAGE, "https://evil.example")
+            return [await client.get("/predict", headers={"Origin": origin}) for origin in origins]
+
+    _, ours, others = asyncio.run(ask())
+    assert ours.status_code in (408, 503)
+    assert ours.headers["access-control-allow-origin"] == allowed
+    assert ours.headers["access-control-expose-headers"] == "Retry-After, X-Request-ID"
+    assert ours.headers["vary"] == "Origin"
+    assert others.headers.get("access-control-allow-origin") == ("*" if allowed == "*" else None)
 
 
 @pytest.mark.parametrize(

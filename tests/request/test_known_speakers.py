@@ -28,8 +28,22 @@ def test_a_data_url_with_any_media_type_is_taken(head: str) -> None:
     assert reference_bytes(head + base64.b64encode(b"RIFF").decode(), 0) == b"RIFF"
 
 
+@pytest.mark.parametrize("text", ["UklG_y8", "UklG\r\n/y8=\r\n", "UklG_y8=", " UklG/y8"])
+def test_its_base64_is_read_as_that_of_a_file(text: str) -> None:
+    """URL-safe, without padding, with line breaks."""
+    assert reference_bytes(f"data:audio/wav;base64,{text}", 0) == b"RIF\xff/"
+
+
 @pytest.mark.parametrize(
-    "url", ["", "RIFF", "https://example.com/a.wav", "data:audio/wav,RIFF", "data:audio/wav;base64,R*FF"]
+    "url",
+    [
+        "",
+        "RIFF",
+        "https://example.com/a.wav",
+        "data:audio/wav,RIFF",
+        "data:audio/wav;base64,R*FF",
+        "data:audio/wav;base64,UklG Rg==",
+    ],
 )
 def test_anything_else_is_an_error_that_says_which(url: str) -> None:
     """Nothing is fetched, and what follows must be base64."""

@@ -92,8 +92,9 @@ def parse(sent: Sequence[FormField], task: Task, models: Collection[str]) -> Par
     Raises InvalidRequest naming the field that is wrong, and ModelNotFound.
     """
     given = collect_fields(sent, ARRAYS)
-    if "chunking_strategy[type]" in given:  # as OpenAI's SDK sends an object in a form
-        given["chunking_strategy"] = given.pop("chunking_strategy[type]")
+    strategy = given.pop("chunking_strategy[type]", None)  # as OpenAI's SDK sends an object in a form
+    if strategy and given.setdefault("chunking_strategy", strategy) != strategy:
+        raise conflict("chunking_strategy", "given in two ways; send it once")
     theirs = FIELDS_OF[task]
     if unknown := sorted(given.keys() - OUR_FIELDS - set(theirs)):
         raise conflict(

@@ -101,6 +101,7 @@ def _described(task: Task) -> dict[str, Any]:
         for name, value in known.items()
         if name in {*OUR_FIELDS, *FIELDS_OF[task]}
     }
+    fields["model"] |= {"default": ALIAS}  # for the page /docs: it is required all the same
     media_types = ("text/plain", "application/x-subrip", "text/vtt", "text/event-stream")
     return {
         "openapi_extra": described_body(fields, "model"),

@@ -380,6 +380,7 @@ KNOWN = {"known_speaker_names__": "Ann", "known_speaker_references__": "data:aud
         ({"temperature": "warm"}, "temperature", "number"),
         ({"include__": "logprobs"}, "include", "logprobs"),
         ({"chunking_strategy": "none"}, "chunking_strategy", "auto"),
+        ({"chunking_strategy": "auto", "chunking_strategy[type]": "server_vad"}, "chunking_strategy", "once"),
         ({"chunking_strategy": '{"type": "server_vad", "threshold": 0.7}'}, "chunking_strategy", "auto"),
         (
             {"chunking_strategy[type]": "server_vad", "chunking_strategy[threshold]": "0.7"},
