@@ -18,9 +18,10 @@ DOCUMENTS = [PROJECT / "README.md", PROJECT / "benchmarks" / "README.md", *(PROJ
 
 # Budgets. Raise one only together with the reason, in a commit of its own.
 MAX_LINES = (
-    10_200  # 8,620, and 1,580 for real models: store and prefetch, attention, CAM++, language per window
+    10_680  # 8,620; 1,580 for real models: store and prefetch, attention, CAM++, language per window;
+    # 480 for files as they are: times, channels, tracks
 )
-MAX_MODULES = 77  # without the packages' own __init__.py; 68, and 9 for real models
+MAX_MODULES = 82  # without the packages' own __init__.py; 68, 9 for real models, 5 for files as they are
 MAX_LINES_OF_A_MODULE = 250
 MIN_LINES_OF_A_MODULE = 40
 MAX_FILES_IN_ROOT = 12
