@@ -56,7 +56,7 @@ async def list_streams(file: BinaryIO, timeout_s: float, until_s: float) -> Stre
     durations = _DURATION.findall(log.content)
     length = durations[0] if len(durations) == 1 else ()
     hours, minutes, seconds, file_start_s = (float(part or 0) for part in length or (0, 0, 0, 0))
-    tracks, others = list[Track](), 0
+    known, unknown, others = list[Track](), list[Track](), 0
     for stream, kind, text in dict.fromkeys(_STREAM.findall(log.content)):
         description = text.decode(errors="replace")
         if kind != b"Audio":
@@ -64,21 +64,25 @@ async def list_streams(file: BinaryIO, timeout_s: float, until_s: float) -> Stre
             continue
         layout = sound[1].strip() if (sound := _SOUND.search(description)) else "mono"
         start_s = float(start[1]) - file_start_s if (start := _START.search(description)) else 0.0
-        is_default = "(default)" in description
-        tracks.append(Track(len(tracks) + 1, int(stream), layout, is_default, start_s))
-    if not tracks:
+        number, is_default = len(known) + len(unknown) + 1, "(default)" in description
+        tracks = unknown if description.startswith("none") else known  # to ffmpeg
+        tracks.append(Track(number, int(stream), layout, is_default, start_s))
+    if not known + unknown:
         raise NoAudioStream("The file has no sound track; send one that has.")
-    container = re.search(rb"^Input #0, (.*), from", log.content, re.MULTILINE)
-    # Of broadcasts ffmpeg takes the last time for the length.
-    format_name = container[1].decode(errors="replace") if container else ""
-    has_placeholder = declares_no_length(file, format_name)
+    found = re.search(rb"^Input #0, (.*), from", log.content, re.MULTILINE)
+    container = found[1].decode(errors="replace") if found else ""
+    duration_s = 3600 * hours + 60 * minutes + seconds
+    if container.startswith(("matroska", "mov", "flv")):  # these declare when they end, not how long they are
+        duration_s = max(0.0, duration_s - max(0.0, file_start_s))
+    has_placeholder = declares_no_length(file, container)
     return Streams(
-        format_name,
-        0.0 if has_placeholder else 3600 * hours + 60 * minutes + seconds,
+        container,
+        0.0 if has_placeholder else duration_s,
         has_placeholder,
-        log.says(b"Estimating duration from bitrate") or format_name in ("mpeg", "mpegts"),
-        tuple(tracks),
-        len(tracks) + others == 1,
+        # Of MPEG-TS and PS ffmpeg takes the last time for the end.
+        log.says(b"Estimating duration from bitrate") or container in ("mpeg", "mpegts"),
+        tuple(known or unknown),
+        len(known + unknown) + others == 1,
     )
 
 

@@ -66,13 +66,16 @@ def test_a_gap_in_the_sound_is_silence(suffix: str) -> None:
     assert audio.codes == []
 
 
-@pytest.mark.parametrize("suffix", [".mkv", ".ts", ".flv", ".mp4"])
-def test_a_clock_that_began_long_before(suffix: str) -> None:
+@pytest.mark.parametrize("offset_s", ["5", "36000"])
+@pytest.mark.parametrize("suffix", [".mkv", ".ts", ".flv", ".mp4", ".webm", ".mpg"])
+def test_a_clock_that_began_long_before(suffix: str, offset_s: str) -> None:
     """A broadcast's or a live stream's times begin anywhere; the file begins at 0."""
-    codec = ("-c:a", "mp2") if suffix == ".ts" else ()
-    content = made(f"late{suffix}", *beep(1000, 2, 44_100), *codec, "-output_ts_offset", "36000")
+    codec = ("-c:a", "mp2") if suffix in (".ts", ".mpg") else ()
+    rate_hz = 48_000 if suffix == ".webm" else 44_100
+    content = made(f"late{suffix}", *beep(1000, 2, rate_hz), *codec, "-output_ts_offset", offset_s)
     audio = asyncio.run(decoded(content))
     assert audio.hears(1000) == pytest.approx((0.0, 2.0), abs=0.1)
+    assert audio.codes == []
 
 
 @pytest.mark.parametrize(

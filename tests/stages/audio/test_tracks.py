@@ -41,6 +41,14 @@ def test_the_first_track_is_decoded_where_none_is_flagged(suffix: str) -> None:
     assert audio.hears(440) == pytest.approx((0.0, 2.0), abs=0.1)
 
 
+def test_a_track_that_cannot_be_decoded_is_passed_over() -> None:
+    """A codec that ffmpeg does not know, in the track that is flagged, beside one that it knows."""
+    content = encode(tone(2.0), 16_000, ".mka", *SECOND, "-map", "0", "-map", "1", "-c:a", "pcm_s16le")
+    unknown = content.replace(b"A_PCM/INT/LIT", b"A_XXX/INT/LIT", 1)
+    assert unknown != content
+    assert asyncio.run(decoded(unknown)).hears(2000) == pytest.approx((0.0, 2.0), abs=0.1)
+
+
 @pytest.mark.parametrize("suffix", [".mkv", ".mp4", ".ts"])
 def test_a_silent_track_beside_others_is_warned_of(suffix: str) -> None:
     """A screen recording with a muted microphone: the caller learns which tracks have sound."""
