@@ -62,7 +62,8 @@ def _levels(channel: Samples) -> _Levels:
     """The power of each block, with little of what is below speech: rumble and hum are not missed."""
     emphasised = np.diff(channel.astype(np.float32), prepend=np.float32(channel[:1]))
     emphasised.resize(-(-len(channel) // BLOCK) * BLOCK, refcheck=False)
-    return np.mean(np.square(emphasised.reshape(-1, BLOCK), dtype=np.float64), axis=1)
+    levels: _Levels = np.mean(np.square(emphasised.reshape(-1, BLOCK), dtype=np.float64), axis=1)
+    return levels
 
 
 def _loses_sound(mix: _Levels, channels: Sequence[_Levels]) -> bool:
@@ -101,4 +102,5 @@ def _correlation(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> _Lev
     power_of_a, power_of_b, product = (
         np.add.reduceat(values, starts, dtype=np.float64) for values in (a * a, b * b, a * b)
     )
-    return product / np.sqrt(power_of_a * power_of_b).clip(min=1.0)
+    correlation: _Levels = product / np.sqrt(power_of_a * power_of_b).clip(min=1.0)
+    return correlation

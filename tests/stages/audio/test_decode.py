@@ -449,7 +449,7 @@ def test_slow_decoding_passes_its_deadline(bomb: bytes) -> None:
 
 def test_kernel_limits_hold_from_the_start(bomb: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """ffmpeg runs under limits that the kernel keeps, without our environment."""
-    read, seen = module.output_of, list[tuple[int, int]]()
+    read, seen = sandbox.output_of, list[tuple[int, int]]()
 
     async def looking(process: asyncio.subprocess.Process, until_s: float) -> AsyncGenerator[bytes, None]:
         limits = (resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_FSIZE, resource.RLIMIT_CORE)
@@ -480,7 +480,7 @@ def test_file_that_kills_its_decoder_is_unusable(
     by: signal.Signals, code: str, bomb: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever signal ends ffmpeg, the file is to blame (422), not the server."""
-    read = module.output_of
+    read = sandbox.output_of
 
     async def killed(process: asyncio.subprocess.Process, until_s: float) -> AsyncGenerator[bytes, None]:
         is_alive = True
@@ -595,7 +595,7 @@ def test_cancellation_kills_the_child(new_loop: str, bomb: bytes, monkeypatch: p
     """When the caller goes, the decoder goes: no running child, no zombie, no open pipe."""
     make_loop: Callable[[], asyncio.AbstractEventLoop] = pytest.importorskip(new_loop).new_event_loop
     started = asyncio.Event()
-    read = module.output_of
+    read = sandbox.output_of
 
     async def reading(*args: Any) -> AsyncGenerator[bytes, None]:
         started.set()

@@ -110,7 +110,7 @@ def test_other_headers_of_unknown_length() -> None:
     big = sound.astype(">i2").tobytes()
     caf_format = struct.pack(">d4sIIIII", 16_000.0, b"lpcm", 0, 2, 1, 1, 16)
     caf = b"caff\0\1\0\0desc" + struct.pack(">q", 32) + caf_format + b"data" + struct.pack(">qI", -1, 0) + big
-    files = {
+    files: dict[str, bytes] = {
         "AIFF 0x7f000000": aiff(big, 0x7F000000 // 2, 0x7F000000 + 8),
         "AIFF 0x7fffffff": aiff(big, 0x7FFFFFFF // 2, 0x7FFFFFFF),
         "AU 0xffffffff": b".snd" + struct.pack(">5I", 24, 0xFFFFFFFF, 3, 16_000, 1) + big,
@@ -125,8 +125,8 @@ def test_other_headers_of_unknown_length() -> None:
         content = bytearray(encode(sound, 16_000, ".w64"))
         struct.pack_into("<Q", content, content.index(b"data\xf3\xac\xd3\x11") + 16, size)
         files[f"W64 {size:#x}"] = bytes(content)
-    for name, content in files.items():
-        audio = asyncio.run(decoded(bytes(content)))
+    for name, file in files.items():
+        audio = asyncio.run(decoded(file))
         assert audio.duration_s == pytest.approx(2.0, abs=0.1), name
         assert audio.codes == [], name
 

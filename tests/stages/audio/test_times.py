@@ -32,8 +32,7 @@ def beep(frequency_hz: int, duration_s: float, rate_hz: int = 48_000) -> tuple[s
 def test_sound_that_starts_after_the_picture(suffix: str) -> None:
     """A track that a player starts at 5 s is heard at 5 s; that it is shorter than the film is no damage."""
     sound = ("-c:a", "mp2") if suffix in (".ts", ".mpg") else ()
-    rates = ("-ar", "44100") if suffix == ".flv" else ()
-    rates += ("-r", "25") if suffix == ".mpg" else ()
+    rates = {".flv": ("-ar", "44100"), ".mpg": ("-r", "25")}.get(suffix, ())
     both = ("-map", "0:v", "-map", "1:a", *sound, *rates)
     audio = asyncio.run(decoded(made(f"film{suffix}", *FILM, "-itsoffset", "5", *beep(1000, 4), *both)))
     start_s, end_s = audio.hears(1000)
