@@ -87,7 +87,9 @@ def generated(trap: Trap) -> dict[str, bytes]:
             files[f"damaged: {per_mille / 10:g} % flipped in {suffix}"] = bytes(flipped)
     day = ("-f", "lavfi", "-i", "anullsrc=r=100:cl=mono:d=86400")
     block = ("-f", "lavfi", "-i", "anoisesrc=d=5:r=16000", "-af", "asetrate=1", "-frame_size", "65535")
+    gap = ("-af", "asetpts='PTS+if(gte(T,1),36000/TB,0)'", "-c:a", "libopus")
     return files | {
+        "bomb: a gap of 10 h, Matroska": _encoded(".mka", *_TONE, *gap),
         "costly: FLAC of 1 Hz, one block": _encoded(".flac", *block),
         "bomb: 24 h of FLAC": _encoded(".flac", *day),
         "bomb: WAV of 1 Hz": _wav(1, 1, bytes(100_000)),

@@ -5,37 +5,50 @@ file does to ffmpeg is the file's fault, an UnusableAudio (422).
 """
 
 import asyncio
-import math
 import os
-import signal
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import BinaryIO
 
 import numpy as np
 
 from serve_app import errors
-from serve_app.stages.audio.ffmpeg_sandbox import NO_DECODER, FfmpegLog, end_ffmpeg, start_ffmpeg
+from serve_app.stages.audio.channels import filter_graph, keep_sound
+from serve_app.stages.audio.decode_warnings import (
+    QUIET_DBFS,
+    Decoded,
+    is_too_short,
+    level_dbfs,
+    warnings_of,
+)
+from serve_app.stages.audio.ffmpeg_sandbox import FfmpegLog, output_of, raise_for_failure, running_ffmpeg
+from serve_app.stages.audio.file_marks import is_encrypted, recordings
+from serve_app.stages.audio.streams import Streams, Track, last_time_s, list_streams
+from serve_app.stages.audio.timed_samples import MATROSKA, TimedSamples
 from serve_app.transcript import SAMPLE_RATE_HZ, AudioInfo, Samples, StageWarning
 
 PART_S = 30.0
-BYTES_PER_SAMPLE = 2
-BYTES_PER_S = SAMPLE_RATE_HZ * BYTES_PER_SAMPLE
-PART_BYTES = int(PART_S * BYTES_PER_S)
-# Recordings of people peak at -24 dBFS and above. Made quieter, clear speech was heard down to -60 dBFS; in a
-# recording that was so quiet from the start (-48 dBFS) nothing was.
-QUIET_DBFS = -40.0
+PART_SAMPLES = int(PART_S * SAMPLE_RATE_HZ)
+
+
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    max_audio_s: float
+    timeout_s: float
+    until_s: float  # of the loop's time
 
 
 async def decode(
     file: BinaryIO, *, max_audio_s: float, timeout_s: float
 ) -> AsyncGenerator[tuple[AudioInfo, Samples], None]:
-    """Decodes the first sound track of `file`, a file on disk (it must have a descriptor), in parts.
+    """Decodes the sound track that a player plays of `file`, which is on disk (it must have a descriptor).
 
     Each part but the last is PART_S long and comes as soon as ffmpeg has decoded more than it. All parts
-    together are what `whisperx.load_audio` gives, as int16 and read-only. A file that holds less than it
-    declares is decoded as far as it goes, with a warning in the last part. The position of `file` is neither
-    used nor changed.
+    together are what `whisperx.load_audio` gives, as int16 and read-only, but for two things: silence stands
+    where the file's times have a gap, and channels that cancel each other are mixed in another way. A file
+    that holds less than it declares is decoded as far as it goes. The last part has the warnings. The
+    position of `file` is neither used nor changed.
 
     Raises EncryptedAudio before the first part, and maybe after some EmptyAudio, NoAudioStream, AudioTooLong
     (over `max_audio_s` of decoded sound), AudioTooCostly (too slow, or more memory than a file needs),
@@ -45,136 +58,102 @@ async def decode(
     file.flush()
     if os.fstat(file.fileno()).st_size == 0:
         raise errors.EmptyAudio("The file is empty; send a file that holds audio.")
-    process = await start_ffmpeg(file, timeout_s)
-    log = FfmpegLog()
-    reading_log = asyncio.create_task(log.read(process))
-    pcm, start_s = bytearray(), 0.0  # what is decoded and in no part yet
-    peaks: list[int] = []  # of each part
-    is_checked = is_held_back = False
+    limits = _Limits(max_audio_s, timeout_s, asyncio.get_running_loop().time() + timeout_s)
     try:
-        async with aclosing(_chunks(process, timeout_s)) as chunks:
-            async for chunk in chunks:
-                pcm += chunk
-                if start_s + len(pcm) / BYTES_PER_S > max_audio_s:
-                    raise errors.AudioTooLong(
-                        f"The audio is longer than {max_audio_s:g} s, the most this server takes; "
-                        "send it in shorter parts."
-                    )
-                if len(pcm) > PART_BYTES and not is_checked:
-                    await _refuse_encrypted(file, log)
-                    is_checked, is_held_back = True, log.duration_s() > max_audio_s
-                while len(pcm) > PART_BYTES and not is_held_back:
-                    yield _take_part(pcm, start_s, log, peaks)
-                    start_s += PART_S
-    finally:
-        await end_ffmpeg(process, reading_log)
-    if not is_checked:
-        await _refuse_encrypted(file, log)
-    _raise_for_failure(log, process.returncode)
-    while len(pcm) > PART_BYTES:
-        yield _take_part(pcm, start_s, log, peaks)
-        start_s += PART_S
-    if len(pcm) < BYTES_PER_SAMPLE:
-        raise errors.EmptyAudio("The file holds no audio samples; send a file that holds audio.")
-    yield _take_part(pcm, start_s, log, peaks, is_last=True)
-
-
-def _take_part(
-    pcm: bytearray, start_s: float, log: FfmpegLog, peaks: list[int], *, is_last: bool = False
-) -> tuple[AudioInfo, Samples]:
-    """Cuts PART_S off the beginning of `pcm`, or takes all of it. Adds the part's peak to `peaks`."""
-    part = bytes(pcm if is_last else pcm[:PART_BYTES])
-    del pcm[: len(part)]
-    samples = np.frombuffer(part, "<i2", len(part) // BYTES_PER_SAMPLE)  # read-only, as bytes are
-    end_s = (round(start_s * SAMPLE_RATE_HZ) + len(samples)) / SAMPLE_RATE_HZ
-    peaks.append(max(int(samples.max()), -int(samples.min())))
-    warnings = _warnings(end_s, log, max(peaks)) if is_last else ()
-    return AudioInfo(start_s, end_s, is_last, log.duration_s(), warnings), samples
-
-
-async def _chunks(process: asyncio.subprocess.Process, timeout_s: float) -> AsyncGenerator[bytes, None]:
-    """The bytes that the process gives until it ends. Raises AudioTooCostly after `timeout_s`."""
-    assert process.stdout is not None
-    until_s = asyncio.get_running_loop().time() + timeout_s
-    try:
-        while True:
-            async with asyncio.timeout_at(until_s):
-                chunk = await process.stdout.read(1 << 20)
-                if not chunk:
-                    await process.wait()
-                    return
-            yield chunk
+        streams = await list_streams(file, timeout_s, limits.until_s)
+        if streams.container.startswith("mov,mp4") and await asyncio.to_thread(is_encrypted, file):
+            raise errors.EncryptedAudio("The sound track is encrypted; send a file without copy protection.")
+        track = _TrackDecoder(file, streams, streams.chosen, limits)
+        held_back, start_s = list[Samples](), 0.0
+        async with aclosing(track.parts()) as parts:
+            async for samples, is_last in parts:
+                held_back.append(samples)
+                while held_back and (is_last or streams.duration_s <= max_audio_s):
+                    part = held_back.pop(0)
+                    is_end = is_last and not held_back
+                    end_s = (round(start_s * SAMPLE_RATE_HZ) + len(part)) / SAMPLE_RATE_HZ
+                    warnings = await _warnings(file, streams, track, limits) if is_end else ()
+                    yield AudioInfo(start_s, end_s, is_end, streams.duration_s, warnings), part
+                    start_s = end_s
     except TimeoutError:
         raise errors.AudioTooCostly(
             f"Decoding took longer than {timeout_s:g} s; send a shorter file or a simpler format such as WAV."
         ) from None
 
 
-async def _refuse_encrypted(file: BinaryIO, log: FfmpegLog) -> None:
-    if log.says(b"Input #0, mov,mp4") and await asyncio.to_thread(_is_encrypted, file):
-        raise errors.EncryptedAudio("The sound track is encrypted; send a file without copy protection.")
+class _TrackDecoder:
+    """Decodes one sound track of a file, once."""
+
+    def __init__(self, file: BinaryIO, streams: Streams, track: Track, limits: _Limits) -> None:
+        self._file, self._streams, self._track, self._limits = file, streams, track, limits
+        self._log = FfmpegLog()
+        self._samples = self._remixed = self._peak = 0
+
+    @property
+    def decoded(self) -> Decoded:
+        return Decoded(self._samples / SAMPLE_RATE_HZ, self._remixed / SAMPLE_RATE_HZ, self._peak, self._log)
+
+    async def parts(self) -> AsyncGenerator[tuple[Samples, bool]]:
+        """Gives the samples of each part, and whether it is the last. Raises as `decode` does."""
+        streams, limits = self._streams, self._limits
+        declared_s = 0.0 if streams.is_estimate else streams.duration_s
+        timed = TimedSamples(self._track.start_s, declared_s)
+        pcm, total = bytearray(), 0
+        graph = filter_graph(self._track.stream, self._track.layout)
+        arguments = ("-filter_complex", graph, "-map", "[out]", *MATROSKA)
+        async with running_ffmpeg(self._file, limits.timeout_s, *arguments) as (process, self._log):
+            async for chunk in output_of(process, limits.until_s):
+                for samples in timed.feed(chunk):
+                    pcm += samples
+                    total += len(samples) // (2 * timed.channels)
+                    if total > limits.max_audio_s * SAMPLE_RATE_HZ:
+                        raise errors.AudioTooLong(
+                            f"The audio is longer than {limits.max_audio_s:g} s, the most this server takes; "
+                            "send it in shorter parts."
+                        )
+                    while len(pcm) > 2 * timed.channels * PART_SAMPLES:
+                        yield await self._take_part(pcm, timed.channels), False
+        raise_for_failure(self._log, process.returncode)
+        if len(pcm) < 2 * timed.channels:
+            raise errors.EmptyAudio("The file holds no audio samples; send a file that holds audio.")
+        yield await self._take_part(pcm, timed.channels), True
+
+    async def _take_part(self, pcm: bytearray, channels: int) -> Samples:
+        """Cuts a part off the beginning of `pcm`, or takes all of it if there is no more."""
+        part = bytes(pcm[: 2 * channels * PART_SAMPLES])
+        del pcm[: len(part)]
+        count = len(part) // (2 * channels)
+        samples = np.frombuffer(part, "<i2", count * channels)  # read-only, as bytes are
+        if channels > 1:
+            interleaved = samples.reshape(count, channels)
+            samples, is_remixed = await asyncio.to_thread(keep_sound, interleaved, self._track.layout)
+            self._remixed += is_remixed * count
+        self._samples += count
+        self._peak = max(self._peak, int(samples.max()), -int(samples.min()))
+        return samples
 
 
-def _is_encrypted(file: BinaryIO) -> bool:
-    """Whether an MP4 holds an encrypted sound track, which ffmpeg takes for noise without a word."""
-    box = b"enca" + bytes(7) + b"\x01"  # a sample entry: type, six reserved bytes, index 1
-    offset, tail = 0, b""
-    while chunk := os.pread(file.fileno(), 1 << 20, offset):
-        if box in tail + chunk:
-            return True
-        offset, tail = offset + len(chunk), chunk[-len(box) :]
+async def _warnings(
+    file: BinaryIO, streams: Streams, track: _TrackDecoder, limits: _Limits
+) -> tuple[StageWarning, ...]:
+    """About the whole file. What is suspicious is looked at once more."""
+    decoded, last_s, sounding = track.decoded, 0.0, list[Track]()
+    if not streams.has_only_sound and is_too_short(streams, decoded.duration_s):
+        last_s = await last_time_s(file, limits.timeout_s, limits.until_s)
+    if level_dbfs(decoded.peak) < QUIET_DBFS:
+        others = [other for other in streams.tracks if other != streams.chosen]
+        sounding = [other for other in others if await _has_sound(file, streams, other, limits)]
+    number = await asyncio.to_thread(recordings, file, streams.container)
+    return warnings_of(streams, decoded, last_s, sounding, number)
+
+
+async def _has_sound(file: BinaryIO, streams: Streams, track: Track, limits: _Limits) -> bool:
+    decoder = _TrackDecoder(file, streams, track, limits)
+    try:
+        async with aclosing(decoder.parts()) as parts:
+            async for _ in parts:
+                if level_dbfs(decoder.decoded.peak) >= QUIET_DBFS:
+                    return True
+    except errors.UnusableAudio:
+        pass
     return False
-
-
-def _raise_for_failure(log: FfmpegLog, exit_code: int | None) -> None:
-    """Raises the error that ffmpeg's end means, if it means one. It shows nothing of the log."""
-    if exit_code == 0:
-        return
-    if log.content.startswith((b"decoder: ", b"unshare: ")):  # the shell or unshare: ffmpeg saw no file
-        raise errors.Overloaded(NO_DECODER)
-    # Killed by the kernel: what `decode` kills never comes this far.
-    if exit_code == -signal.SIGKILL or log.says(b"Cannot allocate memory"):
-        raise errors.AudioTooCostly("Decoding took too much time or memory; send a shorter or simpler file.")
-    if log.says(b"matches no streams"):
-        raise errors.NoAudioStream("The file has no sound track; send one that has.")
-    if log.says(b"moov atom not found"):
-        raise errors.UnusableAudio("The MP4 file is incomplete (its index is missing); send the whole file.")
-    raise errors.UnusableAudio(  # also where the file crashes ffmpeg
-        "The file cannot be decoded; send intact audio or video in a common format such as "
-        "MP3, M4A, MP4, WAV, FLAC, OGG or WEBM."
-    )
-
-
-def _warnings(decoded_s: float, log: FfmpegLog, peak: int) -> tuple[StageWarning, ...]:
-    """About the whole file, of which this much was decoded."""
-    found = {"truncated_audio": _truncation(decoded_s, log), "quiet_audio": _quietness(peak)}
-    return tuple(StageWarning("decode", code, message) for code, message in found.items() if message)
-
-
-def _quietness(peak: int) -> str:
-    """What is wrong with a file of this loudest sample; nothing is with silence."""
-    level_dbfs = 20 * math.log10(peak / 32768) if peak else 0.0
-    if level_dbfs >= QUIET_DBFS:
-        return ""
-    return (
-        f"The recording is very quiet (its peak is {level_dbfs:.0f} dBFS), and speech in it may be missed. "
-        "Record it louder; it is amplified already."
-    )
-
-
-def _truncation(decoded_s: float, log: FfmpegLog) -> str:
-    """What shows that more was to come. Exit code 0 proves nothing: half an MP3 decodes without an error."""
-    # An estimate from the bit rate is no declaration.
-    declared_s = 0.0 if log.says(b"Estimating duration from bitrate") else log.duration_s()
-    # A WAV header written to a pipe declares the largest size there is; that is no truncation.
-    breaks_off = log.says(b"corrupt input packet") and not log.says(b"Ignoring maximum wav data size")
-    if declared_s - decoded_s > max(1.0, 0.02 * declared_s):
-        problem = (
-            f" where the file declares {declared_s:.1f} s; it is cut off or damaged, or its sound track is "
-            "shorter than the file."
-        )
-    elif breaks_off:
-        problem = ": the file breaks off in the middle of its data; send the whole file."
-    else:
-        return ""
-    return f"Only {decoded_s:.1f} s of sound could be decoded{problem}"

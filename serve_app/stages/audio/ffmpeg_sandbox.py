@@ -12,14 +12,14 @@ import os
 import re
 import signal
 import subprocess
-from contextlib import suppress
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
 from functools import cache
 from typing import BinaryIO
 
 import imageio_ffmpeg
 
-from serve_app.errors import Overloaded
-from serve_app.transcript import SAMPLE_RATE_HZ
+from serve_app.errors import AudioTooCostly, Overloaded, UnusableAudio
 
 logger = logging.getLogger("ray.serve")
 _warn_once = cache(logger.warning)
@@ -28,10 +28,9 @@ _warn_once = cache(logger.warning)
 FORMATS = "wav,w64,mp3,flac,ogg,mov,matroska,aac,aiff,caf,amr,asf,avi,flv,mpegts,mpeg,ac3,eac3,au,wv,ape,tta"
 MAX_MEMORY_BYTES = 1 << 30  # address space; 300 MB is enough for every container measured
 MAX_LOG_BYTES = 1 << 16
+MAX_LINE_BYTES = 1 << 12
+LISTED = b"At least one output file must be specified"
 NO_DECODER = "The server cannot start a decoder now; try again later."
-
-# Two spaces: the banner's own line. Lines from the file's metadata are indented further.
-_DURATION = re.compile(rb"^  Duration: (\d+):(\d\d):(\d\d(?:\.\d+)?)", re.MULTILINE)
 
 
 class FfmpegLog:
@@ -45,24 +44,25 @@ class FfmpegLog:
         return self._head + self._tail
 
     async def read(self, process: asyncio.subprocess.Process) -> None:
-        """Reads until the process has closed its end."""
+        """Reads until the process has closed its end. The file's texts, which are indented, are left out."""
         assert process.stderr is not None
+        rest = b""
+        while chunk := await process.stderr.read(MAX_LOG_BYTES // 2):
+            *lines, rest = (rest + chunk).split(b"\n")
+            self._add(b"".join(line + b"\n" for line in lines if not line.startswith(b"    ")))
+            rest = rest[:MAX_LINE_BYTES]
+        self._add(rest)
+
+    def _add(self, lines: bytes) -> None:
         half = MAX_LOG_BYTES // 2
-        while chunk := await process.stderr.read(half):
-            self._tail += chunk
-            if not self._head and len(self._tail) >= half:
-                self._head, self._tail = self._tail[:half], self._tail[half:]
-            self._tail = self._tail[-half:]
+        self._tail += lines
+        if not self._head and len(self._tail) >= half:
+            self._head, self._tail = self._tail[:half], self._tail[half:]
+        self._tail = self._tail[-half:]
 
     def says(self, words: bytes) -> bool:
         """Whether ffmpeg itself says so: its lines begin at the left, what it shows of a file is indented."""
         return re.search(rb"^(?=\S).*" + re.escape(words), self.content, re.MULTILINE) is not None
-
-    def duration_s(self) -> float:
-        """The length that the file declares, or that ffmpeg estimates from its bit rate; 0 where unknown."""
-        duration = _DURATION.search(self.content)
-        hours, minutes, seconds = map(float, duration.groups()) if duration else (0.0, 0.0, 0.0)
-        return 3600 * hours + 60 * minutes + seconds
 
 
 def network_namespace_command() -> tuple[str, ...]:
@@ -87,11 +87,54 @@ def _tried_namespace_command() -> tuple[str, ...]:
     return command
 
 
-async def start_ffmpeg(file: BinaryIO, timeout_s: float) -> asyncio.subprocess.Process:
-    """Starts ffmpeg on the whole `file`, with int16 samples on stdout. The caller must call `end_ffmpeg`.
+@asynccontextmanager
+async def running_ffmpeg(
+    file: BinaryIO, timeout_s: float, *output: str
+) -> AsyncGenerator[tuple[asyncio.subprocess.Process, FfmpegLog]]:
+    """ffmpeg on the whole `file`; `output` is what it shall write to stdout. Its log is complete afterwards.
 
-    Raises Overloaded where no process or descriptor is left.
+    Without `output` it lists the file's streams in its log and ends with LISTED. With it, the log has
+    warnings and errors only, and none of the file's texts. Raises Overloaded where no process or descriptor
+    is left.
     """
+    process, log = await _start_ffmpeg(file, timeout_s, *output), FfmpegLog()
+    reading_log = asyncio.create_task(log.read(process))
+    try:
+        yield process, log
+    finally:
+        await _end_ffmpeg(process, reading_log)
+
+
+async def output_of(process: asyncio.subprocess.Process, until_s: float) -> AsyncGenerator[bytes]:
+    """The bytes that the process gives until it ends. Raises TimeoutError at `until_s` of the loop's time."""
+    assert process.stdout is not None
+    while True:
+        async with asyncio.timeout_at(until_s):
+            chunk = await process.stdout.read(1 << 20)
+            if not chunk:
+                await process.wait()
+                return
+        yield chunk
+
+
+def raise_for_failure(log: FfmpegLog, exit_code: int | None) -> None:
+    """Raises the error that ffmpeg's end means, if it means one. It shows nothing of the log."""
+    if exit_code == 0:
+        return
+    if log.content.startswith((b"decoder: ", b"unshare: ")):  # the shell or unshare: ffmpeg saw no file
+        raise Overloaded(NO_DECODER)
+    # Killed by the kernel: what this process kills never comes this far.
+    if exit_code == -signal.SIGKILL or log.says(b"Cannot allocate memory"):
+        raise AudioTooCostly("Decoding took too much time or memory; send a shorter or simpler file.")
+    if log.says(b"moov atom not found"):
+        raise UnusableAudio("The MP4 file is incomplete (its index is missing); send the whole file.")
+    raise UnusableAudio(  # also where the file crashes ffmpeg
+        "The file cannot be decoded; send intact audio or video in a common format such as "
+        "MP3, M4A, MP4, WAV, FLAC, OGG or WEBM."
+    )
+
+
+async def _start_ffmpeg(file: BinaryIO, timeout_s: float, *output: str) -> asyncio.subprocess.Process:
     # The shell sets the limits before ffmpeg exists, so no byte is read without them, and the kernel keeps
     # them when this process is gone. Where a limit cannot be set there is a stricter one already.
     memory_kib, cpu_s = MAX_MEMORY_BYTES >> 10, 2 * math.ceil(timeout_s)
@@ -103,12 +146,11 @@ async def start_ffmpeg(file: BinaryIO, timeout_s: float) -> asyncio.subprocess.P
             return await asyncio.create_subprocess_exec(
                 *["/bin/sh", "-c", f'{{ {limits}; }} 2>/dev/null; exec "$@"', "decoder", *namespace],
                 *[imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-nostdin", "-nostats"],
-                *["-threads", "1", "-filter_threads", "1"],
+                *["-loglevel", "warning" if output else "info", "-threads", "1", "-filter_threads", "1"],
                 # A descriptor is the only thing ffmpeg will open: `file:` is not on the list.
                 *["-protocol_whitelist", "fd", "-format_whitelist", FORMATS],
-                *["-fd", str(source), "-i", "fd:", "-map", "0:a:0", "-vn", "-sn", "-dn"],
-                # s16le, not f32le: ffmpeg's float downmix is 3 dB louder than whisperx's.
-                *["-f", "s16le", "-ac", "1", "-ar", str(SAMPLE_RATE_HZ), "pipe:1"],
+                # Two channels without positions are stereo; more of them are not taken for surround sound.
+                *["-guess_layout_max", "2", "-fd", str(source), "-i", "fd:", *output],
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
@@ -123,7 +165,7 @@ async def start_ffmpeg(file: BinaryIO, timeout_s: float) -> asyncio.subprocess.P
         raise Overloaded(NO_DECODER) from error
 
 
-async def end_ffmpeg(process: asyncio.subprocess.Process, reading_log: "asyncio.Task[None]") -> None:
+async def _end_ffmpeg(process: asyncio.subprocess.Process, reading_log: "asyncio.Task[None]") -> None:
     """Leaves neither a process nor an open pipe behind."""
     assert process.stdout is not None
     if process.returncode is None:

@@ -13,14 +13,14 @@ import tempfile
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import imageio_ffmpeg
 import numpy as np
 import psutil
 import pytest
+from decoding import Decoded, decoded, stored
 from sounds import ONLY_VIDEO, VIDEO, Samples, encode, ffmpeg, noise, silence, tone, wav
 
 from benchmarks.decoding import decode_whole
@@ -38,7 +38,8 @@ from serve_app.stages.audio import decode as module
 from serve_app.stages.audio import ffmpeg_sandbox as sandbox
 from serve_app.stages.audio.decode import PART_S, decode
 from serve_app.stages.audio.ffmpeg_sandbox import MAX_LOG_BYTES, FfmpegLog, network_namespace_command
-from serve_app.transcript import SAMPLE_RATE_HZ, AudioInfo, StageWarning
+from serve_app.stages.audio.file_marks import is_encrypted
+from serve_app.transcript import SAMPLE_RATE_HZ, AudioInfo
 
 CONTAINERS = {
     "wav": ("", ()),
@@ -56,32 +57,6 @@ CONTAINERS = {
     "mp4 with video": (".mp4", VIDEO),
     "matroska with video": (".mkv", VIDEO),
 }
-
-
-def stored(content: bytes) -> BinaryIO:
-    """The bytes as a file on disk, without a name."""
-    file = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
-    file.write(content)
-    return file
-
-
-@dataclass
-class Decoded:
-    """A whole file, decoded."""
-
-    samples: Samples
-    warnings: tuple[StageWarning, ...]
-
-    @property
-    def duration_s(self) -> float:
-        return len(self.samples) / SAMPLE_RATE_HZ
-
-
-async def decoded(content: bytes, *, max_audio_s: float = 60.0, timeout_s: float = 30.0) -> Decoded:
-    """Decodes bytes with limits that no harmless test reaches."""
-    with stored(content) as file:
-        info, samples = await decode_whole(file, max_audio_s=max_audio_s, timeout_s=timeout_s)
-    return Decoded(samples, info.warnings)
 
 
 def encrypted(sound: Samples, codec: str) -> bytes:
@@ -458,10 +433,10 @@ def test_encryption_is_found_wherever_it_stands() -> None:
     for before in (0, (1 << 20) - 5, 1 << 20, (2 << 20) - 11):
         with stored(bytes(before) + mark + bytes(10)) as file:
             file.flush()
-            assert module._is_encrypted(file), before
+            assert is_encrypted(file), before
     with stored(bytes(3 << 20) + mark[:-1]) as file:
         file.flush()
-        assert not module._is_encrypted(file)
+        assert not is_encrypted(file)
 
 
 def test_slow_decoding_passes_its_deadline(bomb: bytes) -> None:
@@ -474,20 +449,19 @@ def test_slow_decoding_passes_its_deadline(bomb: bytes) -> None:
 
 def test_kernel_limits_hold_from_the_start(bomb: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """ffmpeg runs under limits that the kernel keeps, without our environment."""
-    read, seen = module._chunks, list[tuple[int, int]]()
+    read, seen = sandbox.output_of, list[tuple[int, int]]()
 
-    async def looking(process: asyncio.subprocess.Process, timeout_s: float) -> AsyncGenerator[bytes, None]:
-        assert process.stdout is not None
-        await process.stdout.readexactly(2)  # so it is ffmpeg by now
-        with open(f"/proc/{process.pid}/environ", "rb") as environment:  # noqa: ASYNC230 - not on a disk
-            assert b"HOME" not in environment.read()
-        for limit in (resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_FSIZE, resource.RLIMIT_CORE):
-            seen.append(resource.prlimit(process.pid, limit))
-        async for chunk in read(process, timeout_s):
+    async def looking(process: asyncio.subprocess.Process, until_s: float) -> AsyncGenerator[bytes, None]:
+        limits = (resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_FSIZE, resource.RLIMIT_CORE)
+        async for chunk in read(process, until_s):
+            if not seen:  # it is ffmpeg by now
+                with open(f"/proc/{process.pid}/environ", "rb") as environment:  # noqa: ASYNC230 - not on a disk
+                    assert b"HOME" not in environment.read()
+                seen.extend(resource.prlimit(process.pid, limit) for limit in limits)
             yield chunk
 
     monkeypatch.setenv("HOME", "/home/us")
-    monkeypatch.setattr(module, "_chunks", looking)
+    monkeypatch.setattr(module, "output_of", looking)
     with pytest.raises(AudioTooLong):
         asyncio.run(decoded(bomb))
     assert seen == [(sandbox.MAX_MEMORY_BYTES,) * 2, (60, 60), (0, 0), (0, 0)]
@@ -506,16 +480,17 @@ def test_file_that_kills_its_decoder_is_unusable(
     by: signal.Signals, code: str, bomb: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever signal ends ffmpeg, the file is to blame (422), not the server."""
-    read = module._chunks
+    read = sandbox.output_of
 
-    async def killed(process: asyncio.subprocess.Process, timeout_s: float) -> AsyncGenerator[bytes, None]:
-        assert process.stdout is not None
-        await process.stdout.readexactly(2)
-        process.send_signal(by)
-        async for chunk in read(process, timeout_s):
+    async def killed(process: asyncio.subprocess.Process, until_s: float) -> AsyncGenerator[bytes, None]:
+        is_alive = True
+        async for chunk in read(process, until_s):
+            if is_alive:
+                process.send_signal(by)
+            is_alive = False
             yield chunk
 
-    monkeypatch.setattr(module, "_chunks", killed)
+    monkeypatch.setattr(module, "output_of", killed)
     with pytest.raises(UnusableAudio) as caught:
         asyncio.run(decoded(bomb, max_audio_s=1e6))
     assert (caught.value.status, caught.value.code) == (422, code)
@@ -620,7 +595,7 @@ def test_cancellation_kills_the_child(new_loop: str, bomb: bytes, monkeypatch: p
     """When the caller goes, the decoder goes: no running child, no zombie, no open pipe."""
     make_loop: Callable[[], asyncio.AbstractEventLoop] = pytest.importorskip(new_loop).new_event_loop
     started = asyncio.Event()
-    read = module._chunks
+    read = sandbox.output_of
 
     async def reading(*args: Any) -> AsyncGenerator[bytes, None]:
         started.set()
@@ -636,7 +611,7 @@ def test_cancellation_kills_the_child(new_loop: str, bomb: bytes, monkeypatch: p
             await task
         assert decoders() == []
 
-    monkeypatch.setattr(module, "_chunks", reading)
+    monkeypatch.setattr(module, "output_of", reading)
     loop = make_loop()
     try:
         loop.run_until_complete(cancelled())

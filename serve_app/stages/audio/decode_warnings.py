@@ -1,0 +1,102 @@
+"""What a caller is told about a file that was decoded."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from serve_app.stages.audio.ffmpeg_sandbox import FfmpegLog
+from serve_app.stages.audio.streams import Streams, Track
+from serve_app.transcript import StageWarning
+
+# Recordings of people peak at -24 dBFS and above. Made quieter, clear speech was heard down to -60 dBFS; in a
+# recording that was so quiet from the start (-48 dBFS) nothing was.
+QUIET_DBFS = -40.0
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What came of a sound track."""
+
+    duration_s: float
+    remixed_s: float  # for which ffmpeg's mix of the channels was not taken
+    peak: int
+    log: FfmpegLog
+
+
+def warnings_of(
+    streams: Streams, decoded: Decoded, last_s: float, sounding: Sequence[Track], recordings: int
+) -> tuple[StageWarning, ...]:
+    """`last_s` is when any stream ends; `sounding` are the tracks with sound if the chosen one has none."""
+    left_out = _left_out(streams, decoded, recordings)
+    found = {
+        "recordings_left_out": left_out,
+        "truncated_audio": "" if left_out else _truncation(streams, decoded, last_s),
+        "channels_remixed": _remixed(streams.chosen, decoded),
+        "silent_track": _silent_track(streams, sounding),
+        "quiet_audio": "" if sounding else _quietness(decoded.peak),
+    }
+    return tuple(StageWarning("decode", code, message) for code, message in found.items() if message)
+
+
+def level_dbfs(peak: int) -> float:
+    return 20 * math.log10(peak / 32768) if peak else -math.inf
+
+
+def is_too_short(streams: Streams, end_s: float) -> bool:
+    """Whether the file declares to end later; an estimate is no declaration."""
+    declared_s = 0.0 if streams.is_estimate else streams.duration_s
+    return declared_s - end_s > max(1.0, 0.02 * declared_s)
+
+
+def _truncation(streams: Streams, decoded: Decoded, last_s: float) -> str:
+    """What shows that more was to come. Exit code 0 proves nothing: half an MP3 decodes without an error."""
+    end_s = max(decoded.duration_s, last_s)
+    # A pipe's placeholder for the length makes ffmpeg expect more data than there is.
+    breaks_off = not streams.has_placeholder and any(
+        decoded.log.says(words) for words in (b"corrupt input packet", b"Error during demuxing")
+    )
+    if is_too_short(streams, end_s):
+        problem = f" where the file declares {streams.duration_s:.1f} s; it is cut off or damaged."
+    elif breaks_off:
+        problem = ": the file breaks off in the middle of its data; send the whole file."
+    else:
+        return ""
+    return f"Only {decoded.duration_s:.1f} s of sound could be decoded{problem}"
+
+
+def _left_out(streams: Streams, decoded: Decoded, recordings: int) -> str:
+    if not decoded.log.says(b"duplicated MOOV") and (recordings < 2 or streams.has_placeholder):
+        return ""
+    return (
+        "The file is several recordings, one after the other, of which only the first "
+        f"({decoded.duration_s:.1f} s) was decoded; send each as a file of its own."
+    )
+
+
+def _remixed(track: Track, decoded: Decoded) -> str:
+    if not decoded.remixed_s:
+        return ""
+    return (
+        f"Mixing the channels ({track.layout}) as usual would lose sound; in {decoded.remixed_s:.1f} s they "
+        "are weighted by their loudness instead. If voices are missing, send a file with one channel."
+    )
+
+
+def _silent_track(streams: Streams, sounding: Sequence[Track]) -> str:
+    if not sounding:
+        return ""
+    others = ", ".join(str(track.number) for track in sounding)
+    return (
+        f"Sound track {streams.chosen.number} of {len(streams.tracks)}, which players play, is silent or "
+        f"very quiet; there is sound in track {others}. Send a file with that track alone."
+    )
+
+
+def _quietness(peak: int) -> str:
+    """What is wrong with a file of this loudest sample; nothing is with silence."""
+    if not peak or level_dbfs(peak) >= QUIET_DBFS:
+        return ""
+    return (
+        f"The recording is very quiet (its peak is {level_dbfs(peak):.0f} dBFS), and speech in it may be "
+        "missed. Record it louder; it is amplified already."
+    )

@@ -1,0 +1,88 @@
+"""Samples with their times: what ffmpeg writes as PCM in Matroska, read while it comes.
+
+No simpler container of ffmpeg's has times. Those are counted from the earliest start of all streams that a
+player plays, pictures included.
+"""
+
+from collections.abc import Iterator
+
+from serve_app.errors import UnusableAudio
+from serve_app.transcript import SAMPLE_RATE_HZ
+
+MATROSKA = ("-c:a", "pcm_s16le", "-f", "matroska", "pipe:1")
+LEAST_GAP_S = 0.1  # times jitter, and decoders begin some milliseconds early or late
+_MAX_ELEMENT_BYTES = 1 << 28
+# Matroska's elements: Segment, Tracks, TrackEntry, Audio, Cluster, BlockGroup hold others.
+_PARENTS = frozenset((0x18538067, 0x1654AE6B, 0xAE, 0xE1, 0x1F43B675, 0xA0))
+_CHANNELS, _CLUSTER_TIME, _SIMPLE_BLOCK, _BLOCK = 0x9F, 0xE7, 0xA3, 0xA1
+
+
+class TimedSamples:
+    """One track of interleaved int16, put where its times say.
+
+    Silence fills what the times leave out. Where they go back, another recording begins: no sound is dropped.
+    A gap that would end after `declared_s` (unless that is 0) is a wrong time, and is not filled. The first
+    samples are at `start_s`: in some containers ffmpeg counts from the first stream that it decodes.
+    """
+
+    def __init__(self, start_s: float, declared_s: float) -> None:
+        self._start_s: float | None = start_s
+        self._shift_s = 0.0
+        self.channels = 1
+        self._declared_s = declared_s
+        self._buffer = bytearray()
+        self._cluster_ms = 0
+        self._position = 0  # in samples of each channel
+
+    def feed(self, chunk: bytes) -> Iterator[bytes]:
+        """Takes what comes next and gives the samples in it, after the silence before them."""
+        self._buffer += chunk
+        at = 0
+        while element := self._element(at):
+            name, start, end = element
+            if name in _PARENTS:
+                at = start
+                continue
+            if end > len(self._buffer):
+                break
+            if name == _CHANNELS:
+                self.channels = max(1, int.from_bytes(self._buffer[start:end]))
+            elif name == _CLUSTER_TIME:
+                self._cluster_ms = int.from_bytes(self._buffer[start:end])
+            elif name in (_SIMPLE_BLOCK, _BLOCK):  # the track's number, 16 bits of time, flags
+                time_ms = self._cluster_ms + int.from_bytes(self._buffer[start + 1 : start + 3], signed=True)
+                yield from self._placed(time_ms / 1000, bytes(self._buffer[start + 4 : end]))
+            at = end
+        del self._buffer[:at]
+
+    def _placed(self, time_s: float, samples: bytes) -> Iterator[bytes]:
+        if self._start_s is not None:
+            self._shift_s, self._start_s = max(0.0, self._start_s - time_s), None
+        time_s += self._shift_s
+        gap = round(time_s * SAMPLE_RATE_HZ) - self._position
+        is_credible = not self._declared_s or time_s < self._declared_s + 1.0
+        if is_credible and gap >= LEAST_GAP_S * SAMPLE_RATE_HZ:
+            self._position += gap
+            while gap > 0:  # a few bytes of a file can declare hours
+                step = min(gap, SAMPLE_RATE_HZ)
+                yield bytes(2 * self.channels * step)
+                gap -= step
+        yield samples
+        self._position += len(samples) // (2 * self.channels)
+
+    def _element(self, at: int) -> tuple[int, int, int] | None:
+        """Name, start and end of the content of the element at `at`; None until its header has come."""
+        buffer = self._buffer
+        if at >= len(buffer):
+            return None
+        size_at = at + 9 - buffer[at].bit_length()
+        if size_at >= len(buffer):
+            return None
+        start = size_at + 9 - buffer[size_at].bit_length()
+        if start > len(buffer):
+            return None
+        name, size = int.from_bytes(buffer[at:size_at]), int.from_bytes(buffer[size_at:start])
+        size &= (1 << 7 * (start - size_at)) - 1
+        if name not in _PARENTS and size > _MAX_ELEMENT_BYTES:
+            raise UnusableAudio("The file cannot be decoded; send it in another format, such as WAV.")
+        return name, start, start + size
