@@ -14,7 +14,8 @@ from pydantic import (
 )
 
 from serve_app.errors import InvalidRequest
-from serve_app.formats.subtitles import SubtitleLayout, one_line
+from serve_app.formats.cue_words import one_line
+from serve_app.formats.subtitles import SubtitleLayout
 from serve_app.formats.table import FORMATS, Format, FormatName
 from serve_app.languages import LANGUAGES
 from serve_app.transcript import Decoding, SpeakerBounds, Task

@@ -168,6 +168,31 @@ def test_a_window_without_word_times_is_cut_at_its_full_stops() -> None:
     assert shown == ["Esto es así.", "Y esto no lo es."]
 
 
+@pytest.mark.parametrize(
+    ("language", "text"),
+    [
+        ("zh", "我们走了3.5公里。|你好吗今天?|他走过来了.|那好的呀！"),
+        ("zh", "我们都来了 |他们也来了 |你来不来"),
+        ("ja", "今日は雨です｡|傘はありますか？|「はい。」|行きます"),
+        ("hi", "मैं घर जा रहा हूँ। |आप कैसे हैं आज। |यह ठीक है"),
+        ("ur", "میں گھر جا رہا ہوں۔ |آپ آج کیسے ہیں؟ |یہ ٹھیک ہے"),
+        ("ar", "أنا ذاهب إلى البيت؟ |كيف حالك اليوم؟ |هذا جيد"),
+        ("hy", "Ես տուն եմ գնում։ |Ինչպե՞ս ես այսօր: |Լավ է շատ"),
+        ("am", "ወደ ቤት እየሄድኩ ነው። |ዛሬ እንዴት ነህ፧ |ጥሩ ነው ሁሉም"),
+        ("my", "အိမ်ပြန်နေတယ်။ |နေကောင်းလား။ |ကောင်းပါတယ်"),
+        ("km", "ខ្ញុំទៅផ្ទះ។ |តើអ្នកសុខសប្បាយទេ។ |បាទសុខសប្បាយ"),
+        ("bo", "ང་ནང་ལ་འགྲོ། |ཁྱེད་རང་ག་འདྲ། |བདེ་པོ་ཡིན"),
+        ("th", "วันนี้ผมกลับบ้าน |คุณสบายดีไหม |อากาศ 25 องศา"),
+    ],
+)
+def test_every_script_has_a_cue_for_each_sentence(language: str, text: str) -> None:
+    """Also in a window without word times; `|` marks where sentences end."""
+    sentences = [sentence.strip() for sentence in text.split("|")]
+    transcript = Transcript((Segment(0.0, 9.0, text.replace("|", "")),), language, 9.0, "made")
+    layout = SubtitleLayout(max(len(sentence) for sentence in sentences), 1)
+    assert [cue.text for cue in cues(transcript, layout)] == sentences
+
+
 def test_a_segment_is_laid_out_in_its_own_language() -> None:
     """A Chinese window of an English file has no spaces, and is not one endless word."""
     heard = WindowText("", "zh", None, 0.0, 0.0, 1.0)
