@@ -18,9 +18,10 @@ DOCUMENTS = [PROJECT / "README.md", PROJECT / "benchmarks" / "README.md", *(PROJ
 
 # Budgets. Raise one only together with the reason, in a commit of its own.
 MAX_LINES = (
-    10_200  # 8,620, and 1,580 for real models: store and prefetch, attention, CAM++, language per window
+    # 8,620; 1,580 for real models: store and prefetch, attention, CAM++, language per window; 150 for scripts
+    10_350
 )
-MAX_MODULES = 77  # without the packages' own __init__.py; 68, and 9 for real models
+MAX_MODULES = 78  # without the packages' own __init__.py; 68, 9 for real models, 1 for sentences of scripts
 MAX_LINES_OF_A_MODULE = 250
 MIN_LINES_OF_A_MODULE = 40
 MAX_FILES_IN_ROOT = 12
