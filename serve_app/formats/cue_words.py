@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import regex
+from icu4py.breakers import LineBreaker
 
 from serve_app.languages import NO_SPACE_BETWEEN_SENTENCES, NO_SPACE_BETWEEN_WORDS
 from serve_app.sentence_ends import sentence_ends
@@ -13,6 +14,7 @@ from serve_app.transcript import Segment, Word
 
 # Line ends of any kind, other control characters and lone surrogates, which none of the formats can hold.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
+_WORD = re.compile(r"(?:\S|[\xa0\u2007\u202f])+")  # a space that does not break is in it, as in 10 000
 # A character as a reader sees it, with its marks and with what is stacked below it: no line begins inside.
 _CHARACTER = regex.compile(r"(?!\s)\X\p{M}*")
 
@@ -27,6 +29,9 @@ class CueWord:
     has_space: bool  # before it, unless it begins a line
     segment: Segment
     begins_sentence: bool = False  # by the full stop, of another script than Latin, of the word before it
+    can_begin_line: bool = (
+        True  # by UAX 14; Thai, Lao, Khmer and Burmese words are those of ICU's dictionaries
+    )
 
 
 def one_line(text: str) -> str:
@@ -40,7 +45,7 @@ def words_of(segment: Segment, language: str | None) -> tuple[Word, ...]:
         return segment.words
     language = segment.source_text.language if segment.source_text else language
     is_spaced = language not in NO_SPACE_BETWEEN_WORDS
-    texts = segment.text.split() if is_spaced else _CHARACTER.findall(segment.text)
+    texts = _WORD.findall(segment.text) if is_spaced else _CHARACTER.findall(segment.text)
     return tuple(Word(text, speaker=segment.speaker) for text in texts)
 
 
@@ -66,7 +71,7 @@ def words_to_show(segment: Segment, language: str | None) -> list[CueWord]:
         if text := one_line(word.text):
             end_s = word.start_s if word.end_s is None else word.end_s
             words.append(CueWord(text, word.start_s, end_s, has_space, segment))
-    words = _with_sentences(words)
+    words = _with_breaks(words)
     if is_aligned(segment) or not words:
         return words
     ends = list(accumulate(len(word.text) for word in words))
@@ -77,11 +82,15 @@ def words_to_show(segment: Segment, language: str | None) -> list[CueWord]:
     ]
 
 
-def _with_sentences(words: Sequence[CueWord]) -> list[CueWord]:
+def _with_breaks(words: Sequence[CueWord]) -> list[CueWord]:
     text, starts = "", []
     for word in words:
-        text += " " if word.has_space else ""
+        text += " " if word.has_space and text else ""
         starts.append(len(text))
         text += word.text
-    begins = {following for _, following in sentence_ends(text)}
-    return [replace(word, begins_sentence=start in begins) for word, start in zip(words, starts, strict=True)]
+    sentences = {following for _, following in sentence_ends(text)}
+    lines = {0, *accumulate(len(part) for part in LineBreaker(text, "root"))}
+    return [
+        replace(word, begins_sentence=start in sentences, can_begin_line=start in lines)
+        for word, start in zip(words, starts, strict=True)
+    ]

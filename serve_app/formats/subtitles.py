@@ -2,15 +2,17 @@
 
 Options are those of whisperx's command line (`--max_line_width`, `--max_line_count`, `--highlight_words`).
 Its writer, however, exceeds the width by the spaces, mixes speakers in a cue, drops segments without words,
-misplaces spaces in Chinese and Japanese, and writes cues that end before they start. Where lines are counted
-it fills cues to the brim, so that they end in mid-sentence; here they end with a sentence if it fits, else
-at a pause or a comma, as subtitle guidelines (BBC, Netflix) want it.
+misplaces spaces and line breaks in Chinese and Japanese, and writes cues that end before they start. Where
+lines are counted it fills cues to the brim, so that they end in mid-sentence; here they end with a sentence
+if it fits, else at a pause or a comma, as subtitle guidelines (BBC, Netflix) want it.
 """
 
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+
+import regex
 
 from serve_app.formats.cue_words import CueWord, is_aligned, words_to_show
 from serve_app.transcript import Segment, Transcript
@@ -24,7 +26,8 @@ _QUOTES = r"[\"'”’»)\]」』]*$"
 _SENTENCE_END = re.compile(rf"[!?…]{_QUOTES}")
 _FULL_STOP = re.compile(rf"[.!?…]{_QUOTES}")
 _COMMA = re.compile(rf"[,;:،؛、，；：､၊፣፤፥՝៖–—]{_QUOTES}")
-_CLOSING = re.compile(r"[,;:.!?…،、，；：。！？)\]」』]+$")
+# Of scripts whose words ICU finds by a dictionary, which does not know all of them.
+_IN_DICTIONARY = regex.compile(r"\p{LB=SA}\X*")
 
 
 @dataclass(frozen=True)
@@ -107,17 +110,33 @@ def _laid_out(words: Sequence[CueWord], layout: SubtitleLayout) -> Iterator[_Lin
 
 
 def _lines(words: Sequence[CueWord], width: int, begun: _Lines | None = None) -> _Lines:
-    """Each line holds as many words as fit; a word that is too long has one of its own."""
+    """Each line holds as many units as fit; one that is too long has a line of its own."""
     lines = [*begun[:-1], [*begun[-1]]] if begun else []
-    used = sum(word.has_space + len(word.text) for word in lines[-1]) - lines[-1][0].has_space if lines else 0
-    for word in words:
-        used += word.has_space + len(word.text)
+    used = _length(lines[-1]) if lines else 0
+    for unit in _units(words, width):
+        used += unit[0].has_space + _length(unit)
         if lines and used <= width:
-            lines[-1].append(word)
+            lines[-1] += unit
         else:
-            lines.append([word])
-            used = len(word.text)
+            lines.append([*unit])
+            used = _length(unit)
     return lines
+
+
+def _length(words: Sequence[CueWord]) -> int:
+    return sum(word.has_space + len(word.text) for word in words) - words[0].has_space
+
+
+def _units(words: Sequence[CueWord], width: int) -> Iterator[list[CueWord]]:
+    """Words that stay on one line, as do the digits of a number in Chinese, where every letter is a word."""
+    unit: list[CueWord] = []
+    for word in [*words, None]:
+        if unit and (word is None or word.can_begin_line):
+            is_cut = _length(unit) > width and all(_IN_DICTIONARY.match(each.text) for each in unit)
+            yield from [[each] for each in unit] if is_cut else [unit]
+            unit = []
+        if word:
+            unit.append(word)
 
 
 def _pause_s(before: CueWord, after: CueWord) -> float:
@@ -133,11 +152,11 @@ def _sentences(words: Sequence[CueWord]) -> Iterator[list[CueWord]]:
     sentence: list[CueWord] = []
     timed = words[0] if words else None  # the last word with times
     for word in words:
-        if sentence and timed:
+        if sentence and timed and word.can_begin_line:
             before = sentence[-1]
             end = _SENTENCE_END if is_aligned(before.segment) else _FULL_STOP
             is_long_pause = _pause_s(timed, word) > LONG_PAUSE_S
-            is_end = word.begins_sentence or end.search(before.text)
+            is_end = word.begins_sentence or (word.has_space and end.search(before.text))
             if word.segment is not before.segment or is_end or is_long_pause:
                 yield sentence
                 sentence = []
@@ -149,32 +168,32 @@ def _sentences(words: Sequence[CueWord]) -> Iterator[list[CueWord]]:
 
 def _parts(sentence: list[CueWord], width: int, max_lines: int) -> list[list[CueWord]]:
     """The sentence cut into cues: few, about equally full, and cut at a pause or a comma if there is one."""
-    # For each number of words from the first: the least cost, and where the last cue begins.
-    best = [(0.0, 0)] + [(float("inf"), 0)] * len(sentence)
-    for begin in range(len(sentence)):
+    units = list(_units(sentence, width))
+    lengths = [_length(unit) for unit in units]
+    # For each number of units from the first: the least cost, and where the last cue begins.
+    best = [(0.0, 0)] + [(float("inf"), 0)] * len(units)
+    for begin in range(len(units)):
         lines, used, total = 1, 0, 0
-        for end in range(begin, len(sentence)):
-            length = (end > begin and sentence[end].has_space) + len(sentence[end].text)
+        for end in range(begin, len(units)):
+            length = (end > begin and units[end][0].has_space) + lengths[end]
             used, total = used + length, total + length
             if end > begin and used > width:
-                lines, used = lines + 1, len(sentence[end].text)
+                lines, used = lines + 1, lengths[end]
             if end > begin and lines > max_lines:
                 break
             unused = max(0.0, 1 - total / (width * max_lines))
-            cut = _cut_cost(*sentence[end : end + 2]) if end + 1 < len(sentence) else 0.0
+            cut = _cut_cost(units[end][-1], units[end + 1][0]) if end + 1 < len(units) else 0.0
             best[end + 1] = min(best[end + 1], (best[begin][0] + 1 + unused**2 + cut, begin))
-    parts, end = [], len(sentence)
+    parts, end = [], len(units)
     while end:
         begin = best[end][1]
-        parts.append(sentence[begin:end])
+        parts.append([word for unit in units[begin:end] for word in unit])
         end = begin
     return parts[::-1]
 
 
 def _cut_cost(before: CueWord, after: CueWord) -> float:
     """What a cut between two words of a sentence costs, in cues."""
-    if _CLOSING.match(after.text):
-        return 10.0  # a cue that begins with a comma
     if _pause_s(before, after) > PAUSE_S:
         return 0.2
     return 0.5 if _COMMA.search(before.text) else 1.5
