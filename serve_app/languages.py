@@ -1,6 +1,13 @@
-"""The languages that Whisper knows, in the order of its language tokens: code to English name."""
+"""The languages that Whisper knows, and what else they are called."""
+
+import re
+import unicodedata
+
+import langcodes
+from language_data.names import TRIES, normalize_name
 
 # fmt: off
+# In the order of Whisper's language tokens: code to English name.
 LANGUAGES = {  # a copy of whisperx.utils.LANGUAGES, since only the stages import whisperx
     "en": "english", "zh": "chinese", "de": "german", "es": "spanish", "ru": "russian", "ko": "korean",
     "fr": "french", "ja": "japanese", "pt": "portuguese", "tr": "turkish", "pl": "polish", "ca": "catalan",
@@ -26,3 +33,44 @@ LANGUAGES = {  # a copy of whisperx.utils.LANGUAGES, since only the stages impor
 LANGUAGES_WITHOUT_SPACES = ("ja", "zh")  # of whisperx's alignment: every character is a word
 NO_SPACE_BETWEEN_SENTENCES = (*LANGUAGES_WITHOUT_SPACES, "yue")
 NO_SPACE_BETWEEN_WORDS = (*NO_SPACE_BETWEEN_SENTENCES, "th", "lo", "km", "my", "bo")
+
+MAX_NAME_CHARS = 64  # langcodes takes minutes for a megabyte, and its tries break on a NUL
+# Unicode's distance up to which a language is taken for one that Whisper knows: Bokmål for Norwegian (1),
+# Swiss German for German (8), a dialect, or a member of what ISO 639 calls one language (14); not Frisian for
+# Dutch (20).
+_NEAR = 14
+_CODE = re.compile(r"[a-z]{2,3}(?:[-_][a-z0-9]+)*")
+_NAMES = {name: code for code, name in LANGUAGES.items()}
+# These langcodes does not have.
+_NAMES |= {"castellano": "es", "башҡорт": "ba", "廣東話": "yue"}
+_NAMES |= dict.fromkeys(("汉语", "漢語", "国语", "國語", "普通話"), "zh")
+
+
+def language_code(name: str) -> str | None:
+    """Whisper's code for a language.
+
+    `name` is a code of ISO 639, a locale, or a name in any language. None if Whisper does not know it.
+    """
+    name = name.strip()
+    if len(name) > MAX_NAME_CHARS or not name.isprintable():
+        return None
+    name = unicodedata.normalize("NFC", name.lower())
+    if name in LANGUAGES:
+        return name
+    short = re.split("[.@(]", name)[0].strip()  # en_US.UTF-8, Portuguese (Brazil)
+    code = _NAMES.get(name, short)
+    try:
+        known = langcodes.Language.get(code) if _CODE.fullmatch(code) else _named(name) or _named(short)
+    except langcodes.LanguageTagError:
+        return None
+    found, _ = langcodes.closest_match((known and known.language) or "und", [*LANGUAGES], max_distance=_NEAR)
+    return found if found in LANGUAGES else None
+
+
+def _named(name: str) -> langcodes.Language | None:
+    try:
+        found = langcodes.find(name)
+    except LookupError:
+        return None
+    # It takes a beginning for the whole, too: "German or French" would be German.
+    return found if normalize_name(name) in TRIES["und/name_to_language"] else None

@@ -14,9 +14,10 @@ from pydantic import (
 )
 
 from serve_app.errors import InvalidRequest
-from serve_app.formats.subtitles import SubtitleLayout, one_line
+from serve_app.formats.cue_words import one_line
+from serve_app.formats.subtitles import SubtitleLayout
 from serve_app.formats.table import FORMATS, Format, FormatName
-from serve_app.languages import LANGUAGES
+from serve_app.languages import language_code
 from serve_app.transcript import Decoding, SpeakerBounds, Task
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -54,7 +55,7 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    language: str | None = Field(None, description="ISO code such as `en`. Empty: it is detected.")
+    language: str | None = Field(None, description="Code, locale or name. Empty or `auto`: it is detected.")
     task: Task = Field("transcribe", description="`translate` gives English text, without word times.")
     diarize: bool | None = Field(None, description="Label speakers. Empty: yes, if the server can.")
     num_speakers: SpeakerCount | None = Field(None, description="Exact number of speakers, if known.")
@@ -90,10 +91,15 @@ class Options(BaseModel):
     @field_validator("language", mode="before")
     @classmethod
     def _is_known_language(cls, value: object) -> object:
-        code = value.lower() if isinstance(value, str) else value
-        if code not in (None, "", *LANGUAGES):
-            raise ValueError("must be a language code that Whisper knows, such as en, de or zh")
-        return code or None
+        if value is None or (isinstance(value, str) and value.strip().lower() in ("", "auto")):
+            return None
+        code = language_code(value) if isinstance(value, str) else None
+        if code is None:
+            raise ValueError(
+                "must be a language that Whisper knows, by a language code or by name, such as en, pt-BR, "
+                "German or Deutsch; or auto, to detect it"
+            )
+        return code
 
     @field_validator("known_speaker_names")
     @classmethod

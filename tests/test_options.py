@@ -1,11 +1,15 @@
 """Options that depend on each other and on the response format."""
 
+from contextlib import suppress
 from typing import Any, get_args
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from serve_app.errors import InvalidRequest
 from serve_app.formats.table import FORMATS, FormatName
+from serve_app.languages import LANGUAGES
 from serve_app.options import parse_options
 from serve_app.request.warnings import wants_speakers
 from serve_app.transcript import Decoding, SpeakerBounds
@@ -17,6 +21,81 @@ def refused(**fields: Any) -> InvalidRequest:
     with pytest.raises(InvalidRequest) as caught:
         parse_options(fields)
     return caught.value
+
+
+@pytest.mark.parametrize(
+    ("code", "names"),
+    [
+        (
+            "en",
+            "en EN en-US en_GB eng en_US.UTF-8|English|english| ENGLISH |\tEnglish\n|British English|inglés",
+        ),
+        ("de", "de deu ger de-AT gsw|German|Deutsch|allemand|Swiss German"),
+        ("es", "es es-419 spa|Spanish|Castilian|español|ESPAÑOL|castellano|espan\u0303ol"),
+        ("pt", "pt_BR por|Brazilian Portuguese|Português|Portuguese (Brazil)"),
+        ("fr", "fra fre fr-CA|français"),
+        (
+            "zh",
+            "zh zh-Hant-TW zh_CN zh-HK zho chi cmn|Chinese|Mandarin|中文|汉语|漢語|Chinese (Simplified)",
+        ),
+        ("yue", "yue zh-yue yue-HK|Cantonese|粵語|廣東話"),
+        ("ja", "ja jpn ja_JP.eucJP|日本語|Japanese"),
+        ("ru", "rus|русский"),
+        ("hi", "hin hi-Latn|हिन्दी"),
+        ("ar", "ara arb arz ar-EG|العربية|Egyptian Arabic"),
+        ("fa", "per fas prs|Farsi|Dari|فارسی"),
+        ("no", "no nb nob nor nb-NO|Norwegian|Bokmål|norsk"),
+        ("nn", "nn nno|Nynorsk|Norwegian Nynorsk|Norwegian (Nynorsk)"),
+        ("jw", "jw jv jav|Javanese|Jawa"),
+        ("tl", "tl tgl fil|Tagalog|Filipino"),
+        ("ro", "ro mo|Moldovan|română"),
+        ("sr", "sr sh hbs|Serbo-Croatian|српски"),
+        ("he", "he iw heb|עברית"),
+        ("id", "id in ind|Indonesia"),
+        ("nl", "nl-BE dut|Flemish"),
+        ("ht", "hat|Haitian Creole|haitian creole|Kreyòl Ayisyen"),
+        ("my", "bur mya|Myanmar|Burmese|မြန်မာ"),
+        ("lo", "lao|Lao|ລາວ"),
+        ("th", "tha|Thai|ไทย"),
+        ("haw", "haw|Hawaiian|ʻŌlelo Hawaiʻi"),
+        (None, "auto AUTO||  | auto "),
+    ],
+)
+def test_a_language_has_many_names(code: str | None, names: str) -> None:
+    """ISO 639-1, -2 and -3, locales, names in any language, in capitals or not, or none to detect it."""
+    codes, _, others = names.partition("|")
+    for name in [*codes.split(" "), *others.split("|")]:
+        assert parse_options({"language": name}).language == code, name
+    assert parse_options({"language": None}).language is None
+
+
+def test_every_language_of_whisper_can_be_named() -> None:
+    """By its code, and by the name that whisperx and OpenAI's answers have for it."""
+    for code, name in LANGUAGES.items():
+        assert {parse_options({"language": each}).language for each in (code, name, name.title())} == {code}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("klingon", "tlh", "xx", "xx-US", "C", "eo", "Frisian", "ku", "Old English", "en,de", "-"),
+        *("German or French", "english,german", "Thai food", "Germanic", "\0\0en"),
+        *("\ud800", "\0", 5, True, ["en"], "en" * 100_000, "a b " * 100_000),
+    ],
+)
+def test_another_language_is_refused(name: object) -> None:
+    """In a moment, with examples of what can be given."""
+    error = refused(language=name)
+    assert error.param == "language"
+    assert "en, pt-BR, German or Deutsch" in error.message
+    assert len(error.message) < 200
+
+
+@given(st.text(max_size=70))
+def test_no_language_breaks_the_server(name: str) -> None:
+    """Whatever is given, it is a language, none, or refused."""
+    with suppress(InvalidRequest):
+        assert parse_options({"language": name}).language in (None, *LANGUAGES)
 
 
 def test_known_speakers_are_lists_in_the_same_order() -> None:

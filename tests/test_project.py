@@ -26,7 +26,6 @@ MIN_LINES_OF_A_MODULE = 40
 MAX_FILES_IN_ROOT = 12
 MAX_README_BYTES = 10_000
 SMALL_MODULES = {
-    "languages.py": "a table that stages and formats share",
     "proxy.py": "Serve's proxy and the Ingress import it, neither may import anything else with it",
 }
 

@@ -61,6 +61,8 @@ FIXED = Transcript(
 
 # Without spaces, line ends and control characters: those are looked at one by one.
 PRINTABLE = st.characters(exclude_categories=("Cs", "Cc", "Zs", "Zl", "Zp"))
+LETTERS = st.characters(categories=("L", "N"))
+HAN = st.characters(min_codepoint=0x4E00, max_codepoint=0x9FFF)
 TRICKY = st.sampled_from(
     [
         "-->",
@@ -84,11 +86,16 @@ NAMES = st.sampled_from(["SPEAKER_00", "SPEAKER_01", "A > B", "R&D <v>", "دان
 
 
 @st.composite
-def transcripts(draw: st.DrawFn, *, unaligned: bool = False) -> Transcript:
-    """Words that begin in order and may overlap; some without times. With `unaligned`, whole segments too."""
+def transcripts(draw: st.DrawFn, *, unaligned: bool = False, plain: bool = False) -> Transcript:
+    """Words that begin in order and may overlap; some without times. With `unaligned`, whole segments too.
+
+    With `plain` they are letters, so that a line may begin with any of them.
+    """
     language = draw(st.sampled_from(["en", "zh", None]))
     at_ms = draw(st.sampled_from([0, 3_599_000, 359_999_000]))
     tokens = TOKENS if language != "zh" else PRINTABLE
+    if plain:
+        tokens = st.text(LETTERS, min_size=1, max_size=12) | TRICKY if language != "zh" else HAN
     segments = []
     for _ in range(draw(st.integers(0, 5))):
         start_ms = at_ms

@@ -2,35 +2,32 @@
 
 Options are those of whisperx's command line (`--max_line_width`, `--max_line_count`, `--highlight_words`).
 Its writer, however, exceeds the width by the spaces, mixes speakers in a cue, drops segments without words,
-misplaces spaces in Chinese and Japanese, and writes cues that end before they start. Where lines are counted
-it fills cues to the brim, so that they end in mid-sentence; here they end with a sentence if it fits, else
-at a pause or a comma, as subtitle guidelines (BBC, Netflix) want it.
+misplaces spaces and line breaks in Chinese and Japanese, and writes cues that end before they start. Where
+lines are counted it fills cues to the brim, so that they end in mid-sentence; here they end with a sentence
+if it fits, else at a pause or a comma, as subtitle guidelines (BBC, Netflix) want it.
 """
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import accumulate, groupby
+from dataclasses import dataclass
+from itertools import groupby
 
 import regex
 
-from serve_app.languages import NO_SPACE_BETWEEN_SENTENCES, NO_SPACE_BETWEEN_WORDS
-from serve_app.transcript import Segment, Transcript, Word
+from serve_app.formats.cue_words import CueWord, is_aligned, words_to_show
+from serve_app.transcript import Segment, Transcript
 
 # Between the starts of two words, where lines are counted:
 LONG_PAUSE_S = 3.0  # ends a cue
 PAUSE_S = 1.0  # ends one after a sentence, and is a good place to cut a sentence that does not fit
 DEFAULT_LINE_CHARS = 1000  # as in whisperx
 
-# Line ends of any kind, other control characters and lone surrogates, which none of the formats can hold.
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
 _QUOTES = r"[\"'”’»)\]」』]*$"
-_SENTENCE_END = re.compile(rf"[!?…。！？।؟]{_QUOTES}")
-_FULL_STOP = re.compile(rf"[.!?…。！？।؟]{_QUOTES}")
-_COMMA = re.compile(rf"[,;:،、，；：–—]{_QUOTES}")
-_CLOSING = re.compile(r"[,;:.!?…،、，；：。！？)\]」』]+$")
-# A character as a reader sees it, with its marks and with what is stacked below it: no line begins inside.
-_CHARACTER = regex.compile(r"(?!\s)\X\p{M}*")
+_SENTENCE_END = re.compile(rf"[!?…]{_QUOTES}")
+_FULL_STOP = re.compile(rf"[.!?…]{_QUOTES}")
+_COMMA = re.compile(rf"[,;:،؛、，；：､၊፣፤፥՝៖–—]{_QUOTES}")
+# Of scripts whose words ICU finds by a dictionary, which does not know all of them.
+_IN_DICTIONARY = regex.compile(r"\p{LB=SA}\X*")
 
 
 @dataclass(frozen=True)
@@ -52,33 +49,7 @@ class Cue:
     speaker: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class _CueWord:
-    """A word to lay out; times are None where it could not be aligned."""
-
-    text: str
-    start_s: float | None
-    end_s: float | None
-    has_space: bool  # before it, unless it begins a line
-    segment: Segment
-
-
-_Lines = list[list[_CueWord]]  # of one cue
-
-
-def one_line(text: str) -> str:
-    """The text on one line: spaces replace line ends and other control characters."""
-    return _CONTROL.sub(" ", text).strip()
-
-
-def words_of(segment: Segment, language: str | None) -> tuple[Word, ...]:
-    """The segment's words. If it was not aligned, its text is split into words without times and scores."""
-    if segment.words:
-        return segment.words
-    language = segment.source_text.language if segment.source_text else language
-    is_spaced = language not in NO_SPACE_BETWEEN_WORDS
-    texts = segment.text.split() if is_spaced else _CHARACTER.findall(segment.text)
-    return tuple(Word(text, speaker=segment.speaker) for text in texts)
+_Lines = list[list[CueWord]]  # of one cue
 
 
 def cues(
@@ -87,15 +58,15 @@ def cues(
     """The cues in order. `escaped` is applied to every word, not to the `<u>` around a highlighted one."""
 
     def sharing(segment: Segment) -> tuple[str | None, int]:  # equal for neighbours that share cues
-        return segment.speaker, 0 if layout.max_line_count and _is_aligned(segment) else id(segment)
+        return segment.speaker, 0 if layout.max_line_count and is_aligned(segment) else id(segment)
 
     for (speaker, _), run in groupby(transcript.segments, sharing):
-        words = [word for segment in run for word in _words_to_show(segment, transcript.language)]
+        words = [word for segment in run for word in words_to_show(segment, transcript.language)]
         for lines in _laid_out(words, layout):
             shown = [word for line in lines for word in line]
             start_ms, end_ms = _span_ms(shown)
             timed = [word for word in shown if word.start_s is not None]
-            if not (layout.highlight_words and timed and _is_aligned(timed[0].segment)):
+            if not (layout.highlight_words and timed and is_aligned(timed[0].segment)):
                 yield Cue(start_ms, end_ms, _text(lines, escaped), speaker)
                 continue
             for word in timed:
@@ -106,47 +77,15 @@ def cues(
                 start_ms = word_end_ms
 
 
-def _text(lines: _Lines, escaped: Callable[[str], str], underlined: _CueWord | None = None) -> str:
-    def shown(word: _CueWord, line: list[_CueWord]) -> str:
+def _text(lines: _Lines, escaped: Callable[[str], str], underlined: CueWord | None = None) -> str:
+    def shown(word: CueWord, line: list[CueWord]) -> str:
         text = f"<u>{escaped(word.text)}</u>" if word is underlined else escaped(word.text)
         return f" {text}" if word.has_space and word is not line[0] else text
 
     return "\n".join("".join(shown(word, line) for word in line) for line in lines)
 
 
-def _is_aligned(segment: Segment) -> bool:
-    return any(word.start_s is not None for word in segment.words)
-
-
-def _words_to_show(segment: Segment, language: str | None) -> list[_CueWord]:
-    """The words that have text. If none has times, the segment's time is divided by their lengths.
-
-    A word has a space before it if the segment's text has one, or where it is not found there, by language.
-    """
-    language = segment.source_text.language if segment.source_text else language
-    words: list[_CueWord] = []
-    at = 0
-    for word in words_of(segment, language):
-        has_space = language not in (NO_SPACE_BETWEEN_WORDS if at else NO_SPACE_BETWEEN_SENTENCES)
-        found = segment.text.find(word.text, at)
-        between = segment.text[at:found]
-        if found >= 0 and at > 0 and not between.strip():
-            has_space = bool(between)
-        at = found + len(word.text) if found >= 0 else at
-        if text := one_line(word.text):
-            end_s = word.start_s if word.end_s is None else word.end_s
-            words.append(_CueWord(text, word.start_s, end_s, has_space, segment))
-    if _is_aligned(segment) or not words:
-        return words
-    ends = list(accumulate(len(word.text) for word in words))
-    times_s = [segment.start_s + (segment.end_s - segment.start_s) / ends[-1] * end for end in (0, *ends)]
-    return [
-        replace(word, start_s=start_s, end_s=end_s)
-        for word, start_s, end_s in zip(words, times_s[:-1], times_s[1:], strict=True)
-    ]
-
-
-def _laid_out(words: Sequence[_CueWord], layout: SubtitleLayout) -> Iterator[_Lines]:
+def _laid_out(words: Sequence[CueWord], layout: SubtitleLayout) -> Iterator[_Lines]:
     """The lines of each cue: all of them, or if lines are counted, sentences as they fit.
 
     A cue then ends with a sentence; short ones without a pause between them share one.
@@ -170,38 +109,55 @@ def _laid_out(words: Sequence[_CueWord], layout: SubtitleLayout) -> Iterator[_Li
         yield cue
 
 
-def _lines(words: Sequence[_CueWord], width: int, begun: _Lines | None = None) -> _Lines:
-    """Each line holds as many words as fit; a word that is too long has one of its own."""
+def _lines(words: Sequence[CueWord], width: int, begun: _Lines | None = None) -> _Lines:
+    """Each line holds as many units as fit; one that is too long has a line of its own."""
     lines = [*begun[:-1], [*begun[-1]]] if begun else []
-    used = sum(word.has_space + len(word.text) for word in lines[-1]) - lines[-1][0].has_space if lines else 0
-    for word in words:
-        used += word.has_space + len(word.text)
+    used = _length(lines[-1]) if lines else 0
+    for unit in _units(words, width):
+        used += unit[0].has_space + _length(unit)
         if lines and used <= width:
-            lines[-1].append(word)
+            lines[-1] += unit
         else:
-            lines.append([word])
-            used = len(word.text)
+            lines.append([*unit])
+            used = _length(unit)
     return lines
 
 
-def _pause_s(before: _CueWord, after: _CueWord) -> float:
+def _length(words: Sequence[CueWord]) -> int:
+    return sum(word.has_space + len(word.text) for word in words) - words[0].has_space
+
+
+def _units(words: Sequence[CueWord], width: int) -> Iterator[list[CueWord]]:
+    """Words that stay on one line, as do the digits of a number in Chinese, where every letter is a word."""
+    unit: list[CueWord] = []
+    for word in [*words, None]:
+        if unit and (word is None or word.can_begin_line):
+            is_cut = _length(unit) > width and all(_IN_DICTIONARY.match(each.text) for each in unit)
+            yield from [[each] for each in unit] if is_cut else [unit]
+            unit = []
+        if word:
+            unit.append(word)
+
+
+def _pause_s(before: CueWord, after: CueWord) -> float:
     """From start to start, since a word's end is often the next one's start, whatever was between them."""
     return 0.0 if before.start_s is None or after.start_s is None else after.start_s - before.start_s
 
 
-def _sentences(words: Sequence[_CueWord]) -> Iterator[list[_CueWord]]:
+def _sentences(words: Sequence[CueWord]) -> Iterator[list[CueWord]]:
     """Segments, which end where their text says or a window does, and what is between two long pauses.
 
     A full stop within an aligned segment is an abbreviation's; all other segments hold many sentences.
     """
-    sentence: list[_CueWord] = []
+    sentence: list[CueWord] = []
     timed = words[0] if words else None  # the last word with times
     for word in words:
-        if sentence and timed:
+        if sentence and timed and word.can_begin_line:
             before = sentence[-1]
-            end = _SENTENCE_END if _is_aligned(before.segment) else _FULL_STOP
+            end = _SENTENCE_END if is_aligned(before.segment) else _FULL_STOP
             is_long_pause = _pause_s(timed, word) > LONG_PAUSE_S
-            if word.segment is not before.segment or end.search(before.text) or is_long_pause:
+            is_end = word.begins_sentence or (word.has_space and end.search(before.text))
+            if word.segment is not before.segment or is_end or is_long_pause:
                 yield sentence
                 sentence = []
         sentence.append(word)
@@ -210,40 +166,40 @@ def _sentences(words: Sequence[_CueWord]) -> Iterator[list[_CueWord]]:
         yield sentence
 
 
-def _parts(sentence: list[_CueWord], width: int, max_lines: int) -> list[list[_CueWord]]:
+def _parts(sentence: list[CueWord], width: int, max_lines: int) -> list[list[CueWord]]:
     """The sentence cut into cues: few, about equally full, and cut at a pause or a comma if there is one."""
-    # For each number of words from the first: the least cost, and where the last cue begins.
-    best = [(0.0, 0)] + [(float("inf"), 0)] * len(sentence)
-    for begin in range(len(sentence)):
+    units = list(_units(sentence, width))
+    lengths = [_length(unit) for unit in units]
+    # For each number of units from the first: the least cost, and where the last cue begins.
+    best = [(0.0, 0)] + [(float("inf"), 0)] * len(units)
+    for begin in range(len(units)):
         lines, used, total = 1, 0, 0
-        for end in range(begin, len(sentence)):
-            length = sentence[end].has_space + len(sentence[end].text)
+        for end in range(begin, len(units)):
+            length = (end > begin and units[end][0].has_space) + lengths[end]
             used, total = used + length, total + length
             if end > begin and used > width:
-                lines, used = lines + 1, len(sentence[end].text)
+                lines, used = lines + 1, lengths[end]
             if end > begin and lines > max_lines:
                 break
             unused = max(0.0, 1 - total / (width * max_lines))
-            cut = _cut_cost(*sentence[end : end + 2]) if end + 1 < len(sentence) else 0.0
+            cut = _cut_cost(units[end][-1], units[end + 1][0]) if end + 1 < len(units) else 0.0
             best[end + 1] = min(best[end + 1], (best[begin][0] + 1 + unused**2 + cut, begin))
-    parts, end = [], len(sentence)
+    parts, end = [], len(units)
     while end:
         begin = best[end][1]
-        parts.append(sentence[begin:end])
+        parts.append([word for unit in units[begin:end] for word in unit])
         end = begin
     return parts[::-1]
 
 
-def _cut_cost(before: _CueWord, after: _CueWord) -> float:
+def _cut_cost(before: CueWord, after: CueWord) -> float:
     """What a cut between two words of a sentence costs, in cues."""
-    if _CLOSING.match(after.text):
-        return 10.0  # a cue that begins with a comma
     if _pause_s(before, after) > PAUSE_S:
         return 0.2
     return 0.5 if _COMMA.search(before.text) else 1.5
 
 
-def _span_ms(words: Sequence[_CueWord]) -> tuple[int, int]:
+def _span_ms(words: Sequence[CueWord]) -> tuple[int, int]:
     """From the first word to the last; WebVTT requires the end to be after the start."""
     start_s = min((w.start_s for w in words if w.start_s is not None), default=words[0].segment.start_s)
     end_s = max((w.end_s for w in words if w.end_s is not None), default=words[0].segment.end_s)

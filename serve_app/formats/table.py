@@ -13,7 +13,8 @@ from functools import partial
 from html import escape
 from typing import Literal
 
-from serve_app.formats.subtitles import SubtitleLayout, cues, one_line
+from serve_app.formats.cue_words import one_line
+from serve_app.formats.subtitles import SubtitleLayout, cues
 from serve_app.transcript import Transcript
 
 FormatName = Literal["json", "text", "srt", "vtt", "tsv", "rttm", "words"]

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from serve_app.errors import TranscriptionError
-from serve_app.formats.subtitles import words_of
+from serve_app.formats.cue_words import words_of
 from serve_app.formats.table import FORMATS
 from serve_app.options import Options
 from serve_app.transcript import Progress, Segment, StageWarning, Transcript, Word

@@ -23,7 +23,7 @@ from serve_app import deployments
 from serve_app.deployments import ingress as ingress_module
 from serve_app.deployments.calls import audio_ref as loading_module
 from serve_app.deployments.calls import handles as handles_module
-from serve_app.errors import Overloaded
+from serve_app.errors import InvalidRequest, Overloaded
 from serve_app.request.calls import DetectCall
 from serve_app.settings import AccessSettings, ApiKey, IntakeSettings, Settings
 from serve_app.transcript import AudioInfo, Speech, Transcript
@@ -180,6 +180,21 @@ def store(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     stored: list[bytes] = []
     monkeypatch.setattr(ray, "put", stored.append)
     return stored
+
+
+def test_a_handle_takes_a_language_by_any_name() -> None:
+    """As over HTTP, and what is none is refused before anything is loaded."""
+
+    async def run() -> None:
+        graph = Graph()
+        server = Server(graph)
+        for name in ("de-AT", "German", "Deutsch", "auto", "", None):
+            assert (await server.ingress.transcribe(b"x", language=name))["model_output"] == []
+        with pytest.raises(InvalidRequest, match="German or Deutsch"):
+            await server.ingress.transcribe(b"x", language="klingon")
+        assert graph.loading == 6
+
+    asyncio.run(run())
 
 
 def test_a_full_server_takes_no_more_requests() -> None:

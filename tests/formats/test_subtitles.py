@@ -3,12 +3,13 @@
 import re
 import unicodedata
 from dataclasses import replace
-from itertools import groupby
+from itertools import accumulate, groupby
 
 import pytest
 import whisperx.utils
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from icu4py.breakers import LineBreaker
 from transcripts import FIXED, transcripts
 
 from serve_app.formats.subtitles import Cue, SubtitleLayout, cues
@@ -57,9 +58,12 @@ def by_whisperx(transcript: Transcript, layout: SubtitleLayout) -> list[Cue]:
 
 
 @settings(deadline=None)  # other work on the machine is no fault
-@given(transcripts(), UNCOUNTED)
+@given(transcripts(plain=True), UNCOUNTED)
 def test_cues_are_those_of_whisperx(transcript: Transcript, layout: SubtitleLayout) -> None:
-    """Same words, lines and times for any width and highlighting, where lines are not counted."""
+    """Same words, lines and times for any width and highlighting, where lines are not counted.
+
+    And where a line may begin with any word, as with all that are letters or digits.
+    """
     assert list(cues(transcript, layout)) == by_whisperx(transcript, layout)
 
 
@@ -78,7 +82,7 @@ def test_nothing_said_is_missing_and_cues_can_be_shown(
 @settings(deadline=None)  # other work on the machine is no fault
 @given(transcripts(unaligned=True), st.integers(1, 40), st.integers(1, 4))
 def test_lines_are_as_long_and_as_many_as_asked_for(transcript: Transcript, width: int, count: int) -> None:
-    """Spaces count; only a word that is itself too long stands on a line that is."""
+    """Spaces count; only what is itself too long and has no place for a break stands on a line that is."""
     for cue in cues(transcript, SubtitleLayout(width, count)):
         lines = cue.text.split("\n")
         assert len(lines) <= count
@@ -168,6 +172,31 @@ def test_a_window_without_word_times_is_cut_at_its_full_stops() -> None:
     assert shown == ["Esto es así.", "Y esto no lo es."]
 
 
+@pytest.mark.parametrize(
+    ("language", "text"),
+    [
+        ("zh", "我们走了3.5公里。|你好吗今天?|他从U.S.A.来.|那么等等……再说！"),
+        ("zh", "我们都来了 |他们也来了 |你来不来"),
+        ("ja", "今日は雨です｡|傘はありますか？|「はい。」|行きます"),
+        ("hi", "मैं घर जा रहा हूँ। |आप कैसे हैं आज। |यह ठीक है"),
+        ("ur", "میں گھر جا رہا ہوں۔ |آپ آج کیسے ہیں؟ |یہ ٹھیک ہے"),
+        ("ar", "أنا ذاهب إلى البيت؟ |كيف حالك اليوم؟ |هذا جيد"),
+        ("hy", "Ես տուն եմ գնում։ |Ինչպե՞ս ես այսօր: |Լավ է շատ"),
+        ("am", "ወደ ቤት እየሄድኩ ነው። |ዛሬ እንዴት ነህ፧ |ጥሩ ነው ሁሉም"),
+        ("my", "အိမ်ပြန်နေတယ်။ |နေကောင်းလား။ |ကောင်းပါတယ်"),
+        ("km", "ខ្ញុំទៅផ្ទះ។ |តើអ្នកសុខសប្បាយទេ។ |បាទសុខសប្បាយ"),
+        ("bo", "ང་ནང་ལ་འགྲོ། |ཁྱེད་རང་ག་འདྲ། |བདེ་པོ་ཡིན"),
+        ("th", "วันนี้ผมกลับบ้าน |คุณสบายดีไหม |อากาศ 25 องศา"),
+    ],
+)
+def test_every_script_has_a_cue_for_each_sentence(language: str, text: str) -> None:
+    """Also in a window without word times; `|` marks where sentences end."""
+    sentences = [sentence.strip() for sentence in text.split("|")]
+    transcript = Transcript((Segment(0.0, 9.0, text.replace("|", "")),), language, 9.0, "made")
+    layout = SubtitleLayout(max(len(sentence) for sentence in sentences), 1)
+    assert [cue.text for cue in cues(transcript, layout)] == sentences
+
+
 def test_a_segment_is_laid_out_in_its_own_language() -> None:
     """A Chinese window of an English file has no spaces, and is not one endless word."""
     heard = WindowText("", "zh", None, 0.0, 0.0, 1.0)
@@ -232,6 +261,63 @@ def test_chinese_is_highlighted_without_spaces() -> None:
         "<u>你</u>好",
         "你<u>好</u>",
     ]
+
+
+CHINESE = st.text("你好吗了はいがっーゃ々、。，．！？：；「」『』（）《》“”…—・・%$¥℃ 12.,aZ-'/", min_size=1)
+SPACED = st.text(" .,!?;:«»“”()/-–—…%$€aéñ9؟،।शाम한국", min_size=1)
+
+
+@settings(deadline=None)  # other work on the machine is no fault
+@given(
+    st.tuples(st.just("zh"), CHINESE) | st.tuples(st.just("ja"), CHINESE) | st.tuples(st.just("fr"), SPACED),
+    st.booleans(),
+    LAYOUTS,
+)
+def test_lines_begin_where_unicode_lets_them(
+    spoken: tuple[str, str], is_aligned: bool, layout: SubtitleLayout
+) -> None:
+    """At break opportunities of UAX 14 alone, with words' times or without, and the lines are the text."""
+    language, text = spoken[0], " ".join(spoken[1].split())
+    said = text.split(" ") if language == "fr" else [letter for letter in text if letter != " "]
+    words = tuple(Word(word, number * 0.7, number * 0.7 + 0.5) for number, word in enumerate(said))
+    segment = Segment(0.0, 99.0, text, words if is_aligned else ())
+    found = cues(Transcript((segment,), language, 99.0, "made"), replace(layout, highlight_words=False))
+    lines = [line for cue in found for line in cue.text.split("\n")]
+    assert "".join(lines).replace(" ", "") == text.replace(" ", "")
+    allowed, at = {0, *accumulate(len(part) for part in LineBreaker(text, "root"))}, 0
+    for line in lines if text else []:
+        at = text.index(line, at)
+        assert at in allowed
+        at += len(line)
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "width", "lines"),
+    [
+        ("zh", "今天天气好。我们走了", 5, ["今天天气", "好。我们走", "了"]),
+        ("zh", "他说「你好」就走了", 3, ["他说", "「你", "好」就", "走了"]),
+        ("zh", "用了1,234.5元买iPhone手机", 8, ["用了", "1,234.5元", "买iPhone手", "机"]),
+        ("zh", "在U.S.A.住了100%", 5, ["在", "U.S.A.", "住了", "100%"]),
+        ("ja", "スーパーへ行った。ちょっと待って", 5, ["スーパーへ", "行った。", "ちょっと", "待って"]),
+        ("ja", "人々は（笑）そう言う…と", 4, ["人々は", "（笑）そ", "う言う…", "と"]),
+        ("yue", "佢話：「好呀！」", 3, ["佢話：", "「好", "呀！」"]),
+        ("th", "น้ำตกที่นี่สวยมาก", 8, ["น้ำตกที่", "นี่สวย", "มาก"]),
+        ("lo", "ນ້ຳຕົກຢູ່ນີ້ງາມ", 8, ["ນ້ຳຕົກ", "ຢູ່ນີ້", "ງາມ"]),
+        ("km", "ខ្ញុំស្រឡាញ់ភាសាខ្មែរ", 12, ["ខ្ញុំស្រឡាញ់", "ភាសាខ្មែរ"]),
+        ("my", "မန္တလေးမြို့သည်လှပသည်", 14, ["မန္တလေးမြို့", "သည်လှပသည်"]),
+        ("bo", "བོད་སྐད་ཡིག", 6, ["བོད་", "སྐད་", "ཡིག"]),
+        ("fr", "Que veux-tu ? Dis : « Ça va ! »", 9, ["Que", "veux-tu ?", "Dis :", "« Ça", "va ! »"]),
+        ("fr", "Il a 10\u202f000 euros", 8, ["Il a", "10\u202f000", "euros"]),
+        ("en", "well , it ( so ) goes", 6, ["well ,", "it", "( so )", "goes"]),
+    ],
+)
+def test_a_line_begins_and_ends_as_readers_expect(
+    language: str, text: str, width: int, lines: list[str]
+) -> None:
+    """No full stop begins one, no bracket opens at its end, and numbers and words are whole."""
+    transcript = Transcript((Segment(0.0, 9.0, text),), language, 9.0, "made")
+    shown = [cue.text for cue in cues(transcript, SubtitleLayout(width))]
+    assert "\n".join(shown).split("\n") == lines
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,15 @@ def test_an_empty_form_field_is_as_good_as_none() -> None:
     assert server.got[0][1] == Options()
 
 
+@pytest.mark.parametrize("name", ["de-AT", "German", "Deutsch", " deu "])
+def test_a_language_by_any_name_arrives_as_whisper_calls_it(name: str) -> None:
+    """In a form and in JSON."""
+    server = Server()
+    server.post(files={"file": b"x"}, data={"language": name})
+    server.post(json={**URL, "language": name})
+    assert [options.language for _, options in server.got] == ["de", "de"]
+
+
 def test_fetch_headers_go_with_the_url() -> None:
     """The `headers` of the body reach the fetch."""
     server = Server()

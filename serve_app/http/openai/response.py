@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, NotRequired
 from pydantic import Field
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
-from serve_app.formats.subtitles import words_of
+from serve_app.formats.cue_words import words_of
 from serve_app.http.openai.request import ParsedForm
 from serve_app.http.responses import warnings_out
 from serve_app.languages import LANGUAGES, NO_SPACE_BETWEEN_SENTENCES

@@ -3,10 +3,11 @@
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
-import regex
-from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer, PunktTokenizer
+from nltk.data import find
+from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer, load_punkt_params
 
 from serve_app.languages import LANGUAGES
+from serve_app.sentence_ends import sentence_ends
 
 SplitSentences = Callable[[str], Sequence[tuple[int, int]]]  # text -> (first, end) positions of its sentences
 
@@ -19,8 +20,13 @@ jr lt ltd maj messrs mr mrs ms mt nos p.m a.m ph.d prof pvt rep rev sen sgt sr s
 bzw d.h dipl geb ggf hr inkl nr str u.a usw vgl z.b mlle mme p.ex dra p.ej sra srta dott ecc sig
 """
 
-# Unicode's sentence terminals (UAX 29) but those that punkt splits at, with closing quotes and brackets.
-_OTHER_ENDS = regex.compile(r"""(?V1)[\p{SB=ST}--[!?]]+[\p{Pe}\p{Pf}"']*\s*""")
+# Of scripts for which punkt has no data: Arabic, Devanagari, Bengali, Gujarati, Gurmukhi, Tamil, Telugu,
+# Kannada, Malayalam, Armenian.
+_MORE_ABBREVIATIONS = """
+د أ ا م ص ت هـ ق.م ب.م
+डॉ डा प्रो प्रा पं स्व श्री रु रू नं कि.मी कि.ग्रा ई.पू वि.सं ডা ড মো মোঃ প্রফ কি.মি ডঃ ડૉ ડો પ્રો રૂ ਡਾ ਪ੍ਰੋ
+திரு திருமதி பேரா கி.மீ கி.பி கி.மு డా ప్రొ శ్రీ కి.మీ ಡಾ ಪ್ರೊ ಶ್ರೀ ಕಿ.ಮೀ ഡോ പ്രൊഫ ശ്രീ കി.മീ թ դ պրն
+"""
 
 
 @lru_cache(128)  # one for each language
@@ -30,29 +36,31 @@ def sentence_splitter(language: str) -> SplitSentences:
     Uses punkt's trained data for it if they are installed (else the English ones, like whisperx), else a list
     of abbreviations. Never downloads them, unlike whisperx.
     """
-    punkt = _punkt(_PUNKT_NAMES.get(language, "english"))
+    punkt = PunktSentenceTokenizer(_parameters(_PUNKT_NAMES.get(language, "english")))
 
     def split(text: str) -> list[tuple[int, int]]:
-        return [part for span in punkt.span_tokenize(text) for part in _cut(text, *span)]
+        ends, parts = sentence_ends(text), []
+        for first, last in punkt.span_tokenize(text):
+            begin = first
+            for end, following in ends:
+                if begin < end and following < last:
+                    parts.append((begin, end))
+                    begin = following
+            parts.append((begin, last))
+        return parts
 
     return split
 
 
-def _punkt(name: str) -> PunktSentenceTokenizer:
+def _parameters(name: str) -> PunktParameters:
     for trained in (name, "english"):
         try:
-            return PunktTokenizer(trained)
+            parameters = load_punkt_params(find(f"tokenizers/punkt_tab/{trained}/"))
+            break
         except LookupError:
             continue
-    parameters = PunktParameters()
-    parameters.abbrev_types = set(_ABBREVIATIONS.split())
-    return PunktSentenceTokenizer(parameters)
-
-
-def _cut(text: str, first: int, end: int) -> list[tuple[int, int]]:
-    """The parts of text[first:end] after each of _OTHER_ENDS, without the space between them."""
-    parts = []
-    for found in _OTHER_ENDS.finditer(text, first, end):
-        parts.append((first, found.start() + len(found[0].rstrip())))
-        first = found.end()
-    return [*parts, (first, end)] if first < end else parts
+    else:
+        parameters = PunktParameters()
+        parameters.abbrev_types = set(_ABBREVIATIONS.split())
+    parameters.abbrev_types.update(_MORE_ABBREVIATIONS.split())
+    return parameters

@@ -357,6 +357,16 @@ def test_fields_become_options() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("name", "code"), [("pt_BR", "pt"), ("Portuguese", "pt"), ("português", "pt"), ("auto", None), ("", None)]
+)
+def test_a_language_has_the_names_that_it_has_everywhere(name: str, code: str | None) -> None:
+    """OpenAI's own clients send codes, others what their users chose."""
+    server = Server()
+    assert server.post(language=name).status_code == 200
+    assert server.asked[0].language == code
+
+
 def test_of_a_long_prompt_the_end_is_read() -> None:
     """Clients send all text so far, and Whisper reads its end."""
     server = Server()

@@ -3,7 +3,10 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from serve_app.sentence_ends import sentence_ends
 from serve_app.stages.alignment.sentences import sentence_splitter
 
 
@@ -32,16 +35,47 @@ def test_installed_punkt_data_is_used(tmp_path: Path) -> None:
     assert sentence_splitter("en")("Dr. Smith came.") == [(0, 15)]
 
 
-@pytest.mark.usefixtures("_no_punkt")
+@pytest.mark.parametrize("data", ["_no_punkt", "_punkt"])
 @pytest.mark.parametrize(
-    ("language", "text", "sentences"),
+    ("language", "text"),
     [
-        ("zh", "你好！我来了。「再见。」他说", ["你好！", "我来了。", "「再见。」", "他说"]),
-        ("ja", "はい。そうです。", ["はい。", "そうです。"]),
-        ("hi", "नमस्ते। आप कैसे हैं?", ["नमस्ते।", "आप कैसे हैं?"]),
-        ("de", "Das ist z.B. gut. Ja.", ["Das ist z.B. gut.", "Ja."]),
+        ("zh", "你好！‖我来了。‖「再见。」‖他说"),
+        ("zh", "你好吗?‖我很好!‖他走了1.5公里.‖“是吗？！”‖等等……我来了。"),
+        ("zh", "他说“好！”，然后走了。‖我也走了。"),
+        ("zh", "你好 ‖我来了 ‖用 Ray 3.5 跑"),
+        ("zh", "山田 太郎来了。‖你好。"),
+        ("yue", "今日天氣好好，我哋去行山。‖係咪？‖係！"),
+        ("ja", "はい。‖そうです。"),
+        ("ja", "そうです．‖円周率は３．１４です｡‖え…そう？‖Yahoo!ニュース"),
+        ("hi", "नमस्ते। ‖आप कैसे हैं? ‖डॉ. शर्मा ने 3.5 कि.ग्रा. आटा लिया। ‖अच्छा | ‖हाँ॥ ‖ठीक"),
+        ("bn", "ডা. রহমান এলেন। ‖কেমন আছেন? ‖ভালো।"),
+        ("ta", "திரு. குமார் வந்தார். ‖நன்று."),
+        ("ur", "یہ 3.5 کلو ہے۔ ‖آپ کیسے ہیں؟ ‖ٹھیک"),
+        ("ar", "كيف حالك؟ ‖وصل د. أحمد. ‖نعم؛ 3.5 كيلو، شكرا."),
+        ("fa", "حال شما چطور است؟ ‖خوبم."),
+        ("hy", "Բարեւ։ ‖Ինչպե՞ս ես: ‖Ժամը 5:30 է։"),
+        ("am", "ሰላም። ‖እንዴት ነህ፧ ‖ደህና፣ ነኝ፡፡ ‖እሺ:: ‖አዎ"),
+        ("my", "မင်္ဂလာပါ။ ‖နေကောင်းလား၊ ကောင်းပါတယ်။ ‖ဟုတ်ကဲ့"),
+        ("km", "សួស្តី។ ‖អ្នកសុខសប្បាយទេ? ‖បាទ៕ ‖លោក"),
+        ("bo", "བཀྲ་ཤིས་བདེ་ལེགས། །‖ཁྱེད་རང་ག་འདྲ། ‖བདེ་པོ་ཡིན༎"),
+        ("th", "สวัสดีครับ ‖อุณหภูมิ 25 องศา ‖ใช้ GPT มากๆ ครับ ‖จริงหรือ? ‖ใช่"),
+        ("lo", "ສະບາຍດີ ‖ຂ້ອຍອາຍຸ 25 ປີ"),
+        ("el", "Τι κάνεις; ‖«Καλά;» ‖Ναι."),
+        ("de", "Das ist 3,5 kg. ‖Gut. ‖Ja."),
+        ("en", 'He said "Stop it!" ‖and left. ‖It costs $3.50; (see 5). ‖A | B: no?yes. ‖Wait... what'),
     ],
 )
-def test_full_stops_of_every_script_end_sentences(language: str, text: str, sentences: list[str]) -> None:
-    """Also where no space follows them; a closing quote stays with its sentence."""
-    assert [text[begin:end] for begin, end in sentence_splitter(language)(text)] == sentences
+def test_sentences_end_in_every_script(
+    language: str, text: str, data: str, request: pytest.FixtureRequest
+) -> None:
+    """Also where no space follows, but not at decimal points, abbreviations and ellipses. `‖` marks ends."""
+    request.getfixturevalue(data)
+    whole = text.replace("‖", "")
+    sentences = [whole[begin:end] for begin, end in sentence_splitter(language)(whole)]
+    assert sentences == [sentence.strip() for sentence in text.split("‖")]
+
+
+@given(st.text(st.sampled_from(" .?!;:,|'\"()«»“”‘’…–—aBzé5") | st.characters(max_codepoint=0x24F)))
+def test_sentences_of_latin_text_are_those_of_punkt(text: str) -> None:
+    """Which are whisperx's: nothing is added to them."""
+    assert sentence_ends(text) == []

@@ -1,0 +1,96 @@
+"""The words of a segment as they are shown: with times, and with what stands between them."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+
+import regex
+from icu4py.breakers import LineBreaker
+
+from serve_app.languages import NO_SPACE_BETWEEN_SENTENCES, NO_SPACE_BETWEEN_WORDS
+from serve_app.sentence_ends import sentence_ends
+from serve_app.transcript import Segment, Word
+
+# Line ends of any kind, other control characters and lone surrogates, which none of the formats can hold.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
+_WORD = re.compile(r"(?:\S|[\xa0\u2007\u202f])+")  # a space that does not break is in it, as in 10 000
+# A character as a reader sees it, with its marks and with what is stacked below it: no line begins inside.
+_CHARACTER = regex.compile(r"(?!\s)\X\p{M}*")
+
+
+@dataclass(frozen=True, slots=True)
+class CueWord:
+    """A word to lay out; times are None where it could not be aligned."""
+
+    text: str
+    start_s: float | None
+    end_s: float | None
+    has_space: bool  # before it, unless it begins a line
+    segment: Segment
+    begins_sentence: bool = False  # by the full stop, of another script than Latin, of the word before it
+    can_begin_line: bool = (
+        True  # by UAX 14; Thai, Lao, Khmer and Burmese words are those of ICU's dictionaries
+    )
+
+
+def one_line(text: str) -> str:
+    """The text on one line: spaces replace line ends and other control characters."""
+    return _CONTROL.sub(" ", text).strip()
+
+
+def words_of(segment: Segment, language: str | None) -> tuple[Word, ...]:
+    """The segment's words. If it was not aligned, its text is split into words without times and scores."""
+    if segment.words:
+        return segment.words
+    language = segment.source_text.language if segment.source_text else language
+    is_spaced = language not in NO_SPACE_BETWEEN_WORDS
+    texts = _WORD.findall(segment.text) if is_spaced else _CHARACTER.findall(segment.text)
+    return tuple(Word(text, speaker=segment.speaker) for text in texts)
+
+
+def is_aligned(segment: Segment) -> bool:
+    return any(word.start_s is not None for word in segment.words)
+
+
+def words_to_show(segment: Segment, language: str | None) -> list[CueWord]:
+    """The words that have text. If none has times, the segment's time is divided by their lengths.
+
+    A word has a space before it if the segment's text has one, or where it is not found there, by language.
+    """
+    language = segment.source_text.language if segment.source_text else language
+    words: list[CueWord] = []
+    at = 0
+    for word in words_of(segment, language):
+        has_space = language not in (NO_SPACE_BETWEEN_WORDS if at else NO_SPACE_BETWEEN_SENTENCES)
+        found = segment.text.find(word.text, at)
+        between = segment.text[at:found]
+        if found >= 0 and at > 0 and not between.strip():
+            has_space = bool(between)
+        at = found + len(word.text) if found >= 0 else at
+        if text := one_line(word.text):
+            end_s = word.start_s if word.end_s is None else word.end_s
+            words.append(CueWord(text, word.start_s, end_s, has_space, segment))
+    words = _with_breaks(words)
+    if is_aligned(segment) or not words:
+        return words
+    ends = list(accumulate(len(word.text) for word in words))
+    times_s = [segment.start_s + (segment.end_s - segment.start_s) / ends[-1] * end for end in (0, *ends)]
+    return [
+        replace(word, start_s=start_s, end_s=end_s)
+        for word, start_s, end_s in zip(words, times_s[:-1], times_s[1:], strict=True)
+    ]
+
+
+def _with_breaks(words: Sequence[CueWord]) -> list[CueWord]:
+    text, starts = "", []
+    for word in words:
+        text += " " if word.has_space and text else ""
+        starts.append(len(text))
+        text += word.text
+    sentences = {following for _, following in sentence_ends(text)}
+    lines = {0, *accumulate(len(part) for part in LineBreaker(text, "root"))}
+    return [
+        replace(word, begins_sentence=start in sentences, can_begin_line=start in lines)
+        for word, start in zip(words, starts, strict=True)
+    ]
