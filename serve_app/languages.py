@@ -61,7 +61,7 @@ def language_code(name: str) -> str | None:
     code = _NAMES.get(name, short)
     try:
         known = langcodes.Language.get(code) if _CODE.fullmatch(code) else _named(name) or _named(short)
-    except langcodes.LanguageTagError:
+    except ValueError:  # no language tag
         return None
     found, _ = langcodes.closest_match((known and known.language) or "und", [*LANGUAGES], max_distance=_NEAR)
     return found if found in LANGUAGES else None
