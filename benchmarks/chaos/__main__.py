@@ -38,7 +38,7 @@ LENGTHS_S = (1.0, 130.0, 5.0, 20.0, 2.5, 35.0, 10.0, 3.0, 8.0, 45.0)
 SLOW = 0.15  # seconds of device for a second of audio: the recogniser and not this machine is what is full
 MEDIUM = 0.03
 FAST = 0.01
-BUSY = 0.005  # of every other stage, and of URLs' servers: a kill hits a call, and hardly one call four times
+BUSY = 0.005  # of every other stage, and of URLs' servers: a kill hits a call, and hardly one call five times
 HANG_LIMIT_S = 60.0
 REQUESTS_IN_FLIGHT = 16
 LONG_S = 660.0
@@ -88,7 +88,7 @@ def run_front(plan: Plan) -> dict[str, Any]:
 
 
 def run_hang(plan: Plan) -> dict[str, Any]:
-    two, busy = {"Transcriber": {"num_replicas": 2}}, {"asr": MEDIUM}  # else it may hang with nothing to do
+    two, busy = {"Transcriber": {"num_replicas": 2}}, {"asr": 2 * MEDIUM}  # else it may hang with nothing to do
     with scene(plan, deployments=two, args=busy) as (graph, load, _):
         return hang(graph, load, HANG_LIMIT_S if plan.models == "fakes" else 600.0)
 

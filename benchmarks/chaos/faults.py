@@ -16,7 +16,7 @@ from benchmarks.chaos.load import Load, Outcome, failures
 from benchmarks.chaos.running_graph import STAGES, Graph, serves_own, wait_for
 
 CLIENTS = 6
-BETWEEN_S = (1.0, 3.0)  # the graph is whole, until the next blow: a call is not to be hit four times
+BETWEEN_S = (1.0, 3.0)  # the graph is whole, until the next blow: a call is not to be hit five times
 LATE_S = 0.2  # a request begun so long after a kill was not open then
 
 say = Console(stderr=True, highlight=False, soft_wrap=True)

@@ -218,8 +218,8 @@ def test_a_window_that_kills_its_replica_costs_nobody_else(poison_at: int) -> No
     assert isinstance(crashed, ModelCrashed)
     assert (crashed.status, crashed.code, crashed.retry_after_s) == (500, "model_crashed", None)
     assert ended == {number: f"<{number}>" for number in ended}
-    assert replica.deaths == 4
-    assert replica.alone.count(13) == 2
+    assert replica.deaths == 5
+    assert replica.alone.count(13) == 3
 
 
 def test_a_quarantined_call_that_hangs_does_not_hold_the_others_for_ever(
