@@ -5,9 +5,10 @@ file does to ffmpeg is the file's fault, an UnusableAudio (422).
 """
 
 import asyncio
+import math
 import os
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -136,13 +137,15 @@ class _TrackDecoder:
 async def _warnings(
     file: BinaryIO, streams: Streams, track: _TrackDecoder, limits: _Limits
 ) -> tuple[StageWarning, ...]:
-    """About the whole file. What is suspicious is looked at once more."""
-    decoded, last_s, sounding = track.decoded, 0.0, list[Track]()
-    if not streams.has_only_sound and is_too_short(streams, decoded.duration_s):
-        last_s = await last_time_s(file, limits.timeout_s, limits.until_s)
-    if level_dbfs(decoded.peak) < QUIET_DBFS:
-        others = [other for other in streams.tracks if other != streams.chosen]
-        sounding = [other for other in others if await _has_sound(file, streams, other, limits)]
+    """About the whole file. What is suspicious is looked at once more, if there is time for it."""
+    decoded, sounding = track.decoded, list[Track]()
+    last_s = 0.0 if streams.has_only_sound else math.inf  # until it is known
+    with suppress(TimeoutError, errors.Overloaded):
+        if not streams.has_only_sound and is_too_short(streams, decoded.duration_s):
+            last_s = await last_time_s(file, limits.timeout_s, limits.until_s)
+        if level_dbfs(decoded.peak) < QUIET_DBFS:
+            others = [other for other in streams.tracks if other != streams.chosen]
+            sounding = [other for other in others if await _has_sound(file, streams, other, limits)]
     number = await asyncio.to_thread(recordings, file, streams.container)
     return warnings_of(streams, decoded, last_s, sounding, number)
 

@@ -72,6 +72,15 @@ def test_a_quiet_track_counts_as_silent_beside_a_loud_one() -> None:
     assert asyncio.run(decoded(both)).codes == []
 
 
+def test_a_look_at_other_tracks_costs_no_answer() -> None:
+    """Where there is no time to search a day of another track, the file is decoded without the warning."""
+    day = ("-f", "lavfi", "-i", "anullsrc=r=100:cl=mono:d=86400", "-map", "0", "-map", "1", "-c:a", "flac")
+    content = encode(silence(2.0), 16_000, ".mka", *day)
+    audio = asyncio.run(decoded(content, max_audio_s=1e6, timeout_s=1.0))
+    assert audio.duration_s == pytest.approx(2.0, abs=0.1)
+    assert audio.codes == []
+
+
 @pytest.mark.parametrize("key", ["title", "lyrics", "comment"])
 def test_long_texts_in_a_file_hide_no_track(key: str) -> None:
     """A file whose texts are longer than what is kept of ffmpeg's listing is decoded."""
