@@ -28,6 +28,11 @@ _OWN_HEADERS = re.compile(
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _NOT_IN_A_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")
 
+# First bytes of a body that is not the file itself.
+_COMPRESSED = re.compile(rb"\x1f\x8b|\x1f\x9d|\x28\xb5\x2f\xfd")  # gzip, compress, zstd
+_UNMARKED = {"br", "deflate"}  # encodings whose bytes begin in any way
+_FRAMED = re.compile(rb"[0-9A-Fa-f]{1,16}(;chunk-signature=[0-9A-Fa-f]{64})?\r\n")
+
 _Kinds = type[Exception] | tuple[type[Exception], ...]
 _FAILURES: tuple[tuple[_Kinds, str, str], ...] = (  # the first that fits
     (aiohttp.ClientSSLError, "tls_failure", "has no valid certificate or does not speak TLS"),
@@ -129,8 +134,6 @@ async def _request(
                     return location
                 if response.status != 200:
                     raise _unavailable(url, "http_status", f"answered {response.status}")
-                if response.headers.get("Content-Encoding", "").lower() not in ("", "identity"):
-                    raise _unavailable(url, "encoded_response", "sends a compressed body unasked")
                 await _copy(response, into, intake.max_bytes)
                 return None
     except (aiohttp.ClientError, OSError, UnicodeError) as error:  # OSError: TimeoutError, too
@@ -156,8 +159,21 @@ async def _copy(response: aiohttp.ClientResponse, into: BinaryIO, max_bytes: int
                 unwritten += chunk
                 has_ended = not chunk
         if has_ended or len(unwritten) >= WRITE_BYTES:
+            if received == len(unwritten) and (what := _encoding(response, unwritten)):
+                raise _unavailable(response.url, "encoded_response", what)
             await asyncio.to_thread(_write, unwritten, into)
             unwritten = bytearray()
+
+
+def _encoding(response: aiohttp.ClientResponse, head: bytearray) -> str | None:
+    """Why a body is no plain file, by its bytes: stores repeat whatever an upload once declared."""
+    declared = ",".join(response.headers.getall("Content-Encoding", ())).lower().replace(" ", "").split(",")
+    if _COMPRESSED.match(head) or not _UNMARKED.isdisjoint(declared):
+        return "sends a compressed file, which has to be stored uncompressed"
+    framed = _FRAMED.match(head)
+    if framed and (framed[1] or "aws-chunked" in declared):
+        return "sends a file that holds the frames of its upload (aws-chunked), and has to be stored again"
+    return None
 
 
 def _write(data: bytearray, into: BinaryIO) -> None:
