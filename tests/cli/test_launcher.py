@@ -11,7 +11,8 @@ from ray.exceptions import ActorDiedError
 
 from serve_app.cli import launcher
 from serve_app.cli.config_file import CommandFailed
-from serve_app.cli.launcher import SPILL_PREFIX, _drain, _say_if_offline, free_port, spill_folder
+from serve_app.cli.launcher import _drain, _say_if_offline, free_port
+from serve_app.cli.local_ray import SPILL_PREFIX, spill_folder
 from serve_app.models import hub
 
 
