@@ -10,12 +10,13 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
+import ray
 import typer
 from pydantic import ValidationError
 
-from serve_app.cli import config_file
+from serve_app.cli import config_file, note
 from serve_app.cli.demo import predict_sample, sample, show
-from serve_app.cli.launcher import GRACE_S, free_port, note, running, url_of
+from serve_app.cli.launcher import GRACE_S, free_port, running, url_of
 from serve_app.cli.prefetch import prefetch
 from serve_app.http.auth import new_key
 from serve_app.settings import ApiKey
@@ -53,7 +54,8 @@ def serve_forever(
     raw = config_file.read(config)
     with running(raw, show_logs=True, grace_s=grace_s) as stop:
         example = f"curl -s {url_of(raw)}/predict -F file=@{sample()}"
-        note.print(f"Ready on {url_of(raw)} (stop with Ctrl-C). Try it:\n\n  {example}\n")
+        address = ray.get_runtime_context().gcs_address
+        note.print(f"Ready on {url_of(raw)}, Ray on {address} (stop with Ctrl-C). Try it:\n\n  {example}\n")
         stop.wait()
         note.print("Stopping: running requests get their answers, new ones a 503.")
 

@@ -4,23 +4,26 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from serve_app import deployments
 from serve_app.cli.config_file import settings_table
+from serve_app.http.responses import progress_response
 from serve_app.options import Options
+from serve_app.transcript import Progress, Segment
 
 PROJECT = Path(__file__).parents[1]
 PACKAGE = PROJECT / "serve_app"
 DOCUMENTS = [PROJECT / "README.md", PROJECT / "benchmarks" / "README.md", *(PROJECT / "docs").glob("*.md")]
 
 # Budgets. Raise one only together with the reason, in a commit of its own.
-MAX_LINES = (
-    10_420  # 8,620, 1,600 for real models (prefetch, attention, CAM++), 200 for word times as they are spoken
-)
-MAX_MODULES = 79  # without the packages' own __init__.py; 68, 9 for real models, 2 for word times
+# 8,620; 1,600 for real models (prefetch, attention, CAM++); 1,220 for files, URLs and clients as they are (times,
+# channels and tracks, signed URLs, numbers in word times, scripts, HTTP, a Ray that does not start).
+MAX_LINES = 11_440
+MAX_MODULES = 89  # without the packages' own __init__.py; 68, 9 for real models, 12 for files, URLs, clients
 MAX_LINES_OF_A_MODULE = 250
 MIN_LINES_OF_A_MODULE = 40
 MAX_FILES_IN_ROOT = 12
@@ -70,6 +73,45 @@ def test_the_options_are_documented() -> None:
 def test_the_readme_is_short() -> None:
     """What does not fit is in docs/."""
     assert len((PROJECT / "README.md").read_bytes()) <= MAX_README_BYTES
+
+
+class Streaming:
+    """A handle whose stream has a report without segments, one with a segment, and the answer."""
+
+    stream: "Streaming"
+
+    def options(self, *, stream: bool) -> "Streaming":
+        self.stream = self
+        return self
+
+    def remote(self, url: str) -> list[dict[str, Any]]:
+        segment = Segment(0.0, 1.0, "Hello.")
+        reports = [Progress(1, 2, False, ()), Progress(2, 2, True, (segment,))]
+        responses = [progress_response(report, Options()) for report in reports]
+        return [*responses, {"model_output": ["all of it"]}]
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/api.md"])
+def test_a_stream_can_be_printed_as_documented(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also while a report has no segments yet, since an earlier window is missing."""
+    loop = re.search(r"^for item in .*\n(?: .*\n)+", (PROJECT / name).read_text(), re.MULTILINE)
+    assert loop
+    exec(loop[0], {"handle": Streaming()})
+    nothing, one, answer = capsys.readouterr().out.splitlines()
+    assert (nothing, answer) == ("[]", "['all of it']")
+    assert "Hello." in one
+
+
+def test_rays_token_is_made_for_its_owner_only(tmp_path: Path) -> None:
+    """docs/deploy.md's commands for a cluster, up to Ray's start: Ray would let everybody read it."""
+    block = (PROJECT / "docs" / "deploy.md").read_text().partition("```bash\nexport RAY_AUTH_MODE")[2]
+    commands = "export RAY_AUTH_MODE" + block.partition("ray start")[0]
+    environment = {"HOME": str(tmp_path), "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
+    subprocess.run(["sh", "-ec", commands], env=environment, check=True, capture_output=True)
+    assert (tmp_path / ".ray").stat().st_mode & 0o777 == 0o700
+    token = tmp_path / ".ray" / "auth_token"
+    assert token.read_text()
+    assert token.stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(PROJECT)))

@@ -88,7 +88,10 @@ def run_front(plan: Plan) -> dict[str, Any]:
 
 
 def run_hang(plan: Plan) -> dict[str, Any]:
-    two, busy = {"Transcriber": {"num_replicas": 2}}, {"asr": 2 * MEDIUM}  # else it may hang with nothing to do
+    two, busy = (
+        {"Transcriber": {"num_replicas": 2}},
+        {"asr": 2 * MEDIUM},
+    )  # else it may hang with nothing to do
     with scene(plan, deployments=two, args=busy) as (graph, load, _):
         return hang(graph, load, HANG_LIMIT_S if plan.models == "fakes" else 600.0)
 

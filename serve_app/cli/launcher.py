@@ -1,49 +1,32 @@
 """Runs the applications of a config file on a local Ray: starts, waits until ready, drains and stops them."""
 
-import fcntl
-import io
 import logging
 import os
 import random
 import re
-import shutil
 import signal
 import socket
-import tempfile
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
-from pathlib import Path
-from types import FrameType
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
-import ray
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.context import _get_global_client
-from ray.serve.schema import ApplicationStatus, ServeDeploySchema
-from rich.console import Console
+from ray.serve.schema import ApplicationStatus, ProxyStatus, ServeDeploySchema
 
+from serve_app.cli import note
 from serve_app.cli.config_file import IMPORT_PATH, CommandFailed
+from serve_app.cli.local_ray import local_ray, logs_folder, on_signals
 from serve_app.errors import ModelUnavailable
 from serve_app.models import hub
 from serve_app.models import names as model_names
 from serve_app.models.names import Models
-from serve_app.proxy import AT_PROXY_START, PROXY_HOOK
 from serve_app.settings import Settings
 
-SPILL_PREFIX = "whisperx-serve-spill-"
 PORTS = range(20_000, 32_000)  # above are ports of outgoing connections, below those of Ray's workers
 GRACE_S = 30.0  # how long running requests may take to end after SIGTERM
-
-# Set for the local Ray unless the operator has set them; docs/deploy.md gives the reasons.
-ENVIRONMENT = {
-    "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
-    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
-    "MALLOC_ARENA_MAX": "1",
-    PROXY_HOOK: AT_PROXY_START,
-}
-
-note = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def url_of(raw: dict[str, Any]) -> str:
@@ -76,83 +59,34 @@ def running(
     _go_offline_if_the_hub_is_silent()
     _refuse_missing_models(schema)
     note.print("Starting Ray and the graph.")
-    for variable, value in ENVIRONMENT.items():
-        os.environ.setdefault(variable, value)
-    _hide_ray_token()
-    with spill_folder() as folder, _local_ray(folder, show_logs, num_cpus) as stop:
+    with local_ray(show_logs=show_logs, num_cpus=num_cpus) as stop:
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        serve.start(
-            proxy_location=schema.proxy_location,
-            http_options=schema.http_options.model_dump(),
-            logging_config=schema.logging_config,
-        )
-        client: Any = _get_global_client()
-        client.deploy_apps(schema)
+        _start_serve(schema)
         _wait_until_running(names, stop)
         yield stop
         try:
-            with _on_signals(signal.default_int_handler):
+            with on_signals(signal.default_int_handler):
                 _drain(names, grace_s)
         except KeyboardInterrupt:
             note.print("Second signal: running requests are cut off.")
 
 
-@contextmanager
-def _on_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    before = {signum: signal.signal(signum, handler) for signum in (signal.SIGTERM, signal.SIGINT)}
+def _start_serve(schema: ServeDeploySchema) -> None:
     try:
-        yield
-    finally:
-        for signum, previous in before.items():
-            signal.signal(signum, previous)
-
-
-@contextmanager
-def _local_ray(spill_to: str, show_logs: bool, num_cpus: int | None) -> Iterator[threading.Event]:
-    """Starts a Ray of its own, whatever RAY_ADDRESS says: stopping it must not stop anybody else's."""
-    ray.init(
-        address="local",
-        namespace="serve",
-        logging_level=logging.ERROR,
-        log_to_driver=show_logs,
-        include_dashboard=False,  # whoever reaches it with Ray's token can run code
-        num_cpus=num_cpus,
-        object_spilling_directory=spill_to,
-    )
-    stop = threading.Event()
-    with _on_signals(lambda *_: stop.set()):  # after ray.init, which sets handlers of its own
-        try:
-            yield stop
-        finally:
-            # Ray prints errors about its controller, which it has just killed; they would mislead users.
-            with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-                serve.shutdown()
-                ray.shutdown()
-
-
-@contextmanager
-def spill_folder() -> Iterator[str]:
-    """A folder for audio that does not fit in Ray's memory; closed to other users, removed at the end.
-
-    Folders of servers that were killed are removed first; a server that lives has its folder locked.
-    """
-    for abandoned in Path(tempfile.gettempdir()).glob(f"{SPILL_PREFIX}*"):
-        with suppress(OSError), _locked(abandoned):  # OSError: in use, or another user's
-            shutil.rmtree(abandoned)
-    temporary = tempfile.TemporaryDirectory(prefix=SPILL_PREFIX, ignore_cleanup_errors=True)
-    with temporary as folder, _locked(folder):
-        yield folder
-
-
-@contextmanager
-def _locked(folder: str | Path) -> Iterator[None]:
-    """Locks the folder while this process lives; the lock holds between containers too."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(descriptor)
+        with suppress(TimeoutError):  # a proxy that takes over a minute is waited for later
+            serve.start(
+                proxy_location=schema.proxy_location,
+                http_options=schema.http_options.model_dump(),
+                logging_config=schema.logging_config,
+            )
+    except RayError as error:
+        last_line = str(error).strip().splitlines()[-1].strip(" .")
+        message = (
+            f"Serve or its HTTP proxy did not start: {last_line}; its logs are in {logs_folder()}/serve."
+        )
+        raise CommandFailed(message) from error
+    client: Any = _get_global_client()
+    client.deploy_apps(schema)
 
 
 def _refuse_missing_models(schema: ServeDeploySchema) -> None:
@@ -188,23 +122,17 @@ def _refuse_taken_port(host: str, port: int) -> None:
         raise CommandFailed(f"cannot listen on {host}:{port} ({reason}); set http_options.port.") from None
 
 
-def _hide_ray_token() -> None:
-    """Closes the folder of Ray's token to other users; Ray makes the file readable for everybody."""
-    folder = Path.home() / ".ray"
-    with suppress(OSError):  # a home that cannot be written to holds no token either
-        folder.mkdir(exist_ok=True)
-        folder.chmod(0o700)
-
-
 def _wait_until_running(names: list[str], stop: threading.Event) -> None:
     with note.status("Starting Serve") as status:
         while not stop.wait(0.2):
-            applications = [serve.status().applications[name] for name in names]
+            now = serve.status()
+            applications = [now.applications[name] for name in names]
             for application in applications:
                 if application.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
                     details = (deployment.message for deployment in application.deployments.values())
                     raise CommandFailed(_reason("\n".join([*details, application.message])))
-            if all(application.status == ApplicationStatus.RUNNING for application in applications):
+            has_proxies = all(proxy == ProxyStatus.HEALTHY for proxy in now.proxies.values())
+            if has_proxies and all(one.status == ApplicationStatus.RUNNING for one in applications):
                 return
             deployments = [pair for application in applications for pair in application.deployments.items()]
             late = [name for name, deployment in deployments if deployment.status != "HEALTHY"]

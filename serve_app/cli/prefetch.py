@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
+from serve_app.cli import note
 from serve_app.cli.config_file import CommandFailed
-from serve_app.cli.launcher import note
 from serve_app.errors import ModelUnavailable
 from serve_app.models.prefetch import fetch
 from serve_app.models.store import Store, open_store

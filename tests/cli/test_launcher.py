@@ -11,13 +11,8 @@ from ray.exceptions import ActorDiedError
 
 from serve_app.cli import launcher
 from serve_app.cli.config_file import CommandFailed
-from serve_app.cli.launcher import (
-    SPILL_PREFIX,
-    _drain,
-    _go_offline_if_the_hub_is_silent,
-    free_port,
-    spill_folder,
-)
+from serve_app.cli.launcher import _drain, _go_offline_if_the_hub_is_silent, free_port
+from serve_app.cli.local_ray import SPILL_PREFIX, spill_folder
 from serve_app.models import hub
 
 

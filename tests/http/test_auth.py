@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from serve_app.__main__ import cli
-from serve_app.cli import launcher
+from serve_app.cli import local_ray
 from serve_app.errors import (
     DeadlineExceeded,
     EmptyAudio,
@@ -568,6 +568,6 @@ def test_rays_token_is_for_its_owner_only(tmp_path: Path, monkeypatch: pytest.Mo
     """Ray makes it readable for all users of the machine, and its owner can run code here."""
     monkeypatch.setenv("HOME", str(tmp_path))
     for _ in range(2):
-        launcher._hide_ray_token()
+        local_ray._hide_ray_token()
         assert (tmp_path / ".ray").stat().st_mode & 0o777 == 0o700
         (tmp_path / ".ray").chmod(0o755)

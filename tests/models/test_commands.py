@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -15,7 +16,9 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from inside import processes_with
 from loopback import Files
+from sounds import ffmpeg
 from telephone import said_on_the_telephone, word_error_rate
 
 from serve_app.cli.demo import sample
@@ -60,26 +63,41 @@ def demo_config(folder: Path, **args: object) -> Path:
     return path
 
 
-def processes_with(mark: str) -> list[int]:
-    """Processes that have the mark in their environment."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                if mark.encode() in (entry / "environ").read_bytes():
-                    found.append(int(entry.name))
-            except OSError:
-                continue  # it ended meanwhile, or belongs to somebody else
-    return found
-
-
-def spill_folder(mark: str) -> Path:
-    """Where Ray was told to move what does not fit in memory."""
+def argument(mark: str, name: str) -> str:
+    """What Ray's processes were told by this argument."""
     for pid in processes_with(mark):
-        for argument in Path(f"/proc/{pid}/cmdline").read_text().split("\0"):
-            if argument.startswith("--fallback_directory="):
-                return Path(argument.partition("=")[2])
-    raise AssertionError("no raylet runs")
+        for told in Path(f"/proc/{pid}/cmdline").read_text().split("\0"):
+            if told.startswith(f"--{name}="):
+                return told.partition("=")[2]
+    raise AssertionError("no Ray runs")
+
+
+def second_process(mark: str, files: Files, folder: Path) -> str:
+    """What README.md's Python prints in a process of its own, with a short file in both of its places."""
+    (code,) = re.findall("```python\n(import ray\n.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL)
+    talk = folder / "talk.wav"
+    ffmpeg("-i", str(sample()), "-ss", "6", "-t", "12", str(talk))
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            code.replace("https://example.com/talk.mp3", files.url("/talk.wav", talk.read_bytes())),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        cwd=folder,
+        # As another test's Ray may run on this machine, and then "auto" could be that one.
+        env={
+            **os.environ,
+            "PYTHONPATH": str(PROJECT),
+            "RAY_ADDRESS": argument(mark, "gcs-address"),
+            "RAY_AUTH_MODE": "token",
+        },
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_check_names_the_wrong_key(tmp_path: Path) -> None:
@@ -177,14 +195,17 @@ def read_until(process: "subprocess.Popen[str]", marker: str) -> None:
     ],
 )
 def test_stopping_answers_what_runs_and_leaves_no_process(
-    server: tuple["subprocess.Popen[str]", str], files: Files, signum: signal.Signals
+    server: tuple["subprocess.Popen[str]", str], files: Files, tmp_path: Path, signum: signal.Signals
 ) -> None:
     """A running request gets its answer, a new one a 503, and no process or file is left.
 
-    Meanwhile the two replicas that read what strangers send have no Hugging Face token, and the folder to
-    which Ray spills audio is closed to other users.
+    Before, a handle in another process works as README.md has it. The two replicas that read what strangers
+    send have no Hugging Face token, and the folder to which Ray spills audio is closed to other users.
     """
     process, mark = server
+    *reports, answer = second_process(mark, files, tmp_path).splitlines()
+    assert "New Jersey" in answer
+    assert all(report.startswith("[") for report in [*reports, answer])
     url = files.url("/inflight.wav", sample().read_bytes())
     answers: list[httpx.Response] = []
 
@@ -197,7 +218,7 @@ def test_stopping_answers_what_runs_and_leaves_no_process(
     knowing = [Path(f"/proc/{pid}/cmdline").read_text() for pid in processes_with(f"HF_TOKEN={TOKEN}")]
     assert any("Diarizer" in name for name in knowing)
     assert not any("Ingress" in name or "AudioLoader" in name for name in knowing)
-    spilled = spill_folder(mark)
+    spilled = Path(argument(mark, "fallback_directory"))
     assert spilled.stat().st_mode & 0o777 == 0o700
     process.send_signal(signum)
     read_until(process, "Stopping")

@@ -31,8 +31,9 @@ Answer = TypeVar("Answer")
 
 MAX_ATTEMPTS = 5
 MAX_CRASHES_IN_SHARED_BATCH = 2  # after as many deaths of replicas a call is quarantined,
-# and after as many more it is given up. With 2, one of 1,400 requests was blamed for a kill every 8 s (chaos).
-MAX_CRASHES_ALONE = 3
+MAX_CRASHES_ALONE = (
+    3  # and after as many more given up: with 2, a kill every 8 s blamed one of 1,400 requests
+)
 QUARANTINE_TIMEOUT_S = 300.0  # how long one quarantined call waits for those before it
 PAUSE = wait_random_exponential(multiplier=1.0, max=8.0)  # seconds, where the trouble may pass by itself
 

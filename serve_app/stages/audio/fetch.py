@@ -4,7 +4,6 @@ import asyncio
 import re
 from asyncio import timeout
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import BinaryIO
 
 import aiohttp
@@ -13,11 +12,10 @@ from yarl import URL
 from serve_app.errors import InvalidRequest, PayloadTooLarge, SourceUnavailable
 from serve_app.settings import IntakeSettings
 from serve_app.spool import disk_full_error
-from serve_app.stages.audio import ssrf
+from serve_app.stages.audio import address, ssrf
 
 PORTS = frozenset({80, 443})
 MAX_REDIRECTS = 5
-MAX_URL_CHARACTERS = 8_192
 MAX_HEADER_CHARACTERS = 16_384
 LOW_SPEED_WINDOW_S = 30.0  # in which headers must come, and then LOW_SPEED_BYTES_PER_S of the body
 LOW_SPEED_BYTES_PER_S = 1_024
@@ -29,7 +27,11 @@ _OWN_HEADERS = re.compile(
 )
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _NOT_IN_A_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")
-_NOT_IN_A_URL = re.compile(r"[\x00-\x20\x7f\\\ud800-\udfff]")
+
+# First bytes of a body that is not the file itself.
+_COMPRESSED = re.compile(rb"\x1f\x8b|\x1f\x9d|\x28\xb5\x2f\xfd")  # gzip, compress, zstd
+_UNMARKED = {"br", "deflate"}  # encodings whose bytes begin in any way
+_FRAMED = re.compile(rb"[0-9A-Fa-f]{1,16}(;chunk-signature=[0-9A-Fa-f]{64})?\r\n")
 
 _Kinds = type[Exception] | tuple[type[Exception], ...]
 _FAILURES: tuple[tuple[_Kinds, str, str], ...] = (  # the first that fits
@@ -51,7 +53,11 @@ async def fetch(url: str, headers: Mapping[str, str], into: BinaryIO, intake: In
     PayloadTooLarge (more than `intake.max_bytes`), Overloaded (no room for the file). After an error
     `into` holds what had come.
     """
-    target = _parse(url)
+    try:
+        target = address.parse(url)
+    except ValueError:
+        message = "audio_file is not a URL; send a complete http(s) address."
+        raise InvalidRequest(message, "audio_file") from None
     _check_headers(headers)
     try:
         async with timeout(intake.fetch_timeout_s):
@@ -59,13 +65,6 @@ async def fetch(url: str, headers: Mapping[str, str], into: BinaryIO, intake: In
     except TimeoutError:
         what = f"did not arrive within {intake.fetch_timeout_s:g} s"
         raise _unavailable(target, "fetch_timeout", what) from None
-
-
-def _parse(url: str) -> URL:
-    with suppress(ValueError):  # of yarl
-        if len(url) <= MAX_URL_CHARACTERS and not _NOT_IN_A_URL.search(url) and (target := URL(url)).host:
-            return target
-    raise InvalidRequest("audio_file is not a URL; send a complete http(s) address.", "audio_file")
 
 
 def _check_headers(headers: Mapping[str, str]) -> None:
@@ -77,11 +76,6 @@ def _check_headers(headers: Mapping[str, str]) -> None:
             raise InvalidRequest("headers holds a name or value that HTTP forbids; remove it.", "headers")
         if _OWN_HEADERS.fullmatch(name.lower()):
             raise InvalidRequest(f"The header {name} cannot be set; remove it.", "headers")
-
-
-def _without_secrets(url: URL) -> str:
-    """The URL as messages may show it: query, fragment and user often hold secrets."""
-    return str(url.with_query(None).with_fragment(None).with_user(None))[:200]
 
 
 def _is_allowed(url: URL, intake: IntakeSettings) -> bool:
@@ -109,15 +103,15 @@ async def _follow_redirects(
     for hop in range(MAX_REDIRECTS + 1):
         if reason := _reason_to_refuse(url, _is_allowed(url, intake)):
             if hop == 0:
-                raise InvalidRequest(f"{_without_secrets(url)} {reason}", "audio_file")
-            message = f"The redirect to {_without_secrets(url)} {reason}"
+                raise InvalidRequest(f"{address.without_secrets(url)} {reason}", "audio_file")
+            message = f"The redirect to {address.without_secrets(url)} {reason}"
             raise SourceUnavailable(message, "audio_file", "bad_redirect")
         location = await _request(url, headers, into, intake)
         if location is None:
             return
         try:
-            target = _parse(str(url.join(URL(location))))
-        except (ValueError, InvalidRequest):
+            target = address.resolve(url, location)
+        except ValueError:
             raise _unavailable(url, "bad_redirect", "redirects to something that is no URL") from None
         is_upgrade = url.scheme == "http" and target == url.with_scheme("https")
         if target.origin() != url.origin() and not is_upgrade:
@@ -140,8 +134,6 @@ async def _request(
                     return location
                 if response.status != 200:
                     raise _unavailable(url, "http_status", f"answered {response.status}")
-                if response.headers.get("Content-Encoding", "").lower() not in ("", "identity"):
-                    raise _unavailable(url, "encoded_response", "sends a compressed body unasked")
                 await _copy(response, into, intake.max_bytes)
                 return None
     except (aiohttp.ClientError, OSError, UnicodeError) as error:  # OSError: TimeoutError, too
@@ -167,8 +159,21 @@ async def _copy(response: aiohttp.ClientResponse, into: BinaryIO, max_bytes: int
                 unwritten += chunk
                 has_ended = not chunk
         if has_ended or len(unwritten) >= WRITE_BYTES:
+            if received == len(unwritten) and (what := _encoding(response, unwritten)):
+                raise _unavailable(response.url, "encoded_response", what)
             await asyncio.to_thread(_write, unwritten, into)
             unwritten = bytearray()
+
+
+def _encoding(response: aiohttp.ClientResponse, head: bytearray) -> str | None:
+    """Why a body is no plain file, by its bytes: stores repeat whatever an upload once declared."""
+    declared = ",".join(response.headers.getall("Content-Encoding", ())).lower().replace(" ", "").split(",")
+    if _COMPRESSED.match(head) or not _UNMARKED.isdisjoint(declared):
+        return "sends a compressed file, which has to be stored uncompressed"
+    framed = _FRAMED.match(head)
+    if framed and (framed[1] or "aws-chunked" in declared):
+        return "sends a file that holds the frames of its upload (aws-chunked), and has to be stored again"
+    return None
 
 
 def _write(data: bytearray, into: BinaryIO) -> None:
@@ -181,5 +186,7 @@ def _write(data: bytearray, into: BinaryIO) -> None:
 
 
 def _unavailable(url: URL, code: str, what: str) -> SourceUnavailable:
-    message = f"{_without_secrets(url)} {what}; check the address and its credentials, or upload the file."
+    message = (
+        f"{address.without_secrets(url)} {what}; check the address and its credentials, or upload the file."
+    )
     return SourceUnavailable(message, "audio_file", code)

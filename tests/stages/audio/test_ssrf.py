@@ -67,6 +67,40 @@ CONFUSING = [
     "http://[127.0.0.1]:{port}/",
     "http://[::1:{port}/",
     "http://127.0.0.1:{port}\ud800/",
+    "http://127.0.0.1:{port}/\ud800",
+    "http:\\\\127.0.0.1:{port}/",
+    "http:/\\127.0.0.1:{port}/",
+    "\\\\127.0.0.1:{port}/",
+    "http://127.0.0.1:{port}/a\\..\\b",
+    "ht\ttp://127.0.0.1:{port}/",
+    "http:\n//127.0.0.1:{port}/",
+    "http://127.0.0.1:\n{port}/",
+    "http://127.0.0.1:{port}/a\tb?c\nd",
+    "http://example.com\0.127.0.0.1:{port}/",
+    "http://example.com＠127.0.0.1:{port}/",
+    "http://example.com／@127.0.0.1:{port}/",
+    "http://127.0.0.1：{port}/",
+    "http://127.0.0.1:{port}？@example.com/",
+    "http://127.0.0.1:{port}\u2100@example.com/",
+    "http://127.0.0.1\u200b:{port}/",
+    "http://[::1]127.0.0.1:{port}/",
+    "http://127.0.0.1[::1]:{port}/",
+    "http://:{port}/",
+    "http://example.com:secret@:{port}/",
+]
+
+# Some clients take another host from these than the first.
+FIRST_HOST = [
+    "http://first.example:80#@127.0.0.1:{port}/",
+    "http://first.example?@127.0.0.1:{port}/",
+    "http://first.example/@127.0.0.1:{port}/",
+    "http://first.example#127.0.0.1:{port}/",
+    "http://first.example//127.0.0.1:{port}/",
+    "http://first.example/..//127.0.0.1:{port}/",
+    "http://first.example/?http://127.0.0.1:{port}/",
+    "http://@first.example/",
+    " http://first.example/ ",
+    "HTTP://FIRST.example:080/",
 ]
 
 REDIRECTS = {
@@ -87,6 +121,17 @@ REDIRECTS = {
     "ftp://127.0.0.1:{port}/": {"bad_redirect"},
     "gopher://127.0.0.1:{port}/_x": {"bad_redirect"},
     "data:audio/wav;base64,AAAA": {"bad_redirect"},
+    "http:\\\\127.0.0.1:{port}/": {"bad_redirect"},
+    "\\\\127.0.0.1:{port}/": {"bad_redirect"},
+    "/\\127.0.0.1:{port}/": {"bad_redirect"},
+    "/\t/127.0.0.1:{port}/": {"bad_redirect"},
+    "///127.0.0.1:{port}/": {"bad_redirect"},
+    "http:127.0.0.1:{port}/": {"bad_redirect"},
+    "http:/127.0.0.1:{port}/": {"bad_redirect"},
+    "http:///127.0.0.1:{port}/": {"bad_redirect"},
+    "http://first.example\\@127.0.0.1:{port}/": {"bad_redirect"},
+    "http://first.example @127.0.0.1:{port}/": {"bad_redirect"},
+    "//secret@127.0.0.1:{port}/": {"bad_redirect"},
 }
 
 
@@ -154,6 +199,20 @@ def test_urls_that_are_not_plain_http(url: str, monkeypatch: pytest.MonkeyPatch)
     """Other schemes, and URLs that two parsers read differently, are the caller's mistake."""
     error = asyncio.run(attack(url, monkeypatch))
     assert (error.status, error.code) == (400, "invalid_request")
+
+
+@pytest.mark.parametrize("url", FIRST_HOST)
+def test_the_host_is_what_stands_before_the_path(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host that is checked is the one that is looked up and connected to; what follows it names none."""
+    looked_up: list[str] = []
+
+    def getaddrinfo(host: str, port: int, *args: object, **kwargs: object) -> object:
+        looked_up.append(f"{host}:{port}")
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    assert asyncio.run(attack(url, monkeypatch)).code == "dns_failure"
+    assert looked_up == ["first.example:80"]
 
 
 def test_odd_ports() -> None:
@@ -338,7 +397,7 @@ def served() -> Served:
             for host in LOOPBACK.split()[::3]
         ],
         *[(f"http://{in_url(host)}/a?token=secret", 424, "blocked_address") for host in PRIVATE.split()[::4]],
-        *[(url, 400, "invalid_request") for url in (NOT_HTTP.split() + CONFUSING[:-1])[::2]],
+        *[(url, 400, "invalid_request") for url in (NOT_HTTP.split() + CONFUSING[:12])[::2]],
         ("http://127.0.0.1:6379/a?token=secret", 400, "invalid_request"),
     ],
 )

@@ -1,6 +1,7 @@
 """Audio URLs whose server is slow, broken or lying: each ends in its documented error, and in time."""
 
 import asyncio
+import gzip
 import socket
 import ssl
 import sys
@@ -84,8 +85,8 @@ BROKEN: dict[str, tuple[str, tuple[Part, ...]]] = {
         for status in (201, 202, 204, 205, 206, 300, 304, 400, 401, 403, 404, 416, 429, 500, 503, 999)
     },
     "part of the file": ("http_status", (b"HTTP/1.1 206 Partial Content\r\nContent-Length: 3\r\n\r\nabc",)),
-    "gzip": ("encoded_response", (OK + b"Content-Encoding: gzip\r\nContent-Length: 3\r\n\r\nabc",)),
     "br": ("encoded_response", (OK + b"Content-Encoding: BR\r\nContent-Length: 3\r\n\r\nabc",)),
+    "deflate": ("encoded_response", (OK + b"Content-Encoding: aws-chunked, deflate\r\n\r\nabc",)),
     # Redirects
     "redirect to nowhere": ("http_status", (b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\n\r\n",)),
     "redirect to itself": ("too_many_redirects", (redirect(b"#again"),)),
@@ -180,6 +181,118 @@ def test_too_much(answer: tuple[Part, ...]) -> None:
     error = asyncio.run(error_of(*answer, then_hang=True, max_bytes=100_000))
     assert isinstance(error, PayloadTooLarge)
     assert "100000 bytes" in error.message
+
+
+WAV = b"RIFF" + bytes(300_000)
+UPLOAD = (
+    b"493e4;chunk-signature="
+    + b"0a" * 32
+    + b"\r\n"
+    + WAV
+    + b"\r\n0;chunk-signature="
+    + b"0a" * 32
+    + b"\r\n\r\n"
+)
+UNSIGNED = b"493e4\r\n" + WAV + b"\r\n0\r\nx-amz-checksum-crc32:AAAAAA==\r\n\r\n"
+
+
+def with_headers(body: bytes, *headers: bytes) -> bytes:
+    return (
+        OK
+        + b"".join(header + b"\r\n" for header in headers)
+        + b"Content-Length: %d\r\n\r\n" % len(body)
+        + body
+    )
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        *[
+            (b"Content-Encoding: " + coding,)
+            for coding in (
+                *(
+                    b"aws-chunked",
+                    b"AWS-Chunked",
+                    b"aws-chunked,",
+                    b"aws-chunked,gzip",
+                    b"gzip",
+                    b"GZIP",
+                    b"x-gzip",
+                ),
+                *(
+                    b"zstd",
+                    b"compress",
+                    b"UTF-8",
+                    b"utf8",
+                    b"none",
+                    b"identity",
+                    b"Identity",
+                    b"binary",
+                    b"base64",
+                ),
+                *(b"", b" ", b"audio/wav", b"7bit", b"undefined", b"identity, identity", b"\xff"),
+            )
+        ],
+        (b"Content-Encoding: aws-chunked", b"Content-Encoding: gzip"),
+        *[
+            (b"Content-Type: " + kind,)
+            for kind in (
+                b"text/html; charset=utf-8",
+                b"application/gzip",
+                b"image/png",
+                b"",
+                b"nonsense",
+                b"audio",
+            )
+        ],
+        (b"Content-Disposition: attachment; filename=a.txt.gz",),
+    ],
+    ids=repr,
+)
+def test_what_headers_claim_of_a_file_does_not_matter(headers: tuple[bytes, ...]) -> None:
+    """Stores repeat what an upload once said of itself; plain bytes are plain bytes."""
+
+    async def run() -> bytes:
+        async with raw_serving(with_headers(WAV, *headers)) as port:
+            return await fetched(f"http://127.0.0.1:{port}/")
+
+    assert asyncio.run(run()) == WAV
+
+
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [
+        (gzip.compress(WAV), (b"Content-Encoding: gzip",)),
+        (gzip.compress(WAV), (b"Content-Encoding: aws-chunked,gzip",)),
+        (gzip.compress(WAV), ()),
+        (gzip.compress(WAV)[:2], (b"Content-Encoding: gzip",)),
+        (b"\x28\xb5\x2f\xfd" + WAV, (b"Content-Encoding: zstd",)),
+        (b"\x1f\x9d" + WAV, (b"Content-Encoding: compress",)),
+    ],
+)
+def test_compressed_files_are_named(body: bytes, headers: tuple[bytes, ...]) -> None:
+    """What its own first bytes call compressed is refused in words, not given to the decoder."""
+    error = asyncio.run(error_of(with_headers(body, *headers)))
+    assert (error.status, error.code) == (424, "encoded_response")
+    assert "compressed" in error.message
+
+
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [
+        (UPLOAD, (b"Content-Encoding: aws-chunked",)),
+        (UPLOAD, ()),
+        (UNSIGNED, (b"Content-Encoding: aws-chunked",)),
+    ],
+)
+def test_a_file_stored_with_the_frames_of_its_upload_is_named(
+    body: bytes, headers: tuple[bytes, ...]
+) -> None:
+    """Some stores keep S3's chunk sizes within the file, which every player would trip over."""
+    error = asyncio.run(error_of(with_headers(body, *headers)))
+    assert (error.status, error.code) == (424, "encoded_response")
+    assert "aws-chunked" in error.message
 
 
 def test_a_bomb_is_not_unpacked() -> None:
