@@ -28,7 +28,6 @@ from serve_app.request.calls import AlignCall, DetectCall, DiarizeCall, StageCal
 from serve_app.transcript import AudioInfo, Diarization, Segment, Source, Speech, WindowText
 
 Answer = TypeVar("Answer")
-
 MAX_ATTEMPTS = 5
 MAX_CRASHES_IN_SHARED_BATCH = 2  # after as many deaths of replicas a call is quarantined,
 MAX_CRASHES_ALONE = (
@@ -37,9 +36,8 @@ MAX_CRASHES_ALONE = (
 QUARANTINE_TIMEOUT_S = 300.0  # how long one quarantined call waits for those before it
 PAUSE = wait_random_exponential(multiplier=1.0, max=8.0)  # seconds, where the trouble may pass by itself
 
-CAUSES: tuple[
-    tuple[type[BaseException] | tuple[type[BaseException], ...], str], ...
-] = (  # the first that fits
+_Kinds = type[BaseException] | tuple[type[BaseException], ...]
+CAUSES: tuple[tuple[_Kinds, str], ...] = (  # the first that fits
     (OutOfMemory, "out_of_memory"),
     (AudioLost, "audio_lost"),
     ((ActorUnavailableError, ReplicaUnavailableError, BatcherDied), "replica_unavailable"),
