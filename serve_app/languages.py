@@ -4,6 +4,7 @@ import re
 import unicodedata
 
 import langcodes
+from langcodes.data_dicts import MACROLANGUAGES
 from language_data.names import TRIES, normalize_name
 
 # fmt: off
@@ -35,15 +36,13 @@ NO_SPACE_BETWEEN_SENTENCES = (*LANGUAGES_WITHOUT_SPACES, "yue")
 NO_SPACE_BETWEEN_WORDS = (*NO_SPACE_BETWEEN_SENTENCES, "th", "lo", "km", "my", "bo")
 
 MAX_NAME_CHARS = 64  # langcodes takes minutes for a megabyte, and its tries break on a NUL
-# Unicode's distance up to which a language is taken for one that Whisper knows: Bokmål for Norwegian (1),
-# Swiss German for German (8), a dialect, or a member of what ISO 639 calls one language (14); not Frisian for
-# Dutch (20).
-_NEAR = 14
 _CODE = re.compile(r"[a-z]{2,3}(?:[-_][a-z0-9]+)*")
+_EXTENDED = re.compile(r"[a-z]{2,3}[-_]([a-z]{3})\b")  # zh-yue
 _NAMES = {name: code for code, name in LANGUAGES.items()}
 # These langcodes does not have.
 _NAMES |= {"castellano": "es", "башҡорт": "ba", "廣東話": "yue"}
 _NAMES |= dict.fromkeys(("汉语", "漢語", "国语", "國語", "普通話"), "zh")
+_NEAR = {"gsw": "de", "jv": "jw", "fil": "tl", "sh": "sr"}  # Swiss German, Javanese, Filipino, Serbo-Croatian
 
 
 def language_code(name: str) -> str | None:
@@ -59,18 +58,23 @@ def language_code(name: str) -> str | None:
         return name
     short = re.split("[.@(]", name)[0].strip()  # en_US.UTF-8, Portuguese (Brazil)
     code = _NAMES.get(name, short)
-    try:
-        known = langcodes.Language.get(code) if _CODE.fullmatch(code) else _named(name) or _named(short)
-    except ValueError:  # no language tag
-        return None
-    found, _ = langcodes.closest_match((known and known.language) or "und", [*LANGUAGES], max_distance=_NEAR)
-    return found if found in LANGUAGES else None
+    found = _of_tag(code) if _CODE.fullmatch(code) else _named(name) or _named(short)
+    # A member of what ISO 639 calls one language is taken for it: Bokmål, Egyptian Arabic.
+    same = (found, MACROLANGUAGES.get(found), _NEAR.get(found)) if found else ()
+    return next((code for code in same if code in LANGUAGES), None)
 
 
-def _named(name: str) -> langcodes.Language | None:
+def _of_tag(tag: str) -> str | None:
+    extended = _EXTENDED.match(tag)
+    # The language alone, because langcodes keeps every tag that it was ever asked for.
+    subtag = extended[1] if extended else re.split("[-_]", tag)[0]
+    return langcodes.Language.get(subtag).language
+
+
+def _named(name: str) -> str | None:
     try:
         found = langcodes.find(name)
     except LookupError:
         return None
     # It takes a beginning for the whole, too: "German or French" would be German.
-    return found if normalize_name(name) in TRIES["und/name_to_language"] else None
+    return found.language if normalize_name(name) in TRIES["und/name_to_language"] else None

@@ -35,6 +35,8 @@ class Speech:
         found = []
         for begin, end in word_ranges(text, language):
             spoken = [times[place] for place in range(begin, end) if place in times and text[place] != " "]
+            if not spoken:  # nothing but punctuation
+                continue
             span_s = min(each.start_s for each in spoken), max(each.end_s for each in spoken)
             found.append((text[begin:end].strip(), *span_s))
         return found

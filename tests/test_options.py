@@ -1,6 +1,8 @@
 """Options that depend on each other and on the response format."""
 
+import tracemalloc
 from contextlib import suppress
+from itertools import product
 from typing import Any, get_args
 
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from serve_app.errors import InvalidRequest
 from serve_app.formats.table import FORMATS, FormatName
-from serve_app.languages import LANGUAGES
+from serve_app.languages import LANGUAGES, language_code
 from serve_app.options import parse_options
 from serve_app.request.warnings import wants_speakers
 from serve_app.transcript import Decoding, SpeakerBounds
@@ -181,3 +183,16 @@ def test_stages_get_their_part_of_the_options() -> None:
     assert options.decoding() == Decoding("translate", "a", "b", 0.25)
     assert options.speaker_bounds() == SpeakerBounds(min_speakers=2)
     assert parse_options({"num_speakers": 3}).speaker_bounds() == SpeakerBounds(num_speakers=3)
+
+
+def test_no_list_of_odd_languages_fills_the_memory() -> None:
+    """langcodes keeps whatever it was asked for, and anybody may ask."""
+    language_code("en-US")
+    tracemalloc.start()
+    for number in range(5000):
+        assert language_code(f"en-x-{number:08d}") == "en"
+    for letters in product("qwxyz", repeat=3):
+        language_code("".join(letters))
+    grown_bytes, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert grown_bytes < 500_000

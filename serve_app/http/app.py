@@ -19,6 +19,7 @@ from serve_app.errors import InvalidRequest
 from serve_app.formats.table import FORMATS
 from serve_app.http.forms import form_options
 from serve_app.http.middleware import Gate, RequestId
+from serve_app.http.openai.request import Fields
 from serve_app.http.openai.routes import openai_routes
 from serve_app.http.responses import (
     PredictResponse,
@@ -27,7 +28,7 @@ from serve_app.http.responses import (
     error_body,
     transcript_response,
 )
-from serve_app.http.uploads import described_body, options_in_body_only, received
+from serve_app.http.uploads import PredictRequest, described_body, options_in_body_only, received
 from serve_app.options import Options
 from serve_app.request.admission import Admission
 from serve_app.request.progress import Transcribe
@@ -73,7 +74,7 @@ def create_app(
     )
     # This gives /docs a field for the key; the middleware has checked the key long before.
     key_field = [Depends(HTTPBearer(auto_error=False))] if access.keys else []
-    checked = [Depends(options_in_body_only), *key_field]
+    checked = [Depends(options_in_body_only(PredictRequest)), *key_field]
 
     # The first is its name in Truss.
     @app.post("/v1/models/whisperx:predict", include_in_schema=False, dependencies=checked)
@@ -102,6 +103,7 @@ def create_app(
         status = "ready" if is_ready else "not ready"
         return JSONResponse({"status": status, "stages": stages}, 200 if is_ready else 503)
 
+    checked = [Depends(options_in_body_only(Options, Fields)), *key_field]
     app.include_router(openai_routes(transcribe, model, max_bytes), dependencies=checked)
 
     @app.get("/healthz", tags=["health"])

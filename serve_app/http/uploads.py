@@ -4,7 +4,7 @@ import asyncio
 import json
 import re
 from codecs import BOM_UTF8
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any, BinaryIO, Self, TypeVar
@@ -121,16 +121,23 @@ async def received(
         yield source, parsed
 
 
-async def options_in_body_only(request: Request) -> None:
-    """Raises InvalidRequest for options that are sent where they would have no effect.
+def options_in_body_only(*models: type[pydantic.BaseModel]) -> Callable[[Request], Awaitable[None]]:
+    """A check that raises InvalidRequest for options of these models that are sent where they have no effect.
 
-    Other headers pass, because clients and proxies add their own.
+    Other headers pass, because clients and proxies add their own. A GET has no options.
     """
-    for name in request.query_params:
-        raise InvalidRequest(f"{name}: the URL takes no parameters; send options in the body.", name)
-    for header in request.headers:
-        if (name := header.replace("-", "_")) in PredictRequest.model_fields:
-            raise InvalidRequest(f"{name}: send it in the body, not as the header {header}.", name)
+    names = {name for model in models for name in model.model_fields}
+
+    async def check(request: Request) -> None:
+        if request.method != "POST":
+            return
+        for name in request.query_params:
+            raise InvalidRequest(f"{name}: the URL takes no parameters; send options in the body.", name)
+        for header in request.headers:
+            if (name := header.replace("-", "_")) in names:
+                raise InvalidRequest(f"{name}: send it in the body, not as the header {header}.", name)
+
+    return check
 
 
 def described_body(fields: dict[str, Any], *required: str, or_json: bool = False) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from itertools import pairwise
 import regex
 
 # What is read aloud; other punctuation is not.
-SPOKEN = regex.compile(r"[\p{L}\p{M}\p{N}\p{S}%‰&@#§]")
+SPOKEN = regex.compile(r"(?V1)[\p{L}\p{M}\p{N}\p{S}%‰&@#§--[♩♪♫♬]]")
 
 # Of letters that are s: spoken but unknown to the model, u: unknown and silent, |: spaces, x: all others.
 _STRETCH = regex.compile(r"u*s(?:[us|]*[us])?")
@@ -55,10 +55,14 @@ def share(
         n_before += len(word)
         wanted = len(sound) * n_before / n_spoken
         later = {cut: sound[cut] - sound[cut - 1] for cut in possible if cuts[-1] < cut < len(sound)}
-        cuts.append(min(later, key=lambda cut: abs(cut - wanted) - later[cut], default=round(wanted)))
+        cuts.append(
+            min(later, key=lambda cut: abs(cut - wanted) - later[cut], default=max(cuts[-1], round(wanted)))
+        )
     frames: dict[int, tuple[int, int]] = {}
     for word, (begin, end) in zip(words, pairwise([*cuts, len(sound)]), strict=True):
-        own = sound[begin:end] or sound[begin - 1 :][:1]
-        firsts = [own[number * len(own) // len(word)] for number in range(len(word))]
-        frames.update(zip(word, pairwise([*firsts, own[-1] + 1]), strict=True))
+        own = sound[begin:end] or sound[max(0, begin - 1) :][:1]
+        edges = [*(own[number * len(own) // len(word)] for number in range(len(word))), own[-1] + 1]
+        # More characters than frames share some.
+        spans = ((first, max(last, first + 1)) for first, last in pairwise(edges))
+        frames.update(zip(word, spans, strict=True))
     return frames

@@ -76,17 +76,21 @@ def _loses_sound(mix: _Levels, channels: Sequence[_Levels]) -> bool:
 
 
 def _mix_by_level(channels: Sequence[Samples] | Samples, levels: Sequence[_Levels]) -> Samples:
-    """Weights each channel by its share of the sound above its own noise, and turns inverted ones over."""
+    """Weights each channel by its share of the sound above its own noise.
+
+    A channel that cancels the loudest one is left out for as long as it does. It is not turned over: in films
+    whose surround sound is stored like that, this would cancel the voices in the middle instead.
+    """
     above_noise = np.array([level - 0.99 * np.percentile(level, 10) for level in levels]).clip(min=1e-3)
-    shares = above_noise / above_noise.sum(axis=0)
     loudest = channels[int(np.argmax(above_noise.sum(axis=1)))].astype(np.float32)
+    above_noise[[_correlation(channel.astype(np.float32), loudest) < -0.5 for channel in channels]] = 0.0
+    shares = above_noise / above_noise.sum(axis=0)
     count = len(loudest)
     middles = (np.arange(shares.shape[1]) + 0.5) * BLOCK
     mixed = np.zeros(count, np.float32)
     for channel, share in zip(channels, shares, strict=True):
-        sound = channel.astype(np.float32)
-        weights = share * np.where(_correlation(sound, loudest) < -0.5, -1.0, 1.0)
-        mixed += sound * np.interp(np.arange(count), middles, weights).astype(np.float32)
+        weights = np.interp(np.arange(count), middles, share).astype(np.float32)
+        mixed += channel.astype(np.float32) * weights
     return _read_only(np.clip(np.rint(mixed), -32768, 32767))
 
 

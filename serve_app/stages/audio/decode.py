@@ -31,6 +31,7 @@ from serve_app.transcript import SAMPLE_RATE_HZ, AudioInfo, Samples, StageWarnin
 
 PART_S = 30.0
 PART_SAMPLES = int(PART_S * SAMPLE_RATE_HZ)
+MAX_OTHER_TRACKS = 8  # that are searched for sound where the chosen one has none
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +145,7 @@ async def _warnings(
         if not streams.has_only_sound and is_too_short(streams, decoded.duration_s):
             last_s = await last_time_s(file, limits.timeout_s, limits.until_s)
         if level_dbfs(decoded.peak) < QUIET_DBFS:
-            others = [other for other in streams.tracks if other != streams.chosen]
+            others = [other for other in streams.tracks if other != streams.chosen][:MAX_OTHER_TRACKS]
             sounding = [other for other in others if await _has_sound(file, streams, other, limits)]
     number = await asyncio.to_thread(recordings, file, streams.container)
     return warnings_of(streams, decoded, last_s, sounding, number)

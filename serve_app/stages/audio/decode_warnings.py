@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from serve_app.stages.audio.channels import MIXED_LAYOUTS
 from serve_app.stages.audio.ffmpeg_sandbox import FfmpegLog
 from serve_app.stages.audio.streams import Streams, Track
 from serve_app.transcript import StageWarning
@@ -76,9 +77,12 @@ def _left_out(streams: Streams, decoded: Decoded, recordings: int) -> str:
 def _remixed(track: Track, decoded: Decoded) -> str:
     if not decoded.remixed_s:
         return ""
+    why = "Mixing the channels as usual would lose sound"
+    if track.layout not in MIXED_LAYOUTS:
+        why = f"No usual mix is known for the channels ({track.layout})"
     return (
-        f"Mixing the channels ({track.layout}) as usual would lose sound; in {decoded.remixed_s:.1f} s they "
-        "are weighted by their loudness instead. If voices are missing, send a file with one channel."
+        f"{why}; in {decoded.remixed_s:.1f} s they are weighted by their loudness instead. If voices are "
+        "missing, send a file with one channel."
     )
 
 

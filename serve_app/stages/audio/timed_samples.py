@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from serve_app.errors import UnusableAudio
 from serve_app.transcript import SAMPLE_RATE_HZ
 
-MATROSKA = ("-c:a", "pcm_s16le", "-f", "matroska", "pipe:1")
+MATROSKA = ("-map_metadata", "-1", "-map_chapters", "-1", "-c:a", "pcm_s16le", "-f", "matroska", "pipe:1")
 LEAST_GAP_S = 0.1  # times jitter, and decoders begin some milliseconds early or late
-_MAX_ELEMENT_BYTES = 1 << 28
+_MAX_ELEMENT_BYTES = 1 << 24  # a block has some seconds of sound at most
 # Matroska's elements: Segment, Tracks, TrackEntry, Audio, Cluster, BlockGroup hold others.
 _PARENTS = frozenset((0x18538067, 0x1654AE6B, 0xAE, 0xE1, 0x1F43B675, 0xA0))
 _CHANNELS, _CLUSTER_TIME, _SIMPLE_BLOCK, _BLOCK = 0x9F, 0xE7, 0xA3, 0xA1
@@ -51,7 +51,7 @@ class TimedSamples:
                 self._cluster_ms = int.from_bytes(self._buffer[start:end])
             elif name in (_SIMPLE_BLOCK, _BLOCK):  # the track's number, 16 bits of time, flags
                 time_ms = self._cluster_ms + int.from_bytes(self._buffer[start + 1 : start + 3], signed=True)
-                yield from self._placed(time_ms / 1000, bytes(self._buffer[start + 4 : end]))
+                yield from self._placed(time_ms / 1000, bytes(memoryview(self._buffer)[start + 4 : end]))
             at = end
         del self._buffer[:at]
 

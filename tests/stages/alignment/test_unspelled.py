@@ -1,7 +1,11 @@
 """Text that is shorter than what is said: numbers, symbols, foreign letters, and words that are missing."""
 
+from itertools import pairwise
+
 import pytest
 from emissions import ENGLISH, RUSSIAN, spoken
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 NEAR_S = 0.2
 
@@ -62,3 +66,16 @@ def test_words_that_are_missing_move_no_other_word(text: str, said: str, seed: i
     true_starts_s = {word.replace("mister", "mr"): start_s for word, start_s, _ in speech.words}
     for word, start_s, _ in speech.aligned(text):
         assert start_s == pytest.approx(true_starts_s[word.lower().strip(".")], abs=NEAR_S), word
+
+
+TEXTS = st.text(st.sampled_from("ab 1250%$é你♪.,'- "), max_size=30)
+SAID = st.lists(st.sampled_from(["_", "go", "hello", "ten+dollars"]), max_size=4).map(" ".join)
+
+
+@settings(deadline=None)  # other work on the machine is no fault
+@given(TEXTS.filter(lambda text: any(map(str.isalnum, text))), SAID, st.integers(0, 3))
+def test_no_text_over_no_sound_breaks_the_batch(text: str, said: str, seed: int) -> None:
+    """Numbers over silence, notes over nothing: every word has some time, none before the one before it."""
+    found = spoken(f"{said} _ _", seed=seed).aligned(" ".join(text.split()))
+    assert all(start_s < end_s for _, start_s, end_s in found)
+    assert all(a[1] <= b[1] for a, b in pairwise(found))

@@ -174,3 +174,15 @@ def test_more_channels_than_can_be_resampled() -> None:
     """The file is not called broken: the error names the number."""
     with pytest.raises(UnusableAudio, match="65 channels; send at most 64"):
         asyncio.run(decoded(wav(np.zeros((1600, 65), np.int16))))
+
+
+@pytest.mark.parametrize("speech_over_ambience", [1.0, 0.3, 0.15])
+def test_voices_in_the_middle_survive_ambience_that_cancels_itself(speech_over_ambience: float) -> None:
+    """Films store their surround sound so: the usual mix is rid of it, and what is taken must keep voices."""
+    middle = np.concatenate([SPEECH, silence(2.0), SPEECH]).astype(np.float64) * speech_over_ambience
+    around = noise(len(middle) / 16_000, amplitude=0.2, seed=1).astype(np.float64)
+    left, right = ((middle + sign * around) / 2 for sign in (1, -1))
+    audio = asyncio.run(decoded(wav(np.stack([left, right], axis=1).astype(np.int16))))
+    spoken = middle / 2
+    gain = float(audio.samples @ spoken / (spoken @ spoken))
+    assert 0.7 < gain < 2.1
