@@ -20,9 +20,9 @@ PACKAGE = PROJECT / "serve_app"
 DOCUMENTS = [PROJECT / "README.md", PROJECT / "benchmarks" / "README.md", *(PROJECT / "docs").glob("*.md")]
 
 # Budgets. Raise one only together with the reason, in a commit of its own.
-# 8,620; 1,600 for real models (prefetch, attention, CAM++); 1,220 for files, URLs and clients as they are:
+# 8,620; 1,600 for real models (prefetch, attention, CAM++); 1,280 for files, URLs and clients as they are:
 # times, channels and tracks, signed URLs, numbers in word times, scripts, HTTP, a Ray that does not start.
-MAX_LINES = 11_440
+MAX_LINES = 11_500
 MAX_MODULES = 89  # without the packages' own __init__.py; 68, 9 for real models, 12 for files, URLs, clients
 MAX_LINES_OF_A_MODULE = 250
 MIN_LINES_OF_A_MODULE = 40
