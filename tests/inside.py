@@ -53,14 +53,14 @@ def hang_disk(_: Any, gate: Path) -> None:
 def fill_object_store(_: Any, gate: Path) -> None:
     """From now on decoded audio ends as Ray ends a result without room, while the file `gate` is there."""
     module: Any = decode
-    check = module._raise_for_failure
+    check = module.raise_for_failure
 
     def check_or_fail(*args: Any) -> None:
         if gate.exists():
             raise OutOfDiskError
         check(*args)
 
-    module._raise_for_failure = check_or_fail
+    module.raise_for_failure = check_or_fail
 
 
 def processes_with(mark: str) -> list[int]:

@@ -244,7 +244,7 @@ def request_of(file: bytes) -> Iterator[None]:
 
 def test_a_client_that_hangs_up_frees_its_windows(closed_gate: Path) -> None:
     """The windows of an HTTP client that has gone are dropped; only those on the device run to their end."""
-    before = counters()
+    before = until(lambda now: now["queued"] == now["running"] == 0)
     with request_of(wav(recording(*range(1, 41)))):
         until(lambda now: now["queued"] + now["running"] == 40)
     running = until(lambda now: now["queued"] == 0)["running"]

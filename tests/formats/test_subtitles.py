@@ -80,8 +80,8 @@ def test_nothing_said_is_missing_and_cues_can_be_shown(
 
 
 def has_no_break(line: str) -> bool:
-    """By UAX 14, as before the ! of `a !`."""
-    return len(list(LineBreaker(line, "root"))) == 1
+    """By UAX 14 at a space, as before the ! of `a !`."""
+    return not any(part.endswith(" ") for part in list(LineBreaker(line, "root"))[:-1])
 
 
 @settings(deadline=None)  # other work on the machine is no fault
