@@ -46,6 +46,7 @@ def test_killed_replicas_lose_no_request_and_change_no_word(
     assert sum(found["retries"].values()) > 0  # else none of them had anything to do
 
 
+@pytest.mark.slow  # test_graph and test_admission refuse, too
 def test_more_than_the_graph_can_do_is_refused_and_the_rest_done(
     scene: tuple[Graph, Load], figure: Callable[[str], None]
 ) -> None:

@@ -182,7 +182,7 @@ def test_a_loader_that_is_killed_loads_again(pool: ThreadPoolExecutor) -> None:
     assert new(before)["loader/audio_lost"] == 1
 
 
-@pytest.mark.parametrize("stage", ["loader", "speech"])
+@pytest.mark.parametrize("stage", ["loader", pytest.param("speech", marks=pytest.mark.slow)])
 def test_a_long_file_outlives_what_dies_while_it_is_decoded(
     stage: str, gates: Gates, pool: ThreadPoolExecutor, tmp_path: Path
 ) -> None:

@@ -199,7 +199,12 @@ NAMES = "Diane Sheila"
 
 
 @pytest.mark.parametrize(
-    ("initial_prompt", "hotwords"), [(HEARD_BEFORE, None), (None, NAMES), (f" {HEARD_BEFORE} ", f"{NAMES} ")]
+    ("initial_prompt", "hotwords"),
+    [
+        (f" {HEARD_BEFORE} ", f"{NAMES} "),
+        pytest.param(HEARD_BEFORE, None, marks=pytest.mark.slow),
+        pytest.param(None, NAMES, marks=pytest.mark.slow),
+    ],
 )
 def test_prompted_text_is_whisperx_own(
     talk: Samples,

@@ -184,6 +184,7 @@ def test_others_in_a_window_do_not_colour_a_voice(random_weights: str, call: Sam
     np.testing.assert_allclose(beside, alone, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow  # for GPUs, and emulated here
 def test_half_precision_hears_nearly_the_same_voices(random_weights: str, call: Samples) -> None:
     """For tensor cores; features are not computed in it."""
     whole, half = (load_pipeline(random_weights, device="cpu", token=None) for _ in range(2))

@@ -173,6 +173,7 @@ def test_embeddings_of_resnet34_are_the_stock_pipelines(resnet34: Path, meeting:
     assert_same_embeddings(load, meeting, 6, [(True, True, 4)])
 
 
+@pytest.mark.slow  # for GPUs, and emulated here
 def test_half_precision_hears_nearly_the_same_voices(
     resnet34: Path, meeting: Samples, caplog: pytest.LogCaptureFixture
 ) -> None:

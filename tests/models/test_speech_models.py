@@ -159,7 +159,12 @@ def test_samples_may_be_read_only(talk: Samples, detector: SpeechDetector) -> No
 
 
 @pytest.mark.parametrize(
-    "ends_s", [(30.0, 60.0, 90.0, 120.0), (1.0, 3.0, 29.7, 80.0, 120.0), (119.99, 120.0)]
+    "ends_s",
+    [
+        (1.0, 3.0, 29.7, 80.0, 120.0),
+        pytest.param((30.0, 60.0, 90.0, 120.0), marks=pytest.mark.slow),
+        pytest.param((119.99, 120.0), marks=pytest.mark.slow),
+    ],
 )
 def test_windows_in_parts_are_those_of_the_whole(
     talk: Samples, pyannote: SpeechDetector, ends_s: tuple[float, ...]
