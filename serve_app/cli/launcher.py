@@ -58,6 +58,7 @@ def running(
     _refuse_taken_port(schema.http_options.host, schema.http_options.port)
     _go_offline_if_the_hub_is_silent()
     _refuse_missing_models(schema)
+    _say_if_offline()
     note.print("Starting Ray and the graph.")
     with local_ray(show_logs=show_logs, num_cpus=num_cpus) as stop:
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -108,9 +109,13 @@ def _say_what_runs(settings: Settings, models: Models) -> None:
 
 
 def _go_offline_if_the_hub_is_silent() -> None:
-    """Says so, and keeps this process and all that it starts from asking again."""
+    """Keeps this process and all that it starts from asking again, which takes seconds each time."""
     if not hub.answers(hub.endpoint()):
         os.environ[hub.OFFLINE] = "1"
+
+
+def _say_if_offline() -> None:
+    if not hub.answers(hub.endpoint()):
         note.print(f"Offline: {hub.endpoint()} does not answer, so only models on this machine are used.")
 
 

@@ -50,7 +50,7 @@ def local_ray(*, show_logs: bool, num_cpus: int | None) -> Iterator[threading.Ev
         os.environ.setdefault(variable, value)
     _hide_ray_token()
     with ExitStack() as stack:
-        with _in_a_sentence():
+        with _failing_in_one_sentence():
             _refuse_without_loopback()
             _start(stack.enter_context(spill_folder()), show_logs, num_cpus)
         stop = threading.Event()
@@ -86,23 +86,23 @@ def _start(spill_to: str, show_logs: bool, num_cpus: int | None) -> None:
         reraise=True,
     )
     for attempt in attempts:
-        with attempt, _without_remains():
+        with attempt, _killing_leftovers():
             ray.init(
                 address="local",
                 namespace="serve",
                 logging_level=logging.ERROR,
                 log_to_driver=show_logs,
-                include_dashboard=False,  # whoever reaches it with Ray's token can run code
+                include_dashboard=False,  # with Ray's token one can run code through it
                 num_cpus=num_cpus,
                 object_spilling_directory=spill_to,
             )
 
 
 @contextmanager
-def _without_remains() -> Iterator[None]:
-    """Ends what a start that failed has started: Ray forgets it, and others would find it and connect.
+def _killing_leftovers() -> Iterator[None]:
+    """Kills the processes that a failed start leaves behind; others on this machine would connect to them.
 
-    Its processes are known by a mark in their environment; a late agent is no child of anybody's any more.
+    They are known by a mark in their environment, because some have lost their parent process by then.
     """
     os.environ[START_MARK] = mark = uuid.uuid4().hex
     try:
@@ -118,7 +118,7 @@ def _without_remains() -> Iterator[None]:
 
 
 @contextmanager
-def _in_a_sentence() -> Iterator[None]:
+def _failing_in_one_sentence() -> Iterator[None]:
     """Says why Ray cannot start, and meanwhile that it takes long."""
     started, begun_s = threading.Event(), monotonic()
 
@@ -134,7 +134,7 @@ def _in_a_sentence() -> Iterator[None]:
         yield
     except CommandFailed:
         raise
-    except Exception as error:  # Ray raises all kinds
+    except Exception as error:  # ray.init raises RuntimeError, ValueError, OSError, and errors of gRPC's
         raise CommandFailed(f"Ray cannot start: {_reason(error)}") from error
     finally:
         started.set()

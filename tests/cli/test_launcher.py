@@ -11,7 +11,7 @@ from ray.exceptions import ActorDiedError
 
 from serve_app.cli import launcher
 from serve_app.cli.config_file import CommandFailed
-from serve_app.cli.launcher import _drain, _go_offline_if_the_hub_is_silent, free_port
+from serve_app.cli.launcher import _drain, _go_offline_if_the_hub_is_silent, _say_if_offline, free_port
 from serve_app.cli.local_ray import SPILL_PREFIX, spill_folder
 from serve_app.models import hub
 
@@ -67,9 +67,11 @@ def test_a_silent_hub_is_asked_once(
         monkeypatch.setenv("HF_ENDPOINT", url)
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         _go_offline_if_the_hub_is_silent()
+        _say_if_offline()
         assert capsys.readouterr().err == ""
     hub._probed.clear()
     _go_offline_if_the_hub_is_silent()
+    _say_if_offline()
     assert capsys.readouterr().err == (
         f"Offline: {url} does not answer, so only models on this machine are used.\n"
     )

@@ -119,8 +119,8 @@ def test_a_model_that_cannot_be_had_is_one_sentence(
     tmp_path: Path, args: dict[str, object], says: str
 ) -> None:
     """The server does not start, and says why in one line instead of a traceback."""
-    done = run("serve", str(demo_config(tmp_path, **args)), HF_HUB_OFFLINE="1")
-    assert (done.returncode, done.stderr.count("\n")) == (1, 2)  # the first says that the hub is not asked
+    done = run("serve", str(demo_config(tmp_path, **args)))
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert says in done.stderr
 
 
@@ -129,8 +129,7 @@ def test_a_model_that_cannot_be_fetched_is_one_sentence(tmp_path: Path) -> None:
     models = tmp_path / "models"
     places = {"MODELS_DIR": str(models), "HF_HOME": str(tmp_path / "hub")}
     done = run("serve", str(demo_config(tmp_path)), HF_HUB_OFFLINE="1", PIP_NO_INDEX="1", **places)
-    assert (done.returncode, done.stderr.count("\n")) == (1, 3)
-    assert "Offline" in done.stderr
+    assert (done.returncode, done.stderr.count("\n")) == (1, 2)
     assert "Fetching the model base (148 MB)" in done.stderr
     assert "base cannot be fetched" in done.stderr
     assert "check the network" in done.stderr

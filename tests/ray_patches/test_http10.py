@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import uvicorn
-from ray.serve._private.http_util import convert_object_to_asgi_messages
+from ray.serve._private.http_util import convert_object_to_asgi_messages  # of the proxy's own answers
 from starlette.responses import JSONResponse, StreamingResponse
 
 from serve_app.ray_patches.http10 import EndWithConnection

@@ -137,7 +137,7 @@ class Downloads:
     def _download(self, language: str) -> str:
         try:
             return self._fetch[language]()
-        except Exception:
+        except Exception:  # it is raised again; callers are told no path and no address
             logger.warning("The alignment model for %r could not be downloaded.", language, exc_info=True)
             raise
 

@@ -23,7 +23,8 @@ from serve_app.transcript import Window
 
 Emission = npt.NDArray[np.float32]  # (frames, tokens)
 
-MAX_SKIPPED_LETTERS = 4  # in a row; more of them are words that the text does not have
+# In a row; more of them are words that the text does not have. With 5, letters that were misheard were, too.
+MAX_SKIPPED_LETTERS = 6
 # What skipping a letter costs, as a share of whisperx's cost. Behind the text it costs a little less than
 # before it, so that of two equal words the first is taken where only one is written.
 BETWEEN_WORDS, BEHIND_TEXT = 0.5, 0.9

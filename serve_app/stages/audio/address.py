@@ -1,7 +1,8 @@
 """URLs of callers and of redirects: the host as it is checked and connected to, the rest as it was given.
 
-Whoever signed a URL signed its bytes, so nothing that HTTP can carry is decoded, encoded or tidied up. A
-`URL` from here has the whole target in its path, query included: yarl would drop an empty query.
+A signed URL is only valid with exactly the bytes that were signed. So everything that HTTP can carry stays as
+it is: nothing is decoded, encoded or normalised. A `URL` from here has path and query together in its path,
+because yarl would drop an empty query.
 """
 
 import re

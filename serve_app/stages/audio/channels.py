@@ -21,7 +21,7 @@ _AROUND = ("4.0", "4.1", "quad", "quad(side)", "5.0", "5.0(side)", "5.1", "5.1(s
 _FAR_AROUND = ("6.1", "6.1(back)", "7.0", "7.1", "7.1(wide)", "7.1(wide-side)")
 MIXED_LAYOUTS = frozenset((*_FRONT, *_AROUND, *_FAR_AROUND))
 BLOCK = SAMPLE_RATE_HZ // 4
-HUSH_DBFS = -80.0  # differences between quieter channels mean nothing
+SILENCE_DBFS = -80.0  # whether the mix keeps quieter sound does not matter
 _Levels = npt.NDArray[np.float64]
 
 
@@ -69,7 +69,7 @@ def _levels(channel: Samples) -> _Levels:
 def _loses_sound(mix: _Levels, channels: Sequence[_Levels]) -> bool:
     """Whether for a second the mix is weaker than half of what one channel brings to an even mix."""
     loudest = np.max(channels, axis=0)
-    is_loud = loudest > max(loudest.max() / 1000, (32768 * 10 ** (HUSH_DBFS / 20)) ** 2)
+    is_loud = loudest > max(loudest.max() / 1000, (32768 * 10 ** (SILENCE_DBFS / 20)) ** 2)
     is_lost = is_loud & (mix < loudest / (2 * len(channels)) ** 2)
     second = min(SAMPLE_RATE_HZ // BLOCK, len(is_lost))
     return bool(np.convolve(is_lost, np.ones(second, int)).max() == second)

@@ -11,10 +11,11 @@ from serve_app.transcript import SAMPLE_RATE_HZ
 
 MATROSKA = ("-map_metadata", "-1", "-map_chapters", "-1", "-c:a", "pcm_s16le", "-f", "matroska", "pipe:1")
 LEAST_GAP_S = 0.1  # times jitter, and decoders begin some milliseconds early or late
-_MAX_ELEMENT_BYTES = 1 << 24  # a block has some seconds of sound at most
+_MAX_ELEMENT_BYTES = 1 << 24  # that is no block; those are read as they come
 # Matroska's elements: Segment, Tracks, TrackEntry, Audio, Cluster, BlockGroup hold others.
 _PARENTS = frozenset((0x18538067, 0x1654AE6B, 0xAE, 0xE1, 0x1F43B675, 0xA0))
 _CHANNELS, _CLUSTER_TIME, _SIMPLE_BLOCK, _BLOCK = 0x9F, 0xE7, 0xA3, 0xA1
+_BLOCK_HEAD_BYTES = 4
 
 
 class TimedSamples:
@@ -32,30 +33,46 @@ class TimedSamples:
         self._declared_s = declared_s
         self._buffer = bytearray()
         self._cluster_ms = 0
+        self._block_bytes = 0  # of samples that are still to come of a block
         self._position = 0  # in samples of each channel
 
     def feed(self, chunk: bytes) -> Iterator[bytes]:
         """Takes what comes next and gives the samples in it, after the silence before them."""
         self._buffer += chunk
         at = 0
-        while element := self._element(at):
+        while True:
+            if self._block_bytes:  # a block may be large, so its samples are given as they come
+                count = min(self._block_bytes, len(self._buffer) - at) // (2 * self.channels)
+                if not count:
+                    break
+                end = at + 2 * self.channels * count
+                yield bytes(memoryview(self._buffer)[at:end])
+                self._position += count
+                self._block_bytes -= end - at
+                at = end
+                continue
+            if not (element := self._element(at)):
+                break
             name, start, end = element
             if name in _PARENTS:
                 at = start
                 continue
-            if end > len(self._buffer):
+            is_block = name in (_SIMPLE_BLOCK, _BLOCK)
+            if (start + _BLOCK_HEAD_BYTES if is_block else end) > len(self._buffer):
                 break
             if name == _CHANNELS:
                 self.channels = max(1, int.from_bytes(self._buffer[start:end]))
             elif name == _CLUSTER_TIME:
                 self._cluster_ms = int.from_bytes(self._buffer[start:end])
-            elif name in (_SIMPLE_BLOCK, _BLOCK):  # the track's number, 16 bits of time, flags
+            elif is_block:  # the track's number, 16 bits of time, flags
                 time_ms = self._cluster_ms + int.from_bytes(self._buffer[start + 1 : start + 3], signed=True)
-                yield from self._placed(time_ms / 1000, bytes(memoryview(self._buffer)[start + 4 : end]))
+                yield from self._silence_until(time_ms / 1000)
+                self._block_bytes = end - start - _BLOCK_HEAD_BYTES
+                end = start + _BLOCK_HEAD_BYTES
             at = end
         del self._buffer[:at]
 
-    def _placed(self, time_s: float, samples: bytes) -> Iterator[bytes]:
+    def _silence_until(self, time_s: float) -> Iterator[bytes]:
         if self._start_s is not None:
             self._shift_s, self._start_s = max(0.0, self._start_s - time_s), None
         time_s += self._shift_s
@@ -67,8 +84,6 @@ class TimedSamples:
                 step = min(gap, SAMPLE_RATE_HZ)
                 yield bytes(2 * self.channels * step)
                 gap -= step
-        yield samples
-        self._position += len(samples) // (2 * self.channels)
 
     def _element(self, at: int) -> tuple[int, int, int] | None:
         """Name, start and end of the content of the element at `at`; None until its header has come."""
@@ -83,6 +98,6 @@ class TimedSamples:
             return None
         name, size = int.from_bytes(buffer[at:size_at]), int.from_bytes(buffer[size_at:start])
         size &= (1 << 7 * (start - size_at)) - 1
-        if name not in _PARENTS and size > _MAX_ELEMENT_BYTES:
+        if name not in (*_PARENTS, _SIMPLE_BLOCK, _BLOCK) and size > _MAX_ELEMENT_BYTES:
             raise UnusableAudio("The file cannot be decoded; send it in another format, such as WAV.")
         return name, start, start + size

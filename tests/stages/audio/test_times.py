@@ -11,6 +11,7 @@ from decoding import decoded
 from sounds import encode, ffmpeg, noise, silence, tone
 
 from serve_app.errors import AudioTooLong
+from serve_app.stages.audio.timed_samples import TimedSamples
 
 FILM = ("-f", "lavfi", "-i", "color=size=64x64:rate=10:duration=18")
 
@@ -184,3 +185,14 @@ def test_silence_at_the_start_of_the_sound_stays() -> None:
     """Silence that a track holds counts as before."""
     audio = asyncio.run(decoded(encode(np.concatenate([silence(3.0), tone(1.0)]), 16_000, ".m4a")))
     assert audio.hears(440)[0] == pytest.approx(3.0, abs=0.1)
+
+
+def test_samples_of_a_large_block_are_given_before_it_has_come() -> None:
+    """A few bytes can declare a block of minutes, and it is not to be collected in memory."""
+    head = bytes.fromhex("1f43b675 01ffffffffffffff e7 81 00 a3 08000000".replace(" ", ""))
+    size = (4 + 2 * 16_000 * 600) | 1 << 28
+    block = head[:-4] + size.to_bytes(4) + b"\x81\x00\x00\x80"
+    timed = TimedSamples(0.0, 0.0)
+    given = [samples for chunk in (block, b"\x01\x00" * 5, b"\x02") for samples in timed.feed(chunk)]
+    assert given == [b"\x01\x00" * 5]
+    assert list(timed.feed(b"\x00")) == [b"\x02\x00"]
