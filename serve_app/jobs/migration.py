@@ -31,9 +31,9 @@ async def migrate(url: str, revision: str = "head") -> None:
     """Creates or upgrades the tables, all or nothing. Raises SchemaTooNew, StoreBusy."""
     from alembic import command
 
-    target = parsed_url(url)
-    if target.get_backend_name() == "sqlite" and target.database:
-        Path(target.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    file = _file_of(url)
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def upgrade(connection: sa.Connection) -> None:
         config = _config()
@@ -51,20 +51,32 @@ async def migrate(url: str, revision: str = "head") -> None:
         await database.close()
 
 
-async def check(database: Database) -> None:
-    """Raises NotMigrated or SchemaTooNew where the tables are not those of this version."""
-    async with database.read() as connection:
-        revision = await connection.run_sync(_revision)
+async def check(url: str) -> None:
+    """Raises NotMigrated or SchemaTooNew where the tables are not those of this version, or StoreBusy."""
+    revision, file = None, _file_of(url)
+    if file is None or file.exists():
+        database = Database(url)
+        try:
+            async with database.read() as connection:
+                revision = await connection.run_sync(_revision)
+        finally:
+            await database.close()
     _refuse_newer(revision)
     if revision != _script_revisions()[0]:
         state = "has no tables" if revision is None else "has the tables of an older version"
         raise NotMigrated(f"The job store {state}; run `{MIGRATE}` first.")
 
 
+def _file_of(url: str) -> Path | None:
+    """Where SQLite keeps the database."""
+    parsed = parsed_url(url)
+    return Path(parsed.database or "") if parsed.get_backend_name() == "sqlite" else None
+
+
 def _refuse_newer(revision: str | None) -> None:
     if revision is not None and revision not in _script_revisions():
         raise SchemaTooNew(
-            f"The job store has the tables of a newer version ({revision}); start that version or a newer one."
+            f"The job store has tables of a newer version ({revision}); start that version, or a newer one."
         )
 
 

@@ -31,7 +31,7 @@ def is_orphaned(table: sa.FromClause, now: Time) -> sa.ColumnElement[bool]:
 def waiting_keys(priority: int, now: Time) -> sa.Select[tuple[str]]:
     """The keys that have a due job of this priority, whose turn it is first.
 
-    Each key is found by one seek of the index ("loose index scan" in PostgreSQL's wiki), so that the cost grows
+    Each key is found by one seek of the index ("loose index scan" in PostgreSQL's wiki), so the cost grows
     with the keys that wait, not with their jobs.
     """
     job = jobs.alias("job")

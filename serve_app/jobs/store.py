@@ -182,11 +182,11 @@ class JobStore(Claims):
             )
             return [ref for ref in erased.scalars() if ref is not None]
 
-    async def unreferenced(self, input_refs: Collection[str]) -> set[str]:
-        """Those of `input_refs` that no job has: a process died before it wrote, or after it erased, a row."""
-        known = sa.select(jobs.c.input_ref).where(jobs.c.input_ref.in_(input_refs))
+    async def input_refs(self) -> set[str]:
+        """The `input_ref` of all jobs. Old audio that is not among them was left by a process that died."""
         async with self.read() as connection:
-            return set(input_refs) - set((await connection.execute(known)).scalars())
+            found = await connection.execute(sa.select(jobs.c.input_ref).where(jobs.c.input_ref.is_not(None)))
+            return set(found.scalars())
 
 
 def _is_own(job_id: str, key: str) -> sa.ColumnElement[bool]:
