@@ -21,12 +21,12 @@ from serve_app.jobs.store import JobStore
 FIRST_VERSION = """
 INSERT INTO jobs (
     id, version, key, body_hash, request, status, priority, created_at_s, run_at_s, keep_s, attempt, failures,
-    deaths, max_attempts, initial_delay_s, max_delay_s, is_cancel_requested, progress, webhook_style, webhook_url,
-    lease_until_s, expires_at_s, finished_at_s, delete_at_s
+    deaths, max_attempts, initial_delay_s, max_delay_s, is_cancel_requested, progress, webhook_style,
+    webhook_url, lease_until_s, expires_at_s, finished_at_s, delete_at_s
 ) VALUES (
     '{id}', 1, 'alice', 'a', '{{}}', '{status}', 0, 1000.0, 1000.0, 1e12, {attempt}, 0,
-    0, 3, 1.0, 5.0, {cancel}, '{{}}', 'standard', 'https://example.com',
-    {lease}, {expires}, {finished}, {delete}
+    0, 3, 1.0, 5.0, {cancel}, '{{}}', 'standard',
+    'https://example.com', {lease}, {expires}, {finished}, {delete}
 )"""
 DEFAULTS = {
     "attempt": 0,
