@@ -129,7 +129,7 @@ def private_postgres() -> Iterator[Postgres]:
     directory = Path(tempfile.mkdtemp(prefix="jobs-"))
     if user is not None:
         shutil.chown(directory, user)
-    server = Postgres(Path(found).parent, directory, user)
+    server = Postgres(Path(found).resolve().parent, directory, user)
     try:
         server.create()
         server.start()

@@ -1,6 +1,6 @@
-"""A worker in a process of its own, for tests that kill or stop it: claims one job, then finishes it when told.
+"""A worker in a process of its own, for tests that kill or stop it: one job, which it finishes when told.
 
-`python job_worker.py URL`: prints the job it has claimed, waits for a line, prints whether its result was taken.
+`python job_worker.py URL` prints the job it has claimed, waits for a line, and says if its result was taken.
 """
 
 import asyncio

@@ -125,7 +125,7 @@ ARRIVALS = st.lists(st.tuples(st.integers(0, 2), st.sampled_from("abcd")), min_s
 
 
 def test_claims_are_fair_in_any_queue(store_url: str, clock: Clock) -> None:
-    """Each claim serves the lowest priority number that waits and, of its keys, one with the fewest running."""
+    """Each claim serves the lowest number of priority that waits, and of its keys one with fewest running."""
 
     @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(ARRIVALS)
