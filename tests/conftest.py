@@ -159,7 +159,7 @@ def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/state/jobs.db"
     server: Postgres = request.getfixturevalue("postgres")
-    return server.new_database(template="template0")
+    return server.new_database()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -170,7 +170,7 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         asyncio.run(migrate(url))
         return url
     server: Postgres = request.getfixturevalue("postgres")
-    return server.new_database()
+    return server.emptied_database()
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ class Claims(Outbox):
         now = self.now()
         questions = [sa.exists().where(is_so(jobs, now)) for is_so in (is_due, is_orphaned, is_overdue)]
         async with self.read() as connection:  # a worker with nothing to do takes no lock
-            any_due, any_orphaned, any_overdue = (await connection.execute(sa.select(*questions))).one()
+            any_due, any_orphaned, any_overdue = tuple((await connection.execute(sa.select(*questions))).one())
         if not (any_due or any_orphaned or any_overdue):
             return None
 
@@ -128,7 +128,7 @@ class Claims(Outbox):
 
 
 async def _take(
-    connection: AsyncConnection, pick: sa.Select[tuple[str]], is_free: sa.ColumnElement[bool], **changes: Any
+    connection: AsyncConnection, pick: sa.Select[str], is_free: sa.ColumnElement[bool], **changes: Any
 ) -> ClaimedJob | None:
     """Gives the first job of `pick` that no other transaction is about to take."""
     picked = pick.limit(1).with_for_update(skip_locked=True).scalar_subquery()

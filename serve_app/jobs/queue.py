@@ -3,6 +3,8 @@
 In turn means: the key with the fewest running jobs, then the one whose last job began longest ago.
 """
 
+from typing import TypeVar
+
 import sqlalchemy as sa
 
 from serve_app.jobs.records import Job
@@ -10,7 +12,10 @@ from serve_app.jobs.schema import jobs
 
 PRIORITIES = range(3)  # 0 first
 
+T = TypeVar("T")
 Time = sa.ColumnElement[float]
+
+queue = jobs.alias("queue")
 
 
 def is_due(table: sa.FromClause, now: Time) -> sa.ColumnElement[bool]:
@@ -28,25 +33,26 @@ def is_orphaned(table: sa.FromClause, now: Time) -> sa.ColumnElement[bool]:
     return sa.and_(table.c.status == "running", table.c.lease_until_s < now)
 
 
-def waiting_keys(priority: int, now: Time) -> sa.Select[tuple[str]]:
+def waiting_keys(priority: int, now: Time) -> sa.Select[str]:
     """The keys that have a due job of this priority, whose turn it is first.
 
     Each key is found by one seek of the index ("loose index scan" in PostgreSQL's wiki), so the cost grows
     with the keys that wait, not with their jobs.
     """
-    job = jobs.alias("job")
-    is_queued = sa.and_(job.c.status == "queued", job.c.priority == priority)
+    is_queued = sa.and_(queue.c.status == "queued", queue.c.priority == priority)
 
-    def lowest(*more: sa.ColumnElement[bool]) -> sa.ScalarSelect[str]:
-        return sa.select(sa.func.min(job.c.key)).where(is_queued, *more).scalar_subquery()
+    def lowest(column: sa.ColumnElement[T], *more: sa.ColumnElement[bool]) -> sa.ScalarSelect[T]:
+        # Not min(): without statistics PostgreSQL reads all rows for it.
+        return sa.select(column).where(is_queued, *more).order_by(column).limit(1).scalar_subquery()
 
-    keys = sa.select(lowest().label("key")).cte("keys", recursive=True)
-    keys = keys.union_all(sa.select(lowest(job.c.key > keys.c.key)).where(keys.c.key.is_not(None)))
+    keys = sa.select(lowest(queue.c.key).label("key")).cte("keys", recursive=True)
+    more_keys = lowest(queue.c.key, queue.c.key > keys.c.key)
+    keys = keys.union_all(sa.select(more_keys).where(keys.c.key.is_not(None)))
 
-    of_key = job.c.key == keys.c.key
-    run_at_s = sa.select(sa.func.min(job.c.run_at_s)).where(is_queued, of_key).scalar_subquery()
-    running = sa.select(sa.func.count()).where(job.c.status == "running", of_key).scalar_subquery()
-    served_at_s = sa.select(sa.func.max(job.c.started_at_s)).where(of_key).scalar_subquery()
+    of_key = queue.c.key == keys.c.key
+    run_at_s = lowest(queue.c.run_at_s, of_key)
+    running = sa.select(sa.func.count()).where(queue.c.status == "running", of_key).scalar_subquery()
+    served_at_s = sa.select(sa.func.max(queue.c.started_at_s)).where(of_key).scalar_subquery()
     return (
         sa.select(keys.c.key)
         .where(keys.c.key.is_not(None), run_at_s <= now)
@@ -54,26 +60,24 @@ def waiting_keys(priority: int, now: Time) -> sa.Select[tuple[str]]:
     )
 
 
-def next_of(key: str, priority: int, now: Time) -> sa.Select[tuple[str]]:
+def next_of(key: str, priority: int, now: Time) -> sa.Select[str]:
     """The ids of a key's due jobs, the one that waits longest first."""
-    job = jobs.alias("job")
-    of_key = sa.and_(job.c.key == key, job.c.priority == priority)
-    return sa.select(job.c.id).where(of_key, is_due(job, now)).order_by(job.c.run_at_s, job.c.id)
+    of_key = sa.and_(queue.c.key == key, queue.c.priority == priority)
+    return sa.select(queue.c.id).where(of_key, is_due(queue, now)).order_by(queue.c.run_at_s, queue.c.id)
 
 
-def ahead_of(job: Job) -> sa.Select[tuple[int]]:
+def ahead_of(job: Job) -> sa.Select[int]:
     """About how many jobs begin before this one, as keys take turns."""
-    other = jobs.alias("other")
-    is_queued = other.c.status == "queued"
-    is_before = sa.and_(other.c.key == job.key, other.c.run_at_s < job.run_at_s)
-    same = sa.and_(is_queued, other.c.priority == job.priority)
-    before = sa.select(sa.func.count()).where(same, is_before).scalar_subquery()
-    higher = sa.select(sa.func.count()).where(is_queued, other.c.priority < job.priority).scalar_subquery()
-    per_key = sa.select(sa.func.count().label("jobs")).where(same, other.c.key != job.key)
-    others = per_key.group_by(other.c.key).subquery()
-    turns = sa.case((others.c.jobs < before + 1, others.c.jobs), else_=before + 1)
+    is_queued, count = queue.c.status == "queued", sa.select(sa.func.count().label("jobs"))
+    is_same = sa.and_(is_queued, queue.c.priority == job.priority)
+    is_own, is_higher = queue.c.key == job.key, queue.c.priority < job.priority
+    is_before = sa.tuple_(queue.c.run_at_s, queue.c.id) < sa.tuple_(job.run_at_s, job.id)
+    own = count.where(is_same, is_own, is_before).scalar_subquery()
+    higher = count.where(is_queued, is_higher).scalar_subquery()
+    others = count.where(is_same, ~is_own).group_by(queue.c.key).subquery()
+    turns = sa.case((others.c.jobs < own + 1, others.c.jobs), else_=own + 1)
     in_turn = sa.select(sa.func.coalesce(sa.func.sum(turns), 0)).scalar_subquery()
-    return sa.select(before + higher + in_turn)
+    return sa.select(own + higher + in_turn)
 
 
 def _is_over_time(table: sa.FromClause, now: Time) -> sa.ColumnElement[bool]:

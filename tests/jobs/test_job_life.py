@@ -238,7 +238,7 @@ class Life(RuleBasedStateMachine):
 
 def test_a_job_ends_once(store_url: str) -> None:
     """With the result of the worker that held it, and one webhook if it has a URL."""
-    run_state_machine_as_test(
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
         lambda: Life(store_url),
         settings=settings(
             max_examples=20,

@@ -280,7 +280,7 @@ def test_a_postgresql_that_restarts_is_busy_for_a_while(postgres: Postgres) -> N
         assert await store.finish(held.id, held.attempt, b"done")
         assert len(await store.list_jobs("alice", statuses=["queued"])) == 2
 
-    using(postgres.new_database(), story)
+    using(postgres.emptied_database(), story)
 
 
 def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
