@@ -30,7 +30,9 @@ class Claims(Outbox):
         now = self.now()
         questions = [sa.exists().where(is_so(jobs, now)) for is_so in (is_due, is_orphaned, is_overdue)]
         async with self.read() as connection:  # a worker with nothing to do takes no lock
-            any_due, any_orphaned, any_overdue = tuple((await connection.execute(sa.select(*questions))).one())
+            any_due, any_orphaned, any_overdue = tuple(
+                (await connection.execute(sa.select(*questions))).one()
+            )
         if not (any_due or any_orphaned or any_overdue):
             return None
 

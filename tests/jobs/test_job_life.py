@@ -238,8 +238,13 @@ class Life(RuleBasedStateMachine):
 
 def test_a_job_ends_once(store_url: str) -> None:
     """With the result of the worker that held it, and one webhook if it has a URL."""
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
-        lambda: Life(store_url),
+
+    class OfThisStore(Life):
+        def __init__(self) -> None:
+            super().__init__(store_url)
+
+    run_state_machine_as_test(
+        OfThisStore,
         settings=settings(
             max_examples=20,
             stateful_step_count=30,
