@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve_app.jobs.outbox import Outbox, end_jobs
-from serve_app.jobs.queue import PRIORITIES, is_due, is_orphaned, is_overdue, next_of, waiting_keys
+from serve_app.jobs.queue import PRIORITIES, is_due, is_orphaned, is_overdue, next_of, orphans, waiting_keys
 from serve_app.jobs.records import ClaimedJob, Heartbeat
 from serve_app.jobs.schema import job_of, jobs, results
 
@@ -44,13 +44,7 @@ class Claims(Outbox):
                 is_dead, is_last_death = is_orphaned(jobs, now), jobs.c.deaths + 1 >= max_deaths
                 await end_jobs(connection, now, "canceled", is_dead, jobs.c.is_cancel_requested)
                 await end_jobs(connection, now, "failed", is_dead, is_last_death, error=CRASHED)
-                job = jobs.alias("job")
-                pick = (
-                    sa.select(job.c.id)
-                    .where(is_orphaned(job, now))
-                    .order_by(job.c.deaths, job.c.lease_until_s)
-                )
-                orphan = await _take(connection, pick, is_dead, deaths=jobs.c.deaths + 1, **lease)
+                orphan = await _take(connection, orphans(now), is_dead, deaths=jobs.c.deaths + 1, **lease)
                 if orphan is not None:
                     return orphan
             for priority in PRIORITIES:

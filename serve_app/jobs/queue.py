@@ -66,6 +66,13 @@ def next_of(key: str, priority: int, now: Time) -> sa.Select[str]:
     return sa.select(queue.c.id).where(of_key, is_due(queue, now)).order_by(queue.c.run_at_s, queue.c.id)
 
 
+def orphans(now: Time) -> sa.Select[str]:
+    """The ids of jobs whose worker is dead; last those that were there when many workers died."""
+    return (
+        sa.select(queue.c.id).where(is_orphaned(queue, now)).order_by(queue.c.deaths, queue.c.lease_until_s)
+    )
+
+
 def ahead_of(job: Job) -> sa.Select[int]:
     """About how many jobs begin before this one, as keys take turns."""
     is_queued, count = queue.c.status == "queued", sa.select(sa.func.count().label("jobs"))
