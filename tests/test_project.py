@@ -18,14 +18,16 @@ DOCUMENTS = [PROJECT / "README.md", PROJECT / "benchmarks" / "README.md", *(PROJ
 
 # Budgets. Raise one only together with the reason, in a commit of its own.
 MAX_LINES = (
-    10_200  # 8,620, and 1,580 for real models: store and prefetch, attention, CAM++, language per window
+    11_400  # 8,620; 1,580 for real models: store and prefetch, attention, CAM++, language per window;
+    # 1,200 for the store of durable jobs: leases, fair queue, outbox, migrations
 )
-MAX_MODULES = 77  # without the packages' own __init__.py; 68, and 9 for real models
+MAX_MODULES = 88  # without the packages' own __init__.py; 68, 9 for real models, 11 for the store of jobs
 MAX_LINES_OF_A_MODULE = 250
 MIN_LINES_OF_A_MODULE = 40
 MAX_FILES_IN_ROOT = 12
 MAX_README_BYTES = 10_000
 SMALL_MODULES = {
+    "jobs/migrations/env.py": "alembic wants a file of this name",
     "languages.py": "a table that stages and formats share",
     "proxy.py": "Serve's proxy and the Ingress import it, neither may import anything else with it",
 }
