@@ -44,12 +44,12 @@ class Claims(Outbox):
                 is_dead, is_last_death = is_orphaned(jobs, now), jobs.c.deaths + 1 >= max_deaths
                 await end_jobs(connection, now, "canceled", is_dead, jobs.c.is_cancel_requested)
                 await end_jobs(connection, now, "failed", is_dead, is_last_death, error=CRASHED)
-                orphan = await _take(connection, orphans(now), is_dead, deaths=jobs.c.deaths + 1, **lease)
+                orphan = await _take(connection, orphans(now), deaths=jobs.c.deaths + 1, **lease)
                 if orphan is not None:
                     return orphan
             for priority in PRIORITIES:
                 for key in (await connection.execute(waiting_keys(priority, now))).scalars().all():
-                    taken = await _take(connection, next_of(key, priority, now), is_due(jobs, now), **lease)
+                    taken = await _take(connection, next_of(key, priority, now), **lease)
                     if taken is not None:  # else other workers were faster
                         return taken
         return None
@@ -123,14 +123,12 @@ class Claims(Outbox):
         return True
 
 
-async def _take(
-    connection: AsyncConnection, pick: sa.Select[str], is_free: sa.ColumnElement[bool], **changes: Any
-) -> ClaimedJob | None:
+async def _take(connection: AsyncConnection, pick: sa.Select[str], **changes: Any) -> ClaimedJob | None:
     """Gives the first job of `pick` that no other transaction is about to take."""
     picked = pick.limit(1).with_for_update(skip_locked=True).scalar_subquery()
     taken = await connection.execute(
         jobs.update()
-        .where(jobs.c.id == picked, is_free)
+        .where(jobs.c.id == picked)
         .values(
             status="running",
             version=jobs.c.version + 1,

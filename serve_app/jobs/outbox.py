@@ -61,24 +61,17 @@ class Outbox(Database):
 
     async def claim_delivery(self, worker: str, lease_s: float) -> Delivery | None:
         """The webhook that is due longest; it is nobody else's until it is recorded or the lease runs out."""
-        now = self.now()
-        due = sa.and_(webhooks.c.status == "pending", webhooks.c.due_at_s <= now)
-        longest_due = sa.select(webhooks.c.job_id).where(due).order_by(webhooks.c.due_at_s).limit(1)
+        now, waiting = self.now(), webhooks.alias("waiting")
+        is_due = sa.and_(waiting.c.status == "pending", waiting.c.due_at_s <= now)
+        longest_due = sa.select(waiting.c.job_id).where(is_due).order_by(waiting.c.due_at_s).limit(1)
         async with self.read() as connection:  # a sender with nothing to do takes no lock
             if (await connection.execute(longest_due)).first() is None:
                 return None
-        waiting = webhooks.alias()
-        pick = (
-            sa.select(waiting.c.job_id)
-            .where(waiting.c.status == "pending", waiting.c.due_at_s <= now)
-            .order_by(waiting.c.due_at_s)
-            .limit(1)
-            .with_for_update(skip_locked=True)
-        )
+        picked = longest_due.with_for_update(skip_locked=True).scalar_subquery()
         async with self.write() as connection:
             claimed = await connection.execute(
                 webhooks.update()
-                .where(webhooks.c.job_id == pick.scalar_subquery(), due)
+                .where(webhooks.c.job_id == picked)
                 .values(claim_no=webhooks.c.claim_no + 1, worker=worker, due_at_s=now + lease_s)
                 .returning(webhooks)
             )

@@ -8,7 +8,6 @@ context.configure(
     connection=context.config.attributes["connection"],
     target_metadata=metadata,
     version_table=context.config.attributes["version_table"],
-    transactional_ddl=True,  # SQLite too: its driver does not interfere (see database.py)
 )
 with context.begin_transaction():
     context.run_migrations()
