@@ -99,9 +99,10 @@ def test_pages_are_complete_under_inserts_and_deletions(store_url: str, clock: C
         while page := await store.list_jobs("alice", after=seen[-1] if seen else None, limit=5):
             seen += [job.id for job in page]
             await store.submit_all([new_job() for _ in range(3)])
-            await store.delete(
-                seen[-1], "alice"
-            )  # the page's last: the next page begins after it all the same
+            if (
+                len(seen) % 10
+            ):  # in every second page its last job: the next page begins after it all the same
+                await store.delete(seen[-1], "alice")
         assert sorted(seen) == sorted(before)
         assert seen == sorted(seen, reverse=True)
 
