@@ -39,7 +39,9 @@ WAITING: dict[str, dict[str, object]] = {
     "running": {"status": "running", "attempt": 1, "lease": 1060.0},
     "canceling": {"status": "running", "attempt": 1, "lease": 1060.0, "cancel": "true"},
 }
-ENDED = {status: {"status": status, "attempt": 1, "finished": 1060.0, "delete": 4e9} for status in FINAL}
+ENDED: dict[str, dict[str, object]] = {
+    status: {"status": status, "attempt": 1, "finished": 1060.0, "delete": 4e9} for status in FINAL
+}
 
 
 def test_a_new_database_is_migrated_and_fits(empty_url: str) -> None:
@@ -67,7 +69,7 @@ def test_jobs_of_the_first_version_finish(empty_url: str) -> None:
 
     async def write(store: JobStore) -> None:
         async with store.write() as connection:
-            for name, changes in {**WAITING, **ENDED}.items():
+            for name, changes in (WAITING | ENDED).items():
                 row = FIRST_VERSION.format(**{**DEFAULTS, "id": name, **changes})
                 await connection.exec_driver_sql(row)
             await connection.exec_driver_sql(
@@ -90,9 +92,9 @@ def test_jobs_of_the_first_version_finish(empty_url: str) -> None:
     using(empty_url, write)
     asyncio.run(migrate(empty_url))
     asyncio.run(check(empty_url))
-    ended = dict(zip(FINAL, FINAL, strict=True))
+    ended: dict[str, str] = {status: status for status in FINAL}
     worked_on = {"queued": "succeeded", "running": "succeeded", "overdue": "expired", "canceling": "canceled"}
-    assert using(empty_url, work) == {**worked_on, **ended}
+    assert using(empty_url, work) == worked_on | ended
 
 
 def test_a_newer_database_is_refused(empty_url: str) -> None:
