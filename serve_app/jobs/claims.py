@@ -13,6 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from serve_app.jobs.database import to_the_end
 from serve_app.jobs.outbox import Outbox, end_jobs
 from serve_app.jobs.queue import PRIORITIES, is_due, is_orphaned, is_overdue, next_of, orphans, waiting_keys
 from serve_app.jobs.records import ClaimedJob, Heartbeat
@@ -25,6 +26,7 @@ CRASHED = ("model_crashed", "Every worker that took this job died of it; it is n
 class Claims(Outbox):
     """What workers do."""
 
+    @to_the_end
     async def claim(self, worker: str, lease_s: float, max_deaths: int = MAX_DEATHS) -> ClaimedJob | None:
         """The next job: first those whose worker died, then the highest priority, API keys in turn."""
         now = self.now()
@@ -54,6 +56,7 @@ class Claims(Outbox):
                         return taken
         return None
 
+    @to_the_end
     async def heartbeat(
         self, job_id: str, attempt: int, lease_s: float, progress: Mapping[str, Any] | None = None
     ) -> Heartbeat:
@@ -73,12 +76,14 @@ class Claims(Outbox):
             return "lost"
         return "cancel" if is_cancel_requested else "ok"
 
+    @to_the_end
     async def spooled(self, job_id: str, attempt: int, input_ref: str) -> bool:
         """The audio is kept at `input_ref` from now on, so the secrets that fetched it are erased."""
         kept = jobs.update().where(_is_held(job_id, attempt)).values(input_ref=input_ref, secrets=None)
         async with self.write() as connection:
             return (await connection.execute(kept)).rowcount == 1
 
+    @to_the_end
     async def release(self, job_id: str, attempt: int, delay_s: float | None = None) -> bool:
         """Gives the job back without counting an attempt; it keeps its place, or waits for `delay_s`."""
         is_held, now = _is_held(job_id, attempt), self.now()
@@ -88,6 +93,7 @@ class Claims(Outbox):
             run_at_s = jobs.c.run_at_s if delay_s is None else now + delay_s
             return await _queue_again(connection, is_held, run_at_s=run_at_s)
 
+    @to_the_end
     async def finish(self, job_id: str, attempt: int, result: bytes) -> bool:
         """Ends the job with its result."""
         body = await asyncio.to_thread(zlib.compress, result, 1)
@@ -97,11 +103,13 @@ class Claims(Outbox):
             await connection.execute(results.insert().values(job_id=job_id, body=body))
         return True
 
+    @to_the_end
     async def canceled(self, job_id: str, attempt: int) -> bool:
         """Ends the job whose work was stopped because a heartbeat said so."""
         async with self.write() as connection:
             return await end_jobs(connection, self.now(), "canceled", _is_held(job_id, attempt)) == 1
 
+    @to_the_end
     async def fail(self, job_id: str, attempt: int, error_code: str, message: str, *, retry: bool) -> bool:
         """Ends the job, or queues it again after a delay where `retry` and there are attempts left."""
         is_held, now = _is_held(job_id, attempt), self.now()

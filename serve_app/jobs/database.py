@@ -1,9 +1,12 @@
 """One database for all nodes: connections, transactions, the clock, and what a busy store looks like."""
 
+import asyncio
+import contextvars
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -19,6 +22,30 @@ DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
 PASSING_SQLITE_CODES = {5, 6, 10, 13, 14}
 # PostgreSQL: connection lost, no resources, deadlock, row locked, shutting down or starting.
 PASSING_STATES = ("08", "53", "40", "55P03", "57P", "25P03")
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+D = TypeVar("D", bound="Database")
+
+
+def to_the_end(
+    method: Callable[Concatenate[D, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[D, P], Coroutine[Any, Any, T]]:
+    """Lets a method of Database run to its end although its caller is cancelled.
+
+    aiosqlite leaves a connection that was cancelled while it began a transaction open, with its lock.
+    """
+
+    @wraps(method)
+    async def run(self: D, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        # In a context of its own: Serve cancels tasks made in that of a request when its client leaves.
+        task = asyncio.create_task(method(self, *args, **kwargs), context=contextvars.Context())
+        self.running.add(task)
+        task.add_done_callback(self.running.discard)
+        return await asyncio.shield(task)
+
+    return run
 
 
 def parsed_url(url: str) -> sa.URL:
@@ -42,6 +69,7 @@ class Database:
         self, url: str, *, busy_timeout_s: float = 10.0, clock: Callable[[], float] | None = None
     ) -> None:
         parsed = parsed_url(url)
+        self.running: set[asyncio.Task[Any]] = set()
         self.is_sqlite = parsed.get_backend_name() == "sqlite"
         self._clock = clock or (time.time if self.is_sqlite else None)
         if self.is_sqlite:
@@ -82,7 +110,8 @@ class Database:
                 yield connection
 
     async def close(self) -> None:
-        """Closes all connections."""
+        """Closes all connections, when what runs has ended."""
+        await asyncio.gather(*self.running, return_exceptions=True)
         await self._reader.dispose()
         await self._writer.dispose()
 

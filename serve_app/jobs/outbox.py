@@ -7,7 +7,7 @@ from typing import Literal
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from serve_app.jobs.database import Database
+from serve_app.jobs.database import Database, to_the_end
 from serve_app.jobs.records import Delivery, Status, Try
 from serve_app.jobs.schema import JOB_COLUMNS, WEBHOOK_ID_PREFIX, job_of, jobs, webhooks
 
@@ -59,6 +59,7 @@ async def end_jobs(
 class Outbox(Database):
     """Webhooks that wait to be delivered."""
 
+    @to_the_end
     async def claim_delivery(self, worker: str, lease_s: float) -> Delivery | None:
         """The webhook that is due longest; it is nobody else's until it is recorded or the lease runs out."""
         now, waiting = self.now(), webhooks.alias("waiting")
@@ -91,6 +92,7 @@ class Outbox(Database):
             first_try_at_s=row.first_try_at_s,
         )
 
+    @to_the_end
     async def record_try(
         self,
         delivery_id: str,
@@ -128,6 +130,7 @@ class Outbox(Database):
             )
         return True
 
+    @to_the_end
     async def retry_delivery(self, job_id: str, key: str) -> bool:
         """Makes a job's webhook due now, with a new schedule and the same id. False where there is none."""
         owned = sa.select(jobs.c.id).where(jobs.c.id == job_id, jobs.c.key == key)

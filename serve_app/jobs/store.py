@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve_app.errors import IdempotencyConflict, StoreBusy
 from serve_app.jobs.claims import Claims
+from serve_app.jobs.database import to_the_end
 from serve_app.jobs.outbox import end_jobs
 from serve_app.jobs.queue import ahead_of, is_overdue
 from serve_app.jobs.records import Job, NewJob, Status
@@ -43,6 +44,7 @@ class JobStore(Claims):
         """
         return (await self.submit_all([job]))[0]
 
+    @to_the_end
     async def submit_all(self, new: Sequence[NewJob]) -> list[tuple[Job, bool]]:
         """Submits all of them or, where one of them conflicts, none."""
         async with self.write() as connection:
@@ -98,6 +100,7 @@ class JobStore(Claims):
             )
         return job_of(row), False
 
+    @to_the_end
     async def get(self, job_id: str, key: str) -> Job | None:
         """A client that follows a job asks again, and looks whether `version` has risen."""
         async with self.read() as connection:
@@ -105,6 +108,7 @@ class JobStore(Claims):
             row = found.one_or_none()
         return None if row is None else job_of(row)
 
+    @to_the_end
     async def list_jobs(
         self, key: str, *, statuses: Collection[Status] = (), after: str | None = None, limit: int = 20
     ) -> list[Job]:
@@ -120,17 +124,20 @@ class JobStore(Claims):
         async with self.read() as connection:
             return [job_of(row) for row in await connection.execute(page)]
 
+    @to_the_end
     async def jobs_ahead(self, job: Job) -> int:
         """About how many jobs begin before a queued one."""
         async with self.read() as connection:
             return (await connection.execute(ahead_of(job))).scalar_one()
 
+    @to_the_end
     async def request(self, job_id: str, key: str) -> str | None:
         """What the job was submitted with, for answers that repeat it."""
         async with self.read() as connection:
             found = await connection.execute(sa.select(jobs.c.request).where(_is_own(job_id, key)))
             return found.scalar_one_or_none()
 
+    @to_the_end
     async def result(self, job_id: str, key: str) -> bytes | None:
         """What the job's worker gave to `finish`; None until then."""
         body = sa.select(results.c.body).join_from(results, jobs).where(_is_own(job_id, key))
@@ -138,6 +145,7 @@ class JobStore(Claims):
             packed = (await connection.execute(body)).scalar_one_or_none()
         return None if packed is None else await asyncio.to_thread(zlib.decompress, packed)
 
+    @to_the_end
     async def cancel(self, job_id: str, key: str) -> Job | None:
         """Ends a queued job, and tells a running one's worker to stop it. The job as it is then."""
         is_own = _is_own(job_id, key)
@@ -151,6 +159,7 @@ class JobStore(Claims):
             row = (await connection.execute(SELECT_JOBS.where(is_own))).one_or_none()
         return None if row is None else job_of(row)
 
+    @to_the_end
     async def delete(self, job_id: str, key: str) -> Job | None:
         """Erases a job in any state with its request, result and webhook; its worker finds its lease lost.
 
@@ -163,6 +172,7 @@ class JobStore(Claims):
             row = erased.one_or_none()
         return None if row is None else job_of(row)
 
+    @to_the_end
     async def sweep(self) -> list[str]:
         """Ends jobs that waited too long, erases some of those that were kept long enough.
 
@@ -182,6 +192,7 @@ class JobStore(Claims):
             )
             return [ref for ref in erased.scalars() if ref is not None]
 
+    @to_the_end
     async def input_refs(self) -> set[str]:
         """The `input_ref` of all jobs. Old audio that is not among them was left by a process that died."""
         async with self.read() as connection:

@@ -246,6 +246,26 @@ def test_a_locked_store_is_busy(store_url: str) -> None:
     using(store_url, story)
 
 
+def test_clients_that_leave_in_the_middle_leave_no_lock(store_url: str) -> None:
+    """Wherever a submit is cancelled, it is stored whole or not at all, and others do not wait for it."""
+
+    async def story(store: JobStore) -> None:
+        other = open_store(store_url, busy_timeout_s=3.0)
+        try:
+            for steps in range(100):
+                submit = asyncio.create_task(store.submit(new_job(idempotency_key=str(steps))))
+                for _ in range(steps % 25):
+                    await asyncio.to_thread(int)  # some time for the threads of SQLite
+                submit.cancel()
+                await asyncio.gather(submit, return_exceptions=True)
+                await other.submit(new_job(idempotency_key=str(steps)))
+            assert len(await store.list_jobs("alice", limit=1000)) == 100
+        finally:
+            await other.close()
+
+    using(store_url, story)
+
+
 def test_a_full_disk_is_busy(tmp_path: Path) -> None:
     """What fails is not lost silently, and works again with room; here the file may have no more pages."""
     url = f"sqlite:///{tmp_path}/jobs.db"
