@@ -18,8 +18,8 @@ DOCUMENTS = [PROJECT / "README.md", PROJECT / "benchmarks" / "README.md", *(PROJ
 
 # Budgets. Raise one only together with the reason, in a commit of its own.
 MAX_LINES = (
-    11_400  # 8,620; 1,580 for real models: store and prefetch, attention, CAM++, language per window;
-    # 1,200 for the store of durable jobs: leases, fair queue, outbox, migrations
+    11_450  # 8,620; 1,580 for real models: store and prefetch, attention, CAM++, language per window;
+    # 1,250 for the store of durable jobs: leases, fair queue, outbox, migrations
 )
 MAX_MODULES = 88  # without the packages' own __init__.py; 68, 9 for real models, 11 for the store of jobs
 MAX_LINES_OF_A_MODULE = 250
