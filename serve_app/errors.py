@@ -53,6 +53,12 @@ class UploadTooSlow(TranscriptionError, status=408, type="invalid_request_error"
     """The body had not arrived whole when the time for receiving it was over."""
 
 
+class IdempotencyConflict(
+    TranscriptionError, status=409, type="invalid_request_error", code="idempotency_conflict"
+):
+    """The idempotency key was sent before, with another request."""
+
+
 class PayloadTooLarge(TranscriptionError, status=413, type="invalid_request_error", code="payload_too_large"):
     """The upload or the fetched file has more bytes than the configured limit."""
 
@@ -101,6 +107,10 @@ class Overloaded(TranscriptionError, status=503, code="overloaded"):
     """No capacity now; the answer carries `Retry-After`, in whole seconds."""
 
     retry_after_s = 5
+
+
+class StoreBusy(Overloaded, code="job_store_busy"):
+    """The store of jobs is locked by others for too long, or cannot be reached."""
 
 
 class OutOfMemory(Overloaded):

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import ray
 from fakes import FakeAligner, FakeDiarizer, FakeRecognizer, FakeSpeechModel
+from job_stores import Clock, Postgres, private_postgres
 from loopback import Files
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -27,6 +28,7 @@ from ray.serve.handle import DeploymentHandle
 from benchmarks.decoding import decode_whole
 from serve_app.app import graph
 from serve_app.cli.demo import sample as demo_sample
+from serve_app.jobs.migration import migrate
 from serve_app.models.loaders import Loaders
 from serve_app.models.store import open_store
 from serve_app.proxy import AT_PROXY_START, PROXY_HOOK
@@ -143,6 +145,37 @@ def base() -> Path:
 def campplus() -> Path:
     """CAM++, the embeddings of voices."""
     return _directory_of("campplus")
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    with private_postgres() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A job store that has no tables yet, of either kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/state/jobs.db"
+    server: Postgres = request.getfixturevalue("postgres")
+    return server.new_database()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty job store, of either kind."""
+    if request.param == "sqlite":
+        url = f"sqlite:///{tmp_path}/state/jobs.db"
+        asyncio.run(migrate(url))
+        return url
+    server: Postgres = request.getfixturevalue("postgres")
+    return server.emptied_database()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
 
 
 @pytest.fixture(scope="session")

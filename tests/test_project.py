@@ -21,14 +21,17 @@ DOCUMENTS = [PROJECT / "README.md", PROJECT / "benchmarks" / "README.md", *(PROJ
 
 # Budgets. Raise one only together with the reason, in a commit of its own.
 # 8,620; 1,600 for real models (prefetch, attention, CAM++); 1,280 for files, URLs and clients as they are:
-# times, channels and tracks, signed URLs, numbers in word times, scripts, HTTP, a Ray that does not start.
-MAX_LINES = 11_500
-MAX_MODULES = 89  # without the packages' own __init__.py; 68, 9 for real models, 12 for files, URLs, clients
+# times, channels and tracks, signed URLs, numbers in word times, scripts, HTTP, a Ray that does not start;
+# 1,250 for the store of durable jobs: leases, fair queue, outbox, migrations.
+MAX_LINES = 12_750
+# Without the packages' own __init__.py: 68, 9 for real models, 12 for files, URLs, clients, 11 for jobs.
+MAX_MODULES = 100
 MAX_LINES_OF_A_MODULE = 250
 MIN_LINES_OF_A_MODULE = 40
 MAX_FILES_IN_ROOT = 12
 MAX_README_BYTES = 10_000
 SMALL_MODULES = {
+    "jobs/migrations/env.py": "alembic wants a file of this name",
     "proxy.py": "Serve's proxy and the Ingress import it, neither may import anything else with it",
 }
 

@@ -1,0 +1,160 @@
+"""Leases: how workers take jobs and what they may write while they hold one.
+
+A job is held by the worker that has its attempt number. Every claim raises the number, so a worker that was
+away for too long writes nothing any more: its methods return False (or "lost"), and it drops the work.
+"""
+
+import asyncio
+import json
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from serve_app.jobs.database import to_the_end
+from serve_app.jobs.outbox import Outbox, end_jobs
+from serve_app.jobs.queue import PRIORITIES, is_due, is_orphaned, is_overdue, next_of, orphans, waiting_keys
+from serve_app.jobs.records import ClaimedJob, Heartbeat
+from serve_app.jobs.schema import job_of, jobs, results
+
+MAX_DEATHS = 20  # a job whose workers die is not at fault in a rolling restart, only when it always happens
+CRASHED = ("model_crashed", "Every worker that took this job died of it; it is not tried again.")
+
+
+class Claims(Outbox):
+    """What workers do."""
+
+    @to_the_end
+    async def claim(self, worker: str, lease_s: float, max_deaths: int = MAX_DEATHS) -> ClaimedJob | None:
+        """The next job: first those whose worker died, then the highest priority, API keys in turn."""
+        now = self.now()
+        questions = [sa.exists().where(is_so(jobs, now)) for is_so in (is_due, is_orphaned, is_overdue)]
+        async with self.read() as connection:  # a worker with nothing to do takes no lock
+            any_due, any_orphaned, any_overdue = tuple(
+                (await connection.execute(sa.select(*questions))).one()
+            )
+        if not (any_due or any_orphaned or any_overdue):
+            return None
+
+        async with self.write() as connection:
+            lease = {"worker": worker, "lease_until_s": now + lease_s, "started_at_s": now}
+            if any_overdue:
+                await end_jobs(connection, now, "expired", is_overdue(jobs, now))
+            if any_orphaned:
+                is_dead, is_last_death = is_orphaned(jobs, now), jobs.c.deaths + 1 >= max_deaths
+                await end_jobs(connection, now, "canceled", is_dead, jobs.c.is_cancel_requested)
+                await end_jobs(connection, now, "failed", is_dead, is_last_death, error=CRASHED)
+                orphan = await _take(connection, orphans(now), deaths=jobs.c.deaths + 1, **lease)
+                if orphan is not None:
+                    return orphan
+            for priority in PRIORITIES:
+                for key in (await connection.execute(waiting_keys(priority, now))).scalars().all():
+                    taken = await _take(connection, next_of(key, priority, now), **lease)
+                    if taken is not None:  # else other workers were faster
+                        return taken
+        return None
+
+    @to_the_end
+    async def heartbeat(
+        self, job_id: str, attempt: int, lease_s: float, progress: Mapping[str, Any] | None = None
+    ) -> Heartbeat:
+        """Prolongs the lease; "cancel" asks the worker to stop and to call `canceled`."""
+        changes: dict[str, Any] = {"lease_until_s": self.now() + lease_s}
+        if progress is not None:
+            changes |= {"progress": json.dumps(progress), "version": jobs.c.version + 1}
+        async with self.write() as connection:
+            beat = await connection.execute(
+                jobs.update()
+                .where(_is_held(job_id, attempt))
+                .values(**changes)
+                .returning(jobs.c.is_cancel_requested)
+            )
+            is_cancel_requested = beat.scalar_one_or_none()
+        if is_cancel_requested is None:
+            return "lost"
+        return "cancel" if is_cancel_requested else "ok"
+
+    @to_the_end
+    async def spooled(self, job_id: str, attempt: int, input_ref: str) -> bool:
+        """The audio is kept at `input_ref` from now on, so the secrets that fetched it are erased."""
+        kept = jobs.update().where(_is_held(job_id, attempt)).values(input_ref=input_ref, secrets=None)
+        async with self.write() as connection:
+            return (await connection.execute(kept)).rowcount == 1
+
+    @to_the_end
+    async def release(self, job_id: str, attempt: int, delay_s: float | None = None) -> bool:
+        """Gives the job back without counting an attempt; it keeps its place, or waits for `delay_s`."""
+        is_held, now = _is_held(job_id, attempt), self.now()
+        async with self.write() as connection:
+            if await end_jobs(connection, now, "canceled", is_held, jobs.c.is_cancel_requested):
+                return True
+            run_at_s = jobs.c.run_at_s if delay_s is None else now + delay_s
+            return await _queue_again(connection, is_held, run_at_s=run_at_s)
+
+    @to_the_end
+    async def finish(self, job_id: str, attempt: int, result: bytes) -> bool:
+        """Ends the job with its result."""
+        body = await asyncio.to_thread(zlib.compress, result, 1)
+        async with self.write() as connection:
+            if not await end_jobs(connection, self.now(), "succeeded", _is_held(job_id, attempt)):
+                return False
+            await connection.execute(results.insert().values(job_id=job_id, body=body))
+        return True
+
+    @to_the_end
+    async def canceled(self, job_id: str, attempt: int) -> bool:
+        """Ends the job whose work was stopped because a heartbeat said so."""
+        async with self.write() as connection:
+            return await end_jobs(connection, self.now(), "canceled", _is_held(job_id, attempt)) == 1
+
+    @to_the_end
+    async def fail(self, job_id: str, attempt: int, error_code: str, message: str, *, retry: bool) -> bool:
+        """Ends the job, or queues it again after a delay where `retry` and there are attempts left."""
+        is_held, now = _is_held(job_id, attempt), self.now()
+        async with self.write() as connection:
+            found = await connection.execute(sa.select(jobs).where(is_held).with_for_update())
+            row = found.one_or_none()
+            if row is None:
+                return False
+            failures = row.failures + 1
+            await connection.execute(jobs.update().where(is_held).values(failures=failures))
+            if row.is_cancel_requested:
+                await end_jobs(connection, now, "canceled", is_held)
+            elif not retry or failures >= row.max_attempts:
+                await end_jobs(connection, now, "failed", is_held, error=(error_code, message))
+            else:
+                delay_s = min(row.max_delay_s, row.initial_delay_s * 2.0 ** min(row.failures, 100))
+                error = {"error_code": error_code, "error_message": message}
+                await _queue_again(connection, is_held, run_at_s=now + delay_s, **error)
+        return True
+
+
+async def _take(connection: AsyncConnection, pick: sa.Select[str], **changes: Any) -> ClaimedJob | None:
+    """Gives the first job of `pick` that no other transaction is about to take."""
+    picked = pick.limit(1).with_for_update(skip_locked=True).scalar_subquery()
+    taken = await connection.execute(
+        jobs.update()
+        .where(jobs.c.id == picked)
+        .values(
+            status="running",
+            version=jobs.c.version + 1,
+            attempt=jobs.c.attempt + 1,
+            expires_at_s=None,
+            progress="{}",
+            **changes,
+        )
+        .returning(jobs)
+    )
+    row = taken.one_or_none()
+    return None if row is None else ClaimedJob(job_of(row), row.request, row.secrets)
+
+
+async def _queue_again(connection: AsyncConnection, is_held: sa.ColumnElement[bool], **changes: Any) -> bool:
+    queued = {"status": "queued", "version": jobs.c.version + 1, "lease_until_s": None, **changes}
+    return (await connection.execute(jobs.update().where(is_held).values(**queued))).rowcount == 1
+
+
+def _is_held(job_id: str, attempt: int) -> sa.ColumnElement[bool]:
+    return sa.and_(jobs.c.id == job_id, jobs.c.attempt == attempt, jobs.c.status == "running")

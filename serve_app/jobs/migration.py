@@ -1,0 +1,103 @@
+"""The version of the database's tables: migrating them, and refusing those of another version."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+
+from serve_app.jobs.database import Database, parsed_url
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+VERSION_TABLE = "job_store_version"  # a database may hold other tables of alembic's users
+MIGRATE = "python -m serve_app jobs migrate"
+LOCK_ID = 0x77686A6F  # of PostgreSQL's advisory lock: two processes that migrate do it one after the other
+
+
+class SchemaMismatch(Exception):
+    """The tables are not those of this version; the message says in one sentence what to do."""
+
+
+class NotMigrated(SchemaMismatch):
+    """There are no tables yet, or those of an older version."""
+
+
+class SchemaTooNew(SchemaMismatch):
+    """A newer version of the service has migrated the tables."""
+
+
+async def migrate(url: str, revision: str = "head") -> None:
+    """Creates or upgrades the tables, all or nothing. Raises SchemaTooNew, StoreBusy."""
+    from alembic import command
+
+    file = _file_of(url)
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def upgrade(connection: sa.Connection) -> None:
+        config = _config()
+        config.attributes["connection"] = connection
+        _refuse_newer(_revision(connection))
+        command.upgrade(config, revision)
+
+    database = Database(url)
+    try:
+        async with database.write() as connection:
+            if not database.is_sqlite:
+                await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(LOCK_ID)))
+            await connection.run_sync(upgrade)
+    finally:
+        await database.close()
+
+
+async def check(url: str) -> None:
+    """Raises NotMigrated or SchemaTooNew where the tables are not those of this version, or StoreBusy."""
+    revision, file = None, _file_of(url)
+    if file is None or file.exists():
+        database = Database(url)
+        try:
+            async with database.read() as connection:
+                revision = await connection.run_sync(_revision)
+        finally:
+            await database.close()
+    _refuse_newer(revision)
+    if revision != _script_revisions()[0]:
+        state = "has no tables" if revision is None else "has the tables of an older version"
+        raise NotMigrated(f"The job store {state}; run `{MIGRATE}` first.")
+
+
+def _file_of(url: str) -> Path | None:
+    """Where SQLite keeps the database."""
+    parsed = parsed_url(url)
+    return Path(parsed.database or "") if parsed.get_backend_name() == "sqlite" else None
+
+
+def _refuse_newer(revision: str | None) -> None:
+    if revision is not None and revision not in _script_revisions():
+        raise SchemaTooNew(
+            f"The job store has tables of a newer version ({revision}); start that version, or a newer one."
+        )
+
+
+def _config() -> "Config":
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    config.attributes["version_table"] = VERSION_TABLE
+    return config
+
+
+def _script_revisions() -> list[str]:
+    """Newest first."""
+    from alembic.script import ScriptDirectory
+
+    return [script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()]
+
+
+def _revision(connection: sa.Connection) -> str | None:
+    from alembic.migration import MigrationContext
+
+    context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
+    return context.get_current_revision()

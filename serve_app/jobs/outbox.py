@@ -1,0 +1,149 @@
+"""The outbox: the transaction that ends a job makes its webhook due, and senders take it under a lease."""
+
+import json
+from dataclasses import asdict
+from typing import Literal
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from serve_app.jobs.database import Database, to_the_end
+from serve_app.jobs.records import Delivery, Status, Try
+from serve_app.jobs.schema import JOB_COLUMNS, WEBHOOK_ID_PREFIX, job_of, jobs, webhooks
+
+MAX_LOGGED_TRIES = 20
+
+
+async def end_jobs(
+    connection: AsyncConnection,
+    now: sa.ColumnElement[float],
+    status: Status,
+    *which: sa.ColumnElement[bool],
+    error: tuple[str, str] | None = None,
+) -> int:
+    """Ends these jobs, makes their webhooks due, and gives their number. `error` is code and message."""
+    code, message = error or (None, None)
+    ended = await connection.execute(
+        jobs.update()
+        .where(*which)
+        .values(
+            status=status,
+            version=jobs.c.version + 1,
+            finished_at_s=now,
+            delete_at_s=now + jobs.c.keep_s,
+            error_code=code,
+            error_message=message,
+            secrets=None,
+            lease_until_s=None,
+        )
+        .returning(jobs.c.id, jobs.c.webhook_url, jobs.c.finished_at_s)
+    )
+    rows = ended.all()
+    due = [
+        {
+            "job_id": row.id,
+            "status": "pending",
+            "due_at_s": row.finished_at_s,
+            "claim_no": 0,
+            "tries": 0,
+            "log": "[]",
+        }
+        for row in rows
+        if row.webhook_url is not None
+    ]
+    if due:
+        await connection.execute(webhooks.insert(), due)
+    return len(rows)
+
+
+class Outbox(Database):
+    """Webhooks that wait to be delivered."""
+
+    @to_the_end
+    async def claim_delivery(self, worker: str, lease_s: float) -> Delivery | None:
+        """The webhook that is due longest; it is nobody else's until it is recorded or the lease runs out."""
+        now, waiting = self.now(), webhooks.alias("waiting")
+        is_due = sa.and_(waiting.c.status == "pending", waiting.c.due_at_s <= now)
+        longest_due = sa.select(waiting.c.job_id).where(is_due).order_by(waiting.c.due_at_s).limit(1)
+        async with self.read() as connection:  # a sender with nothing to do takes no lock
+            if (await connection.execute(longest_due)).first() is None:
+                return None
+        picked = longest_due.with_for_update(skip_locked=True).scalar_subquery()
+        async with self.write() as connection:
+            claimed = await connection.execute(
+                webhooks.update()
+                .where(webhooks.c.job_id == picked)
+                .values(claim_no=webhooks.c.claim_no + 1, worker=worker, due_at_s=now + lease_s)
+                .returning(webhooks)
+            )
+            row = claimed.one_or_none()
+            if row is None:
+                return None
+            found = await connection.execute(sa.select(*JOB_COLUMNS).where(jobs.c.id == row.job_id))
+            job = job_of(found.one())
+        assert job.webhook_url is not None
+        return Delivery(
+            id=WEBHOOK_ID_PREFIX + job.id,
+            job=job,
+            url=job.webhook_url,
+            style=job.webhook_style,
+            claim_no=row.claim_no,
+            tries=row.tries,
+            first_try_at_s=row.first_try_at_s,
+        )
+
+    @to_the_end
+    async def record_try(
+        self,
+        delivery_id: str,
+        claim_no: int,
+        made: Try,
+        next_due_at: float | None,
+        final_status: Literal["succeeded", "failed"] | None,
+    ) -> bool:
+        """Logs a try, and says when the next one is due or how the delivery ended: one of them is None.
+
+        False where the lease was lost: then somebody else delivers it, or the job was deleted.
+        """
+        held = sa.and_(
+            webhooks.c.job_id == delivery_id.removeprefix(WEBHOOK_ID_PREFIX),
+            webhooks.c.claim_no == claim_no,
+            webhooks.c.status == "pending",
+        )
+        async with self.write() as connection:
+            found = await connection.execute(sa.select(webhooks.c.log).where(held).with_for_update())
+            log = found.scalar_one_or_none()
+            if log is None:
+                return False
+            tries = [*json.loads(log), asdict(made)][-MAX_LOGGED_TRIES:]
+            await connection.execute(
+                webhooks.update()
+                .where(held)
+                .values(
+                    status=final_status or "pending",
+                    due_at_s=webhooks.c.due_at_s if next_due_at is None else next_due_at,
+                    claim_no=claim_no + 1,  # a claim is recorded once
+                    tries=webhooks.c.tries + 1,
+                    first_try_at_s=sa.func.coalesce(webhooks.c.first_try_at_s, made.at_s),
+                    log=json.dumps(tries),
+                )
+            )
+        return True
+
+    @to_the_end
+    async def retry_delivery(self, job_id: str, key: str) -> bool:
+        """Makes a job's webhook due now, with a new schedule and the same id. False where there is none."""
+        owned = sa.select(jobs.c.id).where(jobs.c.id == job_id, jobs.c.key == key)
+        async with self.write() as connection:
+            due = await connection.execute(
+                webhooks.update()
+                .where(webhooks.c.job_id.in_(owned))
+                .values(
+                    status="pending",
+                    due_at_s=self.now(),
+                    claim_no=webhooks.c.claim_no + 1,  # a try that is being made now no longer counts
+                    tries=0,
+                    first_try_at_s=None,
+                )
+            )
+        return due.rowcount == 1

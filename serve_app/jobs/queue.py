@@ -1,0 +1,91 @@
+"""The order of the queue: priorities, then API keys in turn, then the job that waits longest.
+
+In turn means: the key with the fewest running jobs, then the one whose last job began longest ago.
+"""
+
+from typing import TypeVar
+
+import sqlalchemy as sa
+
+from serve_app.jobs.records import Job
+from serve_app.jobs.schema import jobs
+
+PRIORITIES = range(3)  # 0 first
+
+T = TypeVar("T")
+Time = sa.ColumnElement[float]
+
+queue = jobs.alias("queue")
+
+
+def is_due(table: sa.FromClause, now: Time) -> sa.ColumnElement[bool]:
+    """Whether a worker may take the job."""
+    return sa.and_(table.c.status == "queued", table.c.run_at_s <= now, sa.not_(_is_over_time(table, now)))
+
+
+def is_overdue(table: sa.FromClause, now: Time) -> sa.ColumnElement[bool]:
+    """Whether the job has waited in the queue for longer than it may."""
+    return sa.and_(table.c.status == "queued", table.c.expires_at_s <= now)
+
+
+def is_orphaned(table: sa.FromClause, now: Time) -> sa.ColumnElement[bool]:
+    """Whether the job's worker has let its lease run out: it is dead, or hangs."""
+    return sa.and_(table.c.status == "running", table.c.lease_until_s < now)
+
+
+def waiting_keys(priority: int, now: Time) -> sa.Select[str]:
+    """The keys that have a due job of this priority, whose turn it is first.
+
+    Each key is found by one seek of the index ("loose index scan" in PostgreSQL's wiki), so the cost grows
+    with the keys that wait, not with their jobs.
+    """
+    is_queued = sa.and_(queue.c.status == "queued", queue.c.priority == priority)
+
+    def lowest(column: sa.ColumnElement[T], *more: sa.ColumnElement[bool]) -> sa.ScalarSelect[T]:
+        # Not min(): without statistics PostgreSQL reads all rows for it.
+        return sa.select(column).where(is_queued, *more).order_by(column).limit(1).scalar_subquery()
+
+    keys = sa.select(lowest(queue.c.key).label("key")).cte("keys", recursive=True)
+    more_keys = lowest(queue.c.key, queue.c.key > keys.c.key)
+    keys = keys.union_all(sa.select(more_keys).where(keys.c.key.is_not(None)))
+
+    of_key = queue.c.key == keys.c.key
+    run_at_s = lowest(queue.c.run_at_s, of_key)
+    running = sa.select(sa.func.count()).where(queue.c.status == "running", of_key).scalar_subquery()
+    served_at_s = sa.select(sa.func.max(queue.c.started_at_s)).where(of_key).scalar_subquery()
+    return (
+        sa.select(keys.c.key)
+        .where(keys.c.key.is_not(None), run_at_s <= now)
+        .order_by(running, sa.func.coalesce(served_at_s, 0.0), run_at_s)
+    )
+
+
+def next_of(key: str, priority: int, now: Time) -> sa.Select[str]:
+    """The ids of a key's due jobs, the one that waits longest first."""
+    of_key = sa.and_(queue.c.key == key, queue.c.priority == priority)
+    return sa.select(queue.c.id).where(of_key, is_due(queue, now)).order_by(queue.c.run_at_s, queue.c.id)
+
+
+def orphans(now: Time) -> sa.Select[str]:
+    """The ids of jobs whose worker is dead; last those that were there when many workers died."""
+    return (
+        sa.select(queue.c.id).where(is_orphaned(queue, now)).order_by(queue.c.deaths, queue.c.lease_until_s)
+    )
+
+
+def ahead_of(job: Job) -> sa.Select[int]:
+    """About how many jobs begin before this one, as keys take turns."""
+    is_queued, count = queue.c.status == "queued", sa.select(sa.func.count().label("jobs"))
+    is_same = sa.and_(is_queued, queue.c.priority == job.priority)
+    is_own, is_higher = queue.c.key == job.key, queue.c.priority < job.priority
+    is_before = sa.tuple_(queue.c.run_at_s, queue.c.id) < sa.tuple_(job.run_at_s, job.id)
+    own = count.where(is_same, is_own, is_before).scalar_subquery()
+    higher = count.where(is_queued, is_higher).scalar_subquery()
+    others = count.where(is_same, ~is_own).group_by(queue.c.key).subquery()
+    turns = sa.case((others.c.jobs < own + 1, others.c.jobs), else_=own + 1)
+    in_turn = sa.select(sa.func.coalesce(sa.func.sum(turns), 0)).scalar_subquery()
+    return sa.select(own + higher + in_turn)
+
+
+def _is_over_time(table: sa.FromClause, now: Time) -> sa.ColumnElement[bool]:
+    return sa.func.coalesce(table.c.expires_at_s <= now, sa.false())

@@ -1,0 +1,110 @@
+"""The tables of the job store, alike in SQLite and PostgreSQL, and how their rows become records.
+
+A change of a table needs a migration.
+"""
+
+import json
+from dataclasses import fields
+from typing import Any
+
+import sqlalchemy as sa
+
+from serve_app.jobs.records import Job, Try, Webhook
+
+metadata = sa.MetaData()
+
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("key", sa.Text, nullable=False),
+    sa.Column("idempotency_key", sa.Text),
+    sa.Column("body_hash", sa.Text, nullable=False),
+    sa.Column("request", sa.Text, nullable=False),
+    sa.Column("secrets", sa.LargeBinary),
+    sa.Column("input_ref", sa.Text),
+    sa.Column("status", sa.String(12), nullable=False),
+    sa.Column("priority", sa.SmallInteger, nullable=False),
+    sa.Column("created_at_s", sa.Double, nullable=False),
+    sa.Column("run_at_s", sa.Double, nullable=False),
+    sa.Column("expires_at_s", sa.Double),
+    sa.Column("started_at_s", sa.Double),
+    sa.Column("finished_at_s", sa.Double),
+    sa.Column("keep_s", sa.Double, nullable=False),
+    sa.Column("delete_at_s", sa.Double),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("failures", sa.Integer, nullable=False),
+    sa.Column("deaths", sa.Integer, nullable=False),
+    sa.Column("max_attempts", sa.Integer, nullable=False),
+    sa.Column("initial_delay_s", sa.Double, nullable=False),
+    sa.Column("max_delay_s", sa.Double, nullable=False),
+    sa.Column("worker", sa.Text),  # for people who look into the database
+    sa.Column("lease_until_s", sa.Double),
+    sa.Column("is_cancel_requested", sa.Boolean, nullable=False),
+    sa.Column("progress", sa.Text, nullable=False),  # JSON
+    sa.Column("error_code", sa.Text),
+    sa.Column("error_message", sa.Text),
+    sa.Column("webhook_url", sa.Text),
+    sa.Column("webhook_style", sa.String(12), nullable=False),
+    sa.UniqueConstraint("key", "idempotency_key", name="jobs_idempotent"),
+    # A claim seeks the keys that wait, one by one, and the head of each key's queue.
+    sa.Index("jobs_waiting", "status", "priority", "key", "run_at_s", "id"),
+    sa.Index("jobs_expiring", "status", "expires_at_s"),
+    sa.Index("jobs_leased", "status", "lease_until_s"),
+    sa.Index("jobs_served", "key", "started_at_s"),
+    sa.Index("jobs_listed", "key", "id"),
+    sa.Index("jobs_kept", "delete_at_s"),
+)
+
+
+def _job_id() -> sa.Column[str]:
+    return sa.Column("job_id", sa.String(32), sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+
+
+# Results stand apart, so that lists and claims never read 20 MB. One row a job: a second result is refused.
+results = sa.Table("job_results", metadata, _job_id(), sa.Column("body", sa.LargeBinary, nullable=False))
+
+# The outbox: a row is inserted by the transaction that ends a job, so that none is lost and none comes early.
+webhooks = sa.Table(
+    "job_webhooks",
+    metadata,
+    _job_id(),
+    sa.Column("status", sa.String(12), nullable=False),
+    sa.Column("due_at_s", sa.Double, nullable=False),  # of the next try; a claim moves it on: its lease
+    sa.Column("claim_no", sa.Integer, nullable=False),
+    sa.Column("worker", sa.Text),
+    sa.Column("tries", sa.Integer, nullable=False),
+    sa.Column("first_try_at_s", sa.Double),
+    sa.Column("log", sa.Text, nullable=False),  # JSON
+    sa.Index("job_webhooks_due", "status", "due_at_s"),
+)
+
+WEBHOOK_ID_PREFIX = "msg_"  # a job has one webhook, whose id is the job's with this before it
+
+JOB_COLUMNS = [jobs.c[field.name] for field in fields(Job) if field.name != "webhook"]
+# With these a row becomes a job that has its webhook.
+SELECT_JOBS = sa.select(
+    *JOB_COLUMNS,
+    webhooks.c.status.label("webhook_status"),
+    webhooks.c.due_at_s.label("webhook_due_at_s"),
+    webhooks.c.log.label("webhook_log"),
+).outerjoin_from(jobs, webhooks)
+
+
+def job_of(row: sa.Row[*tuple[Any, ...]]) -> Job:
+    """The record of a row that has at least JOB_COLUMNS."""
+    values = row._mapping
+    of_job = {column.name: values[column.name] for column in JOB_COLUMNS}
+    return Job(**{**of_job, "progress": json.loads(values["progress"]), "webhook": _webhook_of(values)})
+
+
+def _webhook_of(values: sa.RowMapping) -> Webhook | None:
+    if values.get("webhook_status") is None:
+        return None
+    return Webhook(
+        id=WEBHOOK_ID_PREFIX + values["id"],
+        status=values["webhook_status"],
+        due_at_s=values["webhook_due_at_s"],
+        log=tuple(Try(**made) for made in json.loads(values["webhook_log"])),
+    )

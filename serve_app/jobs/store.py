@@ -1,0 +1,209 @@
+"""The job store: what clients ask of it, beside what workers and senders do (claims.py, outbox.py).
+
+Every method but `close` raises StoreBusy where the database is locked or cannot be reached.
+"""
+
+import asyncio
+import secrets
+import time
+import zlib
+from collections.abc import Callable, Collection, Sequence
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from serve_app.errors import IdempotencyConflict, StoreBusy
+from serve_app.jobs.claims import Claims
+from serve_app.jobs.database import to_the_end
+from serve_app.jobs.outbox import end_jobs
+from serve_app.jobs.queue import ahead_of, is_overdue
+from serve_app.jobs.records import Job, NewJob, Status
+from serve_app.jobs.schema import JOB_COLUMNS, SELECT_JOBS, job_of, jobs, results, webhooks
+
+MAX_DELETED = 500  # in one transaction, so that others do not wait
+
+
+def open_store(
+    url: str, *, busy_timeout_s: float = 10.0, clock: Callable[[], float] | None = None
+) -> "JobStore":
+    """The store at a `sqlite:///` or `postgresql+asyncpg://` URL; nothing is read yet. Raises ValueError.
+
+    `clock` is for tests, which have no time to wait.
+    """
+    return JobStore(url, busy_timeout_s=busy_timeout_s, clock=clock)
+
+
+class JobStore(Claims):
+    """All of it. A client's methods take the name of its API key, and see and change no other key's jobs."""
+
+    async def submit(self, job: NewJob) -> tuple[Job, bool]:
+        """The job, and whether it is new: the same idempotency key and body give the same job.
+
+        Raises IdempotencyConflict for another body.
+        """
+        return (await self.submit_all([job]))[0]
+
+    @to_the_end
+    async def submit_all(self, new: Sequence[NewJob]) -> list[tuple[Job, bool]]:
+        """Submits all of them or, where one of them conflicts, none."""
+        async with self.write() as connection:
+            return [await self._submit(connection, job) for job in new]
+
+    async def _submit(self, connection: AsyncConnection, new: NewJob) -> tuple[Job, bool]:
+        now = self.now()
+        insert = sqlite.insert(jobs) if self.is_sqlite else postgresql.insert(jobs)
+        inserted = await connection.execute(
+            insert.values(
+                id=_new_id(),
+                version=1,
+                key=new.key,
+                idempotency_key=new.idempotency_key,
+                body_hash=new.body_hash,
+                request=new.request,
+                secrets=new.secrets,
+                input_ref=new.input_ref,
+                status="queued",
+                priority=new.priority,
+                created_at_s=now,
+                run_at_s=now,
+                expires_at_s=None if new.max_queue_s is None else now + new.max_queue_s,
+                keep_s=new.keep_s,
+                attempt=0,
+                failures=0,
+                deaths=0,
+                max_attempts=new.max_attempts,
+                initial_delay_s=new.initial_delay_s,
+                max_delay_s=new.max_delay_s,
+                is_cancel_requested=False,
+                progress="{}",
+                webhook_url=new.webhook_url,
+                webhook_style=new.webhook_style,
+            )
+            .on_conflict_do_nothing(index_elements=["key", "idempotency_key"])
+            .returning(*JOB_COLUMNS)
+        )
+        row = inserted.one_or_none()
+        if row is not None:
+            return job_of(row), True
+        found = await connection.execute(
+            SELECT_JOBS.add_columns(jobs.c.body_hash).where(
+                jobs.c.key == new.key, jobs.c.idempotency_key == new.idempotency_key
+            )
+        )
+        row = found.one_or_none()
+        if row is None:
+            raise StoreBusy("The job of this idempotency key is being deleted; try again.", None, None, 1)
+        if row.body_hash != new.body_hash:
+            raise IdempotencyConflict(
+                f"This Idempotency-Key was used for job {row.id}, with another request; choose a new one."
+            )
+        return job_of(row), False
+
+    @to_the_end
+    async def get(self, job_id: str, key: str) -> Job | None:
+        """A client that follows a job asks again, and looks whether `version` has risen."""
+        async with self.read() as connection:
+            found = await connection.execute(SELECT_JOBS.where(_is_own(job_id, key)))
+            row = found.one_or_none()
+        return None if row is None else job_of(row)
+
+    @to_the_end
+    async def list_jobs(
+        self, key: str, *, statuses: Collection[Status] = (), after: str | None = None, limit: int = 20
+    ) -> list[Job]:
+        """A page, newest first. `after` is the id of the last job of the page before.
+
+        All jobs that were there at the first page come once, whatever is submitted or deleted meanwhile.
+        """
+        page = SELECT_JOBS.where(jobs.c.key == key).order_by(jobs.c.id.desc()).limit(limit)
+        if statuses:
+            page = page.where(jobs.c.status.in_(statuses))
+        if after is not None:
+            page = page.where(jobs.c.id < after)
+        async with self.read() as connection:
+            return [job_of(row) for row in await connection.execute(page)]
+
+    @to_the_end
+    async def jobs_ahead(self, job: Job) -> int:
+        """About how many jobs begin before a queued one."""
+        async with self.read() as connection:
+            return (await connection.execute(ahead_of(job))).scalar_one()
+
+    @to_the_end
+    async def request(self, job_id: str, key: str) -> str | None:
+        """What the job was submitted with, for answers that repeat it."""
+        async with self.read() as connection:
+            found = await connection.execute(sa.select(jobs.c.request).where(_is_own(job_id, key)))
+            return found.scalar_one_or_none()
+
+    @to_the_end
+    async def result(self, job_id: str, key: str) -> bytes | None:
+        """What the job's worker gave to `finish`; None until then."""
+        body = sa.select(results.c.body).join_from(results, jobs).where(_is_own(job_id, key))
+        async with self.read() as connection:
+            packed = (await connection.execute(body)).scalar_one_or_none()
+        return None if packed is None else await asyncio.to_thread(zlib.decompress, packed)
+
+    @to_the_end
+    async def cancel(self, job_id: str, key: str) -> Job | None:
+        """Ends a queued job, and tells a running one's worker to stop it. The job as it is then."""
+        is_own = _is_own(job_id, key)
+        async with self.write() as connection:
+            if not await end_jobs(connection, self.now(), "canceled", is_own, jobs.c.status == "queued"):
+                await connection.execute(
+                    jobs.update()
+                    .where(is_own, jobs.c.status == "running", sa.not_(jobs.c.is_cancel_requested))
+                    .values(is_cancel_requested=True, version=jobs.c.version + 1)
+                )
+            row = (await connection.execute(SELECT_JOBS.where(is_own))).one_or_none()
+        return None if row is None else job_of(row)
+
+    @to_the_end
+    async def delete(self, job_id: str, key: str) -> Job | None:
+        """Erases a job in any state with its request, result and webhook; its worker finds its lease lost.
+
+        The job as it was; the caller removes the audio at its `input_ref`.
+        """
+        async with self.write() as connection:
+            erased = await connection.execute(
+                jobs.delete().where(_is_own(job_id, key)).returning(*JOB_COLUMNS)
+            )
+            row = erased.one_or_none()
+        return None if row is None else job_of(row)
+
+    @to_the_end
+    async def sweep(self) -> list[str]:
+        """Ends jobs that waited too long, erases some of those that were kept long enough.
+
+        Gives the `input_ref` of what it erased. Jobs whose webhook is still to be delivered are kept.
+        """
+        now = self.now()
+        has_webhook_due = sa.exists().where(webhooks.c.job_id == jobs.c.id, webhooks.c.status == "pending")
+        old = sa.select(jobs.c.id).where(jobs.c.delete_at_s <= now, ~has_webhook_due).limit(MAX_DELETED)
+        any_overdue = sa.exists().where(is_overdue(jobs, now))
+        async with self.read() as connection:
+            if not any((await connection.execute(sa.select(any_overdue, sa.exists(old)))).one()):
+                return []
+        async with self.write() as connection:
+            await end_jobs(connection, now, "expired", is_overdue(jobs, now))
+            erased = await connection.execute(
+                jobs.delete().where(jobs.c.id.in_(old)).returning(jobs.c.input_ref)
+            )
+            return [ref for ref in erased.scalars() if ref is not None]
+
+    @to_the_end
+    async def input_refs(self) -> set[str]:
+        """The `input_ref` of all jobs. Old audio that is not among them was left by a process that died."""
+        async with self.read() as connection:
+            found = await connection.execute(sa.select(jobs.c.input_ref).where(jobs.c.input_ref.is_not(None)))
+            return set(found.scalars())
+
+
+def _is_own(job_id: str, key: str) -> sa.ColumnElement[bool]:
+    return sa.and_(jobs.c.id == job_id, jobs.c.key == key)
+
+
+def _new_id() -> str:
+    """32 hex digits: milliseconds, then chance. Sorted by id, jobs are sorted by age."""
+    return f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"

@@ -1,0 +1,320 @@
+"""What clients see: submitting once, paging, results, deletion, retention, and a store that is busy."""
+
+import asyncio
+import os
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from job_stores import LEASE_S, Clock, Postgres, claimed, finished, new_job, using
+
+from serve_app.errors import IdempotencyConflict, StoreBusy
+from serve_app.jobs.migration import migrate
+from serve_app.jobs.store import JobStore, open_store
+
+
+def test_a_submitted_job_is_found_as_it_was_sent(store_url: str, clock: Clock) -> None:
+    """With everything that a client may ask for, and by no other key."""
+
+    async def story(store: JobStore) -> None:
+        new = new_job(priority=2, max_queue_s=60, input_ref="spool/1", webhook_url="https://example.com")
+        job, is_new = await store.submit(new)
+        assert is_new
+        assert await store.get(job.id, "alice") == job
+        assert (job.status, job.priority, job.attempt, job.progress) == ("queued", 2, 0, {})
+        assert (job.created_at_s, job.expires_at_s) == (clock.now_s, clock.now_s + 60)
+        assert (job.input_ref, job.webhook_url, job.webhook) == ("spool/1", "https://example.com", None)
+        assert await store.request(job.id, "alice") == new.request
+        assert await store.result(job.id, "alice") is None
+
+        assert await store.get(job.id, "bob") is None
+        assert await store.request(job.id, "bob") is None
+        assert await store.cancel(job.id, "bob") is None
+        assert await store.delete(job.id, "bob") is None
+        assert await store.list_jobs("bob") == []
+        assert (await claimed(store)).job.id == job.id
+
+    using(store_url, story, clock)
+
+
+def test_the_same_idempotency_key_gives_the_same_job(store_url: str, clock: Clock) -> None:
+    """Also when it has ended; another body is refused; other API keys have idempotency keys of their own."""
+
+    async def story(store: JobStore) -> None:
+        new = new_job(idempotency_key="order 1")
+        job, _ = await store.submit(new)
+        assert await store.submit(new) == (job, False)
+        held = (await claimed(store)).job
+        await store.finish(held.id, held.attempt, b"")
+        again, is_new = await store.submit(new)
+        assert (again.id, again.status, is_new) == (job.id, "succeeded", False)
+        with pytest.raises(IdempotencyConflict, match=job.id):
+            await store.submit(replace(new, body_hash="b"))
+        other, is_new = await store.submit(replace(new, key="bob", body_hash="b"))
+        assert is_new
+        assert other.id != job.id
+
+    using(store_url, story, clock)
+
+
+def test_one_of_many_equal_submits_makes_the_job(store_url: str, clock: Clock) -> None:
+    """Clients that lose patience send again while the first request still runs, to another node."""
+
+    async def story(store: JobStore) -> None:
+        other = open_store(store_url, clock=clock)
+        new = new_job(idempotency_key="order 1")
+        try:
+            answers = await asyncio.gather(*(one.submit(new) for one in (store, other) for _ in range(10)))
+        finally:
+            await other.close()
+        assert len({job.id for job, _ in answers}) == 1
+        assert sum(is_new for _, is_new in answers) == 1
+
+    using(store_url, story, clock)
+
+
+def test_jobs_are_submitted_all_or_none(store_url: str, clock: Clock) -> None:
+    """Where one of them conflicts, the client may send all of them again."""
+
+    async def story(store: JobStore) -> None:
+        taken, _ = await store.submit(new_job(idempotency_key="2"))
+        many = [new_job(idempotency_key=str(n), body_hash="b") for n in range(4)]
+        with pytest.raises(IdempotencyConflict):
+            await store.submit_all(many)
+        assert [job.id for job in await store.list_jobs("alice")] == [taken.id]
+        made = await store.submit_all([job for job in many if job.idempotency_key != "2"])
+        assert [is_new for _, is_new in made] == [True] * 3
+
+    using(store_url, story, clock)
+
+
+def test_pages_are_complete_under_inserts_and_deletions(store_url: str, clock: Clock) -> None:
+    """Each job that was there at the first page, and still is, comes exactly once, newest first."""
+
+    async def story(store: JobStore) -> None:
+        before = [(await store.submit(new_job()))[0].id for _ in range(23)]
+        await store.submit(new_job(key="bob"))
+        seen: list[str] = []
+        while page := await store.list_jobs("alice", after=seen[-1] if seen else None, limit=5):
+            seen += [job.id for job in page]
+            await store.submit_all([new_job() for _ in range(3)])
+            if (
+                len(seen) % 10
+            ):  # in every second page its last job: the next page begins after it all the same
+                await store.delete(seen[-1], "alice")
+        assert sorted(seen) == sorted(before)
+        assert seen == sorted(seen, reverse=True)
+
+    using(store_url, story, clock)
+
+
+def test_lists_are_filtered_by_status(store_url: str, clock: Clock) -> None:
+    """Several statuses may be asked for."""
+
+    async def story(store: JobStore) -> None:
+        done = await finished(store)
+        queued, _ = await store.submit(new_job())
+        canceled, _ = await store.submit(new_job())
+        await store.cancel(canceled.id, "alice")
+        found = await store.list_jobs("alice", statuses=["succeeded", "canceled"])
+        assert {job.id for job in found} == {done, canceled.id}
+        assert [job.id for job in await store.list_jobs("alice", statuses=["queued"])] == [queued.id]
+
+    using(store_url, story, clock)
+
+
+def test_a_version_rises_with_every_change(store_url: str, clock: Clock) -> None:
+    """So that a client that follows a job, and comes back, gets what it has not seen."""
+
+    async def story(store: JobStore) -> None:
+        job, _ = await store.submit(new_job())
+        held = (await claimed(store)).job
+        versions = [job.version, held.version]
+
+        async def note_version() -> None:
+            found = await store.get(job.id, "alice")
+            assert found is not None
+            versions.append(found.version)
+
+        await store.heartbeat(job.id, held.attempt, LEASE_S, {"asr": 0.5})
+        await note_version()
+        await store.cancel(job.id, "alice")
+        await note_version()
+        await store.canceled(job.id, held.attempt)
+        await note_version()
+        assert versions == sorted(set(versions))
+        assert len(versions) == 5
+
+    using(store_url, story, clock)
+
+
+def test_a_result_of_20_mb_comes_back(store_url: str, clock: Clock) -> None:
+    """Byte by byte, although it does not compress well."""
+    result = os.urandom(10_000_000).hex().encode()
+
+    async def story(store: JobStore) -> bool:
+        await store.submit(new_job())
+        held = (await claimed(store)).job
+        assert await store.finish(held.id, held.attempt, result)
+        return await store.result(held.id, "alice") == result
+
+    assert using(store_url, story, clock)
+
+
+@pytest.mark.parametrize("has_ended", [True, False])
+def test_deletion_takes_everything(store_url: str, clock: Clock, has_ended: bool) -> None:
+    """Request, result and webhook are gone, and the caller is told where the audio is; once."""
+
+    async def story(store: JobStore) -> None:
+        new = new_job(idempotency_key="1", input_ref="spool/1", webhook_url="https://example.com")
+        job, _ = await store.submit(new)
+        if has_ended:
+            held = (await claimed(store)).job
+            assert await store.finish(held.id, held.attempt, b"the transcript")
+        deleted = await store.delete(job.id, "alice")
+        assert deleted is not None
+        assert deleted.input_ref == "spool/1"
+        assert await store.delete(job.id, "alice") is None
+        assert await store.get(job.id, "alice") is None
+        assert await store.result(job.id, "alice") is None
+        assert await store.claim_delivery("sender", LEASE_S) is None
+        assert await store.claim("worker", LEASE_S) is None
+        assert (await store.submit(new))[1]  # the idempotency key is free again
+
+    using(store_url, story, clock)
+
+
+def test_deleted_text_is_not_in_the_file(tmp_path: Path) -> None:
+    """SQLite leaves deleted rows in its pages unless it is told otherwise."""
+    file = tmp_path / "jobs.db"
+    url = f"sqlite:///{file}"
+    asyncio.run(migrate(url))
+
+    async def submit(store: JobStore) -> str:
+        return (await store.submit(new_job(request="a private request")))[0].id
+
+    job_id = using(url, submit)
+    assert b"a private request" in file.read_bytes()
+    using(url, lambda store: store.delete(job_id, "alice"))
+    assert b"a private request" not in b"".join(path.read_bytes() for path in tmp_path.iterdir())
+
+
+def test_jobs_are_kept_for_their_time(store_url: str, clock: Clock) -> None:
+    """From their end on; a sweep then erases them and names their audio, but not while a webhook is due."""
+
+    async def story(store: JobStore) -> None:
+        kept = await finished(store, keep_s=100, input_ref="spool/1")
+        unsent = await finished(store, keep_s=100, input_ref="spool/2", webhook_url="https://example.com")
+        queued, _ = await store.submit(new_job(keep_s=1, input_ref="spool/3"))
+        clock.advance(99)
+        assert await store.sweep() == []
+        assert await store.get(kept, "alice") is not None
+        clock.advance(2)
+        assert await store.sweep() == ["spool/1"]
+        assert await store.get(kept, "alice") is None
+        assert await store.result(kept, "alice") is None
+        assert await store.get(unsent, "alice") is not None
+        assert await store.get(queued.id, "alice") is not None
+        assert await store.input_refs() == {"spool/2", "spool/3"}
+
+    using(store_url, story, clock)
+
+
+def test_a_locked_store_is_busy(store_url: str) -> None:
+    """Writes get an error that says when to try again; reads and idle workers are not affected."""
+
+    async def story(_: JobStore) -> None:
+        store, locker = open_store(store_url, busy_timeout_s=0.1), open_store(store_url)
+        try:
+            async with locker.write() as connection:
+                if not locker.is_sqlite:
+                    await connection.exec_driver_sql("LOCK TABLE jobs IN EXCLUSIVE MODE")
+                with pytest.raises(StoreBusy) as refused:
+                    await store.submit(new_job())
+                assert refused.value.status == 503
+                assert refused.value.retry_after_s
+                assert await store.list_jobs("alice") == []
+                assert await store.claim("worker", LEASE_S) is None
+                assert await store.claim_delivery("sender", LEASE_S) is None
+                assert await store.sweep() == []
+            assert (await store.submit(new_job()))[1]
+        finally:
+            await store.close()
+            await locker.close()
+
+    using(store_url, story)
+
+
+def test_clients_that_leave_in_the_middle_leave_no_lock(store_url: str) -> None:
+    """Wherever a submit is cancelled, it is stored whole or not at all, and others do not wait for it."""
+
+    async def story(store: JobStore) -> None:
+        other = open_store(store_url, busy_timeout_s=3.0)
+        try:
+            for steps in range(100):
+                submit = asyncio.create_task(store.submit(new_job(idempotency_key=str(steps))))
+                for _ in range(steps % 25):
+                    await asyncio.to_thread(int)  # some time for the threads of SQLite
+                submit.cancel()
+                await asyncio.gather(submit, return_exceptions=True)
+                await other.submit(new_job(idempotency_key=str(steps)))
+            assert len(await store.list_jobs("alice", limit=1000)) == 100
+        finally:
+            await other.close()
+
+    using(store_url, story)
+
+
+def test_a_full_disk_is_busy(tmp_path: Path) -> None:
+    """What fails is not lost silently, and works again with room; here the file may have no more pages."""
+    url = f"sqlite:///{tmp_path}/jobs.db"
+    asyncio.run(migrate(url))
+
+    async def story(store: JobStore) -> None:
+        async with store.write() as connection:
+            pages = (await connection.exec_driver_sql("PRAGMA page_count")).scalar_one()
+            await connection.exec_driver_sql(f"PRAGMA max_page_count={pages}")
+        with pytest.raises(StoreBusy):
+            await store.submit(new_job(request="x" * 100_000))
+        async with store.write() as connection:
+            await connection.exec_driver_sql("PRAGMA max_page_count=100000")
+        assert (await store.submit(new_job(request="x" * 100_000)))[1]
+
+    using(url, story)
+
+
+def test_a_postgresql_that_restarts_is_busy_for_a_while(postgres: Postgres) -> None:
+    """Nothing that was answered is lost, a worker keeps its job, and no connection stays broken."""
+
+    async def story(store: JobStore) -> None:
+        await store.submit_all([new_job() for _ in range(3)])
+        held = (await claimed(store)).job
+        postgres.stop()
+        try:
+            for _ in range(2):
+                with pytest.raises(StoreBusy):
+                    await store.heartbeat(held.id, held.attempt, LEASE_S)
+        finally:
+            postgres.start()
+        assert await store.heartbeat(held.id, held.attempt, LEASE_S) == "ok"
+        assert await store.finish(held.id, held.attempt, b"done")
+        assert len(await store.list_jobs("alice", statuses=["queued"])) == 2
+
+    using(postgres.emptied_database(), story)
+
+
+def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
+    """Missing tables do not pass by waiting, so they are not told as busy."""
+    file = tmp_path / "jobs.db"
+    sqlite3.connect(file).close()
+    with pytest.raises(Exception, match="no such table") as raised:
+        using(f"sqlite:///{file}", lambda store: store.list_jobs("alice"))
+    assert not isinstance(raised.value, StoreBusy)
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "mysql://host/db"])
+def test_other_stores_are_refused(url: str) -> None:
+    """In memory nothing is durable."""
+    with pytest.raises(ValueError, match="sqlite:///a/file"):
+        open_store(url)
