@@ -31,18 +31,6 @@ _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _NOT_IN_A_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")
 _NOT_IN_A_URL = re.compile(r"[\x00-\x20\x7f\\\ud800-\udfff]")
 
-_Kinds = type[Exception] | tuple[type[Exception], ...]
-_FAILURES: tuple[tuple[_Kinds, str, str], ...] = (  # the first that fits
-    (aiohttp.ClientSSLError, "tls_failure", "has no valid certificate or does not speak TLS"),
-    ((aiohttp.ClientConnectorDNSError, UnicodeError), "dns_failure", "has a host name that does not resolve"),
-    (aiohttp.InvalidURL, "bad_address", "has a host that is neither a name nor a full IP address"),
-    (aiohttp.ConnectionTimeoutError, "connect_timeout", "could not be reached in time"),
-    (TimeoutError, "too_slow", "sends too slowly"),
-    (aiohttp.ClientPayloadError, "truncated", "broke off before its end"),
-    ((OSError, aiohttp.ClientConnectionError), "connection_failed", "cannot be reached or hung up"),
-    (aiohttp.ClientError, "bad_response", "does not answer in proper HTTP"),
-)
-
 
 async def fetch(url: str, headers: Mapping[str, str], into: BinaryIO, intake: IntakeSettings) -> None:
     """Streams the body of `url` into `into`; `headers` go to the URL's own host only.
@@ -84,13 +72,6 @@ def _without_secrets(url: URL) -> str:
     return str(url.with_query(None).with_fragment(None).with_user(None))[:200]
 
 
-def _is_allowed(url: URL, intake: IntakeSettings) -> bool:
-    """Whether the operator allowed this host, or this host and port."""
-    host = f"[{url.host}]" if ":" in (url.host or "") else url.host
-    allowed = {name.lower() for name in intake.allowed_hosts}
-    return not allowed.isdisjoint({url.host, host, f"{host}:{url.port}"})
-
-
 def _reason_to_refuse(url: URL, is_allowed: bool) -> str | None:
     """Why a URL is not fetched, before any connection; the same rules for every redirect."""
     if url.scheme not in ("http", "https"):
@@ -107,7 +88,7 @@ async def _follow_redirects(
 ) -> None:
     """Checks every hop, and sends the caller's headers to no other host: aiohttp would not."""
     for hop in range(MAX_REDIRECTS + 1):
-        if reason := _reason_to_refuse(url, _is_allowed(url, intake)):
+        if reason := _reason_to_refuse(url, ssrf.is_allowed(url, intake.allowed_hosts)):
             if hop == 0:
                 raise InvalidRequest(f"{_without_secrets(url)} {reason}", "audio_file")
             message = f"The redirect to {_without_secrets(url)} {reason}"
@@ -131,7 +112,7 @@ async def _request(
 ) -> str | None:
     """One hop: where it redirects to, or None once the whole body is in `into`."""
     try:
-        async with ssrf.session(allow_private=_is_allowed(url, intake)) as session:
+        async with ssrf.session(allow_private=ssrf.is_allowed(url, intake.allowed_hosts)) as session:
             async with timeout(LOW_SPEED_WINDOW_S):
                 response = await session.get(url, headers=headers, allow_redirects=False)
             async with response:
@@ -145,10 +126,9 @@ async def _request(
                 await _copy(response, into, intake.max_bytes)
                 return None
     except (aiohttp.ClientError, OSError, UnicodeError) as error:  # OSError: TimeoutError, too
-        if isinstance(getattr(error, "os_error", None), ssrf.NotPublic):
-            what = "is not on the public internet (intake.allowed_hosts opens a private host)"
-            raise _unavailable(url, "blocked_address", what) from None
-        code, what = next((code, what) for kind, code, what in _FAILURES if isinstance(error, kind))
+        code, what = ssrf.reason(error)
+        if code == "blocked_address":
+            what += " (intake.allowed_hosts opens a private host)"
         raise _unavailable(url, code, what) from None  # the cause may quote the whole URL
 
 
