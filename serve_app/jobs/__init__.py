@@ -1,0 +1,1 @@
+"""Durable jobs: requests that outlive connections, processes and machines, in SQLite or PostgreSQL."""

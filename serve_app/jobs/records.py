@@ -1,0 +1,106 @@
+"""What the job store takes and gives. Frozen, no I/O. Times are the store's clock, in seconds of the epoch."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Status = Literal["queued", "running", "succeeded", "failed", "canceled", "expired"]
+WebhookStatus = Literal["pending", "succeeded", "failed"]
+WebhookStyle = Literal["standard", "baseten"]
+Heartbeat = Literal["ok", "cancel", "lost"]
+
+FINAL: tuple[Status, ...] = ("succeeded", "failed", "canceled", "expired")
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """A job to submit."""
+
+    key: str  # name of the API key: whose job it is, and who shares the workers fairly
+    request: str  # what to do, as text that the store does not read
+    body_hash: str  # of what the client sent; with the same idempotency key it must be the same again
+    keep_s: float  # how long after its end the job is kept
+    idempotency_key: str | None = None
+    priority: int = 0  # 0 to 2, 0 first
+    max_queue_s: float | None = None  # it expires where work on it has not begun by then
+    max_attempts: int = 3
+    initial_delay_s: float = 1.0  # before the second attempt; doubles from attempt to attempt
+    max_delay_s: float = 5.0
+    input_ref: str | None = None  # where the caller keeps the audio
+    secrets: bytes | None = None  # encrypted; erased when the job ends or its audio is kept
+    webhook_url: str | None = None
+    webhook_style: WebhookStyle = "standard"
+
+
+@dataclass(frozen=True, slots=True)
+class Try:
+    """One attempt to deliver a webhook."""
+
+    at_s: float
+    status: int | None  # of the answer; None where there was none
+    error: str | None
+    took_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Webhook:
+    """How far the delivery of a job's webhook is."""
+
+    id: str
+    status: WebhookStatus
+    due_at_s: float  # of the next try, while it is pending
+    log: tuple[Try, ...]  # the last tries, oldest first
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job as clients see it, without its request and its result, which may be large."""
+
+    id: str  # 32 hex digits that rise with time
+    version: int  # rises with every change that a client can see
+    key: str
+    status: Status
+    priority: int
+    created_at_s: float
+    run_at_s: float  # not before: back-off after a failed attempt
+    expires_at_s: float | None  # None once work has begun
+    started_at_s: float | None  # of the last attempt
+    finished_at_s: float | None
+    delete_at_s: float | None
+    attempt: int  # times that a worker took the job: the fencing token of its lease
+    failures: int  # attempts that failed
+    deaths: int  # attempts whose worker did not come back before its lease ran out
+    max_attempts: int
+    is_cancel_requested: bool
+    progress: dict[str, Any]
+    error_code: str | None
+    error_message: str | None
+    input_ref: str | None
+    webhook_url: str | None
+    webhook_style: WebhookStyle
+    webhook: Webhook | None = None  # from the end of a job that has a webhook URL
+
+    @property
+    def is_final(self) -> bool:
+        return self.status in FINAL
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedJob:
+    """A job that a worker holds until its lease runs out."""
+
+    job: Job
+    request: str
+    secrets: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A webhook that its sender holds until the lease runs out."""
+
+    id: str  # the same on every try
+    job: Job
+    url: str
+    style: WebhookStyle
+    claim_no: int  # the fencing token of the lease
+    tries: int  # before this one, since the job's end or the client's wish to try again
+    first_try_at_s: float | None
