@@ -79,7 +79,7 @@ def webhook_secret() -> None:
     note.print("The secret, for the server and for receivers; it is stored nowhere, so keep it:\n")
     print(new_secret())
     note.print(
-        f"\nPut it into ${VARIABLE} of the server, in front of older ones, or into the first line of the file "
+        f"\nPut it into ${VARIABLE} of the server, in front of older ones, or first into the file "
         "that jobs.webhooks.secrets_file names."
     )
 

@@ -1,4 +1,4 @@
-"""What the job store takes and gives. Frozen, no I/O. Times are the store's clock, in seconds of the epoch."""
+"""What the job store takes and gives. Frozen, no I/O. Times are the store's, in seconds of the epoch."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
