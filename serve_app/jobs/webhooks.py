@@ -8,7 +8,6 @@ import asyncio
 import io
 import logging
 import random
-import re
 import time
 from asyncio import timeout
 from collections.abc import Awaitable, Callable, Sequence
@@ -25,16 +24,14 @@ from serve_app.job_settings import MAX_DELAY_S, WebhookSettings
 from serve_app.jobs.payloads import baseten_body, standard_body
 from serve_app.jobs.records import Delivery, Try
 from serve_app.jobs.signatures import baseten_headers, read_secrets, standard_headers
-from serve_app.stages.audio import ssrf
+from serve_app.stages.audio import address, ssrf
 
 logger = logging.getLogger("ray.serve")
 
 PORTS = frozenset({443})
-MAX_URL_CHARACTERS = 8_192
 LEASE_MARGIN_S = 30.0  # to read the result and to record the try
 JITTER = 0.1
 
-_NOT_IN_A_URL = re.compile(r"[\x00-\x20\x7f\\\ud800-\udfff]")
 AnswerOf = Callable[[str], Awaitable[Any]]  # job id -> what `/predict` would have answered, None if deleted
 Clock = Callable[[], float]
 
@@ -134,7 +131,7 @@ async def send(
 def checked_url(url: str, settings: WebhookSettings, param: str = "webhook_url") -> URL:
     """The address in a webhook's URL. Raises InvalidRequest where nothing may be sent there."""
     try:
-        target = URL(url) if len(url) <= MAX_URL_CHARACTERS and not _NOT_IN_A_URL.search(url) else URL()
+        target = address.parse(url)
     except ValueError:
         target = URL()
     is_allowed = ssrf.is_allowed(target, settings.allowed_hosts)

@@ -134,14 +134,14 @@ def test_where_secrets_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize(
     "second",
-    ["hello", "whsec_", "whsec_aGVsbG8=", NEW.removeprefix("whsec_"), f"{NEW}é", NEW[:-5], NEW + NEW],
+    ["hello", "whsec_!", "whsec_aGVsbG8=", NEW.removeprefix("whsec_"), f"{NEW}é", NEW[:-5], NEW + NEW],
 )
 def test_secrets_that_are_none(second: str, tmp_path: Path) -> None:
     """They are refused by their number, without being shown."""
     (tmp_path / "secrets").write_text(f"{NEW}\n{second}")
     with pytest.raises(UnusableSecrets, match=r"^Secret 2 of ") as caught:
         read_secrets(str(tmp_path / "secrets"))
-    assert second[7:] not in str(caught.value) or second == "whsec_"
+    assert second.removeprefix("whsec_") not in str(caught.value)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\xff\xfe"])
