@@ -1,4 +1,4 @@
-"""The command line: `python -m serve_app serve | check | settings | prefetch | key | demo`.
+"""The command line: `python -m serve_app serve | check | settings | prefetch | key | webhook-secret | demo`.
 
 `serve` does what `serve run` does, and more: it checks the whole file, says in one sentence why it cannot
 start, and finishes running requests when it is stopped.
@@ -19,6 +19,7 @@ from serve_app.cli.demo import predict_sample, sample, show
 from serve_app.cli.launcher import GRACE_S, free_port, running, url_of
 from serve_app.cli.prefetch import prefetch
 from serve_app.http.auth import new_key
+from serve_app.jobs.signatures import VARIABLE, new_secret
 from serve_app.settings import ApiKey
 
 DEMO_CONFIG = Path(__file__).parent.parent / "serve_config.demo.yaml"
@@ -72,6 +73,17 @@ def key(name: Annotated[str, typer.Argument(help="Whose key it is; shown in logs
     print(secret)
     note.print("\nIts lines for args: in the config file (docs/deploy.md has limits that a key can have):\n")
     print(f'access:\n  keys:\n    - name: "{name}"\n      sha256: "{sha256}"')
+
+
+@cli.command()
+def webhook_secret() -> None:
+    """Makes a secret that signs webhooks, and prints it once."""
+    note.print("The secret, for the server and for receivers; it is stored nowhere, so keep it:\n")
+    print(new_secret())
+    note.print(
+        f"\nPut it into ${VARIABLE} of the server, in front of older ones, or first into the file "
+        "that jobs.webhooks.secrets_file names."
+    )
 
 
 @cli.command()

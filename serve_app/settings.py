@@ -3,45 +3,17 @@
 Nothing is read from the environment here; secrets (HF_TOKEN) are read where they are used.
 """
 
-import re
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from serve_app.job_settings import JobsSettings
+from serve_app.setting_types import ComputeType, Host, Origin, Probability, Seconds, Share, Strict, Threads
 
 MAX_DEFAULT_THREADS = 8  # of a replica that is not told otherwise; these models gain little beyond
 
-Seconds = Annotated[float, Field(gt=0, le=1e9)]
-Share = Annotated[float, Field(gt=0, le=1)]
-Probability = Annotated[float, Field(gt=0, lt=1)]
-Threads = Annotated[int | None, Field(ge=1)]
-ComputeType = Literal["auto", "float32", "float16", "bfloat16"]  # torch's; CTranslate2 has more
-
 _THREADS = "CPU threads of one replica. Empty: all cores, at most 8; 1 beside a GPU."
 _GPU_SHARE = "Part of a GPU that one replica books."
-
-
-def _host(entry: str) -> str:
-    host_and_port = r"([^\s/\\*?#@:\[\]]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?"
-    ipv6 = r"[0-9A-Fa-f]*:[0-9A-Fa-f]*:[0-9A-Fa-f:.]*"
-    if not re.fullmatch(f"{host_and_port}|{ipv6}", entry):
-        raise ValueError("write one host or host:port, such as media.internal:9000, without a scheme or *")
-    return entry
-
-
-def _origin(entry: str) -> str:
-    if entry != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\sA-Z/\\*?#@]+", entry):
-        raise ValueError(
-            "write an origin as browsers send it, in lower case and without a path or a slash at its end, "
-            "such as https://example.com"
-        )
-    return entry
-
-
-class Strict(BaseModel):
-    """Refuses unknown keys by name."""
-
-    # Errors do not repeat what stands in the file: it might be a key where its hash belongs.
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, allow_inf_nan=False)
 
 
 class AsrSettings(Strict):
@@ -165,7 +137,7 @@ class IntakeSettings(Strict):
         description="Most audio, in seconds, of all running requests of one Ingress (32 kB of memory per "
         "second). Beyond it new requests get 503. A tenth is reserved for files of up to ten minutes.",
     )
-    allowed_hosts: tuple[Annotated[str, AfterValidator(_host)], ...] = Field(
+    allowed_hosts: tuple[Host, ...] = Field(
         (), description="host or host:port that may be fetched although private or on an unusual port."
     )
 
@@ -188,7 +160,7 @@ class AccessSettings(Strict):
         "max_audio_s_per_minute, both per Ingress replica.",
     )
     public_without_keys: bool = Field(False, description="Without keys, answer other machines too.")
-    cors_origins: tuple[Annotated[str, AfterValidator(_origin)], ...] = Field(
+    cors_origins: tuple[Origin, ...] = Field(
         (), description="Web pages of these origins may use the API; * for all of them needs keys."
     )
 
@@ -234,6 +206,7 @@ class Settings(Strict):
     diarization: DiarizationSettings = DiarizationSettings()
     intake: IntakeSettings = IntakeSettings()
     access: AccessSettings = AccessSettings()
+    jobs: JobsSettings = JobsSettings()
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:

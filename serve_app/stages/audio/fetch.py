@@ -33,18 +33,6 @@ _COMPRESSED = re.compile(rb"\x1f\x8b|\x1f\x9d|\x28\xb5\x2f\xfd")  # gzip, compre
 _UNMARKED = {"br", "deflate"}  # encodings whose bytes begin in any way
 _FRAMED = re.compile(rb"[0-9A-Fa-f]{1,16}(;chunk-signature=[0-9A-Fa-f]{64})?\r\n")
 
-_Kinds = type[Exception] | tuple[type[Exception], ...]
-_FAILURES: tuple[tuple[_Kinds, str, str], ...] = (  # the first that fits
-    (aiohttp.ClientSSLError, "tls_failure", "has no valid certificate or does not speak TLS"),
-    ((aiohttp.ClientConnectorDNSError, UnicodeError), "dns_failure", "has a host name that does not resolve"),
-    (aiohttp.InvalidURL, "bad_address", "has a host that is neither a name nor a full IP address"),
-    (aiohttp.ConnectionTimeoutError, "connect_timeout", "could not be reached in time"),
-    (TimeoutError, "too_slow", "sends too slowly"),
-    (aiohttp.ClientPayloadError, "truncated", "broke off before its end"),
-    ((OSError, aiohttp.ClientConnectionError), "connection_failed", "cannot be reached or hung up"),
-    (aiohttp.ClientError, "bad_response", "does not answer in proper HTTP"),
-)
-
 
 async def fetch(url: str, headers: Mapping[str, str], into: BinaryIO, intake: IntakeSettings) -> None:
     """Streams the body of `url` into `into`; `headers` go to the URL's own host only.
@@ -78,13 +66,6 @@ def _check_headers(headers: Mapping[str, str]) -> None:
             raise InvalidRequest(f"The header {name} cannot be set; remove it.", "headers")
 
 
-def _is_allowed(url: URL, intake: IntakeSettings) -> bool:
-    """Whether the operator allowed this host, or this host and port."""
-    host = f"[{url.host}]" if ":" in (url.host or "") else url.host
-    allowed = {name.lower() for name in intake.allowed_hosts}
-    return not allowed.isdisjoint({url.host, host, f"{host}:{url.port}"})
-
-
 def _reason_to_refuse(url: URL, is_allowed: bool) -> str | None:
     """Why a URL is not fetched, before any connection; the same rules for every redirect."""
     if url.scheme not in ("http", "https"):
@@ -101,7 +82,7 @@ async def _follow_redirects(
 ) -> None:
     """Checks every hop, and sends the caller's headers to no other host: aiohttp would not."""
     for hop in range(MAX_REDIRECTS + 1):
-        if reason := _reason_to_refuse(url, _is_allowed(url, intake)):
+        if reason := _reason_to_refuse(url, ssrf.is_allowed(url, intake.allowed_hosts)):
             if hop == 0:
                 raise InvalidRequest(f"{address.without_secrets(url)} {reason}", "audio_file")
             message = f"The redirect to {address.without_secrets(url)} {reason}"
@@ -125,7 +106,7 @@ async def _request(
 ) -> str | None:
     """One hop: where it redirects to, or None once the whole body is in `into`."""
     try:
-        async with ssrf.session(allow_private=_is_allowed(url, intake)) as session:
+        async with ssrf.session(allow_private=ssrf.is_allowed(url, intake.allowed_hosts)) as session:
             async with timeout(LOW_SPEED_WINDOW_S):
                 response = await session.get(url, headers=headers, allow_redirects=False)
             async with response:
@@ -137,10 +118,9 @@ async def _request(
                 await _copy(response, into, intake.max_bytes)
                 return None
     except (aiohttp.ClientError, OSError, UnicodeError) as error:  # OSError: TimeoutError, too
-        if isinstance(getattr(error, "os_error", None), ssrf.NotPublic):
-            what = "is not on the public internet (intake.allowed_hosts opens a private host)"
-            raise _unavailable(url, "blocked_address", what) from None
-        code, what = next((code, what) for kind, code, what in _FAILURES if isinstance(error, kind))
+        code, what = ssrf.reason(error)
+        if code == "blocked_address":
+            what += " (intake.allowed_hosts opens a private host)"
         raise _unavailable(url, code, what) from None  # the cause may quote the whole URL
 
 

@@ -7,11 +7,13 @@ redirect, a retry, an unusual notation, an IPv6 disguise or a name that resolves
 import asyncio
 import ipaddress
 import socket
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
+from yarl import URL
 
 from serve_app import __version__
 
@@ -24,6 +26,19 @@ _GLOBAL_V6 = ipaddress.ip_network("2000::/3")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 # Public by the registry, but answered inside clouds: Azure's and Oracle's metadata services.
 _CLOUD_V4 = (ipaddress.ip_network("168.63.129.16/32"), ipaddress.ip_network("192.0.0.0/24"))
+
+
+_Kinds = type[Exception] | tuple[type[Exception], ...]
+_FAILURES: tuple[tuple[_Kinds, str, str], ...] = (  # the first that fits
+    (aiohttp.ClientSSLError, "tls_failure", "has no valid certificate or does not speak TLS"),
+    ((aiohttp.ClientConnectorDNSError, UnicodeError), "dns_failure", "has a host name that does not resolve"),
+    (aiohttp.InvalidURL, "bad_address", "has a host that is neither a name nor a full IP address"),
+    (aiohttp.ConnectionTimeoutError, "connect_timeout", "could not be reached in time"),
+    (TimeoutError, "too_slow", "sends too slowly"),
+    (aiohttp.ClientPayloadError, "truncated", "broke off before its end"),
+    ((OSError, aiohttp.ClientConnectionError), "connection_failed", "cannot be reached or hung up"),
+    (aiohttp.ClientError, "bad_response", "does not answer in proper HTTP"),
+)
 
 
 class NotPublic(OSError):
@@ -45,6 +60,20 @@ def is_public(address: str) -> bool:
             return ip in _GLOBAL_V6 and ip.is_global and not ip.is_multicast and not is_isatap
         ip = embedded
     return ip.is_global and not ip.is_multicast and not any(ip in network for network in _CLOUD_V4)
+
+
+def is_allowed(url: URL, allowed_hosts: Collection[str]) -> bool:
+    """Whether the operator allowed this host, or this host and port."""
+    host = f"[{url.host}]" if ":" in (url.host or "") else url.host
+    allowed = {name.lower() for name in allowed_hosts}
+    return not allowed.isdisjoint({url.host, host, f"{host}:{url.port}"})
+
+
+def reason(error: aiohttp.ClientError | OSError | UnicodeError) -> tuple[str, str]:
+    """Why a request of a session failed: a code, and the end of a sentence about the host."""
+    if isinstance(getattr(error, "os_error", None), NotPublic):
+        return "blocked_address", "is not on the public internet"
+    return next((code, what) for kind, code, what in _FAILURES if isinstance(error, kind))
 
 
 def session(*, allow_private: bool = False) -> aiohttp.ClientSession:

@@ -1,0 +1,71 @@
+"""What webhooks say: the event of Standard Webhooks, and the body of Baseten's asynchronous inference."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic_core import to_json
+
+from serve_app.jobs.records import Job
+
+MAX_EMBEDDED_BYTES = 16_384  # of a result; the specification advises to keep the whole body under 20 kB
+MODEL_ID = DEPLOYMENT_ID = "whisperx"  # Baseten's clients expect both
+
+_EVENTS = {"succeeded": "completed"}  # other events are called as the status is
+
+_BASETEN_CODES = {  # of our errors; MODEL_PREDICT_ERROR for all others
+    "deadline_exceeded": "MODEL_PREDICT_TIMEOUT",
+    "internal_error": "INTERNAL_SERVER_ERROR",
+    "invalid_request": "MODEL_INVALID_INPUT",
+    "model_not_found": "MODEL_DOES_NOT_EXIST",
+    "model_unavailable": "MODEL_NOT_READY",
+    "overloaded": "MODEL_UNAVAILABLE",
+}
+
+
+def standard_body(job: Job, answer: Any) -> bytes:
+    """The event of a job's end, the same on every try; with the result if that is small."""
+    ended_at = _time(job.finished_at_s or job.created_at_s)
+    data = {
+        "job_id": job.id,
+        "status": job.status,
+        "created_at": _time(job.created_at_s),
+        "finished_at": ended_at,
+    }
+    if job.status == "succeeded":
+        data["result_url"] = f"/v1/jobs/{job.id}/result"
+        if answer is not None and len(to_json(answer)) <= MAX_EMBEDDED_BYTES:
+            data["result"] = answer
+    if job.error_code or job.error_message:
+        data["error"] = {"code": job.error_code, "message": job.error_message}
+    event = f"transcription.{_EVENTS.get(job.status, job.status)}"
+    return to_json({"type": event, "timestamp": ended_at, "data": data})
+
+
+def baseten_body(job: Job, answer: Any, now_s: float) -> bytes:
+    """Baseten's body, whole, because its clients look for the result here and nowhere else.
+
+    Compact and in the order of its fields: some receivers verify what they have parsed and written again.
+    """
+    return to_json(
+        {
+            "request_id": job.id,
+            "model_id": MODEL_ID,
+            "deployment_id": DEPLOYMENT_ID,
+            "type": "async_request_completed",
+            "time": _time(now_s),
+            "data": answer,
+            "errors": baseten_errors(job),
+        }
+    )
+
+
+def baseten_errors(job: Job) -> list[dict[str, str]]:
+    """The `errors` of a job that has ended, as Baseten lists them."""
+    if job.status == "succeeded":
+        return []
+    code = _BASETEN_CODES.get(job.error_code or "", "MODEL_PREDICT_ERROR")
+    return [{"code": code, "message": job.error_message or f"The request was {job.status}."}]
+
+
+def _time(at_s: float) -> datetime:
+    return datetime.fromtimestamp(at_s, UTC)

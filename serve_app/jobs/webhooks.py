@@ -1,0 +1,197 @@
+"""Sends webhooks: what they say, where they may go, when they are tried again.
+
+A webhook is sent at least once. Who claimed it may die after the request and before its record, and then it
+is sent again under the same id.
+"""
+
+import asyncio
+import io
+import logging
+import random
+import time
+from asyncio import timeout
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from typing import Any, Literal, Protocol
+
+import aiohttp
+from yarl import URL
+
+from serve_app.errors import InvalidRequest
+from serve_app.job_settings import MAX_DELAY_S, WebhookSettings
+from serve_app.jobs.payloads import baseten_body, standard_body
+from serve_app.jobs.records import Delivery, Try
+from serve_app.jobs.signatures import baseten_headers, read_secrets, standard_headers
+from serve_app.stages.audio import address, ssrf
+
+logger = logging.getLogger("ray.serve")
+
+PORTS = frozenset({443})
+LEASE_MARGIN_S = 30.0  # to read the result and to record the try
+JITTER = 0.1
+
+AnswerOf = Callable[[str], Awaitable[Any]]  # job id -> what `/predict` would have answered, None if deleted
+Clock = Callable[[], float]
+
+
+class Outbox(Protocol):
+    """The part of the store that holds webhooks."""
+
+    async def claim_delivery(self, worker: str, lease_s: float) -> Delivery | None:
+        """A webhook that is due, which no other worker gets for `lease_s`."""
+
+    async def record_try(
+        self,
+        delivery_id: str,
+        claim_no: int,
+        made: Try,
+        next_due_at: float | None,
+        final_status: Literal["succeeded", "failed"] | None,
+    ) -> bool:
+        """Logs a try and says when the next one is due, or how it ended. False where the claim was lost."""
+
+
+async def deliver_due(
+    outbox: Outbox, answer_of: AnswerOf, settings: WebhookSettings, worker: str, clock: Clock = time.time
+) -> bool:
+    """Claims one webhook, sends it and records the try; False where none is due.
+
+    Secrets are read each time, so new ones need no restart. Raises UnusableSecrets, and then claims nothing.
+    """
+    signers = read_secrets(settings.secrets_file)
+    delivery = await outbox.claim_delivery(worker, settings.timeout_s + LEASE_MARGIN_S)
+    if delivery is None:
+        return False
+    wait_s = None
+    try:
+        answer = await answer_of(delivery.job.id) if delivery.job.status == "succeeded" else None
+        made, wait_s = await send(delivery, answer, signers, settings, clock)
+    except Exception:  # such a webhook must wait as any other does, not be claimed again and again
+        logger.exception("The webhook of job %s could not be made.", delivery.job.id)
+        made = Try(clock(), None, "The server could not make the webhook; its log says why.", 0.0)
+    next_due_at: float | None = None
+    if made.error is not None and made.status != HTTPStatus.GONE:
+        jitter = random.random()  # noqa: S311  (it spreads load and protects nothing)
+        next_due_at = next_try_s(delivery.tries, clock(), settings, wait_s, jitter)
+    ended: Literal["succeeded", "failed"] = "failed" if made.error else "succeeded"
+    final_status = ended if next_due_at is None else None
+    if not await outbox.record_try(delivery.id, delivery.claim_no, made, next_due_at, final_status):
+        logger.warning("Webhook %s was sent by another worker in the meantime.", delivery.id)
+    return True
+
+
+def next_try_s(
+    tries_before: int, now_s: float, settings: WebhookSettings, asked_s: float | None, jitter: float
+) -> float | None:
+    """When to try again after one more failed try, None for never; `jitter` is from 0 to 1.
+
+    A receiver that asked for `asked_s` puts its next try off, by a day at most; it cannot have it earlier.
+    """
+    if tries_before >= len(settings.retry_delays_s):
+        return None
+    wait_s = max(settings.retry_delays_s[tries_before], min(asked_s or 0.0, MAX_DELAY_S))
+    return now_s + wait_s * (1 + JITTER * jitter)
+
+
+async def send(
+    delivery: Delivery,
+    answer: Any,
+    signers: Sequence[str],
+    settings: WebhookSettings,
+    clock: Clock = time.time,
+) -> tuple[Try, float | None]:
+    """Sends a webhook once; gives the try, and the seconds that the receiver asks to wait if it does.
+
+    The try has failed where it has an `error`; errors of the network are not raised. Of the answer, only the
+    status and Retry-After are looked at.
+    """
+    at_s, started_s = clock(), time.monotonic()
+    try:
+        url = checked_url(delivery.url, settings)
+    except InvalidRequest as refused:
+        return Try(at_s, None, refused.message, 0.0), None
+    headers, body = await asyncio.to_thread(signed, delivery, answer, signers, at_s)  # it may have megabytes
+    status, wait_s = None, None
+    try:
+        async with (
+            timeout(settings.timeout_s),
+            ssrf.session(allow_private=ssrf.is_allowed(url, settings.allowed_hosts)) as session,
+        ):
+            response = await session.post(url, data=io.BytesIO(body), headers=headers, allow_redirects=False)
+            response.close()  # its body may be endless
+        status, wait_s = response.status, retry_after_s(response.headers.get("Retry-After"), at_s)
+        error = _why_failed(status)
+    except (aiohttp.ClientError, OSError, UnicodeError) as failure:  # OSError: TimeoutError, too
+        error = f"The receiver {_what(failure, settings)}."
+    return Try(at_s, status, error, time.monotonic() - started_s), wait_s
+
+
+def checked_url(url: str, settings: WebhookSettings, param: str = "webhook_url") -> URL:
+    """The address in a webhook's URL. Raises InvalidRequest where nothing may be sent there."""
+    try:
+        target = address.parse(url)
+    except ValueError:
+        target = URL()
+    is_allowed = ssrf.is_allowed(target, settings.allowed_hosts)
+    if not target.host or target.scheme not in ("http", "https"):
+        what = "is no URL; send a complete https address."
+    elif target.user is not None or target.password is not None:
+        what = "holds a user name or a password; remove them, webhooks are signed."
+    elif target.scheme != "https" and not is_allowed:
+        what = "is not https; use https, or have the host added to jobs.webhooks.allowed_hosts."
+    elif target.port not in PORTS and not is_allowed:
+        what = "uses an unusual port; use 443, or have the host added to jobs.webhooks.allowed_hosts."
+    else:
+        return target
+    raise InvalidRequest(f"{param} {what}", param)
+
+
+def signed(
+    delivery: Delivery, answer: Any, signers: Sequence[str], now_s: float
+) -> tuple[dict[str, str], bytes]:
+    """Headers and body of a try at `now_s`; `answer` is what `/predict` would have answered, or None."""
+    if delivery.style == "baseten":
+        body = baseten_body(delivery.job, answer, now_s)
+        headers = baseten_headers(delivery.job.id, body, signers)
+    else:
+        body = standard_body(delivery.job, answer)
+        headers = standard_headers(delivery.id, now_s, body, signers)
+    return {"Content-Type": "application/json", **headers}, body
+
+
+def retry_after_s(header: str | None, now_s: float) -> float | None:
+    """The seconds that a Retry-After header asks to wait; None where it is missing or makes no sense."""
+    if header is None:
+        return None
+    if header.strip().isdecimal():
+        return float(header)
+    try:
+        return max(0.0, parsedate_to_datetime(header).replace(tzinfo=UTC).timestamp() - now_s)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _why_failed(status: int) -> str | None:
+    """Why an answer of this status is a failure, None if it is none; in our words, not in the receiver's."""
+    if 200 <= status < 300:
+        return None
+    try:
+        name = f"{status} {HTTPStatus(status).phrase}"
+    except ValueError:
+        name = str(status)
+    if status == HTTPStatus.GONE:
+        return f"The receiver answered {name}: nothing more is sent."
+    if 300 <= status < 400:
+        return f"The receiver answered {name}: redirects are not followed."
+    return f"The receiver answered {name}."
+
+
+def _what(failure: aiohttp.ClientError | OSError | UnicodeError, settings: WebhookSettings) -> str:
+    if isinstance(failure, TimeoutError) and not isinstance(failure, aiohttp.ClientError):
+        return f"did not answer within {settings.timeout_s:g} s"
+    code, what = ssrf.reason(failure)
+    if code == "blocked_address":
+        what += " (jobs.webhooks.allowed_hosts opens a private host)"
+    return what

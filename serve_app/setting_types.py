@@ -1,0 +1,41 @@
+"""What settings are made of: a model that refuses unknown keys, and fields with bounds."""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+
+def _host(entry: str) -> str:
+    host_and_port = r"([^\s/\\*?#@:\[\]]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?"
+    ipv6 = r"[0-9A-Fa-f]*:[0-9A-Fa-f]*:[0-9A-Fa-f:.]*"
+    if not re.fullmatch(f"{host_and_port}|{ipv6}", entry):
+        raise ValueError("write one host or host:port, such as media.internal:9000, without a scheme or *")
+    return entry
+
+
+def _origin(entry: str) -> str:
+    if entry != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\sA-Z/\\*?#@]+", entry):
+        raise ValueError(
+            "write an origin as browsers send it, in lower case and without a path or a slash at its end, "
+            "such as https://example.com"
+        )
+    return entry
+
+
+Seconds = Annotated[float, Field(gt=0, le=1e9)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Probability = Annotated[float, Field(gt=0, lt=1)]
+Threads = Annotated[int | None, Field(ge=1)]
+ComputeType = Literal["auto", "float32", "float16", "bfloat16"]  # torch's; CTranslate2 has more
+
+# As operators write them into lists of what is allowed.
+Host = Annotated[str, AfterValidator(_host)]
+Origin = Annotated[str, AfterValidator(_origin)]
+
+
+class Strict(BaseModel):
+    """Refuses unknown keys by name."""
+
+    # Errors do not repeat what stands in the file: it might be a key where its hash belongs.
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, allow_inf_nan=False)
