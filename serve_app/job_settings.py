@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from serve_app.setting_types import Host, Strict
+from serve_app.setting_types import Host, Seconds, Strict
 
 MAX_DELAY_S = 24 * 3600
 
@@ -35,4 +35,30 @@ class WebhookSettings(Strict):
 class JobsSettings(Strict):
     """Jobs and their webhooks."""
 
+    store: str | None = Field(
+        None,
+        description="`sqlite:///a/file`, or for several nodes `postgresql+asyncpg://user@host/database`. "
+        "Empty: a SQLite file in state_dir. off: no jobs.",
+    )
+    state_dir: Annotated[str, Field(pattern="^[/~]")] | None = Field(
+        None,
+        description="Folder of what must survive a restart. Empty: $XDG_STATE_HOME/whisperx-serve, else "
+        "~/.local/state/whisperx-serve.",
+    )
+    spool: str | None = Field(
+        None,
+        description="Where uploads of waiting jobs lie: a folder, or for several nodes one that all share or "
+        "an fsspec URL (`s3://bucket/folder`, with the package s3fs). Empty: in state_dir.",
+    )
+    key_file: str | None = Field(
+        None,
+        description="File of the key that encrypts the addresses and headers of waiting jobs; nodes that "
+        "share a store share it. Empty: one in state_dir, made at first start.",
+    )
+    concurrency: int = Field(4, ge=1, le=256, description="Jobs that one JobRunner runs at once.")
+    lease_s: float = Field(
+        30, ge=2, le=60, description="A job whose JobRunner was silent for so long is given to another."
+    )
+    keep_s: Seconds = Field(7 * 24 * 3600, description="How long a job is kept after its end.")
+    max_queued: int = Field(10_000, ge=1, description="Jobs of one API key that may wait; more get 429.")
     webhooks: WebhookSettings = WebhookSettings()

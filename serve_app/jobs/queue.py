@@ -73,6 +73,12 @@ def orphans(now: Time) -> sa.Select[str]:
     )
 
 
+def queued_of(key: str) -> sa.Select[int]:
+    """How many jobs of a key wait."""
+    is_queued = sa.and_(queue.c.status == "queued", queue.c.priority.in_(PRIORITIES))
+    return sa.select(sa.func.count()).where(is_queued, queue.c.key == key)
+
+
 def ahead_of(job: Job) -> sa.Select[int]:
     """About how many jobs begin before this one, as keys take turns."""
     is_queued, count = queue.c.status == "queued", sa.select(sa.func.count().label("jobs"))

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 Status = Literal["queued", "running", "succeeded", "failed", "canceled", "expired"]
 WebhookStatus = Literal["pending", "succeeded", "failed"]
-WebhookStyle = Literal["standard", "baseten"]
+WebhookStyle = Literal["standard", "baseten", "assemblyai"]
 Heartbeat = Literal["ok", "cancel", "lost"]
 
 FINAL: tuple[Status, ...] = ("succeeded", "failed", "canceled", "expired")

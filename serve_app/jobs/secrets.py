@@ -1,4 +1,4 @@
-"""Fetch headers at rest: encrypted with a key that lies in the state directory, not in the database."""
+"""What fetches a job's audio, at rest: encrypted with a key that lies in a file, not in the database."""
 
 import json
 import os
@@ -10,43 +10,38 @@ from cryptography.fernet import Fernet, InvalidToken
 
 from serve_app.errors import TranscriptionError
 
-KEY_FILE = "secrets.key"
-
 
 class SecretsUnreadable(TranscriptionError, status=500, code="secrets_unreadable"):
-    """The headers were encrypted with another key than this machine has."""
+    """The address was encrypted with another key than this machine has."""
 
 
-class HeaderSecrets:
-    """Encrypts fetch headers with the key of a state directory; makes the key, mode 600, where there is none.
+class FetchSecrets:
+    """Encrypts the URL and the headers that fetch a job's audio: signed URLs and headers are passwords.
 
-    Nodes that share a job store must share the key.
+    The key's file is made, mode 600, where there is none. Nodes that share a job store must share it.
     """
 
-    def __init__(self, state_directory: Path) -> None:
-        self._path = state_directory / KEY_FILE
-        if not self._path.exists():
-            _write_once(self._path, Fernet.generate_key())
+    def __init__(self, key_file: Path) -> None:
+        if not key_file.exists():
+            _write_once(key_file, Fernet.generate_key())
         try:
-            self._fernet = Fernet(self._path.read_bytes().strip())
-        except ValueError as error:
-            raise ValueError(
-                f"{KEY_FILE} in the state directory is no key; restore it or delete it."
-            ) from error
+            self._fernet = Fernet(key_file.read_bytes().strip())
+        except ValueError:
+            raise ValueError(f"{key_file.name} is no key of jobs; restore it or delete it.") from None
 
-    def encrypt(self, headers: Mapping[str, str]) -> bytes:
-        return self._fernet.encrypt(json.dumps(dict(headers)).encode())
+    def encrypt(self, url: str, headers: Mapping[str, str]) -> bytes:
+        return self._fernet.encrypt(json.dumps({"url": url, "headers": dict(headers)}).encode())
 
-    def decrypt(self, token: bytes) -> dict[str, str]:
-        """Raises SecretsUnreadable."""
+    def decrypt(self, token: bytes) -> tuple[str, dict[str, str]]:
+        """The URL and the headers. Raises SecretsUnreadable."""
         try:
-            headers: dict[str, str] = json.loads(self._fernet.decrypt(token))
+            kept = json.loads(self._fernet.decrypt(token))
         except InvalidToken:
             raise SecretsUnreadable(
-                f"The job's fetch headers were encrypted with another {KEY_FILE}; submit the job again, and "
+                "The job's address was encrypted with another key (jobs.key_file); submit the job again, and "
                 "give all nodes the same file."
             ) from None
-        return headers
+        return kept["url"], kept["headers"]
 
 
 def _write_once(path: Path, content: bytes) -> None:

@@ -13,14 +13,15 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from serve_app.errors import IdempotencyConflict, StoreBusy
+from serve_app.errors import IdempotencyConflict, RateLimited, StoreBusy
 from serve_app.jobs.claims import Claims
 from serve_app.jobs.database import to_the_end
 from serve_app.jobs.outbox import end_jobs
-from serve_app.jobs.queue import ahead_of, is_overdue
+from serve_app.jobs.queue import ahead_of, is_overdue, queued_of
 from serve_app.jobs.records import Job, NewJob, Status
 from serve_app.jobs.schema import JOB_COLUMNS, SELECT_JOBS, job_of, jobs, results, webhooks
 
+RETRY_AFTER_S = 60  # when a key has too many jobs that wait
 MAX_DELETED = 500  # in one transaction, so that others do not wait
 
 
@@ -45,10 +46,21 @@ class JobStore(Claims):
         return (await self.submit_all([job]))[0]
 
     @to_the_end
-    async def submit_all(self, new: Sequence[NewJob]) -> list[tuple[Job, bool]]:
-        """Submits all of them or, where one of them conflicts, none."""
+    async def submit_all(
+        self, new: Sequence[NewJob], max_queued: int | None = None
+    ) -> list[tuple[Job, bool]]:
+        """Submits all of them or, where one of them conflicts, none.
+
+        Raises RateLimited where a key would have more than `max_queued` jobs that wait.
+        """
         async with self.write() as connection:
-            return [await self._submit(connection, job) for job in new]
+            submitted = [await self._submit(connection, job) for job in new]
+            for key in {job.key for job, is_new in submitted if is_new and max_queued is not None}:
+                waiting = await connection.execute(queued_of(key))
+                if waiting.scalar_one() > (max_queued or 0):
+                    message = f"{max_queued} jobs of this API key may wait at once; wait for some to end."
+                    raise RateLimited(message, None, "too_many_jobs", RETRY_AFTER_S)
+            return submitted
 
     async def _submit(self, connection: AsyncConnection, new: NewJob) -> tuple[Job, bool]:
         now = self.now()

@@ -135,6 +135,7 @@ def test_where_secrets_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     "second",
     ["hello", "whsec_!", "whsec_aGVsbG8=", NEW.removeprefix("whsec_"), f"{NEW}é", NEW[:-5], NEW + NEW],
+    ids=["plain", "no base64", "short", "no prefix", "letters", "cut off", "two in one"],
 )
 def test_secrets_that_are_none(second: str, tmp_path: Path) -> None:
     """They are refused by their number, without being shown."""

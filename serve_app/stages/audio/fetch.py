@@ -41,18 +41,26 @@ async def fetch(url: str, headers: Mapping[str, str], into: BinaryIO, intake: In
     PayloadTooLarge (more than `intake.max_bytes`), Overloaded (no room for the file). After an error
     `into` holds what had come.
     """
-    try:
-        target = address.parse(url)
-    except ValueError:
-        message = "audio_file is not a URL; send a complete http(s) address."
-        raise InvalidRequest(message, "audio_file") from None
-    _check_headers(headers)
+    target = checked(url, headers, intake)
     try:
         async with timeout(intake.fetch_timeout_s):
             await _follow_redirects(target, headers, into, intake)
     except TimeoutError:
         what = f"did not arrive within {intake.fetch_timeout_s:g} s"
         raise _unavailable(target, "fetch_timeout", what) from None
+
+
+def checked(url: str, headers: Mapping[str, str], intake: IntakeSettings) -> URL:
+    """The address in `url`. Raises InvalidRequest for what is refused before any connection."""
+    try:
+        target = address.parse(url)
+    except ValueError:
+        message = "audio_file is not a URL; send a complete http(s) address."
+        raise InvalidRequest(message, "audio_file") from None
+    _check_headers(headers)
+    if reason := _reason_to_refuse(target, ssrf.is_allowed(target, intake.allowed_hosts)):
+        raise InvalidRequest(f"{address.without_secrets(target)} {reason}", "audio_file")
+    return target
 
 
 def _check_headers(headers: Mapping[str, str]) -> None:
@@ -82,9 +90,8 @@ async def _follow_redirects(
 ) -> None:
     """Checks every hop, and sends the caller's headers to no other host: aiohttp would not."""
     for hop in range(MAX_REDIRECTS + 1):
-        if reason := _reason_to_refuse(url, ssrf.is_allowed(url, intake.allowed_hosts)):
-            if hop == 0:
-                raise InvalidRequest(f"{address.without_secrets(url)} {reason}", "audio_file")
+        reason = _reason_to_refuse(url, ssrf.is_allowed(url, intake.allowed_hosts))
+        if hop and reason:  # the first was checked before
             message = f"The redirect to {address.without_secrets(url)} {reason}"
             raise SourceUnavailable(message, "audio_file", "bad_redirect")
         location = await _request(url, headers, into, intake)

@@ -1,0 +1,175 @@
+"""What clients do with jobs, whichever API they speak: submit, follow, fetch, cancel, delete."""
+
+import asyncio
+import hashlib
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, BinaryIO, TypeVar
+
+from serve_app.errors import TranscriptionError
+from serve_app.job_settings import JobsSettings
+from serve_app.jobs.places import key_file, spool_url, store_url
+from serve_app.jobs.records import ClaimedJob, Job, NewJob, WebhookStyle
+from serve_app.jobs.secrets import FetchSecrets
+from serve_app.jobs.spool import Spool
+from serve_app.jobs.store import open_store
+from serve_app.jobs.stored import JobRequest, load_transcript
+from serve_app.jobs.webhooks import checked_url
+from serve_app.options import Options
+from serve_app.settings import IntakeSettings
+from serve_app.stages.audio import address, fetch
+from serve_app.transcript import Source, Transcript
+
+UPLOAD = "upload"
+
+T = TypeVar("T")
+
+
+class NoSuchJob(TranscriptionError, status=404, type="invalid_request_error", code="job_not_found"):
+    """There is no such job, or it is another API key's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """A job as a client asks for it."""
+
+    source: Source
+    options: Options
+    priority: int = 0
+    max_queue_s: float | None = None
+    max_attempts: int = 3
+    initial_delay_s: float = 1.0
+    max_delay_s: float = 60.0
+    webhook_url: str | None = None
+    webhook_style: WebhookStyle = "standard"
+    webhook_param: str = "webhook_url"  # what the client calls it
+    echo: dict[str, Any] = field(default_factory=dict)
+
+
+class Jobs:
+    """The jobs of all clients. A client's methods take the name of its API key and raise NoSuchJob.
+
+    All raise StoreBusy where the store cannot be reached.
+    """
+
+    def __init__(self, settings: JobsSettings, intake: IntakeSettings) -> None:
+        """Opens nothing yet. Raises ValueError for settings that cannot be used."""
+        url = store_url(settings)
+        assert url is not None, "jobs are off"
+        self.settings = settings
+        self.store = open_store(url)
+        self.spool = Spool(spool_url(settings))
+        self._secrets = FetchSecrets(key_file(settings))
+        self._intake = intake
+
+    async def submit(
+        self, key: str, asked: Sequence[Submission], idempotency_key: str | None = None
+    ) -> list[tuple[Job, bool]]:
+        """Stores all of these or none; with each job, whether it is new.
+
+        Raises InvalidRequest, IdempotencyConflict, RateLimited, SpoolUnavailable, StoreBusy.
+        """
+        names: list[str] = []
+        try:
+            body = hashlib.sha256()
+            new = []
+            for number, each in enumerate(asked):
+                new.append(await self._new_job(key, each, names, body))
+                if idempotency_key is not None:
+                    new[-1] = replace(new[-1], idempotency_key=f"{idempotency_key}#{number}")
+            digest = body.hexdigest()
+            stored = await self.store.submit_all(
+                [replace(each, body_hash=digest) for each in new], self.settings.max_queued
+            )
+        except BaseException:
+            await self.spool.remove(*names)
+            raise
+        await self.spool.remove(*set(names) - {job.input_ref for job, _ in stored})
+        return stored
+
+    async def _new_job(self, key: str, asked: Submission, names: list[str], body: Any) -> NewJob:
+        source, settings = asked.source, self.settings
+        if asked.webhook_url is not None:
+            checked_url(asked.webhook_url, settings.webhooks, asked.webhook_param)
+        secrets = input_ref = None
+        if source.url is not None:
+            shown = address.without_secrets(fetch.checked(source.url, source.headers, self._intake))
+            secrets = self._secrets.encrypt(source.url, source.headers)
+            what = json.dumps([source.url, source.headers]).encode()
+        else:
+            assert source.file is not None
+            shown = UPLOAD
+            what = await asyncio.to_thread(_digest, source.file)
+            input_ref = await self.spool.put(source.file)
+            names.append(input_ref)
+        request = JobRequest(asked.options, shown, asked.echo).dump()
+        said = [asked.priority, asked.max_queue_s, asked.max_attempts, asked.webhook_url, asked.webhook_style]
+        body.update(what + b"\0" + request.encode() + b"\0" + json.dumps(said).encode() + b"\0")
+        return NewJob(
+            key=key,
+            request=request,
+            body_hash="",
+            keep_s=settings.keep_s,
+            priority=asked.priority,
+            max_queue_s=asked.max_queue_s,
+            max_attempts=asked.max_attempts,
+            initial_delay_s=asked.initial_delay_s,
+            max_delay_s=asked.max_delay_s,
+            input_ref=input_ref,
+            secrets=secrets,
+            webhook_url=asked.webhook_url,
+            webhook_style=asked.webhook_style,
+        )
+
+    async def get(self, job_id: str, key: str) -> Job:
+        """The job as it is now."""
+        return _found(await self.store.get(job_id, key))
+
+    async def request(self, job_id: str, key: str) -> JobRequest:
+        """What the job was submitted with."""
+        return JobRequest.load(_found(await self.store.request(job_id, key)))
+
+    async def transcript(self, job_id: str, key: str) -> Transcript | None:
+        """The job's transcript; None where it has not succeeded."""
+        stored = await self.store.result(job_id, key)
+        return None if stored is None else await asyncio.to_thread(load_transcript, stored)
+
+    async def cancel(self, job_id: str, key: str) -> Job:
+        """Ends a queued job, or has a running one stopped between two windows; the job as it is then."""
+        return _found(await self.store.cancel(job_id, key))
+
+    async def delete(self, job_id: str, key: str) -> Job:
+        """Erases the job, its audio, its result and its webhook; the job as it was."""
+        job = _found(await self.store.delete(job_id, key))
+        if job.input_ref is not None:
+            await self.spool.remove(job.input_ref)
+        return job
+
+    @asynccontextmanager
+    async def source(self, claimed: ClaimedJob) -> AsyncIterator[Source]:
+        """The audio of a job that runs. Raises SecretsUnreadable, FileNotFoundError, SpoolUnavailable."""
+        if claimed.secrets is not None:
+            url, headers = self._secrets.decrypt(claimed.secrets)
+            yield Source(url=url, headers=headers)
+        else:
+            assert claimed.job.input_ref is not None
+            async with self.spool.opened(claimed.job.input_ref) as file:
+                yield Source(file=file)
+
+    async def sweep(self) -> None:
+        """Erases what was kept long enough, and uploads that have no job."""
+        await self.spool.remove(*await self.store.sweep())
+        await self.spool.sweep(await self.store.input_refs())
+
+
+def _found(found: T | None) -> T:
+    if found is None:
+        raise NoSuchJob("There is no such job, or no longer; look at the id.")
+    return found
+
+
+def _digest(file: BinaryIO) -> bytes:
+    file.seek(0)
+    return hashlib.file_digest(file, "sha256").digest()  # type: ignore[arg-type]

@@ -1,0 +1,126 @@
+"""Uploads of jobs that wait: files in a folder or in whatever fsspec has a driver for, such as S3."""
+
+import asyncio
+import os
+import secrets
+import shutil
+import time
+from collections.abc import AsyncIterator, Collection
+from contextlib import ExitStack, asynccontextmanager, suppress
+from datetime import datetime
+from typing import Any, BinaryIO
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from serve_app.errors import Overloaded
+from serve_app.spool import anonymous_temp_file
+
+ORPHAN_AGE_S = 3600.0  # an upload that is older and has no job was left by a server that died
+
+
+class SpoolUnavailable(Overloaded, code="job_spool_unavailable"):
+    """The audio of jobs cannot be written or read now."""
+
+
+class Spool:
+    """The files of one folder. A file that `put` has given survives a power cut."""
+
+    def __init__(self, url: str) -> None:
+        """Raises ValueError for a URL that no installed driver of fsspec can use."""
+        try:
+            self._files, path = fsspec.core.url_to_fs(url)
+        except (ImportError, ValueError) as error:
+            raise ValueError(f"jobs.spool: {url} cannot be used: {error}") from None
+        self._folder = str(path).rstrip("/")
+        self._is_local = isinstance(self._files, LocalFileSystem)
+
+    async def put(self, file: BinaryIO) -> str:
+        """Keeps all of `file`; gives the name that the other methods take. Raises SpoolUnavailable."""
+        file.seek(0)
+        try:
+            return await asyncio.to_thread(self._put, file)
+        except Exception as error:  # each driver has errors of its own
+            raise _unavailable("stored") from error
+
+    @asynccontextmanager
+    async def opened(self, name: str) -> AsyncIterator[BinaryIO]:
+        """The file, or a copy on this machine, open. Raises FileNotFoundError, SpoolUnavailable."""
+        with ExitStack() as held:
+            try:
+                file = await asyncio.to_thread(self._open, name, held)
+            except FileNotFoundError:
+                raise
+            except Exception as error:
+                raise _unavailable("read") from error
+            yield file
+
+    async def remove(self, *names: str) -> None:
+        """Removes files; what is gone already, or cannot be removed now, is left to `sweep`."""
+        await asyncio.to_thread(self._remove, names)
+
+    async def sweep(self, known: Collection[str]) -> None:
+        """Removes old files that are not among the `known` ones."""
+        await asyncio.to_thread(self._sweep, known)
+
+    def _put(self, file: BinaryIO) -> str:
+        name = secrets.token_hex(16)
+        if not self._is_local:  # object stores show a file only once it is whole
+            with self._files.open(self._path(name), "wb") as target:
+                shutil.copyfileobj(file, target, 1 << 20)
+            return name
+        os.makedirs(self._folder, mode=0o700, exist_ok=True)
+        descriptor = os.open(self._path(name), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        try:
+            with os.fdopen(descriptor, "wb") as target:
+                shutil.copyfileobj(file, target, 1 << 20)
+                target.flush()
+                os.fsync(target.fileno())
+            _sync_folder(self._folder)
+        except BaseException:
+            self._remove([name])
+            raise
+        return name
+
+    def _open(self, name: str, held: ExitStack) -> BinaryIO:
+        if self._is_local:
+            return held.enter_context(open(self._path(name), "rb"))
+        copy = held.enter_context(anonymous_temp_file())
+        with self._files.open(self._path(name), "rb") as kept:
+            shutil.copyfileobj(kept, copy, 1 << 20)
+        copy.seek(0)
+        return copy
+
+    def _remove(self, names: Collection[str]) -> None:
+        for name in names:
+            with suppress(Exception):
+                self._files.rm_file(self._path(name))
+
+    def _sweep(self, known: Collection[str]) -> None:
+        with suppress(Exception):  # the next sweep finds them again
+            for found in self._files.ls(self._folder, detail=True):
+                name = str(found["name"]).rpartition("/")[2]
+                if name not in known and time.time() - _changed_s(found) > ORPHAN_AGE_S:
+                    self._remove([name])
+
+    def _path(self, name: str) -> str:
+        return f"{self._folder}/{name}"
+
+
+def _unavailable(what: str) -> SpoolUnavailable:
+    return SpoolUnavailable(f"The audio of the job cannot be {what} now (jobs.spool); try again later.")
+
+
+def _changed_s(found: dict[str, Any]) -> float:
+    """When a file was written; the drivers call it differently. Unknown: now."""
+    changed: Any = found.get("mtime") or found.get("LastModified") or found.get("last_modified")
+    return changed.timestamp() if isinstance(changed, datetime) else float(changed or time.time())
+
+
+def _sync_folder(path: str) -> None:
+    """Makes the new name in a folder survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

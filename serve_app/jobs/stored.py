@@ -1,0 +1,45 @@
+"""What the store keeps as text and bytes: a job's request, and its transcript."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import TypeAdapter
+from pydantic_core import to_jsonable_python
+
+from serve_app.options import Options
+from serve_app.transcript import Transcript
+
+_TRANSCRIPT: TypeAdapter[Transcript] = TypeAdapter(Transcript)
+
+
+@dataclass(frozen=True, slots=True)
+class JobRequest:
+    """What a job was submitted with, but for what fetches its audio, which is stored encrypted."""
+
+    options: Options
+    audio: str  # the URL as it may be shown, without its query; or "upload"
+    echo: Mapping[str, Any] = field(default_factory=dict)  # what another API's answers repeat
+
+    def dump(self) -> str:
+        """The text for the store."""
+        options = self.options.model_dump(mode="json", exclude_defaults=True)
+        return json.dumps({"options": options, "audio": self.audio, "echo": dict(self.echo)})
+
+    @classmethod
+    def load(cls, text: str) -> "JobRequest":
+        """What `dump` gave, also of an older version."""
+        kept = json.loads(text)
+        return cls(Options.model_validate(kept["options"]), kept["audio"], kept["echo"])
+
+
+def dump_transcript(transcript: Transcript) -> bytes:
+    """The transcript as JSON. This can take seconds: call it in a thread."""
+    # Not the adapter's own JSON: that turns NaN into null, which is no float.
+    return json.dumps(to_jsonable_python(transcript, inf_nan_mode="constants")).encode()
+
+
+def load_transcript(stored: bytes) -> Transcript:
+    """The transcript that `dump_transcript` gave, also of an older version."""
+    return _TRANSCRIPT.validate_python(json.loads(stored))
