@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from job_stores import LEASE_S, Clock, Postgres, claimed, finished, new_job, using
+from job_stores import LEASE_S, Clock, claimed, finished, new_job, using
 
+from benchmarks.private_postgres import Postgres
 from serve_app.errors import IdempotencyConflict, StoreBusy
 from serve_app.jobs.migration import migrate
 from serve_app.jobs.store import JobStore, open_store

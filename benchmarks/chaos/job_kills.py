@@ -1,0 +1,342 @@
+"""Fifty jobs while all that works on them is killed, one after the other, and the whole of Ray as well.
+
+The service is a process of its own, `python -m serve_app serve`, so that it can be killed with all its
+children. Its models give checksums of what they hear.
+"""
+
+import asyncio
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import httpx
+import psutil
+import sqlalchemy as sa
+import yaml
+from rich.console import Console
+from standardwebhooks import Webhook, WebhookVerificationError
+
+from benchmarks.chaos.load import Clip, Load, mixed_clips
+from benchmarks.chaos.running_graph import config, wait_for
+from benchmarks.private_postgres import Postgres, private_postgres
+from serve_app.cli.launcher import url_of
+from serve_app.jobs.migration import migrate
+from serve_app.jobs.records import Job
+from serve_app.jobs.schema import jobs as jobs_table
+from serve_app.jobs.schema import results
+from serve_app.jobs.signatures import VARIABLE, new_secret
+from serve_app.jobs.store import JobStore, open_store
+
+LEASE_S = 30.0
+SLOW = 0.12  # seconds of device for a second of audio: fifty jobs take some minutes
+BETWEEN_S = (2.0, 15.0)
+READY_S = 300.0
+PARTS = ("JobRunner", "Ingress", "ServeController", "JobRunner", "ray")  # in turn, by title of the process
+
+say = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+@dataclass
+class Receiver:
+    """Takes webhooks, refuses the first try of every third, and verifies all."""
+
+    secret: str
+    accepted: dict[str, int] = field(default_factory=dict)  # webhook-id -> how often
+    refused: set[str] = field(default_factory=set)
+    not_genuine: int = 0
+    url: str = ""
+
+    def take(self, headers: Any, body: bytes) -> int:
+        """The status of the answer."""
+        try:
+            Webhook(self.secret).verify(body, {name.lower(): value for name, value in headers.items()})
+        except WebhookVerificationError:
+            self.not_genuine += 1
+            return 401
+        name = headers["webhook-id"]
+        if name not in self.refused and len(self.refused | set(self.accepted)) % 3 == 0:
+            self.refused.add(name)
+            return 500
+        self.accepted[name] = self.accepted.get(name, 0) + 1
+        return 204
+
+
+@contextmanager
+def receiving(secret: str) -> Iterator[Receiver]:
+    receiver = Receiver(secret)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(receiver.take(self.headers, body))
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """What arrives is counted."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    receiver.url = f"http://127.0.0.1:{server.server_address[1]}/hook"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield receiver
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+class Service:
+    """The service as an operator runs it."""
+
+    def __init__(self, config_file: Path, url: str, environment: dict[str, str]) -> None:
+        self._command = [sys.executable, "-m", "serve_app", "serve", str(config_file)]
+        self._environment, self._url = environment, url
+        self._process: psutil.Popen | None = None
+        self._log = config_file.with_suffix(".log")
+
+    def start(self) -> None:
+        with self._log.open("ab") as log:
+            self._process = psutil.Popen(self._command, stdout=log, stderr=log, env=self._environment)
+        wait_for(self.is_ready, f"the service is ready; {self._log} says more", READY_S)
+
+    def is_ready(self) -> bool:
+        assert self._process is not None
+        if self._process.poll() is not None:
+            raise RuntimeError(f"the service has ended: {self._log.read_text()[-2000:]}")
+        with suppress(httpx.TransportError):
+            return httpx.get(f"{self._url}/readyz", timeout=5, trust_env=False).status_code == 200
+        return False
+
+    def processes(self, title: str) -> list[psutil.Process]:
+        """Processes of Ray's workers with this in their title."""
+        found = []
+        for process in self._all():
+            with suppress(psutil.Error, IndexError):
+                if (name := process.cmdline()[0]).startswith("ray::") and title in name:
+                    found.append(process)
+        return found
+
+    def kill(self) -> None:
+        """SIGKILL of all of it at once, Ray's own processes too."""
+        for process in self._all():
+            with suppress(psutil.Error):
+                process.suspend()  # so that none starts another one meanwhile
+        for process in self._all():
+            with suppress(psutil.Error):
+                process.kill()
+        assert self._process is not None
+        self._process.wait()
+
+    def stop(self) -> None:
+        """As an operator stops it."""
+        assert self._process is not None
+        with suppress(psutil.Error):
+            self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(timeout=120)
+        except (psutil.TimeoutExpired, subprocess.TimeoutExpired):
+            self.kill()
+
+    def _all(self) -> list[psutil.Process]:
+        assert self._process is not None
+        with suppress(psutil.NoSuchProcess):
+            return [psutil.Process(self._process.pid), *self._process.children(recursive=True)]
+        return []
+
+
+@dataclass
+class Watcher:
+    """Looks into the store all the time: when each attempt of each job began."""
+
+    url: str
+    claims: dict[tuple[str, int], float] = field(default_factory=dict)  # job and attempt -> when seen first
+    running: dict[str, int] = field(default_factory=dict)  # job -> attempt, now
+
+    def watch(self, stop: threading.Event) -> None:
+        asyncio.run(self._watch(stop))
+
+    async def _watch(self, stop: threading.Event) -> None:
+        store = open_store(self.url)
+        while not stop.is_set():
+            with suppress(Exception):  # the database restarts
+                self._note(await _all_jobs(store))
+            await asyncio.sleep(0.2)
+        await store.close()
+
+    def _note(self, found: list[Job]) -> None:
+        now_s = time.monotonic()
+        for job in found:
+            if job.attempt:
+                self.claims.setdefault((job.id, job.attempt), now_s)
+        self.running = {job.id: job.attempt for job in found if job.status == "running"}
+
+
+@dataclass
+class Killed:
+    """One blow: when, and which attempts it met."""
+
+    part: str
+    again_s: float  # when all that is needed to go on was there again
+    met: dict[str, int]
+
+
+def job_kills(
+    kills: int, rng: random.Random, *, store: str = "sqlite", runners: int = 1, jobs: int = 50
+) -> dict[str, Any]:
+    """Kills all parts in turn at random moments while jobs run; every job ends once, every webhook comes."""
+    with ExitStack() as held:
+        folder = Path(held.enter_context(TemporaryDirectory(prefix="job-kills-")))
+        postgres = held.enter_context(private_postgres()) if store == "postgresql" else None
+        url = postgres.new_database() if postgres else f"sqlite:///{folder}/state/jobs.db"
+        if postgres:
+            asyncio.run(migrate(url))
+        receiver = held.enter_context(receiving(new_secret()))
+        clips = mixed_clips([rng.uniform(8.0, 35.0) for _ in range(10)], rng)
+        raw = _config(url, folder, runners)
+        config_file = folder / "config.yaml"
+        config_file.write_text(yaml.safe_dump(raw))
+        service = Service(config_file, url_of(raw), _environment(receiver.secret, folder))
+        service.start()
+        held.callback(service.stop)
+        load = Load(url_of(raw), clips)
+        held.callback(load.close)
+        load.learn()
+        submitted = [_submit(load, clips[number % len(clips)], receiver.url) for number in range(jobs)]
+        watcher = Watcher(url)
+        over = threading.Event()
+        held.callback(over.set)
+        threading.Thread(target=watcher.watch, args=(over,), daemon=True).start()
+        parts = [*PARTS, *(["postgres"] if postgres else [])]
+        blows = [
+            _strike(service, parts[number % len(parts)], watcher, postgres, rng) for number in range(kills)
+        ]
+        say.print(f"  {kills} kills done, {len(watcher.running)} jobs run")
+        wait_for(lambda: len(receiver.accepted) >= jobs, "all webhooks have come", 900.0)
+        wait_for(lambda: not watcher.running, "all jobs have ended")
+        return _figures(load, submitted, receiver, watcher, blows, url)
+
+
+def _config(url: str, folder: Path, runners: int) -> dict[str, Any]:
+    jobs = {
+        "store": url,
+        "state_dir": str(folder / "state"),
+        "lease_s": LEASE_S,
+        "webhooks": {
+            "allowed_hosts": ["127.0.0.1"],
+            "retry_delays_s": [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0],
+        },
+    }
+    return config(
+        settings={"jobs": jobs},
+        args={"asr": SLOW, "load_s": 0.1},
+        deployments={"JobRunner": {"num_replicas": runners}},
+    )
+
+
+def _environment(secret: str, folder: Path) -> dict[str, str]:
+    project = str(Path(__file__).parents[2])
+    return {**os.environ, VARIABLE: secret, "PYTHONPATH": project, "TMPDIR": str(folder)}
+
+
+def _submit(load: Load, clip: Clip, webhook_url: str) -> tuple[str, Clip]:
+    if clip.by_url:
+        host, port = load._files.server_address[:2]
+        asked: dict[str, Any] = {**clip.options, "word_timestamps": True, "webhook_url": webhook_url}
+        if "diarize" in asked:
+            asked["diarize"] = False
+        asked["audio_file"] = f"http://{host!s}:{port}/{clip.name}"
+        answer = load.client.post(f"{load.url}/v1/jobs", json=asked)
+    else:
+        fields = {**clip.options, "webhook_url": webhook_url}
+        answer = load.client.post(f"{load.url}/v1/jobs", files={"file": clip.file}, data=fields)
+    answer.raise_for_status()
+    return answer.json()["id"], clip
+
+
+def _strike(
+    service: Service, part: str, watcher: Watcher, postgres: Postgres | None, rng: random.Random
+) -> Killed:
+    time.sleep(rng.uniform(*BETWEEN_S))
+    met = dict(watcher.running)
+    if part == "ray":
+        service.kill()
+        service.start()
+    elif part == "postgres":
+        assert postgres is not None
+        postgres.stop()
+        time.sleep(rng.uniform(0.5, 5.0))
+        postgres.start()
+    else:
+        title = part if part == "ServeController" else f":{part}."
+        victims = service.processes(title) or service.processes(part)
+        rng.choice(victims).kill()
+        if part != "JobRunner":
+            wait_for(service.is_ready, f"there is another {part}")
+    say.print(f"  {part}: killed, {len(met)} jobs ran")
+    return Killed(part, time.monotonic(), met)
+
+
+def _figures(
+    load: Load,
+    submitted: list[tuple[str, Clip]],
+    receiver: Receiver,
+    watcher: Watcher,
+    blows: list[Killed],
+    url: str,
+) -> dict[str, Any]:
+    changed = 0
+    jobs = []
+    for job_id, clip in submitted:
+        job = load.client.get(f"{load.url}/v1/jobs/{job_id}").json()
+        jobs.append(job)
+        if job["status"] == "succeeded":
+            result = load.client.get(f"{load.url}/v1/jobs/{job_id}/result").json()
+            expected = load.expected[clip.name]
+            changed += {name: result[name] for name in expected} != expected
+    waits_s = [
+        watcher.claims[job_id, attempt + 1] - blow.again_s
+        for blow in blows
+        for job_id, attempt in blow.met.items()
+        if (job_id, attempt + 1) in watcher.claims
+    ]
+    ids = [f"msg_{job_id}" for job_id, _ in submitted]
+    return {
+        "jobs": len(jobs),
+        "not_succeeded": sum(job["status"] != "succeeded" for job in jobs),
+        "changed_transcripts": changed,
+        "results_missing": len(jobs) - asyncio.run(_results(url)),
+        "attempts": sum(job["attempts"] for job in jobs),
+        "kills": len(blows),
+        "kills_that_met_jobs": sum(bool(blow.met) for blow in blows),
+        "taken_again_max_s": max(waits_s, default=0.0),
+        "webhooks_missing": sum(name not in receiver.accepted for name in ids),
+        "webhooks_of_other_ids": sum(name not in ids for name in receiver.accepted),
+        "webhooks_twice": sum(times > 1 for times in receiver.accepted.values()),
+        "webhooks_not_genuine": receiver.not_genuine,
+    }
+
+
+async def _all_jobs(store: JobStore) -> list[Job]:
+    return await store.list_jobs("", limit=1000)
+
+
+async def _results(url: str) -> int:
+    store = open_store(url)
+    try:
+        async with store.read() as connection:
+            counted = await connection.execute(
+                sa.select(sa.func.count()).select_from(results.join(jobs_table))
+            )
+            return int(counted.scalar_one())
+    finally:
+        await store.close()
