@@ -1,4 +1,4 @@
-"""What jobs cost: submit, poll and list beside 1,000 queued jobs, and how much pollers slow down running work.
+"""What jobs cost: calls beside 1,000 queued jobs, and how much pollers slow down running work.
 
 The real graph behind HTTP, with fake models where only the store and HTTP count. Prints a table and writes
 out/jobs.json. `--models real` measures the slowdown with Whisper tiny.en and CAM++, which use all cores.
