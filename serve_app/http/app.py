@@ -144,10 +144,11 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 def _allowed(request: Request) -> list[str]:
-    """What the path can do. Starlette's own header has the methods of the first of its routes only."""
+    """What the path can do. Where a router has several routes for it, Starlette names only the first's."""
+    found = next(route for route in request.app.routes if route.matches(request.scope)[0] != Match.NONE)
 
     def is_possible(method: str) -> bool:
         scope = {**request.scope, "method": "GET" if method == "HEAD" else method}
-        return any(route.matches(scope)[0] == Match.FULL for route in request.app.routes)
+        return bool(found.matches(scope)[0] == Match.FULL)
 
     return [*filter(is_possible, ("DELETE", "GET", "HEAD")), "OPTIONS", *filter(is_possible, ("POST",))]

@@ -99,8 +99,7 @@ async def received(
     """Receives the file or URL of a request, and what `parse` makes of the text fields of a form.
 
     A route that takes JSON too has `max_json_bytes`; `json_model` makes of it what `parse` makes of a form.
-    An uploaded file is closed at the end. Raises InvalidRequest, EncodedBody, PayloadTooLarge, and Overloaded where the disk is
-    full.
+    An uploaded file is closed at the end. Raises InvalidRequest, EncodedBody, PayloadTooLarge, Overloaded.
     """
     coding = ", ".join(request.headers.getlist("content-encoding"))
     if coding.strip().lower() not in _NOT_ENCODED:
@@ -117,9 +116,7 @@ async def received(
             body = JsonBody(file, max_file_bytes, max_json_bytes, json_model)
         else:
             or_json = ", or application/json with audio_file or audio_b64" if max_json_bytes else ""
-            given = (
-                f"not as {content_type[:100]}" if content_type else "and say so in the header Content-Type"
-            )
+            given = f"not as {content_type[:100]}" if content_type else "and say so in Content-Type"
             message = f"Send multipart/form-data with a part named file{or_json}, {given}."
             raise InvalidRequest(message, None, "unsupported_content_type")
         source, parsed = await _receive(request, body)

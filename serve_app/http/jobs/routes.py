@@ -130,7 +130,7 @@ def job_routes(jobs: Jobs, max_bytes: int, max_json_bytes: int) -> APIRouter:
 
     @router.post("/{job_id}/webhook/retry", status_code=202, **_described(JobOut, NoSuchJob, WrongState))
     async def retry_webhook(request: Request, job_id: str) -> Response:
-        """Sends the webhook of a job that has ended now, whether it was delivered or not; with the same id."""
+        """Sends the webhook of a job that has ended now, delivered before or not, with the same id."""
         job = await jobs.retry_webhook(job_id, _key(request))
         if job is None:
             message = "The job has no webhook_url, or has not ended yet: there is no webhook to send."
@@ -221,12 +221,8 @@ def _described_events() -> dict[str, Any]:
 def _parameters(model: type[BaseModel], names: Any = ()) -> list[dict[str, Any]]:
     """The OpenAPI description of a query with these fields of a model."""
     fields = model.model_json_schema()["properties"]
+    about = {"in": "query", "required": False}
     return [
-        {
-            "name": name,
-            "in": "query",
-            "description": fields[name].get("description", ""),
-            "schema": fields[name],
-        }
+        {"name": name, **about, "description": fields[name]["description"], "schema": fields[name]}
         for name in names or fields
     ]

@@ -50,8 +50,8 @@ class JobBody(JobOptions, PredictRequest):
 
     items: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MAX_ITEMS)] | None = Field(
         None,
-        description=f"Up to {MAX_ITEMS} jobs in one request: objects with `audio_file` and any field of their "
-        "own except `audio_b64`. What stands beside `items` is the default for all of them.",
+        description=f"Up to {MAX_ITEMS} jobs in one request: objects with `audio_file` and any fields of "
+        "their own except `audio_b64`. What stands beside `items` is the default for all of them.",
     )
 
     @pydantic.model_validator(mode="after")
