@@ -135,7 +135,8 @@ async def _http_error(request: Request, error: Exception) -> Response:
     headers = dict(error.headers or {})
     message = error.detail
     if error.status_code == 405:
-        headers["Allow"] = ", ".join(_allowed(request))
+        allowed = {*headers["Allow"].split(", "), *_of_its_router(request), "OPTIONS"}
+        headers["Allow"] = ", ".join(sorted(allowed | {"HEAD"} if "GET" in allowed else allowed))
         if request.method == "OPTIONS":
             return Response(status_code=204, headers=headers)
         message = f"{request.method} is not possible here; {headers['Allow']} are."
@@ -143,12 +144,10 @@ async def _http_error(request: Request, error: Exception) -> Response:
     return JSONResponse(body, error.status_code, headers)
 
 
-def _allowed(request: Request) -> list[str]:
-    """What the path can do. Where a router has several routes for it, Starlette names only the first's."""
-    found = next(route for route in request.app.routes if route.matches(request.scope)[0] != Match.NONE)
-
-    def is_possible(method: str) -> bool:
-        scope = {**request.scope, "method": "GET" if method == "HEAD" else method}
-        return bool(found.matches(scope)[0] == Match.FULL)
-
-    return [*filter(is_possible, ("DELETE", "GET", "HEAD")), "OPTIONS", *filter(is_possible, ("POST",))]
+def _of_its_router(request: Request) -> set[str]:
+    """The methods of a path; Starlette itself names only those of the first of a router's routes."""
+    for route in request.app.routes:
+        if route.matches(request.scope)[0] != Match.NONE:
+            scopes = {method: {**request.scope, "method": method} for method in ("DELETE", "GET", "POST")}
+            return {method for method, scope in scopes.items() if route.matches(scope)[0] == Match.FULL}
+    return set()  # of a part that is mounted

@@ -47,11 +47,14 @@ class PredictRequest(Options):
 
     @pydantic.model_validator(mode="after")
     def _has_one_source(self) -> Self:
+        self._check_source()
+        return self
+
+    def _check_source(self) -> None:
         if (self.audio_file is None) == (self.audio_b64 is None):
             raise ValueError("give either audio_file (a URL) or audio_b64 (a file), or upload a form")
         if self.headers and self.audio_file is None:
             raise ValueError("headers are for fetching audio_file")
-        return self
 
     def asked(self) -> Any:
         """All but the audio, as `received` gives it."""
@@ -116,7 +119,9 @@ async def received(
             body = JsonBody(file, max_file_bytes, max_json_bytes, json_model)
         else:
             or_json = ", or application/json with audio_file or audio_b64" if max_json_bytes else ""
-            given = f"not as {content_type[:100]}" if content_type else "and say so in Content-Type"
+            given = (
+                f"not as {content_type[:100]}" if content_type else "and say so in the header Content-Type"
+            )
             message = f"Send multipart/form-data with a part named file{or_json}, {given}."
             raise InvalidRequest(message, None, "unsupported_content_type")
         source, parsed = await _receive(request, body)
@@ -133,8 +138,7 @@ def options_in_body_only(*models: type[pydantic.BaseModel]) -> Callable[[Request
 
     Other headers pass, because clients and proxies add their own. A GET has no options.
     """
-    names = {name for model in models for name in model.model_fields}
-    names -= {"priority"}  # browsers send a header of this name (RFC 9218)
+    names = {name for model in models for name in model.model_fields} - {"priority"}  # browsers send it
 
     async def check(request: Request) -> None:
         if request.method != "POST":
@@ -159,7 +163,8 @@ def described_body(
     properties = {"file": file, **{name: _with_example(field) for name, field in fields.items()}}
     form = {"type": "object", "properties": properties, "required": ["file", *required]}
     # Else Swagger UI joins the values of a list with commas.
-    encoding = {name: {"style": "form", "explode": True} for name in fields if _is_array(fields[name])}
+    arrays = [name for name, field in fields.items() if field.get("type") == "array"]
+    encoding = {name: {"style": "form", "explode": True} for name in arrays}
     content: dict[str, Any] = {}
     if json_model:
         example = {"audio_file": "https://example.com/talk.mp3"}
@@ -170,13 +175,9 @@ def described_body(
 
 def _with_example(field: dict[str, Any]) -> dict[str, Any]:
     """The field with an empty example, if that is its default: else Swagger UI sends "string", 1 or true."""
-    if _is_array(field):
+    if field.get("type") == "array":
         return {**field, "examples": [[]]}
     return {**field, "examples": [""]} if field.get("default") in (None, "") else field
-
-
-def _is_array(field: dict[str, Any]) -> bool:
-    return field.get("type") == "array"
 
 
 async def _receive(request: Request, body: FormBody | JsonBody) -> tuple[Source, Any]:

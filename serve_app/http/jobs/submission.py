@@ -3,9 +3,8 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
-import pydantic
 from pydantic import Field
 from starlette.requests import Request
 
@@ -54,14 +53,13 @@ class JobBody(JobOptions, PredictRequest):
         "their own except `audio_b64`. What stands beside `items` is the default for all of them.",
     )
 
-    @pydantic.model_validator(mode="after")
-    def _has_one_source(self) -> Self:
+    def _check_source(self) -> None:
         if self.items is None:
-            return super()._has_one_source()
+            super()._check_source()
+            return
         for name in ("audio_file", "audio_b64"):
             if getattr(self, name) is not None:
                 raise conflict(name, "cannot be combined with items; give each of them an audio_file")
-        return self
 
     def asked(self) -> "Asked":
         """The jobs of the body. Raises InvalidRequest and PayloadTooLarge."""
