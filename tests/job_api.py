@@ -90,6 +90,10 @@ class Service:
         assert await self.jobs.store.finish(held.job.id, held.job.attempt, dump_transcript(transcript))
         return path
 
+    def stored(self) -> bytes:
+        """All that SQLite has written."""
+        return b"".join(path.read_bytes() for path in self.database.parent.glob("jobs.db*"))
+
     def uploads(self) -> list[bytes]:
         """What lies in the spool."""
         return [path.read_bytes() for path in self.spool.iterdir()] if self.spool.exists() else []

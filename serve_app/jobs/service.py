@@ -144,9 +144,10 @@ class Jobs:
         """What the job was submitted with."""
         return JobRequest.load(_found(await self.store.request(job_id, key)))
 
-    async def transcript(self, job_id: str, key: str) -> Transcript:
-        """The transcript of a job that has succeeded."""
-        return await asyncio.to_thread(load_transcript, _found(await self.store.result(job_id, key)))
+    async def transcript(self, job_id: str, key: str) -> Transcript | None:
+        """The job's transcript; None where it has not succeeded."""
+        stored = await self.store.result(job_id, key)
+        return None if stored is None else await asyncio.to_thread(load_transcript, stored)
 
     async def cancel(self, job_id: str, key: str) -> Job:
         """Ends a queued job, or has a running one stopped between two windows; the job as it is then."""

@@ -128,7 +128,7 @@ def code(response: httpx.Response) -> tuple[int, str]:
     ],
 )
 def test_a_key_opens_the_server_in_every_form(headers: dict[str, str]) -> None:
-    """OpenAI's clients send Bearer, Baseten's Api-Key, AssemblyAI's no scheme; proxies may use Authorization."""
+    """OpenAI's clients send Bearer, Baseten's Api-Key, AssemblyAI's none; a proxy may use Authorization."""
     assert Server(key(OTHER, "others"), key()).post(headers=headers).status_code == 200
 
 

@@ -10,6 +10,7 @@ from serve_app.jobs.records import Job
 from serve_app.options import LINE_OPTIONS, Options, conflict, parse_options
 from serve_app.transcript import Transcript
 
+_ENDS = {"failed": "has failed", "canceled": "was canceled", "expired": "has waited too long and expired"}
 RENDERING = ("response_format", "word_timestamps", *LINE_OPTIONS)
 
 
@@ -17,17 +18,12 @@ class WrongState(TranscriptionError, status=409, type="invalid_request_error", c
     """The job is not, or no longer, in a state in which this is possible; `code` says why."""
 
 
-def check_succeeded(job: Job) -> None:
-    """Raises WrongState where the job has no transcript."""
+def no_transcript(job: Job) -> WrongState:
+    """Why there is no transcript of this job."""
     if not job.is_final:
-        message = f"The job is {job.status}; ask again when it has succeeded, or follow its events."
-        raise WrongState(message)
-    if job.status != "succeeded":
-        why = f": {job.error_message}" if job.error_message else "; there is no transcript."
-        raise WrongState(f"The job {_ENDS[job.status]}{why}", None, f"job_{job.status}")
-
-
-_ENDS = {"failed": "has failed", "canceled": "was canceled", "expired": "has waited too long and expired"}
+        return WrongState(f"The job is {job.status}; ask again when it has succeeded, or follow its events.")
+    why = f": {job.error_message}" if job.error_message else "; there is no transcript."
+    return WrongState(f"The job {_ENDS[job.status]}{why}", None, f"job_{job.status}")
 
 
 def rendering(request: Request, submitted: Options) -> Options:

@@ -11,7 +11,7 @@ from serve_app import errors
 from serve_app.formats.table import FORMATS
 from serve_app.http.forms import collect_fields
 from serve_app.http.jobs.events import event_stream
-from serve_app.http.jobs.result import RENDERING, WrongState, check_shows, check_succeeded, rendering
+from serve_app.http.jobs.result import RENDERING, WrongState, check_shows, no_transcript, rendering
 from serve_app.http.jobs.shown import JobList, JobOut, JobPage, path_of, shown, shown_with_place
 from serve_app.http.jobs.submission import (
     IDEMPOTENCY_KEY,
@@ -56,7 +56,7 @@ def job_routes(jobs: Jobs, max_bytes: int, max_json_bytes: int) -> APIRouter:
     router = APIRouter(prefix=PREFIX, tags=["jobs"], responses=described_errors(errors.StoreBusy))
 
     async def answer(request: Request, job: Job, status: int = 200) -> JSONResponse:
-        root_path = request.scope.get("root_path", "")
+        root_path = _root_path(request)
         headers = {"Location": path_of(job, root_path)} if status == 201 else None
         return JSONResponse(await shown_with_place(jobs, job, root_path), status, headers)
 
@@ -73,8 +73,8 @@ def job_routes(jobs: Jobs, max_bytes: int, max_json_bytes: int) -> APIRouter:
         status = 201 if any(is_new for _, is_new in stored) else 200
         if not asked.is_list:
             return await answer(request, stored[0][0], status)
-        root_path = request.scope.get("root_path", "")
-        return JSONResponse({"jobs": [shown(job, root_path) for job, _ in stored]}, status)
+        listed = [shown(job, _root_path(request)) for job, _ in stored]
+        return JSONResponse({"jobs": listed}, status)
 
     @router.get("", **_described(JobPage, errors.InvalidRequest, parameters=_parameters(ListQuery)))
     async def list_jobs(request: Request) -> Response:
@@ -82,9 +82,8 @@ def job_routes(jobs: Jobs, max_bytes: int, max_json_bytes: int) -> APIRouter:
         query = _list_query(request)
         found = await jobs.page(_key(request), query.status, query.after, query.limit + 1)
         page = found[: query.limit]
-        root_path = request.scope.get("root_path", "")
-        following = page[-1].id if len(found) > len(page) else None
-        return JSONResponse({"jobs": [shown(job, root_path) for job in page], "next": following})
+        listed = [shown(job, _root_path(request)) for job in page]
+        return JSONResponse({"jobs": listed, "next": page[-1].id if len(found) > len(page) else None})
 
     @router.get("/{job_id}", **_described(JobOut, NoSuchJob))
     async def get_job(request: Request, job_id: str) -> Response:
@@ -99,8 +98,9 @@ def job_routes(jobs: Jobs, max_bytes: int, max_json_bytes: int) -> APIRouter:
         """
         key = _key(request)
         options = rendering(request, (await jobs.request(job_id, key)).options)
-        check_succeeded(await jobs.get(job_id, key))
         transcript = await jobs.transcript(job_id, key)
+        if transcript is None:
+            raise no_transcript(await jobs.get(job_id, key))
         check_shows(transcript, options)
         return await asyncio.to_thread(transcript_response, transcript, options)
 
@@ -110,7 +110,7 @@ def job_routes(jobs: Jobs, max_bytes: int, max_json_bytes: int) -> APIRouter:
 
         An event has the status as its name and the job as its data. `Last-Event-ID` takes up again.
         """
-        key, root_path = _key(request), request.scope.get("root_path", "")
+        key, root_path = _key(request), _root_path(request)
         return await event_stream(
             request,
             lambda: jobs.get(job_id, key),
@@ -155,6 +155,11 @@ def routes_without_jobs() -> APIRouter:
 def _key(request: Request) -> str:
     """Whose jobs the client can see: the name of its API key, empty where there are none."""
     return str(request.scope["api_key_name"])
+
+
+def _root_path(request: Request) -> str:
+    """Where the client reaches the service."""
+    return str(request.scope.get("root_path", ""))
 
 
 def _list_query(request: Request) -> ListQuery:

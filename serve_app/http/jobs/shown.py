@@ -1,7 +1,7 @@
 """Jobs as clients see them."""
 
 from datetime import UTC, datetime
-from typing import Annotated, NotRequired
+from typing import Annotated, NotRequired, cast
 
 from pydantic import Field
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
@@ -107,7 +107,7 @@ def shown(job: Job, root_path: str) -> JobOut:
         "attempts": job.attempt,
         "failures": job.failures,
         "deaths": job.deaths,
-        "progress": ProgressOut(**job.progress) if is_running and job.progress else None,  # type: ignore[typeddict-item]
+        "progress": cast(ProgressOut, job.progress) if is_running and job.progress else None,
         "error": {"code": job.error_code, "message": job.error_message} if has_error else None,
         "webhook": _webhook(job),
         "result_url": f"{path_of(job, root_path)}/result" if job.status == "succeeded" else None,

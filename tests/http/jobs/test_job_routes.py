@@ -12,7 +12,7 @@ from serve_app.http.app import create_app
 from serve_app.jobs.records import Try
 from serve_app.jobs.stored import dump_transcript
 
-HOOK = {"webhook_url": "https://example.com/hook?token=secret"}
+HOOK: dict[str, Any] = {"webhook_url": "https://example.com/hook?token=secret"}
 ROUTES = [
     ("GET", ""),
     ("GET", "/result"),
