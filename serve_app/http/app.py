@@ -13,11 +13,14 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Match
 
 from serve_app import __version__
 from serve_app.errors import InvalidRequest
 from serve_app.formats.table import FORMATS
 from serve_app.http.forms import form_options
+from serve_app.http.jobs.routes import job_routes, routes_without_jobs
+from serve_app.http.jobs.submission import JobBody
 from serve_app.http.middleware import Gate, RequestId
 from serve_app.http.openai.request import Fields
 from serve_app.http.openai.routes import openai_routes
@@ -29,6 +32,7 @@ from serve_app.http.responses import (
     transcript_response,
 )
 from serve_app.http.uploads import PredictRequest, described_body, options_in_body_only, received
+from serve_app.jobs.service import Jobs
 from serve_app.options import Options
 from serve_app.request.admission import Admission
 from serve_app.request.progress import Transcribe
@@ -47,21 +51,24 @@ def create_app(
     access: AccessSettings = OWN_MACHINE_ONLY,
     receive_timeout_s: float = 600.0,
     admission: Admission | None = None,
+    jobs: Jobs | None = None,
+    jobs_reachable: Callable[[], Awaitable[None]] | None = None,
     outermost: Sequence[Middleware] = (Middleware(RequestId),),
 ) -> FastAPI:
     """The application.
 
     `transcribe` runs a request; `readiness` says for each stage whether its models are loaded. OpenAI's
     clients call the model `model`. `max_bytes` limits the file in any kind of body. `admission` counts
-    requests and refuses too many. Serve adds request ids itself: behind it, `outermost` has the middlewares
-    that need the `receive` that Serve gives.
+    requests and refuses too many. Without `jobs` their routes say that there are none; `jobs_reachable`
+    raises the error of a node that cannot reach them. Serve adds request ids itself: behind it, `outermost`
+    has the middlewares that need the `receive` that Serve gives.
     """
     cors = Middleware(
         CORSMiddleware,
         allow_origins=access.cors_origins,
-        allow_methods=["GET", "HEAD", "POST"],
+        allow_methods=["GET", "HEAD", "POST", "DELETE"],
         allow_headers=["*"],
-        expose_headers=["Retry-After", "X-Request-ID", "X-Warnings"],
+        expose_headers=["Location", "Retry-After", "X-Request-ID", "X-Warnings"],
     )
     gate = Middleware(Gate, access, receive_timeout_s, admission)
     app: FastAPI = FastAPIOffline(  # the documentation page loads nothing from other hosts
@@ -84,7 +91,7 @@ def create_app(
         responses=described_answers(
             PredictResponse | WordsResponse, [each.media_type for each in FORMATS.values() if each.write]
         ),
-        openapi_extra=described_body(Options.model_json_schema()["properties"], or_json=True),
+        openapi_extra=described_body(Options.model_json_schema()["properties"], json_model=PredictRequest),
         tags=["transcription"],
         dependencies=checked,
     )
@@ -106,6 +113,13 @@ def create_app(
     checked = [Depends(options_in_body_only(Options, Fields)), *key_field]
     app.include_router(openai_routes(transcribe, model, max_bytes), dependencies=checked)
 
+    if jobs is None:
+        app.include_router(routes_without_jobs())
+    else:
+        checked = [Depends(options_in_body_only(JobBody)), *key_field]
+        checked += [Depends(jobs_reachable)] if jobs_reachable else []
+        app.include_router(job_routes(jobs, max_bytes, max_json_bytes), dependencies=checked)
+
     @app.get("/healthz", tags=["health"])
     async def healthz() -> dict[str, str]:
         """The process answers; this says nothing about models or queues."""
@@ -121,10 +135,19 @@ async def _http_error(request: Request, error: Exception) -> Response:
     headers = dict(error.headers or {})
     message = error.detail
     if error.status_code == 405:
-        allowed = {*headers["Allow"].split(", "), "OPTIONS"}
+        allowed = {*headers["Allow"].split(", "), *_of_its_router(request), "OPTIONS"}
         headers["Allow"] = ", ".join(sorted(allowed | {"HEAD"} if "GET" in allowed else allowed))
         if request.method == "OPTIONS":
             return Response(status_code=204, headers=headers)
         message = f"{request.method} is not possible here; {headers['Allow']} are."
     body = error_body(InvalidRequest(message, None, f"http_{error.status_code}"))
     return JSONResponse(body, error.status_code, headers)
+
+
+def _of_its_router(request: Request) -> set[str]:
+    """The methods of a path; Starlette itself names only those of the first of a router's routes."""
+    for route in request.app.routes:
+        if route.matches(request.scope)[0] != Match.NONE:
+            scopes = {method: {**request.scope, "method": method} for method in ("DELETE", "GET", "POST")}
+            return {method for method, scope in scopes.items() if route.matches(scope)[0] == Match.FULL}
+    return set()  # of a part that is mounted

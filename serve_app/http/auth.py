@@ -58,7 +58,7 @@ class Quota:
     """
 
     def __init__(self, key: ApiKey) -> None:
-        self._key = key
+        self.key_name = key.name
         self._running = 0
         self._max_requests = key.max_requests or math.inf
         self._per_minute_s = key.max_audio_s_per_minute or math.inf
@@ -92,7 +92,7 @@ class Quota:
 
     def _over_limit(self, allowed: str, code: str | None = None, wait_s: int = 0) -> RateLimited:
         error = RateLimited(f"Each server replica allows this API key {allowed}.", None, code, wait_s)
-        logger.info("API key %s: %s", self._key.name, error.code)
+        logger.info("API key %s: %s", self.key_name, error.code)
         return error
 
 
@@ -117,7 +117,10 @@ class Access:
 
     @contextmanager
     def admit(self, scope: Scope) -> Iterator[Scope]:
-        """Gives the request without its key, and counts it; or Unauthorized, NoApiKeys, RateLimited."""
+        """Gives the request without its key, and counts it; or Unauthorized, NoApiKeys, RateLimited.
+
+        The key's name is then in the scope as `api_key_name`, empty where there are no keys.
+        """
         headers = scope["headers"]
         path = scope["path"].removeprefix(scope.get("root_path", ""))  # Serve's route_prefix
         quota = None
@@ -128,14 +131,16 @@ class Access:
                 _refuse_strangers(scope)
         with quota.count_request() if quota and scope["method"] == "POST" else nullcontext():
             # Nothing behind this can log the key or send it on.
-            yield {**scope, "headers": [pair for pair in headers if pair[0] not in KEY_HEADERS]}
+            without_key = [pair for pair in headers if pair[0] not in KEY_HEADERS]
+            yield {**scope, "headers": without_key, "api_key_name": quota.key_name if quota else ""}
 
     def _owner(self, headers: Iterable[tuple[bytes, bytes]]) -> Quota:
         given = dict(headers)
-        scheme, _, key = given.get(b"authorization", b"").partition(b" ")
+        scheme, space, key = given.get(b"authorization", b"").partition(b" ")
+        bare = b""
         if scheme.lower() not in (b"bearer", b"api-key"):  # of OpenAI's clients, and of Baseten's
-            key = b""
-        key = key.strip() or given.get(b"api-key") or given.get(b"x-api-key", b"")
+            bare, key = (b"" if space else scheme), b""  # AssemblyAI's send the key alone
+        key = key.strip() or given.get(b"api-key") or given.get(b"x-api-key", b"") or bare
         if not key:
             raise Unauthorized("Send an API key: `Authorization: Bearer KEY`.", None, "missing_api_key")
         digest = hashlib.sha256(key).hexdigest()

@@ -85,8 +85,13 @@ def described_answers(model: Any, media_types: Iterable[str]) -> dict[int | str,
             "content": {media_type.partition(";")[0]: text for media_type in media_types},
             "headers": {"X-Warnings": warnings},
         },
-        **{each.status: {"model": ErrorResponse, "description": each.__doc__} for each in reversed(errors)},
+        **described_errors(*reversed(errors)),
     }
+
+
+def described_errors(*errors: type[TranscriptionError]) -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI description of answers with these errors; of those with one status the last."""
+    return {each.status: {"model": ErrorResponse, "description": each.__doc__} for each in errors}
 
 
 def answer(transcript: Transcript, options: Options) -> dict[str, Any] | str:

@@ -47,11 +47,18 @@ class PredictRequest(Options):
 
     @pydantic.model_validator(mode="after")
     def _has_one_source(self) -> Self:
+        self._check_source()
+        return self
+
+    def _check_source(self) -> None:
         if (self.audio_file is None) == (self.audio_b64 is None):
             raise ValueError("give either audio_file (a URL) or audio_b64 (a file), or upload a form")
         if self.headers and self.audio_file is None:
             raise ValueError("headers are for fetching audio_file")
-        return self
+
+    def asked(self) -> Any:
+        """All but the audio, as `received` gives it."""
+        return Options.model_validate(self.model_dump(include=set(Options.model_fields)))
 
 
 class JsonBody:
@@ -59,19 +66,21 @@ class JsonBody:
 
     too_large_advice = "Send larger files as multipart/form-data or give their URL in audio_file."
 
-    def __init__(self, file: BinaryIO, max_file_bytes: int, max_bytes: int) -> None:
+    def __init__(
+        self, file: BinaryIO, max_file_bytes: int, max_bytes: int, model: type[PredictRequest]
+    ) -> None:
         self.max_bytes = max_bytes
+        self._model = model
         self.write = file.write
         self._file = file
         self._max_file_bytes = max_file_bytes
 
-    def finish(self) -> tuple[Source, Options]:
+    def finish(self) -> tuple[Source, Any]:
         """Raises InvalidRequest, and PayloadTooLarge for the file in it or for the rest."""
         self._file.seek(0)
-        request = validate_or_400(PredictRequest, _parse(self._file.read()))
-        options = Options.model_validate(request.model_dump(include=set(Options.model_fields)))
+        request = validate_or_400(self._model, _parse(self._file.read()))
         if request.audio_b64 is None:
-            return Source(url=request.audio_file, headers=request.headers), options
+            return Source(url=request.audio_file, headers=request.headers), request.asked()
         self._file.seek(0)
         self._file.truncate()
         audio = LimitedFile(self._file, self._max_file_bytes, "audio_b64")
@@ -79,18 +88,21 @@ class JsonBody:
             decode_base64(request.audio_b64, audio.write)
         except ValueError as error:
             raise InvalidRequest(f"audio_b64: not valid base64: {error}.", "audio_b64") from None
-        return Source(file=audio.from_start()), options
+        return Source(file=audio.from_start()), request.asked()
 
 
 @asynccontextmanager
 async def received(
-    request: Request, max_file_bytes: int, parse: Callable[[list[Field]], Parsed], max_json_bytes: int = 0
+    request: Request,
+    max_file_bytes: int,
+    parse: Callable[[list[Field]], Parsed],
+    max_json_bytes: int = 0,
+    json_model: type[PredictRequest] = PredictRequest,
 ) -> AsyncIterator[tuple[Source, Parsed]]:
     """Receives the file or URL of a request, and what `parse` makes of the text fields of a form.
 
-    A route that takes JSON too, which is parsed as PredictRequest, has `max_json_bytes`. An uploaded file is
-    closed at the end. Raises InvalidRequest, EncodedBody, PayloadTooLarge, and Overloaded where the disk is
-    full.
+    A route that takes JSON too has `max_json_bytes`; `json_model` makes of it what `parse` makes of a form.
+    An uploaded file is closed at the end. Raises InvalidRequest, EncodedBody, PayloadTooLarge, Overloaded.
     """
     coding = ", ".join(request.headers.getlist("content-encoding"))
     if coding.strip().lower() not in _NOT_ENCODED:
@@ -104,7 +116,7 @@ async def received(
         elif _JSON.fullmatch(kind) and max_json_bytes:
             if parameters.get(b"charset", b"utf-8").lower() not in _UTF_8:
                 raise InvalidRequest("JSON is UTF-8; send it so, and Content-Type: application/json.")
-            body = JsonBody(file, max_file_bytes, max_json_bytes)
+            body = JsonBody(file, max_file_bytes, max_json_bytes, json_model)
         else:
             or_json = ", or application/json with audio_file or audio_b64" if max_json_bytes else ""
             given = (
@@ -126,7 +138,7 @@ def options_in_body_only(*models: type[pydantic.BaseModel]) -> Callable[[Request
 
     Other headers pass, because clients and proxies add their own. A GET has no options.
     """
-    names = {name for model in models for name in model.model_fields}
+    names = {name for model in models for name in model.model_fields} - {"priority"}  # browsers send it
 
     async def check(request: Request) -> None:
         if request.method != "POST":
@@ -140,8 +152,10 @@ def options_in_body_only(*models: type[pydantic.BaseModel]) -> Callable[[Request
     return check
 
 
-def described_body(fields: dict[str, Any], *required: str, or_json: bool = False) -> dict[str, Any]:
-    """The OpenAPI description of a form with a file and these fields, or else of a PredictRequest in JSON.
+def described_body(
+    fields: dict[str, Any], *required: str, json_model: type[PredictRequest] | None = None
+) -> dict[str, Any]:
+    """The OpenAPI description of a form with a file and these fields, or else of this model in JSON.
 
     JSON is the first: Swagger UI keeps the values of a form when its user goes on to JSON.
     """
@@ -149,24 +163,21 @@ def described_body(fields: dict[str, Any], *required: str, or_json: bool = False
     properties = {"file": file, **{name: _with_example(field) for name, field in fields.items()}}
     form = {"type": "object", "properties": properties, "required": ["file", *required]}
     # Else Swagger UI joins the values of a list with commas.
-    encoding = {name: {"style": "form", "explode": True} for name in fields if _is_array(fields[name])}
+    arrays = [name for name, field in fields.items() if field.get("type") == "array"]
+    encoding = {name: {"style": "form", "explode": True} for name in arrays}
     content: dict[str, Any] = {}
-    if or_json:
+    if json_model:
         example = {"audio_file": "https://example.com/talk.mp3"}
-        content["application/json"] = {"schema": PredictRequest.model_json_schema(), "example": example}
+        content["application/json"] = {"schema": json_model.model_json_schema(), "example": example}
     content["multipart/form-data"] = {"schema": form, "encoding": encoding}
     return {"requestBody": {"required": True, "content": content}}
 
 
 def _with_example(field: dict[str, Any]) -> dict[str, Any]:
     """The field with an empty example, if that is its default: else Swagger UI sends "string", 1 or true."""
-    if _is_array(field):
+    if field.get("type") == "array":
         return {**field, "examples": [[]]}
     return {**field, "examples": [""]} if field.get("default") in (None, "") else field
-
-
-def _is_array(field: dict[str, Any]) -> bool:
-    return field.get("type") == "array"
 
 
 async def _receive(request: Request, body: FormBody | JsonBody) -> tuple[Source, Any]:

@@ -16,9 +16,10 @@ class NewJob:
     """A job to submit."""
 
     key: str  # name of the API key: whose job it is, and who shares the workers fairly
-    request: str  # what to do, as text that the store does not read
+    request: str  # what to do, as text that the store does not read; it can have megabytes
     body_hash: str  # of what the client sent; with the same idempotency key it must be the same again
     keep_s: float  # how long after its end the job is kept
+    audio: str | None = None  # what clients may see of where it comes from
     idempotency_key: str | None = None
     priority: int = 0  # 0 to 2, 0 first
     max_queue_s: float | None = None  # it expires where work on it has not begun by then
@@ -77,6 +78,7 @@ class Job:
     input_ref: str | None
     webhook_url: str | None
     webhook_style: WebhookStyle
+    audio: str | None = None
     webhook: Webhook | None = None  # from the end of a job that has a webhook URL
 
     @property

@@ -3,15 +3,15 @@
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO, TypeVar
 
-from serve_app.errors import TranscriptionError
+from serve_app.errors import InvalidRequest, TranscriptionError
 from serve_app.job_settings import JobsSettings
 from serve_app.jobs.places import key_file, spool_url, store_url
-from serve_app.jobs.records import ClaimedJob, Job, NewJob, WebhookStyle
+from serve_app.jobs.records import ClaimedJob, Job, NewJob, Status, WebhookStyle
 from serve_app.jobs.secrets import FetchSecrets
 from serve_app.jobs.spool import Spool
 from serve_app.jobs.store import open_store
@@ -45,6 +45,7 @@ class Submission:
     webhook_url: str | None = None
     webhook_style: WebhookStyle = "standard"
     webhook_param: str = "webhook_url"  # what the client calls it
+    place: str = ""  # in a request for several jobs, such as items.3
     echo: dict[str, Any] = field(default_factory=dict)
 
 
@@ -76,14 +77,17 @@ class Jobs:
             body = hashlib.sha256()
             new = []
             for number, each in enumerate(asked):
-                new.append(await self._new_job(key, each, names, body))
+                try:
+                    new.append(await self._new_job(key, each, names, body))
+                except InvalidRequest as error:
+                    raise within(each.place, error) from None
                 if idempotency_key is not None:
                     new[-1] = replace(new[-1], idempotency_key=f"{idempotency_key}#{number}")
             digest = body.hexdigest()
             stored = await self.store.submit_all(
                 [replace(each, body_hash=digest) for each in new], self.settings.max_queued
             )
-        except BaseException:
+        except Exception:  # a cancelled one may yet be stored; if not, `sweep` removes its audio
             await self.spool.remove(*names)
             raise
         await self.spool.remove(*set(names) - {job.input_ref for job, _ in stored})
@@ -110,6 +114,7 @@ class Jobs:
         return NewJob(
             key=key,
             request=request,
+            audio=shown,
             body_hash="",
             keep_s=settings.keep_s,
             priority=asked.priority,
@@ -126,6 +131,14 @@ class Jobs:
     async def get(self, job_id: str, key: str) -> Job:
         """The job as it is now."""
         return _found(await self.store.get(job_id, key))
+
+    async def page(self, key: str, statuses: Collection[Status], after: str | None, limit: int) -> list[Job]:
+        """Jobs, newest first; `after` is the id of the last one of the page before."""
+        return await self.store.list_jobs(key, statuses=statuses, after=after, limit=limit)
+
+    async def jobs_ahead(self, job: Job) -> int:
+        """About how many jobs begin before a queued one."""
+        return await self.store.jobs_ahead(job)
 
     async def request(self, job_id: str, key: str) -> JobRequest:
         """What the job was submitted with."""
@@ -147,6 +160,12 @@ class Jobs:
             await self.spool.remove(job.input_ref)
         return job
 
+    async def retry_webhook(self, job_id: str, key: str) -> Job | None:
+        """Has the webhook sent now, with a new schedule; None where there is none, or not yet."""
+        await self.get(job_id, key)
+        is_due = await self.store.retry_delivery(job_id, key)
+        return await self.get(job_id, key) if is_due else None
+
     @asynccontextmanager
     async def source(self, claimed: ClaimedJob) -> AsyncIterator[Source]:
         """The audio of a job that runs. Raises SecretsUnreadable, FileNotFoundError, SpoolUnavailable."""
@@ -162,6 +181,15 @@ class Jobs:
         """Erases what was kept long enough, and uploads that have no job."""
         await self.spool.remove(*await self.store.sweep())
         await self.spool.sweep(await self.store.input_refs())
+
+
+def within(place: str, error: InvalidRequest) -> InvalidRequest:
+    """The error of one of several jobs, naming its field by the place that it has in the request."""
+    if not place:
+        return error
+    param = f"{place}.{error.param}" if error.param else place
+    is_named = error.param is not None and error.message.startswith(error.param)
+    return InvalidRequest(f"{place}{'.' if is_named else ': '}{error.message}", param, error.code)
 
 
 def _found(found: T | None) -> T:

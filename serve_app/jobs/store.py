@@ -73,6 +73,7 @@ class JobStore(Claims):
                 idempotency_key=new.idempotency_key,
                 body_hash=new.body_hash,
                 request=new.request,
+                audio=new.audio,
                 secrets=new.secrets,
                 input_ref=new.input_ref,
                 status="queued",
@@ -213,6 +214,8 @@ class JobStore(Claims):
 
 
 def _is_own(job_id: str, key: str) -> sa.ColumnElement[bool]:
+    if "\0" in job_id:  # PostgreSQL refuses it in a text
+        return sa.false()
     return sa.and_(jobs.c.id == job_id, jobs.c.key == key)
 
 

@@ -122,11 +122,13 @@ def code(response: httpx.Response) -> tuple[int, str]:
         {"Authorization": f"Api-Key {KEY}"},
         {"Api-Key": KEY},
         {"X-Api-Key": KEY},
+        {"Authorization": KEY},
+        {"Authorization": "x", "X-Api-Key": KEY},
         {"Authorization": "Basic eDp5", "X-Api-Key": KEY},
     ],
 )
 def test_a_key_opens_the_server_in_every_form(headers: dict[str, str]) -> None:
-    """OpenAI's clients send Bearer, Baseten's Api-Key; a proxy may need Authorization for itself."""
+    """OpenAI's clients send Bearer, Baseten's Api-Key, AssemblyAI's none; a proxy may use Authorization."""
     assert Server(key(OTHER, "others"), key()).post(headers=headers).status_code == 200
 
 
@@ -135,6 +137,9 @@ def test_a_key_opens_the_server_in_every_form(headers: dict[str, str]) -> None:
     [
         ({}, "missing_api_key"),
         ({"Authorization": "Bearer"}, "missing_api_key"),
+        ({"Authorization": "Api-Key"}, "missing_api_key"),
+        ({"Authorization": f"{KEY}x"}, "invalid_api_key"),
+        ({"Authorization": f"{KEY} {KEY}"}, "missing_api_key"),
         ({"Authorization": f"Basic {KEY}"}, "missing_api_key"),
         ({"Authorization": f"Bearer {KEY}x"}, "invalid_api_key"),
         ({"Authorization": f"Bearer {hashlib.sha256(KEY.encode()).hexdigest()}"}, "invalid_api_key"),

@@ -19,13 +19,20 @@ def test_a_submitted_job_is_found_as_it_was_sent(store_url: str, clock: Clock) -
     """With everything that a client may ask for, and by no other key."""
 
     async def story(store: JobStore) -> None:
-        new = new_job(priority=2, max_queue_s=60, input_ref="spool/1", webhook_url="https://example.com")
+        new = new_job(
+            priority=2,
+            max_queue_s=60,
+            input_ref="spool/1",
+            audio="upload",
+            webhook_url="https://example.com",
+        )
         job, is_new = await store.submit(new)
         assert is_new
         assert await store.get(job.id, "alice") == job
         assert (job.status, job.priority, job.attempt, job.progress) == ("queued", 2, 0, {})
         assert (job.created_at_s, job.expires_at_s) == (clock.now_s, clock.now_s + 60)
         assert (job.input_ref, job.webhook_url, job.webhook) == ("spool/1", "https://example.com", None)
+        assert job.audio == "upload"
         assert await store.request(job.id, "alice") == new.request
         assert await store.result(job.id, "alice") is None
 
@@ -161,6 +168,16 @@ def test_a_result_of_20_mb_comes_back(store_url: str, clock: Clock) -> None:
         return await store.result(held.id, "alice") == result
 
     assert using(store_url, story, clock)
+
+
+def test_an_id_that_no_text_can_hold_is_unknown(store_url: str, clock: Clock) -> None:
+    """PostgreSQL has no NUL in its texts; a client can have one in its URL."""
+
+    async def story(store: JobStore) -> None:
+        for ask in (store.get, store.request, store.result, store.cancel, store.delete):
+            assert await ask("\0", "alice") is None
+
+    using(store_url, story, clock)
 
 
 @pytest.mark.parametrize("has_ended", [True, False])

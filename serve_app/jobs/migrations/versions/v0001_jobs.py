@@ -16,6 +16,7 @@ def upgrade() -> None:
         sa.Column("idempotency_key", sa.Text),
         sa.Column("body_hash", sa.Text, nullable=False),
         sa.Column("request", sa.Text, nullable=False),
+        sa.Column("audio", sa.Text),
         sa.Column("secrets", sa.LargeBinary),
         sa.Column("input_ref", sa.Text),
         sa.Column("status", sa.String(12), nullable=False),

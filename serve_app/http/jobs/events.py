@@ -1,0 +1,63 @@
+"""A job's changes as server-sent events. Their ids are the job's versions, so a client can take up again."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AsyncExitStack, aclosing
+from time import monotonic
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from serve_app.errors import StoreBusy
+from serve_app.http.jobs.shown import JobOut
+from serve_app.http.openai.stream import EventStream
+from serve_app.http.responses import error_body
+from serve_app.jobs.records import Job
+from serve_app.jobs.service import NoSuchJob
+
+POLL_S = 0.5
+KEEP_ALIVE_S = 15.0  # proxies cut a silent connection after 30 to 60
+
+
+async def event_stream(
+    request: Request, read: Callable[[], Awaitable[Job]], show: Callable[[Job], Awaitable[JobOut]]
+) -> Response:
+    """The answer: an event at once, then one for each change, until the job has ended. Raises NoSuchJob."""
+    job = await read()
+    seen = _last_event_id(request)
+    if job.is_final and job.version <= seen:
+        return Response(status_code=204)  # browsers connect again and again until they get this
+    async with AsyncExitStack() as held:
+        events = await held.enter_async_context(aclosing(_events(job, seen, read, show)))
+        return EventStream(b"", events, held.pop_all())
+
+
+async def _events(
+    job: Job, seen: int, read: Callable[[], Awaitable[Job]], show: Callable[[Job], Awaitable[JobOut]]
+) -> AsyncGenerator[bytes, None]:
+    sent_at_s = monotonic()
+    while True:
+        try:
+            if job.version > seen:
+                data = json.dumps(await show(job))
+                yield f"id: {job.version}\nevent: {job.status}\ndata: {data}\n\n".encode()
+                seen, sent_at_s = job.version, monotonic()
+            if job.is_final:
+                return
+            await asyncio.sleep(POLL_S)
+            job = await read()
+        except StoreBusy:  # it passes, and the client would only come back sooner
+            await asyncio.sleep(POLL_S)
+        except NoSuchJob as error:  # it was deleted
+            yield b"event: error\ndata: " + json.dumps(error_body(error)).encode() + b"\n\n"
+            return
+        if monotonic() - sent_at_s >= KEEP_ALIVE_S:
+            yield b": still there\n\n"
+            sent_at_s = monotonic()
+
+
+def _last_event_id(request: Request) -> int:
+    """The version that the client has; 0 where it has none of ours."""
+    given = request.headers.get("last-event-id", "")[:18]  # int() refuses thousands of digits
+    return int(given) if given.isascii() and given.isdecimal() else 0

@@ -1,0 +1,233 @@
+"""The routes of `/v1/jobs`: requests that outlive their connections."""
+
+import asyncio
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from serve_app import errors
+from serve_app.formats.table import FORMATS
+from serve_app.http.forms import collect_fields
+from serve_app.http.jobs.events import event_stream
+from serve_app.http.jobs.result import RENDERING, WrongState, check_shows, no_transcript, rendering
+from serve_app.http.jobs.shown import JobList, JobOut, JobPage, path_of, shown, shown_with_place
+from serve_app.http.jobs.submission import (
+    IDEMPOTENCY_KEY,
+    JobBody,
+    JobOptions,
+    form_job,
+    idempotency_key,
+)
+from serve_app.http.responses import (
+    PredictResponse,
+    WordsResponse,
+    described_answers,
+    described_errors,
+    transcript_response,
+)
+from serve_app.http.uploads import described_body, received
+from serve_app.jobs.records import Job, Status
+from serve_app.jobs.service import Jobs, NoSuchJob
+from serve_app.options import Options, validate_or_400
+
+PREFIX = "/v1/jobs"
+
+
+class JobsOff(errors.TranscriptionError, status=404, type="invalid_request_error", code="jobs_off"):
+    """This server keeps no jobs."""
+
+
+class ListQuery(BaseModel):
+    """The parameters of `GET /v1/jobs`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    status: tuple[Status, ...] = Field((), description="Only jobs in one of these states.")
+    limit: Annotated[int, Field(ge=1, le=100)] = Field(20, description="Jobs of a page.")
+    after: Annotated[str, Field(pattern="^[0-9a-f]{32}$")] | None = Field(
+        None, description="`next` of the page before."
+    )
+
+
+def job_routes(jobs: Jobs, max_bytes: int, max_json_bytes: int) -> APIRouter:
+    """The routes in front of these jobs; each API key has its own."""
+    router = APIRouter(prefix=PREFIX, tags=["jobs"], responses=described_errors(errors.StoreBusy))
+
+    async def answer(request: Request, job: Job, status: int = 200) -> JSONResponse:
+        root_path = _root_path(request)
+        headers = {"Location": path_of(job, root_path)} if status == 201 else None
+        return JSONResponse(await shown_with_place(jobs, job, root_path), status, headers)
+
+    @router.post("", status_code=201, **_described_submission())
+    async def submit(request: Request) -> Response:
+        """Submits a job, or with `items` many at once: all of them or none.
+
+        The same `Idempotency-Key` with the same request gives the same job again, with status 200.
+        """
+        unique = idempotency_key(request)
+        body = received(request, max_bytes, form_job, max_json_bytes, JobBody)
+        async with body as (source, asked):
+            stored = await jobs.submit(_key(request), asked.with_source(source), unique)
+        status = 201 if any(is_new for _, is_new in stored) else 200
+        if not asked.is_list:
+            return await answer(request, stored[0][0], status)
+        listed = [shown(job, _root_path(request)) for job, _ in stored]
+        return JSONResponse({"jobs": listed}, status)
+
+    @router.get("", **_described(JobPage, errors.InvalidRequest, parameters=_parameters(ListQuery)))
+    async def list_jobs(request: Request) -> Response:
+        """Lists jobs, newest first, without `jobs_ahead`."""
+        query = _list_query(request)
+        found = await jobs.page(_key(request), query.status, query.after, query.limit + 1)
+        page = found[: query.limit]
+        listed = [shown(job, _root_path(request)) for job in page]
+        return JSONResponse({"jobs": listed, "next": page[-1].id if len(found) > len(page) else None})
+
+    @router.get("/{job_id}", **_described(JobOut, NoSuchJob))
+    async def get_job(request: Request, job_id: str) -> Response:
+        """One job."""
+        return await answer(request, await jobs.get(job_id, _key(request)))
+
+    @router.get("/{job_id}/result", **_described_result())
+    async def get_result(request: Request, job_id: str) -> Response:
+        """The transcript, in the format asked for at submission or in any other that can show it.
+
+        With `response_format` here, what was asked for at submission about rendering no longer counts.
+        """
+        key = _key(request)
+        options = rendering(request, (await jobs.request(job_id, key)).options)
+        transcript = await jobs.transcript(job_id, key)
+        if transcript is None:
+            raise no_transcript(await jobs.get(job_id, key))
+        check_shows(transcript, options)
+        return await asyncio.to_thread(transcript_response, transcript, options)
+
+    @router.get("/{job_id}/events", **_described_events())
+    async def get_events(request: Request, job_id: str) -> Response:
+        """The job as server-sent events: now, at each change, and when it has ended, which is the last one.
+
+        An event has the status as its name and the job as its data. `Last-Event-ID` takes up again.
+        """
+        key, root_path = _key(request), _root_path(request)
+        return await event_stream(
+            request,
+            lambda: jobs.get(job_id, key),
+            lambda job: shown_with_place(jobs, job, root_path),
+        )
+
+    @router.post("/{job_id}/cancel", **_described(JobOut, NoSuchJob))
+    async def cancel(request: Request, job_id: str) -> Response:
+        """Ends a job that waits; one that runs stops between two windows. Again, or too late, is no error."""
+        return await answer(request, await jobs.cancel(job_id, _key(request)))
+
+    @router.delete("/{job_id}", status_code=204, responses=described_errors(NoSuchJob))
+    async def delete(request: Request, job_id: str) -> Response:
+        """Erases a job in any state, with its audio, its transcript and its webhook."""
+        await jobs.delete(job_id, _key(request))
+        return Response(status_code=204)
+
+    @router.post("/{job_id}/webhook/retry", status_code=202, **_described(JobOut, NoSuchJob, WrongState))
+    async def retry_webhook(request: Request, job_id: str) -> Response:
+        """Sends the webhook of a job that has ended now, delivered before or not, with the same id."""
+        job = await jobs.retry_webhook(job_id, _key(request))
+        if job is None:
+            message = "The job has no webhook_url, or has not ended yet: there is no webhook to send."
+            raise WrongState(message, None, "no_webhook")
+        return await answer(request, job, 202)
+
+    return router
+
+
+def routes_without_jobs() -> APIRouter:
+    """The same paths on a server that keeps no jobs."""
+    router = APIRouter(prefix=PREFIX, include_in_schema=False)
+
+    @router.api_route("", methods=["GET", "POST"])
+    @router.api_route("/{rest:path}", methods=["GET", "POST", "DELETE"])
+    async def refuse() -> None:
+        raise JobsOff("This server keeps no jobs (its jobs.store is off); send the audio to /predict.")
+
+    return router
+
+
+def _key(request: Request) -> str:
+    """Whose jobs the client can see: the name of its API key, empty where there are none."""
+    return str(request.scope["api_key_name"])
+
+
+def _root_path(request: Request) -> str:
+    """Where the client reaches the service."""
+    return str(request.scope.get("root_path", ""))
+
+
+def _list_query(request: Request) -> ListQuery:
+    given = request.query_params.multi_items()
+    for name, _ in given:
+        if name not in ListQuery.model_fields:
+            message = f"{name}: unknown parameter; known are {', '.join(ListQuery.model_fields)}."
+            raise errors.InvalidRequest(message, name)
+    fields = collect_fields(given, ("status",))
+    if "status" in fields:
+        fields["status"] = [one.strip() for value in fields["status"] for one in value.split(",")]
+    return validate_or_400(ListQuery, fields)
+
+
+def _described(
+    model: Any, *known: type[errors.TranscriptionError], parameters: list[dict[str, Any]] | None = None
+) -> dict[str, Any]:
+    """The OpenAPI description of a route that answers with this model, or one of these errors."""
+    described: dict[str, Any] = {"response_model": model, "responses": described_errors(*known)}
+    return described | ({"openapi_extra": {"parameters": parameters}} if parameters else {})
+
+
+def _described_submission() -> dict[str, Any]:
+    fields = JobOptions.model_json_schema()["properties"]
+    key = {"name": IDEMPOTENCY_KEY, "in": "header", "schema": {"type": "string", "maxLength": 255}}
+    refused = (
+        errors.InvalidRequest,
+        errors.UploadTooSlow,
+        errors.IdempotencyConflict,
+        errors.PayloadTooLarge,
+        errors.EncodedBody,
+        errors.RateLimited,
+    )
+    again = {200: {"model": JobOut | JobList, "description": "The same request came before."}}
+    return {
+        "response_model": JobOut | JobList,
+        "responses": {**again, **described_errors(*refused)},
+        "openapi_extra": {**described_body(fields, json_model=JobBody), "parameters": [key]},
+    }
+
+
+def _described_result() -> dict[str, Any]:
+    media_types = [each.media_type for each in FORMATS.values() if each.write]
+    answers = described_answers(PredictResponse | WordsResponse, media_types)
+    return {
+        "responses": {
+            200: answers[200],
+            **described_errors(errors.InvalidRequest, NoSuchJob, WrongState),
+        },
+        "openapi_extra": {"parameters": _parameters(Options, RENDERING)},
+    }
+
+
+def _described_events() -> dict[str, Any]:
+    last = {"name": "Last-Event-ID", "in": "header", "schema": {"type": "integer"}}
+    stream = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+    ended = {"description": "The client has seen the end already."}
+    return {
+        "responses": {200: stream, 204: ended, **described_errors(NoSuchJob)},
+        "openapi_extra": {"parameters": [last]},
+    }
+
+
+def _parameters(model: type[BaseModel], names: Any = ()) -> list[dict[str, Any]]:
+    """The OpenAPI description of a query with these fields of a model."""
+    fields = model.model_json_schema()["properties"]
+    about = {"in": "query", "required": False}
+    return [
+        {"name": name, **about, "description": fields[name]["description"], "schema": fields[name]}
+        for name in names or fields
+    ]

@@ -1,0 +1,202 @@
+"""GET /v1/jobs/{id}/result: the one transcript in any format, and nothing asked for is ignored."""
+
+import json
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from job_api import Service, error_of, using
+from starlette.responses import JSONResponse
+from transcripts import FIXED
+
+from serve_app.formats.table import FORMATS
+from serve_app.http.responses import transcript_response
+from serve_app.options import Options
+from serve_app.transcript import Transcript
+
+EVERY_SPEAKER_OPTION = {
+    "diarize": True,
+    "min_speakers": 1,
+    "max_speakers": 3,
+    "known_speaker_names": ["Ada"],
+    "known_speaker_references": ["data:audio/wav;base64,AAAA"],
+    "split_at_speaker_change": True,
+}
+EVERY_OTHER_OPTION = {"language": "en", "initial_prompt": "Hm.", "hotwords": "Kant", "temperature": 0.2}
+
+
+def predicted(**options: Any) -> bytes:
+    """What /predict would have answered."""
+    return bytes(transcript_response(FIXED, Options(**options)).body)
+
+
+def test_a_result_is_what_predict_would_have_answered(tmp_path: Path) -> None:
+    """In the format and the layout of the submission, with the same warnings."""
+
+    async def story(service: Service) -> None:
+        for asked in (
+            {},
+            {"word_timestamps": True},
+            {"response_format": "words"},
+            {"response_format": "srt", "max_line_width": 20, "max_line_count": 1},
+            {"response_format": "vtt", "highlight_words": True},
+        ):
+            path = await service.finished(FIXED, **asked)
+            answer = await service.get(f"{path}/result")
+            assert answer.status_code == 200
+            assert answer.content == predicted(**asked)
+            if FORMATS[Options(**asked).response_format].write:
+                assert json.loads(answer.headers["x-warnings"])[0]["code"] == "alignment_failed"
+            else:
+                assert answer.json()["warnings"][0]["code"] == "alignment_failed"
+
+    using(tmp_path, story)
+
+
+@pytest.mark.parametrize(
+    "submitted",
+    [
+        {},
+        {**EVERY_SPEAKER_OPTION, **EVERY_OTHER_OPTION},
+        {"num_speakers": 2, "word_timestamps": True},
+        {"response_format": "srt", "max_line_width": 20, "max_line_count": 1, "highlight_words": True},
+        {"response_format": "rttm", "diarize": True},
+        {"response_format": "tsv"},
+    ],
+    ids=["plain", "with everything", "words", "subtitles", "turns", "table"],
+)
+def test_every_format_can_be_had_of_one_transcript(submitted: dict[str, Any], tmp_path: Path) -> None:
+    """Whatever was asked for at submission: `tsv` leaves the speakers out, `json` the subtitles' lines."""
+
+    async def story(service: Service) -> None:
+        path = await service.finished(FIXED, **submitted)
+        for shown in FORMATS.values():
+            answer = await service.get(f"{path}/result?response_format={shown.name}")
+            assert answer.status_code == 200, answer.text
+            assert answer.content == predicted(response_format=shown.name)
+            assert answer.headers["content-type"] == shown.media_type
+            assert ("x-warnings" in answer.headers) == bool(shown.write)
+        layout = {"response_format": "vtt", "max_line_width": "30", "highlight_words": "true"}
+        answer = await service.get(f"{path}/result", params=layout)
+        assert answer.content == predicted(response_format="vtt", max_line_width=30, highlight_words=True)
+
+    using(tmp_path, story)
+
+
+def test_without_a_format_the_url_changes_that_of_the_submission(tmp_path: Path) -> None:
+    """What it does not name stays."""
+
+    async def story(service: Service) -> None:
+        subtitles = {"response_format": "srt", "max_line_width": 20, "max_line_count": 1}
+        path = await service.finished(FIXED, **subtitles)
+        answer = await service.get(f"{path}/result?max_line_width=40")
+        assert answer.content == predicted(**{**subtitles, "max_line_width": 40})
+        path = await service.finished(FIXED, word_timestamps=True)
+        assert (await service.get(f"{path}/result?word_timestamps=false")).content == predicted()
+
+    using(tmp_path, story)
+
+
+@pytest.mark.parametrize(
+    ("submitted", "query", "param", "says"),
+    [
+        ({}, "response_format=docx", "response_format", "json"),
+        ({}, "response_format=srt&response_format=vtt", "response_format", "once"),
+        ({}, "max_line_width=20", "max_line_width", "no subtitle lines"),
+        ({}, "response_format=srt&max_line_width=0", "max_line_width", "greater than or equal to 1"),
+        ({}, "response_format=srt&max_line_count=2", "max_line_count", "needs max_line_width"),
+        ({}, "response_format=text&word_timestamps=true", "word_timestamps", "no words with times"),
+        ({}, "language=de", "language", "only response_format"),
+        ({}, "format=srt", "format", "only response_format"),
+        ({}, "format", "format", "only response_format"),
+        ({"response_format": "srt"}, "word_timestamps=true", "word_timestamps", "no words with times"),
+        ({"diarize": False}, "response_format=rttm", "response_format", "diarize"),
+        ({"task": "translate"}, "response_format=words", "response_format", "translate"),
+        ({"task": "translate"}, "word_timestamps=true", "word_timestamps", "translate"),
+        ({"task": "translate"}, "response_format=srt&max_line_width=9", "max_line_width", "translate"),
+    ],
+)
+def test_what_a_transcript_cannot_show_is_a_400(
+    submitted: dict[str, Any], query: str, param: str, says: str, tmp_path: Path
+) -> None:
+    """As in a request to /predict, and before the job has ended."""
+
+    async def story(service: Service) -> None:
+        path = await service.finished(FIXED, **submitted)
+        for job in (path, await service.submitted(**submitted)):
+            answer = await service.get(f"{job}/result?{query}")
+            assert error_of(answer)[:2] == (400, param), answer.text
+            assert says in answer.json()["error"]["message"]
+
+    using(tmp_path, story)
+
+
+@pytest.mark.parametrize(
+    ("transcript", "status"),
+    [
+        (replace(FIXED, turns=()), 400),  # the server had no model for it, or it failed
+        (replace(FIXED, turns=(), segments=()), 200),  # nobody speaks
+    ],
+)
+def test_turns_that_are_not_known_are_no_empty_answer(
+    transcript: Transcript, status: int, tmp_path: Path
+) -> None:
+    """An RTTM without turns would say that nobody speaks."""
+
+    async def story(service: Service) -> None:
+        path = await service.finished(transcript)
+        answer = await service.get(f"{path}/result?response_format=rttm")
+        assert answer.status_code == status
+        if status == 400:
+            assert error_of(answer)[1] == "response_format"
+
+    using(tmp_path, story)
+
+
+def test_a_job_without_a_transcript_says_why(tmp_path: Path) -> None:
+    """It has not ended, or not well."""
+
+    async def story(service: Service) -> None:
+        async def refused(path: str, code: str, *says: str) -> None:
+            answer = await service.get(f"{path}/result")
+            assert error_of(answer) == (409, None, code)
+            assert all(words in answer.json()["error"]["message"] for words in says), answer.text
+
+        store = service.jobs.store
+        path = await service.submitted()
+        await refused(path, "job_not_finished", "queued")
+        held = await service.claimed()
+        await refused(path, "job_not_finished", "running")
+        await store.fail(held.job.id, 1, "undecodable_audio", "It is no audio.", retry=False)
+        await refused(path, "job_failed", "It is no audio.")
+        path = await service.submitted()
+        await service.post(f"{path}/cancel")
+        await refused(path, "job_canceled", "canceled")
+        path = await service.submitted(max_queue_s=1e-6)
+        await store.sweep()
+        await refused(path, "job_expired", "expired")
+
+    using(tmp_path, story)
+
+
+def test_results_are_written_beside_the_event_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many thousand words take seconds, in which other requests go on."""
+    threads: set[int] = set()
+    render = JSONResponse.render
+
+    def watched_render(response: JSONResponse, content: Any) -> bytes:
+        if "model_output" in content:
+            threads.add(threading.get_ident())
+        return render(response, content)
+
+    monkeypatch.setattr(JSONResponse, "render", watched_render)
+
+    async def story(service: Service) -> None:
+        path = await service.finished(FIXED)
+        assert (await service.get(f"{path}/result")).status_code == 200
+        assert threads
+        assert threading.get_ident() not in threads
+
+    using(tmp_path, story)
