@@ -1,0 +1,1 @@
+"""The routes of jobs: our own, and those of other vendors' APIs."""
