@@ -29,10 +29,8 @@ class TranscriptRequest(BaseModel):
     webhook_url: str | None = Field(None, description="https URL to call when the transcript is there.")
     punctuate: Literal[True] = Field(True, description="Whisper always does.")
     format_text: Literal[True] = Field(True, description="Whisper always does.")
-    # `best` asks for the most accurate model that there is, and here is one. AssemblyAI's other names are of
-    # its own models with their own abilities; the answer would claim that one of those had been used.
-    speech_model: Literal["best"] = Field("best", description="The configured model is used.")
-    speech_models: tuple[Literal["best"], ...] = Field((), description="Same as `speech_model`.")
+    speech_model: str = Field("best", description="Only `best`: the configured model is used.")
+    speech_models: tuple[str, ...] = Field((), description="Same as `speech_model`.")
 
 
 THEIR_NAMES = {  # of our fields
@@ -53,6 +51,11 @@ def submission(body: dict[str, Any]) -> Submission:
     if unknown := sorted(given.keys() - TranscriptRequest.model_fields.keys()):
         raise InvalidRequest(f"{unknown[0]}: not supported here; leave it out.", unknown[0])
     asked = validate_or_400(TranscriptRequest, given)
+    # `best` asks for the most accurate model that there is, and here is one. The other names are of
+    # AssemblyAI's own models: taking them would claim that those were used.
+    for name, models in (("speech_model", [asked.speech_model]), ("speech_models", asked.speech_models)):
+        if any(model != "best" for model in models):
+            raise InvalidRequest(f"{name}: AssemblyAI's models are not here; leave it out.", name)
     if asked.language_code and asked.language_detection:
         raise conflict("language_detection", "cannot be combined with language_code")
     if asked.keyterms_prompt and asked.word_boost:

@@ -102,9 +102,9 @@ def renaming(names: Mapping[str, str]) -> Iterator[None]:
     try:
         yield
     except InvalidRequest as error:
-        if error.param not in names:
+        ours = error.param or ""
+        if (theirs := names.get(ours)) is None:
             raise
-        ours, theirs = error.param, names[error.param]
         raise InvalidRequest(error.message.replace(ours, theirs, 1), theirs, error.code) from None
 
 
