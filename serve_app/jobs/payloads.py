@@ -1,4 +1,4 @@
-"""What webhooks say: the event of Standard Webhooks, and the body of Baseten's asynchronous inference."""
+"""What webhooks say: the event of Standard Webhooks, and the bodies of Baseten's and AssemblyAI's APIs."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -65,6 +65,11 @@ def baseten_errors(job: Job) -> list[dict[str, str]]:
         return []
     code = _BASETEN_CODES.get(job.error_code or "", "MODEL_PREDICT_ERROR")
     return [{"code": code, "message": job.error_message or f"The request was {job.status}."}]
+
+
+def assemblyai_body(job: Job) -> bytes:
+    """AssemblyAI's body: its clients fetch the transcript when they have it."""
+    return to_json({"transcript_id": job.id, "status": "completed" if job.status == "succeeded" else "error"})
 
 
 def _time(at_s: float) -> datetime:

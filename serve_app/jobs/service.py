@@ -149,9 +149,9 @@ class Jobs:
         stored = await self.store.result(job_id, key)
         return None if stored is None else await asyncio.to_thread(load_transcript, stored)
 
-    async def cancel(self, job_id: str, key: str) -> Job:
+    async def cancel(self, job_id: str, key: str, *, only_queued: bool = False) -> Job:
         """Ends a queued job, or has a running one stopped between two windows; the job as it is then."""
-        return _found(await self.store.cancel(job_id, key))
+        return _found(await self.store.cancel(job_id, key, only_queued=only_queued))
 
     async def delete(self, job_id: str, key: str) -> Job:
         """Erases the job, its audio, its result and its webhook; the job as it was."""

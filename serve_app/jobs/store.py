@@ -159,11 +159,13 @@ class JobStore(Claims):
         return None if packed is None else await asyncio.to_thread(zlib.decompress, packed)
 
     @to_the_end
-    async def cancel(self, job_id: str, key: str) -> Job | None:
+    async def cancel(self, job_id: str, key: str, *, only_queued: bool = False) -> Job | None:
         """Ends a queued job, and tells a running one's worker to stop it. The job as it is then."""
         is_own = _is_own(job_id, key)
         async with self.write() as connection:
-            if not await end_jobs(connection, self.now(), "canceled", is_own, jobs.c.status == "queued"):
+            is_queued = jobs.c.status == "queued"
+            has_ended = await end_jobs(connection, self.now(), "canceled", is_own, is_queued)
+            if not (has_ended or only_queued):
                 await connection.execute(
                     jobs.update()
                     .where(is_own, jobs.c.status == "running", sa.not_(jobs.c.is_cancel_requested))

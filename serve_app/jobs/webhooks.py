@@ -21,7 +21,7 @@ from yarl import URL
 
 from serve_app.errors import InvalidRequest
 from serve_app.job_settings import MAX_DELAY_S, WebhookSettings
-from serve_app.jobs.payloads import baseten_body, standard_body
+from serve_app.jobs.payloads import assemblyai_body, baseten_body, standard_body
 from serve_app.jobs.records import Delivery, Try
 from serve_app.jobs.signatures import baseten_headers, read_secrets, standard_headers
 from serve_app.stages.audio import address, ssrf
@@ -156,7 +156,8 @@ def signed(
         body = baseten_body(delivery.job, answer, now_s)
         headers = baseten_headers(delivery.job.id, body, signers)
     else:
-        body = standard_body(delivery.job, answer)
+        is_standard = delivery.style == "standard"
+        body = standard_body(delivery.job, answer) if is_standard else assemblyai_body(delivery.job)
         headers = standard_headers(delivery.id, now_s, body, signers)
     return {"Content-Type": "application/json", **headers}, body
 

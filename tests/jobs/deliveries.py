@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from serve_app.job_settings import WebhookSettings
-from serve_app.jobs.records import Delivery, Job, Try
+from serve_app.jobs.records import Delivery, Job, Try, WebhookStyle
 from serve_app.jobs.signatures import new_secret
 from serve_app.jobs.webhooks import send
 
@@ -44,10 +44,8 @@ def job(**changes: Any) -> Job:
     return Job(**{**plain, **changes})
 
 
-def delivery(
-    url: str = "https://example.com", style: Literal["standard", "baseten"] = "standard"
-) -> Delivery:
-    return Delivery("msg_1", job(), url, style, claim_no=0, tries=0, first_try_at_s=None)
+def delivery(url: str = "https://example.com", style: WebhookStyle = "standard", **of_job: Any) -> Delivery:
+    return Delivery("msg_1", job(**of_job), url, style, claim_no=0, tries=0, first_try_at_s=None)
 
 
 def settings(**changes: Any) -> WebhookSettings:

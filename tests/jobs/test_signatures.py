@@ -71,6 +71,15 @@ def test_baseten_signatures() -> None:
     assert headers["X-BASETEN-REQUEST-ID"] == json.loads(body)["request_id"] == job().id
 
 
+@pytest.mark.parametrize(("status", "told"), [("succeeded", "completed"), ("failed", "error")])
+def test_assemblyais_webhook(status: str, told: str) -> None:
+    """It has the two fields of AssemblyAI's, and a signature, which AssemblyAI's has not."""
+    ended = delivery(style="assemblyai", status=status)
+    headers, body = signed(ended, {"text": "x"}, (NEW,), time.time())
+    assert Webhook(NEW).verify(body, headers) == {"transcript_id": ended.job.id, "status": told}
+    assert list(json.loads(body)) == ["transcript_id", "status"]
+
+
 @pytest.mark.parametrize("now_s", [1_795_860_000.0, 1_795_860_000.25, 1_795_860_000.123456])
 def test_baseten_receivers_that_verify_what_they_parsed(now_s: float) -> None:
     """The older sample signs the parsed body, written again: that gives the same bytes."""

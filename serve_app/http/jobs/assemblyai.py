@@ -1,0 +1,192 @@
+"""AssemblyAI's transcript API, for clients that are written for it, on the jobs of /v1/jobs."""
+
+import asyncio
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import JSONResponse
+
+from serve_app.errors import InvalidRequest
+from serve_app.formats.cue_words import words_of
+from serve_app.formats.table import FORMATS, FormatName
+from serve_app.http.jobs.assemblyai_request import THEIR_NAMES, TranscriptRequest, submission
+from serve_app.http.jobs.other_apis import described, json_fields, key_name, renaming, route_class
+from serve_app.http.openai.response import speaker_names, text_pieces
+from serve_app.http.responses import text_response
+from serve_app.http.uploads import options_in_body_only
+from serve_app.jobs.records import Job
+from serve_app.jobs.service import Jobs
+from serve_app.jobs.stored import JobRequest
+from serve_app.options import parse_options
+from serve_app.transcript import Segment, Transcript
+
+_STATUSES = {"queued": "queued", "running": "processing", "succeeded": "completed"}  # error: all others
+
+
+def assemblyai_routes(jobs: Jobs) -> APIRouter:
+    """The routes."""
+    shaped = route_class(lambda _, told: {"error": told["message"]})
+    router = APIRouter(prefix="/v2/transcript", tags=["AssemblyAI"], route_class=shaped)
+
+    @router.post(
+        "",
+        openapi_extra=described(TranscriptRequest, {"audio_url": "https://example.com/talk.mp3"}),
+        dependencies=[Depends(options_in_body_only())],
+    )
+    async def submit(request: Request) -> Response:
+        """Queues a transcription."""
+        asked = submission(await json_fields(request))
+        with renaming(THEIR_NAMES):
+            [(job, _)] = await jobs.submit(key_name(request), [asked])
+        return JSONResponse(_shown(job, await jobs.request(job.id, job.key), None))
+
+    @router.get("/{transcript_id}")
+    async def get(transcript_id: str, request: Request) -> Response:
+        """The transcript, or how far it is."""
+        job = await jobs.get(transcript_id, key_name(request))
+        asked = await jobs.request(job.id, job.key)
+        transcript = await jobs.transcript(job.id, job.key) if job.status == "succeeded" else None
+        return await asyncio.to_thread(lambda: JSONResponse(_shown(job, asked, transcript)))
+
+    @router.delete("/{transcript_id}")
+    async def delete(transcript_id: str, request: Request) -> Response:
+        """Erases the transcript and all that belongs to it, in any state; what it was, without its text."""
+        asked = await jobs.request(transcript_id, key_name(request))
+        job = await jobs.delete(transcript_id, key_name(request))
+        return JSONResponse(_shown(job, asked, None))
+
+    async def subtitles(transcript_id: str, request: Request, name: FormatName) -> Response:
+        chars = request.query_params.get("chars_per_caption")
+        # A caption of so many characters is a cue of one line.
+        lines = {"max_line_width": chars, "max_line_count": 1} if chars else {}
+        with renaming({"max_line_width": "chars_per_caption"}):
+            options = parse_options({"response_format": name, **lines})
+        job = await jobs.get(transcript_id, key_name(request))
+        transcript = await jobs.transcript(job.id, job.key)
+        if transcript is None:
+            raise InvalidRequest(f"The transcript is {_status(job)}; ask for it when it is completed.")
+        # AssemblyAI's captions name no speakers.
+        nameless = [replace(segment, speaker=None) for segment in transcript.segments]
+        transcript = replace(transcript, segments=tuple(nameless))
+        write = FORMATS[name].write
+        assert write is not None
+        text = await asyncio.to_thread(write, transcript, options.layout())
+        return text_response(text, FORMATS[name].media_type, transcript)
+
+    @router.get("/{transcript_id}/srt")
+    async def srt(transcript_id: str, request: Request) -> Response:
+        """The transcript as SubRip subtitles; `chars_per_caption` limits each."""
+        return await subtitles(transcript_id, request, "srt")
+
+    @router.get("/{transcript_id}/vtt")
+    async def vtt(transcript_id: str, request: Request) -> Response:
+        """The transcript as WebVTT subtitles; `chars_per_caption` limits each."""
+        return await subtitles(transcript_id, request, "vtt")
+
+    return router
+
+
+def _status(job: Job) -> str:
+    return _STATUSES.get(job.status, "error")
+
+
+def _shown(job: Job, asked: JobRequest, transcript: Transcript | None) -> dict[str, Any]:
+    """The transcript as AssemblyAI's clients expect it. Many words take seconds."""
+    tries = job.webhook.log if job.webhook else ()
+    shown: dict[str, Any] = {
+        "id": job.id,
+        "status": _status(job),
+        "audio_url": asked.audio,
+        "language_code": asked.echo.get("language_code", asked.options.language),
+        "language_detection": asked.options.language is None,
+        "speaker_labels": bool(asked.options.diarize),
+        "speakers_expected": asked.options.num_speakers,
+        "punctuate": True,
+        "format_text": True,
+        "webhook_url": job.webhook_url,
+        "webhook_status_code": tries[-1].status if tries else None,
+        "webhook_auth": False,
+        "text": None,
+        "words": None,
+        "utterances": None,
+        "confidence": None,
+        "audio_duration": None,
+        "speech_model_used": None,
+        "error": None,
+    }
+    if shown["status"] == "error":
+        shown["error"] = job.error_message or f"The transcript was {job.status}."
+    if transcript is None:
+        return shown
+    names = speaker_names(transcript.segments, asked.options.known_speaker_names)
+    spoken = [(segment, _words(segment, transcript.language, names)) for segment in transcript.segments]
+    words = [word for _, of_segment in spoken for word in of_segment]
+    return shown | {
+        "language_code": shown["language_code"] or transcript.language,
+        "text": "".join(text_pieces(transcript.segments, asked.options.task, is_first=True)),
+        "words": words,
+        "utterances": list(_utterances(spoken, asked, names)) if shown["speaker_labels"] else None,
+        "confidence": _confidence(words),
+        "audio_duration": round(transcript.duration_s),
+        "speech_model_used": transcript.model,
+    }
+
+
+def _words(segment: Segment, language: str | None, names: Mapping[str | None, str]) -> list[dict[str, Any]]:
+    """The words. One that was not aligned has the time between its neighbours, and no confidence.
+
+    That is all that is known of it. Without it the words would not give the text; null breaks AssemblyAI's
+    clients.
+    """
+    words = [word for word in words_of(segment, language) if word.text.strip()]
+    starts_s, ends_s = [], []
+    known_s = segment.start_s
+    for word in words:
+        starts_s.append(known_s if word.start_s is None else word.start_s)
+        known_s = starts_s[-1] if word.end_s is None else word.end_s
+    known_s = segment.end_s
+    for word in reversed(words):
+        ends_s.append(known_s if word.end_s is None else word.end_s)
+        known_s = known_s if word.start_s is None else word.start_s
+    return [
+        {
+            "text": word.text,
+            "start": _ms(start_s),
+            "end": max(_ms(start_s), _ms(end_s)),
+            "confidence": word.score if word.score is not None and math.isfinite(word.score) else 0.0,
+            "speaker": names[segment.speaker] if segment.speaker else None,
+        }
+        for word, start_s, end_s in zip(words, starts_s, reversed(ends_s), strict=True)
+    ]
+
+
+def _utterances(
+    spoken: Sequence[tuple[Segment, list[dict[str, Any]]]],
+    asked: JobRequest,
+    names: Mapping[str | None, str],
+) -> Iterator[dict[str, Any]]:
+    """What each speaker says until another one does."""
+    for speaker, group in groupby(spoken, lambda each: each[0].speaker):
+        parts = list(group)
+        segments = [segment for segment, _ in parts]
+        words = [word for _, of_segment in parts for word in of_segment]
+        yield {
+            "speaker": names[speaker] if speaker else None,
+            "text": "".join(text_pieces(segments, asked.options.task, is_first=True)),
+            "start": _ms(segments[0].start_s),
+            "end": _ms(segments[-1].end_s),
+            "confidence": _confidence(words) or 0.0,
+            "words": words,
+        }
+
+
+def _confidence(words: Sequence[dict[str, Any]]) -> float | None:
+    return sum(word["confidence"] for word in words) / len(words) if words else None
+
+
+def _ms(at_s: float) -> int:
+    return round(at_s * 1000)

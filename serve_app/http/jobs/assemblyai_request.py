@@ -1,0 +1,83 @@
+"""What a request to AssemblyAI's transcript API asks for, as one of our jobs."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from serve_app.errors import InvalidRequest
+from serve_app.http.jobs.other_apis import renaming
+from serve_app.jobs.service import Submission
+from serve_app.options import SpeakerCount, conflict, parse_options, validate_or_400
+from serve_app.transcript import Source
+
+_ALWAYS_ON = ("punctuate", "format_text")
+
+
+class TranscriptRequest(BaseModel):
+    """The body of `POST /v2/transcript`: those of AssemblyAI's fields that can be honoured here."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    audio_url: str = Field(description="http or https URL of the audio or video.")
+    language_code: str = Field("", description="Code, locale or name. Empty: English, as at AssemblyAI.")
+    language_detection: bool = Field(False, description="Detect the language.")
+    speaker_labels: bool = Field(False, description="Label speakers.")
+    speakers_expected: SpeakerCount | None = Field(None, description="Exact number of speakers, if known.")
+    keyterms_prompt: tuple[str, ...] = Field((), description="Words and names to expect.")
+    word_boost: tuple[str, ...] = Field((), description="The older name of `keyterms_prompt`.")
+    boost_param: Literal["default"] = Field("default", description="There is one weight only.")
+    webhook_url: str | None = Field(None, description="https URL to call when the transcript is there.")
+    punctuate: Literal[True] = Field(True, description="Whisper always does.")
+    format_text: Literal[True] = Field(True, description="Whisper always does.")
+    speech_model: str = Field("best", description="Only `best`: the configured model is used.")
+    speech_models: tuple[str, ...] = Field((), description="Same as `speech_model`.")
+
+
+THEIR_NAMES = {  # of our fields
+    "audio_file": "audio_url",
+    "language": "language_code",
+    "num_speakers": "speakers_expected",
+    "hotwords": "keyterms_prompt",
+}
+
+
+def submission(body: dict[str, Any]) -> Submission:
+    """The job. Raises InvalidRequest naming the field that is wrong."""
+    for name in _ALWAYS_ON:
+        if body.get(name) is False:
+            raise InvalidRequest(f"{name}: Whisper always does this; it cannot be switched off here.", name)
+    # Clients send many fields with values that ask for nothing: false, null, 0, "", [], {}.
+    given = {name: value for name, value in body.items() if value}
+    if unknown := sorted(given.keys() - TranscriptRequest.model_fields.keys()):
+        raise InvalidRequest(f"{unknown[0]}: not supported here; leave it out.", unknown[0])
+    asked = validate_or_400(TranscriptRequest, given)
+    # `best` asks for the most accurate model that there is, and here is one. The other names are of
+    # AssemblyAI's own models: taking them would claim that those were used.
+    for name, models in (("speech_model", [asked.speech_model]), ("speech_models", asked.speech_models)):
+        if any(model != "best" for model in models):
+            raise InvalidRequest(f"{name}: AssemblyAI's models are not here; leave it out.", name)
+    if asked.language_code and asked.language_detection:
+        raise conflict("language_detection", "cannot be combined with language_code")
+    if asked.keyterms_prompt and asked.word_boost:
+        raise conflict("word_boost", "cannot be combined with keyterms_prompt, which is the same")
+    if asked.speakers_expected and not asked.speaker_labels:
+        raise conflict("speakers_expected", "needs speaker_labels to be true")
+    # AssemblyAI takes the audio for English where nothing is said, and a request should mean the same here.
+    language = None if asked.language_detection else asked.language_code or "en"
+    with renaming(THEIR_NAMES):
+        options = parse_options(
+            {
+                "language": language,
+                "diarize": asked.speaker_labels,
+                "num_speakers": asked.speakers_expected,
+                "hotwords": ", ".join(asked.keyterms_prompt or asked.word_boost) or None,
+                "word_timestamps": True,
+            }
+        )
+    return Submission(
+        source=Source(url=asked.audio_url),
+        options=options,
+        webhook_url=asked.webhook_url,
+        webhook_style="assemblyai",
+        echo={"language_code": asked.language_code} if asked.language_code else {},
+    )

@@ -1,0 +1,247 @@
+"""AssemblyAI's transcript API: what its clients send and get."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import srt
+import webvtt
+from wires import AUDIO, Wire, on_the_wire
+
+from serve_app.http.jobs.assemblyai import assemblyai_routes
+from serve_app.jobs.records import Try
+from serve_app.jobs.stored import dump_transcript
+from serve_app.options import Options
+from serve_app.transcript import Segment, Transcript, Word
+
+URL = {"audio_url": AUDIO}
+HOOK = "https://example.com/hook"
+
+TALK = Transcript(
+    (
+        Segment(0.5, 2.0, "Hello 2 you.", (
+            Word("Hello", 0.5, 0.9, 0.8, "SPEAKER_01"),
+            Word("2", None, None, None, "SPEAKER_01"),
+            Word("you.", 1.25, 1.5, 0.4, "SPEAKER_01"),
+        ), "SPEAKER_01"),
+        Segment(2.0, 3.0, "Who?", (Word("Who?", 2.0, 2.5, float("nan"), "SPEAKER_00"),), "SPEAKER_00"),
+        Segment(3.0, 4.0, "Not me.", (), "SPEAKER_00"),
+        Segment(4.0, 5.0, "Nobody.", (Word("Nobody.", 4.0, 4.5, 0.6),), None),
+    ),
+    "de",
+    63.5,
+    "fake",
+)  # fmt: skip
+
+
+async def submitted(wire: Wire, **fields: Any) -> str:
+    """The id of a new transcript."""
+    job_id: str = (await wire.ask("POST", "/v2/transcript", json={**URL, **fields})).json()["id"]
+    return job_id
+
+
+async def shown(wire: Wire, job_id: str) -> dict[str, Any]:
+    told: dict[str, Any] = (await wire.ask("GET", f"/v2/transcript/{job_id}")).json()
+    return told
+
+
+async def completed(wire: Wire, **fields: Any) -> str:
+    """The id of a transcript that is there."""
+    job_id = await submitted(wire, **fields)
+    await wire.jobs.store.finish(job_id, (await wire.run()).job.attempt, dump_transcript(TALK))
+    return job_id
+
+
+@pytest.mark.parametrize(
+    ("fields", "options"),
+    [
+        ({}, {"language": "en", "diarize": False}),
+        ({"language_code": "en_us"}, {"language": "en", "diarize": False}),
+        ({"language_code": "de_ch"}, {"language": "de", "diarize": False}),
+        ({"language_detection": True}, {"language": None, "diarize": False}),
+        ({"speaker_labels": True, "speakers_expected": 2}, {"diarize": True, "num_speakers": 2}),
+        ({"keyterms_prompt": ["Kant", "Hegel"]}, {"hotwords": "Kant, Hegel", "diarize": False}),
+        ({"word_boost": ["Kant"], "boost_param": "default"}, {"hotwords": "Kant", "diarize": False}),
+        ({"speech_models": ["best"], "punctuate": True, "format_text": True}, {"diarize": False}),
+        ({"redact_pii": False, "prompt": None, "custom_spelling": [], "audio_end_at": 0}, {"diarize": False}),
+    ],
+)  # fmt: skip
+def test_what_is_asked_for_becomes_our_options(
+    fields: dict[str, Any], options: dict[str, Any], tmp_path: Path
+) -> None:
+    """Without a language it is English, as at AssemblyAI; fields that ask for nothing change nothing."""
+
+    async def story(wire: Wire) -> None:
+        job_id = await submitted(wire, **fields)
+        wanted = Options.model_validate({"language": "en", "word_timestamps": True, **options})
+        assert (await wire.jobs.request(job_id, "")).options == wanted
+
+    on_the_wire(tmp_path, assemblyai_routes, story)
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({"audio_url": None}, "audio_url:"),
+        ({"audio_url": "talk.mp3"}, "audio_url is not a URL"),
+        ({"language_code": "klingon"}, "language_code: must be a language"),
+        ({"language_code": "de", "language_detection": True}, "language_detection: cannot be combined"),
+        ({"speakers_expected": 2}, "speakers_expected: needs speaker_labels"),
+        ({"keyterms_prompt": ["a"], "word_boost": ["b"]}, "word_boost: cannot be combined"),
+        ({"keyterms_prompt": ["a" * 4001]}, "keyterms_prompt:"),
+        ({"punctuate": False}, "punctuate: Whisper always"),
+        ({"format_text": False}, "format_text: Whisper always"),
+        ({"speech_model": "slam-1"}, "speech_model: AssemblyAI's models"),
+        ({"speech_models": ["universal-3-pro", "universal-2"]}, "speech_models: AssemblyAI's models"),
+        ({"webhook_url": "http://example.com"}, "webhook_url is not https"),
+        ({"webhook_auth_header_name": "X"}, "webhook_auth_header_name: not supported here"),
+        ({"summarization": True}, "summarization: not supported here"),
+        ({"audio_end_at": 1000}, "audio_end_at: not supported here"),
+        ({"redact_pii_policies": ["drug"]}, "redact_pii_policies: not supported here"),
+    ],
+)
+def test_what_cannot_be_honoured_is_a_400(changes: dict[str, Any], names: str, tmp_path: Path) -> None:
+    """It names the field; nothing is queued."""
+
+    async def story(wire: Wire) -> None:
+        told = (await wire.ask("POST", "/v2/transcript", 400, json={**URL, **changes})).json()
+        assert list(told) == ["error"]
+        assert told["error"].startswith(names)
+        assert await wire.jobs.store.claim("runner", 60) is None
+
+    on_the_wire(tmp_path, assemblyai_routes, story)
+
+
+def test_the_life_of_a_transcript(tmp_path: Path) -> None:
+    """Queued, processing, completed; the query of its URL, which may be a password, is shown nowhere."""
+
+    async def story(wire: Wire) -> None:
+        body = {"audio_url": f"{AUDIO}?token=hidden", "webhook_url": HOOK, "language_code": "en_us"}
+        first = await wire.ask("POST", "/v2/transcript", json=body)
+        assert "hidden" not in first.text
+        told = first.json()
+        assert (told["status"], told["audio_url"], told["text"]) == ("queued", AUDIO, None)
+        assert (told["language_code"], told["webhook_url"]) == ("en_us", HOOK)
+        claimed = await wire.run()
+        async with wire.jobs.source(claimed) as source:
+            assert source.url == body["audio_url"]
+        assert (await shown(wire, told["id"]))["status"] == "processing"
+        await wire.jobs.store.finish(told["id"], claimed.job.attempt, dump_transcript(TALK))
+        ended = await shown(wire, told["id"])
+        assert (ended["status"], ended["error"], ended["language_code"]) == ("completed", None, "en_us")
+        assert ended["webhook_status_code"] is None
+        due = await wire.jobs.store.claim_delivery("sender", 60)
+        assert due is not None
+        assert due.style == "assemblyai"
+        await wire.jobs.store.record_try(due.id, due.claim_no, Try(1.0, 503, "No.", 0.1), 1e10, None)
+        assert (await shown(wire, told["id"]))["webhook_status_code"] == 503
+
+    on_the_wire(tmp_path, assemblyai_routes, story)
+
+
+def test_text_and_words(tmp_path: Path) -> None:
+    """Times are whole milliseconds; a word that was not aligned is between its neighbours, unsure."""
+
+    async def story(wire: Wire) -> None:
+        told = await shown(wire, await completed(wire, language_detection=True))
+        assert told["text"] == "Hello 2 you. Who? Not me. Nobody."
+        assert [(word["text"], word["start"], word["end"], word["confidence"]) for word in told["words"]] == [
+            ("Hello", 500, 900, 0.8),
+            ("2", 900, 1250, 0.0),
+            ("you.", 1250, 1500, 0.4),
+            ("Who?", 2000, 2500, 0.0),
+            ("Not", 3000, 4000, 0.0),
+            ("me.", 3000, 4000, 0.0),
+            ("Nobody.", 4000, 4500, 0.6),
+        ]
+        assert told["confidence"] == pytest.approx(1.8 / 7)
+        assert (told["audio_duration"], told["language_code"]) == (64, "de")
+        assert (told["speech_model_used"], told["utterances"]) == ("fake", None)
+
+    on_the_wire(tmp_path, assemblyai_routes, story)
+
+
+def test_utterances(tmp_path: Path) -> None:
+    """One per turn of a speaker; speakers are letters in the order in which they speak."""
+
+    async def story(wire: Wire) -> None:
+        told = await shown(wire, await completed(wire, speaker_labels=True))
+        turns = [
+            (
+                each["speaker"],
+                each["text"],
+                each["start"],
+                each["end"],
+                [word["text"] for word in each["words"]],
+            )
+            for each in told["utterances"]
+        ]
+        assert turns == [
+            ("A", "Hello 2 you.", 500, 2000, ["Hello", "2", "you."]),
+            ("B", "Who? Not me.", 2000, 4000, ["Who?", "Not", "me."]),
+            (None, "Nobody.", 4000, 5000, ["Nobody."]),
+        ]
+        assert told["utterances"][0]["confidence"] == pytest.approx(0.4)
+        assert [word["speaker"] for word in told["words"]] == [*"AAABBB", None]
+
+    on_the_wire(tmp_path, assemblyai_routes, story)  # fmt: skip
+
+
+def test_a_transcript_that_failed(tmp_path: Path) -> None:
+    """Its status is error, with the reason, whether it failed or was canceled."""
+
+    async def story(wire: Wire) -> None:
+        job_id = await submitted(wire)
+        attempt = (await wire.run()).job.attempt
+        await wire.jobs.store.fail(job_id, attempt, "undecodable_audio", "It is no audio.", retry=False)
+        told = await shown(wire, job_id)
+        assert (told["status"], told["error"], told["text"]) == ("error", "It is no audio.", None)
+        job_id = await submitted(wire)
+        await wire.jobs.cancel(job_id, "")
+        told = await shown(wire, job_id)
+        assert (told["status"], told["error"]) == ("error", "The transcript was canceled.")
+
+    on_the_wire(tmp_path, assemblyai_routes, story)
+
+
+def test_captions(tmp_path: Path) -> None:
+    """As subtitles without speakers, each of so many characters at most, when the transcript is there."""
+
+    async def story(wire: Wire) -> None:
+        job_id = await submitted(wire, speaker_labels=True)
+        refused = await wire.ask("GET", f"/v2/transcript/{job_id}/srt", 400)
+        assert refused.json() == {"error": "The transcript is queued; ask for it when it is completed."}
+        await wire.jobs.store.finish(job_id, (await wire.run()).job.attempt, dump_transcript(TALK))
+        path = f"/v2/transcript/{job_id}"
+        whole = (await wire.ask("GET", f"{path}/srt")).text
+        assert [cue.content for cue in srt.parse(whole)] == [each.text for each in TALK.segments]
+        for name in ("srt", "vtt"):
+            text = (await wire.ask("GET", f"{path}/{name}", params={"chars_per_caption": 8})).text
+            captions = (
+                [cue.content for cue in srt.parse(text)]
+                if name == "srt"
+                else [cue.text for cue in webvtt.from_buffer(io.StringIO(text))]
+            )
+            assert max(map(len, captions)) <= 8
+            assert " ".join(captions).split() == ["Hello", "2", "you.", "Who?", "Not", "me.", "Nobody."]
+        wrong = await wire.ask("GET", f"{path}/vtt", 400, params={"chars_per_caption": "few"})
+        assert wrong.json()["error"].startswith("chars_per_caption:")
+
+    on_the_wire(tmp_path, assemblyai_routes, story)  # fmt: skip
+
+
+def test_deleting(tmp_path: Path) -> None:
+    """Nothing of it is left, and only its own key can do it."""
+
+    async def story(wire: Wire) -> None:
+        job_id = await completed(wire)
+        path = f"/v2/transcript/{job_id}"
+        unknown = (await wire.ask("DELETE", path, 404, headers={"x-key": "bob"})).json()
+        assert list(unknown) == ["error"]
+        gone = (await wire.ask("DELETE", path)).json()
+        assert (gone["id"], gone["text"]) == (job_id, None)
+        assert (await wire.ask("GET", path, 404)).json() == unknown
+        assert (await wire.ask("GET", f"{path}/srt", 404)).json() == unknown
+
+    on_the_wire(tmp_path, assemblyai_routes, story)
