@@ -29,6 +29,7 @@ from serve_app.http.responses import (
     transcript_response,
 )
 from serve_app.http.uploads import PredictRequest, described_body, options_in_body_only, received
+from serve_app.jobs.service import Jobs
 from serve_app.options import Options
 from serve_app.request.admission import Admission
 from serve_app.request.progress import Transcribe
@@ -48,6 +49,8 @@ def create_app(
     receive_timeout_s: float = 600.0,
     admission: Admission | None = None,
     outermost: Sequence[Middleware] = (Middleware(RequestId),),
+    jobs: Jobs | None = None,
+    jobs_reachable: Callable[[], Awaitable[None]] | None = None,
 ) -> FastAPI:
     """The application.
 
