@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from job_stores import new_job, using
+from job_stores import Postgres, new_job, using
 
 from serve_app.job_settings import JobsSettings
 from serve_app.jobs.database import parsed_url
-from serve_app.jobs.migration import VERSION_TABLE, migrate
+from serve_app.jobs.migration import MIGRATE, VERSION_TABLE, migrate
 from serve_app.jobs.places import JobsUnusable, prepare, state_directory, store_url
 from serve_app.jobs.store import JobStore
 
@@ -48,29 +48,37 @@ def test_jobs_that_are_off_leave_nothing(off: object, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_tables_of_another_version_are_refused(empty_url: str, tmp_path: Path) -> None:
-    """Those of an older one, and of a newer one; the sentence says what to do."""
-    found = settings(tmp_path, store=empty_url)
+def test_tables_of_a_newer_version_are_refused(empty_url: str, tmp_path: Path) -> None:
+    """They are left as they are."""
     asyncio.run(migrate(empty_url))
 
-    async def pretend(store: JobStore, revision: str) -> None:
+    async def upgrade(store: JobStore) -> None:
         async with store.write() as connection:
-            await connection.exec_driver_sql(f"UPDATE {VERSION_TABLE} SET version_num = '{revision}'")
+            await connection.exec_driver_sql(f"UPDATE {VERSION_TABLE} SET version_num = '9999'")
 
-    using(empty_url, lambda store: pretend(store, "9999"))
-    assert "newer version (9999)" in refused(found)
+    using(empty_url, upgrade)
+    assert "newer version (9999)" in refused(settings(tmp_path, store=empty_url))
 
 
-def test_a_postgresql_is_migrated_by_an_operator(empty_url: str, tmp_path: Path) -> None:
+def test_a_sqlite_file_that_is_not_new_is_migrated_by_an_operator(tmp_path: Path) -> None:
+    """It may be somebody else's; the server names the command."""
+    url = f"sqlite:///{tmp_path}/others.db"
+
+    async def create(store: JobStore) -> None:
+        async with store.write() as connection:
+            await connection.exec_driver_sql("CREATE TABLE others (something INTEGER)")
+
+    using(url, create)
+    assert MIGRATE in refused(settings(tmp_path, store=url))
+
+
+def test_a_postgresql_is_migrated_by_an_operator(postgres: Postgres, tmp_path: Path) -> None:
     """Other nodes may be at work on it; the server names the command."""
-    if empty_url.startswith("sqlite"):
-        pytest.skip("a SQLite file is made by the server")
-    assert "run `python -m serve_app jobs migrate CONFIG` first" in refused(
-        settings(tmp_path, store=empty_url)
-    )
-    asyncio.run(migrate(empty_url))
-    asyncio.run(prepare(settings(tmp_path, store=empty_url)))
-    missing = parsed_url(empty_url).set(database="nowhere").render_as_string(hide_password=False)
+    url = postgres.new_database()
+    assert f"run `{MIGRATE}` first" in refused(settings(tmp_path, store=url))
+    asyncio.run(migrate(url))
+    asyncio.run(prepare(settings(tmp_path, store=url)))
+    missing = parsed_url(url).set(database="nowhere").render_as_string(hide_password=False)
     assert re.search("cannot be used .*nowhere", refused(settings(tmp_path, store=missing)))
 
 

@@ -41,7 +41,7 @@ from serve_app.jobs.runner import Runner
 from serve_app.jobs.service import Jobs, NoSuchJob, Submission
 from serve_app.jobs.store import JobStore
 from serve_app.options import Options
-from serve_app.request.progress import Report
+from serve_app.request.progress import Report, ignore_progress
 from serve_app.settings import IntakeSettings
 from serve_app.transcript import Progress, Source, Transcript
 
@@ -62,7 +62,9 @@ class Graph:
     news: asyncio.Condition = field(default_factory=asyncio.Condition)
     opened: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def transcribe(self, source: Source, options: Options, report: Report) -> Transcript:
+    async def transcribe(
+        self, source: Source, options: Options, report: Report = ignore_progress
+    ) -> Transcript:
         assert source.file is not None
         self.heard.append(source.file.read())
         self.begun_s.append(time.monotonic())
