@@ -25,6 +25,7 @@ from pydantic import BaseModel
 from ray.serve import Application
 
 from serve_app.app import graph
+from serve_app.job_settings import JobsSettings
 from serve_app.models.loaders import Loaders
 from serve_app.settings import Settings
 from serve_app.transcript import (
@@ -221,7 +222,7 @@ def gpus_in(folder: Path, count: int) -> tuple[Gpu, ...]:
 def build(simulated: Simulated) -> Application:
     """The graph around simulated models."""
     gpus = gpus_in(simulated.folder, simulated.gpu_count)
-    settings = Settings(model="simulated", device="cpu")
+    settings = Settings(model="simulated", device="cpu", jobs=JobsSettings(store="off"))
     loaders = Loaders(
         detector=partial(SimulatedDetector, gpus[0]),
         recognizer=partial(SimulatedRecognizer, gpus),

@@ -1,4 +1,5 @@
-"""The command line: `python -m serve_app serve | check | settings | prefetch | key | webhook-secret | demo`.
+"""The command line: `python -m serve_app serve | check | settings | prefetch | key | webhook-secret | jobs |
+demo`.
 
 `serve` does what `serve run` does, and more: it checks the whole file, says in one sentence why it cannot
 start, and finishes running requests when it is stopped.
@@ -16,6 +17,7 @@ from pydantic import ValidationError
 
 from serve_app.cli import config_file, note
 from serve_app.cli.demo import predict_sample, sample, show
+from serve_app.cli.jobs import jobs
 from serve_app.cli.launcher import GRACE_S, free_port, running, url_of
 from serve_app.cli.prefetch import prefetch
 from serve_app.http.auth import new_key
@@ -27,6 +29,7 @@ DEMO_CONFIG = Path(__file__).parent.parent / "serve_config.demo.yaml"
 cli = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 cli.command()(prefetch)
+cli.add_typer(jobs, name="jobs")
 
 ConfigPath = Annotated[Path, typer.Argument(help="A Serve config file, such as serve_config.yaml.")]
 

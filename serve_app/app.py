@@ -5,6 +5,7 @@ diarization -> request.assign_speakers. `deployments` says where each stage runs
 """
 # No `from __future__ import annotations` here: Ray validates `args:` only when the annotation is a class.
 
+import asyncio
 from dataclasses import replace
 from typing import Any
 
@@ -13,8 +14,15 @@ from ray.serve import Application
 
 from serve_app import deployments as untyped_deployments
 from serve_app.deployments.calls import ray_private
-from serve_app.deployments.replica import LARGE_PAGES, NO_SECRETS, actor_options
+from serve_app.deployments.replica import (
+    LARGE_PAGES,
+    NO_MODEL_TOKENS,
+    NO_SECRETS,
+    NO_WEBHOOK_SECRETS,
+    actor_options,
+)
 from serve_app.errors import ModelUnavailable
+from serve_app.jobs.places import prepare, store_url
 from serve_app.models import names as model_names
 from serve_app.models.loaders import Loaders, detector_device, loaders, max_padded_s
 from serve_app.settings import Settings
@@ -34,13 +42,17 @@ CALL_TIMEOUT_PER_AUDIO_S = {"cpu": 20.0, "cuda": 1.0}
 
 
 def build(settings: Settings) -> Application:
-    """The application for these settings; raises ModelUnavailable for a model that cannot be had."""
+    """The application for these settings.
+
+    Raises ModelUnavailable for a model that cannot be had, JobsUnusable where jobs could not be kept.
+    """
+    asyncio.run(prepare(settings.jobs))
     device = choose_device(settings)
     return graph(settings, loaders(settings, model_names.resolve(settings), device), device)
 
 
 def graph(settings: Settings, load: Loaders, device: str) -> Application:
-    """The deployments, six at most, and how they are composed.
+    """The deployments, seven at most, and how they are composed.
 
     Raises UnknownRay for a version of Ray that lacks something that the service needs.
     """
@@ -49,11 +61,11 @@ def graph(settings: Settings, load: Loaders, device: str) -> Application:
 
     def on(device: str, gpu_share: float, *, keeps_memory: bool = True) -> dict[str, Any]:
         if device == "cuda":
-            return actor_options(gpu_share, {})
-        return actor_options(0.0, LARGE_PAGES if keeps_memory else {})
+            return actor_options(gpu_share, NO_WEBHOOK_SECRETS)
+        return actor_options(0.0, NO_WEBHOOK_SECRETS | (LARGE_PAGES if keeps_memory else {}))
 
-    # When AudioLoaders or Ingresses are replaced, the new one starts before the old one ends: both are small,
-    # and without them every request would wait.
+    # When AudioLoaders, JobRunners or Ingresses are replaced, the new one starts before the old one ends:
+    # they are small, and without them requests and jobs would wait.
     surge = {"ray_actor_options": actor_options(0.0, NO_SECRETS), "max_surge_percent": 100}
     loader = deployments.AudioLoader.options(**surge).bind(settings.intake)
     detector = deployments.SpeechDetector.options(
@@ -79,10 +91,16 @@ def graph(settings: Settings, load: Loaders, device: str) -> Application:
         diarizer = deployments.Diarizer.options(
             ray_actor_options=on(device, settings.diarization.gpu_share, keeps_memory=False)
         ).bind(load.diarizer, replace(_call_timeout(settings, device), max_s=settings.request_timeout_s))
+    stages = (loader, detector, transcriber, aligner, diarizer, load.aligner_languages)
+    job_runner = None
+    if store_url(settings.jobs) is not None:
+        job_runner = deployments.JobRunner.options(
+            **surge | {"ray_actor_options": actor_options(0.0, NO_MODEL_TOKENS)}  # it signs webhooks
+        ).bind(settings, *stages)
     application: Application = deployments.Ingress.options(
         **surge,
         graceful_shutdown_timeout_s=settings.request_timeout_s,  # its requests end first
-    ).bind(settings, loader, detector, transcriber, aligner, diarizer, load.aligner_languages)
+    ).bind(settings, *stages, job_runner)
     return application
 
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from serve_app.setting_types import Host, Seconds, Strict
 
@@ -10,6 +10,10 @@ MAX_DELAY_S = 24 * 3600
 
 # Those that the specification of Standard Webhooks proposes: ten tries in 75 hours.
 _RETRY_DELAYS_S = (5.0, 300.0, 1800.0, *(hours * 3600.0 for hours in (2, 5, 10, 14, 20, 24)))
+
+
+def _off(store: object) -> object:
+    return "off" if store is False else store  # what YAML reads where `off` stands without quotes
 
 
 class WebhookSettings(Strict):
@@ -35,7 +39,7 @@ class WebhookSettings(Strict):
 class JobsSettings(Strict):
     """Jobs and their webhooks."""
 
-    store: str | None = Field(
+    store: Annotated[str | None, BeforeValidator(_off)] = Field(
         None,
         description="`sqlite:///a/file`, or for several nodes `postgresql+asyncpg://user@host/database`. "
         "Empty: a SQLite file in state_dir. off: no jobs.",

@@ -29,6 +29,7 @@ from benchmarks.decoding import decode_whole
 from benchmarks.private_postgres import NoPostgres, Postgres, private_postgres
 from serve_app.app import graph
 from serve_app.cli.demo import sample as demo_sample
+from serve_app.job_settings import JobsSettings
 from serve_app.jobs.migration import migrate
 from serve_app.models.loaders import Loaders
 from serve_app.models.store import open_store
@@ -258,6 +259,7 @@ def app(cluster: None, files: Files, gate: Path) -> DeploymentHandle[object]:
         device="cpu",
         request_timeout_s=120,  # so that a stream in which nothing more comes is a failure, and no waiting
         intake=IntakeSettings(allowed_hosts=(files.host,)),
+        jobs=JobsSettings(store="off"),
     )
     loaders = Loaders(FakeSpeechModel, partial(FakeRecognizer, gate), FakeAligner, FakeDiarizer)
     return serve.run(graph(settings, loaders, "cpu"), name="whisperx", route_prefix="/")

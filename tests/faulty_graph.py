@@ -15,6 +15,7 @@ from fakes import FakeAligner, FakeDiarizer, FakeRecognizer, FakeSpeechModel, Re
 from ray.serve import Application
 
 from serve_app.app import graph
+from serve_app.job_settings import JobsSettings
 from serve_app.models.loaders import Loaders
 from serve_app.settings import IntakeSettings, Settings
 from serve_app.transcript import AlignRequest, AsrRequest, AudioInfo, Diarization, Samples, SpeechRequest
@@ -106,6 +107,7 @@ def build(args: dict[str, str]) -> Application:
         call_timeout_s=float(args.get("call_timeout_s", 120)),
         call_timeout_per_audio_s=0.0,
         intake=IntakeSettings(allowed_hosts=("127.0.0.1",)),
+        jobs=JobsSettings(store="off"),
     )
     loaders = Loaders(
         partial(GatedSpeech, gates),

@@ -38,7 +38,8 @@ def config(
     deployments: dict[str, dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """A config file's content. `settings` are the service's own, `args` those of the fake models."""
-    chosen = {"device": "cpu", "intake": {"allowed_hosts": ["127.0.0.1"]}, **(settings or {})}
+    ours = {"device": "cpu", "intake": {"allowed_hosts": ["127.0.0.1"]}, "jobs": {"store": "off"}}
+    chosen = {**ours, **(settings or {})}
     if models == "fakes":
         where = {"import_path": "benchmarks.chaos.models:build"}
         arguments = {"settings": {"model": "fakes", **chosen}, **(args or {})}

@@ -47,6 +47,12 @@ def read(path: Path) -> dict[str, Any]:
     return raw
 
 
+def settings_of(raw: dict[str, Any]) -> list[Settings]:
+    """The settings of each application of this service in a file's content."""
+    ours = [each for each in raw.get("applications") or () if each["import_path"] == IMPORT_PATH]
+    return [Settings.model_validate(each.get("args") or {}) for each in ours]
+
+
 def _refuse_public_without_keys(host: str, access: AccessSettings, path: Path) -> None:
     if not (access.keys or access.public_without_keys or is_loopback(host)):
         raise CommandFailed(

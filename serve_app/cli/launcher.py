@@ -1,5 +1,6 @@
 """Runs the applications of a config file on a local Ray: starts, waits until ready, drains and stops them."""
 
+import asyncio
 import logging
 import os
 import random
@@ -17,9 +18,10 @@ from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus, ProxyStatus, ServeDeploySchema
 
 from serve_app.cli import note
-from serve_app.cli.config_file import IMPORT_PATH, CommandFailed
+from serve_app.cli.config_file import CommandFailed, settings_of
 from serve_app.cli.local_ray import local_ray, logs_folder, on_signals
 from serve_app.errors import ModelUnavailable
+from serve_app.jobs.places import JobsUnusable, prepare
 from serve_app.models import hub
 from serve_app.models import names as model_names
 from serve_app.models.names import Models
@@ -57,7 +59,9 @@ def running(
     names = [application.name for application in schema.applications]
     _refuse_taken_port(schema.http_options.host, schema.http_options.port)
     _go_offline_if_the_hub_is_silent()
-    _refuse_missing_models(schema)
+    settings = settings_of(raw)
+    _refuse_missing_models(settings)
+    _refuse_unusable_jobs(settings)
     _say_if_offline()
     note.print("Starting Ray and the graph.")
     with local_ray(show_logs=show_logs, num_cpus=num_cpus) as stop:
@@ -90,15 +94,22 @@ def _start_serve(schema: ServeDeploySchema) -> None:
     client.deploy_apps(schema)
 
 
-def _refuse_missing_models(schema: ServeDeploySchema) -> None:
+def _refuse_missing_models(settings: list[Settings]) -> None:
     """Says which models run. The builder checks this too, but only after Ray has started."""
     try:
-        for application in schema.applications:
-            if application.import_path == IMPORT_PATH:
-                settings = Settings.model_validate(application.args)
-                _say_what_runs(settings, model_names.resolve(settings))
+        for each in settings:
+            _say_what_runs(each, model_names.resolve(each))
     except ModelUnavailable as error:
         raise CommandFailed(error.message) from None
+
+
+def _refuse_unusable_jobs(settings: list[Settings]) -> None:
+    """Creates what is missing, and says what is wrong. The builder does this too, as above."""
+    try:
+        for each in settings:
+            asyncio.run(prepare(each.jobs))
+    except JobsUnusable as error:
+        raise CommandFailed(str(error)) from None
 
 
 def _say_what_runs(settings: Settings, models: Models) -> None:
@@ -147,7 +158,7 @@ def _wait_until_running(names: list[str], stop: threading.Event) -> None:
 
 def _reason(message: str) -> str:
     """Our own sentence at the end of a traceback, or the whole message where there is none."""
-    own = re.search("(?:ModelUnavailable: |UnknownRay: |Value error, )(.*)", message)
+    own = re.search("(?:ModelUnavailable: |UnknownRay: |JobsUnusable: |Value error, )(.*)", message)
     return own[1] if own else f"the graph did not start.\n{message}"
 
 

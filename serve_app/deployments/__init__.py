@@ -8,6 +8,7 @@ from serve_app.deployments.aligner import Aligner, AlignerConfig
 from serve_app.deployments.audio_loader import AudioLoader
 from serve_app.deployments.diarizer import Diarizer
 from serve_app.deployments.ingress import Ingress
+from serve_app.deployments.job_runner import JobRunner
 from serve_app.deployments.replica import BatchConfig
 from serve_app.deployments.speech_detector import SpeechDetector
 from serve_app.deployments.transcriber import Transcriber
@@ -21,6 +22,7 @@ USER_CONFIGS: dict[str, type[BatchConfig] | None] = {
     "Transcriber": BatchConfig,
     "Aligner": AlignerConfig,
     "Diarizer": None,
+    "JobRunner": None,
 }
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "Transcriber",
     "Aligner",
     "Diarizer",
+    "JobRunner",
     "AlignerConfig",
     "BatchConfig",
     "CallTimeout",

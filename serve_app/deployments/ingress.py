@@ -4,6 +4,7 @@ import asyncio
 import io
 import math
 from collections.abc import AsyncGenerator, Collection
+from contextlib import suppress
 from contextvars import Context
 from functools import partial
 from time import monotonic
@@ -14,22 +15,20 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from serve_app import proxy
+from serve_app.deployments.calls.graph import Graph
 from serve_app.deployments.calls.handles import has_replica, invoke
-from serve_app.deployments.calls.stage_calls import StageCalls
-from serve_app.deployments.metrics import Retries, log_errors_in_one_line
+from serve_app.deployments.job_runner import reachable
+from serve_app.deployments.metrics import log_errors_in_one_line
 from serve_app.deployments.replica import OPTIONS
-from serve_app.errors import AudioTooCostly, AudioTooLong, DeadlineExceeded, InvalidRequest
+from serve_app.errors import InvalidRequest
 from serve_app.http.app import create_app
-from serve_app.http.auth import charge
 from serve_app.http.responses import answer, progress_response
+from serve_app.jobs.service import Jobs
 from serve_app.languages import LANGUAGES
-from serve_app.options import Options, parse_options
-from serve_app.request.admission import Admission, WindowGate
-from serve_app.request.calls import Stages
-from serve_app.request.pipeline import transcribe
-from serve_app.request.progress import Report, followed, ignore_progress
+from serve_app.options import parse_options
+from serve_app.request.progress import followed
 from serve_app.settings import Settings
-from serve_app.transcript import Progress, Source, Transcript
+from serve_app.transcript import Progress, Source
 
 READY_TIMEOUT_S = 2.0
 READY_MEMORY_S = 60.0  # how long a stage that is slow to answer stays ready, if it has a replica
@@ -50,41 +49,21 @@ class Ingress:
         aligner: DeploymentHandle[Any] | None,
         diarizer: DeploymentHandle[Any] | None,
         aligner_languages: Collection[str] = frozenset(LANGUAGES),
+        job_runner: DeploymentHandle[Any] | None = None,
     ) -> None:
         log_errors_in_one_line()
         self._settings = settings
-        self._retries = Retries()
-        self._handles = {"loader": loader, "speech": detector, "asr": transcriber}
-        self._handles |= {"alignment": aligner} if aligner else {}
-        self._handles |= {"diarization": diarizer} if diarizer else {}
-        self._admission = Admission(settings.requests_in_flight, settings.intake.audio_in_flight_s)
-        calls = StageCalls(
-            loader,
-            detector,
-            transcriber,
-            aligner,
-            diarizer,
-            admission=self._admission,
-            max_audio_s=settings.intake.max_audio_s,
-            retries=self._retries,
-        )
-        self._stages = Stages(
-            load=calls.load,
-            detect=calls.detect,
-            transcribe=calls.transcribe,
-            align=calls.align if aligner else None,
-            diarize=calls.diarize if diarizer else None,
-            model=settings.model,
-            window_gate=WindowGate(settings.windows_in_flight),
-            aligner_languages=aligner_languages,
-            attention=settings.alignment.method in ("auto", "attention"),
-        )
+        graph = Graph(settings, loader, detector, transcriber, aligner, diarizer, aligner_languages)
+        self._run, self._admission, self._retries = graph.run, graph.admission, graph.retries
+        self._handles = graph.handles
+        self._job_runner = job_runner
         self._readiness: asyncio.Task[dict[str, bool]] | None = None
         self._asked_at_s = 0.0
         self._ready_at_s: dict[str, float] = {}  # stage -> when it last answered that it is ready
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        intake = self._settings.intake
+        intake, runner = self._settings.intake, self._job_runner
+        jobs = Jobs(self._settings.jobs, intake) if runner else None
         return create_app(
             self._run,
             self.readiness,
@@ -95,6 +74,8 @@ class Ingress:
             receive_timeout_s=intake.receive_timeout_s,
             admission=self._admission,
             outermost=proxy.ingress_middlewares(),
+            jobs=jobs,
+            jobs_reachable=reachable(runner, jobs.store) if runner and jobs else None,
         )
 
     async def transcribe(
@@ -156,33 +137,27 @@ class Ingress:
         return {"/".join(what): times for what, times in self._retries.counts.items()}
 
     async def drain(self, timeout_s: float) -> bool:
-        """Refuses new requests with 503 and waits for the running ones; True when all have ended."""
+        """Refuses new requests with 503, waits for the running ones and has running jobs given back.
+
+        True when all have ended in time.
+        """
         self._admission.is_draining = True
         try:
             async with asyncio.timeout(timeout_s):
-                await self._admission.idle.wait()
+                await asyncio.gather(self._admission.idle.wait(), self._drain_jobs(timeout_s))
         except TimeoutError:
             return False
         return True
 
-    async def _run(self, source: Source, options: Options, report: Report = ignore_progress) -> Transcript:
-        self._admission.refuse_new()  # receiving its body may have taken a while
-        limit_s = self._settings.request_timeout_s
-        begun_s = monotonic()
-        try:
-            async with asyncio.timeout(limit_s) as limit:
-                transcript = await transcribe(self._stages, source, options, report, limit_s)
-        except (AudioTooLong, AudioTooCostly) as error:  # a decoder worked on it all the same
-            intake = self._settings.intake
-            charge(intake.max_audio_s if isinstance(error, AudioTooLong) else intake.decode_timeout_s)
-            raise
-        except TimeoutError:
-            if not limit.expired():
-                raise  # of something inside, and no matter of the request's length
-            message = f"The request took longer than {limit_s:g} s; send a shorter file."
-            raise DeadlineExceeded(message) from None
-        self._admission.finished(monotonic() - begun_s)
-        return transcript
+    async def _drain_jobs(self, timeout_s: float) -> None:
+        """Has all JobRunners give their jobs back; one that cannot loses them when its leases run out."""
+        if self._job_runner is None:
+            return
+        with suppress(Exception):
+            await invoke(self._job_runner.ready)  # it waits until replicas are known, as a broadcast does not
+            await self._job_runner.broadcast("drain", timeout_s).results_async(
+                timeout_s=timeout_s, return_exceptions=True
+            )
 
 
 def _source(source: str | bytes, headers: dict[str, str] | None) -> Source:

@@ -9,6 +9,7 @@ from ray.serve.config import RequestRouterConfig
 from serve_app.batching.batcher import Batcher
 from serve_app.deployments.metrics import Retries, log_errors_in_one_line
 from serve_app.deployments.watchdog import CallTimeout, Watchdog, with_halved_batches
+from serve_app.jobs.signatures import VARIABLE
 
 # Serve's queue in front of a replica costs back-off; ours is inside, so a replica takes many calls, and where
 # one is full after all, the router looks again soon.
@@ -39,7 +40,9 @@ ENVIRONMENT = {  # only what is right on every node: the graph may be built on a
     "PYANNOTE_METRICS_ENABLED": "0",  # no telemetry about our users' audio
 }
 LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # a glibc that has no such setting ignores it
-NO_SECRETS = {"HF_TOKEN": "", "HUGGING_FACE_HUB_TOKEN": ""}
+NO_MODEL_TOKENS = {"HF_TOKEN": "", "HUGGING_FACE_HUB_TOKEN": ""}
+NO_WEBHOOK_SECRETS = {VARIABLE: ""}
+NO_SECRETS = NO_MODEL_TOKENS | NO_WEBHOOK_SECRETS
 
 
 def actor_options(gpu_share: float, environment: Mapping[str, str]) -> dict[str, Any]:

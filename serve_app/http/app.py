@@ -19,6 +19,8 @@ from serve_app import __version__
 from serve_app.errors import InvalidRequest
 from serve_app.formats.table import FORMATS
 from serve_app.http.forms import form_options
+from serve_app.http.jobs.assemblyai import assemblyai_routes
+from serve_app.http.jobs.baseten import baseten_routes
 from serve_app.http.jobs.routes import job_routes, routes_without_jobs
 from serve_app.http.jobs.submission import JobBody
 from serve_app.http.middleware import Gate, RequestId
@@ -116,9 +118,11 @@ def create_app(
     if jobs is None:
         app.include_router(routes_without_jobs())
     else:
-        checked = [Depends(options_in_body_only(JobBody)), *key_field]
-        checked += [Depends(jobs_reachable)] if jobs_reachable else []
+        reached = [*key_field, *([Depends(jobs_reachable)] if jobs_reachable else [])]
+        checked = [Depends(options_in_body_only(JobBody)), *reached]
         app.include_router(job_routes(jobs, max_bytes, max_json_bytes), dependencies=checked)
+        for routes in (baseten_routes(jobs), assemblyai_routes(jobs)):
+            app.include_router(routes, dependencies=reached)
 
     @app.get("/healthz", tags=["health"])
     async def healthz() -> dict[str, str]:

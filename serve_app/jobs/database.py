@@ -15,6 +15,7 @@ from serve_app.errors import StoreBusy
 
 READERS = 4  # connections; SQLite has one writer at a time, so one more is for writes
 CONNECTIONS = 8  # to PostgreSQL, of one process
+COMMAND_TIMEOUT_S = 60.0  # of one statement; else one would wait for hours for a host that has gone
 
 DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
 
@@ -85,7 +86,11 @@ class Database:
                 pool_size=CONNECTIONS,
                 max_overflow=0,
                 pool_timeout=busy_timeout_s,
-                connect_args={"server_settings": limits, "timeout": busy_timeout_s},
+                connect_args={
+                    "server_settings": limits,
+                    "timeout": busy_timeout_s,
+                    "command_timeout": COMMAND_TIMEOUT_S,
+                },
             )
 
     def now(self) -> sa.ColumnElement[float]:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 VERSION_TABLE = "job_store_version"  # a database may hold other tables of alembic's users
-MIGRATE = "python -m serve_app jobs migrate"
+MIGRATE = "python -m serve_app jobs migrate CONFIG"
 LOCK_ID = 0x77686A6F  # of PostgreSQL's advisory lock: two processes that migrate do it one after the other
 
 
@@ -65,6 +65,14 @@ async def check(url: str) -> None:
     if revision != _script_revisions()[0]:
         state = "has no tables" if revision is None else "has the tables of an older version"
         raise NotMigrated(f"The job store {state}; run `{MIGRATE}` first.")
+
+
+async def prepare(url: str) -> None:
+    """Creates the tables of a new SQLite file; else as `check`."""
+    file = _file_of(url)
+    if file is not None and not (file.exists() and file.stat().st_size):
+        await migrate(url)
+    await check(url)
 
 
 def _file_of(url: str) -> Path | None:

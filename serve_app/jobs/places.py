@@ -1,9 +1,16 @@
 """Where jobs are kept: the store, the spool and the key file, as the settings say or by default."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from serve_app.job_settings import JobsSettings
+from serve_app.jobs import migration
+from serve_app.jobs.database import parsed_url
+from serve_app.jobs.migration import SchemaMismatch
+from serve_app.jobs.secrets import FetchSecrets
+from serve_app.jobs.spool import Spool
 
 OFF = "off"
 
@@ -32,3 +39,56 @@ def key_file(settings: JobsSettings) -> Path:
     return (
         Path(settings.key_file).expanduser() if settings.key_file else state_directory(settings) / "jobs.key"
     )
+
+
+class JobsUnusable(Exception):
+    """Jobs cannot be kept as the settings say; the message is one sentence that says what to do."""
+
+
+async def prepare(settings: JobsSettings) -> None:
+    """Makes what is missing here, a key and the tables of SQLite, if there are to be jobs.
+
+    Raises JobsUnusable.
+    """
+    with _refusing(settings):
+        url = store_url(settings)
+        if url is not None:
+            Spool(spool_url(settings))
+            FetchSecrets(key_file(settings))
+            await migration.prepare(url)
+
+
+async def migrate(settings: JobsSettings) -> str:
+    """Creates or upgrades the tables of the store; gives its URL without a password. Raises JobsUnusable."""
+    with _refusing(settings):
+        url = store_url(settings)
+        if url is None:
+            raise JobsUnusable("Jobs are off (jobs.store), so there is nothing to migrate.")
+        await migration.migrate(url)
+        return _shown(url)
+
+
+@contextmanager
+def _refusing(settings: JobsSettings) -> Iterator[None]:
+    try:
+        yield
+    except JobsUnusable:
+        raise
+    except (ValueError, SchemaMismatch) as error:
+        raise JobsUnusable(str(error)) from None
+    except OSError as error:
+        raise JobsUnusable(
+            f"{error.filename}: {error.strerror}; set jobs.state_dir to a folder that can be written to, or "
+            "jobs.store to off."
+        ) from None
+    except Exception as error:
+        url = store_url(settings)
+        assert url is not None
+        reason = error.__cause__ or error
+        first_line = str(getattr(reason, "orig", None) or reason).partition("\n")[0]
+        message = f"The job store {_shown(url)} cannot be used ({first_line.rstrip('.')})"
+        raise JobsUnusable(f"{message}; have it running, or set jobs.store.") from error
+
+
+def _shown(url: str) -> str:
+    return parsed_url(url).render_as_string(hide_password=True)

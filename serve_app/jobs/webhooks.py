@@ -22,7 +22,7 @@ from yarl import URL
 from serve_app.errors import InvalidRequest
 from serve_app.job_settings import MAX_DELAY_S, WebhookSettings
 from serve_app.jobs.payloads import assemblyai_body, baseten_body, standard_body
-from serve_app.jobs.records import Delivery, Try
+from serve_app.jobs.records import Delivery, Job, Try
 from serve_app.jobs.signatures import baseten_headers, read_secrets, standard_headers
 from serve_app.stages.audio import address, ssrf
 
@@ -32,7 +32,8 @@ PORTS = frozenset({443})
 LEASE_MARGIN_S = 30.0  # to read the result and to record the try
 JITTER = 0.1
 
-AnswerOf = Callable[[str], Awaitable[Any]]  # job id -> what `/predict` would have answered, None if deleted
+AnswerOf = Callable[[Job], Awaitable[Any]]  # what `/predict` would have answered, None if deleted
+Signers = Sequence[str]  # secrets
 Clock = Callable[[], float]
 
 
@@ -53,20 +54,28 @@ class Outbox(Protocol):
         """Logs a try and says when the next one is due, or how it ended. False where the claim was lost."""
 
 
-async def deliver_due(
-    outbox: Outbox, answer_of: AnswerOf, settings: WebhookSettings, worker: str, clock: Clock = time.time
-) -> bool:
-    """Claims one webhook, sends it and records the try; False where none is due.
+async def claim(outbox: Outbox, settings: WebhookSettings, worker: str) -> tuple[Delivery, Signers] | None:
+    """A webhook that is due, for `deliver`, with the secrets that sign it; None where none is due.
 
     Secrets are read each time, so new ones need no restart. Raises UnusableSecrets, and then claims nothing.
     """
     signers = read_secrets(settings.secrets_file)
     delivery = await outbox.claim_delivery(worker, settings.timeout_s + LEASE_MARGIN_S)
-    if delivery is None:
-        return False
+    return None if delivery is None else (delivery, signers)
+
+
+async def deliver(
+    outbox: Outbox,
+    delivery: Delivery,
+    signers: Signers,
+    answer_of: AnswerOf,
+    settings: WebhookSettings,
+    clock: Clock = time.time,
+) -> None:
+    """Sends a claimed webhook once and records the try."""
     wait_s = None
     try:
-        answer = await answer_of(delivery.job.id) if delivery.job.status == "succeeded" else None
+        answer = await answer_of(delivery.job) if delivery.job.status == "succeeded" else None
         made, wait_s = await send(delivery, answer, signers, settings, clock)
     except Exception:  # such a webhook must wait as any other does, not be claimed again and again
         logger.exception("The webhook of job %s could not be made.", delivery.job.id)
@@ -79,7 +88,6 @@ async def deliver_due(
     final_status = ended if next_due_at is None else None
     if not await outbox.record_try(delivery.id, delivery.claim_no, made, next_due_at, final_status):
         logger.warning("Webhook %s was sent by another worker in the meantime.", delivery.id)
-    return True
 
 
 def next_try_s(
@@ -98,7 +106,7 @@ def next_try_s(
 async def send(
     delivery: Delivery,
     answer: Any,
-    signers: Sequence[str],
+    signers: Signers,
     settings: WebhookSettings,
     clock: Clock = time.time,
 ) -> tuple[Try, float | None]:
@@ -148,9 +156,7 @@ def checked_url(url: str, settings: WebhookSettings, param: str = "webhook_url")
     raise InvalidRequest(f"{param} {what}", param)
 
 
-def signed(
-    delivery: Delivery, answer: Any, signers: Sequence[str], now_s: float
-) -> tuple[dict[str, str], bytes]:
+def signed(delivery: Delivery, answer: Any, signers: Signers, now_s: float) -> tuple[dict[str, str], bytes]:
     """Headers and body of a try at `now_s`; `answer` is what `/predict` would have answered, or None."""
     if delivery.style == "baseten":
         body = baseten_body(delivery.job, answer, now_s)

@@ -15,6 +15,7 @@ from ray import serve
 from sounds import encode, noise, silence, wav
 
 from serve_app.app import graph
+from serve_app.job_settings import JobsSettings
 from serve_app.models.loaders import Loaders
 from serve_app.settings import AccessSettings, ApiKey, IntakeSettings, Settings
 
@@ -43,6 +44,7 @@ def guarded(cluster: None, device: Path) -> Iterator[str]:
         device="cpu",
         request_timeout_s=REQUEST_S,
         intake=IntakeSettings(receive_timeout_s=1.0, max_audio_s=10.0, allowed_hosts=("127.0.0.1",)),
+        jobs=JobsSettings(store="off"),
         access=AccessSettings(
             keys=(key("acme"), key("small", 1.0), key("long", 5.0), key("costly", 5.0)),
         ),

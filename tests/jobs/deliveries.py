@@ -8,7 +8,7 @@ from typing import Any, Literal
 from serve_app.job_settings import WebhookSettings
 from serve_app.jobs.records import Delivery, Job, Try, WebhookStyle
 from serve_app.jobs.signatures import new_secret
-from serve_app.jobs.webhooks import send
+from serve_app.jobs.webhooks import AnswerOf, claim, deliver, send
 
 NEW, OLD = new_secret(), new_secret()
 HIDDEN = "hidden-in-the-url"
@@ -60,6 +60,17 @@ async def tried(
     made, wait_s = await send(delivery(url), answer, signers, settings(**changes))
     assert not [hidden for hidden in (HIDDEN, NEW, OLD, "secret@") if hidden in (made.error or "")]
     return made, wait_s
+
+
+async def deliver_due(
+    outbox: "MemoryOutbox", answer_of: AnswerOf, settings: WebhookSettings, worker: str, clock: "Clock"
+) -> bool:
+    """Sends the webhook that is due; False where none is."""
+    claimed = await claim(outbox, settings, worker)
+    if claimed is None:
+        return False
+    await deliver(outbox, *claimed, answer_of, settings, clock)
+    return True
 
 
 @dataclass

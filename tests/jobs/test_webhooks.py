@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import standardwebhooks.webhooks
 from aiohttp import web
-from deliveries import HIDDEN, NEW, OLD, Clock, MemoryOutbox, delivery, settings, tried
+from deliveries import HIDDEN, NEW, OLD, Clock, MemoryOutbox, deliver_due, delivery, settings, tried
 from loopback import Canary, answering, raw_serving, recording, resolving, serving
 from standardwebhooks import Webhook
 from test_ssrf import CONFUSING, LOOPBACK, NAMES, NOT_HTTP, PRIVATE, REDIRECTS, in_url, reached
@@ -21,14 +21,14 @@ from test_ssrf import CONFUSING, LOOPBACK, NAMES, NOT_HTTP, PRIVATE, REDIRECTS, 
 from serve_app.errors import InvalidRequest
 from serve_app.job_settings import WebhookSettings
 from serve_app.jobs import webhooks
-from serve_app.jobs.records import Try
-from serve_app.jobs.webhooks import checked_url, deliver_due, next_try_s, retry_after_s
+from serve_app.jobs.records import Job, Try
+from serve_app.jobs.webhooks import checked_url, next_try_s, retry_after_s
 
 HOUR_S = 3600.0
 SELF_SIGNED = Path(__file__).parents[1] / "stages" / "audio" / "self_signed.pem"
 
 
-async def no_answer(job_id: str) -> Any:
+async def no_answer(job: Job) -> Any:
     """The result of a job that was deleted."""
     return None
 
@@ -179,7 +179,7 @@ def test_a_webhook_that_cannot_be_made(secrets_file: str, clock: Clock) -> None:
     """It waits as one that failed, so that it does not come up again and again before all others."""
     outbox = MemoryOutbox(delivery("https://example.com/"), clock)
 
-    async def broken(job_id: str) -> Any:
+    async def broken(job: Job) -> Any:
         raise OSError("the store does not answer")
 
     assert asyncio.run(deliver_due(outbox, broken, settings(secrets_file=secrets_file), "w", clock))

@@ -29,6 +29,7 @@ from benchmarks.decoding import decode_whole
 from serve_app.app import build
 from serve_app.cli.demo import sample as demo_sample
 from serve_app.deployments.calls.audio_ref import AudioSlice
+from serve_app.job_settings import JobsSettings
 from serve_app.request.calls import DiarizeCall
 from serve_app.settings import AlignmentSettings, DiarizationSettings, IntakeSettings, Settings
 from serve_app.transcript import SAMPLE_RATE_HZ, Samples
@@ -47,6 +48,7 @@ def graph(cluster: None, files: Files, tiny_en: Path, campplus: Path) -> Iterato
         alignment=AlignmentSettings(method="attention"),
         diarization=DiarizationSettings(model="campplus"),
         intake=IntakeSettings(allowed_hosts=(files.host,)),
+        jobs=JobsSettings(store="off"),
     )
     serve.run(build(settings), name="real", route_prefix="/real")
     until(lambda: httpx.get(f"{URL}/healthz", timeout=60).status_code == 200)  # the proxy knows the route

@@ -18,7 +18,7 @@ from serve_app.settings import Settings
 LOADERS = Loaders(FakeSpeechModel, partial(FakeRecognizer, Path("gate")), FakeAligner, FakeDiarizer)
 
 
-def environments(monkeypatch: pytest.MonkeyPatch, cores: int) -> list[dict[str, str]]:
+def environments(monkeypatch: pytest.MonkeyPatch, cores: int) -> dict[str, dict[str, str]]:
     """The environment of each deployment of a graph that is built on a node with this many cores."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
     ingress: Any = graph(Settings(model="fake"), LOADERS, "cpu")
@@ -26,15 +26,25 @@ def environments(monkeypatch: pytest.MonkeyPatch, cores: int) -> list[dict[str, 
     for node in bound:  # which grows meanwhile
         below = [*node.init_args, *node.init_kwargs.values()]
         bound += [arg._bound_deployment for arg in below if hasattr(arg, "_bound_deployment")]
-    return [node.ray_actor_options["runtime_env"]["env_vars"] for node in bound]
+    return {node.name: node.ray_actor_options["runtime_env"]["env_vars"] for node in bound}
 
 
 def test_no_environment_depends_on_where_the_graph_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     """A head with two cores says nothing about workers with 32."""
     on_small, on_large = (environments(monkeypatch, cores) for cores in (2, 32))
-    assert len(on_small) == 6
+    assert len(on_small) == 7
     assert on_small == on_large
-    assert not any(name.startswith("MALLOC_MMAP") for env_vars in on_small for name in env_vars)  # glibc's
+    every_name = {name for env_vars in on_small.values() for name in env_vars}
+    assert not any(name.startswith("MALLOC_MMAP") for name in every_name)  # glibc's
+
+
+def test_secrets_reach_only_those_that_need_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replicas inherit their node's: webhooks' secrets are for the JobRunner, tokens for models."""
+    found = environments(monkeypatch, 2)
+    models = {"SpeechDetector", "Transcriber", "Aligner", "Diarizer"}
+    assert {name for name, variables in found.items() if "WEBHOOK_SECRETS" not in variables} == {"JobRunner"}
+    assert {name for name, variables in found.items() if "HF_TOKEN" not in variables} == models
+    assert all(variables.get("WEBHOOK_SECRETS", "") == "" for variables in found.values())
 
 
 # What a replica's process does on a node of two cores, and then: the threads that torch has in one of its own

@@ -1,0 +1,82 @@
+"""The graph as one replica has requests run on it."""
+
+import asyncio
+from collections.abc import Collection
+from time import monotonic
+from typing import Any
+
+from ray.serve.handle import DeploymentHandle
+
+from serve_app.deployments.calls.stage_calls import StageCalls
+from serve_app.deployments.metrics import Retries
+from serve_app.errors import AudioTooCostly, AudioTooLong, DeadlineExceeded
+from serve_app.http.auth import charge
+from serve_app.options import Options
+from serve_app.request.admission import Admission, WindowGate
+from serve_app.request.calls import Stages
+from serve_app.request.pipeline import transcribe
+from serve_app.request.progress import Report, ignore_progress
+from serve_app.settings import Settings
+from serve_app.transcript import Source, Transcript
+
+
+class Graph:
+    """The stages, and how much this replica takes on at once."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        loader: DeploymentHandle[Any],
+        detector: DeploymentHandle[Any],
+        transcriber: DeploymentHandle[Any],
+        aligner: DeploymentHandle[Any] | None,
+        diarizer: DeploymentHandle[Any] | None,
+        aligner_languages: Collection[str],
+    ) -> None:
+        self._settings = settings
+        self.handles = {"loader": loader, "speech": detector, "asr": transcriber}
+        self.handles |= {"alignment": aligner} if aligner else {}
+        self.handles |= {"diarization": diarizer} if diarizer else {}
+        self.retries = Retries()
+        self.admission = Admission(settings.requests_in_flight, settings.intake.audio_in_flight_s)
+        calls = StageCalls(
+            loader,
+            detector,
+            transcriber,
+            aligner,
+            diarizer,
+            admission=self.admission,
+            max_audio_s=settings.intake.max_audio_s,
+            retries=self.retries,
+        )
+        self._stages = Stages(
+            load=calls.load,
+            detect=calls.detect,
+            transcribe=calls.transcribe,
+            align=calls.align if aligner else None,
+            diarize=calls.diarize if diarizer else None,
+            model=settings.model,
+            window_gate=WindowGate(settings.windows_in_flight),
+            aligner_languages=aligner_languages,
+            attention=settings.alignment.method in ("auto", "attention"),
+        )
+
+    async def run(self, source: Source, options: Options, report: Report = ignore_progress) -> Transcript:
+        """Runs a request to its end or its deadline. Raises TranscriptionError."""
+        self.admission.refuse_new()  # receiving its body may have taken a while
+        limit_s = self._settings.request_timeout_s
+        begun_s = monotonic()
+        try:
+            async with asyncio.timeout(limit_s) as limit:
+                transcript = await transcribe(self._stages, source, options, report, limit_s)
+        except (AudioTooLong, AudioTooCostly) as error:  # a decoder worked on it all the same
+            intake = self._settings.intake
+            charge(intake.max_audio_s if isinstance(error, AudioTooLong) else intake.decode_timeout_s)
+            raise
+        except TimeoutError:
+            if not limit.expired():
+                raise  # of something inside, and no matter of the request's length
+            message = f"The request took longer than {limit_s:g} s; send a shorter file."
+            raise DeadlineExceeded(message) from None
+        self.admission.finished(monotonic() - begun_s)
+        return transcript

@@ -1,0 +1,105 @@
+"""The deployment that runs jobs: a Runner in a replica, on the same graph as requests."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection
+from contextvars import Context
+from time import monotonic
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from serve_app.deployments.calls.graph import Graph
+from serve_app.deployments.calls.handles import invoke
+from serve_app.deployments.metrics import log_errors_in_one_line
+from serve_app.deployments.replica import OPTIONS
+from serve_app.errors import Overloaded
+from serve_app.http.responses import answer
+from serve_app.jobs.database import Database
+from serve_app.jobs.places import prepare
+from serve_app.jobs.runner import Runner
+from serve_app.jobs.service import Jobs
+from serve_app.settings import Settings
+
+LOOK_TIMEOUT_S = 5.0
+LOOK_MEMORY_S = 60.0
+# Longer than a webhook that is being sent may take; jobs are given back at once.
+SHUTDOWN_S = 40.0
+
+
+class JobsElsewhere(Overloaded, code="jobs_elsewhere"):
+    """The store of jobs is a file of another node."""
+
+
+@serve.deployment(**OPTIONS, graceful_shutdown_timeout_s=SHUTDOWN_S, graceful_shutdown_wait_loop_s=0.1)
+class JobRunner:
+    """Jobs and their webhooks. It needs no calls: it looks into the store for work."""
+
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self,
+        settings: Settings,
+        loader: DeploymentHandle[Any],
+        detector: DeploymentHandle[Any],
+        transcriber: DeploymentHandle[Any],
+        aligner: DeploymentHandle[Any] | None,
+        diarizer: DeploymentHandle[Any] | None,
+        aligner_languages: Collection[str],
+    ) -> None:
+        log_errors_in_one_line()
+        await prepare(settings.jobs)
+        graph = Graph(settings, loader, detector, transcriber, aligner, diarizer, aligner_languages)
+        jobs = Jobs(settings.jobs, settings.intake)
+        self._runner = Runner(jobs, graph.run, answer, serve.get_replica_context().replica_tag)
+        self._running = Context().run(asyncio.create_task, self._runner.run())  # in no call's context
+
+    async def check_health(self) -> None:
+        """Raises where the runner has died, so that Serve replaces the replica."""
+        if self._running.done():
+            self._running.result()
+
+    async def ready(self) -> bool:
+        """Whether the replica works: it answers only after its constructor."""
+        return True
+
+    async def node_id(self) -> str:
+        """The node of Ray that it runs on."""
+        return str(ray.get_runtime_context().get_node_id())
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Gives running jobs back and takes no more; True when that is done."""
+        draining = asyncio.create_task(self._runner.drain())
+        done, _ = await asyncio.wait([draining], timeout=timeout_s)
+        return bool(done)
+
+    async def __del__(self) -> None:
+        """Serve awaits this before it ends the replica."""
+        await self.drain(SHUTDOWN_S)
+
+
+def reachable(runner: DeploymentHandle[Any], store: Database) -> Callable[[], Awaitable[None]]:
+    """Raises JobsElsewhere where jobs that this replica keeps would not be found by the JobRunner.
+
+    That is so with SQLite on two nodes. A JobRunner that does not answer may be busy or starting; jobs are
+    kept for it.
+    """
+    known_until_s = 0.0
+
+    async def check() -> None:
+        nonlocal known_until_s
+        if not store.is_sqlite or monotonic() < known_until_s:
+            return
+        here = ray.get_runtime_context().get_node_id()
+        try:
+            async with asyncio.timeout(LOOK_TIMEOUT_S):
+                there = await invoke(runner.node_id)
+        except Exception:  # noqa: BLE001  (whatever it is, the store is here)
+            there = here
+        if there != here:
+            raise JobsElsewhere(
+                "This server keeps jobs in SQLite on another node; its operator can set jobs.store to a "
+                "PostgreSQL that all nodes share."
+            )
+        known_until_s = monotonic() + LOOK_MEMORY_S
+
+    return check

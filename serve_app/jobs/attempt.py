@@ -1,0 +1,164 @@
+"""One attempt at a job: it is transcribed under a lease, and what comes of that is stored."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from functools import partial
+from time import monotonic
+from typing import Any, Literal
+
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
+
+from serve_app.errors import DeadlineExceeded, ModelCrashed, Overloaded, StoreBusy, TranscriptionError
+from serve_app.jobs.records import ClaimedJob
+from serve_app.jobs.service import Jobs
+from serve_app.jobs.stored import JobRequest, dump_transcript
+from serve_app.request.progress import Transcribe
+from serve_app.transcript import Progress
+
+logger = logging.getLogger("ray.serve")
+
+RELEASE_S = 5.0  # how long a job waits at least that met a full server
+MAX_BEAT_S = 2.0  # between two heartbeats: so old may the progress be that clients see
+PAUSE = wait_random_exponential(multiplier=0.5, max=5.0)  # seconds, where the store fails
+
+Interruption = Literal["cancel", "lost", "drain"]
+Ending = Callable[[], Awaitable[bool]]  # stores how the attempt ended; False where the lease was lost
+
+
+class UploadLost(TranscriptionError, status=404, type="invalid_request_error", code="audio_lost"):
+    """The audio of a job is no longer where it was put."""
+
+
+class Attempt:
+    """The work on a job that this process has claimed."""
+
+    def __init__(self, jobs: Jobs, transcribe: Transcribe, claimed: ClaimedJob) -> None:
+        self._jobs, self._store, self._lease_s = jobs, jobs.store, jobs.settings.lease_s
+        self._transcribe = transcribe
+        self._claimed = claimed
+        self._held = claimed.job.id, claimed.job.attempt
+        self._progress: dict[str, Any] = {}
+        self._interruption: asyncio.Future[Interruption] = asyncio.get_running_loop().create_future()
+
+    def interrupt(self, why: Interruption) -> None:
+        """Stops the work, unless it is done."""
+        if not self._interruption.done():
+            self._interruption.set_result(why)
+
+    async def run(self) -> None:
+        """Works on the job while its lease is held, and stores how that ended."""
+        tasks: list[asyncio.Task[Any]] = [
+            working := asyncio.create_task(self._result()),
+            beating := asyncio.create_task(self._beat()),
+        ]
+        try:
+            first: list[asyncio.Future[Any]] = [working, self._interruption]
+            await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                ending: Ending | None = self._ending(working)
+            else:
+                working.cancel()
+                await asyncio.wait([working])
+                ending = self._interrupted(self._interruption.result())
+            if ending is not None:
+                tasks.append(told := asyncio.create_task(_until_stored(ending)))
+                await asyncio.wait([told, beating], return_when=asyncio.FIRST_COMPLETED)
+                if told.done() and not told.result():
+                    logger.warning("Job %s was given to another worker in the meantime.", self._held[0])
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _result(self) -> bytes:
+        """The transcript, for the store. Notes how far it is."""
+
+        def report(news: Progress) -> None:
+            self._progress = {
+                "windows_done": news.windows_done,
+                "windows_found": news.windows_found,
+                "all_found": news.all_found,
+            }
+
+        options = JobRequest.load(self._claimed.request).options
+        async with AsyncExitStack() as held:
+            try:
+                source = await held.enter_async_context(self._jobs.source(self._claimed))
+            except FileNotFoundError:
+                message = "The job's audio is no longer in the server's spool; submit it again."
+                raise UploadLost(message) from None
+            transcript = await self._transcribe(source, options, report)
+        return await asyncio.to_thread(dump_transcript, transcript)
+
+    async def _beat(self) -> None:
+        """Prolongs the lease until it is lost; tells clients' wish to cancel."""
+        lease_s, written = self._lease_s, dict[str, Any]()
+        held_until_s = monotonic() + lease_s
+        while True:
+            await asyncio.sleep(min(MAX_BEAT_S, lease_s / 3))
+            begun_s, news = monotonic(), self._progress
+            try:
+                said = await self._store.heartbeat(*self._held, lease_s, None if news == written else news)
+            except Exception as error:  # noqa: BLE001  (whatever it is, the lease is still held for a while)
+                logger.warning("The lease of job %s is not prolonged: %s", self._held[0], in_one_line(error))
+                if monotonic() < held_until_s:
+                    continue
+                said = "lost"
+            held_until_s, written = begun_s + lease_s, news
+            if said != "ok":
+                self.interrupt(said)
+            if said == "lost":
+                return
+
+    def _interrupted(self, why: Interruption) -> Ending | None:
+        if why == "cancel":
+            return partial(self._store.canceled, *self._held)
+        if why == "drain":
+            return partial(self._store.release, *self._held)
+        logger.warning("Job %s was given to another worker, or deleted.", self._held[0])
+        return None
+
+    def _ending(self, working: "asyncio.Task[bytes]") -> Ending:
+        """How to store what the work has come to."""
+        error = asyncio.CancelledError() if working.cancelled() else working.exception()
+        if error is None:
+            return partial(self._finish, working.result())
+        if isinstance(error, Overloaded):  # nobody's fault, so it counts as no attempt
+            logger.info("Job %s has to wait: %s", self._held[0], error.message)
+            return partial(self._store.release, *self._held, error.retry_after_s or RELEASE_S)
+        return partial(self._fail, error)
+
+    async def _finish(self, result: bytes) -> bool:
+        try:
+            return await self._store.finish(*self._held, result)
+        except StoreBusy:
+            raise
+        except Exception as error:  # noqa: BLE001  (a result that cannot be stored is a failure as others)
+            return await self._fail(error)
+
+    async def _fail(self, error: BaseException) -> bool:
+        if not isinstance(error, TranscriptionError):
+            logger.error("Job %s failed.", self._held[0], exc_info=error)
+            error = TranscriptionError("The server failed; the operator's log has the details.")
+        retry = _may_pass(error)
+        return await self._store.fail(*self._held, error.code, error.message, retry=retry)
+
+
+async def _until_stored(ending: Ending) -> bool:
+    """Whether the end was stored, once the store answers; False where the lease was lost."""
+    return await AsyncRetrying(retry=retry_if_exception_type(StoreBusy), wait=PAUSE, reraise=True)(ending)
+
+
+def _may_pass(error: TranscriptionError) -> bool:
+    """Whether another attempt may end otherwise."""
+    is_ours = error.status >= 500 and not isinstance(error, ModelCrashed | DeadlineExceeded)
+    return is_ours or error.type == "source_error"
+
+
+def in_one_line(error: BaseException | None) -> str:
+    """What an error says, for a line of the log."""
+    if isinstance(error, TranscriptionError):
+        return error.message
+    return f"{type(error).__name__}: {error}".partition("\n")[0]

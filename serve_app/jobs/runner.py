@@ -1,0 +1,141 @@
+"""Takes jobs and webhooks from the store while there are places for them, and erases old ones.
+
+All of it goes on whatever happens to the store: what it cannot do now it tries again.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any, TypeVar
+
+from tenacity import AsyncRetrying, RetryCallState
+
+from serve_app.jobs import webhooks
+from serve_app.jobs.attempt import PAUSE, Attempt, in_one_line
+from serve_app.jobs.records import ClaimedJob, Delivery, Job
+from serve_app.jobs.service import Jobs
+from serve_app.options import Options
+from serve_app.request.progress import Transcribe
+from serve_app.transcript import Transcript
+
+logger = logging.getLogger("ray.serve")
+
+POLL_S = 0.5  # between two looks for work, which only read
+SWEEP_S = 60.0
+MAX_WEBHOOKS = 32  # that are sent at once
+
+T = TypeVar("T")
+
+
+class Runner:
+    """One process's share of the jobs. Everything runs on one event loop."""
+
+    def __init__(
+        self, jobs: Jobs, transcribe: Transcribe, answer: Callable[[Transcript, Options], Any], worker: str
+    ) -> None:
+        """`answer` makes of a transcript what `/predict` would have answered, for webhooks."""
+        self._jobs, self._store, self._settings = jobs, jobs.store, jobs.settings
+        self._transcribe = transcribe
+        self._answer = answer
+        self._worker = worker
+        self._draining = asyncio.Event()
+        self._drained = asyncio.Event()
+        self._attempts: set[Attempt] = set()  # one for each job that runs
+
+    async def run(self) -> None:
+        """Works until `drain`."""
+        claim_job = partial(self._store.claim, self._worker, self._settings.lease_s)
+        claim_webhook = partial(webhooks.claim, self._store, self._settings.webhooks, self._worker)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._take(claim_job, self._work_on, self._settings.concurrency))
+                tasks.create_task(self._take(claim_webhook, self._deliver, MAX_WEBHOOKS))
+                tasks.create_task(self._sweep())
+        finally:
+            await self._store.close()
+            self._drained.set()
+
+    async def drain(self) -> None:
+        """Gives running jobs back, so that other runners take them at once, and ends `run`.
+
+        Webhooks that are being sent are sent to their end.
+        """
+        self._draining.set()
+        for attempt in self._attempts:
+            attempt.interrupt("drain")
+        await self._drained.wait()
+
+    async def _take(
+        self, claim: Callable[[], Awaitable[T | None]], work: Callable[[T], Awaitable[None]], places: int
+    ) -> None:
+        """Claims one thing after the other while there is a place, and works on them side by side."""
+        free = asyncio.Semaphore(places)
+
+        async def in_its_place(claimed: T) -> None:
+            try:
+                await work(claimed)
+            except Exception:  # it is claimed again when its lease has run out
+                logger.exception("A job or a webhook was dropped.")
+            finally:
+                free.release()
+
+        async with asyncio.TaskGroup() as working:
+            while True:
+                await free.acquire()
+                claimed = None if self._draining.is_set() else await self._persistently(claim)
+                if claimed is not None:
+                    working.create_task(in_its_place(claimed))
+                    continue
+                if self._draining.is_set():
+                    return
+                free.release()
+                await self._pause(POLL_S)
+
+    async def _sweep(self) -> None:
+        while not self._draining.is_set():
+            await self._persistently(self._jobs.sweep)
+            await self._pause(SWEEP_S)
+
+    async def _persistently(self, call: Callable[[], Awaitable[T]]) -> T | None:
+        """What the call gives, when it succeeds at last; None where the runner drains before that."""
+        retrying = AsyncRetrying(
+            wait=PAUSE,
+            sleep=self._pause,
+            stop=lambda _: self._draining.is_set(),
+            before_sleep=_log_failure,
+            retry_error_callback=lambda _: None,
+        )
+        return await retrying(call)
+
+    async def _pause(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._draining.wait()
+
+    async def _work_on(self, claimed: ClaimedJob) -> None:
+        attempt = Attempt(self._jobs, self._transcribe, claimed)
+        self._attempts.add(attempt)
+        if self._draining.is_set():
+            attempt.interrupt("drain")
+        try:
+            await attempt.run()
+        finally:
+            self._attempts.discard(attempt)
+
+    async def _deliver(self, claimed: tuple[Delivery, webhooks.Signers]) -> None:
+        delivery, signers = claimed
+        await webhooks.deliver(self._store, delivery, signers, self._answer_of, self._settings.webhooks)
+
+    async def _answer_of(self, job: Job) -> Any:
+        transcript = await self._jobs.transcript(job.id, job.key)
+        if transcript is None:
+            return None
+        request = await self._jobs.request(job.id, job.key)
+        return await asyncio.to_thread(self._answer, transcript, request.options)
+
+
+def _log_failure(failed: RetryCallState) -> None:
+    error = failed.outcome.exception() if failed.outcome else None
+    logger.warning("Jobs wait: %s", in_one_line(error))

@@ -1,0 +1,71 @@
+"""`python -m serve_app jobs`, and a server that cannot keep jobs."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from serve_app.__main__ import cli
+from serve_app.cli.config_file import IMPORT_PATH, CommandFailed
+from serve_app.cli.launcher import _reason, free_port, running
+from serve_app.jobs.migration import check
+from serve_app.jobs.places import JobsUnusable
+
+
+def config(folder: Path, **jobs: Any) -> dict[str, Any]:
+    arguments = {"model": str(folder), "device": "cpu", "diarization": {"model": "off"}, "jobs": jobs}
+    application = {"name": "jobs", "route_prefix": "/", "import_path": IMPORT_PATH, "args": arguments}
+    return {"http_options": {"host": "127.0.0.1", "port": free_port()}, "applications": [application]}
+
+
+def migrate(folder: Path, raw: dict[str, Any]) -> Any:
+    (folder / "config.yaml").write_text(yaml.safe_dump(raw))
+    return CliRunner().invoke(cli, ["jobs", "migrate", str(folder / "config.yaml")])
+
+
+def test_the_store_that_a_config_file_names_is_migrated(empty_url: str, tmp_path: Path) -> None:
+    """The first time and again, in one line that shows no driver's noise."""
+    for _ in range(2):
+        done = migrate(tmp_path, config(tmp_path, store=empty_url, state_dir=str(tmp_path / "state")))
+        assert (done.exit_code, done.output.count("\n")) == (0, 1)
+        assert "has the tables of this version" in done.output
+        asyncio.run(check(empty_url))
+
+
+@pytest.mark.parametrize(
+    ("raw", "says"),
+    [
+        ({"store": False}, "Jobs are off"),
+        ({"store": "postgresql://jobs@127.0.0.1:1/jobs"}, "cannot be used"),
+    ],
+)
+def test_a_store_that_cannot_be_migrated(raw: dict[str, Any], says: str, tmp_path: Path) -> None:
+    """The command fails with a sentence."""
+    done = migrate(tmp_path, config(tmp_path, **raw))
+    assert isinstance(done.exception, CommandFailed)
+    assert says in str(done.exception)
+
+
+def test_a_file_without_an_application_of_this_service(tmp_path: Path) -> None:
+    """There is no store to migrate."""
+    done = migrate(tmp_path, {"applications": []})
+    assert isinstance(done.exception, CommandFailed)
+
+
+def test_a_server_that_cannot_keep_jobs_does_not_start(tmp_path: Path) -> None:
+    """It says so before Ray starts."""
+    (tmp_path / "model.bin").touch()
+    (tmp_path / "state").write_text("no folder")
+    raw = config(tmp_path, state_dir=str(tmp_path / "state"))
+    with pytest.raises(CommandFailed, match=r"jobs\.state_dir"), running(raw, show_logs=False):
+        raise AssertionError("it runs")
+
+
+def test_what_serve_says_of_such_a_server() -> None:
+    """The sentence at the end of Serve's traceback is ours."""
+    message = "Traceback (most recent call last):\n  in build\nserve_app.jobs.places.JobsUnusable: No store."
+    assert f"{JobsUnusable.__module__}.{JobsUnusable.__name__}" in message
+    assert _reason(message) == "No store."

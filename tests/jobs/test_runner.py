@@ -1,0 +1,437 @@
+"""Runners on a real store, with a transcription that the test holds: what becomes of jobs."""
+
+import asyncio
+import io
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from job_stores import Postgres, using
+from loopback import serving
+from tenacity import (
+    AsyncRetrying,
+    retry_if_exception_type,
+    retry_if_not_result,
+    stop_after_delay,
+    wait_fixed,
+)
+from transcripts import FIXED
+
+from serve_app.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    ModelCrashed,
+    ModelUnavailable,
+    Overloaded,
+    SourceUnavailable,
+    StoreBusy,
+    UnusableAudio,
+)
+from serve_app.http.responses import answer
+from serve_app.job_settings import JobsSettings, WebhookSettings
+from serve_app.jobs import runner as runner_module
+from serve_app.jobs.records import Job, Status
+from serve_app.jobs.runner import Runner
+from serve_app.jobs.service import Jobs, NoSuchJob, Submission
+from serve_app.jobs.store import JobStore
+from serve_app.options import Options
+from serve_app.request.progress import Report, ignore_progress
+from serve_app.settings import IntakeSettings
+from serve_app.transcript import Progress, Source, Transcript
+
+LEASE_S = 2.0
+KEY = "alice"
+
+
+@dataclass
+class Graph:
+    """A graph that gives a fixed transcript, or fails as told, once it is open."""
+
+    failures: list[Exception] = field(default_factory=list)  # of the first calls, in order
+    heard: list[bytes] = field(default_factory=list)
+    begun_s: list[float] = field(default_factory=list)
+    given_up: int = 0
+    running: int = 0
+    most_running: int = 0
+    news: asyncio.Condition = field(default_factory=asyncio.Condition)
+    opened: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def transcribe(
+        self, source: Source, options: Options, report: Report = ignore_progress
+    ) -> Transcript:
+        assert source.file is not None
+        self.heard.append(source.file.read())
+        self.begun_s.append(time.monotonic())
+        await self._now_run(self.running + 1)
+        report(Progress(1, 3, False, FIXED.segments[:1]))
+        try:
+            await self.opened.wait()
+        except asyncio.CancelledError:
+            self.given_up += 1
+            raise
+        finally:
+            await self._now_run(self.running - 1)
+        if self.failures:
+            raise self.failures.pop(0)
+        return FIXED
+
+    async def _now_run(self, jobs: int) -> None:
+        async with self.news:
+            self.running = jobs
+            self.most_running = max(jobs, self.most_running)
+            self.news.notify_all()
+
+    async def runs(self, jobs: int) -> None:
+        """Waits until it works on so many at once."""
+        async with self.news:
+            await asyncio.wait_for(self.news.wait_for(lambda: self.running == jobs), 60)
+
+
+@dataclass
+class Service:
+    """Jobs as clients see them, and runners that work on them."""
+
+    url: str
+    folder: Path
+    settings: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        self.jobs = self.new_jobs()
+
+    def new_jobs(self) -> Jobs:
+        own = {"store": self.url, "state_dir": str(self.folder), "lease_s": LEASE_S, **self.settings}
+        return Jobs(JobsSettings.model_validate(own), IntakeSettings())
+
+    async def submit(self, audio: bytes = b"audio", **asked: Any) -> Job:
+        source = Source(file=io.BytesIO(audio))
+        wanted = Submission(source=source, **{"options": Options(), "initial_delay_s": 0.01, **asked})
+        ((job, _),) = await self.jobs.submit(KEY, [wanted])
+        return job
+
+    async def until(self, job: Job, holds: Callable[[Job], Any]) -> Job:
+        """The job, once this holds for it."""
+        again = retry_if_not_result(holds) | retry_if_exception_type(StoreBusy)
+        asking = AsyncRetrying(retry=again, wait=wait_fixed(0.02), stop=stop_after_delay(60), reraise=True)
+        return await asking(self.jobs.get, job.id, KEY)
+
+    async def ended(self, job: Job, status: Status) -> Job:
+        job = await self.until(job, lambda now: now.is_final)
+        assert job.status == status, job.error_code
+        return job
+
+    @asynccontextmanager
+    async def runner(self, graph: Graph) -> AsyncIterator[Runner]:
+        """A runner at work, which has drained at the end."""
+        runner = Runner(self.new_jobs(), graph.transcribe, answer, "runner")
+        running = asyncio.create_task(runner.run())
+        try:
+            yield runner
+        finally:
+            await asyncio.wait_for(runner.drain(), 30)
+            await running
+
+
+Story = Callable[[Service, Graph], Awaitable[None]]
+
+
+@pytest.fixture(autouse=True)
+def _quick_polls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner_module, "POLL_S", 0.02)
+
+
+@pytest.fixture
+def tell(store_url: str, tmp_path: Path) -> Callable[..., None]:
+    """Runs a story on both kinds of store; the graph is open from the beginning unless it is `held`."""
+
+    def run(story: Story, *failures: Exception, held: bool = False, **settings: Any) -> None:
+        async def told() -> None:
+            graph, service = Graph(list(failures)), Service(store_url, tmp_path / "state", settings)
+            if not held:
+                graph.opened.set()
+            try:
+                await story(service, graph)
+            finally:
+                await service.jobs.store.close()
+
+        asyncio.run(told())
+
+    return run
+
+
+def test_a_job_is_transcribed(tell: Callable[..., None]) -> None:
+    """The graph hears what was uploaded, and the client finds the whole transcript."""
+
+    async def story(service: Service, graph: Graph) -> None:
+        job = await service.submit(b"the audio")
+        async with service.runner(graph):
+            done = await service.ended(job, "succeeded")
+        assert graph.heard == [b"the audio"]
+        assert (done.attempt, done.failures, done.deaths) == (1, 0, 0)
+        assert await service.jobs.transcript(job.id, KEY) == FIXED
+
+    tell(story)
+
+
+def test_what_may_pass_is_tried_again_later(tell: Callable[..., None]) -> None:
+    """Each time twice as long, and only as often as the client wants."""
+
+    async def story(service: Service, graph: Graph) -> None:
+        job = await service.submit(initial_delay_s=0.2, max_attempts=4)
+        async with service.runner(graph):
+            done = await service.ended(job, "succeeded")
+            assert (done.attempt, done.failures) == (4, 3)
+            first, second, third, fourth = graph.begun_s
+            assert second - first >= 0.2
+            assert third - second >= 0.4
+            assert fourth - third >= 0.8
+            graph.failures = [ModelUnavailable("No model.")] * 2
+            job = await service.submit(max_attempts=2)
+            done = await service.ended(job, "failed")
+        assert (done.failures, done.error_code, done.error_message) == (2, "model_unavailable", "No model.")
+
+    tell(
+        story,
+        SourceUnavailable("No answer.", None, "too_slow"),
+        ModelUnavailable("No model."),
+        RuntimeError("a bug"),
+    )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        UnusableAudio("No audio."),
+        InvalidRequest("No."),
+        ModelCrashed("Leave it out."),
+        DeadlineExceeded("Too long."),
+    ],
+)
+def test_what_cannot_pass_is_not_tried_again(error: Exception, tell: Callable[..., None]) -> None:
+    """The client gets the reason at once."""
+
+    async def story(service: Service, graph: Graph) -> None:
+        job = await service.submit()
+        async with service.runner(graph):
+            done = await service.ended(job, "failed")
+        assert (done.error_code, done.error_message) == (getattr(error, "code", None), str(error))
+        assert len(graph.heard) == 1
+
+    tell(story, error)
+
+
+def test_a_bug_is_told_without_its_text(tell: Callable[..., None], caplog: pytest.LogCaptureFixture) -> None:
+    """It might hold what a client sent; the log has it."""
+
+    async def story(service: Service, graph: Graph) -> None:
+        job = await service.submit(max_attempts=1)
+        async with service.runner(graph):
+            done = await service.ended(job, "failed")
+        assert done.error_code == "internal_error"
+        assert "hidden" not in (done.error_message or "")
+
+    tell(story, RuntimeError("hidden"))
+    assert "hidden" in caplog.text
+
+
+def test_a_full_server_costs_no_attempt(tell: Callable[..., None]) -> None:
+    """The job waits for as long as the error says, and is run again."""
+
+    async def story(service: Service, graph: Graph) -> None:
+        job = await service.submit(max_attempts=1)
+        async with service.runner(graph):
+            done = await service.ended(job, "succeeded")
+        assert (done.attempt, done.failures) == (2, 0)
+        assert graph.begun_s[1] - graph.begun_s[0] >= 1
+
+    tell(story, Overloaded("The server is full.", None, None, 1))
+
+
+def test_audio_that_is_gone_from_the_spool(tell: Callable[..., None]) -> None:
+    """The job fails at once and says what to do."""
+
+    async def story(service: Service, graph: Graph) -> None:
+        job = await service.submit()
+        assert job.input_ref is not None
+        await service.jobs.spool.remove(job.input_ref)
+        async with service.runner(graph):
+            done = await service.ended(job, "failed")
+        assert (done.error_code, done.attempt) == ("audio_lost", 1)
+        assert graph.heard == []
+
+    tell(story)
+
+
+def test_a_running_job_is_canceled(tell: Callable[..., None]) -> None:
+    """The transcription is given up, and the runner takes the next job."""
+
+    async def story(service: Service, graph: Graph) -> None:
+        async with service.runner(graph):
+            job = await service.submit()
+            await graph.runs(1)
+            assert (await service.jobs.cancel(job.id, KEY)).status == "running"
+            await service.ended(job, "canceled")
+            assert graph.given_up == 1
+            graph.opened.set()
+            await service.ended(await service.submit(), "succeeded")
+
+    tell(story, held=True, concurrency=1)
+
+
+def test_a_running_job_is_deleted(tell: Callable[..., None]) -> None:
+    """Its runner finds the lease lost and gives the work up."""
+
+    async def story(service: Service, graph: Graph) -> None:
+        async with service.runner(graph):
+            job = await service.submit()
+            await graph.runs(1)
+            await service.jobs.delete(job.id, KEY)
+            await graph.runs(0)
+            assert graph.given_up == 1
+            with pytest.raises(NoSuchJob):
+                await service.jobs.get(job.id, KEY)
+
+    tell(story, held=True)
+
+
+def test_a_late_result_is_refused(tell: Callable[..., None]) -> None:
+    """Another worker got the job while this one was away, and its result stands."""
+
+    async def second(store: JobStore) -> int:
+        claimed = await store.claim("second", LEASE_S)
+        assert claimed is not None
+        return claimed.job.attempt
+
+    async def story(service: Service, graph: Graph) -> None:
+        async with service.runner(graph):
+            job = await service.submit()
+            await graph.runs(1)
+            later = time.time() + 1000
+            attempt = await asyncio.to_thread(using, service.url, second, lambda: later)
+            graph.opened.set()
+            await graph.runs(0)
+        # It was written before the runner had ended, if it was written.
+        assert await service.jobs.transcript(job.id, KEY) is None
+        assert await service.jobs.store.finish(job.id, attempt, b"the second's")
+        assert await service.jobs.store.result(job.id, KEY) == b"the second's"
+
+    tell(story, held=True, concurrency=1)
+
+
+def test_two_runners_share_the_jobs(tell: Callable[..., None]) -> None:
+    """Each job is transcribed once, and none runs more at once than it may."""
+
+    async def story(service: Service, graph: Graph) -> None:
+        other = Graph()
+        async with service.runner(graph), service.runner(other):
+            jobs = [await service.submit(b"%d" % number) for number in range(12)]
+            await asyncio.gather(graph.runs(2), other.runs(2))
+            graph.opened.set()
+            other.opened.set()
+            for job in jobs:
+                await service.ended(job, "succeeded")
+        assert sorted(graph.heard + other.heard) == sorted(b"%d" % number for number in range(12))
+        assert (graph.most_running, other.most_running) == (2, 2)
+
+    tell(story, held=True, concurrency=2)
+
+
+def test_a_runner_that_drains_gives_its_jobs_back(tell: Callable[..., None]) -> None:
+    """The next one need not wait for the lease to run out; no attempt and no death is counted."""
+
+    async def story(service: Service, graph: Graph) -> None:
+        async with service.runner(graph) as first:
+            job = await service.submit()
+            await graph.runs(1)
+            await asyncio.wait_for(first.drain(), 10)
+            assert (await service.jobs.get(job.id, KEY)).status == "queued"
+            await service.submit(b"later")  # nobody takes it
+            other = Graph()
+            other.opened.set()
+            async with service.runner(other):
+                done = await service.ended(job, "succeeded")
+        assert (done.attempt, done.failures, done.deaths) == (2, 0, 0)
+        assert (graph.given_up, graph.heard) == (1, [b"audio"])
+
+    tell(story, held=True, lease_s=60)
+
+
+def test_progress_is_told(tell: Callable[..., None]) -> None:
+    """While the job runs."""
+
+    async def story(service: Service, graph: Graph) -> None:
+        async with service.runner(graph):
+            job = await service.submit()
+            running = await service.until(job, lambda now: now.progress)
+            assert running.progress == {"windows_done": 1, "windows_found": 3, "all_found": False}
+            graph.opened.set()
+            await service.ended(job, "succeeded")
+
+    tell(story, held=True)
+
+
+def test_old_jobs_are_erased(tell: Callable[..., None]) -> None:
+    """And their audio with them, by whichever runner looks next."""
+
+    async def story(service: Service, graph: Graph) -> None:
+        job = await service.submit()
+        async with service.runner(graph):
+            await service.ended(job, "succeeded")
+        async with service.runner(graph):
+            with pytest.raises(NoSuchJob):
+                await service.until(job, lambda _: False)
+        assert list((service.folder / "spool").iterdir()) == []
+
+    tell(story, keep_s=0.001)
+
+
+def test_webhooks_carry_what_predict_would_have_answered(tell: Callable[..., None]) -> None:
+    """With the options that the job was submitted with; a failed job's says why."""
+    bodies: dict[str, Any] = {}
+
+    async def accept(request: web.Request) -> web.StreamResponse:
+        event = json.loads(await request.read())
+        bodies[event["data"]["job_id"]] = event
+        return web.Response()
+
+    async def story(service: Service, graph: Graph) -> None:
+        async with serving(accept) as port, service.runner(graph):
+            url, options = f"http://127.0.0.1:{port}/", Options(word_timestamps=True)
+            bad = await service.submit(webhook_url=url)
+            bad = await service.until(bad, lambda now: now.webhook and now.webhook.status == "succeeded")
+            good = await service.submit(webhook_url=url, options=options)
+            good = await service.until(good, lambda now: now.webhook and now.webhook.status == "succeeded")
+        assert bodies[bad.id]["type"] == "transcription.failed"
+        assert bodies[bad.id]["data"]["error"]["code"] == "undecodable_audio"
+        assert bodies[good.id]["data"]["result"] == json.loads(json.dumps(answer(FIXED, options)))
+
+    tell(
+        story, UnusableAudio("No audio."), webhooks=WebhookSettings(allowed_hosts=("127.0.0.1",)).model_dump()
+    )
+
+
+def test_the_database_is_restarted(postgres: Postgres, tmp_path: Path) -> None:
+    """Jobs whose work ends meanwhile are stored later, by the same attempt, and others go on being taken."""
+
+    async def run() -> None:
+        service, graph = Service(postgres.emptied_database(), tmp_path / "state", {"lease_s": 60}), Graph()
+        async with service.runner(graph):
+            job = await service.submit()
+            await graph.runs(1)
+            await asyncio.to_thread(postgres.stop)
+            try:
+                graph.opened.set()
+                await graph.runs(0)
+            finally:
+                await asyncio.to_thread(postgres.start)
+            done = await service.ended(job, "succeeded")
+            assert done.attempt == 1
+            await service.ended(await service.submit(), "succeeded")
+        await service.jobs.store.close()
+
+    asyncio.run(run())
