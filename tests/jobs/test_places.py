@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from job_stores import Postgres, new_job, using
+from job_stores import new_job, using
 
+from benchmarks.private_postgres import Postgres
 from serve_app.job_settings import JobsSettings
 from serve_app.jobs.database import parsed_url
 from serve_app.jobs.migration import MIGRATE, VERSION_TABLE, migrate

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from job_stores import Postgres, using
+from job_stores import using
 from loopback import serving
 from tenacity import (
     AsyncRetrying,
@@ -23,6 +23,7 @@ from tenacity import (
 )
 from transcripts import FIXED
 
+from benchmarks.private_postgres import Postgres
 from serve_app.errors import (
     DeadlineExceeded,
     InvalidRequest,
