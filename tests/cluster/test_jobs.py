@@ -2,8 +2,12 @@
 
 import asyncio
 import io
+import json
 import os
+import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
@@ -12,25 +16,34 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from conftest import closed
+from conftest import HTTP_PORT, closed
 from fakes import FakeAligner, FakeDiarizer, FakeRecognizer, FakeSpeechModel, recording
+from loopback import Files
 from ray import serve
 from ray.serve.context import _get_global_client
 from sounds import wav
 
 from serve_app.app import graph
 from serve_app.deployments.job_runner import JobsElsewhere, reachable
-from serve_app.job_settings import JobsSettings
+from serve_app.job_settings import JobsSettings, WebhookSettings
 from serve_app.jobs.places import prepare
 from serve_app.jobs.records import Job
 from serve_app.jobs.service import Jobs, Submission
+from serve_app.jobs.signatures import new_secret
 from serve_app.models.loaders import Loaders
 from serve_app.options import Options
-from serve_app.settings import Settings
+from serve_app.settings import IntakeSettings, Settings
 from serve_app.transcript import Source
 
 NAME = "jobs"
-KEY = "alice"
+KEY = ""  # of a server without API keys
+SECRET = new_secret()
+URL = f"http://127.0.0.1:{HTTP_PORT}/{NAME}"
+PAGE = (Path(__file__).parents[2] / "docs" / "jobs.md").read_text()
+COMMANDS = re.findall(r"^```bash\n(.*?)^```$", PAGE, re.M | re.S)
+RECEIVER = next(
+    code for code in re.findall(r"^```python\n(.*?)^```$", PAGE, re.M | re.S) if "HTTPServer" in code
+)
 FILE = wav(recording(1, 2, 0, 3))
 WORDS = ["word1", "word2", "word3"]
 
@@ -39,9 +52,13 @@ T = TypeVar("T")
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    jobs = JobsSettings(state_dir=str(tmp_path_factory.mktemp("jobs") / "state"), lease_s=2)
+    folder = tmp_path_factory.mktemp("jobs")
+    (folder / "secrets").write_text(SECRET)
+    webhooks = WebhookSettings(secrets_file=str(folder / "secrets"), allowed_hosts=("127.0.0.1",))
+    jobs = JobsSettings(state_dir=str(folder / "state"), lease_s=2, webhooks=webhooks)
     asyncio.run(prepare(jobs))
-    return Settings(model="fake", device="cpu", jobs=jobs)
+    intake = IntakeSettings(allowed_hosts=("127.0.0.1",))
+    return Settings(model="fake", device="cpu", jobs=jobs, intake=intake)
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +148,53 @@ def test_draining_the_ingress_gives_running_jobs_back(settings: Settings, device
         assert (given_back.status, given_back.deaths, given_back.failures) == ("queued", 0, 0)
     kill_runner()
     assert words(settings, job) == WORDS
+
+
+@pytest.fixture
+def receiver() -> Iterator[tuple[str, Any]]:
+    """The address and the output of the page's receiver in Python."""
+    with subprocess.Popen(
+        [sys.executable, "-c", RECEIVER],
+        env={"WEBHOOK_SECRET": SECRET, "PORT": "0"},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout
+            yield f"http://127.0.0.1:{process.stdout.readline().split()[-1]}/hook", process.stdout
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("number", range(len(COMMANDS)))
+def test_the_commands_of_the_page_work(
+    number: int, settings: Settings, files: Files, receiver: tuple[str, Any], tmp_path: Path
+) -> None:
+    """Each of docs/jobs.md, as it stands there but for its addresses; `$ID` is a job that has succeeded."""
+    (tmp_path / "talk.mp3").write_bytes(FILE)
+    hook, told = receiver
+    commands = COMMANDS[number]
+    for shown, real in {
+        "http://127.0.0.1:8000": URL,
+        "https://example.com/talk.mp3": files.url("/talk.mp3", FILE),
+        "https://example.com/hook": hook,
+        "curl -s": "curl --fail-with-body --max-time 60 -s",
+    }.items():
+        commands = commands.replace(shown, real)
+    job = submitted(settings)
+    assert words(settings, job) == WORDS
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", commands],
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"], "ID": job.id},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    if "/hook" in commands and "async_predict" not in commands:
+        assert told.readline() == f"transcription.completed {json.loads(done.stdout)['id']}\n"
 
 
 class Elsewhere:
