@@ -22,10 +22,8 @@ from serve_app.jobs.runner import Runner
 from serve_app.jobs.service import Jobs
 from serve_app.settings import Settings
 
-LOOK_TIMEOUT_S = 5.0
-LOOK_MEMORY_S = 60.0
-# Longer than a webhook that is being sent may take; jobs are given back at once.
-SHUTDOWN_S = 40.0
+LOOK_TIMEOUT_S, LOOK_MEMORY_S = 5.0, 60.0
+SHUTDOWN_S = 40.0  # longer than a webhook that is being sent may take; jobs are given back at once
 
 
 class JobsElsewhere(Overloaded, code="jobs_elsewhere"):
@@ -68,8 +66,7 @@ class JobRunner:
 
     async def drain(self, timeout_s: float) -> bool:
         """Gives running jobs back and takes no more; True when that is done."""
-        draining = asyncio.create_task(self._runner.drain())
-        done, _ = await asyncio.wait([draining], timeout=timeout_s)
+        done, _ = await asyncio.wait([asyncio.create_task(self._runner.drain())], timeout=timeout_s)
         return bool(done)
 
     async def __del__(self) -> None:
@@ -80,8 +77,7 @@ class JobRunner:
 def reachable(runner: DeploymentHandle[Any], store: Database) -> Callable[[], Awaitable[None]]:
     """Raises JobsElsewhere where jobs that this replica keeps would not be found by the JobRunner.
 
-    That is so with SQLite on two nodes. A JobRunner that does not answer may be busy or starting; jobs are
-    kept for it.
+    That is so with SQLite on two nodes. Jobs are kept for a JobRunner that does not answer.
     """
     known_until_s = 0.0
 

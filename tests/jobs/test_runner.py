@@ -419,8 +419,10 @@ def test_webhooks_carry_what_predict_would_have_answered(tell: Callable[..., Non
 def test_the_database_is_restarted(postgres: Postgres, tmp_path: Path) -> None:
     """Jobs whose work ends meanwhile are stored later, by the same attempt, and others go on being taken."""
 
+    url = postgres.emptied_database()
+
     async def run() -> None:
-        service, graph = Service(postgres.emptied_database(), tmp_path / "state", {"lease_s": 60}), Graph()
+        service, graph = Service(url, tmp_path / "state", {"lease_s": 60}), Graph()
         async with service.runner(graph):
             job = await service.submit()
             await graph.runs(1)
@@ -433,6 +435,30 @@ def test_the_database_is_restarted(postgres: Postgres, tmp_path: Path) -> None:
             done = await service.ended(job, "succeeded")
             assert done.attempt == 1
             await service.ended(await service.submit(), "succeeded")
+        await service.jobs.store.close()
+
+    asyncio.run(run())
+
+
+def test_work_whose_lease_cannot_be_prolonged_is_given_up(postgres: Postgres, tmp_path: Path) -> None:
+    """Another worker may have the job by then; here it is the same one, when the database is back."""
+
+    url = postgres.emptied_database()
+
+    async def run() -> None:
+        service, graph = Service(url, tmp_path / "state", {}), Graph()
+        async with service.runner(graph):
+            job = await service.submit()
+            await graph.runs(1)
+            await asyncio.to_thread(postgres.stop)
+            try:
+                await graph.runs(0)
+            finally:
+                await asyncio.to_thread(postgres.start)
+            assert graph.given_up == 1
+            graph.opened.set()
+            done = await service.ended(job, "succeeded")
+            assert (done.attempt, done.deaths, done.failures) == (2, 1, 0)
         await service.jobs.store.close()
 
     asyncio.run(run())
