@@ -15,8 +15,8 @@ import typer
 
 from benchmarks import people
 from serve_app.models.prefetch import directory_of
-from serve_app.setting_types import ComputeType
 from serve_app.settings import DiarizationSettings
+from serve_app.settings.types import ComputeType
 from serve_app.stages.diarization.diarizer import load_pyannote
 from serve_app.transcript import Diarization
 

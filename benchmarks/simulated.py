@@ -25,9 +25,9 @@ from pydantic import BaseModel
 from ray.serve import Application
 
 from serve_app.app import graph
-from serve_app.job_settings import JobsSettings
 from serve_app.models.loaders import Loaders
 from serve_app.settings import Settings
+from serve_app.settings.jobs import JobsSettings
 from serve_app.transcript import (
     SAMPLE_RATE_HZ,
     AlignRequest,

@@ -29,12 +29,12 @@ from benchmarks.decoding import decode_whole
 from benchmarks.private_postgres import NoPostgres, Postgres, private_postgres
 from serve_app.app import graph
 from serve_app.cli.demo import sample as demo_sample
-from serve_app.job_settings import JobsSettings
 from serve_app.jobs.migration import migrate
 from serve_app.models.loaders import Loaders
 from serve_app.models.store import open_store
 from serve_app.proxy import AT_PROXY_START, PROXY_HOOK
 from serve_app.settings import IntakeSettings, Settings
+from serve_app.settings.jobs import JobsSettings
 from serve_app.transcript import SAMPLE_RATE_HZ, Samples
 
 HTTP_PORT = 18_000  # below the range Ray takes its workers' ports from

@@ -15,9 +15,9 @@ from fakes import FakeAligner, FakeDiarizer, FakeRecognizer, FakeSpeechModel, Re
 from ray.serve import Application
 
 from serve_app.app import graph
-from serve_app.job_settings import JobsSettings
 from serve_app.models.loaders import Loaders
 from serve_app.settings import IntakeSettings, Settings
+from serve_app.settings.jobs import JobsSettings
 from serve_app.transcript import AlignRequest, AsrRequest, AudioInfo, Diarization, Samples, SpeechRequest
 
 PROBE_S = 1.0  # that a recogniser may take to say that it is well; three times, then it is replaced

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 import httpx
 
 from serve_app.http.app import create_app
-from serve_app.job_settings import JobsSettings
 from serve_app.jobs.migration import migrate
 from serve_app.jobs.records import ClaimedJob
 from serve_app.jobs.service import Jobs
@@ -17,6 +16,7 @@ from serve_app.jobs.store import open_store
 from serve_app.jobs.stored import dump_transcript
 from serve_app.options import Options
 from serve_app.settings import AccessSettings, ApiKey, IntakeSettings
+from serve_app.settings.jobs import JobsSettings
 from serve_app.transcript import Source, Transcript
 
 T = TypeVar("T")

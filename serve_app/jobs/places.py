@@ -5,12 +5,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from serve_app.job_settings import JobsSettings
 from serve_app.jobs import migration
 from serve_app.jobs.database import parsed_url
 from serve_app.jobs.migration import SchemaMismatch
 from serve_app.jobs.secrets import FetchSecrets
+from serve_app.jobs.signatures import UnusableSecrets, read_secrets
 from serve_app.jobs.spool import Spool
+from serve_app.settings.jobs import JobsSettings
 
 OFF = "off"
 
@@ -53,6 +54,7 @@ async def prepare(settings: JobsSettings) -> None:
     with _refusing(settings):
         url = store_url(settings)
         if url is not None:
+            read_secrets(settings.webhooks.secrets_file)
             Spool(spool_url(settings))
             FetchSecrets(key_file(settings))
             await migration.prepare(url)
@@ -74,7 +76,7 @@ def _refusing(settings: JobsSettings) -> Iterator[None]:
         yield
     except JobsUnusable:
         raise
-    except (ValueError, SchemaMismatch) as error:
+    except (ValueError, SchemaMismatch, UnusableSecrets) as error:
         raise JobsUnusable(str(error)) from None
     except OSError as error:
         raise JobsUnusable(

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO, TypeVar
 
 from serve_app.errors import InvalidRequest, TranscriptionError
-from serve_app.job_settings import JobsSettings
 from serve_app.jobs.places import key_file, spool_url, store_url
 from serve_app.jobs.records import ClaimedJob, Job, NewJob, Status, WebhookStyle
 from serve_app.jobs.secrets import FetchSecrets
@@ -19,6 +18,7 @@ from serve_app.jobs.stored import JobRequest, load_transcript
 from serve_app.jobs.webhooks import checked_url
 from serve_app.options import Options
 from serve_app.settings import IntakeSettings
+from serve_app.settings.jobs import JobsSettings
 from serve_app.stages.audio import address, fetch
 from serve_app.transcript import Source, Transcript
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from serve_app.setting_types import Strict
+from serve_app.settings.types import Strict
 
 PATH = Path(__file__).with_name("catalogue.toml")
 

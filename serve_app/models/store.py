@@ -11,7 +11,7 @@ from filelock import FileLock
 from pydantic import ValidationError
 
 from serve_app.models.catalogue import Catalogue, File, catalogue
-from serve_app.setting_types import Strict
+from serve_app.settings.types import Strict
 
 RECORD = "fetched.json"
 SCRATCH = (".wheels", ".cache")  # what a download leaves beside the files: pip's and the hub's

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from serve_app.setting_types import ComputeType
+from serve_app.settings.types import ComputeType
 
 _warn_once = cache(logging.getLogger("ray.serve").warning)
 

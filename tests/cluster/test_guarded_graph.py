@@ -15,9 +15,9 @@ from ray import serve
 from sounds import encode, noise, silence, wav
 
 from serve_app.app import graph
-from serve_app.job_settings import JobsSettings
 from serve_app.models.loaders import Loaders
 from serve_app.settings import AccessSettings, ApiKey, IntakeSettings, Settings
+from serve_app.settings.jobs import JobsSettings
 
 ADDRESS = ("127.0.0.1", 18_000)
 URL = "http://127.0.0.1:18000"

@@ -25,7 +25,6 @@ from sounds import wav
 
 from serve_app.app import graph
 from serve_app.deployments.job_runner import JobsElsewhere, reachable
-from serve_app.job_settings import JobsSettings, WebhookSettings
 from serve_app.jobs.places import prepare
 from serve_app.jobs.records import Job
 from serve_app.jobs.service import Jobs, Submission
@@ -33,6 +32,7 @@ from serve_app.jobs.signatures import new_secret
 from serve_app.models.loaders import Loaders
 from serve_app.options import Options
 from serve_app.settings import IntakeSettings, Settings
+from serve_app.settings.jobs import JobsSettings, WebhookSettings
 from serve_app.transcript import Source
 
 NAME = "jobs"

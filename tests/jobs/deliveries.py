@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from serve_app.job_settings import WebhookSettings
 from serve_app.jobs.records import Delivery, Job, Try, WebhookStyle
 from serve_app.jobs.signatures import new_secret
 from serve_app.jobs.webhooks import AnswerOf, claim, deliver, send
+from serve_app.settings.jobs import WebhookSettings
 
 NEW, OLD = new_secret(), new_secret()
 HIDDEN = "hidden-in-the-url"

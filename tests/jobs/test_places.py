@@ -9,11 +9,11 @@ import pytest
 from job_stores import new_job, using
 
 from benchmarks.private_postgres import Postgres
-from serve_app.job_settings import JobsSettings
 from serve_app.jobs.database import parsed_url
 from serve_app.jobs.migration import MIGRATE, VERSION_TABLE, migrate
 from serve_app.jobs.places import JobsUnusable, prepare, state_directory, store_url
 from serve_app.jobs.store import JobStore
+from serve_app.settings.jobs import JobsSettings
 
 
 def settings(folder: Path, **changes: Any) -> JobsSettings:

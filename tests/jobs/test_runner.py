@@ -35,7 +35,6 @@ from serve_app.errors import (
     UnusableAudio,
 )
 from serve_app.http.responses import answer
-from serve_app.job_settings import JobsSettings, WebhookSettings
 from serve_app.jobs import runner as runner_module
 from serve_app.jobs.records import Job, Status
 from serve_app.jobs.runner import Runner
@@ -44,6 +43,7 @@ from serve_app.jobs.store import JobStore
 from serve_app.options import Options
 from serve_app.request.progress import Report, ignore_progress
 from serve_app.settings import IntakeSettings
+from serve_app.settings.jobs import JobsSettings, WebhookSettings
 from serve_app.transcript import Progress, Source, Transcript
 
 LEASE_S = 2.0

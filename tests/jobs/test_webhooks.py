@@ -19,10 +19,10 @@ from standardwebhooks import Webhook
 from test_ssrf import CONFUSING, LOOPBACK, NAMES, NOT_HTTP, PRIVATE, REDIRECTS, in_url, reached
 
 from serve_app.errors import InvalidRequest
-from serve_app.job_settings import WebhookSettings
 from serve_app.jobs import webhooks
 from serve_app.jobs.records import Job, Try
 from serve_app.jobs.webhooks import checked_url, next_try_s, retry_after_s
+from serve_app.settings.jobs import WebhookSettings
 
 HOUR_S = 3600.0
 SELF_SIGNED = Path(__file__).parents[1] / "stages" / "audio" / "self_signed.pem"

@@ -12,7 +12,7 @@ from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
 
 from benchmarks.random_wav2vec2 import CHARACTERS, NARROW
 from serve_app.errors import ModelUnavailable
-from serve_app.setting_types import ComputeType
+from serve_app.settings.types import ComputeType
 from serve_app.stages.alignment.acoustic import AcousticModel, Emissions, group_by_length
 from serve_app.stages.torch_support import Precision
 from serve_app.transcript import SAMPLE_RATE_HZ, Samples

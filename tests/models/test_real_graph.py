@@ -29,9 +29,9 @@ from benchmarks.decoding import decode_whole
 from serve_app.app import build
 from serve_app.cli.demo import sample as demo_sample
 from serve_app.deployments.calls.audio_ref import AudioSlice
-from serve_app.job_settings import JobsSettings
 from serve_app.request.calls import DiarizeCall
 from serve_app.settings import AlignmentSettings, DiarizationSettings, IntakeSettings, Settings
+from serve_app.settings.jobs import JobsSettings
 from serve_app.transcript import SAMPLE_RATE_HZ, Samples
 
 URL = f"http://127.0.0.1:{HTTP_PORT}/real"

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from serve_app.errors import ModelUnavailable
-from serve_app.setting_types import ComputeType
+from serve_app.settings.types import ComputeType
 from serve_app.stages.alignment.forced import Emission
 from serve_app.stages.torch_support import Precision
 from serve_app.transcript import SAMPLE_RATE_HZ, Samples

@@ -19,8 +19,8 @@ import torch
 from whisperx import alignment
 
 from serve_app.errors import ModelUnavailable, TranscriptionError
-from serve_app.setting_types import ComputeType
 from serve_app.settings import AlignmentSettings
+from serve_app.settings.types import ComputeType
 from serve_app.stages.alignment.acoustic import AcousticModel
 from serve_app.stages.alignment.forced import letter_times, spell
 from serve_app.stages.alignment.sentences import SplitSentences, sentence_splitter

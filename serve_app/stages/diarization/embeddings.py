@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serve_app.setting_types import ComputeType
+from serve_app.settings.types import ComputeType
 from serve_app.transcript import SAMPLE_RATE_HZ
 
 

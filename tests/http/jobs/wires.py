@@ -12,12 +12,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.http.app import OWN_MACHINE_ONLY
 from serve_app.http.middleware import Gate
-from serve_app.job_settings import JobsSettings, WebhookSettings
 from serve_app.jobs.migration import migrate
 from serve_app.jobs.places import store_url
 from serve_app.jobs.records import ClaimedJob
 from serve_app.jobs.service import Jobs
 from serve_app.settings import IntakeSettings
+from serve_app.settings.jobs import JobsSettings, WebhookSettings
 
 AUDIO = "https://example.com/talk.mp3"
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
-from serve_app.setting_types import Host, Seconds, Strict
+from serve_app.settings.types import Host, Seconds, Strict
 
 MAX_DELAY_S = 24 * 3600
 

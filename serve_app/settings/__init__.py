@@ -7,8 +7,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from serve_app.job_settings import JobsSettings
-from serve_app.setting_types import ComputeType, Host, Origin, Probability, Seconds, Share, Strict, Threads
+from serve_app.settings.jobs import JobsSettings
+from serve_app.settings.types import ComputeType, Host, Origin, Probability, Seconds, Share, Strict, Threads
 
 MAX_DEFAULT_THREADS = 8  # of a replica that is not told otherwise; these models gain little beyond
 
