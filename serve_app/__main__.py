@@ -96,6 +96,7 @@ def demo() -> None:
         raw = config_file.read(DEMO_CONFIG)
         sample_host = f"127.0.0.1:{listener.getsockname()[1]}"
         raw["applications"][0]["args"]["intake"] = {"allowed_hosts": [sample_host]}
+        raw["applications"][0]["args"]["jobs"] = {"store": "off"}  # a demo keeps nothing
         raw["http_options"]["port"] = free_port()
         with running(raw, show_logs=False) as stop:
             answer = asyncio.run(predict_sample(listener, url_of(raw), f"http://{sample_host}", stop))

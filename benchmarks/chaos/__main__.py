@@ -27,6 +27,7 @@ from rich.table import Table
 from benchmarks.bench import PROJECT, Goal
 from benchmarks.chaos.changes import deploy
 from benchmarks.chaos.faults import front, hang, kills
+from benchmarks.chaos.job_kills import job_hang, job_kills
 from benchmarks.chaos.load import Clip, Load, mixed_clips
 from benchmarks.chaos.overload import full_house, overload
 from benchmarks.chaos.running_graph import Graph, config, started
@@ -123,6 +124,29 @@ def run_soak(plan: Plan) -> dict[str, Any]:
         return soak(graph, load, plan.requests)
 
 
+def run_jobs(plan: Plan) -> dict[str, Any]:
+    return job_kills(plan.kills // 2, random.Random(plan.seed))
+
+
+def run_jobs_postgresql(plan: Plan) -> dict[str, Any]:
+    return job_kills(plan.kills // 2 + 2, random.Random(plan.seed), store="postgresql", runners=2)
+
+
+def run_jobs_hang(plan: Plan) -> dict[str, Any]:
+    return job_hang(random.Random(plan.seed))
+
+
+JOB_GOALS = (
+    Goal("not_succeeded", at_most=0),
+    Goal("changed_transcripts", at_most=0),
+    Goal("results_missing", at_most=0),
+    Goal("kills_that_met_jobs", at_least=1),
+    Goal("taken_again_max_s", at_most=60),
+    Goal("webhooks_missing", at_most=0),
+    Goal("webhooks_of_other_ids", at_most=0),
+    Goal("webhooks_not_genuine", at_most=0),
+)
+
 # Scenario and its goals.
 SCENARIOS = {
     "kills": (run_kills, (
@@ -179,11 +203,17 @@ SCENARIOS = {
         Goal("spooled_bytes", at_most=0),
         Goal("object_store_grown_mib", at_most=1),
     )),
+    "jobs": (run_jobs, JOB_GOALS),
+    "jobs_postgresql": (run_jobs_postgresql, JOB_GOALS),
+    "jobs_hang": (run_jobs_hang, (*JOB_GOALS, Goal("writes_refused", at_least=1))),
 }  # fmt: skip
 
 
 def main(
-    kills: Annotated[int, typer.Option(help="Kills of each stage; a quarter of Ingress and proxy.")] = 20,
+    kills: Annotated[
+        int,
+        typer.Option(help="Kills of each stage; a quarter of Ingress and proxy; half as many under jobs."),
+    ] = 20,
     overload_s: Annotated[float, typer.Option(help="How long ten times too much comes.")] = 60.0,
     requests: Annotated[int, typer.Option(help="Requests of the soak.")] = 1000,
     models: Annotated[str, typer.Option(help="fakes, or real.")] = "fakes",

@@ -147,6 +147,10 @@ class Service:
         except (psutil.TimeoutExpired, subprocess.TimeoutExpired):
             self.kill()
 
+    def logged(self, what: str) -> int:
+        """How often this stands in the log."""
+        return self._log.read_text(errors="replace").count(what)
+
     def _all(self) -> list[psutil.Process]:
         assert self._process is not None
         with suppress(psutil.NoSuchProcess):
@@ -173,6 +177,11 @@ class Watcher:
             await asyncio.sleep(0.2)
         await store.close()
 
+    def taken_again(self, met: dict[str, int]) -> list[float]:
+        """When the attempts began that came after these."""
+        after = [(job_id, attempt + 1) for job_id, attempt in met.items()]
+        return [self.claims[which] for which in after if which in self.claims]
+
     def _note(self, found: list[Job]) -> None:
         now_s = time.monotonic()
         for job in found:
@@ -190,10 +199,46 @@ class Killed:
     met: dict[str, int]
 
 
+@dataclass
+class Scene:
+    """A running service, jobs that were submitted to it, and those who look on."""
+
+    service: Service
+    load: Load
+    receiver: Receiver
+    watcher: Watcher
+    url: str  # of the store
+    submitted: list[tuple[str, Clip]]
+    postgres: Postgres | None
+
+
 def job_kills(
     kills: int, rng: random.Random, *, store: str = "sqlite", runners: int = 1, jobs: int = 50
 ) -> dict[str, Any]:
     """Kills all parts in turn at random moments while jobs run; every job ends once, every webhook comes."""
+    with _scene(rng, store, runners, jobs, LEASE_S) as scene:
+        parts = [*PARTS, *(["postgres"] if scene.postgres else [])]
+        blows = [_strike(scene, parts[number % len(parts)], rng) for number in range(kills)]
+        say.print(f"  {kills} kills done, {len(scene.watcher.running)} jobs run")
+        return _figures(scene, blows)
+
+
+def job_hang(rng: random.Random, *, jobs: int = 12, lease_s: float = 5.0) -> dict[str, Any]:
+    """One of two JobRunners hangs (SIGSTOP) until the other has its jobs, and wakes up: it writes nothing."""
+    with _scene(rng, "postgresql", 2, jobs, lease_s) as scene:
+        wait_for(lambda: len(scene.watcher.running) >= 2, "jobs run")
+        victim = scene.service.processes(":JobRunner.")[0]
+        met = dict(scene.watcher.running)
+        victim.suspend()
+        blow = Killed("hang", time.monotonic(), met)
+        # Before Serve's health checks replace it, after half a minute.
+        wait_for(lambda: bool(scene.watcher.taken_again(met)), "the other one has its jobs", 15.0)
+        victim.resume()
+        return {**_figures(scene, [blow]), "writes_refused": scene.service.logged("to another worker")}
+
+
+@contextmanager
+def _scene(rng: random.Random, store: str, runners: int, jobs: int, lease_s: float) -> Iterator[Scene]:
     with ExitStack() as held:
         folder = Path(held.enter_context(TemporaryDirectory(prefix="job-kills-")))
         postgres = held.enter_context(private_postgres()) if store == "postgresql" else None
@@ -202,7 +247,7 @@ def job_kills(
             asyncio.run(migrate(url))
         receiver = held.enter_context(receiving(new_secret()))
         clips = mixed_clips([rng.uniform(8.0, 35.0) for _ in range(10)], rng)
-        raw = _config(url, folder, runners)
+        raw = _config(url, folder, runners, lease_s)
         config_file = folder / "config.yaml"
         config_file.write_text(yaml.safe_dump(raw))
         service = Service(config_file, url_of(raw), _environment(receiver.secret, folder))
@@ -216,21 +261,14 @@ def job_kills(
         over = threading.Event()
         held.callback(over.set)
         threading.Thread(target=watcher.watch, args=(over,), daemon=True).start()
-        parts = [*PARTS, *(["postgres"] if postgres else [])]
-        blows = [
-            _strike(service, parts[number % len(parts)], watcher, postgres, rng) for number in range(kills)
-        ]
-        say.print(f"  {kills} kills done, {len(watcher.running)} jobs run")
-        wait_for(lambda: len(receiver.accepted) >= jobs, "all webhooks have come", 900.0)
-        wait_for(lambda: not watcher.running, "all jobs have ended")
-        return _figures(load, submitted, receiver, watcher, blows, url)
+        yield Scene(service, load, receiver, watcher, url, submitted, postgres)
 
 
-def _config(url: str, folder: Path, runners: int) -> dict[str, Any]:
+def _config(url: str, folder: Path, runners: int, lease_s: float) -> dict[str, Any]:
     jobs = {
         "store": url,
         "state_dir": str(folder / "state"),
-        "lease_s": LEASE_S,
+        "lease_s": lease_s,
         "webhooks": {
             "allowed_hosts": ["127.0.0.1"],
             "retry_delays_s": [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0],
@@ -263,11 +301,10 @@ def _submit(load: Load, clip: Clip, webhook_url: str) -> tuple[str, Clip]:
     return answer.json()["id"], clip
 
 
-def _strike(
-    service: Service, part: str, watcher: Watcher, postgres: Postgres | None, rng: random.Random
-) -> Killed:
+def _strike(scene: Scene, part: str, rng: random.Random) -> Killed:
     time.sleep(rng.uniform(*BETWEEN_S))
-    met = dict(watcher.running)
+    service, postgres = scene.service, scene.postgres
+    met = dict(scene.watcher.running)
     if part == "ray":
         service.kill()
         service.start()
@@ -278,43 +315,34 @@ def _strike(
         postgres.start()
     else:
         title = part if part == "ServeController" else f":{part}."
-        victims = service.processes(title) or service.processes(part)
-        rng.choice(victims).kill()
+        wait_for(lambda: bool(service.processes(title)), f"there is a {part}")
+        rng.choice(service.processes(title)).kill()
         if part != "JobRunner":
             wait_for(service.is_ready, f"there is another {part}")
     say.print(f"  {part}: killed, {len(met)} jobs ran")
     return Killed(part, time.monotonic(), met)
 
 
-def _figures(
-    load: Load,
-    submitted: list[tuple[str, Clip]],
-    receiver: Receiver,
-    watcher: Watcher,
-    blows: list[Killed],
-    url: str,
-) -> dict[str, Any]:
+def _figures(scene: Scene, blows: list[Killed]) -> dict[str, Any]:
+    load, receiver, watcher = scene.load, scene.receiver, scene.watcher
+    wait_for(lambda: len(receiver.accepted) >= len(scene.submitted), "all webhooks have come", 900.0)
+    wait_for(lambda: not watcher.running, "all jobs have ended")
     changed = 0
     jobs = []
-    for job_id, clip in submitted:
+    for job_id, clip in scene.submitted:
         job = load.client.get(f"{load.url}/v1/jobs/{job_id}").json()
         jobs.append(job)
         if job["status"] == "succeeded":
             result = load.client.get(f"{load.url}/v1/jobs/{job_id}/result").json()
             expected = load.expected[clip.name]
             changed += {name: result[name] for name in expected} != expected
-    waits_s = [
-        watcher.claims[job_id, attempt + 1] - blow.again_s
-        for blow in blows
-        for job_id, attempt in blow.met.items()
-        if (job_id, attempt + 1) in watcher.claims
-    ]
-    ids = [f"msg_{job_id}" for job_id, _ in submitted]
+    waits_s = [at_s - blow.again_s for blow in blows for at_s in watcher.taken_again(blow.met)]
+    ids = [f"msg_{job_id}" for job_id, _ in scene.submitted]
     return {
         "jobs": len(jobs),
         "not_succeeded": sum(job["status"] != "succeeded" for job in jobs),
         "changed_transcripts": changed,
-        "results_missing": len(jobs) - asyncio.run(_results(url)),
+        "results_missing": len(jobs) - asyncio.run(_results(scene.url)),
         "attempts": sum(job["attempts"] for job in jobs),
         "kills": len(blows),
         "kills_that_met_jobs": sum(bool(blow.met) for blow in blows),

@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from ray import serve
@@ -21,7 +21,7 @@ from serve_app.cli import note
 from serve_app.cli.config_file import CommandFailed, settings_of
 from serve_app.cli.local_ray import local_ray, logs_folder, on_signals
 from serve_app.errors import ModelUnavailable
-from serve_app.jobs.places import JobsUnusable, prepare
+from serve_app.jobs.places import JobsUnusable, kept_from_others, prepare
 from serve_app.models import hub
 from serve_app.models import names as model_names
 from serve_app.models.names import Models
@@ -61,10 +61,11 @@ def running(
     _go_offline_if_the_hub_is_silent()
     settings = settings_of(raw)
     _refuse_missing_models(settings)
-    _refuse_unusable_jobs(settings)
     _say_if_offline()
-    note.print("Starting Ray and the graph.")
-    with local_ray(show_logs=show_logs, num_cpus=num_cpus) as stop:
+    with ExitStack() as held:
+        held.enter_context(_usable_jobs(settings))
+        note.print("Starting Ray and the graph.")
+        stop = held.enter_context(local_ray(show_logs=show_logs, num_cpus=num_cpus))
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         _start_serve(schema)
         _wait_until_running(names, stop)
@@ -103,13 +104,17 @@ def _refuse_missing_models(settings: list[Settings]) -> None:
         raise CommandFailed(error.message) from None
 
 
-def _refuse_unusable_jobs(settings: list[Settings]) -> None:
-    """Creates what is missing, and says what is wrong. The builder does this too, as above."""
-    try:
-        for each in settings:
-            asyncio.run(prepare(each.jobs))
-    except JobsUnusable as error:
-        raise CommandFailed(str(error)) from None
+@contextmanager
+def _usable_jobs(settings: list[Settings]) -> Iterator[None]:
+    """Creates what is missing, says what is wrong, and keeps other servers away from it meanwhile."""
+    with ExitStack() as held:
+        try:
+            for each in settings:
+                asyncio.run(prepare(each.jobs))
+                held.enter_context(kept_from_others(each.jobs))
+        except JobsUnusable as error:
+            raise CommandFailed(str(error)) from None
+        yield
 
 
 def _say_what_runs(settings: Settings, models: Models) -> None:

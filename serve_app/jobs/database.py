@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import wraps
+from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import sqlalchemy as sa
@@ -58,6 +59,12 @@ def parsed_url(url: str) -> sa.URL:
             "Write the job store as sqlite:///a/file or postgresql+asyncpg://user@host/database."
         )
     return parsed.set(drivername=DRIVERS[backend])
+
+
+def sqlite_file(url: str) -> Path | None:
+    """Where SQLite keeps the database; None for PostgreSQL. Raises ValueError."""
+    parsed = parsed_url(url)
+    return Path(parsed.database or "") if parsed.get_backend_name() == "sqlite" else None
 
 
 class Database:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
-from serve_app.jobs.database import Database, parsed_url
+from serve_app.jobs.database import Database, sqlite_file
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -31,7 +31,7 @@ async def migrate(url: str, revision: str = "head") -> None:
     """Creates or upgrades the tables, all or nothing. Raises SchemaTooNew, StoreBusy."""
     from alembic import command
 
-    file = _file_of(url)
+    file = sqlite_file(url)
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
 
@@ -53,7 +53,7 @@ async def migrate(url: str, revision: str = "head") -> None:
 
 async def check(url: str) -> None:
     """Raises NotMigrated or SchemaTooNew where the tables are not those of this version, or StoreBusy."""
-    revision, file = None, _file_of(url)
+    revision, file = None, sqlite_file(url)
     if file is None or file.exists():
         database = Database(url)
         try:
@@ -69,16 +69,10 @@ async def check(url: str) -> None:
 
 async def prepare(url: str) -> None:
     """Creates the tables of a new SQLite file; else as `check`."""
-    file = _file_of(url)
+    file = sqlite_file(url)
     if file is not None and not (file.exists() and file.stat().st_size):
         await migrate(url)
     await check(url)
-
-
-def _file_of(url: str) -> Path | None:
-    """Where SQLite keeps the database."""
-    parsed = parsed_url(url)
-    return Path(parsed.database or "") if parsed.get_backend_name() == "sqlite" else None
 
 
 def _refuse_newer(revision: str | None) -> None:

@@ -2,11 +2,13 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from serve_app.jobs import migration
-from serve_app.jobs.database import parsed_url
+from serve_app.jobs.database import parsed_url, sqlite_file
 from serve_app.jobs.migration import SchemaMismatch
 from serve_app.jobs.secrets import FetchSecrets
 from serve_app.jobs.signatures import UnusableSecrets, read_secrets
@@ -68,6 +70,26 @@ async def migrate(settings: JobsSettings) -> str:
             raise JobsUnusable("Jobs are off (jobs.store), so there is nothing to migrate.")
         await migration.migrate(url)
         return _shown(url)
+
+
+@contextmanager
+def kept_from_others(settings: JobsSettings) -> Iterator[None]:
+    """Keeps other servers of this machine away from a store in SQLite: they may have other models.
+
+    Raises JobsUnusable where another one has it.
+    """
+    url = store_url(settings)
+    file = sqlite_file(url) if url else None
+    with ExitStack() as held:
+        try:
+            if file is not None:
+                held.enter_context(FileLock(f"{file}.lock", timeout=0))
+        except Timeout:
+            raise JobsUnusable(
+                f"Another server keeps its jobs in {file}; set jobs.state_dir to another folder, or jobs.store "
+                "to off."
+            ) from None
+        yield
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from job_stores import new_job, using
 from benchmarks.private_postgres import Postgres
 from serve_app.jobs.database import parsed_url
 from serve_app.jobs.migration import MIGRATE, VERSION_TABLE, migrate
-from serve_app.jobs.places import JobsUnusable, prepare, state_directory, store_url
+from serve_app.jobs.places import JobsUnusable, kept_from_others, prepare, state_directory, store_url
 from serve_app.jobs.store import JobStore
 from serve_app.settings.jobs import JobsSettings
 
@@ -100,3 +100,16 @@ def test_places_that_cannot_be_used(changes: dict[str, str], says: str, tmp_path
     (tmp_path / "file").write_text("a file that is neither a folder nor a database, nor a key" * 10)
     given = {name: value.format(folder=tmp_path) for name, value in changes.items()}
     assert says in refused(settings(tmp_path, **given))
+
+
+def test_two_servers_do_not_share_a_sqlite_file(tmp_path: Path, postgres: Postgres) -> None:
+    """The second one, which may have another model, is told so; a PostgreSQL is there to be shared."""
+    asyncio.run(prepare(settings(tmp_path)))
+    with kept_from_others(settings(tmp_path)):
+        with pytest.raises(JobsUnusable, match="state_dir"), kept_from_others(settings(tmp_path)):
+            pytest.fail("it shares the file")
+    with kept_from_others(settings(tmp_path)):
+        pass
+    shared = settings(tmp_path, store=postgres.new_database())
+    with kept_from_others(shared), kept_from_others(shared):
+        pass
