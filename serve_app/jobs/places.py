@@ -86,8 +86,8 @@ def kept_from_others(settings: JobsSettings) -> Iterator[None]:
                 held.enter_context(FileLock(f"{file}.lock", timeout=0))
         except Timeout:
             raise JobsUnusable(
-                f"Another server keeps its jobs in {file}; set jobs.state_dir to another folder, or jobs.store "
-                "to off."
+                f"Another server keeps its jobs in {file}; set jobs.state_dir to another folder, or "
+                "jobs.store to off."
             ) from None
         yield
 

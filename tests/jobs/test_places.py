@@ -105,9 +105,12 @@ def test_places_that_cannot_be_used(changes: dict[str, str], says: str, tmp_path
 def test_two_servers_do_not_share_a_sqlite_file(tmp_path: Path, postgres: Postgres) -> None:
     """The second one, which may have another model, is told so; a PostgreSQL is there to be shared."""
     asyncio.run(prepare(settings(tmp_path)))
-    with kept_from_others(settings(tmp_path)):
-        with pytest.raises(JobsUnusable, match="state_dir"), kept_from_others(settings(tmp_path)):
-            pytest.fail("it shares the file")
+    with (
+        kept_from_others(settings(tmp_path)),
+        pytest.raises(JobsUnusable, match="state_dir"),
+        kept_from_others(settings(tmp_path)),
+    ):
+        pytest.fail("it shares the file")
     with kept_from_others(settings(tmp_path)):
         pass
     shared = settings(tmp_path, store=postgres.new_database())
