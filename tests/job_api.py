@@ -1,8 +1,9 @@
-"""The HTTP API in front of jobs in SQLite. The test is the client, and the runner where one is needed."""
+"""The HTTP API in front of jobs. The test is the client, and the runner where one is needed."""
 
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,10 +22,18 @@ from serve_app.transcript import Source, Transcript
 
 T = TypeVar("T")
 
+# The PostgreSQL of the test that runs, set by the fixture `each_store`; "" for a SQLite in its folder.
+POSTGRESQL = ContextVar("POSTGRESQL", default="")
+
 URL = "https://example.com/talk.mp3"
 ANN, BOB = ({"Authorization": f"Bearer wx_{name}"} for name in ("ann", "bob"))
 MAX_BYTES = 1 << 20
 LEASE_S = 60.0
+
+
+def store_at(directory: Path) -> str:
+    """The URL of the store of a test with this folder."""
+    return POSTGRESQL.get() or f"sqlite:///{directory}/jobs.db"
 
 
 async def _never(*_: object) -> Transcript:
@@ -49,7 +58,7 @@ class Service:
         self.database = directory / "jobs.db"
         self.jobs = Jobs(JobsSettings(state_dir=str(directory), max_queued=max_queued), IntakeSettings())
         # A test does not wait ten seconds for a lock.
-        self.jobs.store = open_store(f"sqlite:///{self.database}", busy_timeout_s=0.2)
+        self.jobs.store = open_store(store_at(directory), busy_timeout_s=0.2)
         self.app = create_app(
             _never,
             _ready,
@@ -103,7 +112,7 @@ def using(directory: Path, story: Callable[[Service], Awaitable[T]], **settings:
     """Runs a story on a new service with an empty store."""
 
     async def told() -> T:
-        await migrate(f"sqlite:///{directory}/jobs.db")
+        await migrate(store_at(directory))
         service = Service(directory, **settings)
         try:
             return await story(service)

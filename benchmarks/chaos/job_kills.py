@@ -297,7 +297,8 @@ def _submit(load: Load, clip: Clip, webhook_url: str) -> tuple[str, Clip]:
     else:
         fields = {**clip.options, "webhook_url": webhook_url}
         answer = load.client.post(f"{load.url}/v1/jobs", files={"file": clip.file}, data=fields)
-    answer.raise_for_status()
+    if answer.status_code != 201:
+        raise RuntimeError(f"not submitted: {answer.status_code} {answer.text}")
     return answer.json()["id"], clip
 
 

@@ -141,7 +141,8 @@ class JobStore(Claims):
     async def jobs_ahead(self, job: Job) -> int:
         """About how many jobs begin before a queued one."""
         async with self.read() as connection:
-            return (await connection.execute(ahead_of(job))).scalar_one()
+            # PostgreSQL gives a Decimal for a sum.
+            return int((await connection.execute(ahead_of(job))).scalar_one())
 
     @to_the_end
     async def request(self, job_id: str, key: str) -> str | None:

@@ -15,6 +15,8 @@ from serve_app.jobs.stored import dump_transcript
 from serve_app.options import Options
 from serve_app.transcript import Segment, Transcript, Word
 
+pytestmark = pytest.mark.usefixtures("each_store")
+
 URL = {"audio_url": AUDIO}
 HOOK = "https://example.com/hook"
 

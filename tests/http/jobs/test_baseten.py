@@ -14,6 +14,8 @@ from serve_app.jobs.stored import dump_transcript
 from serve_app.options import Options
 from serve_app.transcript import Transcript
 
+pytestmark = pytest.mark.usefixtures("each_store")
+
 INPUT = {"model_input": {"audio_file": AUDIO}}
 HOOK = {"webhook_endpoint": "https://example.com/hook"}
 RESULT = dump_transcript(Transcript((), "en", 1.0, "fake"))

@@ -12,6 +12,8 @@ from serve_app.http.app import create_app
 from serve_app.jobs.records import Try
 from serve_app.jobs.stored import dump_transcript
 
+pytestmark = pytest.mark.usefixtures("each_store")
+
 HOOK: dict[str, Any] = {"webhook_url": "https://example.com/hook?token=secret"}
 ROUTES = [
     ("GET", ""),

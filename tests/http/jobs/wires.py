@@ -7,13 +7,13 @@ from typing import Any
 
 import httpx
 from fastapi import APIRouter, FastAPI
+from job_api import store_at
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.http.app import OWN_MACHINE_ONLY
 from serve_app.http.middleware import Gate
 from serve_app.jobs.migration import migrate
-from serve_app.jobs.places import store_url
 from serve_app.jobs.records import ClaimedJob
 from serve_app.jobs.service import Jobs
 from serve_app.settings import IntakeSettings
@@ -63,12 +63,11 @@ def served(jobs: Jobs, router: APIRouter) -> FastAPI:
 async def opened(directory: Path, **changes: Any) -> Jobs:
     """Jobs that are kept in this folder."""
     settings = JobsSettings(
+        store=store_at(directory),
         state_dir=str(directory),
         **{"webhooks": WebhookSettings(allowed_hosts=("127.0.0.1",)), **changes},
     )
-    url = store_url(settings)
-    assert url is not None
-    await migrate(url)
+    await migrate(store_at(directory))
     return Jobs(settings, IntakeSettings(allowed_hosts=("127.0.0.1",)))
 
 
