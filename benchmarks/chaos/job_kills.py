@@ -117,12 +117,13 @@ class Service:
             return httpx.get(f"{self._url}/readyz", timeout=5, trust_env=False).status_code == 200
         return False
 
-    def processes(self, title: str) -> list[psutil.Process]:
-        """Processes of Ray's workers with this in their title."""
+    def processes(self, part: str) -> list[psutil.Process]:
+        """Those of a deployment, or of a part of Serve. Ray writes what a process does behind a dot."""
         found = []
         for process in self._all():
             with suppress(psutil.Error, IndexError):
-                if (name := process.cmdline()[0]).startswith("ray::") and title in name:
+                title = process.cmdline()[0].partition(".")[0]
+                if title.startswith("ray::") and title.endswith(part):
                     found.append(process)
         return found
 
@@ -227,7 +228,7 @@ def job_hang(rng: random.Random, *, jobs: int = 12, lease_s: float = 5.0) -> dic
     """One of two JobRunners hangs (SIGSTOP) until the other has its jobs, and wakes up: it writes nothing."""
     with _scene(rng, "postgresql", 2, jobs, lease_s) as scene:
         wait_for(lambda: len(scene.watcher.running) >= 2, "jobs run")
-        victim = scene.service.processes(":JobRunner.")[0]
+        victim = scene.service.processes("JobRunner")[0]
         met = dict(scene.watcher.running)
         victim.suspend()
         blow = Killed("hang", time.monotonic(), met)
@@ -315,9 +316,8 @@ def _strike(scene: Scene, part: str, rng: random.Random) -> Killed:
         time.sleep(rng.uniform(0.5, 5.0))
         postgres.start()
     else:
-        title = part if part == "ServeController" else f":{part}."
-        wait_for(lambda: bool(service.processes(title)), f"there is a {part}")
-        rng.choice(service.processes(title)).kill()
+        wait_for(lambda: bool(service.processes(part)), f"there is a {part}")
+        rng.choice(service.processes(part)).kill()
         if part != "JobRunner":
             wait_for(service.is_ready, f"there is another {part}")
     say.print(f"  {part}: killed, {len(met)} jobs ran")
