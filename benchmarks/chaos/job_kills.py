@@ -38,7 +38,7 @@ from serve_app.jobs.schema import results
 from serve_app.jobs.signatures import VARIABLE, new_secret
 from serve_app.jobs.store import JobStore, open_store
 
-LEASE_S = 30.0
+LEASE_S = 15.0
 SLOW = 0.12  # seconds of device for a second of audio: fifty jobs take some minutes
 BETWEEN_S = (2.0, 15.0)
 READY_S = 300.0
@@ -224,22 +224,24 @@ def job_kills(
         return _figures(scene, blows)
 
 
-def job_hang(rng: random.Random, *, jobs: int = 12, lease_s: float = 5.0) -> dict[str, Any]:
+def job_hang(rng: random.Random, *, jobs: int = 8, lease_s: float = 5.0) -> dict[str, Any]:
     """One of two JobRunners hangs (SIGSTOP) until the other has its jobs, and wakes up: it writes nothing."""
-    with _scene(rng, "postgresql", 2, jobs, lease_s) as scene:
+    with _scene(rng, "postgresql", 2, jobs, lease_s, concurrency=jobs) as scene:
         wait_for(lambda: len(scene.watcher.running) >= 2, "jobs run")
         victim = scene.service.processes("JobRunner")[0]
         met = dict(scene.watcher.running)
         victim.suspend()
         blow = Killed("hang", time.monotonic(), met)
         # Before Serve's health checks replace it, after half a minute.
-        wait_for(lambda: bool(scene.watcher.taken_again(met)), "the other one has its jobs", 15.0)
+        wait_for(lambda: bool(scene.watcher.taken_again(met)), "the other one has its jobs", 20.0)
         victim.resume()
         return {**_figures(scene, [blow]), "writes_refused": scene.service.logged("to another worker")}
 
 
 @contextmanager
-def _scene(rng: random.Random, store: str, runners: int, jobs: int, lease_s: float) -> Iterator[Scene]:
+def _scene(
+    rng: random.Random, store: str, runners: int, jobs: int, lease_s: float, concurrency: int = 4
+) -> Iterator[Scene]:
     with ExitStack() as held:
         folder = Path(held.enter_context(TemporaryDirectory(prefix="job-kills-")))
         postgres = held.enter_context(private_postgres()) if store == "postgresql" else None
@@ -248,7 +250,7 @@ def _scene(rng: random.Random, store: str, runners: int, jobs: int, lease_s: flo
             asyncio.run(migrate(url))
         receiver = held.enter_context(receiving(new_secret()))
         clips = mixed_clips([rng.uniform(8.0, 35.0) for _ in range(10)], rng)
-        raw = _config(url, folder, runners, lease_s)
+        raw = _config(url, folder, runners, {"lease_s": lease_s, "concurrency": concurrency})
         config_file = folder / "config.yaml"
         config_file.write_text(yaml.safe_dump(raw))
         service = Service(config_file, url_of(raw), _environment(receiver.secret, folder))
@@ -265,11 +267,11 @@ def _scene(rng: random.Random, store: str, runners: int, jobs: int, lease_s: flo
         yield Scene(service, load, receiver, watcher, url, submitted, postgres)
 
 
-def _config(url: str, folder: Path, runners: int, lease_s: float) -> dict[str, Any]:
+def _config(url: str, folder: Path, runners: int, chosen: dict[str, Any]) -> dict[str, Any]:
     jobs = {
         "store": url,
         "state_dir": str(folder / "state"),
-        "lease_s": lease_s,
+        **chosen,
         "webhooks": {
             "allowed_hosts": ["127.0.0.1"],
             "retry_delays_s": [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0],

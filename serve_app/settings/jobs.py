@@ -61,7 +61,7 @@ class JobsSettings(Strict):
     )
     concurrency: int = Field(4, ge=1, le=256, description="Jobs that one JobRunner runs at once.")
     lease_s: float = Field(
-        30, ge=2, le=60, description="A job whose JobRunner was silent for so long is given to another."
+        15, ge=2, le=60, description="A job whose JobRunner was silent for so long is given to another."
     )
     keep_s: Seconds = Field(7 * 24 * 3600, description="How long a job is kept after its end.")
     max_queued: int = Field(10_000, ge=1, description="Jobs of one API key that may wait; more get 429.")
