@@ -48,7 +48,13 @@ class Service:
     """The application, its jobs, and a client."""
 
     def __init__(
-        self, directory: Path, *, with_keys: bool = False, max_queued: int = 100, **more: Any
+        self,
+        directory: Path,
+        *,
+        with_keys: bool = False,
+        max_queued: int = 100,
+        has_speakers: bool = True,
+        **more: Any,
     ) -> None:
         names = ("ann", "bob") if with_keys else ()
         keys = tuple(
@@ -56,7 +62,8 @@ class Service:
         )
         self.spool = directory / "spool"
         self.database = directory / "jobs.db"
-        self.jobs = Jobs(JobsSettings(state_dir=str(directory), max_queued=max_queued), IntakeSettings())
+        settings = JobsSettings(state_dir=str(directory), max_queued=max_queued)
+        self.jobs = Jobs(settings, IntakeSettings(), has_speakers=has_speakers)
         # A test does not wait ten seconds for a lock.
         self.jobs.store = open_store(store_at(directory), busy_timeout_s=0.2)
         self.app = create_app(
@@ -79,6 +86,12 @@ class Service:
 
     async def post(self, path: str = "/v1/jobs", **kwargs: Any) -> httpx.Response:
         return await self.send("POST", path, **kwargs)
+
+    async def ask(self, method: str, path: str, status: int = 200, **kwargs: Any) -> httpx.Response:
+        """The answer, which must have this status."""
+        answer = await self.send(method, path, **kwargs)
+        assert answer.status_code == status, answer.text
+        return answer
 
     async def submitted(self, headers: dict[str, str] | None = None, **fields: Any) -> str:
         """The path of a new job."""

@@ -113,6 +113,8 @@ def test_long_results_are_left_for_the_receiver_to_fetch(letters: int) -> None:
     [
         ("failed", "transcription.failed", "model_crashed", "MODEL_PREDICT_ERROR"),
         ("failed", "transcription.failed", "deadline_exceeded", "MODEL_PREDICT_TIMEOUT"),
+        ("failed", "transcription.failed", "undecodable_audio", "MODEL_INVALID_INPUT"),
+        ("failed", "transcription.failed", "payload_too_large", "MODEL_INVALID_INPUT"),
         ("canceled", "transcription.canceled", None, "MODEL_PREDICT_ERROR"),
         ("expired", "transcription.expired", None, "MODEL_PREDICT_ERROR"),
     ],
@@ -127,7 +129,11 @@ def test_other_ends(status: str, event: str, code: str | None, baseten_code: str
     assert told["data"].get("error") == (code and {"code": code, "message": "It was too much."})
     in_baseten = json.loads(baseten_body(ended, None, 0.0))
     assert in_baseten["data"] is None
-    message = "It was too much." if code else f"The request was {status}."
+    message = (
+        "It was too much."
+        if code
+        else {"canceled": "The request was canceled.", "expired": "The request has expired."}[status]
+    )
     assert in_baseten["errors"] == [{"code": baseten_code, "message": message}]
 
 
