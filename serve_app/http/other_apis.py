@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
-from pydantic import BaseModel
 from starlette.types import Scope
 
 from serve_app.errors import InvalidRequest
@@ -64,12 +63,6 @@ def shaped(path: str, status: int, body: dict[str, Any]) -> dict[str, Any]:
         code = _BASETEN_CODES.get(status, "client_error")
         return {"error": told["message"], "error_code": code, "detail": told["code"]}
     return {"error": told["message"]} if vendor else body
-
-
-def described(model: type[BaseModel], example: Mapping[str, Any]) -> dict[str, Any]:
-    """The OpenAPI description of a body in JSON."""
-    content = {"application/json": {"schema": model.model_json_schema(), "example": example}}
-    return {"requestBody": {"required": True, "content": content}}
 
 
 @contextmanager

@@ -31,7 +31,7 @@ _BASETEN_CODES = {  # of our errors; MODEL_PREDICT_ERROR for all others
 def standard_body(job: Job, answer: Any) -> bytes:
     """The event of a job's end, the same on every try; with the result if that is small."""
     ended_at = iso(job.finished_at_s or job.created_at_s)
-    data = {
+    data: dict[str, Any] = {
         "job_id": job.id,
         "status": job.status,
         "created_at": iso(job.created_at_s),

@@ -108,6 +108,9 @@ def test_long_results_are_left_for_the_receiver_to_fetch(letters: int) -> None:
     assert json.loads(baseten_body(job(), answer, 0.0))["data"] == answer
 
 
+ENDED = {"canceled": "The request was canceled.", "expired": "The request has expired."}
+
+
 @pytest.mark.parametrize(
     ("status", "event", "code", "baseten_code"),
     [
@@ -129,11 +132,7 @@ def test_other_ends(status: str, event: str, code: str | None, baseten_code: str
     assert told["data"].get("error") == (code and {"code": code, "message": "It was too much."})
     in_baseten = json.loads(baseten_body(ended, None, 0.0))
     assert in_baseten["data"] is None
-    message = (
-        "It was too much."
-        if code
-        else {"canceled": "The request was canceled.", "expired": "The request has expired."}[status]
-    )
+    message = "It was too much." if code else ENDED[status]
     assert in_baseten["errors"] == [{"code": baseten_code, "message": message}]
 
 

@@ -15,9 +15,9 @@ from serve_app.formats.cue_words import words_of
 from serve_app.formats.table import FORMATS, FormatName
 from serve_app.http.auth import key_name
 from serve_app.http.jobs.assemblyai_request import THEIR_NAMES, TranscriptRequest, submission
-from serve_app.http.jobs.submission import IDEMPOTENCY_HEADER, idempotency_key
+from serve_app.http.jobs.submission import described_json, idempotency_key
 from serve_app.http.openai.response import speaker_names, text_pieces
-from serve_app.http.other_apis import MAX_BODY_BYTES, described, renaming
+from serve_app.http.other_apis import MAX_BODY_BYTES, renaming
 from serve_app.http.responses import text_response
 from serve_app.http.uploads import options_in_body_only, received_json
 from serve_app.jobs.payloads import ENDS
@@ -33,26 +33,18 @@ _TRANSCRIPT: dict[str, Any] = {
     "response_model": dict[str, Any],
     "response_description": "AssemblyAI's transcript: `status` is queued, processing, completed or error.",
 }
-_CHARS_PER_CAPTION = {
-    "name": "chars_per_caption",
-    "in": "query",
-    "description": "The longest caption.",
-    "schema": {"type": "integer", "minimum": 1},
-}
+_CHARS = {"name": "chars_per_caption", "in": "query", "schema": {"type": "integer", "minimum": 1}}
 
 
 def assemblyai_routes(jobs: Jobs) -> APIRouter:
     """The routes."""
-    errors = {"default": {"model": dict[str, str], "description": "`error`."}}
-    router = APIRouter(prefix="/v2/transcript", tags=["AssemblyAI"], responses=errors)
-    submitted = described(TranscriptRequest, {"audio_url": "https://example.com/talk.mp3"})
+    error = {"model": dict[str, str], "description": "`error`."}
+    router = APIRouter(prefix="/v2/transcript", tags=["AssemblyAI"], responses={"default": error})
+    described = described_json(TranscriptRequest, {"audio_url": "https://example.com/talk.mp3"})
 
-    @router.post(
-        "",
-        **_TRANSCRIPT,
-        openapi_extra={**submitted, "parameters": [IDEMPOTENCY_HEADER]},
-        dependencies=[Depends(options_in_body_only())],
-    )
+    in_body = [Depends(options_in_body_only())]
+
+    @router.post("", **_TRANSCRIPT, openapi_extra=described, dependencies=in_body)
     async def submit(request: Request) -> Response:
         """Queues a transcription."""
         unique = idempotency_key(request)
@@ -78,17 +70,17 @@ def assemblyai_routes(jobs: Jobs) -> APIRouter:
 
     def add_captions(name: FormatName) -> None:
         media_type = FORMATS[name].media_type
-        text = {"content": {media_type.partition(";")[0]: {"schema": {"type": "string"}}}}
+        shown = {"content": {media_type.partition(";")[0]: {"schema": {"type": "string"}}}}
 
         @router.get(
             f"/{{transcript_id}}/{name}",
             name=name,
             response_class=Response,
-            responses={200: text},
-            openapi_extra={"parameters": [_CHARS_PER_CAPTION]},
+            responses={200: shown},
+            openapi_extra={"parameters": [_CHARS]},
         )
         async def captions(transcript_id: str, request: Request) -> Response:
-            """The transcript as subtitles."""
+            """The transcript as subtitles; `chars_per_caption` limits each."""
             chars = request.query_params.get("chars_per_caption")
             # A caption of so many characters is a cue of one line.
             lines = {"max_line_width": chars, "max_line_count": 1} if chars else {}
@@ -103,9 +95,8 @@ def assemblyai_routes(jobs: Jobs) -> APIRouter:
             transcript = replace(transcript, segments=tuple(nameless))
             write = FORMATS[name].write
             assert write is not None
-            return text_response(
-                await asyncio.to_thread(write, transcript, options.layout()), media_type, transcript
-            )
+            text = await asyncio.to_thread(write, transcript, options.layout())
+            return text_response(text, media_type, transcript)
 
     add_captions("srt")
     add_captions("vtt")

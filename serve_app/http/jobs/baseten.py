@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from serve_app.http.auth import key_name
-from serve_app.http.jobs.submission import IDEMPOTENCY_HEADER, idempotency_key
-from serve_app.http.other_apis import BASETEN_PREFIXES, MAX_BODY_BYTES, described, renaming
+from serve_app.http.jobs.submission import described_json, idempotency_key
+from serve_app.http.other_apis import BASETEN_PREFIXES, MAX_BODY_BYTES, renaming
 from serve_app.http.uploads import PredictRequest, options_in_body_only, received_json
 from serve_app.jobs.payloads import DEPLOYMENT_ID, MODEL_ID, baseten_errors, iso
 from serve_app.jobs.records import Job
@@ -64,8 +64,10 @@ class AsyncRequest(TypedDict):
 def baseten_routes(jobs: Jobs) -> APIRouter:
     """The routes."""
     about = "`error`, `error_code`, and in `detail` our own code."
-    errors = {"default": {"model": dict[str, str], "description": about}}
-    router = APIRouter(tags=["Baseten"], responses=errors)
+    error = {"model": dict[str, str], "description": about}
+    router = APIRouter(tags=["Baseten"], responses={"default": error})
+    example = {"model_input": {"audio_file": "https://example.com/talk.mp3"}}
+    described = described_json(AsyncPredict, example)
 
     async def async_predict(request: Request) -> Response:
         """Queues a request of /predict; its result goes to `webhook_endpoint` and is kept as a job's is."""
@@ -84,10 +86,7 @@ def baseten_routes(jobs: Jobs) -> APIRouter:
             response_model=dict[str, str],
             response_description="`request_id`.",
             include_in_schema=not prefix,
-            openapi_extra={
-                **described(AsyncPredict, {"model_input": {"audio_file": "https://example.com/talk.mp3"}}),
-                "parameters": [IDEMPOTENCY_HEADER],
-            },
+            openapi_extra=described,
             dependencies=[Depends(options_in_body_only())],
         )
 

@@ -61,8 +61,8 @@ class ListQuery(BaseModel):
 
 def job_routes(jobs: Jobs, max_bytes: int, max_json_bytes: int) -> APIRouter:
     """The routes in front of these jobs; each API key has its own."""
-    any_error = {"default": {"model": ErrorResponse, "description": "Any other error."}}
-    known = {**any_error, **described_errors(errors.StoreBusy)}
+    known = described_errors(errors.StoreBusy)
+    known["default"] = {"model": ErrorResponse, "description": "Any other error."}
     router = APIRouter(prefix=JOBS, tags=["jobs"], responses=known)
 
     async def answer(request: Request, job: Job, status: int = 200) -> JSONResponse:

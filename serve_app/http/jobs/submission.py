@@ -1,11 +1,11 @@
 """What a client asks for at `POST /v1/jobs`: one job with its audio, or many by their URLs."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
-from pydantic import Field, WithJsonSchema
+from pydantic import BaseModel, Field, WithJsonSchema
 from starlette.requests import Request
 
 from serve_app.errors import InvalidRequest
@@ -109,6 +109,12 @@ def idempotency_key(request: Request) -> str | None:
         message = f"{IDEMPOTENCY_KEY}: send it once, with 1 to 255 printable ASCII characters."
         raise InvalidRequest(message, IDEMPOTENCY_KEY)
     return given[0]
+
+
+def described_json(model: type[BaseModel], example: Mapping[str, Any]) -> dict[str, Any]:
+    """The OpenAPI description of another API's body, which is JSON."""
+    content = {"application/json": {"schema": model.model_json_schema(), "example": example}}
+    return {"requestBody": {"required": True, "content": content}, "parameters": [IDEMPOTENCY_HEADER]}
 
 
 def _item(fields: dict[str, Any], place: str) -> Submission:

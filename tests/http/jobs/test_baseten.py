@@ -217,6 +217,7 @@ def test_too_many_requests(tmp_path: Path) -> None:
         refused = await service.ask("POST", "/async_predict", 429, json=INPUT)
         assert refused.json()["error_code"] == "rate_limited"
         assert int(refused.headers["Retry-After"]) > 0
+        assert refused.json()["error"].startswith("1 jobs may wait")  # there are no API keys
 
     using(tmp_path, story, max_queued=1)
 

@@ -71,7 +71,7 @@ def test_a_file_is_kept_until_the_job_is_deleted(kind: str, tmp_path: Path) -> N
 
 
 def test_several_jobs_in_one_request(tmp_path: Path) -> None:
-    """Each has what stands beside `items`, and what is its own instead."""
+    """Each has the other fields of the body, and what is its own instead."""
 
     async def story(service: Service) -> None:
         items: list[dict[str, Any]] = [
