@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import ray
 from fakes import FakeAligner, FakeDiarizer, FakeRecognizer, FakeSpeechModel
+from job_api import POSTGRESQL
 from job_stores import Clock
 from loopback import Files
 from ray import serve
@@ -157,6 +158,18 @@ def postgres() -> Iterator[Postgres]:
         except NoPostgres as reason:
             pytest.skip(str(reason))
         yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def each_store(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Runs a test of the API of jobs twice: the two databases give what they hold in different types."""
+    url = ""
+    if request.param == "postgresql":
+        server: Postgres = request.getfixturevalue("postgres")
+        url = server.emptied_database()
+    before = POSTGRESQL.set(url)
+    yield
+    POSTGRESQL.reset(before)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

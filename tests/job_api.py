@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +16,7 @@ from serve_app.jobs.service import Jobs
 from serve_app.jobs.store import open_store
 from serve_app.jobs.stored import dump_transcript
 from serve_app.options import Options
+from serve_app.request.progress import Transcribe
 from serve_app.settings import AccessSettings, ApiKey, IntakeSettings
 from serve_app.settings.jobs import JobsSettings
 from serve_app.transcript import Source, Transcript
@@ -48,19 +49,32 @@ class Service:
     """The application, its jobs, and a client."""
 
     def __init__(
-        self, directory: Path, *, with_keys: bool = False, max_queued: int = 100, **more: Any
+        self,
+        directory: Path,
+        *,
+        with_keys: bool = False,
+        max_queued: int = 100,
+        has_speakers: bool = True,
+        transcribe: Transcribe = _never,
+        limits: Mapping[str, float] = {},
+        **more: Any,
     ) -> None:
         names = ("ann", "bob") if with_keys else ()
         keys = tuple(
-            ApiKey(name=name, sha256=hashlib.sha256(f"wx_{name}".encode()).hexdigest()) for name in names
+            ApiKey.model_validate(
+                {"name": name, "sha256": hashlib.sha256(f"wx_{name}".encode()).hexdigest(), **limits}
+            )
+            for name in names
         )
         self.spool = directory / "spool"
         self.database = directory / "jobs.db"
-        self.jobs = Jobs(JobsSettings(state_dir=str(directory), max_queued=max_queued), IntakeSettings())
-        # A test does not wait ten seconds for a lock.
-        self.jobs.store = open_store(store_at(directory), busy_timeout_s=0.2)
+        settings = JobsSettings(state_dir=str(directory), max_queued=max_queued)
+        self.jobs = Jobs(settings, IntakeSettings(), has_speakers=has_speakers)
+        # A test does not wait ten seconds for SQLite's lock.
+        busy_timeout_s = 10.0 if POSTGRESQL.get() else 0.2
+        self.jobs.store = open_store(store_at(directory), busy_timeout_s=busy_timeout_s)
         self.app = create_app(
-            _never,
+            transcribe,
             _ready,
             model="none",
             max_bytes=MAX_BYTES,
@@ -79,6 +93,12 @@ class Service:
 
     async def post(self, path: str = "/v1/jobs", **kwargs: Any) -> httpx.Response:
         return await self.send("POST", path, **kwargs)
+
+    async def ask(self, method: str, path: str, status: int = 200, **kwargs: Any) -> httpx.Response:
+        """The answer, which must have this status."""
+        answer = await self.send(method, path, **kwargs)
+        assert answer.status_code == status, answer.text
+        return answer
 
     async def submitted(self, headers: dict[str, str] | None = None, **fields: Any) -> str:
         """The path of a new job."""

@@ -63,7 +63,8 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         intake, runner = self._settings.intake, self._job_runner
-        jobs = Jobs(self._settings.jobs, intake) if runner else None
+        has_speakers = "diarization" in self._handles
+        jobs = Jobs(self._settings.jobs, intake, has_speakers=has_speakers) if runner else None
         return create_app(
             self._run,
             self.readiness,

@@ -16,9 +16,9 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Match
 
 from serve_app import __version__
-from serve_app.errors import InvalidRequest
+from serve_app.errors import InvalidRequest, Unauthorized
 from serve_app.formats.table import FORMATS
-from serve_app.http.forms import form_options
+from serve_app.http.forms import described_body, form_options
 from serve_app.http.jobs.assemblyai import assemblyai_routes
 from serve_app.http.jobs.baseten import baseten_routes
 from serve_app.http.jobs.routes import job_routes, routes_without_jobs
@@ -26,14 +26,17 @@ from serve_app.http.jobs.submission import JobBody
 from serve_app.http.middleware import Gate, RequestId
 from serve_app.http.openai.request import Fields
 from serve_app.http.openai.routes import openai_routes
+from serve_app.http.other_apis import ASSEMBLYAI_HAS, path_of, shaped, vendor_of
 from serve_app.http.responses import (
+    ERRORS_AT_ONCE,
     PredictResponse,
     WordsResponse,
     described_answers,
+    described_errors,
     error_body,
     transcript_response,
 )
-from serve_app.http.uploads import PredictRequest, described_body, options_in_body_only, received
+from serve_app.http.uploads import PredictRequest, options_in_body_only, received
 from serve_app.jobs.service import Jobs
 from serve_app.options import Options
 from serve_app.request.admission import Admission
@@ -91,7 +94,9 @@ def create_app(
         "/predict",
         operation_id="predict",
         responses=described_answers(
-            PredictResponse | WordsResponse, [each.media_type for each in FORMATS.values() if each.write]
+            PredictResponse | WordsResponse,
+            [each.media_type for each in FORMATS.values() if each.write],
+            *ERRORS_AT_ONCE,
         ),
         openapi_extra=described_body(Options.model_json_schema()["properties"], json_model=PredictRequest),
         tags=["transcription"],
@@ -120,9 +125,11 @@ def create_app(
     else:
         reached = [*key_field, *([Depends(jobs_reachable)] if jobs_reachable else [])]
         checked = [Depends(options_in_body_only(JobBody)), *reached]
-        app.include_router(job_routes(jobs, max_bytes, max_json_bytes), dependencies=checked)
+        refused = described_errors(Unauthorized) if access.keys else {}
+        routes = job_routes(jobs, max_bytes, max_json_bytes)
+        app.include_router(routes, dependencies=checked, responses=refused)
         for routes in (baseten_routes(jobs), assemblyai_routes(jobs)):
-            app.include_router(routes, dependencies=reached)
+            app.include_router(routes, dependencies=reached, responses=refused)
 
     @app.get("/healthz", tags=["health"])
     async def healthz() -> dict[str, str]:
@@ -136,6 +143,7 @@ def create_app(
 async def _http_error(request: Request, error: Exception) -> Response:
     """Unknown routes and wrong methods, in the shape of every other error; and the answer to OPTIONS."""
     assert isinstance(error, HTTPException)
+    path = path_of(request.scope)
     headers = dict(error.headers or {})
     message = error.detail
     if error.status_code == 405:
@@ -144,8 +152,10 @@ async def _http_error(request: Request, error: Exception) -> Response:
         if request.method == "OPTIONS":
             return Response(status_code=204, headers=headers)
         message = f"{request.method} is not possible here; {headers['Allow']} are."
+    elif error.status_code == 404 and vendor_of(path) == "AssemblyAI":
+        message = ASSEMBLYAI_HAS
     body = error_body(InvalidRequest(message, None, f"http_{error.status_code}"))
-    return JSONResponse(body, error.status_code, headers)
+    return JSONResponse(shaped(path, error.status_code, body), error.status_code, headers)
 
 
 def _of_its_router(request: Request) -> set[str]:

@@ -17,6 +17,7 @@ from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from time import monotonic
 
+from starlette.requests import Request
 from starlette.types import Scope
 
 from serve_app.errors import NoApiKeys, RateLimited, Unauthorized
@@ -46,6 +47,11 @@ def is_loopback(host: str) -> bool:
     except ValueError:
         return False
     return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+
+
+def key_name(request: Request) -> str:
+    """The name of the caller's API key, by which its jobs are known; empty where the server has no keys."""
+    return str(request.scope["api_key_name"])
 
 
 class Quota:
@@ -116,20 +122,19 @@ class Access:
         self._quotas = {key.sha256: Quota(key) for key in settings.keys}
 
     @contextmanager
-    def admit(self, scope: Scope) -> Iterator[Scope]:
+    def admit(self, scope: Scope, path: str, *, is_counted: bool) -> Iterator[Scope]:
         """Gives the request without its key, and counts it; or Unauthorized, NoApiKeys, RateLimited.
 
         The key's name is then in the scope as `api_key_name`, empty where there are no keys.
         """
         headers = scope["headers"]
-        path = scope["path"].removeprefix(scope.get("root_path", ""))  # Serve's route_prefix
         quota = None
         if path not in OPEN_PATHS and not path.startswith(OPEN_FOLDER):
             if self._quotas:
                 quota = self._owner(headers)
             elif not self._is_public:
                 _refuse_strangers(scope)
-        with quota.count_request() if quota and scope["method"] == "POST" else nullcontext():
+        with quota.count_request() if quota and is_counted else nullcontext():
             # Nothing behind this can log the key or send it on.
             without_key = [pair for pair in headers if pair[0] not in KEY_HEADERS]
             yield {**scope, "headers": without_key, "api_key_name": quota.key_name if quota else ""}

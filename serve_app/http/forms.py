@@ -5,6 +5,7 @@ import logging
 from collections.abc import Collection, Sequence
 from typing import Any, BinaryIO
 
+from pydantic import BaseModel
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
@@ -34,12 +35,14 @@ class FormBody:
 
     too_large_advice = "Send a shorter or smaller file."
 
-    def __init__(self, boundary: bytes, file: BinaryIO, max_file_bytes: int) -> None:
+    def __init__(
+        self, boundary: bytes, file: BinaryIO, max_file_bytes: int, *, or_json: bool = False
+    ) -> None:
         """Raises InvalidRequest for a boundary that is not valid."""
         self.max_bytes = max_file_bytes + MAX_TEXT_BYTES
         self._file = LimitedFile(file, max_file_bytes, "file")
         self._fields: list[Field] = []
-        self._received_bytes = 0
+        self._received_bytes, self._or_json = 0, or_json
         self._header_name, self._header_value = bytearray(), bytearray()
         self._headers: dict[str, str] = {}  # of the current part, like the next three
         self._name, self._text = "", list[str]()
@@ -84,7 +87,9 @@ class FormBody:
         if not self._is_complete:
             raise _invalid_form()
         if not self._has_file:
-            raise _no_file()
+            where = "this path" if self._or_json else "POST /predict"
+            also = f"{where} also takes a URL in JSON, as audio_file"
+            raise InvalidRequest(f"file: upload the audio as a file part named file; {also}.", "file")
         return Source(file=self._file.from_start()), self._fields
 
     def _begin_part(self) -> None:
@@ -162,17 +167,40 @@ def collect_fields(fields: Sequence[Field], arrays: Collection[str]) -> dict[str
     }
 
 
+def described_body(
+    fields: dict[str, Any], *required: str, json_model: type[BaseModel] | None = None
+) -> dict[str, Any]:
+    """The OpenAPI description of a form with a file and these fields, or else of this model in JSON.
+
+    JSON is the first: Swagger UI keeps the values of a form when its user goes on to JSON.
+    """
+    file = {"type": "string", "format": "binary", "description": "The audio or video file."}
+    properties = {"file": file, **{name: _with_example(field) for name, field in fields.items()}}
+    form = {"type": "object", "properties": properties, "required": ["file", *required]}
+    # Else Swagger UI joins the values of a list with commas.
+    arrays = [name for name, field in fields.items() if field.get("type") == "array"]
+    encoding = {name: {"style": "form", "explode": True} for name in arrays}
+    content: dict[str, Any] = {}
+    if json_model:
+        example = {"audio_file": "https://example.com/talk.mp3"}
+        content["application/json"] = {"schema": json_model.model_json_schema(), "example": example}
+    content["multipart/form-data"] = {"schema": form, "encoding": encoding}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def _with_example(field: dict[str, Any]) -> dict[str, Any]:
+    """The field with an empty example, if that is its default: else Swagger UI sends "string", 1 or true."""
+    if field.get("type") == "array":
+        return {**field, "examples": [[]]}
+    return {**field, "examples": [""]} if field.get("default") in (None, "") else field
+
+
 def too_much_text() -> PayloadTooLarge:
     """The error for a body that is too large without its file."""
     return PayloadTooLarge(
-        f"The request has over {MAX_TEXT_BYTES} bytes of text beside the audio; send shorter "
+        f"The request has over {MAX_TEXT_BYTES} bytes of text besides the audio; send shorter "
         "known_speaker_references or options."
     )
-
-
-def _no_file() -> InvalidRequest:
-    message = "upload the audio as a file part named file; POST /predict also takes a URL, in JSON"
-    return InvalidRequest(f"file: {message}.", "file")
 
 
 def _invalid_form() -> InvalidRequest:

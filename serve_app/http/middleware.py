@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.errors import UploadTooSlow
 from serve_app.http.auth import Access
+from serve_app.http.other_apis import counts_as, path_of
 from serve_app.http.responses import error_response
 from serve_app.request.admission import Admission
 from serve_app.settings import AccessSettings
@@ -48,7 +49,7 @@ class RequestId:
 class Gate:
     """Checks a request's key before anything else, limits the time for its body, and counts it.
 
-    HEAD is answered as GET is, without the body.
+    HEAD is answered as GET is, without the body; `is_head` in the scope tells routes that stream.
 
     It answers every exception raised inside of it. Starlette answers unexpected ones outside of all
     middlewares, without the CORS headers that let web pages read the answer.
@@ -67,7 +68,10 @@ class Gate:
             await self.app(scope, receive, send)
             return
         if scope["method"] == "HEAD":  # FastAPI has no such routes
-            scope, send = {**scope, "method": "GET"}, _without_body(send)
+            scope, send = {**scope, "method": "GET", "is_head": True}, _without_body(send)
+        path = path_of(scope)
+        kind = counts_as(scope["method"], path)
+        counted = self.admission.admit(kind) if self.admission and kind else nullcontext()
         has_started = False
 
         async def send_and_note(message: Message) -> None:
@@ -75,15 +79,14 @@ class Gate:
             has_started = True
             await send(message)
 
-        # Only POST counts: a full server still tells its load balancer that it is healthy.
-        counted = self.admission.admit() if self.admission and scope["method"] == "POST" else nullcontext()
         try:
-            with self.access.admit(scope) as without_key, counted:
+            # A key's limits are not for jobs: those wait in turn, and their audio counts when they run.
+            with self.access.admit(scope, path, is_counted=kind == "request") as without_key, counted:
                 await self.app(without_key, in_time(receive, self.receive_timeout_s), send_and_note)
         except Exception as error:
             if has_started:
                 raise  # the web server logs it and closes the connection
-            await error_response(error)(scope, receive, send)
+            await error_response(error, path)(scope, receive, send)
 
 
 def _without_body(send: Send) -> Send:

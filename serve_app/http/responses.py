@@ -11,9 +11,11 @@ from pydantic import Field
 from starlette.responses import JSONResponse, Response
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
+from serve_app import errors
 from serve_app.errors import TranscriptionError
 from serve_app.formats.cue_words import words_of
 from serve_app.formats.table import FORMATS
+from serve_app.http.other_apis import shaped
 from serve_app.options import Options
 from serve_app.transcript import Progress, Segment, StageWarning, Transcript, Word
 
@@ -73,11 +75,28 @@ class ErrorResponse(TypedDict):
     error: Annotated[dict[str, str | None], Field(description="`message`, `type`, `param`, `code`.")]
 
 
-def described_answers(model: Any, media_types: Iterable[str]) -> dict[int | str, dict[str, Any]]:
-    """The OpenAPI description of answers in JSON, in formats that are text, and with errors."""
+# What a request that transcribes at once may be answered.
+ERRORS_AT_ONCE = (
+    errors.InvalidRequest,
+    errors.Unauthorized,
+    errors.NoApiKeys,
+    errors.UploadTooSlow,
+    errors.PayloadTooLarge,
+    errors.EncodedBody,
+    errors.UnusableAudio,
+    errors.SourceUnavailable,
+    errors.RateLimited,
+    errors.Overloaded,
+    errors.DeadlineExceeded,
+)
+
+
+def described_answers(
+    model: Any, media_types: Iterable[str], *known: type[TranscriptionError]
+) -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI description of transcripts in JSON and in formats that are text, and of these errors."""
     text = {"schema": {"type": "string"}}
     warnings = {"description": "In text formats: what JSON has as `warnings`, as ASCII JSON.", **text}
-    errors = [each for each in TranscriptionError.__subclasses__() if each.status != 500]
     return {
         200: {
             "model": model,
@@ -85,13 +104,13 @@ def described_answers(model: Any, media_types: Iterable[str]) -> dict[int | str,
             "content": {media_type.partition(";")[0]: text for media_type in media_types},
             "headers": {"X-Warnings": warnings},
         },
-        **described_errors(*reversed(errors)),
+        **described_errors(*known),
     }
 
 
-def described_errors(*errors: type[TranscriptionError]) -> dict[int | str, dict[str, Any]]:
+def described_errors(*known: type[TranscriptionError]) -> dict[int | str, dict[str, Any]]:
     """The OpenAPI description of answers with these errors; of those with one status the last."""
-    return {each.status: {"model": ErrorResponse, "description": each.__doc__} for each in errors}
+    return {each.status: {"model": ErrorResponse, "description": each.__doc__} for each in known}
 
 
 def answer(transcript: Transcript, options: Options) -> dict[str, Any] | str:
@@ -159,13 +178,13 @@ def error_body(error: Exception) -> dict[str, Any]:
     return {"error": body}
 
 
-def error_response(error: Exception) -> JSONResponse:
-    """The response for an error, with Retry-After where trying again later can help."""
+def error_response(error: Exception, path: str = "") -> JSONResponse:
+    """The response for an error, in the shape of this path's API, with Retry-After where that can help."""
     known = error if isinstance(error, TranscriptionError) else TranscriptionError("")
     headers = _HEADERS.get(known.status, {})
     if known.retry_after_s is not None:
         headers = {**headers, "Retry-After": str(known.retry_after_s)}
-    return JSONResponse(error_body(error), known.status, headers)
+    return JSONResponse(shaped(path, known.status, error_body(error)), known.status, headers)
 
 
 def _segment_out(segment: Segment, *, words: bool) -> SegmentOut:

@@ -1,6 +1,7 @@
 """Receives the body of a request: it goes to disk as it arrives, and a file is never in memory as a whole."""
 
 import asyncio
+import io
 import json
 import re
 from codecs import BOM_UTF8
@@ -60,35 +61,35 @@ class PredictRequest(Options):
         """All but the audio, as `received` gives it."""
         return Options.model_validate(self.model_dump(include=set(Options.model_fields)))
 
-
-class JsonBody:
-    """Collects a JSON body in `file`; the file in its `audio_b64`, if any, then takes its place there."""
-
-    too_large_advice = "Send larger files as multipart/form-data or give their URL in audio_file."
-
-    def __init__(
-        self, file: BinaryIO, max_file_bytes: int, max_bytes: int, model: type[PredictRequest]
-    ) -> None:
-        self.max_bytes = max_bytes
-        self._model = model
-        self.write = file.write
-        self._file = file
-        self._max_file_bytes = max_file_bytes
-
-    def finish(self) -> tuple[Source, Any]:
-        """Raises InvalidRequest, and PayloadTooLarge for the file in it or for the rest."""
-        self._file.seek(0)
-        request = validate_or_400(self._model, _parse(self._file.read()))
-        if request.audio_b64 is None:
-            return Source(url=request.audio_file, headers=request.headers), request.asked()
-        self._file.seek(0)
-        self._file.truncate()
-        audio = LimitedFile(self._file, self._max_file_bytes, "audio_b64")
+    def source(self, file: BinaryIO, max_file_bytes: int) -> Source:
+        """The audio; that of `audio_b64` goes into `file`. Raises InvalidRequest and PayloadTooLarge."""
+        if self.audio_b64 is None:
+            return Source(url=self.audio_file, headers=self.headers)
+        audio = LimitedFile(file, max_file_bytes, "audio_b64")
         try:
-            decode_base64(request.audio_b64, audio.write)
+            decode_base64(self.audio_b64, audio.write)
         except ValueError as error:
             raise InvalidRequest(f"audio_b64: not valid base64: {error}.", "audio_b64") from None
-        return Source(file=audio.from_start()), request.asked()
+        return Source(file=audio.from_start())
+
+
+class JsonBody:
+    """Collects a JSON body in `file`; `finish` gives what `read` makes of its fields, in a thread."""
+
+    too_large_advice = "Give the URL of larger files, or POST them to /predict or /v1/jobs as a form."
+
+    def __init__(self, file: BinaryIO, max_bytes: int, read: Callable[[dict[str, Any]], Any]) -> None:
+        self.max_bytes = max_bytes
+        self.write = file.write
+        self._file, self._read = file, read
+
+    def finish(self) -> Any:
+        """Raises InvalidRequest, and PayloadTooLarge for the file in it or for the rest."""
+        self._file.seek(0)
+        fields = _parse(self._file.read())
+        self._file.seek(0)
+        self._file.truncate()  # the file in the body takes its place
+        return self._read(fields)
 
 
 @asynccontextmanager
@@ -104,26 +105,22 @@ async def received(
     A route that takes JSON too has `max_json_bytes`; `json_model` makes of it what `parse` makes of a form.
     An uploaded file is closed at the end. Raises InvalidRequest, EncodedBody, PayloadTooLarge, Overloaded.
     """
-    coding = ", ".join(request.headers.getlist("content-encoding"))
-    if coding.strip().lower() not in _NOT_ENCODED:
-        raise EncodedBody(f"Send the body without Content-Encoding; {coding[:100]} is not supported.")
-    content_type = request.headers.get("content-type", "")
-    kind, parameters = parse_options_header(content_type)
+    kind, parameters = _content_type(request)
+
+    def read(fields: dict[str, Any]) -> tuple[Source, Any]:
+        asked = validate_or_400(json_model, fields)
+        return asked.source(file, max_file_bytes), asked.asked()
+
     with anonymous_temp_file() as file:
         body: FormBody | JsonBody
         if kind == b"multipart/form-data":
-            body = FormBody(parameters.get(b"boundary", b""), file, max_file_bytes)
+            boundary = parameters.get(b"boundary", b"")
+            body = FormBody(boundary, file, max_file_bytes, or_json=max_json_bytes > 0)
         elif _JSON.fullmatch(kind) and max_json_bytes:
-            if parameters.get(b"charset", b"utf-8").lower() not in _UTF_8:
-                raise InvalidRequest("JSON is UTF-8; send it so, and Content-Type: application/json.")
-            body = JsonBody(file, max_file_bytes, max_json_bytes, json_model)
+            body = JsonBody(file, max_json_bytes, read)
         else:
             or_json = ", or application/json with audio_file or audio_b64" if max_json_bytes else ""
-            given = (
-                f"not as {content_type[:100]}" if content_type else "and say so in the header Content-Type"
-            )
-            message = f"Send multipart/form-data with a part named file{or_json}, {given}."
-            raise InvalidRequest(message, None, "unsupported_content_type")
+            raise _wrong_type(request, f"multipart/form-data with a part named file{or_json}")
         source, parsed = await _receive(request, body)
         if isinstance(body, FormBody):
             parsed = parse(parsed)
@@ -131,6 +128,32 @@ async def received(
         if source.file is None:
             file.close()  # nor an open file
         yield source, parsed
+
+
+async def received_json(request: Request, max_bytes: int, read: Callable[[dict[str, Any]], Parsed]) -> Parsed:
+    """What `read` makes of a small body, where only JSON is taken. Raises what `received` does."""
+    kind, _ = _content_type(request)
+    if not _JSON.fullmatch(kind):
+        raise _wrong_type(request, "a JSON object as application/json")
+    parsed: Parsed = await _receive(request, JsonBody(io.BytesIO(), max_bytes, read))
+    return parsed
+
+
+def _content_type(request: Request) -> tuple[bytes, dict[bytes, bytes]]:
+    """The type of the body and its parameters. Raises EncodedBody, and InvalidRequest for other charsets."""
+    coding = ", ".join(request.headers.getlist("content-encoding"))
+    if coding.strip().lower() not in _NOT_ENCODED:
+        raise EncodedBody(f"Send the body without Content-Encoding; {coding[:100]} is not supported.")
+    kind, parameters = parse_options_header(request.headers.get("content-type", ""))
+    if _JSON.fullmatch(kind) and parameters.get(b"charset", b"utf-8").lower() not in _UTF_8:
+        raise InvalidRequest("JSON is UTF-8; send it so, and Content-Type: application/json.")
+    return kind, parameters
+
+
+def _wrong_type(request: Request, right: str) -> InvalidRequest:
+    given = request.headers.get("content-type", "")[:100]
+    not_given = f"not as {given}" if given else "and say so in the header Content-Type"
+    return InvalidRequest(f"Send {right}, {not_given}.", None, "unsupported_content_type")
 
 
 def options_in_body_only(*models: type[pydantic.BaseModel]) -> Callable[[Request], Awaitable[None]]:
@@ -152,35 +175,7 @@ def options_in_body_only(*models: type[pydantic.BaseModel]) -> Callable[[Request
     return check
 
 
-def described_body(
-    fields: dict[str, Any], *required: str, json_model: type[PredictRequest] | None = None
-) -> dict[str, Any]:
-    """The OpenAPI description of a form with a file and these fields, or else of this model in JSON.
-
-    JSON is the first: Swagger UI keeps the values of a form when its user goes on to JSON.
-    """
-    file = {"type": "string", "format": "binary", "description": "The audio or video file."}
-    properties = {"file": file, **{name: _with_example(field) for name, field in fields.items()}}
-    form = {"type": "object", "properties": properties, "required": ["file", *required]}
-    # Else Swagger UI joins the values of a list with commas.
-    arrays = [name for name, field in fields.items() if field.get("type") == "array"]
-    encoding = {name: {"style": "form", "explode": True} for name in arrays}
-    content: dict[str, Any] = {}
-    if json_model:
-        example = {"audio_file": "https://example.com/talk.mp3"}
-        content["application/json"] = {"schema": json_model.model_json_schema(), "example": example}
-    content["multipart/form-data"] = {"schema": form, "encoding": encoding}
-    return {"requestBody": {"required": True, "content": content}}
-
-
-def _with_example(field: dict[str, Any]) -> dict[str, Any]:
-    """The field with an empty example, if that is its default: else Swagger UI sends "string", 1 or true."""
-    if field.get("type") == "array":
-        return {**field, "examples": [[]]}
-    return {**field, "examples": [""]} if field.get("default") in (None, "") else field
-
-
-async def _receive(request: Request, body: FormBody | JsonBody) -> tuple[Source, Any]:
+async def _receive(request: Request, body: FormBody | JsonBody) -> Any:
     """Asks for the next piece when the last one is written, so that a fast client waits for a slow disk.
 
     When a request is cancelled its file is closed while a thread may still use it: a write that has begun
@@ -227,7 +222,7 @@ def _parse(body: bytes) -> dict[str, Any]:
         fields = json.loads(text, object_pairs_hook=_unique, strict=False)
         del text
         if not isinstance(fields, dict):
-            raise InvalidRequest('The body must be a JSON object such as {"audio_file": "https://..."}.')
+            raise InvalidRequest("The body must be a JSON object.")
         rest = json.dumps({**fields, "audio_b64": None}, ensure_ascii=False)
         if len(rest.encode()) > MAX_TEXT_BYTES:  # encode() fails for lone surrogates
             raise too_much_text()

@@ -82,7 +82,7 @@ class Attempt:
                 "all_found": news.all_found,
             }
 
-        options = JobRequest.load(self._claimed.request).options
+        options = JobRequest.load(self._claimed.request).to_run
         async with AsyncExitStack() as held:
             try:
                 source = await held.enter_async_context(self._jobs.source(self._claimed))

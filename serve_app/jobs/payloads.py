@@ -12,10 +12,16 @@ MODEL_ID = DEPLOYMENT_ID = "whisperx"  # Baseten's clients expect both
 
 _EVENTS = {"succeeded": "completed"}  # other events are called as the status is
 
+ENDS = {"failed": "has failed", "canceled": "was canceled", "expired": "has expired"}
+
+_INVALID_INPUT = (
+    "invalid_request undecodable_audio empty_audio no_audio_stream encrypted_audio audio_too_long "
+    "payload_too_large diarization_unavailable"
+)
 _BASETEN_CODES = {  # of our errors; MODEL_PREDICT_ERROR for all others
+    **dict.fromkeys(_INVALID_INPUT.split(), "MODEL_INVALID_INPUT"),
     "deadline_exceeded": "MODEL_PREDICT_TIMEOUT",
     "internal_error": "INTERNAL_SERVER_ERROR",
-    "invalid_request": "MODEL_INVALID_INPUT",
     "model_not_found": "MODEL_DOES_NOT_EXIST",
     "model_unavailable": "MODEL_NOT_READY",
     "overloaded": "MODEL_UNAVAILABLE",
@@ -24,11 +30,11 @@ _BASETEN_CODES = {  # of our errors; MODEL_PREDICT_ERROR for all others
 
 def standard_body(job: Job, answer: Any) -> bytes:
     """The event of a job's end, the same on every try; with the result if that is small."""
-    ended_at = _time(job.finished_at_s or job.created_at_s)
-    data = {
+    ended_at = iso(job.finished_at_s or job.created_at_s)
+    data: dict[str, Any] = {
         "job_id": job.id,
         "status": job.status,
-        "created_at": _time(job.created_at_s),
+        "created_at": iso(job.created_at_s),
         "finished_at": ended_at,
     }
     if job.status == "succeeded":
@@ -52,7 +58,8 @@ def baseten_body(job: Job, answer: Any, now_s: float) -> bytes:
             "model_id": MODEL_ID,
             "deployment_id": DEPLOYMENT_ID,
             "type": "async_request_completed",
-            "time": _time(now_s),
+            # In the form in which pydantic writes a time again.
+            "time": datetime.fromtimestamp(now_s, UTC),
             "data": answer,
             "errors": baseten_errors(job),
         }
@@ -64,7 +71,7 @@ def baseten_errors(job: Job) -> list[dict[str, str]]:
     if job.status == "succeeded":
         return []
     code = _BASETEN_CODES.get(job.error_code or "", "MODEL_PREDICT_ERROR")
-    return [{"code": code, "message": job.error_message or f"The request was {job.status}."}]
+    return [{"code": code, "message": job.error_message or f"The request {ENDS[job.status]}."}]
 
 
 def assemblyai_body(job: Job) -> bytes:
@@ -72,5 +79,6 @@ def assemblyai_body(job: Job) -> bytes:
     return to_json({"transcript_id": job.id, "status": "completed" if job.status == "succeeded" else "error"})
 
 
-def _time(at_s: float) -> datetime:
-    return datetime.fromtimestamp(at_s, UTC)
+def iso(at_s: float) -> str:
+    """A time as all answers and webhooks have it: ISO 8601 in UTC, with milliseconds."""
+    return datetime.fromtimestamp(at_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -3,8 +3,8 @@
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Collection, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO, TypeVar
 
@@ -17,6 +17,7 @@ from serve_app.jobs.store import open_store
 from serve_app.jobs.stored import JobRequest, load_transcript
 from serve_app.jobs.webhooks import checked_url
 from serve_app.options import Options
+from serve_app.request.warnings import wants_speakers
 from serve_app.settings import IntakeSettings
 from serve_app.settings.jobs import JobsSettings
 from serve_app.stages.audio import address, fetch
@@ -55,15 +56,18 @@ class Jobs:
     All raise StoreBusy where the store cannot be reached.
     """
 
-    def __init__(self, settings: JobsSettings, intake: IntakeSettings) -> None:
-        """Opens nothing yet. Raises ValueError for settings that cannot be used."""
+    def __init__(self, settings: JobsSettings, intake: IntakeSettings, *, has_speakers: bool = True) -> None:
+        """Opens nothing yet. Raises ValueError for settings that cannot be used.
+
+        Without `has_speakers`, jobs that insist on speakers are refused.
+        """
         url = store_url(settings)
         assert url is not None, "jobs are off"
         self.settings = settings
         self.store = open_store(url)
         self.spool = Spool(spool_url(settings))
         self._secrets = FetchSecrets(key_file(settings))
-        self._intake = intake
+        self._intake, self._has_speakers = intake, has_speakers
 
     async def submit(
         self, key: str, asked: Sequence[Submission], idempotency_key: str | None = None
@@ -72,15 +76,16 @@ class Jobs:
 
         Raises InvalidRequest, IdempotencyConflict, RateLimited, SpoolUnavailable, StoreBusy.
         """
+        if len(asked) > self.settings.max_queued:  # waiting would not help
+            limit = f"items: at most {self.settings.max_queued} jobs may wait at once; send fewer."
+            raise InvalidRequest(limit, "items")
         names: list[str] = []
         try:
             body = hashlib.sha256()
             new = []
             for number, each in enumerate(asked):
-                try:
+                with within(each.place):
                     new.append(await self._new_job(key, each, names, body))
-                except InvalidRequest as error:
-                    raise within(each.place, error) from None
                 if idempotency_key is not None:
                     new[-1] = replace(new[-1], idempotency_key=f"{idempotency_key}#{number}")
             digest = body.hexdigest()
@@ -95,13 +100,14 @@ class Jobs:
 
     async def _new_job(self, key: str, asked: Submission, names: list[str], body: Any) -> NewJob:
         source, settings = asked.source, self.settings
+        wants_speakers(asked.options, available=self._has_speakers)
         if asked.webhook_url is not None:
             checked_url(asked.webhook_url, settings.webhooks, asked.webhook_param)
         secrets = input_ref = None
         if source.url is not None:
             shown = address.without_secrets(fetch.checked(source.url, source.headers, self._intake))
             secrets = self._secrets.encrypt(source.url, source.headers)
-            what = json.dumps([source.url, source.headers]).encode()
+            what = json.dumps([source.url, dict(source.headers)], sort_keys=True).encode()
         else:
             assert source.file is not None
             shown = UPLOAD
@@ -110,6 +116,7 @@ class Jobs:
             names.append(input_ref)
         request = JobRequest(asked.options, shown, asked.echo).dump()
         said = [asked.priority, asked.max_queue_s, asked.max_attempts, asked.webhook_url, asked.webhook_style]
+        said += [asked.initial_delay_s, asked.max_delay_s]
         body.update(what + b"\0" + request.encode() + b"\0" + json.dumps(said).encode() + b"\0")
         return NewJob(
             key=key,
@@ -183,13 +190,19 @@ class Jobs:
         await self.spool.sweep(await self.store.input_refs())
 
 
-def within(place: str, error: InvalidRequest) -> InvalidRequest:
-    """The error of one of several jobs, naming its field by the place that it has in the request."""
-    if not place:
-        return error
-    param = f"{place}.{error.param}" if error.param else place
-    is_named = error.param is not None and error.message.startswith(error.param)
-    return InvalidRequest(f"{place}{'.' if is_named else ': '}{error.message}", param, error.code)
+@contextmanager
+def within(place: str) -> Iterator[None]:
+    """Raises the InvalidRequest from inside with its field named by the place that it has in the request."""
+    try:
+        yield
+    except InvalidRequest as error:
+        if not place:
+            raise
+        param = f"{place}.{error.param}" if error.param else place
+        is_named = error.param is not None and error.message.startswith(error.param)
+        raise InvalidRequest(
+            f"{place}{'.' if is_named else ': '}{error.message}", param, error.code
+        ) from None
 
 
 def _found(found: T | None) -> T:

@@ -58,7 +58,8 @@ class JobStore(Claims):
             for key in {job.key for job, is_new in submitted if is_new and max_queued is not None}:
                 waiting = await connection.execute(queued_of(key))
                 if waiting.scalar_one() > (max_queued or 0):
-                    message = f"{max_queued} jobs of this API key may wait at once; wait for some to end."
+                    whose = "of this API key " if key else ""
+                    message = f"{max_queued} jobs {whose}may wait at once; wait for some to end."
                     raise RateLimited(message, None, "too_many_jobs", RETRY_AFTER_S)
             return submitted
 

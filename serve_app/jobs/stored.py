@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import TypeAdapter
 from pydantic_core import to_jsonable_python
 
+from serve_app.formats.table import FORMATS
 from serve_app.options import Options
 from serve_app.transcript import Transcript
 
@@ -21,6 +22,13 @@ class JobRequest:
     options: Options
     audio: str  # the URL as it may be shown, without its query; or "upload"
     echo: Mapping[str, Any] = field(default_factory=dict)  # what another API's answers repeat
+
+    @property
+    def to_run(self) -> Options:
+        """The options of the work: with speakers also for a format without them, as another may be shown."""
+        if FORMATS[self.options.response_format].has_speakers:
+            return self.options
+        return self.options.model_copy(update={"response_format": "json"})
 
     def dump(self) -> str:
         """The text for the store."""

@@ -9,7 +9,7 @@ import math
 from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any
+from typing import Any, Literal
 
 from serve_app.errors import Overloaded
 
@@ -18,6 +18,9 @@ RESERVED_SHARE = 0.1  # and this share of the audio is reserved for short files
 MIN_RETRY_AFTER_S, MAX_RETRY_AFTER_S = 1, 600
 USUAL_REQUEST_S = 10.0  # before any has ended
 NEWEST_WEIGHT = 0.2  # of the newest request in the moving average
+
+# An upload is a job that is being submitted, a call concerns jobs and brings no audio.
+Kind = Literal["request", "upload", "call"]
 
 
 class Admission:
@@ -34,30 +37,39 @@ class Admission:
         self.idle.set()
         self._max_requests = max_requests
         self._max_audio_s = max_audio_s
-        self._requests = 0
+        self._inside: Counter[Kind] = Counter()
         self._held_s: dict[Any, float] = {}  # audio -> its seconds
         self._usual_request_s = USUAL_REQUEST_S  # moving average
 
     @contextmanager
-    def admit(self) -> Iterator[None]:
-        """Counts one more request while entered; raises Overloaded at once where that is one too many."""
-        self.refuse_new()
-        if self._requests >= self._max_requests:
-            raise self._overloaded("The server works on as many requests as it takes; try again later.")
-        self._requests += 1
+    def admit(self, kind: Kind = "request") -> Iterator[None]:
+        """Counts one more of its kind while entered; raises Overloaded at once where that is one too many.
+
+        Jobs wait until there is room for them, so a server that is full of requests still takes uploads, as
+        many at once as requests, and any number of calls.
+        """
+        self._refuse_when_draining()
+        if kind == "request":
+            self._refuse_when_full(0.0)
+        if kind != "call" and self._inside[kind] >= self._max_requests:
+            raise self._overloaded(f"The server works on as many {kind}s as it takes; try again later.")
+        self._inside[kind] += 1
         self.idle.clear()
         try:
             yield
         finally:
-            self._requests -= 1
-            if not self._requests:
+            self._inside[kind] -= 1
+            if not self._inside.total():
                 self.idle.set()
 
     def refuse_new(self) -> None:
         """Raises Overloaded where no request can be begun now, also when shutting down."""
+        self._refuse_when_draining()
+        self._refuse_when_full(0.0)
+
+    def _refuse_when_draining(self) -> None:
         if self.is_draining:
             raise Overloaded("The server is shutting down; try again.", None, "shutting_down")
-        self._refuse_when_full(0.0)
 
     def _refuse_when_full(self, audio_s: float) -> None:
         is_full = sum(self._held_s.values()) >= self._max_audio_s

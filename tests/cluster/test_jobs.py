@@ -41,8 +41,22 @@ SECRET = new_secret()
 URL = f"http://127.0.0.1:{HTTP_PORT}/{NAME}"
 PAGE = (Path(__file__).parents[2] / "docs" / "jobs.md").read_text()
 COMMANDS = re.findall(r"^```bash\n(.*?)^```$", PAGE, re.M | re.S)
-RECEIVER = next(
-    code for code in re.findall(r"^```python\n(.*?)^```$", PAGE, re.M | re.S) if "HTTPServer" in code
+FACTS = [  # one about the output of each command, in the order of the page
+    r"event: succeeded\ndata: [^\n]*\n\n1\n00:00:\S+ --> ",
+    r'"status":"queued"',
+    r'^{"jobs":\[{"id":.*},{"id":.*}\]}$',
+    r'^{"jobs":\[.*"next":.*}{.*"status":"succeeded"',
+    r'"model_output":\[.*WEBVTT\n.*"words":\[',
+    r'"status":"succeeded"',  # it was too late to cancel it
+    r'^{"request_id":"[0-9a-f]{32}"}$',
+    r'"status":"queued"',
+]
+PYTHON = re.findall(r"^```python\n(.*?)^```$", PAGE, re.M | re.S)
+RECEIVER = next(code for code in PYTHON if "HTTPServer" in code)
+_IMPORTS, _CLASS = RECEIVER.split("class Receiver")
+_CHECK = next(code for code in PYTHON if "X-BASETEN-SIGNATURE" in code)
+BASETEN_RECEIVER = f"{_IMPORTS}{_CHECK}class Receiver{_CLASS}".replace(
+    'event["data"]["job_id"]', 'event["request_id"]'
 )
 FILE = wav(recording(1, 2, 0, 3))
 WORDS = ["word1", "word2", "word3"]
@@ -151,10 +165,11 @@ def test_draining_the_ingress_gives_running_jobs_back(settings: Settings, device
 
 
 @pytest.fixture
-def receiver() -> Iterator[tuple[str, Any]]:
-    """The address and the output of the page's receiver in Python."""
+def receiver(number: int) -> Iterator[tuple[str, Any]]:
+    """The address and the output of the page's receiver in Python for a command."""
+    code = BASETEN_RECEIVER if "async_predict" in COMMANDS[number] else RECEIVER
     with subprocess.Popen(
-        [sys.executable, "-c", RECEIVER],
+        [sys.executable, "-c", code],
         env={"WEBHOOK_SECRET": SECRET, "PORT": "0"},
         stdout=subprocess.PIPE,
         text=True,
@@ -193,8 +208,12 @@ def test_the_commands_of_the_page_work(
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    if "/hook" in commands and "async_predict" not in commands:
-        assert told.readline() == f"transcription.completed {json.loads(done.stdout)['id']}\n"
+    assert re.search(FACTS[number], done.stdout, re.S), done.stdout
+    if "/hook" in commands:
+        answer = json.loads(done.stdout)
+        said = {"request_id": "async_request_completed", "id": "transcription.completed"}
+        (event, job_id) = next((said[name], answer[name]) for name in said if name in answer)
+        assert told.readline() == f"{event} {job_id}\n"
 
 
 class Elsewhere:

@@ -388,7 +388,11 @@ def test_an_array_with_gaps_is_refused(suffixes: tuple[str, str]) -> None:
         (FORM, START.replace(b'"file"', b'"\xff"') + b"x" + END, "file part"),
         (FORM, part('name="audio"; filename="a.wav"', ALL_BYTES) + b"--x--\r\n", "audio: not text"),
         (FORM, part("name=\"audio\"; filename*=UTF-8''a.wav", ALL_BYTES) + b"--x--\r\n", "audio: not text"),
-        (FORM, part('name="audio_file"', b"http://a/") + b"--x--\r\n", "URL, in JSON"),
+        (
+            FORM,
+            part('name="audio_file"', b"http://a/") + b"--x--\r\n",
+            "this path also takes a URL in JSON, as audio_file",
+        ),
         (FORM, part('name="options"; filename="blob"', b"{}") + form(b"x"), "options: unknown option"),
         (FORM, form(b"x").replace(b"\r\n", b"\n"), "CR LF"),
         (FORM, START.replace(b"; name", b";\r\n name") + b"x" + END, "valid"),
@@ -500,8 +504,8 @@ def test_a_json_body_has_a_limit_of_its_own() -> None:
     assert server.post(JSON, json_body(b"x"), spaces)[0] == 200
     status, answer = server.post(JSON, json_body(b"x"), spaces + b" ")
     assert (status, answer["error"]["code"]) == (413, "payload_too_large")
-    assert "multipart/form-data" in answer["error"]["message"]
-    assert "audio_file" in answer["error"]["message"]
+    assert "as a form" in answer["error"]["message"]
+    assert "URL" in answer["error"]["message"]
 
 
 @pytest.mark.parametrize(

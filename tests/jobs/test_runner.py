@@ -42,6 +42,7 @@ from serve_app.jobs.service import Jobs, NoSuchJob, Submission
 from serve_app.jobs.store import JobStore
 from serve_app.options import Options
 from serve_app.request.progress import Report, ignore_progress
+from serve_app.request.warnings import wants_speakers
 from serve_app.settings import IntakeSettings
 from serve_app.settings.jobs import JobsSettings, WebhookSettings
 from serve_app.transcript import Progress, Source, Transcript
@@ -56,6 +57,7 @@ class Graph:
 
     failures: list[Exception] = field(default_factory=list)  # of the first calls, in order
     heard: list[bytes] = field(default_factory=list)
+    asked: list[Options] = field(default_factory=list)
     begun_s: list[float] = field(default_factory=list)
     given_up: int = 0
     running: int = 0
@@ -68,6 +70,7 @@ class Graph:
     ) -> Transcript:
         assert source.file is not None
         self.heard.append(source.file.read())
+        self.asked.append(options)
         self.begun_s.append(time.monotonic())
         await self._now_run(self.running + 1)
         report(Progress(1, 3, False, FIXED.segments[:1]))
@@ -175,6 +178,21 @@ def test_a_job_is_transcribed(tell: Callable[..., None]) -> None:
         assert graph.heard == [b"the audio"]
         assert (done.attempt, done.failures, done.deaths) == (1, 0, 0)
         assert await service.jobs.transcript(job.id, KEY) == FIXED
+
+    tell(story)
+
+
+def test_speakers_are_found_for_formats_that_are_chosen_later(tell: Callable[..., None]) -> None:
+    """A table shows none, but the same transcript may be shown as subtitles; a client can do without."""
+
+    async def story(service: Service, graph: Graph) -> None:
+        for diarize, wanted in ((None, True), (False, False)):
+            job = await service.submit(options=Options(response_format="tsv", diarize=diarize))
+            async with service.runner(graph):
+                await service.ended(job, "succeeded")
+            assert wants_speakers(graph.asked.pop(), available=True) == wanted
+            submitted = await service.jobs.request(job.id, KEY)
+            assert submitted.options.response_format == "tsv"
 
     tell(story)
 

@@ -108,11 +108,16 @@ def test_long_results_are_left_for_the_receiver_to_fetch(letters: int) -> None:
     assert json.loads(baseten_body(job(), answer, 0.0))["data"] == answer
 
 
+ENDED = {"canceled": "The request was canceled.", "expired": "The request has expired."}
+
+
 @pytest.mark.parametrize(
     ("status", "event", "code", "baseten_code"),
     [
         ("failed", "transcription.failed", "model_crashed", "MODEL_PREDICT_ERROR"),
         ("failed", "transcription.failed", "deadline_exceeded", "MODEL_PREDICT_TIMEOUT"),
+        ("failed", "transcription.failed", "undecodable_audio", "MODEL_INVALID_INPUT"),
+        ("failed", "transcription.failed", "payload_too_large", "MODEL_INVALID_INPUT"),
         ("canceled", "transcription.canceled", None, "MODEL_PREDICT_ERROR"),
         ("expired", "transcription.expired", None, "MODEL_PREDICT_ERROR"),
     ],
@@ -127,7 +132,7 @@ def test_other_ends(status: str, event: str, code: str | None, baseten_code: str
     assert told["data"].get("error") == (code and {"code": code, "message": "It was too much."})
     in_baseten = json.loads(baseten_body(ended, None, 0.0))
     assert in_baseten["data"] is None
-    message = "It was too much." if code else f"The request was {status}."
+    message = "It was too much." if code else ENDED[status]
     assert in_baseten["errors"] == [{"code": baseten_code, "message": message}]
 
 

@@ -13,11 +13,14 @@ from fastapi.responses import JSONResponse
 from serve_app.errors import InvalidRequest
 from serve_app.formats.cue_words import words_of
 from serve_app.formats.table import FORMATS, FormatName
+from serve_app.http.auth import key_name
 from serve_app.http.jobs.assemblyai_request import THEIR_NAMES, TranscriptRequest, submission
-from serve_app.http.jobs.other_apis import described, json_fields, key_name, renaming, route_class
+from serve_app.http.jobs.submission import described_json, idempotency_key
 from serve_app.http.openai.response import speaker_names, text_pieces
+from serve_app.http.other_apis import MAX_BODY_BYTES, renaming
 from serve_app.http.responses import text_response
-from serve_app.http.uploads import options_in_body_only
+from serve_app.http.uploads import options_in_body_only, received_json
+from serve_app.jobs.payloads import ENDS
 from serve_app.jobs.records import Job
 from serve_app.jobs.service import Jobs
 from serve_app.jobs.stored import JobRequest
@@ -26,25 +29,31 @@ from serve_app.transcript import Segment, Transcript
 
 _STATUSES = {"queued": "queued", "running": "processing", "succeeded": "completed"}  # error: all others
 
+_TRANSCRIPT: dict[str, Any] = {
+    "response_model": dict[str, Any],
+    "response_description": "AssemblyAI's transcript: `status` is queued, processing, completed or error.",
+}
+_CHARS = {"name": "chars_per_caption", "in": "query", "schema": {"type": "integer", "minimum": 1}}
+
 
 def assemblyai_routes(jobs: Jobs) -> APIRouter:
     """The routes."""
-    shaped = route_class(lambda _, told: {"error": told["message"]})
-    router = APIRouter(prefix="/v2/transcript", tags=["AssemblyAI"], route_class=shaped)
+    error = {"model": dict[str, str], "description": "`error`."}
+    router = APIRouter(prefix="/v2/transcript", tags=["AssemblyAI"], responses={"default": error})
+    described = described_json(TranscriptRequest, {"audio_url": "https://example.com/talk.mp3"})
 
-    @router.post(
-        "",
-        openapi_extra=described(TranscriptRequest, {"audio_url": "https://example.com/talk.mp3"}),
-        dependencies=[Depends(options_in_body_only())],
-    )
+    in_body = [Depends(options_in_body_only())]
+
+    @router.post("", **_TRANSCRIPT, openapi_extra=described, dependencies=in_body)
     async def submit(request: Request) -> Response:
         """Queues a transcription."""
-        asked = submission(await json_fields(request))
+        unique = idempotency_key(request)
+        asked = await received_json(request, MAX_BODY_BYTES, submission)
         with renaming(THEIR_NAMES):
-            [(job, _)] = await jobs.submit(key_name(request), [asked])
+            [(job, _)] = await jobs.submit(key_name(request), [asked], unique)
         return JSONResponse(_shown(job, await jobs.request(job.id, job.key), None))
 
-    @router.get("/{transcript_id}")
+    @router.get("/{transcript_id}", **_TRANSCRIPT)
     async def get(transcript_id: str, request: Request) -> Response:
         """The transcript, or how far it is."""
         job = await jobs.get(transcript_id, key_name(request))
@@ -52,41 +61,45 @@ def assemblyai_routes(jobs: Jobs) -> APIRouter:
         transcript = await jobs.transcript(job.id, job.key) if job.status == "succeeded" else None
         return await asyncio.to_thread(lambda: JSONResponse(_shown(job, asked, transcript)))
 
-    @router.delete("/{transcript_id}")
+    @router.delete("/{transcript_id}", **_TRANSCRIPT)
     async def delete(transcript_id: str, request: Request) -> Response:
         """Erases the transcript and all that belongs to it, in any state; what it was, without its text."""
         asked = await jobs.request(transcript_id, key_name(request))
         job = await jobs.delete(transcript_id, key_name(request))
         return JSONResponse(_shown(job, asked, None))
 
-    async def subtitles(transcript_id: str, request: Request, name: FormatName) -> Response:
-        chars = request.query_params.get("chars_per_caption")
-        # A caption of so many characters is a cue of one line.
-        lines = {"max_line_width": chars, "max_line_count": 1} if chars else {}
-        with renaming({"max_line_width": "chars_per_caption"}):
-            options = parse_options({"response_format": name, **lines})
-        job = await jobs.get(transcript_id, key_name(request))
-        transcript = await jobs.transcript(job.id, job.key)
-        if transcript is None:
-            raise InvalidRequest(f"The transcript is {_status(job)}; ask for it when it is completed.")
-        # AssemblyAI's captions name no speakers.
-        nameless = [replace(segment, speaker=None) for segment in transcript.segments]
-        transcript = replace(transcript, segments=tuple(nameless))
-        write = FORMATS[name].write
-        assert write is not None
-        text = await asyncio.to_thread(write, transcript, options.layout())
-        return text_response(text, FORMATS[name].media_type, transcript)
+    def add_captions(name: FormatName) -> None:
+        media_type = FORMATS[name].media_type
+        shown = {"content": {media_type.partition(";")[0]: {"schema": {"type": "string"}}}}
 
-    @router.get("/{transcript_id}/srt")
-    async def srt(transcript_id: str, request: Request) -> Response:
-        """The transcript as SubRip subtitles; `chars_per_caption` limits each."""
-        return await subtitles(transcript_id, request, "srt")
+        @router.get(
+            f"/{{transcript_id}}/{name}",
+            name=name,
+            response_class=Response,
+            responses={200: shown},
+            openapi_extra={"parameters": [_CHARS]},
+        )
+        async def captions(transcript_id: str, request: Request) -> Response:
+            """The transcript as subtitles; `chars_per_caption` limits each."""
+            chars = request.query_params.get("chars_per_caption")
+            # A caption of so many characters is a cue of one line.
+            lines = {"max_line_width": chars, "max_line_count": 1} if chars else {}
+            with renaming({"max_line_width": "chars_per_caption"}):
+                options = parse_options({"response_format": name, **lines})
+            job = await jobs.get(transcript_id, key_name(request))
+            transcript = await jobs.transcript(job.id, job.key)
+            if transcript is None:
+                raise InvalidRequest(f"The transcript is {_status(job)}; ask for it when it is completed.")
+            # AssemblyAI's captions name no speakers.
+            nameless = [replace(segment, speaker=None) for segment in transcript.segments]
+            transcript = replace(transcript, segments=tuple(nameless))
+            write = FORMATS[name].write
+            assert write is not None
+            text = await asyncio.to_thread(write, transcript, options.layout())
+            return text_response(text, media_type, transcript)
 
-    @router.get("/{transcript_id}/vtt")
-    async def vtt(transcript_id: str, request: Request) -> Response:
-        """The transcript as WebVTT subtitles; `chars_per_caption` limits each."""
-        return await subtitles(transcript_id, request, "vtt")
-
+    add_captions("srt")
+    add_captions("vtt")
     return router
 
 
@@ -119,7 +132,7 @@ def _shown(job: Job, asked: JobRequest, transcript: Transcript | None) -> dict[s
         "error": None,
     }
     if shown["status"] == "error":
-        shown["error"] = job.error_message or f"The transcript was {job.status}."
+        shown["error"] = job.error_message or f"The transcript {ENDS[job.status]}."
     if transcript is None:
         return shown
     names = speaker_names(transcript.segments, asked.options.known_speaker_names)

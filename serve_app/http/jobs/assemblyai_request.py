@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from serve_app.errors import InvalidRequest
-from serve_app.http.jobs.other_apis import renaming
+from serve_app.http.other_apis import renaming
 from serve_app.jobs.service import Submission
 from serve_app.options import SpeakerCount, conflict, parse_options, validate_or_400
 from serve_app.transcript import Source
@@ -35,6 +35,7 @@ class TranscriptRequest(BaseModel):
 
 THEIR_NAMES = {  # of our fields
     "audio_file": "audio_url",
+    "diarize": "speaker_labels",
     "language": "language_code",
     "num_speakers": "speakers_expected",
     "hotwords": "keyterms_prompt",

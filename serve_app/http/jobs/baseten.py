@@ -1,45 +1,33 @@
 """Baseten's asynchronous inference API, for clients that are written for it, on the jobs of /v1/jobs."""
 
 import io
-from collections.abc import Mapping
-from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
-from pydantic_core import to_json
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
-from serve_app.errors import InvalidRequest
-from serve_app.http.jobs.other_apis import (
-    described,
-    json_fields,
-    key_name,
-    renaming,
-    route_class,
-    validated_in,
-)
-from serve_app.http.uploads import PredictRequest, options_in_body_only
-from serve_app.jobs.payloads import DEPLOYMENT_ID, MODEL_ID, baseten_errors
+from serve_app.http.auth import key_name
+from serve_app.http.jobs.submission import described_json, idempotency_key
+from serve_app.http.other_apis import BASETEN_PREFIXES, MAX_BODY_BYTES, renaming
+from serve_app.http.uploads import PredictRequest, options_in_body_only, received_json
+from serve_app.jobs.payloads import DEPLOYMENT_ID, MODEL_ID, baseten_errors, iso
 from serve_app.jobs.records import Job
-from serve_app.jobs.service import Jobs, Submission
-from serve_app.options import Options, validate_or_400
-from serve_app.spool import decode_base64
-from serve_app.transcript import Source
-
-# Baseten's paths name what is deployed; here there is one deployment, which all of them mean.
-_PREFIXES = ("", "/production", "/development", "/environments/{name}", "/deployment/{name}")
+from serve_app.jobs.service import Jobs, Submission, within
+from serve_app.options import validate_or_400
 
 _STATUSES = {"running": "IN_PROGRESS"}  # others are ours in capitals
 
-_ERROR_CODES = {  # of statuses; client_error for all others
-    401: "unauthorized",
-    403: "unauthorized",
-    413: "payload_too_large",
-    429: "rate_limited",
-    500: "internal_baseten_error",
-    503: "model_unavailable",
-    504: "timeout",
-}
+
+class RetryConfig(BaseModel):
+    """The `inference_retry_config` of a body: attempts after a failure."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_attempts: int = Field(3, ge=1, le=10, description="All of them.")
+    initial_delay_ms: int = Field(1000, ge=0, le=10_000)
+    max_delay_ms: int = Field(5000, ge=0, le=60_000)
 
 
 class AsyncPredict(BaseModel):
@@ -47,59 +35,67 @@ class AsyncPredict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model_input: dict[str, Any] = Field(description="The JSON body of `POST /predict`.")
+    model_input: Annotated[dict[str, Any], WithJsonSchema(PredictRequest.model_json_schema())] = Field(
+        description="The JSON body of `POST /predict`."
+    )
     webhook_endpoint: str | None = Field(None, description="https URL that the result is sent to.")
     priority: Annotated[int, Field(ge=0, le=2)] = Field(0, description="0 first.")
     max_time_in_queue_seconds: Annotated[int, Field(ge=10, le=259_200)] = Field(
         600, description="The request expires if work on it has not begun by then."
     )
-    inference_retry_config: dict[str, Any] = Field(
-        default_factory=dict,
-        description="`max_attempts` (1 to 10, else 3), `initial_delay_ms` (up to 10000, else 1000) and "
-        "`max_delay_ms` (up to 60000, else 5000) of attempts after a failure.",
+    inference_retry_config: Annotated[dict[str, Any], WithJsonSchema(RetryConfig.model_json_schema())] = (
+        Field(default_factory=dict)
     )
 
 
-class RetryConfig(BaseModel):
-    """The `inference_retry_config` of such a body."""
+class AsyncRequest(TypedDict):
+    """How far a request is. Times are ISO 8601 in UTC."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    max_attempts: int = Field(3, ge=1, le=10)
-    initial_delay_ms: int = Field(1000, ge=0, le=10_000)
-    max_delay_ms: int = Field(5000, ge=0, le=60_000)
+    request_id: str
+    model_id: str
+    deployment_id: str
+    status: Literal["QUEUED", "IN_PROGRESS", "SUCCEEDED", "FAILED", "EXPIRED", "CANCELED", "WEBHOOK_FAILED"]
+    webhook_status: Literal["PENDING", "SUCCEEDED", "FAILED", "NO_WEBHOOK_PROVIDED"]
+    created_at: str
+    status_at: str
+    errors: list[dict[str, str]]
 
 
 def baseten_routes(jobs: Jobs) -> APIRouter:
     """The routes."""
-    router = APIRouter(tags=["Baseten"], route_class=route_class(_error))
+    about = "`error`, `error_code`, and in `detail` our own code."
+    error = {"model": dict[str, str], "description": about}
+    router = APIRouter(tags=["Baseten"], responses={"default": error})
+    example = {"model_input": {"audio_file": "https://example.com/talk.mp3"}}
+    described = described_json(AsyncPredict, example)
 
     async def async_predict(request: Request) -> Response:
         """Queues a request of /predict; its result goes to `webhook_endpoint` and is kept as a job's is."""
-        submission = _submission(await json_fields(request))
+        unique = idempotency_key(request)
+        submission = await received_json(request, MAX_BODY_BYTES, _submission)
         with renaming({name: f"model_input.{name}" for name in PredictRequest.model_fields}):
-            [(job, _)] = await jobs.submit(key_name(request), [submission])
-        return _json({"request_id": job.id}, 201)
+            [(job, _)] = await jobs.submit(key_name(request), [submission], unique)
+        return JSONResponse({"request_id": job.id}, 201)
 
-    for prefix in _PREFIXES:
+    for prefix in BASETEN_PREFIXES:
         router.add_api_route(
             f"{prefix}/async_predict",
             async_predict,
             methods=["POST"],
             status_code=201,
+            response_model=dict[str, str],
+            response_description="`request_id`.",
             include_in_schema=not prefix,
-            openapi_extra=described(
-                AsyncPredict, {"model_input": {"audio_file": "https://example.com/talk.mp3"}}
-            ),
+            openapi_extra=described,
             dependencies=[Depends(options_in_body_only())],
         )
 
-    @router.get("/async_request/{request_id}")
+    @router.get("/async_request/{request_id}", response_model=AsyncRequest)
     async def async_request(request_id: str, request: Request) -> Response:
         """How far a request is."""
-        return _json(_shown(await jobs.get(request_id, key_name(request))))
+        return JSONResponse(_shown(await jobs.get(request_id, key_name(request))))
 
-    @router.delete("/async_request/{request_id}")
+    @router.delete("/async_request/{request_id}", response_model=dict[str, str | bool])
     async def cancel(request_id: str, request: Request) -> Response:
         """Cancels a request that waits."""
         job = await jobs.cancel(request_id, key_name(request), only_queued=True)
@@ -109,7 +105,7 @@ def baseten_routes(jobs: Jobs) -> APIRouter:
             message = f"The request is {_status(job)}; only QUEUED ones are canceled."
         if job.status == "running":
             message += f" POST /v1/jobs/{job.id}/cancel stops it."
-        return _json({"request_id": job.id, "canceled": is_canceled, "message": message})
+        return JSONResponse({"request_id": job.id, "canceled": is_canceled, "message": message})
 
     return router
 
@@ -117,20 +113,14 @@ def baseten_routes(jobs: Jobs) -> APIRouter:
 def _submission(fields: dict[str, Any]) -> Submission:
     """Raises InvalidRequest naming the field that is wrong."""
     asked = validate_or_400(AsyncPredict, fields)
-    given = validated_in("model_input", PredictRequest, asked.model_input)
-    retries = validated_in("inference_retry_config", RetryConfig, asked.inference_retry_config)
-    source = Source(url=given.audio_file, headers=given.headers)
-    if given.audio_b64 is not None:
-        audio = io.BytesIO()
-        try:
-            decode_base64(given.audio_b64, audio.write)
-        except ValueError as error:
-            name = "model_input.audio_b64"
-            raise InvalidRequest(f"{name}: not valid base64: {error}.", name) from None
-        source = Source(file=audio)
+    with within("model_input"):
+        given = validate_or_400(PredictRequest, asked.model_input)
+        source = given.source(io.BytesIO(), MAX_BODY_BYTES)
+    with within("inference_retry_config"):
+        retries = validate_or_400(RetryConfig, asked.inference_retry_config)
     return Submission(
         source=source,
-        options=Options.model_validate(given.model_dump(include=set(Options.model_fields))),
+        options=given.asked(),
         priority=asked.priority,
         max_queue_s=asked.max_time_in_queue_seconds,
         max_attempts=retries.max_attempts,
@@ -143,6 +133,7 @@ def _submission(fields: dict[str, Any]) -> Submission:
 
 
 def _shown(job: Job) -> dict[str, Any]:
+    """An AsyncRequest."""
     is_awaited = job.webhook_url is not None
     webhook_status = "NO_WEBHOOK_PROVIDED"
     if is_awaited:
@@ -154,8 +145,8 @@ def _shown(job: Job) -> dict[str, Any]:
         "deployment_id": DEPLOYMENT_ID,
         "status": _status(job),
         "webhook_status": webhook_status,
-        "created_at": datetime.fromtimestamp(job.created_at_s, UTC),
-        "status_at": datetime.fromtimestamp(changed_at_s, UTC),
+        "created_at": iso(job.created_at_s),
+        "status_at": iso(changed_at_s),
         "errors": baseten_errors(job) if job.is_final else [],
     }
 
@@ -166,12 +157,3 @@ def _status(job: Job) -> str:
     if job.status == "succeeded" and job.webhook is not None and job.webhook.status == "failed":
         return "WEBHOOK_FAILED"
     return _STATUSES.get(job.status, job.status.upper())
-
-
-def _error(status: int, told: Mapping[str, str]) -> dict[str, Any]:
-    code = _ERROR_CODES.get(status, "client_error")
-    return {"error": told["message"], "error_code": code, "detail": told["code"]}
-
-
-def _json(content: dict[str, Any], status: int = 200) -> Response:
-    return Response(to_json(content), status, media_type="application/json")

@@ -11,13 +11,12 @@ from starlette.responses import Response
 
 from serve_app.errors import StoreBusy
 from serve_app.http.jobs.shown import JobOut
-from serve_app.http.openai.stream import EventStream
+from serve_app.http.openai import stream
 from serve_app.http.responses import error_body
 from serve_app.jobs.records import Job
 from serve_app.jobs.service import NoSuchJob
 
-POLL_S = 0.5
-KEEP_ALIVE_S = 15.0  # proxies cut a silent connection after 30 to 60
+POLL_S = 1.0  # a running job's progress is written every two
 
 
 async def event_stream(
@@ -30,7 +29,9 @@ async def event_stream(
         return Response(status_code=204)  # browsers connect again and again until they get this
     async with AsyncExitStack() as held:
         events = await held.enter_async_context(aclosing(_events(job, seen, read, show)))
-        return EventStream(b"", events, held.pop_all())
+        if request.scope.get("is_head"):
+            await events.aclose()  # the headers are the whole answer
+        return stream.EventStream(b"", events, held.pop_all())
 
 
 async def _events(
@@ -52,7 +53,7 @@ async def _events(
         except NoSuchJob as error:  # it was deleted
             yield b"event: error\ndata: " + json.dumps(error_body(error)).encode() + b"\n\n"
             return
-        if monotonic() - sent_at_s >= KEEP_ALIVE_S:
+        if monotonic() - sent_at_s >= stream.KEEP_ALIVE_S:
             yield b": still there\n\n"
             sent_at_s = monotonic()
 

@@ -6,11 +6,11 @@ from starlette.requests import Request
 
 from serve_app.errors import InvalidRequest, TranscriptionError
 from serve_app.http.forms import collect_fields
+from serve_app.jobs.payloads import ENDS
 from serve_app.jobs.records import Job
 from serve_app.options import LINE_OPTIONS, Options, conflict, parse_options
 from serve_app.transcript import Transcript
 
-_ENDS = {"failed": "has failed", "canceled": "was canceled", "expired": "has waited too long and expired"}
 RENDERING = ("response_format", "word_timestamps", *LINE_OPTIONS)
 
 
@@ -23,7 +23,7 @@ def no_transcript(job: Job) -> WrongState:
     if not job.is_final:
         return WrongState(f"The job is {job.status}; ask again when it has succeeded, or follow its events.")
     why = f": {job.error_message}" if job.error_message else "; there is no transcript."
-    return WrongState(f"The job {_ENDS[job.status]}{why}", None, f"job_{job.status}")
+    return WrongState(f"The job {ENDS[job.status]}{why}", None, f"job_{job.status}")
 
 
 def rendering(request: Request, submitted: Options) -> Options:

@@ -1,42 +1,50 @@
 """The routes of `/v1/jobs`: requests that outlive their connections."""
 
 import asyncio
+import re
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from serve_app import errors
 from serve_app.formats.table import FORMATS
-from serve_app.http.forms import collect_fields
+from serve_app.http.auth import key_name
+from serve_app.http.forms import collect_fields, described_body
 from serve_app.http.jobs.events import event_stream
 from serve_app.http.jobs.result import RENDERING, WrongState, check_shows, no_transcript, rendering
 from serve_app.http.jobs.shown import JobList, JobOut, JobPage, path_of, shown, shown_with_place
 from serve_app.http.jobs.submission import (
-    IDEMPOTENCY_KEY,
+    IDEMPOTENCY_HEADER,
     JobBody,
     JobOptions,
     form_job,
     idempotency_key,
 )
+from serve_app.http.other_apis import BASETEN_PREFIXES, JOBS
 from serve_app.http.responses import (
+    ErrorResponse,
     PredictResponse,
     WordsResponse,
     described_answers,
     described_errors,
     transcript_response,
 )
-from serve_app.http.uploads import described_body, received
+from serve_app.http.uploads import received
 from serve_app.jobs.records import Job, Status
 from serve_app.jobs.service import Jobs, NoSuchJob
 from serve_app.options import Options, validate_or_400
 
-PREFIX = "/v1/jobs"
-
 
 class JobsOff(errors.TranscriptionError, status=404, type="invalid_request_error", code="jobs_off"):
     """This server keeps no jobs."""
+
+
+def _is_id(text: str) -> str:
+    if not re.fullmatch("[0-9a-f]{32}", text):
+        raise ValueError("send `next` of the page before")
+    return text
 
 
 class ListQuery(BaseModel):
@@ -46,14 +54,16 @@ class ListQuery(BaseModel):
 
     status: tuple[Status, ...] = Field((), description="Only jobs in one of these states.")
     limit: Annotated[int, Field(ge=1, le=100)] = Field(20, description="Jobs of a page.")
-    after: Annotated[str, Field(pattern="^[0-9a-f]{32}$")] | None = Field(
+    after: Annotated[str, AfterValidator(_is_id)] | None = Field(
         None, description="`next` of the page before."
     )
 
 
 def job_routes(jobs: Jobs, max_bytes: int, max_json_bytes: int) -> APIRouter:
     """The routes in front of these jobs; each API key has its own."""
-    router = APIRouter(prefix=PREFIX, tags=["jobs"], responses=described_errors(errors.StoreBusy))
+    known = described_errors(errors.StoreBusy)
+    known["default"] = {"model": ErrorResponse, "description": "Any other error."}
+    router = APIRouter(prefix=JOBS, tags=["jobs"], responses=known)
 
     async def answer(request: Request, job: Job, status: int = 200) -> JSONResponse:
         root_path = _root_path(request)
@@ -69,7 +79,7 @@ def job_routes(jobs: Jobs, max_bytes: int, max_json_bytes: int) -> APIRouter:
         unique = idempotency_key(request)
         body = received(request, max_bytes, form_job, max_json_bytes, JobBody)
         async with body as (source, asked):
-            stored = await jobs.submit(_key(request), asked.with_source(source), unique)
+            stored = await jobs.submit(key_name(request), asked.with_source(source), unique)
         status = 201 if any(is_new for _, is_new in stored) else 200
         if not asked.is_list:
             return await answer(request, stored[0][0], status)
@@ -80,7 +90,7 @@ def job_routes(jobs: Jobs, max_bytes: int, max_json_bytes: int) -> APIRouter:
     async def list_jobs(request: Request) -> Response:
         """Lists jobs, newest first, without `jobs_ahead`."""
         query = _list_query(request)
-        found = await jobs.page(_key(request), query.status, query.after, query.limit + 1)
+        found = await jobs.page(key_name(request), query.status, query.after, query.limit + 1)
         page = found[: query.limit]
         listed = [shown(job, _root_path(request)) for job in page]
         return JSONResponse({"jobs": listed, "next": page[-1].id if len(found) > len(page) else None})
@@ -88,7 +98,7 @@ def job_routes(jobs: Jobs, max_bytes: int, max_json_bytes: int) -> APIRouter:
     @router.get("/{job_id}", **_described(JobOut, NoSuchJob))
     async def get_job(request: Request, job_id: str) -> Response:
         """One job."""
-        return await answer(request, await jobs.get(job_id, _key(request)))
+        return await answer(request, await jobs.get(job_id, key_name(request)))
 
     @router.get("/{job_id}/result", **_described_result())
     async def get_result(request: Request, job_id: str) -> Response:
@@ -96,7 +106,7 @@ def job_routes(jobs: Jobs, max_bytes: int, max_json_bytes: int) -> APIRouter:
 
         With `response_format` here, what was asked for at submission about rendering no longer counts.
         """
-        key = _key(request)
+        key = key_name(request)
         options = rendering(request, (await jobs.request(job_id, key)).options)
         transcript = await jobs.transcript(job_id, key)
         if transcript is None:
@@ -110,7 +120,7 @@ def job_routes(jobs: Jobs, max_bytes: int, max_json_bytes: int) -> APIRouter:
 
         An event has the status as its name and the job as its data. `Last-Event-ID` takes up again.
         """
-        key, root_path = _key(request), _root_path(request)
+        key, root_path = key_name(request), _root_path(request)
         return await event_stream(
             request,
             lambda: jobs.get(job_id, key),
@@ -120,18 +130,18 @@ def job_routes(jobs: Jobs, max_bytes: int, max_json_bytes: int) -> APIRouter:
     @router.post("/{job_id}/cancel", **_described(JobOut, NoSuchJob))
     async def cancel(request: Request, job_id: str) -> Response:
         """Ends a job that waits; one that runs stops between two windows. Again, or too late, is no error."""
-        return await answer(request, await jobs.cancel(job_id, _key(request)))
+        return await answer(request, await jobs.cancel(job_id, key_name(request)))
 
     @router.delete("/{job_id}", status_code=204, responses=described_errors(NoSuchJob))
     async def delete(request: Request, job_id: str) -> Response:
         """Erases a job in any state, with its audio, its transcript and its webhook."""
-        await jobs.delete(job_id, _key(request))
+        await jobs.delete(job_id, key_name(request))
         return Response(status_code=204)
 
     @router.post("/{job_id}/webhook/retry", status_code=202, **_described(JobOut, NoSuchJob, WrongState))
     async def retry_webhook(request: Request, job_id: str) -> Response:
         """Sends the webhook of a job that has ended now, delivered before or not, with the same id."""
-        job = await jobs.retry_webhook(job_id, _key(request))
+        job = await jobs.retry_webhook(job_id, key_name(request))
         if job is None:
             message = "The job has no webhook_url, or has not ended yet: there is no webhook to send."
             raise WrongState(message, None, "no_webhook")
@@ -141,20 +151,17 @@ def job_routes(jobs: Jobs, max_bytes: int, max_json_bytes: int) -> APIRouter:
 
 
 def routes_without_jobs() -> APIRouter:
-    """The same paths on a server that keeps no jobs."""
-    router = APIRouter(prefix=PREFIX, include_in_schema=False)
+    """The paths of jobs, other vendors' too, on a server that keeps none."""
+    router = APIRouter(include_in_schema=False)
 
-    @router.api_route("", methods=["GET", "POST"])
-    @router.api_route("/{rest:path}", methods=["GET", "POST", "DELETE"])
     async def refuse() -> None:
         raise JobsOff("This server keeps no jobs (its jobs.store is off); send the audio to /predict.")
 
+    for path in (JOBS, f"{JOBS}/{{rest:path}}", "/v2/{rest:path}", "/async_request/{rest:path}"):
+        router.add_api_route(path, refuse, methods=["GET", "POST", "DELETE"])
+    for prefix in BASETEN_PREFIXES:
+        router.add_api_route(f"{prefix}/async_predict", refuse, methods=["POST"])
     return router
-
-
-def _key(request: Request) -> str:
-    """Whose jobs the client can see: the name of its API key, empty where there are none."""
-    return str(request.scope["api_key_name"])
 
 
 def _root_path(request: Request) -> str:
@@ -184,7 +191,6 @@ def _described(
 
 def _described_submission() -> dict[str, Any]:
     fields = JobOptions.model_json_schema()["properties"]
-    key = {"name": IDEMPOTENCY_KEY, "in": "header", "schema": {"type": "string", "maxLength": 255}}
     refused = (
         errors.InvalidRequest,
         errors.UploadTooSlow,
@@ -197,18 +203,15 @@ def _described_submission() -> dict[str, Any]:
     return {
         "response_model": JobOut | JobList,
         "responses": {**again, **described_errors(*refused)},
-        "openapi_extra": {**described_body(fields, json_model=JobBody), "parameters": [key]},
+        "openapi_extra": {**described_body(fields, json_model=JobBody), "parameters": [IDEMPOTENCY_HEADER]},
     }
 
 
 def _described_result() -> dict[str, Any]:
     media_types = [each.media_type for each in FORMATS.values() if each.write]
-    answers = described_answers(PredictResponse | WordsResponse, media_types)
+    known = (errors.InvalidRequest, NoSuchJob, WrongState)
     return {
-        "responses": {
-            200: answers[200],
-            **described_errors(errors.InvalidRequest, NoSuchJob, WrongState),
-        },
+        "responses": described_answers(PredictResponse | WordsResponse, media_types, *known),
         "openapi_extra": {"parameters": _parameters(Options, RENDERING)},
     }
 
@@ -218,6 +221,7 @@ def _described_events() -> dict[str, Any]:
     stream = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
     ended = {"description": "The client has seen the end already."}
     return {
+        "response_class": Response,
         "responses": {200: stream, 204: ended, **described_errors(NoSuchJob)},
         "openapi_extra": {"parameters": [last]},
     }

@@ -1,11 +1,11 @@
 """Jobs as clients see them."""
 
-from datetime import UTC, datetime
 from typing import Annotated, NotRequired, cast
 
 from pydantic import Field
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
+from serve_app.jobs.payloads import iso
 from serve_app.jobs.records import Job, Status, WebhookStatus
 from serve_app.jobs.schema import WEBHOOK_ID_PREFIX
 from serve_app.jobs.service import Jobs
@@ -99,7 +99,7 @@ def shown(job: Job, root_path: str) -> JobOut:
         "canceling": is_running and job.is_cancel_requested,
         "priority": job.priority,
         "audio": job.audio,
-        "created_at": _iso(job.created_at_s),
+        "created_at": iso(job.created_at_s),
         "started_at": _iso_or_none(job.started_at_s),
         "finished_at": _iso_or_none(job.finished_at_s),
         "expires_at": _iso_or_none(job.expires_at_s),
@@ -128,10 +128,10 @@ def _webhook(job: Job) -> WebhookOut | None:
         "id": WEBHOOK_ID_PREFIX + job.id,
         "url": address.without_secrets(address.parse(job.webhook_url)),
         "status": sent.status if sent else "pending",
-        "next_try_at": _iso(sent.due_at_s) if sent and sent.status == "pending" else None,
+        "next_try_at": iso(sent.due_at_s) if sent and sent.status == "pending" else None,
         "tries": [
             {
-                "at": _iso(made.at_s),
+                "at": iso(made.at_s),
                 "status": made.status,
                 "error": made.error,
                 "took_s": round(made.took_s, 3),
@@ -141,9 +141,5 @@ def _webhook(job: Job) -> WebhookOut | None:
     }
 
 
-def _iso(at_s: float) -> str:
-    return datetime.fromtimestamp(at_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
 def _iso_or_none(at_s: float | None) -> str | None:
-    return None if at_s is None else _iso(at_s)
+    return None if at_s is None else iso(at_s)

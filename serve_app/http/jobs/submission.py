@@ -1,11 +1,11 @@
 """What a client asks for at `POST /v1/jobs`: one job with its audio, or many by their URLs."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BaseModel, Field, WithJsonSchema
 from starlette.requests import Request
 
 from serve_app.errors import InvalidRequest
@@ -17,6 +17,12 @@ from serve_app.options import KNOWN_SPEAKERS, Options, conflict, validate_or_400
 from serve_app.transcript import Source
 
 IDEMPOTENCY_KEY = "Idempotency-Key"
+IDEMPOTENCY_HEADER = {
+    "name": IDEMPOTENCY_KEY,
+    "in": "header",
+    "description": "The same key with the same request gives the same job again.",
+    "schema": {"type": "string", "maxLength": 255},
+}
 MAX_ITEMS = 1000
 MAX_QUEUE_S = 366 * 24 * 3600
 
@@ -44,13 +50,17 @@ class JobItem(JobOptions):
     headers: dict[str, str] = Field(default_factory=dict)
 
 
+Item = Annotated[dict[str, Any], WithJsonSchema(JobItem.model_json_schema())]
+
+
 class JobBody(JobOptions, PredictRequest):
     """The JSON body of `POST /v1/jobs`: exactly one of `audio_file`, `audio_b64` and `items`."""
 
-    items: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MAX_ITEMS)] | None = Field(
+    # They are read one by one, each with the fields of the body as its defaults.
+    items: Annotated[list[Item], Field(min_length=1, max_length=MAX_ITEMS)] | None = Field(
         None,
-        description=f"Up to {MAX_ITEMS} jobs in one request: objects with `audio_file` and any fields of "
-        "their own except `audio_b64`. What stands beside `items` is the default for all of them.",
+        description=f"Up to {MAX_ITEMS} jobs in one request. The other fields of the body are the defaults "
+        "for all of them.",
     )
 
     def _check_source(self) -> None:
@@ -67,7 +77,7 @@ class JobBody(JobOptions, PredictRequest):
             return Asked((_submission(self),))
         defaults = self.model_dump(exclude_unset=True, exclude={"items"})
         jobs = tuple(_item(defaults | item, f"items.{number}") for number, item in enumerate(self.items))
-        # A few megabytes beside `items` would be stored with each of them.
+        # A few megabytes next to `items` would be stored with each of them.
         if sum(len(text) for job in jobs for text in job.options.known_speaker_references) > MAX_TEXT_BYTES:
             raise too_much_text()
         return Asked(jobs, is_list=True)
@@ -101,11 +111,15 @@ def idempotency_key(request: Request) -> str | None:
     return given[0]
 
 
+def described_json(model: type[BaseModel], example: Mapping[str, Any]) -> dict[str, Any]:
+    """The OpenAPI description of another API's body, which is JSON."""
+    content = {"application/json": {"schema": model.model_json_schema(), "example": example}}
+    return {"requestBody": {"required": True, "content": content}, "parameters": [IDEMPOTENCY_HEADER]}
+
+
 def _item(fields: dict[str, Any], place: str) -> Submission:
-    try:
+    with within(place):
         item = validate_or_400(JobItem, fields)
-    except InvalidRequest as error:
-        raise within(place, error) from None
     return replace(_submission(item), source=Source(url=item.audio_file, headers=item.headers), place=place)
 
 

@@ -9,8 +9,9 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from serve_app.errors import InvalidRequest
+from serve_app.errors import InvalidRequest, ModelNotFound
 from serve_app.formats.table import FORMATS
+from serve_app.http.forms import described_body
 from serve_app.http.openai.request import (
     ALIAS,
     FIELDS_OF,
@@ -22,8 +23,8 @@ from serve_app.http.openai.request import (
 )
 from serve_app.http.openai.response import Transcription, answer, text_pieces
 from serve_app.http.openai.stream import EventStream, events
-from serve_app.http.responses import described_answers, text_response
-from serve_app.http.uploads import described_body, received
+from serve_app.http.responses import ERRORS_AT_ONCE, described_answers, text_response
+from serve_app.http.uploads import received
 from serve_app.options import Options
 from serve_app.request.progress import Report, Transcribe, followed
 from serve_app.transcript import Segment, Task, Transcript
@@ -105,5 +106,5 @@ def _described(task: Task) -> dict[str, Any]:
     media_types = ("text/plain", "application/x-subrip", "text/vtt", "text/event-stream")
     return {
         "openapi_extra": described_body(fields, "model"),
-        "responses": described_answers(Transcription, media_types),
+        "responses": described_answers(Transcription, media_types, *ERRORS_AT_ONCE, ModelNotFound),
     }

@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 import srt
 import webvtt
-from wires import AUDIO, Wire, on_the_wire
+from job_api import ANN, BOB, URL, Service, using
 
-from serve_app.http.jobs.assemblyai import assemblyai_routes
 from serve_app.jobs.records import Try
 from serve_app.jobs.stored import dump_transcript
 from serve_app.options import Options
@@ -17,7 +16,7 @@ from serve_app.transcript import Segment, Transcript, Word
 
 pytestmark = pytest.mark.usefixtures("each_store")
 
-URL = {"audio_url": AUDIO}
+BODY = {"audio_url": URL}
 HOOK = "https://example.com/hook"
 
 TALK = Transcript(
@@ -37,21 +36,21 @@ TALK = Transcript(
 )  # fmt: skip
 
 
-async def submitted(wire: Wire, **fields: Any) -> str:
+async def submitted(service: Service, **fields: Any) -> str:
     """The id of a new transcript."""
-    job_id: str = (await wire.ask("POST", "/v2/transcript", json={**URL, **fields})).json()["id"]
+    job_id: str = (await service.ask("POST", "/v2/transcript", json={**BODY, **fields})).json()["id"]
     return job_id
 
 
-async def shown(wire: Wire, job_id: str) -> dict[str, Any]:
-    told: dict[str, Any] = (await wire.ask("GET", f"/v2/transcript/{job_id}")).json()
+async def shown(service: Service, job_id: str) -> dict[str, Any]:
+    told: dict[str, Any] = (await service.ask("GET", f"/v2/transcript/{job_id}")).json()
     return told
 
 
-async def completed(wire: Wire, **fields: Any) -> str:
+async def completed(service: Service, **fields: Any) -> str:
     """The id of a transcript that is there."""
-    job_id = await submitted(wire, **fields)
-    await wire.jobs.store.finish(job_id, (await wire.run()).job.attempt, dump_transcript(TALK))
+    job_id = await submitted(service, **fields)
+    await service.jobs.store.finish(job_id, (await service.claimed()).job.attempt, dump_transcript(TALK))
     return job_id
 
 
@@ -74,12 +73,12 @@ def test_what_is_asked_for_becomes_our_options(
 ) -> None:
     """Without a language it is English, as at AssemblyAI; fields that ask for nothing change nothing."""
 
-    async def story(wire: Wire) -> None:
-        job_id = await submitted(wire, **fields)
+    async def story(service: Service) -> None:
+        job_id = await submitted(service, **fields)
         wanted = Options.model_validate({"language": "en", "word_timestamps": True, **options})
-        assert (await wire.jobs.request(job_id, "")).options == wanted
+        assert (await service.jobs.request(job_id, "")).options == wanted
 
-    on_the_wire(tmp_path, assemblyai_routes, story)
+    using(tmp_path, story)
 
 
 @pytest.mark.parametrize(
@@ -106,47 +105,47 @@ def test_what_is_asked_for_becomes_our_options(
 def test_what_cannot_be_honoured_is_a_400(changes: dict[str, Any], names: str, tmp_path: Path) -> None:
     """It names the field; nothing is queued."""
 
-    async def story(wire: Wire) -> None:
-        told = (await wire.ask("POST", "/v2/transcript", 400, json={**URL, **changes})).json()
+    async def story(service: Service) -> None:
+        told = (await service.ask("POST", "/v2/transcript", 400, json={**BODY, **changes})).json()
         assert list(told) == ["error"]
         assert told["error"].startswith(names)
-        assert await wire.jobs.store.claim("runner", 60) is None
+        assert await service.jobs.store.claim("runner", 60) is None
 
-    on_the_wire(tmp_path, assemblyai_routes, story)
+    using(tmp_path, story)
 
 
 def test_the_life_of_a_transcript(tmp_path: Path) -> None:
     """Queued, processing, completed; the query of its URL, which may be a password, is shown nowhere."""
 
-    async def story(wire: Wire) -> None:
-        body = {"audio_url": f"{AUDIO}?token=hidden", "webhook_url": HOOK, "language_code": "en_us"}
-        first = await wire.ask("POST", "/v2/transcript", json=body)
+    async def story(service: Service) -> None:
+        body = {"audio_url": f"{URL}?token=hidden", "webhook_url": HOOK, "language_code": "en_us"}
+        first = await service.ask("POST", "/v2/transcript", json=body)
         assert "hidden" not in first.text
         told = first.json()
-        assert (told["status"], told["audio_url"], told["text"]) == ("queued", AUDIO, None)
+        assert (told["status"], told["audio_url"], told["text"]) == ("queued", URL, None)
         assert (told["language_code"], told["webhook_url"]) == ("en_us", HOOK)
-        claimed = await wire.run()
-        async with wire.jobs.source(claimed) as source:
+        claimed = await service.claimed()
+        async with service.jobs.source(claimed) as source:
             assert source.url == body["audio_url"]
-        assert (await shown(wire, told["id"]))["status"] == "processing"
-        await wire.jobs.store.finish(told["id"], claimed.job.attempt, dump_transcript(TALK))
-        ended = await shown(wire, told["id"])
+        assert (await shown(service, told["id"]))["status"] == "processing"
+        await service.jobs.store.finish(told["id"], claimed.job.attempt, dump_transcript(TALK))
+        ended = await shown(service, told["id"])
         assert (ended["status"], ended["error"], ended["language_code"]) == ("completed", None, "en_us")
         assert ended["webhook_status_code"] is None
-        due = await wire.jobs.store.claim_delivery("sender", 60)
+        due = await service.jobs.store.claim_delivery("sender", 60)
         assert due is not None
         assert due.style == "assemblyai"
-        await wire.jobs.store.record_try(due.id, due.claim_no, Try(1.0, 503, "No.", 0.1), 1e10, None)
-        assert (await shown(wire, told["id"]))["webhook_status_code"] == 503
+        await service.jobs.store.record_try(due.id, due.claim_no, Try(1.0, 503, "No.", 0.1), 1e10, None)
+        assert (await shown(service, told["id"]))["webhook_status_code"] == 503
 
-    on_the_wire(tmp_path, assemblyai_routes, story)
+    using(tmp_path, story)
 
 
 def test_text_and_words(tmp_path: Path) -> None:
     """Times are whole milliseconds; a word that was not aligned is between its neighbours, unsure."""
 
-    async def story(wire: Wire) -> None:
-        told = await shown(wire, await completed(wire, language_detection=True))
+    async def story(service: Service) -> None:
+        told = await shown(service, await completed(service, language_detection=True))
         assert told["text"] == "Hello 2 you. Who? Not me. Nobody."
         assert [(word["text"], word["start"], word["end"], word["confidence"]) for word in told["words"]] == [
             ("Hello", 500, 900, 0.8),
@@ -161,14 +160,14 @@ def test_text_and_words(tmp_path: Path) -> None:
         assert (told["audio_duration"], told["language_code"]) == (64, "de")
         assert (told["speech_model_used"], told["utterances"]) == ("fake", None)
 
-    on_the_wire(tmp_path, assemblyai_routes, story)
+    using(tmp_path, story)
 
 
 def test_utterances(tmp_path: Path) -> None:
     """One per turn of a speaker; speakers are letters in the order in which they speak."""
 
-    async def story(wire: Wire) -> None:
-        told = await shown(wire, await completed(wire, speaker_labels=True))
+    async def story(service: Service) -> None:
+        told = await shown(service, await completed(service, speaker_labels=True))
         turns = [
             (
                 each["speaker"],
@@ -187,39 +186,39 @@ def test_utterances(tmp_path: Path) -> None:
         assert told["utterances"][0]["confidence"] == pytest.approx(0.4)
         assert [word["speaker"] for word in told["words"]] == [*"AAABBB", None]
 
-    on_the_wire(tmp_path, assemblyai_routes, story)  # fmt: skip
+    using(tmp_path, story)  # fmt: skip
 
 
 def test_a_transcript_that_failed(tmp_path: Path) -> None:
     """Its status is error, with the reason, whether it failed or was canceled."""
 
-    async def story(wire: Wire) -> None:
-        job_id = await submitted(wire)
-        attempt = (await wire.run()).job.attempt
-        await wire.jobs.store.fail(job_id, attempt, "undecodable_audio", "It is no audio.", retry=False)
-        told = await shown(wire, job_id)
+    async def story(service: Service) -> None:
+        job_id = await submitted(service)
+        attempt = (await service.claimed()).job.attempt
+        await service.jobs.store.fail(job_id, attempt, "undecodable_audio", "It is no audio.", retry=False)
+        told = await shown(service, job_id)
         assert (told["status"], told["error"], told["text"]) == ("error", "It is no audio.", None)
-        job_id = await submitted(wire)
-        await wire.jobs.cancel(job_id, "")
-        told = await shown(wire, job_id)
+        job_id = await submitted(service)
+        await service.jobs.cancel(job_id, "")
+        told = await shown(service, job_id)
         assert (told["status"], told["error"]) == ("error", "The transcript was canceled.")
 
-    on_the_wire(tmp_path, assemblyai_routes, story)
+    using(tmp_path, story)
 
 
 def test_captions(tmp_path: Path) -> None:
     """As subtitles without speakers, each of so many characters at most, when the transcript is there."""
 
-    async def story(wire: Wire) -> None:
-        job_id = await submitted(wire, speaker_labels=True)
-        refused = await wire.ask("GET", f"/v2/transcript/{job_id}/srt", 400)
+    async def story(service: Service) -> None:
+        job_id = await submitted(service, speaker_labels=True)
+        refused = await service.ask("GET", f"/v2/transcript/{job_id}/srt", 400)
         assert refused.json() == {"error": "The transcript is queued; ask for it when it is completed."}
-        await wire.jobs.store.finish(job_id, (await wire.run()).job.attempt, dump_transcript(TALK))
+        await service.jobs.store.finish(job_id, (await service.claimed()).job.attempt, dump_transcript(TALK))
         path = f"/v2/transcript/{job_id}"
-        whole = (await wire.ask("GET", f"{path}/srt")).text
+        whole = (await service.ask("GET", f"{path}/srt")).text
         assert [cue.content for cue in srt.parse(whole)] == [each.text for each in TALK.segments]
         for name in ("srt", "vtt"):
-            text = (await wire.ask("GET", f"{path}/{name}", params={"chars_per_caption": 8})).text
+            text = (await service.ask("GET", f"{path}/{name}", params={"chars_per_caption": 8})).text
             captions = (
                 [cue.content for cue in srt.parse(text)]
                 if name == "srt"
@@ -227,23 +226,36 @@ def test_captions(tmp_path: Path) -> None:
             )
             assert max(map(len, captions)) <= 8
             assert " ".join(captions).split() == ["Hello", "2", "you.", "Who?", "Not", "me.", "Nobody."]
-        wrong = await wire.ask("GET", f"{path}/vtt", 400, params={"chars_per_caption": "few"})
+        wrong = await service.ask("GET", f"{path}/vtt", 400, params={"chars_per_caption": "few"})
         assert wrong.json()["error"].startswith("chars_per_caption:")
 
-    on_the_wire(tmp_path, assemblyai_routes, story)  # fmt: skip
+    using(tmp_path, story)  # fmt: skip
 
 
 def test_deleting(tmp_path: Path) -> None:
-    """Nothing of it is left, and only its own key can do it."""
+    """Nothing of it is left."""
 
-    async def story(wire: Wire) -> None:
-        job_id = await completed(wire)
+    async def story(service: Service) -> None:
+        job_id = await completed(service)
         path = f"/v2/transcript/{job_id}"
-        unknown = (await wire.ask("DELETE", path, 404, headers={"x-key": "bob"})).json()
-        assert list(unknown) == ["error"]
-        gone = (await wire.ask("DELETE", path)).json()
+        gone = (await service.ask("DELETE", path)).json()
         assert (gone["id"], gone["text"]) == (job_id, None)
-        assert (await wire.ask("GET", path, 404)).json() == unknown
-        assert (await wire.ask("GET", f"{path}/srt", 404)).json() == unknown
+        unknown = (await service.ask("GET", path, 404)).json()
+        assert list(unknown) == ["error"]
+        assert (await service.ask("GET", f"{path}/srt", 404)).json() == unknown
 
-    on_the_wire(tmp_path, assemblyai_routes, story)
+    using(tmp_path, story)
+
+
+def test_a_transcript_is_its_keys_alone(tmp_path: Path) -> None:
+    """Another key's transcript is as unknown as one that never was."""
+
+    async def story(service: Service) -> None:
+        job_id = (await service.ask("POST", "/v2/transcript", json=BODY, headers=ANN)).json()["id"]
+        path = f"/v2/transcript/{job_id}"
+        for method in ("DELETE", "GET"):
+            told = (await service.ask(method, path, 404, headers=BOB)).json()
+            assert told == (await service.ask(method, "/v2/transcript/none", 404, headers=ANN)).json()
+        assert (await service.ask("GET", path, headers=ANN)).json()["status"] == "queued"
+
+    using(tmp_path, story, with_keys=True)

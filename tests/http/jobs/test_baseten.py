@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from wires import AUDIO, Wire, on_the_wire
+from job_api import ANN, BOB, URL, Service, using
 
-from serve_app.http.jobs.baseten import baseten_routes
 from serve_app.jobs.records import Try
 from serve_app.jobs.stored import dump_transcript
 from serve_app.options import Options
@@ -16,13 +15,13 @@ from serve_app.transcript import Transcript
 
 pytestmark = pytest.mark.usefixtures("each_store")
 
-INPUT = {"model_input": {"audio_file": AUDIO}}
+INPUT = {"model_input": {"audio_file": URL}}
 HOOK = {"webhook_endpoint": "https://example.com/hook"}
 RESULT = dump_transcript(Transcript((), "en", 1.0, "fake"))
 
 
-async def status(wire: Wire, request_id: str) -> dict[str, Any]:
-    told: dict[str, Any] = (await wire.ask("GET", f"/async_request/{request_id}")).json()
+async def status(service: Service, request_id: str) -> dict[str, Any]:
+    told: dict[str, Any] = (await service.ask("GET", f"/async_request/{request_id}")).json()
     return told
 
 
@@ -32,8 +31,8 @@ async def status(wire: Wire, request_id: str) -> dict[str, Any]:
 def test_a_request_becomes_a_job(prefix: str, tmp_path: Path) -> None:
     """With the source, the options, the place in the queue and the retries that were asked for."""
 
-    async def story(wire: Wire) -> None:
-        source = {"audio_file": f"{AUDIO}?token=1", "headers": {"Authorization": "Bearer x"}}
+    async def story(service: Service) -> None:
+        source = {"audio_file": f"{URL}?token=1", "headers": {"Authorization": "Bearer x"}}
         body = {
             "model_input": {**source, "language": "de", "response_format": "srt"},
             "priority": 2,
@@ -41,45 +40,47 @@ def test_a_request_becomes_a_job(prefix: str, tmp_path: Path) -> None:
             "inference_retry_config": {"max_attempts": 5, "initial_delay_ms": 250, "max_delay_ms": 1500},
             **HOOK,
         }
-        answer = await wire.ask("POST", f"{prefix}/async_predict", 201, json=body)
+        answer = await service.ask("POST", f"{prefix}/async_predict", 201, json=body)
         (job_id,) = answer.json().values()
         assert answer.json() == {"request_id": job_id}
-        job = await wire.jobs.get(job_id, "")
+        job = await service.jobs.get(job_id, "")
         assert (job.priority, job.max_attempts, job.webhook_style) == (2, 5, "baseten")
         assert job.webhook_url == HOOK["webhook_endpoint"]
         assert job.expires_at_s == pytest.approx(job.created_at_s + 30)
-        assert (await wire.jobs.request(job_id, "")).options == Options(language="de", response_format="srt")
-        claimed = await wire.run()
-        async with wire.jobs.source(claimed) as got:
+        assert (await service.jobs.request(job_id, "")).options == Options(
+            language="de", response_format="srt"
+        )
+        claimed = await service.claimed()
+        async with service.jobs.source(claimed) as got:
             assert (got.url, got.headers) == (source["audio_file"], source["headers"])
         before_s = time.time()
-        await wire.jobs.store.fail(job_id, 1, "overloaded", "Later.", retry=True)
-        run_at_s = (await wire.jobs.get(job_id, "")).run_at_s
+        await service.jobs.store.fail(job_id, 1, "overloaded", "Later.", retry=True)
+        run_at_s = (await service.jobs.get(job_id, "")).run_at_s
         assert before_s + 0.25 <= run_at_s <= time.time() + 0.25
 
-    on_the_wire(tmp_path, baseten_routes, story)
+    using(tmp_path, story)
 
 
 def test_audio_in_the_body(tmp_path: Path) -> None:
     """It is what the runner gets."""
 
-    async def story(wire: Wire) -> None:
+    async def story(service: Service) -> None:
         body = {"model_input": {"audio_b64": base64.b64encode(b"RIFF").decode()}}
-        await wire.ask("POST", "/async_predict", 201, json=body)
-        async with wire.jobs.source(await wire.run()) as got:
+        await service.ask("POST", "/async_predict", 201, json=body)
+        async with service.jobs.source(await service.claimed()) as got:
             assert got.file is not None
             assert got.file.read() == b"RIFF"
 
-    on_the_wire(tmp_path, baseten_routes, story)
+    using(tmp_path, story)
 
 
 def test_the_life_of_a_request(tmp_path: Path) -> None:
     """Its statuses are Baseten's, and so are those of its webhook."""
 
-    async def story(wire: Wire) -> None:
-        submitted = await wire.ask("POST", "/async_predict", 201, json={**INPUT, **HOOK})
+    async def story(service: Service) -> None:
+        submitted = await service.ask("POST", "/async_predict", 201, json={**INPUT, **HOOK})
         job_id = submitted.json()["request_id"]
-        first = await status(wire, job_id)
+        first = await status(service, job_id)
         assert first == {
             "request_id": job_id,
             "model_id": "whisperx",
@@ -91,29 +92,29 @@ def test_the_life_of_a_request(tmp_path: Path) -> None:
             "errors": [],
         }
         assert first["created_at"].endswith("Z")
-        claimed = await wire.run()
-        running = await status(wire, job_id)
+        claimed = await service.claimed()
+        running = await status(service, job_id)
         assert running["status"] == "IN_PROGRESS"
-        assert running["status_at"] > first["status_at"]
-        await wire.jobs.store.finish(job_id, claimed.job.attempt, RESULT)
-        ended = await status(wire, job_id)
+        assert running["status_at"] >= first["status_at"]
+        await service.jobs.store.finish(job_id, claimed.job.attempt, RESULT)
+        ended = await status(service, job_id)
         assert (ended["status"], ended["webhook_status"], ended["errors"]) == ("SUCCEEDED", "PENDING", [])
-        delivery = await wire.jobs.store.claim_delivery("sender", 60)
+        delivery = await service.jobs.store.claim_delivery("sender", 60)
         assert delivery is not None
         sent = Try(1.0, 200, None, 0.1)
-        await wire.jobs.store.record_try(delivery.id, delivery.claim_no, sent, None, "succeeded")
-        assert (await status(wire, job_id))["webhook_status"] == "SUCCEEDED"
+        await service.jobs.store.record_try(delivery.id, delivery.claim_no, sent, None, "succeeded")
+        assert (await status(service, job_id))["webhook_status"] == "SUCCEEDED"
 
-    on_the_wire(tmp_path, baseten_routes, story)
+    using(tmp_path, story)
 
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_webhook_that_never_arrives(fails: bool, tmp_path: Path) -> None:
     """The result is not lost, but its client must learn that it was not told; a failure stays one."""
 
-    async def story(wire: Wire) -> None:
-        await wire.ask("POST", "/async_predict", 201, json={**INPUT, **HOOK})
-        job_id, attempt, store = (await wire.run()).job.id, 1, wire.jobs.store
+    async def story(service: Service) -> None:
+        await service.ask("POST", "/async_predict", 201, json={**INPUT, **HOOK})
+        job_id, attempt, store = (await service.claimed()).job.id, 1, service.jobs.store
         if fails:
             await store.fail(job_id, attempt, "deadline_exceeded", "It took too long.", retry=False)
         else:
@@ -122,36 +123,36 @@ def test_a_webhook_that_never_arrives(fails: bool, tmp_path: Path) -> None:
         assert delivery is not None
         gone = Try(1.0, 410, "Gone.", 0.1)
         await store.record_try(delivery.id, delivery.claim_no, gone, None, "failed")
-        told = await status(wire, job_id)
+        told = await status(service, job_id)
         assert told["status"] == ("FAILED" if fails else "WEBHOOK_FAILED")
         assert told["webhook_status"] == "FAILED"
         errors = [{"code": "MODEL_PREDICT_TIMEOUT", "message": "It took too long."}]
         assert told["errors"] == (errors if fails else [])
-        assert (await wire.jobs.transcript(job_id, "") is None) == fails
+        assert (await service.jobs.transcript(job_id, "") is None) == fails
 
-    on_the_wire(tmp_path, baseten_routes, story)
+    using(tmp_path, story)
 
 
 def test_only_waiting_requests_are_canceled(tmp_path: Path) -> None:
     """A running one goes on, and the message says how to stop it."""
 
-    async def story(wire: Wire) -> None:
+    async def story(service: Service) -> None:
         ids = []
         for _ in range(2):
-            ids.append((await wire.ask("POST", "/async_predict", 201, json=INPUT)).json()["request_id"])
-        running = await wire.run()
+            ids.append((await service.ask("POST", "/async_predict", 201, json=INPUT)).json()["request_id"])
+        running = await service.claimed()
         assert running.job.id == ids[0]
-        told = (await wire.ask("DELETE", f"/async_request/{ids[0]}")).json()
+        told = (await service.ask("DELETE", f"/async_request/{ids[0]}")).json()
         assert (told["request_id"], told["canceled"]) == (ids[0], False)
         assert "IN_PROGRESS" in told["message"]
         assert f"/v1/jobs/{ids[0]}/cancel" in told["message"]
-        assert await wire.jobs.store.heartbeat(ids[0], running.job.attempt, 60) == "ok"
-        told = (await wire.ask("DELETE", f"/async_request/{ids[1]}")).json()
+        assert await service.jobs.store.heartbeat(ids[0], running.job.attempt, 60) == "ok"
+        told = (await service.ask("DELETE", f"/async_request/{ids[1]}")).json()
         assert (told["request_id"], told["canceled"]) == (ids[1], True)
-        canceled = await status(wire, ids[1])
+        canceled = await status(service, ids[1])
         assert (canceled["status"], canceled["webhook_status"]) == ("CANCELED", "NO_WEBHOOK_PROVIDED")
 
-    on_the_wire(tmp_path, baseten_routes, story)
+    using(tmp_path, story)
 
 
 @pytest.mark.parametrize(
@@ -159,8 +160,8 @@ def test_only_waiting_requests_are_canceled(tmp_path: Path) -> None:
     [
         ({"model_input": None}, "model_input"),
         ({"model_input": {}}, "model_input: give either audio_file"),
-        ({"model_input": {"audio_file": AUDIO, "beam": 3}}, "model_input.beam: unknown option"),
-        ({"model_input": {"audio_file": AUDIO, "language": "klingon"}}, "model_input.language:"),
+        ({"model_input": {"audio_file": URL, "beam": 3}}, "model_input.beam: unknown option"),
+        ({"model_input": {"audio_file": URL, "language": "klingon"}}, "model_input.language:"),
         ({"model_input": {"audio_file": "talk.mp3"}}, "model_input.audio_file is not a URL"),
         ({"model_input": {"audio_b64": "!"}}, "model_input.audio_b64: not valid base64"),
         ({"model_inputs": {}}, "model_inputs: unknown option"),
@@ -179,13 +180,13 @@ def test_a_wrong_request_is_a_400_that_names_the_field(
 ) -> None:
     """In Baseten's shape; nothing is queued."""
 
-    async def story(wire: Wire) -> None:
-        told = (await wire.ask("POST", "/async_predict", 400, json={**INPUT, **changes})).json()
+    async def story(service: Service) -> None:
+        told = (await service.ask("POST", "/async_predict", 400, json={**INPUT, **changes})).json()
         assert told["error"].startswith(names)
         assert (told["error_code"], told["detail"]) == ("client_error", "invalid_request")
-        assert await wire.jobs.store.claim("runner", 60) is None
+        assert await service.jobs.store.claim("runner", 60) is None
 
-    on_the_wire(tmp_path, baseten_routes, story)
+    using(tmp_path, story)
 
 
 @pytest.mark.parametrize(
@@ -201,36 +202,36 @@ def test_a_wrong_request_is_a_400_that_names_the_field(
 def test_bodies_that_are_not_read(status: int, code: str, sent: dict[str, Any], tmp_path: Path) -> None:
     """Too large, no JSON object, not declared as JSON, or with options in the URL."""
 
-    async def story(wire: Wire) -> None:
-        told = (await wire.ask("POST", "/async_predict", status, **sent)).json()
+    async def story(service: Service) -> None:
+        told = (await service.ask("POST", "/async_predict", status, **sent)).json()
         assert told["error_code"] == code
 
-    on_the_wire(tmp_path, baseten_routes, story)
+    using(tmp_path, story)
 
 
 def test_too_many_requests(tmp_path: Path) -> None:
     """The answer says when to come back."""
 
-    async def story(wire: Wire) -> None:
-        await wire.ask("POST", "/async_predict", 201, json=INPUT)
-        refused = await wire.ask("POST", "/async_predict", 429, json=INPUT)
+    async def story(service: Service) -> None:
+        await service.ask("POST", "/async_predict", 201, json=INPUT)
+        refused = await service.ask("POST", "/async_predict", 429, json=INPUT)
         assert refused.json()["error_code"] == "rate_limited"
         assert int(refused.headers["Retry-After"]) > 0
+        assert refused.json()["error"].startswith("1 jobs may wait")  # there are no API keys
 
-    on_the_wire(tmp_path, baseten_routes, story, max_queued=1)
+    using(tmp_path, story, max_queued=1)
 
 
 def test_a_request_is_its_keys_alone(tmp_path: Path) -> None:
     """Another key's request is as unknown as one that never was."""
 
-    async def story(wire: Wire) -> None:
-        alice, bob = {"x-key": "alice"}, {"x-key": "bob"}
-        submitted = await wire.ask("POST", "/async_predict", 201, json=INPUT, headers=alice)
+    async def story(service: Service) -> None:
+        submitted = await service.ask("POST", "/async_predict", 201, json=INPUT, headers=ANN)
         path = f"/async_request/{submitted.json()['request_id']}"
         for method in ("DELETE", "GET"):
-            told = (await wire.ask(method, path, 404, headers=bob)).json()
-            assert told == (await wire.ask(method, "/async_request/none", 404, headers=alice)).json()
+            told = (await service.ask(method, path, 404, headers=BOB)).json()
+            assert told == (await service.ask(method, "/async_request/none", 404, headers=ANN)).json()
             assert (told["error_code"], told["detail"]) == ("client_error", "job_not_found")
-        assert (await wire.ask("GET", path, headers=alice)).json()["status"] == "QUEUED"
+        assert (await service.ask("GET", path, headers=ANN)).json()["status"] == "QUEUED"
 
-    on_the_wire(tmp_path, baseten_routes, story)
+    using(tmp_path, story, with_keys=True)

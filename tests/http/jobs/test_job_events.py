@@ -11,6 +11,7 @@ from transcripts import FIXED
 
 from serve_app.errors import StoreBusy
 from serve_app.http.jobs import events
+from serve_app.http.openai import stream
 from serve_app.jobs.stored import dump_transcript
 
 WAIT_S = 30.0
@@ -156,7 +157,7 @@ def test_an_id_that_is_none_of_ours_changes_nothing(seen: str, tmp_path: Path) -
 
 def test_silence_is_broken_by_comments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Proxies cut a connection on which nothing comes."""
-    monkeypatch.setattr(events, "KEEP_ALIVE_S", 0.02)
+    monkeypatch.setattr(stream, "KEEP_ALIVE_S", 0.02)
 
     async def story(service: Service) -> None:
         client = await begun(service, await service.submitted())
@@ -169,22 +170,12 @@ def test_silence_is_broken_by_comments(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("by", ["leaving", "being cancelled"])
-def test_a_client_that_leaves_ends_the_polling(
-    by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The store is not asked for it any more."""
+def test_a_client_that_leaves_ends_the_polling(by: str, tmp_path: Path) -> None:
+    """Nothing is left that could ask the store for it."""
 
     async def story(service: Service) -> None:
         path = await service.submitted()
-        asked = 0
-        get = service.jobs.store.get
-
-        async def counted(*args: Any) -> Any:
-            nonlocal asked
-            asked += 1
-            return await get(*args)
-
-        monkeypatch.setattr(service.jobs.store, "get", counted)
+        before = asyncio.all_tasks()
         client = await begun(service, path)
         await client.next_event()
         if by == "leaving":
@@ -192,9 +183,21 @@ def test_a_client_that_leaves_ends_the_polling(
         else:
             client.answering.cancel()  # as Serve does
         await asyncio.gather(client.answering, return_exceptions=True)
-        before = asked
-        await asyncio.sleep(10 * events.POLL_S)
-        assert asked == before
+        await asyncio.gather(*service.jobs.store.running)
+        assert asyncio.all_tasks() == before
+
+    using(tmp_path, story)
+
+
+def test_head_is_answered_without_the_events(tmp_path: Path) -> None:
+    """At once, with the headers that GET has, although the job goes on."""
+
+    async def story(service: Service) -> None:
+        path = await service.submitted()
+        answer = await asyncio.wait_for(service.send("HEAD", f"{path}/events"), WAIT_S)
+        assert (answer.status_code, answer.content) == (200, b"")
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        assert "content-length" not in answer.headers
 
     using(tmp_path, story)
 

@@ -181,7 +181,7 @@ def test_a_job_without_a_transcript_says_why(tmp_path: Path) -> None:
     using(tmp_path, story)
 
 
-def test_results_are_written_beside_the_event_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_are_written_off_the_event_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Many thousand words take seconds, in which other requests go on."""
     threads: set[int] = set()
     render = JSONResponse.render

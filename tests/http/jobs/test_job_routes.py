@@ -146,7 +146,10 @@ def test_a_list_takes_nothing_else(tmp_path: Path) -> None:
             "offset=3": "offset",
             "offset": "offset",
         }.items():
-            assert error_of(await service.get(f"/v1/jobs?{query}"))[:2] == (400, param), query
+            answer = await service.get(f"/v1/jobs?{query}")
+            assert error_of(answer)[:2] == (400, param), query
+            if param == "after":
+                assert "`next` of the page before" in answer.json()["error"]["message"]
 
     using(tmp_path, story)
 

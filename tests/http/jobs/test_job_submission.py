@@ -71,7 +71,7 @@ def test_a_file_is_kept_until_the_job_is_deleted(kind: str, tmp_path: Path) -> N
 
 
 def test_several_jobs_in_one_request(tmp_path: Path) -> None:
-    """Each has what stands beside `items`, and what is its own instead."""
+    """Each has the other fields of the body, and what is its own instead."""
 
     async def story(service: Service) -> None:
         items: list[dict[str, Any]] = [
@@ -265,10 +265,13 @@ def test_a_key_may_have_so_many_jobs_waiting(tmp_path: Path) -> None:
 
     async def story(service: Service) -> None:
         assert (await service.post(files=FILE, headers=ANN)).status_code == 201
-        for count in (2, 3):
-            answer = await service.post(json={"items": [PLAIN] * count}, headers=ANN)
-            assert error_of(answer) == (429, None, "too_many_jobs")
-            assert int(answer.headers["retry-after"]) > 0
+        answer = await service.post(json={"items": [PLAIN] * 2}, headers=ANN)
+        assert error_of(answer) == (429, None, "too_many_jobs")
+        assert int(answer.headers["retry-after"]) > 0
+        answer = await service.post(json={"items": [PLAIN] * 3}, headers=ANN)
+        assert error_of(answer) == (400, "items", "invalid_request")  # waiting would not help
+        assert "at most 2" in answer.json()["error"]["message"]
+        assert "retry-after" not in answer.headers
         assert (await service.post(files={"file": b"2"}, headers=ANN)).status_code == 201
         assert (await service.post(files={"file": b"3"}, headers=ANN)).status_code == 429
         assert sorted(service.uploads()) == [b"2", FILE["file"]]

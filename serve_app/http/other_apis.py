@@ -1,0 +1,77 @@
+"""Other vendors' APIs: which paths are theirs, how those count, and the shape of their errors."""
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from starlette.types import Scope
+
+from serve_app.errors import InvalidRequest
+from serve_app.request.admission import Kind
+
+MAX_BODY_BYTES = 256 << 10  # Baseten's limit
+JOBS = "/v1/jobs"
+
+# Baseten's paths name what is deployed; here there is one deployment, which all of them mean.
+BASETEN_PREFIXES = ("", "/production", "/development", "/environments/{name}", "/deployment/{name}")
+_PREDICT = "|".join(re.sub(r"\{\w+\}", "[^/]+", prefix) for prefix in BASETEN_PREFIXES)
+_BASETEN = re.compile(rf"({_PREDICT})/async_predict|/async_request(/.*)?")
+_ASSEMBLYAI = re.compile(r"/v2(/.*)?")
+
+ASSEMBLYAI_HAS = (
+    "Of AssemblyAI's API this server has POST /v2/transcript, GET and DELETE /v2/transcript/ID, and its /srt "
+    "and /vtt; files are uploaded to POST /v1/jobs."
+)
+
+_BASETEN_CODES = {  # of statuses; client_error for all others
+    401: "unauthorized",
+    403: "unauthorized",
+    413: "payload_too_large",
+    429: "rate_limited",
+    500: "internal_baseten_error",
+    503: "model_unavailable",
+    504: "timeout",
+}
+
+
+def path_of(scope: Scope) -> str:
+    """The path of a request behind Serve's route_prefix."""
+    return str(scope["path"]).removeprefix(scope.get("root_path", ""))
+
+
+def vendor_of(path: str) -> Literal["Baseten", "AssemblyAI"] | None:
+    """Whose API this path belongs to; None for our own and OpenAI's."""
+    if _BASETEN.fullmatch(path):
+        return "Baseten"
+    return "AssemblyAI" if _ASSEMBLYAI.fullmatch(path) else None
+
+
+def counts_as(method: str, path: str) -> Kind | None:
+    """How admission counts a request; None: not at all, so that load balancers see a full server healthy."""
+    if method != "POST":
+        return None
+    if path == JOBS:
+        return "upload"
+    return "call" if path.startswith(f"{JOBS}/") or vendor_of(path) else "request"
+
+
+def shaped(path: str, status: int, body: dict[str, Any]) -> dict[str, Any]:
+    """The body of one of our errors as the API of this path has it."""
+    told, vendor = body["error"], vendor_of(path)
+    if vendor == "Baseten":
+        code = _BASETEN_CODES.get(status, "client_error")
+        return {"error": told["message"], "error_code": code, "detail": told["code"]}
+    return {"error": told["message"]} if vendor else body
+
+
+@contextmanager
+def renaming(names: Mapping[str, str]) -> Iterator[None]:
+    """Raises the InvalidRequest from inside with the field's name as the client sent it: ours -> theirs."""
+    try:
+        yield
+    except InvalidRequest as error:
+        ours = error.param or ""
+        if (theirs := names.get(ours)) is None:
+            raise
+        raise InvalidRequest(error.message.replace(ours, theirs, 1), theirs, error.code) from None
