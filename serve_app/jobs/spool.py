@@ -29,7 +29,8 @@ class Spool:
     def __init__(self, url: str) -> None:
         """Raises ValueError for a URL that no installed driver of fsspec can use."""
         try:
-            self._files, path = fsspec.core.url_to_fs(url)
+            # A listing that is kept would hide what other processes write.
+            self._files, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
         except (ImportError, ValueError) as error:
             raise ValueError(f"jobs.spool: {url} cannot be used: {error}") from None
         self._folder = str(path).rstrip("/")
