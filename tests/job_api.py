@@ -54,7 +54,7 @@ class Service:
         keys = tuple(
             ApiKey(name=name, sha256=hashlib.sha256(f"wx_{name}".encode()).hexdigest()) for name in names
         )
-        self.spool = directory / "spool"
+        self.spool = directory / "jobs.db.spool"
         self.database = directory / "jobs.db"
         self.jobs = Jobs(JobsSettings(state_dir=str(directory), max_queued=max_queued), IntakeSettings())
         # A test does not wait ten seconds for a lock.

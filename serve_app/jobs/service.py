@@ -61,7 +61,7 @@ class Jobs:
         assert url is not None, "jobs are off"
         self.settings = settings
         self.store = open_store(url)
-        self.spool = Spool(spool_url(settings))
+        self.spool = Spool(spool_url(settings, url))
         self._secrets = FetchSecrets(key_file(settings))
         self._intake = intake
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import secrets
 import shutil
 import time
@@ -16,6 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 from serve_app.errors import Overloaded
 from serve_app.spool import anonymous_temp_file
 
+NAME = re.compile(r"job-[0-9a-f]{32}")  # of our files; what is called otherwise is never removed
 ORPHAN_AGE_S = 3600.0  # an upload that is older and has no job was left by a server that died
 
 
@@ -61,11 +63,11 @@ class Spool:
         await asyncio.to_thread(self._remove, names)
 
     async def sweep(self, known: Collection[str]) -> None:
-        """Removes old files that are not among the `known` ones."""
+        """Removes old files that `put` has made and that are not among the `known` ones."""
         await asyncio.to_thread(self._sweep, known)
 
     def _put(self, file: BinaryIO) -> str:
-        name = secrets.token_hex(16)
+        name = f"job-{secrets.token_hex(16)}"
         if not self._is_local:  # object stores show a file only once it is whole
             with self._files.open(self._path(name), "wb") as target:
                 shutil.copyfileobj(file, target, 1 << 20)
@@ -101,7 +103,8 @@ class Spool:
         with suppress(Exception):  # the next sweep finds them again
             for found in self._files.ls(self._folder, detail=True):
                 name = str(found["name"]).rpartition("/")[2]
-                if name not in known and time.time() - _changed_s(found) > ORPHAN_AGE_S:
+                is_orphan = name not in known and NAME.fullmatch(name)
+                if is_orphan and time.time() - _changed_s(found) > ORPHAN_AGE_S:
                     self._remove([name])
 
     def _path(self, name: str) -> str:

@@ -51,8 +51,9 @@ class JobsSettings(Strict):
     )
     spool: str | None = Field(
         None,
-        description="Where uploads of waiting jobs lie: a folder, or for several nodes one that all share or "
-        "an fsspec URL (`s3://bucket/folder`, with the package s3fs). Empty: in state_dir.",
+        description="Where uploads of waiting jobs lie, and those of no other store: a folder, or for "
+        "several nodes one that all share or an fsspec URL (`s3://bucket/folder`, with the package s3fs). "
+        "Empty: beside SQLite's file, else in state_dir.",
     )
     key_file: str | None = Field(
         None,

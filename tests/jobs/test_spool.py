@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -51,5 +52,22 @@ def test_a_file_of_another_process_is_found_after_a_sweep() -> None:
         await spool.sweep([first])
         MemoryFileSystem().pipe_file("/bucket/jobs/later", b"the other's")
         assert await read(spool, "later") == b"the other's"
+
+    asyncio.run(run())
+
+
+def test_only_our_own_old_uploads_are_swept(tmp_path: Path) -> None:
+    """Neither an operator's files nor what a job still needs, nor what was just stored."""
+
+    async def run() -> None:
+        spool = Spool(str(tmp_path))
+        needed, orphan, new = [await put(spool) for _ in range(3)]
+        others = ["notes.txt", "0" * 32, f"{orphan}.bak"]
+        for name in others:
+            (tmp_path / name).write_text("an operator's")
+        for name in (needed, orphan, *others):
+            os.utime(tmp_path / name, (1, 1))
+        await spool.sweep([needed])
+        assert {path.name for path in tmp_path.iterdir()} == {needed, new, *others}
 
     asyncio.run(run())
