@@ -5,20 +5,25 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 import time
-from collections.abc import AsyncIterator, Collection
-from contextlib import ExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Collection
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar, cast
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from serve_app.errors import Overloaded
-from serve_app.spool import anonymous_temp_file
 
+THREADS = 8
+TIMEOUT_S = 600.0  # of a call; where a file server or a bucket hangs, it goes on in its thread
 NAME = re.compile(r"job-[0-9a-f]{32}")  # of our files; what is called otherwise is never removed
 ORPHAN_AGE_S = 3600.0  # an upload that is older and has no job was left by a server that died
+
+T = TypeVar("T")
 
 
 class SpoolUnavailable(Overloaded, code="job_spool_unavailable"):
@@ -37,34 +42,45 @@ class Spool:
             raise ValueError(f"jobs.spool: {url} cannot be used: {error}") from None
         self._folder = str(path).rstrip("/")
         self._is_local = isinstance(self._files, LocalFileSystem)
+        # Calls that hang must not take the event loop's own threads, which requests need.
+        self._threads = ThreadPoolExecutor(THREADS, "spool")
 
     async def put(self, file: BinaryIO) -> str:
         """Keeps all of `file`; gives the name that the other methods take. Raises SpoolUnavailable."""
         file.seek(0)
         try:
-            return await asyncio.to_thread(self._put, file)
+            return await _in_time(self._threads.submit(self._put, file))
         except Exception as error:  # each driver has errors of its own
             raise _unavailable("stored") from error
 
     @asynccontextmanager
     async def opened(self, name: str) -> AsyncIterator[BinaryIO]:
         """The file, or a copy on this machine, open. Raises FileNotFoundError, SpoolUnavailable."""
-        with ExitStack() as held:
-            try:
-                file = await asyncio.to_thread(self._open, name, held)
-            except FileNotFoundError:
-                raise
-            except Exception as error:
+        opening = self._threads.submit(self._open, name)
+        try:
+            file = await _in_time(opening)
+        except FileNotFoundError:
+            raise
+        except BaseException as error:
+            opening.add_done_callback(_close)
+            if isinstance(error, Exception):
                 raise _unavailable("read") from error
+            raise
+        with file:
             yield file
 
     async def remove(self, *names: str) -> None:
         """Removes files; what is gone already, or cannot be removed now, is left to `sweep`."""
-        await asyncio.to_thread(self._remove, names)
+        if names:
+            await self._try(self._remove, names)
 
     async def sweep(self, known: Collection[str]) -> None:
         """Removes old files that `put` has made and that are not among the `known` ones."""
-        await asyncio.to_thread(self._sweep, known)
+        await self._try(self._sweep, known)
+
+    async def _try(self, call: Callable[[Collection[str]], None], names: Collection[str]) -> None:
+        with suppress(TimeoutError):
+            await _in_time(self._threads.submit(call, names))
 
     def _put(self, file: BinaryIO) -> str:
         name = f"job-{secrets.token_hex(16)}"
@@ -85,13 +101,17 @@ class Spool:
             raise
         return name
 
-    def _open(self, name: str, held: ExitStack) -> BinaryIO:
+    def _open(self, name: str) -> BinaryIO:
         if self._is_local:
-            return held.enter_context(open(self._path(name), "rb"))
-        copy = held.enter_context(anonymous_temp_file())
+            return open(self._path(name), "rb")
         with self._files.open(self._path(name), "rb") as kept:
-            shutil.copyfileobj(kept, copy, 1 << 20)
-        copy.seek(0)
+            copy = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115  (the caller closes it)
+            try:
+                shutil.copyfileobj(kept, copy, 1 << 20)
+                copy.seek(0)
+            except BaseException:
+                copy.close()
+                raise
         return copy
 
     def _remove(self, names: Collection[str]) -> None:
@@ -113,6 +133,17 @@ class Spool:
 
 def _unavailable(what: str) -> SpoolUnavailable:
     return SpoolUnavailable(f"The audio of the job cannot be {what} now (jobs.spool); try again later.")
+
+
+async def _in_time(call: "Future[T]") -> T:
+    async with asyncio.timeout(TIMEOUT_S):
+        return await asyncio.wrap_future(call)
+
+
+def _close(opening: "Future[BinaryIO]") -> None:
+    """Closes a file that was opened too late."""
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()
 
 
 def _changed_s(found: dict[str, Any]) -> float:

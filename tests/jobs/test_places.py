@@ -11,7 +11,14 @@ from job_stores import new_job, using
 from benchmarks.private_postgres import Postgres
 from serve_app.jobs.database import parsed_url
 from serve_app.jobs.migration import MIGRATE, VERSION_TABLE, migrate
-from serve_app.jobs.places import JobsUnusable, kept_from_others, prepare, spool_url, state_directory, store_url
+from serve_app.jobs.places import (
+    JobsUnusable,
+    kept_from_others,
+    prepare,
+    spool_url,
+    state_directory,
+    store_url,
+)
 from serve_app.jobs.store import JobStore
 from serve_app.settings.jobs import JobsSettings
 

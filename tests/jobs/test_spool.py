@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from serve_app.jobs.spool import Spool
+from serve_app.jobs import spool as spool_module
+from serve_app.jobs.spool import Spool, SpoolUnavailable
 
 
 class CachingFileSystem(MemoryFileSystem):  # type: ignore[misc]  # fsspec has no types
@@ -68,6 +70,30 @@ def test_only_our_own_old_uploads_are_swept(tmp_path: Path) -> None:
         for name in (needed, orphan, *others):
             os.utime(tmp_path / name, (1, 1))
         await spool.sweep([needed])
-        assert {path.name for path in tmp_path.iterdir()} == {needed, new, *others}
+        assert set(os.listdir(tmp_path)) == {needed, new, *others}
+
+    asyncio.run(run())
+
+
+def test_a_store_that_hangs_keeps_nobody_else_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its calls end as unavailable, and the event loop's own threads stay free meanwhile."""
+    monkeypatch.setattr(spool_module, "TIMEOUT_S", 0.2)
+    os.mkfifo(tmp_path / "hung")  # to open it for reading takes until somebody opens it for writing
+
+    async def run() -> None:
+        spool = Spool(str(tmp_path))
+        reading = [asyncio.create_task(read(spool, "hung")) for _ in range(100)]
+        await asyncio.sleep(0)
+        try:
+            assert await asyncio.wait_for(asyncio.to_thread(str), 60) == ""
+            for outcome in await asyncio.wait_for(asyncio.gather(*reading, return_exceptions=True), 60):
+                assert isinstance(outcome, SpoolUnavailable)
+        finally:
+            writer = os.open(tmp_path / "hung", os.O_RDWR)
+            name = await put(spool)
+            os.close(writer)
+        assert await read(spool, name) == b"audio"
 
     asyncio.run(run())
