@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO, TypeVar
 
-from serve_app.errors import InvalidRequest, TranscriptionError
+from serve_app.errors import InvalidRequest, StoreBusy, TranscriptionError
 from serve_app.jobs.places import key_file, spool_url, store_url
 from serve_app.jobs.records import ClaimedJob, Job, NewJob, Status, WebhookStyle
 from serve_app.jobs.secrets import FetchSecrets
@@ -87,8 +87,10 @@ class Jobs:
             stored = await self.store.submit_all(
                 [replace(each, body_hash=digest) for each in new], self.settings.max_queued
             )
-        except Exception:  # a cancelled one may yet be stored; if not, `sweep` removes its audio
-            await self.spool.remove(*names)
+        except Exception as error:
+            # The jobs of a busy store or of a client that left may yet be stored; else `sweep` does this.
+            if not isinstance(error, StoreBusy):
+                await self.spool.remove(*names)
             raise
         await self.spool.remove(*set(names) - {job.input_ref for job, _ in stored})
         return stored

@@ -273,6 +273,28 @@ def test_audio_that_is_gone_from_the_spool(tell: Callable[..., None]) -> None:
     tell(story)
 
 
+def test_a_job_that_was_stored_without_an_answer_keeps_its_audio(
+    tell: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection broke after the commit: the client is told to try again, and the job runs."""
+
+    async def story(service: Service, graph: Graph) -> None:
+        submit_all = service.jobs.store.submit_all
+
+        async def unheard(*asked: Any) -> None:
+            await submit_all(*asked)
+            raise StoreBusy("The connection was lost.")
+
+        monkeypatch.setattr(service.jobs.store, "submit_all", unheard)
+        with pytest.raises(StoreBusy):
+            await service.submit()
+        (job,) = await service.jobs.page(KEY, (), None, 10)
+        async with service.runner(graph):
+            await service.ended(job, "succeeded")
+
+    tell(story)
+
+
 def test_a_running_job_is_canceled(tell: Callable[..., None]) -> None:
     """The transcription is given up, and the runner takes the next job."""
 
