@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from time import monotonic
 from typing import Any, Literal
@@ -67,6 +67,8 @@ class Attempt:
                 await asyncio.wait([told, beating], return_when=asyncio.FIRST_COMPLETED)
                 if told.done() and not told.result():
                     logger.warning("Job %s was given to another worker in the meantime.", self._held[0])
+            with suppress(StoreBusy):  # else the sweep does it
+                await self._jobs.remove_upload_if_ended(self._claimed.job)
         finally:
             for task in tasks:
                 task.cancel()

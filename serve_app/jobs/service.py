@@ -153,14 +153,27 @@ class Jobs:
 
     async def cancel(self, job_id: str, key: str, *, only_queued: bool = False) -> Job:
         """Ends a queued job, or has a running one stopped between two windows; the job as it is then."""
-        return _found(await self.store.cancel(job_id, key, only_queued=only_queued))
+        job = _found(await self.store.cancel(job_id, key, only_queued=only_queued))
+        if job.is_final:
+            await self._remove_upload(job)
+        return job
 
     async def delete(self, job_id: str, key: str) -> Job:
         """Erases the job, its audio, its result and its webhook; the job as it was."""
         job = _found(await self.store.delete(job_id, key))
+        await self._remove_upload(job)
+        return job
+
+    async def remove_upload_if_ended(self, job: Job) -> None:
+        """Removes the audio of a job that a runner has let go, unless another attempt will need it."""
+        if job.input_ref is not None:
+            now = await self.store.get(job.id, job.key)
+            if now is None or now.is_final:
+                await self._remove_upload(job)
+
+    async def _remove_upload(self, job: Job) -> None:
         if job.input_ref is not None:
             await self.spool.remove(job.input_ref)
-        return job
 
     async def retry_webhook(self, job_id: str, key: str) -> Job | None:
         """Has the webhook sent now, with a new schedule; None where there is none, or not yet."""
@@ -180,7 +193,7 @@ class Jobs:
                 yield Source(file=file)
 
     async def sweep(self) -> None:
-        """Erases what was kept long enough, and uploads that have no job."""
+        """Erases what was kept long enough, and old uploads that no job needs any more."""
         await self.spool.remove(*await self.store.sweep())
         await self.spool.sweep(await self.store.input_refs())
 

@@ -295,6 +295,37 @@ def test_a_job_that_was_stored_without_an_answer_keeps_its_audio(
     tell(story)
 
 
+@pytest.mark.parametrize("error", [None, UnusableAudio("No audio."), ModelUnavailable("No model.")])
+def test_an_upload_goes_with_the_end_of_its_job(error: Exception | None, tell: Callable[..., None]) -> None:
+    """Whatever the end is, but not between two attempts; what is kept of the job is its result."""
+
+    async def story(service: Service, graph: Graph) -> None:
+        job = await service.submit(max_attempts=2)
+        async with service.runner(graph):
+            await service.ended(job, "failed" if error else "succeeded")
+        assert set(graph.heard) == {b"audio"}
+        assert service.uploads() == []
+
+    tell(story, *[error] * 2 if error else [])
+
+
+def test_an_upload_goes_with_a_canceled_job(tell: Callable[..., None]) -> None:
+    """Queued or running."""
+
+    async def story(service: Service, graph: Graph) -> None:
+        async with service.runner(graph):
+            running = await service.submit()
+            await graph.runs(1)
+            queued = await service.submit(b"never heard")
+            await service.jobs.cancel(queued.id, KEY)
+            assert service.uploads() == [b"audio"]
+            await service.jobs.cancel(running.id, KEY)
+            await service.ended(running, "canceled")
+        assert service.uploads() == []
+
+    tell(story, held=True, concurrency=1)
+
+
 def test_a_running_job_is_canceled(tell: Callable[..., None]) -> None:
     """The transcription is given up, and the runner takes the next job."""
 
