@@ -10,15 +10,18 @@ from typing import Any, Literal
 
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
-from serve_app.errors import DeadlineExceeded, ModelCrashed, Overloaded, StoreBusy, TranscriptionError
+from serve_app.errors import DeadlineExceeded, ModelCrashed, NoRoom, StoreBusy, TranscriptionError
 from serve_app.jobs.records import ClaimedJob
 from serve_app.jobs.service import Jobs
+from serve_app.jobs.spool import SpoolUnavailable
 from serve_app.jobs.stored import JobRequest, dump_transcript
 from serve_app.request.progress import Transcribe
 from serve_app.transcript import Progress
 
 logger = logging.getLogger("ray.serve")
 
+# Not the job's doing. What else a stage is overloaded with, such as too little memory, may well be.
+NO_ATTEMPT = (NoRoom, StoreBusy, SpoolUnavailable)
 RELEASE_S = 5.0  # how long a job waits at least that met a full server
 MAX_BEAT_S = 2.0  # between two heartbeats: so old may the progress be that clients see
 PAUSE = wait_random_exponential(multiplier=0.5, max=5.0)  # seconds, where the store fails
@@ -127,7 +130,7 @@ class Attempt:
         error = asyncio.CancelledError() if working.cancelled() else working.exception()
         if error is None:
             return partial(self._finish, working.result())
-        if isinstance(error, Overloaded):  # nobody's fault, so it counts as no attempt
+        if isinstance(error, NO_ATTEMPT):
             logger.info("Job %s has to wait: %s", self._held[0], error.message)
             return partial(self._store.release, *self._held, error.retry_after_s or RELEASE_S)
         return partial(self._fail, error)

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
-from serve_app.errors import Overloaded
+from serve_app.errors import NoRoom
 
 SHORT_FILE_S = 600.0  # a file of at most this length is short,
 RESERVED_SHARE = 0.1  # and this share of the audio is reserved for short files
@@ -40,7 +40,7 @@ class Admission:
 
     @contextmanager
     def admit(self) -> Iterator[None]:
-        """Counts one more request while entered; raises Overloaded at once where that is one too many."""
+        """Counts one more request while entered; raises NoRoom at once where that is one too many."""
         self.refuse_new()
         if self._requests >= self._max_requests:
             raise self._overloaded("The server works on as many requests as it takes; try again later.")
@@ -54,9 +54,9 @@ class Admission:
                 self.idle.set()
 
     def refuse_new(self) -> None:
-        """Raises Overloaded where no request can be begun now, also when shutting down."""
+        """Raises NoRoom where no request can be begun now, also when shutting down."""
         if self.is_draining:
-            raise Overloaded("The server is shutting down; try again.", None, "shutting_down")
+            raise NoRoom("The server is shutting down; try again.", None, "shutting_down")
         self._refuse_when_full(0.0)
 
     def _refuse_when_full(self, audio_s: float) -> None:
@@ -70,7 +70,7 @@ class Admission:
     def hold(self, audio: Any, seconds: float) -> None:
         """Counts this audio until `release`, with its length as far as it is known.
 
-        Raises Overloaded where it has grown, and there is no room for more.
+        Raises NoRoom where it has grown, and there is no room for more.
         """
         before_s = self._held_s.pop(audio, 0.0)
         if seconds > before_s:
@@ -85,10 +85,10 @@ class Admission:
         """A request has got its transcript after this time: what Retry-After follows from."""
         self._usual_request_s += NEWEST_WEIGHT * (wall_s - self._usual_request_s)
 
-    def _overloaded(self, message: str) -> Overloaded:
+    def _overloaded(self, message: str) -> NoRoom:
         """Running requests are half done on average, so half a request's time frees about half the places."""
         wait_s = min(max(MIN_RETRY_AFTER_S, self._usual_request_s / 2), MAX_RETRY_AFTER_S)
-        return Overloaded(message, None, None, math.ceil(wait_s))
+        return NoRoom(message, None, None, math.ceil(wait_s))
 
 
 class WindowGate:

@@ -29,6 +29,8 @@ from serve_app.errors import (
     InvalidRequest,
     ModelCrashed,
     ModelUnavailable,
+    NoRoom,
+    OutOfMemory,
     Overloaded,
     SourceUnavailable,
     StoreBusy,
@@ -39,6 +41,7 @@ from serve_app.jobs import runner as runner_module
 from serve_app.jobs.records import Job, Status
 from serve_app.jobs.runner import Runner
 from serve_app.jobs.service import Jobs, NoSuchJob, Submission
+from serve_app.jobs.spool import SpoolUnavailable
 from serve_app.jobs.store import JobStore
 from serve_app.options import Options
 from serve_app.request.progress import Report, ignore_progress
@@ -245,7 +248,15 @@ def test_a_bug_is_told_without_its_text(tell: Callable[..., None], caplog: pytes
     assert "hidden" in caplog.text
 
 
-def test_a_full_server_costs_no_attempt(tell: Callable[..., None]) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        NoRoom("The server is full.", None, None, 1),
+        NoRoom("The server is shutting down.", None, "shutting_down", 1),
+        SpoolUnavailable("No bucket.", None, None, 1),
+    ],
+)
+def test_a_full_server_costs_no_attempt(error: Exception, tell: Callable[..., None]) -> None:
     """The job waits for as long as the error says, and is run again."""
 
     async def story(service: Service, graph: Graph) -> None:
@@ -255,7 +266,25 @@ def test_a_full_server_costs_no_attempt(tell: Callable[..., None]) -> None:
         assert (done.attempt, done.failures) == (2, 0)
         assert graph.begun_s[1] - graph.begun_s[0] >= 1
 
-    tell(story, Overloaded("The server is full.", None, None, 1))
+    tell(story, error)
+
+
+def test_a_job_that_always_overloads_a_stage_ends(tell: Callable[..., None]) -> None:
+    """One that needs more memory than there is; while it waits for its next attempt, it says why."""
+
+    async def story(service: Service, graph: Graph) -> None:
+        job = await service.submit(max_attempts=2, initial_delay_s=1.0)
+        async with service.runner(graph):
+            waiting = await service.until(job, lambda now: now.status == "queued" and now.failures)
+            assert (waiting.error_code, waiting.error_message) == ("asr_out_of_memory", "No memory.")
+            done = await service.ended(job, "failed")
+        assert (done.failures, done.error_code) == (2, "asr_failed")
+
+    tell(
+        story,
+        OutOfMemory("No memory.", None, "asr_out_of_memory"),
+        Overloaded("The asr stage keeps failing; try again later.", None, "asr_failed"),
+    )
 
 
 def test_audio_that_is_gone_from_the_spool(tell: Callable[..., None]) -> None:
