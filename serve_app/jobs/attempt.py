@@ -5,7 +5,6 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from functools import partial
-from time import monotonic
 from typing import Any, Literal
 
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
@@ -25,6 +24,7 @@ NO_ATTEMPT = (NoRoom, StoreBusy, SpoolUnavailable)
 RELEASE_S = 5.0  # how long a job waits at least that met a full server
 MAX_BEAT_S = 2.0  # between two heartbeats: so old may the progress be that clients see
 PAUSE = wait_random_exponential(multiplier=0.5, max=5.0)  # seconds, where the store fails
+LOST = "Job %s was given to another worker, or deleted; this attempt is dropped."
 
 Interruption = Literal["cancel", "lost", "drain"]
 Ending = Callable[[], Awaitable[bool]]  # stores how the attempt ended; False where the lease was lost
@@ -69,7 +69,7 @@ class Attempt:
                 tasks.append(told := asyncio.create_task(_until_stored(ending)))
                 await asyncio.wait([told, beating], return_when=asyncio.FIRST_COMPLETED)
                 if told.done() and not told.result():
-                    logger.warning("Job %s was given to another worker in the meantime.", self._held[0])
+                    logger.warning(LOST, self._held[0])
             with suppress(StoreBusy):  # else the sweep does it
                 await self._jobs.remove_upload_if_ended(self._claimed.job)
         finally:
@@ -98,20 +98,21 @@ class Attempt:
         return await asyncio.to_thread(dump_transcript, transcript)
 
     async def _beat(self) -> None:
-        """Prolongs the lease until it is lost; tells clients' wish to cancel."""
+        """Prolongs the lease until another attempt has begun; tells clients' wish to cancel.
+
+        Where the store is away for longer than the lease, the work is still worth going on with: often nobody
+        else could take the job either, and if somebody has, the store refuses what this attempt writes.
+        """
         lease_s, written = self._lease_s, dict[str, Any]()
-        held_until_s = monotonic() + lease_s
         while True:
             await asyncio.sleep(min(MAX_BEAT_S, lease_s / 3))
-            begun_s, news = monotonic(), self._progress
+            news = self._progress
             try:
                 said = await self._store.heartbeat(*self._held, lease_s, None if news == written else news)
-            except Exception as error:  # noqa: BLE001  (whatever it is, the lease is still held for a while)
+            except Exception as error:  # noqa: BLE001  (whatever it is, it may pass)
                 logger.warning("The lease of job %s is not prolonged: %s", self._held[0], in_one_line(error))
-                if monotonic() < held_until_s:
-                    continue
-                said = "lost"
-            held_until_s, written = begun_s + lease_s, news
+                continue
+            written = news
             if said != "ok":
                 self.interrupt(said)
             if said == "lost":
@@ -122,7 +123,7 @@ class Attempt:
             return partial(self._store.canceled, *self._held)
         if why == "drain":
             return partial(self._store.release, *self._held)
-        logger.warning("Job %s was given to another worker, or deleted.", self._held[0])
+        logger.warning(LOST, self._held[0])
         return None
 
     def _ending(self, working: "asyncio.Task[bytes]") -> Ending:
