@@ -46,7 +46,8 @@ class JobRunner:
     ) -> None:
         log_errors_in_one_line()
         await prepare(settings.jobs)
-        graph = Graph(settings, loader, detector, transcriber, aligner, diarizer, aligner_languages)
+        stages = (loader, detector, transcriber, aligner, diarizer)
+        graph = Graph(settings, *stages, aligner_languages, limit_s=settings.jobs.timeout_s)
         jobs = Jobs(settings.jobs, settings.intake)
         self._runner = Runner(jobs, graph.run, answer, serve.get_replica_context().replica_tag)
         self._running = Context().run(asyncio.create_task, self._runner.run())  # in no call's context

@@ -61,6 +61,7 @@ class JobsSettings(Strict):
         "share a store share it. Empty: one in state_dir, made at first start.",
     )
     concurrency: int = Field(4, ge=1, le=256, description="Jobs that one JobRunner runs at once.")
+    timeout_s: Seconds = Field(24 * 3600, description="Longest time of an attempt at a job.")
     lease_s: float = Field(
         30, ge=2, le=60, description="A job whose JobRunner was silent for so long is given to another."
     )
