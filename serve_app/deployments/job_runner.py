@@ -15,6 +15,7 @@ from serve_app.deployments.calls.handles import invoke
 from serve_app.deployments.metrics import log_errors_in_one_line
 from serve_app.deployments.replica import OPTIONS
 from serve_app.errors import Overloaded
+from serve_app.http.auth import AudioQuotas
 from serve_app.http.responses import answer
 from serve_app.jobs.database import Database
 from serve_app.jobs.places import prepare
@@ -48,7 +49,7 @@ class JobRunner:
         await prepare(settings.jobs)
         stages = (loader, detector, transcriber, aligner, diarizer)
         graph = Graph(settings, *stages, aligner_languages, limit_s=settings.jobs.timeout_s)
-        jobs = Jobs(settings.jobs, settings.intake)
+        jobs = Jobs(settings.jobs, settings.intake, AudioQuotas(settings.access).of)
         self._runner = Runner(jobs, graph.run, answer, serve.get_replica_context().replica_tag)
         self._running = Context().run(asyncio.create_task, self._runner.run())  # in no call's context
 

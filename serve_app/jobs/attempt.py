@@ -9,7 +9,14 @@ from typing import Any, Literal
 
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
-from serve_app.errors import DeadlineExceeded, ModelCrashed, NoRoom, StoreBusy, TranscriptionError
+from serve_app.errors import (
+    DeadlineExceeded,
+    ModelCrashed,
+    NoRoom,
+    RateLimited,
+    StoreBusy,
+    TranscriptionError,
+)
 from serve_app.jobs.records import ClaimedJob
 from serve_app.jobs.service import Jobs
 from serve_app.jobs.spool import SpoolUnavailable
@@ -20,8 +27,8 @@ from serve_app.transcript import Progress
 logger = logging.getLogger("ray.serve")
 
 # Not the job's doing. What else a stage is overloaded with, such as too little memory, may well be.
-NO_ATTEMPT = (NoRoom, StoreBusy, SpoolUnavailable)
-RELEASE_S = 5.0  # how long a job waits at least that met a full server
+NO_ATTEMPT = (NoRoom, RateLimited, StoreBusy, SpoolUnavailable)
+RELEASE_S = 5.0  # how long a job then waits at least
 MAX_BEAT_S = 2.0  # between two heartbeats: so old may the progress be that clients see
 PAUSE = wait_random_exponential(multiplier=0.5, max=5.0)  # seconds, where the store fails
 LOST = "Job %s was given to another worker, or deleted; this attempt is dropped."
@@ -89,6 +96,7 @@ class Attempt:
 
         options = JobRequest.load(self._claimed.request).options
         async with AsyncExitStack() as held:
+            held.enter_context(self._jobs.audio_quota(self._claimed.job.key))
             try:
                 source = await held.enter_async_context(self._jobs.source(self._claimed))
             except FileNotFoundError:

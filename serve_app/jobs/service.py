@@ -3,8 +3,8 @@
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Collection, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO, TypeVar
 
@@ -55,15 +55,23 @@ class Jobs:
     All raise StoreBusy where the store cannot be reached.
     """
 
-    def __init__(self, settings: JobsSettings, intake: IntakeSettings) -> None:
-        """Opens nothing yet. Raises ValueError for settings that cannot be used."""
+    def __init__(
+        self,
+        settings: JobsSettings,
+        intake: IntakeSettings,
+        audio_quota: Callable[[str], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        """Opens nothing yet. Raises ValueError for settings that cannot be used.
+
+        Jobs of an API key run in its `audio_quota`, which may raise RateLimited.
+        """
         url = store_url(settings)
         assert url is not None, "jobs are off"
         self.settings = settings
         self.store = open_store(url)
         self.spool = Spool(spool_url(settings, url))
         self._secrets = FetchSecrets(key_file(settings))
-        self._intake = intake
+        self._intake, self.audio_quota = intake, audio_quota
 
     async def submit(
         self, key: str, asked: Sequence[Submission], idempotency_key: str | None = None

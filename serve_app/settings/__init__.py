@@ -158,7 +158,7 @@ class AccessSettings(Strict):
     keys: tuple[ApiKey, ...] = Field(
         (),
         description="API keys: name, sha256, and if you like max_requests (at once) and "
-        "max_audio_s_per_minute, both per Ingress replica.",
+        "max_audio_s_per_minute, both per Ingress replica; jobs have as much audio again per JobRunner.",
     )
     public_without_keys: bool = Field(False, description="Without keys, answer other machines too.")
     cors_origins: tuple[Origin, ...] = Field(

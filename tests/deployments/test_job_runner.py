@@ -11,7 +11,7 @@ import pytest
 import ray
 from ray import serve
 from tenacity import AsyncRetrying, retry_if_not_result, stop_after_delay, wait_fixed
-from test_ingress import Graph, Handle
+from test_ingress import FILE_S, Graph, Handle
 
 from serve_app import deployments
 from serve_app.jobs.records import Job
@@ -44,9 +44,9 @@ class Service:
         assert await self.runner.drain(30)
         await self.jobs.store.close()
 
-    async def submit(self) -> Job:
+    async def submit(self, key: str = KEY) -> Job:
         ((job, _),) = await self.jobs.submit(
-            KEY, [Submission(source=Source(file=io.BytesIO(b"x")), options=Options())]
+            key, [Submission(source=Source(file=io.BytesIO(b"x")), options=Options())]
         )
         return job
 
@@ -55,7 +55,7 @@ class Service:
         asking = AsyncRetrying(
             retry=retry_if_not_result(holds), wait=wait_fixed(0.02), stop=stop_after_delay(60), reraise=True
         )
-        return await asking(self.jobs.get, job.id, KEY)
+        return await asking(self.jobs.get, job.id, job.key)
 
 
 @pytest.fixture
@@ -85,3 +85,22 @@ def test_jobs_have_more_time_than_requests(tell: Callable[..., None]) -> None:
         assert "0.4 s" in (done.error_message or "")
 
     tell(story, request_timeout_s=0.01, jobs={"timeout_s": 0.4})
+
+
+def test_jobs_count_on_the_audio_of_their_key(tell: Callable[..., None]) -> None:
+    """A job of a key in debt waits until that is paid, which is no failed attempt; others' jobs run."""
+    limited = {"name": KEY, "sha256": "0" * 64, "max_audio_s_per_minute": FILE_S / 2}
+    access = {"keys": [limited, {**limited, "name": "other", "sha256": "1" * 64}]}
+
+    async def story(service: Service, graph: Graph) -> None:
+        first = await service.submit()
+        assert (await service.until(first, lambda job: job.is_final)).status == "succeeded"
+        second = await service.submit()
+        waiting = await service.until(second, lambda job: job.attempt == 1 and job.status == "queued")
+        assert waiting.failures == 0
+        assert waiting.run_at_s - waiting.created_at_s > 30
+        other = await service.submit("other")
+        assert (await service.until(other, lambda job: job.is_final)).status == "succeeded"
+        assert graph.loading == 2
+
+    tell(story, access=access)
