@@ -1,6 +1,7 @@
 """The deployment that runs jobs: a Runner in a replica, on the same graph as requests."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Collection
 from contextvars import Context
 from time import monotonic
@@ -22,6 +23,8 @@ from serve_app.jobs.places import prepare
 from serve_app.jobs.runner import Runner
 from serve_app.jobs.service import Jobs
 from serve_app.settings import Settings
+
+logger = logging.getLogger("ray.serve")
 
 LOOK_TIMEOUT_S, LOOK_MEMORY_S = 5.0, 60.0
 SHUTDOWN_S = 40.0  # longer than a webhook that is being sent may take; jobs are given back at once
@@ -50,6 +53,8 @@ class JobRunner:
         stages = (loader, detector, transcriber, aligner, diarizer)
         graph = Graph(settings, *stages, aligner_languages, limit_s=settings.jobs.timeout_s)
         jobs = Jobs(settings.jobs, settings.intake, AudioQuotas(settings.access).of)
+        if not (jobs.store.is_sqlite or (settings.jobs.spool and settings.jobs.key_file)):
+            await asyncio.to_thread(_warn_if_there_are_more_nodes)
         self._runner = Runner(jobs, graph.run, answer, serve.get_replica_context().replica_tag)
         self._running = Context().run(asyncio.create_task, self._runner.run())  # in no call's context
 
@@ -74,6 +79,16 @@ class JobRunner:
     async def __del__(self) -> None:
         """Serve awaits this before it ends the replica."""
         await self.drain(SHUTDOWN_S)
+
+
+def _warn_if_there_are_more_nodes() -> None:
+    nodes = sum(bool(node["Alive"]) for node in ray.nodes())
+    if nodes > 1:
+        logger.warning(
+            "Ray has %d nodes: set jobs.spool and jobs.key_file to what all of them share, or a job fails that "
+            "runs on another node than it was submitted on.",
+            nodes,
+        )
 
 
 def reachable(runner: DeploymentHandle[Any], store: Database) -> Callable[[], Awaitable[None]]:

@@ -13,6 +13,7 @@ from ray import serve
 from tenacity import AsyncRetrying, retry_if_not_result, stop_after_delay, wait_fixed
 from test_ingress import FILE_S, Graph, Handle
 
+from benchmarks.private_postgres import Postgres
 from serve_app import deployments
 from serve_app.jobs.records import Job
 from serve_app.jobs.service import Jobs, Submission
@@ -104,3 +105,33 @@ def test_jobs_count_on_the_audio_of_their_key(tell: Callable[..., None]) -> None
         assert graph.loading == 2
 
     tell(story, access=access)
+
+
+@pytest.mark.parametrize(
+    ("alive", "settings", "warns"),
+    [
+        ([True, True, False], {}, True),
+        ([True, True], {"spool": "memory://bucket"}, True),
+        ([True, True], {"spool": "memory://bucket", "key_file": "{folder}/key"}, False),
+        ([True, False], {}, False),
+    ],
+)
+def test_several_nodes_need_shared_places(
+    alive: list[bool],
+    settings: dict[str, str],
+    warns: bool,
+    tell: Callable[..., None],
+    postgres: Postgres,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """PostgreSQL is shared, but by default each node has uploads and a key of its own: the log says so."""
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": is_alive} for is_alive in alive])
+    places = {name: place.format(folder=tmp_path) for name, place in settings.items()}
+
+    async def story(service: Service, graph: Graph) -> None:
+        assert await service.runner.ready()
+
+    tell(story, jobs={"store": postgres.emptied_database(), **places})
+    assert ("Ray has 2 nodes: set jobs.spool and jobs.key_file" in caplog.text) == warns
