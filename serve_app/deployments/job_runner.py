@@ -85,8 +85,8 @@ def _warn_if_there_are_more_nodes() -> None:
     nodes = sum(bool(node["Alive"]) for node in ray.nodes())
     if nodes > 1:
         logger.warning(
-            "Ray has %d nodes: set jobs.spool and jobs.key_file to what all of them share, or a job fails that "
-            "runs on another node than it was submitted on.",
+            "Ray has %d nodes: set jobs.spool and jobs.key_file to what all of them share, or a job fails "
+            "that runs on another node than it was submitted on.",
             nodes,
         )
 
