@@ -53,8 +53,13 @@ class JobRunner:
         stages = (loader, detector, transcriber, aligner, diarizer)
         graph = Graph(settings, *stages, aligner_languages, limit_s=settings.jobs.timeout_s)
         jobs = Jobs(settings.jobs, settings.intake, AudioQuotas(settings.access).of)
-        if not (jobs.store.is_sqlite or (settings.jobs.spool and settings.jobs.key_file)):
-            await asyncio.to_thread(_warn_if_there_are_more_nodes)
+        is_shared = settings.jobs.spool and settings.jobs.key_file
+        if not (jobs.store.is_sqlite or is_shared):
+            nodes = await asyncio.to_thread(ray.nodes)
+            if sum(node["Alive"] for node in nodes) > 1:
+                logger.warning(
+                    "Ray has several nodes: set jobs.spool and jobs.key_file to what all of them share."
+                )
         self._runner = Runner(jobs, graph.run, answer, serve.get_replica_context().replica_tag)
         self._running = Context().run(asyncio.create_task, self._runner.run())  # in no call's context
 
@@ -79,16 +84,6 @@ class JobRunner:
     async def __del__(self) -> None:
         """Serve awaits this before it ends the replica."""
         await self.drain(SHUTDOWN_S)
-
-
-def _warn_if_there_are_more_nodes() -> None:
-    nodes = sum(bool(node["Alive"]) for node in ray.nodes())
-    if nodes > 1:
-        logger.warning(
-            "Ray has %d nodes: set jobs.spool and jobs.key_file to what all of them share, or a job fails "
-            "that runs on another node than it was submitted on.",
-            nodes,
-        )
 
 
 def reachable(runner: DeploymentHandle[Any], store: Database) -> Callable[[], Awaitable[None]]:

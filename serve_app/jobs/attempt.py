@@ -18,7 +18,7 @@ from serve_app.errors import (
     TranscriptionError,
 )
 from serve_app.jobs.records import ClaimedJob
-from serve_app.jobs.service import Jobs
+from serve_app.jobs.service import Jobs, NoSuchJob
 from serve_app.jobs.spool import SpoolUnavailable
 from serve_app.jobs.stored import JobRequest, dump_transcript
 from serve_app.request.progress import Transcribe
@@ -28,7 +28,6 @@ logger = logging.getLogger("ray.serve")
 
 # Not the job's doing. What else a stage is overloaded with, such as too little memory, may well be.
 NO_ATTEMPT = (NoRoom, RateLimited, StoreBusy, SpoolUnavailable)
-RELEASE_S = 5.0  # how long a job then waits at least
 MAX_BEAT_S = 2.0  # between two heartbeats: so old may the progress be that clients see
 PAUSE = wait_random_exponential(multiplier=0.5, max=5.0)  # seconds, where the store fails
 LOST = "Job %s was given to another worker, or deleted; this attempt is dropped."
@@ -77,8 +76,8 @@ class Attempt:
                 await asyncio.wait([told, beating], return_when=asyncio.FIRST_COMPLETED)
                 if told.done() and not told.result():
                     logger.warning(LOST, self._held[0])
-            with suppress(StoreBusy):  # else the sweep does it
-                await self._jobs.remove_upload_if_ended(self._claimed.job)
+            with suppress(NoSuchJob, StoreBusy):  # else the sweep does it
+                await self._jobs.remove_upload(await self._jobs.get(self._held[0], self._claimed.job.key))
         finally:
             for task in tasks:
                 task.cancel()
@@ -106,18 +105,14 @@ class Attempt:
         return await asyncio.to_thread(dump_transcript, transcript)
 
     async def _beat(self) -> None:
-        """Prolongs the lease until another attempt has begun; tells clients' wish to cancel.
-
-        Where the store is away for longer than the lease, the work is still worth going on with: often nobody
-        else could take the job either, and if somebody has, the store refuses what this attempt writes.
-        """
+        """Prolongs the lease until it is lost; tells clients' wish to cancel."""
         lease_s, written = self._lease_s, dict[str, Any]()
         while True:
             await asyncio.sleep(min(MAX_BEAT_S, lease_s / 3))
             news = self._progress
             try:
                 said = await self._store.heartbeat(*self._held, lease_s, None if news == written else news)
-            except Exception as error:  # noqa: BLE001  (whatever it is, it may pass)
+            except Exception as error:  # noqa: BLE001  (if somebody else takes the job, a later beat says so)
                 logger.warning("The lease of job %s is not prolonged: %s", self._held[0], in_one_line(error))
                 continue
             written = news
@@ -141,7 +136,7 @@ class Attempt:
             return partial(self._finish, working.result())
         if isinstance(error, NO_ATTEMPT):
             logger.info("Job %s has to wait: %s", self._held[0], error.message)
-            return partial(self._store.release, *self._held, error.retry_after_s or RELEASE_S)
+            return partial(self._store.release, *self._held, error.retry_after_s)
         return partial(self._fail, error)
 
     async def _finish(self, result: bytes) -> bool:

@@ -162,25 +162,19 @@ class Jobs:
     async def cancel(self, job_id: str, key: str, *, only_queued: bool = False) -> Job:
         """Ends a queued job, or has a running one stopped between two windows; the job as it is then."""
         job = _found(await self.store.cancel(job_id, key, only_queued=only_queued))
-        if job.is_final:
-            await self._remove_upload(job)
+        await self.remove_upload(job)
         return job
 
     async def delete(self, job_id: str, key: str) -> Job:
         """Erases the job, its audio, its result and its webhook; the job as it was."""
         job = _found(await self.store.delete(job_id, key))
-        await self._remove_upload(job)
+        if job.input_ref is not None:
+            await self.spool.remove(job.input_ref)
         return job
 
-    async def remove_upload_if_ended(self, job: Job) -> None:
-        """Removes the audio of a job that a runner has let go, unless another attempt will need it."""
-        if job.input_ref is not None:
-            now = await self.store.get(job.id, job.key)
-            if now is None or now.is_final:
-                await self._remove_upload(job)
-
-    async def _remove_upload(self, job: Job) -> None:
-        if job.input_ref is not None:
+    async def remove_upload(self, job: Job) -> None:
+        """Removes the audio of a job that has ended; another one's next attempt needs it."""
+        if job.is_final and job.input_ref is not None:
             await self.spool.remove(job.input_ref)
 
     async def retry_webhook(self, job_id: str, key: str) -> Job | None:

@@ -7,7 +7,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
@@ -18,7 +18,6 @@ from fsspec.implementations.local import LocalFileSystem
 
 from serve_app.errors import Overloaded
 
-THREADS = 8
 TIMEOUT_S = 600.0  # of a call; where a file server or a bucket hangs, it goes on in its thread
 NAME = re.compile(r"job-[0-9a-f]{32}")  # of our files; what is called otherwise is never removed
 ORPHAN_AGE_S = 3600.0  # an upload that is older and has no job was left by a server that died
@@ -43,7 +42,7 @@ class Spool:
         self._folder = str(path).rstrip("/")
         self._is_local = isinstance(self._files, LocalFileSystem)
         # Calls that hang must not take the event loop's own threads, which requests need.
-        self._threads = ThreadPoolExecutor(THREADS, "spool")
+        self._threads = ThreadPoolExecutor(8, "spool")
 
     async def put(self, file: BinaryIO) -> str:
         """Keeps all of `file`; gives the name that the other methods take. Raises SpoolUnavailable."""
@@ -72,15 +71,13 @@ class Spool:
     async def remove(self, *names: str) -> None:
         """Removes files; what is gone already, or cannot be removed now, is left to `sweep`."""
         if names:
-            await self._try(self._remove, names)
+            with suppress(TimeoutError):
+                await _in_time(self._threads.submit(self._remove, names))
 
     async def sweep(self, known: Collection[str]) -> None:
         """Removes old files that `put` has made and that are not among the `known` ones."""
-        await self._try(self._sweep, known)
-
-    async def _try(self, call: Callable[[Collection[str]], None], names: Collection[str]) -> None:
         with suppress(TimeoutError):
-            await _in_time(self._threads.submit(call, names))
+            await _in_time(self._threads.submit(self._sweep, known))
 
     def _put(self, file: BinaryIO) -> str:
         name = f"job-{secrets.token_hex(16)}"
@@ -106,12 +103,8 @@ class Spool:
             return open(self._path(name), "rb")
         with self._files.open(self._path(name), "rb") as kept:
             copy = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115  (the caller closes it)
-            try:
-                shutil.copyfileobj(kept, copy, 1 << 20)
-                copy.seek(0)
-            except BaseException:
-                copy.close()
-                raise
+            shutil.copyfileobj(kept, copy, 1 << 20)
+        copy.seek(0)
         return copy
 
     def _remove(self, names: Collection[str]) -> None:
@@ -142,7 +135,7 @@ async def _in_time(call: "Future[T]") -> T:
 
 def _close(opening: "Future[BinaryIO]") -> None:
     """Closes a file that was opened too late."""
-    if not opening.cancelled() and opening.exception() is None:
+    with suppress(Exception):  # it was not opened at all
         opening.result().close()
 
 

@@ -134,4 +134,4 @@ def test_several_nodes_need_shared_places(
         assert await service.runner.ready()
 
     tell(story, jobs={"store": postgres.emptied_database(), **places})
-    assert ("Ray has 2 nodes: set jobs.spool and jobs.key_file" in caplog.text) == warns
+    assert ("Ray has several nodes: set jobs.spool and jobs.key_file" in caplog.text) == warns

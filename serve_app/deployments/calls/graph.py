@@ -35,7 +35,6 @@ class Graph:
         *,
         limit_s: float,
     ) -> None:
-        """`limit_s` is the longest time of a request."""
         self._settings, self._limit_s = settings, limit_s
         self.handles = {"loader": loader, "speech": detector, "asr": transcriber}
         self.handles |= {"alignment": aligner} if aligner else {}
