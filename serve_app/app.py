@@ -86,14 +86,16 @@ def graph(settings: Settings, load: Loaders, device: str) -> Application:
             deployments.AlignerConfig(**ALIGN_BATCH["cuda" if max_padded_s(settings, device) else "cpu"]),
             _call_timeout(settings, device),
         )
+    has_jobs = store_url(settings.jobs) is not None
+    longest_s = max(settings.request_timeout_s, settings.jobs.timeout_s if has_jobs else 0.0)
     diarizer = None
     if load.diarizer:  # its calls need more memory the longer a file is, which is not to be kept
         diarizer = deployments.Diarizer.options(
             ray_actor_options=on(device, settings.diarization.gpu_share, keeps_memory=False)
-        ).bind(load.diarizer, replace(_call_timeout(settings, device), max_s=settings.request_timeout_s))
+        ).bind(load.diarizer, replace(_call_timeout(settings, device), max_s=longest_s))
     stages = (loader, detector, transcriber, aligner, diarizer, load.aligner_languages)
     job_runner = None
-    if store_url(settings.jobs) is not None:
+    if has_jobs:
         job_runner = deployments.JobRunner.options(
             **surge | {"ray_actor_options": actor_options(0.0, NO_MODEL_TOKENS)}  # it signs webhooks
         ).bind(settings, *stages)

@@ -109,6 +109,10 @@ class Overloaded(TranscriptionError, status=503, code="overloaded"):
     retry_after_s = 5
 
 
+class NoRoom(Overloaded):
+    """The server is full, or shutting down, whatever was sent."""
+
+
 class StoreBusy(Overloaded, code="job_store_busy"):
     """The store of jobs is locked by others for too long, or cannot be reached."""
 

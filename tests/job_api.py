@@ -66,7 +66,7 @@ class Service:
             )
             for name in names
         )
-        self.spool = directory / "spool"
+        self.spool = directory / "jobs.db.spool"
         self.database = directory / "jobs.db"
         settings = JobsSettings(state_dir=str(directory), max_queued=max_queued)
         self.jobs = Jobs(settings, IntakeSettings(), has_speakers=has_speakers)

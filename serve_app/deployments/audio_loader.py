@@ -13,7 +13,7 @@ from ray import serve
 
 from serve_app.deployments.metrics import log_errors_in_one_line
 from serve_app.deployments.replica import OPTIONS
-from serve_app.errors import Overloaded, SourceUnavailable
+from serve_app.errors import NoRoom, SourceUnavailable
 from serve_app.settings import IntakeSettings
 from serve_app.spool import anonymous_temp_file, disk_full_error
 from serve_app.stages.audio.decode import decode
@@ -83,13 +83,13 @@ class AudioLoader:
 
 @asynccontextmanager
 async def _one_of(places: asyncio.Semaphore) -> AsyncIterator[None]:
-    """Holds one of these places while entered; raises Overloaded when none becomes free in time."""
+    """Holds one of these places while entered; raises NoRoom when none becomes free in time."""
     try:
         async with asyncio.timeout(MAX_WAIT_S):
             await places.acquire()
     except TimeoutError:
         message = "Too many files wait to be decoded; try again later."
-        raise Overloaded(message, None, None, RETRY_AFTER_S) from None
+        raise NoRoom(message, None, None, RETRY_AFTER_S) from None
     try:
         yield
     finally:

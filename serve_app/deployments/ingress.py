@@ -53,7 +53,8 @@ class Ingress:
     ) -> None:
         log_errors_in_one_line()
         self._settings = settings
-        graph = Graph(settings, loader, detector, transcriber, aligner, diarizer, aligner_languages)
+        stages = (loader, detector, transcriber, aligner, diarizer)
+        graph = Graph(settings, *stages, aligner_languages, limit_s=settings.request_timeout_s)
         self._run, self._admission, self._retries = graph.run, graph.admission, graph.retries
         self._handles = graph.handles
         self._job_runner = job_runner

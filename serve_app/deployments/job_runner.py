@@ -1,6 +1,7 @@
 """The deployment that runs jobs: a Runner in a replica, on the same graph as requests."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Collection
 from contextvars import Context
 from time import monotonic
@@ -15,12 +16,15 @@ from serve_app.deployments.calls.handles import invoke
 from serve_app.deployments.metrics import log_errors_in_one_line
 from serve_app.deployments.replica import OPTIONS
 from serve_app.errors import Overloaded
+from serve_app.http.auth import AudioQuotas
 from serve_app.http.responses import answer
 from serve_app.jobs.database import Database
 from serve_app.jobs.places import prepare
 from serve_app.jobs.runner import Runner
 from serve_app.jobs.service import Jobs
 from serve_app.settings import Settings
+
+logger = logging.getLogger("ray.serve")
 
 LOOK_TIMEOUT_S, LOOK_MEMORY_S = 5.0, 60.0
 SHUTDOWN_S = 40.0  # longer than a webhook that is being sent may take; jobs are given back at once
@@ -46,8 +50,16 @@ class JobRunner:
     ) -> None:
         log_errors_in_one_line()
         await prepare(settings.jobs)
-        graph = Graph(settings, loader, detector, transcriber, aligner, diarizer, aligner_languages)
-        jobs = Jobs(settings.jobs, settings.intake)
+        stages = (loader, detector, transcriber, aligner, diarizer)
+        graph = Graph(settings, *stages, aligner_languages, limit_s=settings.jobs.timeout_s)
+        jobs = Jobs(settings.jobs, settings.intake, AudioQuotas(settings.access).of)
+        is_shared = settings.jobs.spool and settings.jobs.key_file
+        if not (jobs.store.is_sqlite or is_shared):
+            nodes = await asyncio.to_thread(ray.nodes)
+            if sum(node["Alive"] for node in nodes) > 1:
+                logger.warning(
+                    "Ray has several nodes: set jobs.spool and jobs.key_file to what all of them share."
+                )
         self._runner = Runner(jobs, graph.run, answer, serve.get_replica_context().replica_tag)
         self._running = Context().run(asyncio.create_task, self._runner.run())  # in no call's context
 

@@ -13,7 +13,7 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from time import monotonic
 
@@ -72,9 +72,19 @@ class Quota:
 
     @contextmanager
     def count_request(self) -> Iterator[None]:
-        """Counts a request while it runs; inside, `charge` books its audio. Raises RateLimited."""
+        """Counts a request and its audio while it runs. Raises RateLimited."""
         if self._running >= self._max_requests:
             raise self._over_limit(f"{self._max_requests} requests at once; wait for one to end")
+        with self.count_audio():
+            self._running += 1
+            try:
+                yield
+            finally:
+                self._running -= 1
+
+    @contextmanager
+    def count_audio(self) -> Iterator[None]:
+        """While entered, `charge` books audio here. Raises RateLimited where none is left."""
         empty_for_s = self._full_at_s - 60 - monotonic()
         if empty_for_s >= 0:
             wait_s = int(empty_for_s) + 1
@@ -88,13 +98,11 @@ class Quota:
             self._full_at_s = max(self._full_at_s, monotonic()) + fills_in_s
             booked_s = max(booked_s, audio_s)
 
-        self._running += 1
         before = _book.set(book)
         try:
             yield
         finally:
             _book.reset(before)
-            self._running -= 1
 
     def _over_limit(self, allowed: str, code: str | None = None, wait_s: int = 0) -> RateLimited:
         error = RateLimited(f"Each server replica allows this API key {allowed}.", None, code, wait_s)
@@ -112,6 +120,18 @@ def charge(audio_s: float) -> None:
     the same length, when a stage is retried, books nothing more.
     """
     _book.get()(audio_s)
+
+
+class AudioQuotas:
+    """How much audio the jobs of each key may have, in this process."""
+
+    def __init__(self, settings: AccessSettings) -> None:
+        self._quotas = {key.name: Quota(key) for key in settings.keys}
+
+    def of(self, key_name: str) -> AbstractContextManager[None]:
+        """While entered, `charge` books audio on this key. Entering it raises RateLimited."""
+        quota = self._quotas.get(key_name)
+        return quota.count_audio() if quota else nullcontext()
 
 
 class Access:

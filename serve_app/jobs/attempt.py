@@ -3,25 +3,34 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from functools import partial
-from time import monotonic
 from typing import Any, Literal
 
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
-from serve_app.errors import DeadlineExceeded, ModelCrashed, Overloaded, StoreBusy, TranscriptionError
+from serve_app.errors import (
+    DeadlineExceeded,
+    ModelCrashed,
+    NoRoom,
+    RateLimited,
+    StoreBusy,
+    TranscriptionError,
+)
 from serve_app.jobs.records import ClaimedJob
-from serve_app.jobs.service import Jobs
+from serve_app.jobs.service import Jobs, NoSuchJob
+from serve_app.jobs.spool import SpoolUnavailable
 from serve_app.jobs.stored import JobRequest, dump_transcript
 from serve_app.request.progress import Transcribe
 from serve_app.transcript import Progress
 
 logger = logging.getLogger("ray.serve")
 
-RELEASE_S = 5.0  # how long a job waits at least that met a full server
+# Not the job's doing. What else a stage is overloaded with, such as too little memory, may well be.
+NO_ATTEMPT = (NoRoom, RateLimited, StoreBusy, SpoolUnavailable)
 MAX_BEAT_S = 2.0  # between two heartbeats: so old may the progress be that clients see
 PAUSE = wait_random_exponential(multiplier=0.5, max=5.0)  # seconds, where the store fails
+LOST = "Job %s was given to another worker, or deleted; this attempt is dropped."
 
 Interruption = Literal["cancel", "lost", "drain"]
 Ending = Callable[[], Awaitable[bool]]  # stores how the attempt ended; False where the lease was lost
@@ -66,7 +75,9 @@ class Attempt:
                 tasks.append(told := asyncio.create_task(_until_stored(ending)))
                 await asyncio.wait([told, beating], return_when=asyncio.FIRST_COMPLETED)
                 if told.done() and not told.result():
-                    logger.warning("Job %s was given to another worker in the meantime.", self._held[0])
+                    logger.warning(LOST, self._held[0])
+            with suppress(NoSuchJob, StoreBusy):  # else the sweep does it
+                await self._jobs.remove_upload(await self._jobs.get(self._held[0], self._claimed.job.key))
         finally:
             for task in tasks:
                 task.cancel()
@@ -84,6 +95,7 @@ class Attempt:
 
         options = JobRequest.load(self._claimed.request).to_run
         async with AsyncExitStack() as held:
+            held.enter_context(self._jobs.audio_quota(self._claimed.job.key))
             try:
                 source = await held.enter_async_context(self._jobs.source(self._claimed))
             except FileNotFoundError:
@@ -95,18 +107,15 @@ class Attempt:
     async def _beat(self) -> None:
         """Prolongs the lease until it is lost; tells clients' wish to cancel."""
         lease_s, written = self._lease_s, dict[str, Any]()
-        held_until_s = monotonic() + lease_s
         while True:
             await asyncio.sleep(min(MAX_BEAT_S, lease_s / 3))
-            begun_s, news = monotonic(), self._progress
+            news = self._progress
             try:
                 said = await self._store.heartbeat(*self._held, lease_s, None if news == written else news)
-            except Exception as error:  # noqa: BLE001  (whatever it is, the lease is still held for a while)
+            except Exception as error:  # noqa: BLE001  (if somebody else takes the job, a later beat says so)
                 logger.warning("The lease of job %s is not prolonged: %s", self._held[0], in_one_line(error))
-                if monotonic() < held_until_s:
-                    continue
-                said = "lost"
-            held_until_s, written = begun_s + lease_s, news
+                continue
+            written = news
             if said != "ok":
                 self.interrupt(said)
             if said == "lost":
@@ -117,7 +126,7 @@ class Attempt:
             return partial(self._store.canceled, *self._held)
         if why == "drain":
             return partial(self._store.release, *self._held)
-        logger.warning("Job %s was given to another worker, or deleted.", self._held[0])
+        logger.warning(LOST, self._held[0])
         return None
 
     def _ending(self, working: "asyncio.Task[bytes]") -> Ending:
@@ -125,9 +134,9 @@ class Attempt:
         error = asyncio.CancelledError() if working.cancelled() else working.exception()
         if error is None:
             return partial(self._finish, working.result())
-        if isinstance(error, Overloaded):  # nobody's fault, so it counts as no attempt
+        if isinstance(error, NO_ATTEMPT):
             logger.info("Job %s has to wait: %s", self._held[0], error.message)
-            return partial(self._store.release, *self._held, error.retry_after_s or RELEASE_S)
+            return partial(self._store.release, *self._held, error.retry_after_s)
         return partial(self._fail, error)
 
     async def _finish(self, result: bytes) -> bool:

@@ -1,5 +1,6 @@
 """Where jobs are kept: the store, the spool and the key file, as the settings say or by default."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -32,9 +33,15 @@ def store_url(settings: JobsSettings) -> str | None:
     return settings.store or f"sqlite:///{state_directory(settings) / 'jobs.db'}"
 
 
-def spool_url(settings: JobsSettings) -> str:
-    """The folder or fsspec URL of uploads."""
-    return settings.spool or str(state_directory(settings) / "spool")
+def spool_url(settings: JobsSettings, store: str) -> str:
+    """The folder or fsspec URL of uploads; by default one that no other store has."""
+    if settings.spool:
+        return settings.spool
+    if file := sqlite_file(store):
+        return f"{file}.spool"
+    without_login = parsed_url(store).set(username="", password="")
+    name = hashlib.sha256(str(without_login).encode()).hexdigest()[:8]
+    return str(state_directory(settings) / "spool" / name)
 
 
 def key_file(settings: JobsSettings) -> Path:
@@ -57,7 +64,7 @@ async def prepare(settings: JobsSettings) -> None:
         url = store_url(settings)
         if url is not None:
             read_secrets(settings.webhooks.secrets_file)
-            Spool(spool_url(settings))
+            Spool(spool_url(settings, url))
             FetchSecrets(key_file(settings))
             await migration.prepare(url)
 

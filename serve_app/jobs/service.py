@@ -3,12 +3,12 @@
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Collection, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO, TypeVar
 
-from serve_app.errors import InvalidRequest, TranscriptionError
+from serve_app.errors import InvalidRequest, StoreBusy, TranscriptionError
 from serve_app.jobs.places import key_file, spool_url, store_url
 from serve_app.jobs.records import ClaimedJob, Job, NewJob, Status, WebhookStyle
 from serve_app.jobs.secrets import FetchSecrets
@@ -56,18 +56,27 @@ class Jobs:
     All raise StoreBusy where the store cannot be reached.
     """
 
-    def __init__(self, settings: JobsSettings, intake: IntakeSettings, *, has_speakers: bool = True) -> None:
+    def __init__(
+        self,
+        settings: JobsSettings,
+        intake: IntakeSettings,
+        audio_quota: Callable[[str], AbstractContextManager[Any]] = nullcontext,
+        *,
+        has_speakers: bool = True,
+    ) -> None:
         """Opens nothing yet. Raises ValueError for settings that cannot be used.
 
-        Without `has_speakers`, jobs that insist on speakers are refused.
+        Jobs of an API key run in its `audio_quota`, which may raise RateLimited. Without `has_speakers`, jobs
+        that insist on speakers are refused.
         """
         url = store_url(settings)
         assert url is not None, "jobs are off"
         self.settings = settings
         self.store = open_store(url)
-        self.spool = Spool(spool_url(settings))
+        self.spool = Spool(spool_url(settings, url))
         self._secrets = FetchSecrets(key_file(settings))
         self._intake, self._has_speakers = intake, has_speakers
+        self.audio_quota = audio_quota
 
     async def submit(
         self, key: str, asked: Sequence[Submission], idempotency_key: str | None = None
@@ -92,8 +101,10 @@ class Jobs:
             stored = await self.store.submit_all(
                 [replace(each, body_hash=digest) for each in new], self.settings.max_queued
             )
-        except Exception:  # a cancelled one may yet be stored; if not, `sweep` removes its audio
-            await self.spool.remove(*names)
+        except Exception as error:
+            # The jobs of a busy store or of a client that left may yet be stored; else `sweep` does this.
+            if not isinstance(error, StoreBusy):
+                await self.spool.remove(*names)
             raise
         await self.spool.remove(*set(names) - {job.input_ref for job, _ in stored})
         return stored
@@ -158,7 +169,9 @@ class Jobs:
 
     async def cancel(self, job_id: str, key: str, *, only_queued: bool = False) -> Job:
         """Ends a queued job, or has a running one stopped between two windows; the job as it is then."""
-        return _found(await self.store.cancel(job_id, key, only_queued=only_queued))
+        job = _found(await self.store.cancel(job_id, key, only_queued=only_queued))
+        await self.remove_upload(job)
+        return job
 
     async def delete(self, job_id: str, key: str) -> Job:
         """Erases the job, its audio, its result and its webhook; the job as it was."""
@@ -166,6 +179,11 @@ class Jobs:
         if job.input_ref is not None:
             await self.spool.remove(job.input_ref)
         return job
+
+    async def remove_upload(self, job: Job) -> None:
+        """Removes the audio of a job that has ended; another one's next attempt needs it."""
+        if job.is_final and job.input_ref is not None:
+            await self.spool.remove(job.input_ref)
 
     async def retry_webhook(self, job_id: str, key: str) -> Job | None:
         """Has the webhook sent now, with a new schedule; None where there is none, or not yet."""
@@ -185,7 +203,7 @@ class Jobs:
                 yield Source(file=file)
 
     async def sweep(self) -> None:
-        """Erases what was kept long enough, and uploads that have no job."""
+        """Erases what was kept long enough, and old uploads that no job needs any more."""
         await self.spool.remove(*await self.store.sweep())
         await self.spool.sweep(await self.store.input_refs())
 

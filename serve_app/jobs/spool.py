@@ -2,21 +2,27 @@
 
 import asyncio
 import os
+import re
 import secrets
 import shutil
+import tempfile
 import time
 from collections.abc import AsyncIterator, Collection
-from contextlib import ExitStack, asynccontextmanager, suppress
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar, cast
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from serve_app.errors import Overloaded
-from serve_app.spool import anonymous_temp_file
 
+TIMEOUT_S = 600.0  # of a call; where a file server or a bucket hangs, it goes on in its thread
+NAME = re.compile(r"job-[0-9a-f]{32}")  # of our files; what is called otherwise is never removed
 ORPHAN_AGE_S = 3600.0  # an upload that is older and has no job was left by a server that died
+
+T = TypeVar("T")
 
 
 class SpoolUnavailable(Overloaded, code="job_spool_unavailable"):
@@ -29,42 +35,52 @@ class Spool:
     def __init__(self, url: str) -> None:
         """Raises ValueError for a URL that no installed driver of fsspec can use."""
         try:
-            self._files, path = fsspec.core.url_to_fs(url)
+            # A listing that is kept would hide what other processes write.
+            self._files, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
         except (ImportError, ValueError) as error:
             raise ValueError(f"jobs.spool: {url} cannot be used: {error}") from None
         self._folder = str(path).rstrip("/")
         self._is_local = isinstance(self._files, LocalFileSystem)
+        # Calls that hang must not take the event loop's own threads, which requests need.
+        self._threads = ThreadPoolExecutor(8, "spool")
 
     async def put(self, file: BinaryIO) -> str:
         """Keeps all of `file`; gives the name that the other methods take. Raises SpoolUnavailable."""
         file.seek(0)
         try:
-            return await asyncio.to_thread(self._put, file)
+            return await _in_time(self._threads.submit(self._put, file))
         except Exception as error:  # each driver has errors of its own
             raise _unavailable("stored") from error
 
     @asynccontextmanager
     async def opened(self, name: str) -> AsyncIterator[BinaryIO]:
         """The file, or a copy on this machine, open. Raises FileNotFoundError, SpoolUnavailable."""
-        with ExitStack() as held:
-            try:
-                file = await asyncio.to_thread(self._open, name, held)
-            except FileNotFoundError:
-                raise
-            except Exception as error:
+        opening = self._threads.submit(self._open, name)
+        try:
+            file = await _in_time(opening)
+        except FileNotFoundError:
+            raise
+        except BaseException as error:
+            opening.add_done_callback(_close)
+            if isinstance(error, Exception):
                 raise _unavailable("read") from error
+            raise
+        with file:
             yield file
 
     async def remove(self, *names: str) -> None:
         """Removes files; what is gone already, or cannot be removed now, is left to `sweep`."""
-        await asyncio.to_thread(self._remove, names)
+        if names:
+            with suppress(TimeoutError):
+                await _in_time(self._threads.submit(self._remove, names))
 
     async def sweep(self, known: Collection[str]) -> None:
-        """Removes old files that are not among the `known` ones."""
-        await asyncio.to_thread(self._sweep, known)
+        """Removes old files that `put` has made and that are not among the `known` ones."""
+        with suppress(TimeoutError):
+            await _in_time(self._threads.submit(self._sweep, known))
 
     def _put(self, file: BinaryIO) -> str:
-        name = secrets.token_hex(16)
+        name = f"job-{secrets.token_hex(16)}"
         if not self._is_local:  # object stores show a file only once it is whole
             with self._files.open(self._path(name), "wb") as target:
                 shutil.copyfileobj(file, target, 1 << 20)
@@ -82,11 +98,11 @@ class Spool:
             raise
         return name
 
-    def _open(self, name: str, held: ExitStack) -> BinaryIO:
+    def _open(self, name: str) -> BinaryIO:
         if self._is_local:
-            return held.enter_context(open(self._path(name), "rb"))
-        copy = held.enter_context(anonymous_temp_file())
+            return open(self._path(name), "rb")
         with self._files.open(self._path(name), "rb") as kept:
+            copy = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115  (the caller closes it)
             shutil.copyfileobj(kept, copy, 1 << 20)
         copy.seek(0)
         return copy
@@ -100,7 +116,8 @@ class Spool:
         with suppress(Exception):  # the next sweep finds them again
             for found in self._files.ls(self._folder, detail=True):
                 name = str(found["name"]).rpartition("/")[2]
-                if name not in known and time.time() - _changed_s(found) > ORPHAN_AGE_S:
+                is_orphan = name not in known and NAME.fullmatch(name)
+                if is_orphan and time.time() - _changed_s(found) > ORPHAN_AGE_S:
                     self._remove([name])
 
     def _path(self, name: str) -> str:
@@ -109,6 +126,17 @@ class Spool:
 
 def _unavailable(what: str) -> SpoolUnavailable:
     return SpoolUnavailable(f"The audio of the job cannot be {what} now (jobs.spool); try again later.")
+
+
+async def _in_time(call: "Future[T]") -> T:
+    async with asyncio.timeout(TIMEOUT_S):
+        return await asyncio.wrap_future(call)
+
+
+def _close(opening: "Future[BinaryIO]") -> None:
+    """Closes a file that was opened too late."""
+    with suppress(Exception):  # it was not opened at all
+        opening.result().close()
 
 
 def _changed_s(found: dict[str, Any]) -> float:

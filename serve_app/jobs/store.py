@@ -211,9 +211,10 @@ class JobStore(Claims):
 
     @to_the_end
     async def input_refs(self) -> set[str]:
-        """The `input_ref` of all jobs. Old audio that is not among them was left by a process that died."""
+        """The `input_ref` of all jobs that have not ended. Old audio that is not among them is not needed."""
+        is_needed = jobs.c.input_ref.is_not(None) & jobs.c.status.in_(("queued", "running"))
         async with self.read() as connection:
-            found = await connection.execute(sa.select(jobs.c.input_ref).where(jobs.c.input_ref.is_not(None)))
+            found = await connection.execute(sa.select(jobs.c.input_ref).where(is_needed))
             return set(found.scalars())
 
 

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Literal
 
-from serve_app.errors import Overloaded
+from serve_app.errors import NoRoom
 
 SHORT_FILE_S = 600.0  # a file of at most this length is short,
 RESERVED_SHARE = 0.1  # and this share of the audio is reserved for short files
@@ -43,7 +43,7 @@ class Admission:
 
     @contextmanager
     def admit(self, kind: Kind = "request") -> Iterator[None]:
-        """Counts one more of its kind while entered; raises Overloaded at once where that is one too many.
+        """Counts one more of its kind while entered; raises NoRoom at once where that is one too many.
 
         Jobs wait until there is room for them, so a server that is full of requests still takes uploads, as
         many at once as requests, and any number of calls.
@@ -63,13 +63,13 @@ class Admission:
                 self.idle.set()
 
     def refuse_new(self) -> None:
-        """Raises Overloaded where no request can be begun now, also when shutting down."""
+        """Raises NoRoom where no request can be begun now, also when shutting down."""
         self._refuse_when_draining()
         self._refuse_when_full(0.0)
 
     def _refuse_when_draining(self) -> None:
         if self.is_draining:
-            raise Overloaded("The server is shutting down; try again.", None, "shutting_down")
+            raise NoRoom("The server is shutting down; try again.", None, "shutting_down")
 
     def _refuse_when_full(self, audio_s: float) -> None:
         is_full = sum(self._held_s.values()) >= self._max_audio_s
@@ -82,7 +82,7 @@ class Admission:
     def hold(self, audio: Any, seconds: float) -> None:
         """Counts this audio until `release`, with its length as far as it is known.
 
-        Raises Overloaded where it has grown, and there is no room for more.
+        Raises NoRoom where it has grown, and there is no room for more.
         """
         before_s = self._held_s.pop(audio, 0.0)
         if seconds > before_s:
@@ -97,10 +97,10 @@ class Admission:
         """A request has got its transcript after this time: what Retry-After follows from."""
         self._usual_request_s += NEWEST_WEIGHT * (wall_s - self._usual_request_s)
 
-    def _overloaded(self, message: str) -> Overloaded:
+    def _overloaded(self, message: str) -> NoRoom:
         """Running requests are half done on average, so half a request's time frees about half the places."""
         wait_s = min(max(MIN_RETRY_AFTER_S, self._usual_request_s / 2), MAX_RETRY_AFTER_S)
-        return Overloaded(message, None, None, math.ceil(wait_s))
+        return NoRoom(message, None, None, math.ceil(wait_s))
 
 
 class WindowGate:

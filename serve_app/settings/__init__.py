@@ -134,8 +134,9 @@ class IntakeSettings(Strict):
     decode_timeout_s: Seconds = Field(600, description="Longest time to decode one file.")
     audio_in_flight_s: Seconds = Field(
         24 * 3600,
-        description="Most audio, in seconds, of all running requests of one Ingress (32 kB of memory per "
-        "second). Beyond it new requests get 503. A tenth is reserved for files of up to ten minutes.",
+        description="Most audio, in seconds, of all running requests of one Ingress, or jobs of one "
+        "JobRunner (32 kB of memory per second). Beyond it new requests get 503, and jobs wait. A tenth is "
+        "reserved for files of up to ten minutes.",
     )
     allowed_hosts: tuple[Host, ...] = Field(
         (), description="host or host:port that may be fetched although private or on an unusual port."
@@ -157,7 +158,7 @@ class AccessSettings(Strict):
     keys: tuple[ApiKey, ...] = Field(
         (),
         description="API keys: name, sha256, and if you like max_requests (at once) and "
-        "max_audio_s_per_minute, both per Ingress replica.",
+        "max_audio_s_per_minute, both per Ingress replica; jobs have as much audio again per JobRunner.",
     )
     public_without_keys: bool = Field(False, description="Without keys, answer other machines too.")
     cors_origins: tuple[Origin, ...] = Field(
@@ -196,8 +197,8 @@ class Settings(Strict):
     windows_in_flight: int = Field(
         192,
         ge=1,
-        description="Windows of all requests of one Ingress that wait for a model or run; at least three "
-        "batches for each GPU: 192 is enough for four GPUs with batches of 16.",
+        description="Windows of all requests of one Ingress, or jobs of one JobRunner, that wait for a model "
+        "or run; at least three batches for each GPU: 192 is enough for four GPUs with batches of 16.",
     )
     requests_in_flight: int = Field(256, ge=1, description="Requests of one Ingress at once; more get 503.")
     asr: AsrSettings = AsrSettings()

@@ -51,8 +51,9 @@ class JobsSettings(Strict):
     )
     spool: str | None = Field(
         None,
-        description="Where uploads of waiting jobs lie: a folder, or for several nodes one that all share or "
-        "an fsspec URL (`s3://bucket/folder`, with the package s3fs). Empty: in state_dir.",
+        description="Where uploads of waiting jobs lie, and those of no other store: a folder, or for "
+        "several nodes one that all share or an fsspec URL (`s3://bucket/folder`, with the package s3fs). "
+        "Empty: beside SQLite's file, else in state_dir.",
     )
     key_file: str | None = Field(
         None,
@@ -60,6 +61,7 @@ class JobsSettings(Strict):
         "share a store share it. Empty: one in state_dir, made at first start.",
     )
     concurrency: int = Field(4, ge=1, le=256, description="Jobs that one JobRunner runs at once.")
+    timeout_s: Seconds = Field(24 * 3600, description="Longest time of an attempt at a job.")
     lease_s: float = Field(
         15, ge=2, le=60, description="A job whose JobRunner was silent for so long is given to another."
     )

@@ -11,7 +11,14 @@ from job_stores import new_job, using
 from benchmarks.private_postgres import Postgres
 from serve_app.jobs.database import parsed_url
 from serve_app.jobs.migration import MIGRATE, VERSION_TABLE, migrate
-from serve_app.jobs.places import JobsUnusable, kept_from_others, prepare, state_directory, store_url
+from serve_app.jobs.places import (
+    JobsUnusable,
+    kept_from_others,
+    prepare,
+    spool_url,
+    state_directory,
+    store_url,
+)
 from serve_app.jobs.store import JobStore
 from serve_app.settings.jobs import JobsSettings
 
@@ -116,3 +123,13 @@ def test_two_servers_do_not_share_a_sqlite_file(tmp_path: Path, postgres: Postgr
     shared = settings(tmp_path, store=postgres.new_database())
     with kept_from_others(shared), kept_from_others(shared):
         pass
+
+
+def test_each_store_has_a_spool_of_its_own(tmp_path: Path) -> None:
+    """Else one would remove the other's uploads; whoever logs in with another password finds them."""
+    found = settings(tmp_path)
+    stores = ["sqlite:////a/jobs.db", "sqlite:////b/jobs.db"]
+    stores += [f"postgresql+asyncpg://db.internal/{name}" for name in ("one", "two")]
+    assert len({spool_url(found, store) for store in stores}) == 4
+    logins = ("", "jobs:old@", "jobs:new@")
+    assert len({spool_url(found, f"postgresql+asyncpg://{login}db/one") for login in logins}) == 1

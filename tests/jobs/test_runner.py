@@ -29,6 +29,8 @@ from serve_app.errors import (
     InvalidRequest,
     ModelCrashed,
     ModelUnavailable,
+    NoRoom,
+    OutOfMemory,
     Overloaded,
     SourceUnavailable,
     StoreBusy,
@@ -39,6 +41,7 @@ from serve_app.jobs import runner as runner_module
 from serve_app.jobs.records import Job, Status
 from serve_app.jobs.runner import Runner
 from serve_app.jobs.service import Jobs, NoSuchJob, Submission
+from serve_app.jobs.spool import SpoolUnavailable
 from serve_app.jobs.store import JobStore
 from serve_app.options import Options
 from serve_app.request.progress import Report, ignore_progress
@@ -109,8 +112,13 @@ class Service:
         self.jobs = self.new_jobs()
 
     def new_jobs(self) -> Jobs:
-        own = {"store": self.url, "state_dir": str(self.folder), "lease_s": LEASE_S, **self.settings}
+        places = {"store": self.url, "state_dir": str(self.folder), "spool": str(self.folder / "uploads")}
+        own = {**places, "lease_s": LEASE_S, **self.settings}
         return Jobs(JobsSettings.model_validate(own), IntakeSettings())
+
+    def uploads(self) -> list[bytes]:
+        """What lies in the spool."""
+        return [file.read_bytes() for file in (self.folder / "uploads").glob("*")]
 
     async def submit(self, audio: bytes = b"audio", **asked: Any) -> Job:
         source = Source(file=io.BytesIO(audio))
@@ -258,7 +266,15 @@ def test_a_bug_is_told_without_its_text(tell: Callable[..., None], caplog: pytes
     assert "hidden" in caplog.text
 
 
-def test_a_full_server_costs_no_attempt(tell: Callable[..., None]) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        NoRoom("The server is full.", None, None, 1),
+        NoRoom("The server is shutting down.", None, "shutting_down", 1),
+        SpoolUnavailable("No bucket.", None, None, 1),
+    ],
+)
+def test_a_full_server_costs_no_attempt(error: Exception, tell: Callable[..., None]) -> None:
     """The job waits for as long as the error says, and is run again."""
 
     async def story(service: Service, graph: Graph) -> None:
@@ -268,7 +284,25 @@ def test_a_full_server_costs_no_attempt(tell: Callable[..., None]) -> None:
         assert (done.attempt, done.failures) == (2, 0)
         assert graph.begun_s[1] - graph.begun_s[0] >= 1
 
-    tell(story, Overloaded("The server is full.", None, None, 1))
+    tell(story, error)
+
+
+def test_a_job_that_always_overloads_a_stage_ends(tell: Callable[..., None]) -> None:
+    """One that needs more memory than there is; while it waits for its next attempt, it says why."""
+
+    async def story(service: Service, graph: Graph) -> None:
+        job = await service.submit(max_attempts=2, initial_delay_s=1.0)
+        async with service.runner(graph):
+            waiting = await service.until(job, lambda now: now.status == "queued" and now.failures)
+            assert (waiting.error_code, waiting.error_message) == ("asr_out_of_memory", "No memory.")
+            done = await service.ended(job, "failed")
+        assert (done.failures, done.error_code) == (2, "asr_failed")
+
+    tell(
+        story,
+        OutOfMemory("No memory.", None, "asr_out_of_memory"),
+        Overloaded("The asr stage keeps failing; try again later.", None, "asr_failed"),
+    )
 
 
 def test_audio_that_is_gone_from_the_spool(tell: Callable[..., None]) -> None:
@@ -284,6 +318,59 @@ def test_audio_that_is_gone_from_the_spool(tell: Callable[..., None]) -> None:
         assert graph.heard == []
 
     tell(story)
+
+
+def test_a_job_that_was_stored_without_an_answer_keeps_its_audio(
+    tell: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection broke after the commit: the client is told to try again, and the job runs."""
+
+    async def story(service: Service, graph: Graph) -> None:
+        submit_all = service.jobs.store.submit_all
+
+        async def unheard(*asked: Any) -> None:
+            await submit_all(*asked)
+            raise StoreBusy("The connection was lost.")
+
+        monkeypatch.setattr(service.jobs.store, "submit_all", unheard)
+        with pytest.raises(StoreBusy):
+            await service.submit()
+        (job,) = await service.jobs.page(KEY, (), None, 10)
+        async with service.runner(graph):
+            await service.ended(job, "succeeded")
+
+    tell(story)
+
+
+@pytest.mark.parametrize("error", [None, UnusableAudio("No audio."), ModelUnavailable("No model.")])
+def test_an_upload_goes_with_the_end_of_its_job(error: Exception | None, tell: Callable[..., None]) -> None:
+    """Whatever the end is, but not between two attempts; what is kept of the job is its result."""
+
+    async def story(service: Service, graph: Graph) -> None:
+        job = await service.submit(max_attempts=2)
+        async with service.runner(graph):
+            await service.ended(job, "failed" if error else "succeeded")
+        assert set(graph.heard) == {b"audio"}
+        assert service.uploads() == []
+
+    tell(story, *[error] * 2 if error else [])
+
+
+def test_an_upload_goes_with_a_canceled_job(tell: Callable[..., None]) -> None:
+    """Queued or running."""
+
+    async def story(service: Service, graph: Graph) -> None:
+        async with service.runner(graph):
+            running = await service.submit()
+            await graph.runs(1)
+            queued = await service.submit(b"never heard")
+            await service.jobs.cancel(queued.id, KEY)
+            assert service.uploads() == [b"audio"]
+            await service.jobs.cancel(running.id, KEY)
+            await service.ended(running, "canceled")
+        assert service.uploads() == []
+
+    tell(story, held=True, concurrency=1)
 
 
 def test_a_running_job_is_canceled(tell: Callable[..., None]) -> None:
@@ -404,7 +491,7 @@ def test_old_jobs_are_erased(tell: Callable[..., None]) -> None:
         async with service.runner(graph):
             with pytest.raises(NoSuchJob):
                 await service.until(job, lambda _: False)
-        assert list((service.folder / "spool").iterdir()) == []
+        assert service.uploads() == []
 
     tell(story, keep_s=0.001)
 
@@ -458,25 +545,25 @@ def test_the_database_is_restarted(postgres: Postgres, tmp_path: Path) -> None:
     asyncio.run(run())
 
 
-def test_work_whose_lease_cannot_be_prolonged_is_given_up(postgres: Postgres, tmp_path: Path) -> None:
-    """Another worker may have the job by then; here it is the same one, when the database is back."""
+def test_work_goes_on_while_the_database_is_away(postgres: Postgres, tmp_path: Path) -> None:
+    """For longer than the lease, too: only another worker that has the job ends the attempt."""
 
     url = postgres.emptied_database()
 
     async def run() -> None:
-        service, graph = Service(url, tmp_path / "state", {}), Graph()
+        service, graph = Service(url, tmp_path / "state", {"concurrency": 1}), Graph()
         async with service.runner(graph):
             job = await service.submit()
             await graph.runs(1)
             await asyncio.to_thread(postgres.stop)
             try:
-                await graph.runs(0)
+                await asyncio.sleep(1.5 * LEASE_S)
             finally:
                 await asyncio.to_thread(postgres.start)
-            assert graph.given_up == 1
             graph.opened.set()
             done = await service.ended(job, "succeeded")
-            assert (done.attempt, done.deaths, done.failures) == (2, 1, 0)
+            assert graph.given_up == 0
+            assert (done.attempt, done.deaths, done.failures) == (1, 0, 0)
         await service.jobs.store.close()
 
     asyncio.run(run())

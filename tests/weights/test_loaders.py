@@ -18,15 +18,29 @@ from serve_app.settings import Settings
 LOADERS = Loaders(FakeSpeechModel, partial(FakeRecognizer, Path("gate")), FakeAligner, FakeDiarizer)
 
 
-def environments(monkeypatch: pytest.MonkeyPatch, cores: int) -> dict[str, dict[str, str]]:
-    """The environment of each deployment of a graph that is built on a node with this many cores."""
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
-    ingress: Any = graph(Settings(model="fake"), LOADERS, "cpu")
+def bound_deployments(**settings: Any) -> list[Any]:
+    """The deployments of a graph, with what they are bound to."""
+    ingress: Any = graph(Settings.model_validate({"model": "fake", **settings}), LOADERS, "cpu")
     bound = [ingress._bound_deployment]
     for node in bound:  # which grows meanwhile
         below = [*node.init_args, *node.init_kwargs.values()]
         bound += [arg._bound_deployment for arg in below if hasattr(arg, "_bound_deployment")]
-    return {node.name: node.ray_actor_options["runtime_env"]["env_vars"] for node in bound}
+    return bound
+
+
+def environments(monkeypatch: pytest.MonkeyPatch, cores: int) -> dict[str, dict[str, str]]:
+    """The environment of each deployment of a graph that is built on a node with this many cores."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    return {node.name: node.ray_actor_options["runtime_env"]["env_vars"] for node in bound_deployments()}
+
+
+@pytest.mark.parametrize(
+    ("jobs", "longest_s"), [({"timeout_s": 7200}, 7200), ({"store": "off"}, 60), ({"timeout_s": 1}, 60)]
+)
+def test_speakers_of_a_file_have_the_time_of_its_job(jobs: dict[str, Any], longest_s: float) -> None:
+    """A Diarizer that works on a long file counts as hung only when neither request nor job would wait."""
+    bound = {node.name: node for node in bound_deployments(request_timeout_s=60, jobs=jobs)}["Diarizer"]
+    assert bound.init_args[1].limit_s(4 * 3600.0) == longest_s
 
 
 def test_no_environment_depends_on_where_the_graph_is_built(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,8 +32,10 @@ class Graph:
         aligner: DeploymentHandle[Any] | None,
         diarizer: DeploymentHandle[Any] | None,
         aligner_languages: Collection[str],
+        *,
+        limit_s: float,
     ) -> None:
-        self._settings = settings
+        self._settings, self._limit_s = settings, limit_s
         self.handles = {"loader": loader, "speech": detector, "asr": transcriber}
         self.handles |= {"alignment": aligner} if aligner else {}
         self.handles |= {"diarization": diarizer} if diarizer else {}
@@ -64,8 +66,7 @@ class Graph:
     async def run(self, source: Source, options: Options, report: Report = ignore_progress) -> Transcript:
         """Runs a request to its end or its deadline. Raises TranscriptionError."""
         self.admission.refuse_new()  # receiving its body may have taken a while
-        limit_s = self._settings.request_timeout_s
-        begun_s = monotonic()
+        begun_s, limit_s = monotonic(), self._limit_s
         try:
             async with asyncio.timeout(limit_s) as limit:
                 transcript = await transcribe(self._stages, source, options, report, limit_s)
