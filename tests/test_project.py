@@ -23,7 +23,7 @@ DOCUMENTS = [PROJECT / "README.md", PROJECT / "benchmarks" / "README.md", *(PROJ
 # 8,620; 1,600 for real models (prefetch, attention, CAM++); 1,280 for files, URLs and clients as they are:
 # times, channels and tracks, signed URLs, numbers in word times, scripts, HTTP, a Ray that does not start;
 # 3,000 for durable jobs: leases, fair queue, outbox, migrations, webhooks, three APIs.
-MAX_LINES = 15_500
+MAX_LINES = 15_700
 # Without the packages' own __init__.py: 68, 9 for real models, 12 for files, URLs, clients, 33 for jobs.
 MAX_MODULES = 122
 MAX_LINES_OF_A_MODULE = 250
