@@ -138,32 +138,6 @@ def kill_runner() -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def test_a_killed_runner_is_replaced_and_its_job_runs_again(settings: Settings, device: Path) -> None:
-    """When its lease has run out; jobs before and after go their way."""
-    assert words(settings, submitted(settings)) == WORDS
-    with closed(device):
-        job = submitted(settings)
-        until(settings, job, lambda now: now.status == "running")
-        kill_runner()
-        running = until(settings, job, lambda now: now.attempt == 2)
-        assert running.deaths == 1
-    assert words(settings, job) == WORDS
-    assert words(settings, submitted(settings)) == WORDS
-
-
-def test_draining_the_ingress_gives_running_jobs_back(settings: Settings, device: Path) -> None:
-    """At once, although the graph is still there; the next runner takes them."""
-    ingress: Any = serve.get_app_handle(NAME)
-    with closed(device):
-        job = submitted(settings)
-        until(settings, job, lambda now: now.status == "running")
-        assert ingress.drain.remote(30.0).result(timeout_s=60) is True
-        given_back = asked(settings, lambda jobs: jobs.get(job.id, KEY))
-        assert (given_back.status, given_back.deaths, given_back.failures) == ("queued", 0, 0)
-    kill_runner()
-    assert words(settings, job) == WORDS
-
-
 @pytest.fixture
 def receiver(number: int) -> Iterator[tuple[str, Any]]:
     """The address and the output of the page's receiver in Python for a command."""
@@ -214,6 +188,32 @@ def test_the_commands_of_the_page_work(
         said = {"request_id": "async_request_completed", "id": "transcription.completed"}
         (event, job_id) = next((said[name], answer[name]) for name in said if name in answer)
         assert told.readline() == f"{event} {job_id}\n"
+
+
+def test_a_killed_runner_is_replaced_and_its_job_runs_again(settings: Settings, device: Path) -> None:
+    """When its lease has run out; jobs before and after go their way."""
+    assert words(settings, submitted(settings)) == WORDS
+    with closed(device):
+        job = submitted(settings)
+        until(settings, job, lambda now: now.status == "running")
+        kill_runner()
+        running = until(settings, job, lambda now: now.attempt == 2)
+        assert running.deaths == 1
+    assert words(settings, job) == WORDS
+    assert words(settings, submitted(settings)) == WORDS
+
+
+def test_draining_the_ingress_gives_running_jobs_back(settings: Settings, device: Path) -> None:
+    """At once, although the graph is still there; the next runner takes them."""
+    ingress: Any = serve.get_app_handle(NAME)
+    with closed(device):
+        job = submitted(settings)
+        until(settings, job, lambda now: now.status == "running")
+        assert ingress.drain.remote(30.0).result(timeout_s=60) is True
+        given_back = asked(settings, lambda jobs: jobs.get(job.id, KEY))
+        assert (given_back.status, given_back.deaths, given_back.failures) == ("queued", 0, 0)
+    kill_runner()
+    assert words(settings, job) == WORDS
 
 
 class Elsewhere:
