@@ -53,6 +53,7 @@ class Service:
         directory: Path,
         *,
         with_keys: bool = False,
+        is_public: bool = False,
         max_queued: int = 100,
         has_speakers: bool = True,
         transcribe: Transcribe = _never,
@@ -78,7 +79,9 @@ class Service:
             _ready,
             model="none",
             max_bytes=MAX_BYTES,
-            access=AccessSettings(keys=keys, cors_origins=("https://page.example",)),
+            access=AccessSettings(
+                keys=keys, cors_origins=("https://page.example",), public_without_keys=is_public
+            ),
             jobs=self.jobs,
             **more,
         )

@@ -126,7 +126,8 @@ def create_app(
         reached = [*key_field, *([Depends(jobs_reachable)] if jobs_reachable else [])]
         checked = [Depends(options_in_body_only(JobBody)), *reached]
         refused = described_errors(Unauthorized) if access.keys else {}
-        routes = job_routes(jobs, max_bytes, max_json_bytes)
+        has_list = bool(access.keys) or not access.public_without_keys
+        routes = job_routes(jobs, max_bytes, max_json_bytes, has_list=has_list)
         app.include_router(routes, dependencies=checked, responses=refused)
         for routes in (baseten_routes(jobs), assemblyai_routes(jobs)):
             app.include_router(routes, dependencies=reached, responses=refused)

@@ -59,8 +59,11 @@ class ListQuery(BaseModel):
     )
 
 
-def job_routes(jobs: Jobs, max_bytes: int, max_json_bytes: int) -> APIRouter:
-    """The routes in front of these jobs; each API key has its own."""
+def job_routes(jobs: Jobs, max_bytes: int, max_json_bytes: int, *, has_list: bool = True) -> APIRouter:
+    """The routes in front of these jobs; each API key has its own.
+
+    Where strangers share the jobs of no key, there is no list: a job's id is the only key to it.
+    """
     known = described_errors(errors.StoreBusy)
     known["default"] = {"model": ErrorResponse, "description": "Any other error."}
     router = APIRouter(prefix=JOBS, tags=["jobs"], responses=known)
@@ -89,6 +92,11 @@ def job_routes(jobs: Jobs, max_bytes: int, max_json_bytes: int) -> APIRouter:
     @router.get("", **_described(JobPage, errors.InvalidRequest, parameters=_parameters(ListQuery)))
     async def list_jobs(request: Request) -> Response:
         """Lists jobs, newest first, without `jobs_ahead`."""
+        if not has_list:
+            raise errors.NoApiKeys(
+                "This server answers everybody, so it lists nobody's jobs; ask for one by its id. Its operator "
+                "can add keys (python -m serve_app key NAME), which have lists of their own."
+            )
         query = _list_query(request)
         found = await jobs.page(key_name(request), query.status, query.after, query.limit + 1)
         page = found[: query.limit]

@@ -154,6 +154,17 @@ def test_a_list_takes_nothing_else(tmp_path: Path) -> None:
     using(tmp_path, story)
 
 
+def test_a_server_for_everybody_lists_nobodys_jobs(tmp_path: Path) -> None:
+    """All its clients share them, so only who has a job's id sees it."""
+
+    async def story(service: Service) -> None:
+        path = await service.submitted()
+        assert error_of(await service.get("/v1/jobs")) == (403, None, "no_api_keys")
+        assert (await service.get(path)).status_code == 200
+
+    using(tmp_path, story, is_public=True)
+
+
 def test_a_key_sees_its_own_jobs_only(tmp_path: Path) -> None:
     """Those of another are as if they were not there, whatever is tried."""
 
