@@ -22,8 +22,9 @@ DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
 
 # SQLite: busy, locked, I/O error, full, cannot be opened.
 PASSING_SQLITE_CODES = {5, 6, 10, 13, 14}
-# PostgreSQL: connection lost, no resources, deadlock, row locked, shutting down or starting.
-PASSING_STATES = ("08", "53", "40", "55P03", "57P", "25P03")
+# PostgreSQL: connection lost, no resources, deadlock, row locked, shutting down or starting, transaction idle
+# for too long, read-only (a primary that was demoted), statement too slow.
+PASSING_STATES = ("08", "53", "40", "55P03", "57P", "25P03", "25006", "57014")
 
 
 P = ParamSpec("P")

@@ -322,6 +322,29 @@ def test_a_postgresql_that_restarts_is_busy_for_a_while(postgres: Postgres) -> N
     using(postgres.emptied_database(), story)
 
 
+@pytest.mark.parametrize("setting", ["default_transaction_read_only = on", "statement_timeout = 100"])
+def test_a_postgresql_that_cannot_write_now_is_busy(postgres: Postgres, setting: str) -> None:
+    """It was demoted, or its operator limits statements and a lock is held: a client may come again."""
+    url = postgres.new_database()
+    asyncio.run(migrate(url))
+
+    async def limit(store: JobStore) -> None:
+        async with store.write() as connection:
+            database = (await connection.exec_driver_sql("SELECT current_database()")).scalar_one()
+            await connection.exec_driver_sql(f"ALTER DATABASE {database} SET {setting}")
+
+    async def story(store: JobStore) -> None:
+        async with store.read() as locker:
+            if "timeout" in setting:
+                await locker.exec_driver_sql("LOCK TABLE jobs IN EXCLUSIVE MODE")
+            with pytest.raises(StoreBusy):
+                await store.submit(new_job())
+        assert await store.list_jobs("alice") == []
+
+    using(url, limit)
+    using(url, story)
+
+
 def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
     """Missing tables do not pass by waiting, so they are not told as busy."""
     file = tmp_path / "jobs.db"
