@@ -53,11 +53,15 @@ def to_the_end(
 
 def parsed_url(url: str) -> sa.URL:
     """The URL with the driver that is used here. Raises ValueError."""
-    parsed = sa.make_url(url)
-    backend = parsed.get_backend_name()
-    if backend not in DRIVERS or (backend == "sqlite" and parsed.database in {None, "", ":memory:"}):
+    try:
+        parsed = sa.make_url(url)
+        backend = parsed.get_backend_name()
+    except (sa.exc.ArgumentError, ValueError):  # their texts may show a password
+        backend = ""
+    is_relative = backend == "sqlite" and not Path(parsed.database or "").is_absolute()
+    if backend not in DRIVERS or is_relative:
         raise ValueError(
-            "Write the job store as sqlite:///a/file or postgresql+asyncpg://user@host/database."
+            "Write the job store as sqlite:////a/file or postgresql+asyncpg://user@host/database."
         )
     return parsed.set(drivername=DRIVERS[backend])
 

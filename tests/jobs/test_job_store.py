@@ -354,8 +354,20 @@ def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
     assert not isinstance(raised.value, StoreBusy)
 
 
-@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "mysql://host/db"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sqlite://",
+        "sqlite:///:memory:",
+        "sqlite:///relative.db",
+        "jobs.db",
+        "",
+        "mysql://host/db",
+        "postgresql://user:hidden@host:hidden/db",
+    ],
+)
 def test_other_stores_are_refused(url: str) -> None:
-    """In memory nothing is durable."""
-    with pytest.raises(ValueError, match="sqlite:///a/file"):
+    """In memory nothing is durable, a relative file is another one for each process; no password is shown."""
+    with pytest.raises(ValueError, match="sqlite:////a/file") as raised:
         open_store(url)
+    assert "hidden" not in str(raised.value)

@@ -87,7 +87,8 @@ def test_a_postgresql_is_migrated_by_an_operator(postgres: Postgres, tmp_path: P
     ("changes", "says"),
     [
         ({"store": "postgresql+asyncpg://jobs:hidden@127.0.0.1:1/jobs"}, "cannot be used"),
-        ({"store": "mysql://jobs:hidden@localhost/jobs"}, "sqlite:///a/file or postgresql"),
+        ({"store": "mysql://jobs:hidden@localhost/jobs"}, "sqlite:////a/file or postgresql"),
+        ({"store": "jobs.db"}, "sqlite:////a/file or postgresql"),
         ({"store": "sqlite:///{folder}/file/jobs.db"}, "jobs.state_dir"),
         ({"store": "sqlite:///{folder}/file"}, "not a database"),
         ({"state_dir": "{folder}/file"}, "jobs.state_dir"),
