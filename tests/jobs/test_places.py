@@ -2,6 +2,8 @@
 
 import asyncio
 import re
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,18 @@ def test_a_new_sqlite_file_is_made(tmp_path: Path) -> None:
     asyncio.run(prepare(found))
     assert len(using(url, lambda store: store.list_jobs("alice"))) == 1
     assert state_directory(found).stat().st_mode & 0o777 == 0o700
+    assert (state_directory(found) / "jobs.db").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_sqlite_file_that_was_just_begun_is_made(tmp_path: Path) -> None:
+    """A server that is killed at its first start leaves a header and no tables."""
+    file = tmp_path / "jobs.db"
+    with closing(sqlite3.connect(file)) as begun:
+        begun.execute("PRAGMA journal_mode=WAL")
+    assert file.stat().st_size
+    found = settings(tmp_path, store=f"sqlite:///{file}")
+    asyncio.run(prepare(found))
+    asyncio.run(prepare(found))
 
 
 @pytest.mark.parametrize("off", ["off", False])
