@@ -95,6 +95,7 @@ class Database:
             limits = {"lock_timeout": timeout_ms, "idle_in_transaction_session_timeout": timeout_ms}
             self._writer = self._reader = create_async_engine(
                 parsed,
+                hide_parameters=True,  # in errors and logs: they hold what clients sent
                 pool_size=CONNECTIONS,
                 max_overflow=0,
                 pool_timeout=busy_timeout_s,
@@ -134,7 +135,9 @@ class Database:
 
 
 def _sqlite_engine(url: sa.URL, begin: str, connections: int, busy_timeout_s: float) -> AsyncEngine:
-    engine = create_async_engine(url, pool_size=connections, max_overflow=0, pool_timeout=busy_timeout_s)
+    engine = create_async_engine(
+        url, hide_parameters=True, pool_size=connections, max_overflow=0, pool_timeout=busy_timeout_s
+    )
     pragmas = (
         f"busy_timeout={int(busy_timeout_s * 1000)}",
         "journal_mode=WAL",

@@ -8,6 +8,7 @@ import asyncio
 import io
 import logging
 import random
+import re
 import time
 from asyncio import timeout
 from collections.abc import Awaitable, Callable, Sequence
@@ -31,6 +32,8 @@ logger = logging.getLogger("ray.serve")
 PORTS = frozenset({443})
 LEASE_MARGIN_S = 30.0  # to read the result and to record the try
 JITTER = 0.1
+
+_NOT_IN_A_URL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # not in its fragment either
 
 AnswerOf = Callable[[Job], Awaitable[Any]]  # what `/predict` would have answered, None if deleted
 Signers = Sequence[str]  # secrets
@@ -139,7 +142,7 @@ async def send(
 def checked_url(url: str, settings: WebhookSettings, param: str = "webhook_url") -> URL:
     """The address in a webhook's URL. Raises InvalidRequest where nothing may be sent there."""
     try:
-        target = address.parse(url)
+        target = URL() if _NOT_IN_A_URL.search(url) else address.parse(url)
     except ValueError:
         target = URL()
     is_allowed = ssrf.is_allowed(target, settings.allowed_hosts)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from job_stores import LEASE_S, Clock, claimed, finished, new_job, using
 
 from benchmarks.private_postgres import Postgres
@@ -170,14 +171,32 @@ def test_a_result_of_20_mb_comes_back(store_url: str, clock: Clock) -> None:
     assert using(store_url, story, clock)
 
 
-def test_an_id_that_no_text_can_hold_is_unknown(store_url: str, clock: Clock) -> None:
-    """PostgreSQL has no NUL in its texts; a client can have one in its URL."""
+@pytest.mark.parametrize("odd", ["\0", "\ud800"])
+def test_texts_that_no_database_can_hold(store_url: str, clock: Clock, odd: str) -> None:
+    """A client can have such an id in its URL, and such text in an error's message: both are harmless."""
 
     async def story(store: JobStore) -> None:
         for ask in (store.get, store.request, store.result, store.cancel, store.delete):
-            assert await ask("\0", "alice") is None
+            assert await ask(odd, "alice") is None
+        job, _ = await store.submit(new_job(idempotency_key=odd, audio=odd, request=odd))
+        held = (await claimed(store)).job
+        assert await store.fail(held.id, held.attempt, odd, f"It said {odd}.", retry=False)
+        failed = await store.get(job.id, "alice")
+        assert failed is not None
+        assert (failed.error_message or "").startswith("It said ")
 
     using(store_url, story, clock)
+
+
+def test_errors_do_not_show_what_clients_sent(store_url: str) -> None:
+    """They end in logs."""
+
+    async def story(store: JobStore) -> str:
+        with pytest.raises(sa.exc.DBAPIError) as raised:
+            await store.submit(new_job(request="a private request", key=None))
+        return str(raised.value)
+
+    assert "a private request" not in using(store_url, story)
 
 
 @pytest.mark.parametrize("has_ended", [True, False])

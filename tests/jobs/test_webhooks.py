@@ -386,6 +386,9 @@ def test_a_host_that_the_operator_opened_is_reached(scheme: str) -> None:
         ("https://user:secret@example.com/", "password"),
         ("example.com/hook", "no URL"),
         ("https://example.com/" + "x" * 8_192, "no URL"),
+        ("https://example.com/#\0", "no URL"),
+        ("https://example.com/\udc80", "no URL"),
+        ("https://example.com/\x85", "no URL"),
     ],
 )
 def test_urls_that_are_refused_when_a_job_comes_in(url: str, what: str) -> None:

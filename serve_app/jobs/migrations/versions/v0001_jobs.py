@@ -10,7 +10,7 @@ down_revision = None
 def upgrade() -> None:
     op.create_table(
         "jobs",
-        sa.Column("id", sa.String(32), primary_key=True),
+        sa.Column("id", sa.Text, primary_key=True),
         sa.Column("version", sa.Integer, nullable=False),
         sa.Column("key", sa.Text, nullable=False),
         sa.Column("idempotency_key", sa.Text),
@@ -52,12 +52,12 @@ def upgrade() -> None:
     op.create_index("jobs_kept", "jobs", ["delete_at_s"])
     op.create_table(
         "job_results",
-        sa.Column("job_id", sa.String(32), sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+        sa.Column("job_id", sa.Text, sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
         sa.Column("body", sa.LargeBinary, nullable=False),
     )
     op.create_table(
         "job_webhooks",
-        sa.Column("job_id", sa.String(32), sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+        sa.Column("job_id", sa.Text, sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
         sa.Column("status", sa.String(12), nullable=False),
         sa.Column("due_at_s", sa.Double, nullable=False),
         sa.Column("claim_no", sa.Integer, nullable=False),
