@@ -17,7 +17,7 @@ from serve_app.jobs.database import to_the_end
 from serve_app.jobs.outbox import Outbox, end_jobs
 from serve_app.jobs.queue import PRIORITIES, is_due, is_orphaned, is_overdue, next_of, orphans, waiting_keys
 from serve_app.jobs.records import ClaimedJob, Heartbeat
-from serve_app.jobs.schema import job_of, jobs, results
+from serve_app.jobs.schema import JOB_COLUMNS, job_of, jobs, requests, results
 
 MAX_DEATHS = 20  # a job whose workers die is not at fault in a rolling restart, only when it always happens
 CRASHED = ("model_crashed", "Every worker that took this job died of it; it is not tried again.")
@@ -145,10 +145,13 @@ async def _take(connection: AsyncConnection, pick: sa.Select[str], **changes: An
             progress="{}",
             **changes,
         )
-        .returning(jobs)
+        .returning(*JOB_COLUMNS, jobs.c.secrets)
     )
     row = taken.one_or_none()
-    return None if row is None else ClaimedJob(job_of(row), row.request, row.secrets)
+    if row is None:
+        return None
+    request = await connection.execute(sa.select(requests.c.request).where(requests.c.job_id == row.id))
+    return ClaimedJob(job_of(row), request.scalar_one(), row.secrets)
 
 
 async def _queue_again(connection: AsyncConnection, is_held: sa.ColumnElement[bool], **changes: Any) -> bool:

@@ -32,7 +32,6 @@ jobs = sa.Table(
     sa.Column("key", Text, nullable=False),
     sa.Column("idempotency_key", Text),
     sa.Column("body_hash", Text, nullable=False),
-    sa.Column("request", Text, nullable=False),
     sa.Column("audio", Text),
     sa.Column("secrets", sa.LargeBinary),
     sa.Column("input_ref", Text),
@@ -74,7 +73,10 @@ def _job_id() -> sa.Column[str]:
     return sa.Column("job_id", Text, sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
 
 
-# Results stand apart, so that lists and claims never read 20 MB. One row a job: a second result is refused.
+# What can have megabytes stands apart: lists never read it, no heartbeat makes SQLite write it again.
+requests = sa.Table("job_requests", metadata, _job_id(), sa.Column("request", Text, nullable=False))
+
+# One row a job: a second result is refused.
 results = sa.Table("job_results", metadata, _job_id(), sa.Column("body", sa.LargeBinary, nullable=False))
 
 # The outbox: a row is inserted by the transaction that ends a job, so that none is lost and none comes early.

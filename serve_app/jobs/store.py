@@ -19,7 +19,7 @@ from serve_app.jobs.database import to_the_end
 from serve_app.jobs.outbox import end_jobs
 from serve_app.jobs.queue import ahead_of, is_overdue, queued_of
 from serve_app.jobs.records import Job, NewJob, Status
-from serve_app.jobs.schema import JOB_COLUMNS, SELECT_JOBS, job_of, jobs, results, webhooks
+from serve_app.jobs.schema import JOB_COLUMNS, SELECT_JOBS, job_of, jobs, requests, results, webhooks
 
 RETRY_AFTER_S = 60  # when a key has too many jobs that wait
 MAX_DELETED = 500  # in one transaction, so that others do not wait
@@ -55,6 +55,13 @@ class JobStore(Claims):
         """
         async with self.write() as connection:
             submitted = [await self._submit(connection, job) for job in new]
+            asked = [
+                {"job_id": job.id, "request": one.request}
+                for one, (job, is_new) in zip(new, submitted, strict=True)
+                if is_new
+            ]
+            if asked:
+                await connection.execute(requests.insert(), asked)
             for key in {job.key for job, is_new in submitted if is_new and max_queued is not None}:
                 waiting = await connection.execute(queued_of(key))
                 if waiting.scalar_one() > (max_queued or 0):
@@ -72,7 +79,6 @@ class JobStore(Claims):
                 key=new.key,
                 idempotency_key=new.idempotency_key,
                 body_hash=new.body_hash,
-                request=new.request,
                 audio=new.audio,
                 secrets=new.secrets,
                 input_ref=new.input_ref,
@@ -147,9 +153,9 @@ class JobStore(Claims):
     @to_the_end
     async def request(self, job_id: str, key: str) -> str | None:
         """What the job was submitted with, for answers that repeat it."""
+        request = sa.select(requests.c.request).join_from(requests, jobs).where(_is_own(job_id, key))
         async with self.read() as connection:
-            found = await connection.execute(sa.select(jobs.c.request).where(_is_own(job_id, key)))
-            return found.scalar_one_or_none()
+            return (await connection.execute(request)).scalar_one_or_none()
 
     @to_the_end
     async def result(self, job_id: str, key: str) -> bytes | None:

