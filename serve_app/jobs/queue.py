@@ -1,4 +1,4 @@
-"""The order of the queue: priorities, then API keys in turn, then the job that waits longest.
+"""The order of the queue: priorities, then API keys in turn, then the oldest job, though it was tried before.
 
 In turn means: the key with the fewest running jobs, then the one whose last job began longest ago.
 """
@@ -50,20 +50,20 @@ def waiting_keys(priority: int, now: Time) -> sa.Select[str]:
     keys = keys.union_all(sa.select(more_keys).where(keys.c.key.is_not(None)))
 
     of_key = queue.c.key == keys.c.key
-    run_at_s = lowest(queue.c.run_at_s, of_key)
+    first = next_of(keys.c.key, priority, now).limit(1).scalar_subquery()
     running = sa.select(sa.func.count()).where(queue.c.status == "running", of_key).scalar_subquery()
     served_at_s = sa.select(sa.func.max(queue.c.started_at_s)).where(of_key).scalar_subquery()
     return (
         sa.select(keys.c.key)
-        .where(keys.c.key.is_not(None), run_at_s <= now)
-        .order_by(running, sa.func.coalesce(served_at_s, 0.0), run_at_s)
+        .where(keys.c.key.is_not(None), first.is_not(None))
+        .order_by(running, sa.func.coalesce(served_at_s, 0.0), first)
     )
 
 
-def next_of(key: str, priority: int, now: Time) -> sa.Select[str]:
-    """The ids of a key's due jobs, the one that waits longest first."""
+def next_of(key: str | sa.ColumnElement[str], priority: int, now: Time) -> sa.Select[str]:
+    """The ids of a key's due jobs, the oldest one first."""
     of_key = sa.and_(queue.c.key == key, queue.c.priority == priority)
-    return sa.select(queue.c.id).where(of_key, is_due(queue, now)).order_by(queue.c.run_at_s, queue.c.id)
+    return sa.select(queue.c.id).where(of_key, is_due(queue, now)).order_by(queue.c.id)
 
 
 def orphans(now: Time) -> sa.Select[str]:
@@ -84,8 +84,7 @@ def ahead_of(job: Job) -> sa.Select[int]:
     is_queued, count = queue.c.status == "queued", sa.select(sa.func.count().label("jobs"))
     is_same = sa.and_(is_queued, queue.c.priority == job.priority)
     is_own, is_higher = queue.c.key == job.key, queue.c.priority < job.priority
-    is_before = sa.tuple_(queue.c.run_at_s, queue.c.id) < sa.tuple_(job.run_at_s, job.id)
-    own = count.where(is_same, is_own, is_before).scalar_subquery()
+    own = count.where(is_same, is_own, queue.c.id < job.id).scalar_subquery()
     higher = count.where(is_queued, is_higher).scalar_subquery()
     others = count.where(is_same, ~is_own).group_by(queue.c.key).subquery()
     turns = sa.case((others.c.jobs < own + 1, others.c.jobs), else_=own + 1)

@@ -60,7 +60,7 @@ jobs = sa.Table(
     sa.Column("webhook_style", sa.String(12), nullable=False),
     sa.UniqueConstraint("key", "idempotency_key", name="jobs_idempotent"),
     # A claim seeks the keys that wait, one by one, and the head of each key's queue.
-    sa.Index("jobs_waiting", "status", "priority", "key", "run_at_s", "id"),
+    sa.Index("jobs_waiting", "status", "priority", "key", "id"),
     sa.Index("jobs_expiring", "status", "expires_at_s"),
     sa.Index("jobs_leased", "status", "lease_until_s"),
     sa.Index("jobs_served", "key", "started_at_s"),

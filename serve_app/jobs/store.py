@@ -227,5 +227,5 @@ def _is_own(job_id: str, key: str) -> sa.ColumnElement[bool]:
 
 
 def _new_id() -> str:
-    """32 hex digits: milliseconds, then chance. Sorted by id, jobs are sorted by age."""
-    return f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
+    """32 hex digits: nanoseconds, then chance. Sorted by id, jobs are sorted by age."""
+    return f"{time.time_ns():016x}{secrets.token_hex(8)}"

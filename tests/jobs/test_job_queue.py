@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from job_stores import LEASE_S, Clock, claimed, new_job, using
@@ -66,14 +67,35 @@ def test_a_higher_priority_goes_first(store_url: str, clock: Clock) -> None:
 
 
 def test_jobs_of_a_key_go_in_order(store_url: str, clock: Clock) -> None:
-    """First in, first out."""
+    """First in, first out, also those that came in one request."""
 
     async def story(store: JobStore) -> None:
         ids = []
-        for _ in range(5):
-            ids.append((await store.submit(new_job()))[0].id)
+        for number in range(1, 4):
+            ids += [job.id for job, _ in await store.submit_all([new_job()] * number)]
             clock.advance(1)
-        assert [(await claimed(store)).job.id for _ in range(5)] == ids
+        assert [(await claimed(store)).job.id for _ in ids] == ids
+
+    using(store_url, story, clock)
+
+
+@pytest.mark.parametrize("how", ["fails", "finds the server full"])
+def test_a_job_keeps_its_place(store_url: str, clock: Clock, how: str) -> None:
+    """One that has to wait is not put behind a thousand that came later."""
+
+    async def story(store: JobStore) -> None:
+        ids = [job.id for job, _ in await store.submit_all([new_job() for _ in range(3)])]
+        held = (await claimed(store)).job
+        if how == "fails":
+            assert await store.fail(held.id, held.attempt, "internal_error", "No.", retry=True)
+        else:
+            assert await store.release(held.id, held.attempt, delay_s=1.0)
+        assert (await claimed(store)).job.id == ids[1]
+        clock.advance(2)
+        again = await store.get(ids[0], "alice")
+        assert again is not None
+        assert await store.jobs_ahead(again) == 0
+        assert (await claimed(store)).job.id == ids[0]
 
     using(store_url, story, clock)
 

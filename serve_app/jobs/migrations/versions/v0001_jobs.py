@@ -43,7 +43,7 @@ def upgrade() -> None:
         sa.Column("webhook_style", sa.String(12), nullable=False),
         sa.UniqueConstraint("key", "idempotency_key", name="jobs_idempotent"),
     )
-    op.create_index("jobs_waiting", "jobs", ["status", "priority", "key", "run_at_s", "id"])
+    op.create_index("jobs_waiting", "jobs", ["status", "priority", "key", "id"])
     op.create_index("jobs_expiring", "jobs", ["status", "expires_at_s"])
     op.create_index("jobs_leased", "jobs", ["status", "lease_until_s"])
     op.create_index("jobs_served", "jobs", ["key", "started_at_s"])
