@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve_app.jobs.database import to_the_end
 from serve_app.jobs.outbox import Outbox, end_jobs
-from serve_app.jobs.queue import PRIORITIES, is_due, is_orphaned, is_overdue, next_of, orphans, waiting_keys
+from serve_app.jobs.queue import PRIORITIES, is_due, is_orphaned, next_of, orphans, waiting_keys
 from serve_app.jobs.records import ClaimedJob, Heartbeat
 from serve_app.jobs.schema import JOB_COLUMNS, job_of, jobs, requests, results
 
@@ -30,18 +30,14 @@ class Claims(Outbox):
     async def claim(self, worker: str, lease_s: float, max_deaths: int = MAX_DEATHS) -> ClaimedJob | None:
         """The next job: first those whose worker died, then the highest priority, API keys in turn."""
         now = self.now()
-        questions = [sa.exists().where(is_so(jobs, now)) for is_so in (is_due, is_orphaned, is_overdue)]
+        questions = [sa.exists().where(is_so(jobs, now)) for is_so in (is_due, is_orphaned)]
         async with self.read() as connection:  # a worker with nothing to do takes no lock
-            any_due, any_orphaned, any_overdue = tuple(
-                (await connection.execute(sa.select(*questions))).one()
-            )
-        if not (any_due or any_orphaned or any_overdue):
+            any_due, any_orphaned = tuple((await connection.execute(sa.select(*questions))).one())
+        if not (any_due or any_orphaned):
             return None
 
         async with self.write() as connection:
             lease = {"worker": worker, "lease_until_s": now + lease_s, "started_at_s": now}
-            if any_overdue:
-                await end_jobs(connection, now, "expired", is_overdue(jobs, now))
             if any_orphaned:
                 is_dead, is_last_death = is_orphaned(jobs, now), jobs.c.deaths + 1 >= max_deaths
                 await end_jobs(connection, now, "canceled", is_dead, jobs.c.is_cancel_requested)
@@ -75,13 +71,6 @@ class Claims(Outbox):
         if is_cancel_requested is None:
             return "lost"
         return "cancel" if is_cancel_requested else "ok"
-
-    @to_the_end
-    async def spooled(self, job_id: str, attempt: int, input_ref: str) -> bool:
-        """The audio is kept at `input_ref` from now on, so the secrets that fetched it are erased."""
-        kept = jobs.update().where(_is_held(job_id, attempt)).values(input_ref=input_ref, secrets=None)
-        async with self.write() as connection:
-            return (await connection.execute(kept)).rowcount == 1
 
     @to_the_end
     async def release(self, job_id: str, attempt: int, delay_s: float | None = None) -> bool:

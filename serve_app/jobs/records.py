@@ -27,7 +27,7 @@ class NewJob:
     initial_delay_s: float = 1.0  # before the second attempt; doubles from attempt to attempt
     max_delay_s: float = 5.0
     input_ref: str | None = None  # where the caller keeps the audio
-    secrets: bytes | None = None  # encrypted; erased when the job ends or its audio is kept
+    secrets: bytes | None = None  # encrypted; erased when the job ends
     webhook_url: str | None = None
     webhook_style: WebhookStyle = "standard"
 

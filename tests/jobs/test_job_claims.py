@@ -38,7 +38,6 @@ def test_a_late_worker_writes_nothing(store_url: str, clock: Clock) -> None:
         assert (second.id, second.attempt, second.deaths) == (late.id, late.attempt + 1, 1)
 
         assert await store.heartbeat(late.id, late.attempt, LEASE_S, {"asr": 1.0}) == "lost"
-        assert not await store.spooled(late.id, late.attempt, "late's")
         assert not await store.fail(late.id, late.attempt, "internal_error", "Late.", retry=False)
         assert not await store.canceled(late.id, late.attempt)
         assert not await store.release(late.id, late.attempt)
@@ -210,15 +209,15 @@ def test_a_deleted_job_is_lost_to_its_worker(store_url: str, clock: Clock) -> No
 
 
 def test_secrets_are_erased(store_url: str, clock: Clock) -> None:
-    """When the audio is kept and when a job ends, no later claim and no row has them."""
+    """When a job ends, and not before."""
 
     async def story(store: JobStore) -> None:
         await store.submit(new_job(secrets=b"sealed"))
         held = (await claimed(store)).job
-        assert await store.spooled(held.id, held.attempt, "spool/1")
         assert await store.release(held.id, held.attempt)
         again = await claimed(store)
-        assert (again.secrets, again.job.input_ref) == (None, "spool/1")
+        assert again.secrets == b"sealed"
+        assert await store.finish(held.id, again.job.attempt, b"")
 
         canceled, _ = await store.submit(new_job(secrets=b"sealed"))
         await store.cancel(canceled.id, "alice")

@@ -85,7 +85,11 @@ class Life(RuleBasedStateMachine):
     @property
     def due(self) -> set[str]:
         now_s = self.clock.now_s
-        return {i for i, job in self.jobs.items() if job.status == "queued" and job.run_at_s <= now_s}
+        return {
+            i
+            for i, job in self.jobs.items()
+            if job.status == "queued" and job.run_at_s <= now_s < job.expires_at_s
+        }
 
     def expire(self) -> None:
         for job in self.jobs.values():
@@ -118,7 +122,6 @@ class Life(RuleBasedStateMachine):
     @rule()
     def claim(self) -> None:
         held = self.do(self.store.claim("worker", LEASE_S, MAX_DEATHS))
-        self.expire()
         for job_id in self.orphans:
             job = self.jobs[job_id]
             if job.is_cancel_requested:
@@ -221,6 +224,7 @@ class Life(RuleBasedStateMachine):
     def finish_all(self) -> None:
         """In the end time passes and one good worker does what is left."""
         self.clock.advance(LEASE_S + 1)
+        self.sweep()
         while any(job.status not in FINAL for job in self.jobs.values()):
             self.claim()
             if self.holds and self.jobs[self.holds[-1][0]].status == "running":
