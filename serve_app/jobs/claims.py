@@ -15,8 +15,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve_app.jobs.database import to_the_end
 from serve_app.jobs.outbox import Outbox, end_jobs
-from serve_app.jobs.queue import PRIORITIES, is_due, is_orphaned, next_of, orphans, waiting_keys
-from serve_app.jobs.records import ClaimedJob, Heartbeat
+from serve_app.jobs.queue import PRIORITIES, is_due, is_orphaned, next_of, orphans, queue, waiting_keys
+from serve_app.jobs.records import SUSPECT_DEATHS, ClaimedJob, Heartbeat
 from serve_app.jobs.schema import JOB_COLUMNS, job_of, jobs, requests, results
 
 MAX_DEATHS = 20  # a job whose workers die is not at fault in a rolling restart, only when it always happens
@@ -27,8 +27,14 @@ class Claims(Outbox):
     """What workers do."""
 
     @to_the_end
-    async def claim(self, worker: str, lease_s: float, max_deaths: int = MAX_DEATHS) -> ClaimedJob | None:
-        """The next job: first those whose worker died, then the highest priority, API keys in turn."""
+    async def claim(
+        self, worker: str, lease_s: float, max_deaths: int = MAX_DEATHS, *, holds_none: bool = True
+    ) -> ClaimedJob | None:
+        """The next job: first those whose worker died, then the highest priority, API keys in turn.
+
+        A job that two workers died of would take others with it, so only a worker that `holds_none` gets it.
+        While it waits, those that hold some get nothing: else, under load, no worker would ever hold none.
+        """
         now = self.now()
         questions = [sa.exists().where(is_so(jobs, now)) for is_so in (is_due, is_orphaned)]
         async with self.read() as connection:  # a worker with nothing to do takes no lock
@@ -42,8 +48,10 @@ class Claims(Outbox):
                 is_dead, is_last_death = is_orphaned(jobs, now), jobs.c.deaths + 1 >= max_deaths
                 await end_jobs(connection, now, "canceled", is_dead, jobs.c.is_cancel_requested)
                 await end_jobs(connection, now, "failed", is_dead, is_last_death, error=CRASHED)
-                orphan = await _take(connection, orphans(now), deaths=jobs.c.deaths + 1, **lease)
-                if orphan is not None:
+                dead = orphans(now)
+                may_take = sa.or_(sa.literal(holds_none), queue.c.deaths + 1 < SUSPECT_DEATHS)
+                orphan = await _take(connection, dead.where(may_take), deaths=jobs.c.deaths + 1, **lease)
+                if orphan is not None or (not holds_none and (await connection.execute(dead)).first()):
                     return orphan
             for priority in PRIORITIES:
                 for key in (await connection.execute(waiting_keys(priority, now))).scalars().all():

@@ -8,6 +8,8 @@ WebhookStatus = Literal["pending", "succeeded", "failed"]
 WebhookStyle = Literal["standard", "baseten", "assemblyai"]
 Heartbeat = Literal["ok", "cancel", "lost"]
 
+SUSPECT_DEATHS = 2  # one may be anything's fault
+
 FINAL: tuple[Status, ...] = ("succeeded", "failed", "canceled", "expired")
 
 
@@ -93,6 +95,11 @@ class ClaimedJob:
     job: Job
     request: str
     secrets: bytes | None
+
+    @property
+    def runs_alone(self) -> bool:
+        """Whether the worker may hold no other job meanwhile: this one may have killed those before."""
+        return self.job.deaths >= SUSPECT_DEATHS
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,15 +42,14 @@ class Runner:
         self._worker = worker
         self._draining = asyncio.Event()
         self._drained = asyncio.Event()
-        self._attempts: set[Attempt] = set()  # one for each job that runs
+        self._attempts: dict[Attempt, ClaimedJob] = {}  # one for each job that is held
 
     async def run(self) -> None:
         """Works until `drain`."""
-        claim_job = partial(self._store.claim, self._worker, self._settings.lease_s)
         claim_webhook = partial(webhooks.claim, self._store, self._settings.webhooks, self._worker)
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._take(claim_job, self._work_on, self._settings.concurrency))
+                tasks.create_task(self._take(self._claim_job, self._work_on, self._settings.concurrency))
                 tasks.create_task(self._take(claim_webhook, self._deliver, MAX_WEBHOOKS))
                 tasks.create_task(self._sweep())
         finally:
@@ -114,15 +113,24 @@ class Runner:
             async with asyncio.timeout(seconds):
                 await self._draining.wait()
 
-    async def _work_on(self, claimed: ClaimedJob) -> None:
+    async def _claim_job(self) -> Attempt | None:
+        if any(claimed.runs_alone for claimed in self._attempts.values()):
+            return None
+        holds_none = not self._attempts
+        claimed = await self._store.claim(self._worker, self._settings.lease_s, holds_none=holds_none)
+        if claimed is None:
+            return None
         attempt = Attempt(self._jobs, self._transcribe, claimed)
-        self._attempts.add(attempt)
+        self._attempts[attempt] = claimed
+        return attempt
+
+    async def _work_on(self, attempt: Attempt) -> None:
         if self._draining.is_set():
             attempt.interrupt("drain")
         try:
             await attempt.run()
         finally:
-            self._attempts.discard(attempt)
+            del self._attempts[attempt]
 
     async def _deliver(self, claimed: tuple[Delivery, webhooks.Signers]) -> None:
         delivery, signers = claimed

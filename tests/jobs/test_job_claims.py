@@ -3,9 +3,11 @@
 import asyncio
 
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 from job_stores import LEASE_S, Clock, claimed, new_job, using
 
-from serve_app.jobs.records import Status
+from serve_app.jobs.records import ClaimedJob, Status
 from serve_app.jobs.store import JobStore, open_store
 
 
@@ -83,6 +85,65 @@ def test_a_job_that_kills_every_worker_fails(store_url: str, clock: Clock) -> No
         job = (await store.list_jobs("alice"))[0]
         assert (job.status, job.error_code) == ("failed", "model_crashed")
         assert job.webhook is not None
+
+    using(store_url, story, clock)
+
+
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(["a", "b", "poison", "c"], 3, 4)
+@given(st.permutations(["poison", "a", "b", "c"]), st.integers(0, 3), st.integers(1, 4))
+def test_a_job_that_kills_its_worker_takes_no_others_with_it(
+    store_url: str, keys: list[str], later: int, places: int
+) -> None:
+    """It fails; those that ran beside it succeed, and so do those that come meanwhile."""
+
+    async def story(store: JobStore, clock: Clock) -> None:
+        async with store.write() as connection:
+            await connection.exec_driver_sql("DELETE FROM jobs")
+        names = {job.id: job.key for job, _ in await store.submit_all([new_job(key=key) for key in keys])}
+        held: list[ClaimedJob] = []
+        for step in range(100):
+            if step < later:
+                job, _ = await store.submit(new_job(key=f"later {step}"))
+                names[job.id] = job.key
+            while len(held) < places and not any(each.runs_alone for each in held):
+                taken = await store.claim("worker", LEASE_S, max_deaths=5, holds_none=not held)
+                if taken is None:
+                    break
+                held.append(taken)
+            if "poison" in {names[each.job.id] for each in held}:
+                clock.advance(LEASE_S + 1)
+                held = []
+            elif held:
+                done = held.pop().job
+                assert await store.finish(done.id, done.attempt, b"")
+        for job_id, key in names.items():
+            job = await store.get(job_id, key)
+            assert job is not None
+            ended = (job.status, job.error_code)
+            assert ended == (("failed", "model_crashed") if key == "poison" else ("succeeded", None))
+            assert key == "poison" or job.deaths <= 2
+
+    clock = Clock()
+    using(store_url, lambda store: story(store, clock), clock)
+
+
+def test_a_job_that_two_workers_died_of_waits_for_one_that_holds_none(store_url: str, clock: Clock) -> None:
+    """Not for ever: workers that hold some get nothing else until one of them has none left."""
+
+    async def story(store: JobStore) -> None:
+        suspect, _ = await store.submit(new_job())
+        for _ in range(2):
+            await claimed(store)
+            clock.advance(LEASE_S + 1)
+        await store.submit(new_job(priority=0))
+        assert await store.claim("busy", LEASE_S, holds_none=False) is None
+        alone = await store.claim("free", LEASE_S, holds_none=True)
+        assert alone is not None
+        assert (alone.job.id, alone.job.deaths, alone.runs_alone) == (suspect.id, 2, True)
+        other = await store.claim("busy", LEASE_S, holds_none=False)
+        assert other is not None
+        assert not other.runs_alone
 
     using(store_url, story, clock)
 

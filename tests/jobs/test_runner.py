@@ -342,6 +342,27 @@ def test_two_runners_share_the_jobs(tell: Callable[..., None]) -> None:
     tell(story, held=True, concurrency=2)
 
 
+def test_a_job_that_two_workers_died_of_runs_alone(tell: Callable[..., None]) -> None:
+    """Its runner claims nothing else meanwhile, although it has places."""
+
+    async def story(service: Service, graph: Graph) -> None:
+        suspect = await service.submit(b"suspect")
+        for _ in range(2):
+            assert await service.jobs.store.claim("dead", lease_s=-1)
+        other = await service.submit(b"other")
+        async with service.runner(graph):
+            await graph.runs(1)
+            await service.until(suspect, lambda now: now.progress)
+            assert graph.running == 1
+            graph.opened.set()
+            assert (await service.ended(suspect, "succeeded")).deaths == 2
+            await service.ended(other, "succeeded")
+        assert graph.heard == [b"suspect", b"other"]
+        assert graph.most_running == 1
+
+    tell(story, held=True)
+
+
 def test_a_runner_that_drains_gives_its_jobs_back(tell: Callable[..., None]) -> None:
     """The next one need not wait for the lease to run out; no attempt and no death is counted."""
 
