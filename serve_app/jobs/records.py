@@ -48,7 +48,6 @@ class Try:
 class Webhook:
     """How far the delivery of a job's webhook is."""
 
-    id: str
     status: WebhookStatus
     due_at_s: float  # of the next try, while it is pending
     log: tuple[Try, ...]  # the last tries, oldest first
@@ -112,4 +111,3 @@ class Delivery:
     style: WebhookStyle
     claim_no: int  # the fencing token of the lease
     tries: int  # before this one, since the job's end or the client's wish to try again
-    first_try_at_s: float | None

@@ -84,14 +84,13 @@ webhooks = sa.Table(
     "job_webhooks",
     metadata,
     _job_id(),
+    sa.Column("key", Text, nullable=False),  # the job's
     sa.Column("status", sa.String(12), nullable=False),
     sa.Column("due_at_s", sa.Double, nullable=False),  # of the next try; a claim moves it on: its lease
     sa.Column("claim_no", sa.Integer, nullable=False),
-    sa.Column("worker", Text),
     sa.Column("tries", sa.Integer, nullable=False),
-    sa.Column("first_try_at_s", sa.Double),
     sa.Column("log", Text, nullable=False),  # JSON
-    sa.Index("job_webhooks_due", "status", "due_at_s"),
+    sa.Index("job_webhooks_due", "status", "due_at_s", "key"),
 )
 
 WEBHOOK_ID_PREFIX = "msg_"  # a job has one webhook, whose id is the job's with this before it
@@ -117,7 +116,6 @@ def _webhook_of(values: sa.RowMapping) -> Webhook | None:
     if values.get("webhook_status") is None:
         return None
     return Webhook(
-        id=WEBHOOK_ID_PREFIX + values["id"],
         status=values["webhook_status"],
         due_at_s=values["webhook_due_at_s"],
         log=tuple(Try(**made) for made in json.loads(values["webhook_log"])),

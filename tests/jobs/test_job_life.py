@@ -207,7 +207,7 @@ class Life(RuleBasedStateMachine):
 
     @rule()
     def send(self) -> None:
-        delivery = self.do(self.store.claim_delivery("sender", 1e9))
+        delivery = self.do(self.store.claim_delivery(1e9))
         if delivery is not None:
             self.sent[delivery.job.id] += 1
             assert self.jobs[delivery.job.id].status == delivery.job.status

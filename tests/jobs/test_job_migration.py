@@ -74,8 +74,8 @@ def test_jobs_of_the_first_version_finish(empty_url: str) -> None:
                 await connection.exec_driver_sql(row)
                 await connection.exec_driver_sql(f"INSERT INTO job_requests VALUES ('{name}', '{{}}')")
             await connection.exec_driver_sql(
-                "INSERT INTO job_webhooks (job_id, status, due_at_s, claim_no, tries, log) "
-                "VALUES ('succeeded', 'pending', 1060.0, 1, 0, '[]')"
+                "INSERT INTO job_webhooks (job_id, key, status, due_at_s, claim_no, tries, log) "
+                "VALUES ('succeeded', 'alice', 'pending', 1060.0, 1, 0, '[]')"
             )
 
     async def work(store: JobStore) -> dict[str, str]:
@@ -85,7 +85,7 @@ def test_jobs_of_the_first_version_finish(empty_url: str) -> None:
             assert await store.result(held.id, "alice") == b"done"
         assert await store.claim("worker", LEASE_S) is None
         sent = set()
-        while (delivery := await store.claim_delivery("sender", LEASE_S)) is not None:
+        while (delivery := await store.claim_delivery(LEASE_S)) is not None:
             sent.add(delivery.job.id)
         assert sent == {"queued", "overdue", "running", "canceling", "succeeded"}
         return {job.id: job.status for job in await store.list_jobs("alice", limit=100)}

@@ -233,7 +233,7 @@ def test_deletion_takes_everything(store_url: str, clock: Clock, has_ended: bool
         assert await store.delete(job.id, "alice") is None
         assert await store.get(job.id, "alice") is None
         assert await store.result(job.id, "alice") is None
-        assert await store.claim_delivery("sender", LEASE_S) is None
+        assert await store.claim_delivery(LEASE_S) is None
         assert await store.claim("worker", LEASE_S) is None
         assert (await store.submit(new))[1]  # the idempotency key is free again
 
@@ -291,7 +291,7 @@ def test_a_locked_store_is_busy(store_url: str) -> None:
                 assert refused.value.retry_after_s
                 assert await store.list_jobs("alice") == []
                 assert await store.claim("worker", LEASE_S) is None
-                assert await store.claim_delivery("sender", LEASE_S) is None
+                assert await store.claim_delivery(LEASE_S) is None
                 assert await store.sweep() == []
             assert (await store.submit(new_job()))[1]
         finally:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from job_stores import using
+from job_stores import new_job, using
 from loopback import serving
 from tenacity import (
     AsyncRetrying,
@@ -435,6 +435,47 @@ def test_webhooks_carry_what_predict_would_have_answered(tell: Callable[..., Non
     tell(
         story, UnusableAudio("No audio."), webhooks=WebhookSettings(allowed_hosts=("127.0.0.1",)).model_dump()
     )
+
+
+def test_receivers_that_hang_hold_up_their_own_key_alone(tell: Callable[..., None]) -> None:
+    """Forty webhooks of one key wait for answers, and another key's is sent at once."""
+    hung, arrived, answering = list[str](), asyncio.Event(), asyncio.Event()
+
+    async def hang(request: web.Request) -> web.StreamResponse:
+        hung.append(request.headers["webhook-id"])
+        await answering.wait()
+        return web.Response()
+
+    async def receive(request: web.Request) -> web.StreamResponse:
+        if request.path == "/hangs":
+            return await hang(request)
+        arrived.set()
+        return web.Response()
+
+    async def story(service: Service, graph: Graph) -> None:
+        async with serving(receive) as port:
+            url, store = f"http://127.0.0.1:{port}", service.jobs.store
+            slow = [await canceled(store, "slow", f"{url}/hangs") for _ in range(40)]
+            await canceled(store, "quick", url)
+            async with service.runner(graph):
+                await asyncio.wait_for(arrived.wait(), 15)
+                assert len(hung) <= 8
+                answering.set()
+                for job_id in slow:
+                    await until_sent(store, job_id)
+        assert len(set(hung)) == 40
+
+    async def canceled(store: JobStore, key: str, url: str) -> str:
+        ((job, _),) = await store.submit_all([new_job(key=key, webhook_url=url)])
+        await store.cancel(job.id, key)
+        return job.id
+
+    async def until_sent(store: JobStore, job_id: str) -> None:
+        again = retry_if_not_result(lambda job: job.webhook.status == "succeeded")
+        asking = AsyncRetrying(retry=again, wait=wait_fixed(0.02), stop=stop_after_delay(60))
+        await asking(store.get, job_id, "slow")
+
+    tell(story, webhooks=WebhookSettings(allowed_hosts=("127.0.0.1",)).model_dump())
 
 
 def test_the_database_is_restarted(postgres: Postgres, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from job_api import URL, Service, using
 HOOK = "https://example.com/hook"
 
 
-@pytest.mark.parametrize("odd", map(chr, [0x00, 0x1B, 0xD800, 0xDC80]))
+@pytest.mark.parametrize("odd", [*map(chr, (0x00, 0x1B, 0xD800, 0xDC80))])
 @pytest.mark.usefixtures("each_store")
 def test_odd_texts(odd: str, tmp_path: Path) -> None:
     """What is stored runs, and is shown."""

@@ -62,12 +62,11 @@ def upgrade() -> None:
     op.create_table(
         "job_webhooks",
         sa.Column("job_id", sa.Text, sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+        sa.Column("key", sa.Text, nullable=False),
         sa.Column("status", sa.String(12), nullable=False),
         sa.Column("due_at_s", sa.Double, nullable=False),
         sa.Column("claim_no", sa.Integer, nullable=False),
-        sa.Column("worker", sa.Text),
         sa.Column("tries", sa.Integer, nullable=False),
-        sa.Column("first_try_at_s", sa.Double),
         sa.Column("log", sa.Text, nullable=False),
     )
-    op.create_index("job_webhooks_due", "job_webhooks", ["status", "due_at_s"])
+    op.create_index("job_webhooks_due", "job_webhooks", ["status", "due_at_s", "key"])
