@@ -478,6 +478,28 @@ def test_receivers_that_hang_hold_up_their_own_key_alone(tell: Callable[..., Non
     tell(story, webhooks=WebhookSettings(allowed_hosts=("127.0.0.1",)).model_dump())
 
 
+def test_operators_learn_why_the_store_is_busy(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """In one line, without a password; what clients are told says nothing of the database."""
+    url = f"postgresql://jobs:hidden@/jobs?host={tmp_path}"
+
+    async def run() -> None:
+        service = Service(url, tmp_path / "state", {})
+        async with service.runner(Graph()):
+            with pytest.raises(StoreBusy) as refused:
+                await service.jobs.page(KEY, (), None, 20)
+            assert str(tmp_path) not in refused.value.message
+            async for attempt in AsyncRetrying(wait=wait_fixed(0.02), stop=stop_after_delay(20)):
+                with attempt:
+                    assert "Jobs wait" in caplog.text
+        await service.jobs.store.close()
+
+    asyncio.run(run())
+    (line, *_) = [record.getMessage() for record in caplog.records if "Jobs wait" in record.getMessage()]
+    assert "No such file" in line
+    assert "\n" not in line
+    assert "hidden" not in caplog.text
+
+
 def test_the_database_is_restarted(postgres: Postgres, tmp_path: Path) -> None:
     """Jobs whose work ends meanwhile are stored later, by the same attempt, and others go on being taken."""
 
