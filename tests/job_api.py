@@ -13,7 +13,7 @@ from serve_app.http.app import create_app
 from serve_app.jobs.migration import migrate
 from serve_app.jobs.records import ClaimedJob
 from serve_app.jobs.service import Jobs
-from serve_app.jobs.store import open_store
+from serve_app.jobs.store import JobStore
 from serve_app.jobs.stored import dump_transcript
 from serve_app.options import Options
 from serve_app.settings import AccessSettings, ApiKey, IntakeSettings
@@ -58,7 +58,7 @@ class Service:
         self.database = directory / "jobs.db"
         self.jobs = Jobs(JobsSettings(state_dir=str(directory), max_queued=max_queued), IntakeSettings())
         # A test does not wait ten seconds for a lock.
-        self.jobs.store = open_store(store_at(directory), busy_timeout_s=0.2)
+        self.jobs.store = JobStore(store_at(directory), busy_timeout_s=0.2)
         self.app = create_app(
             _never,
             _ready,

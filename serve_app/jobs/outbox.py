@@ -40,15 +40,7 @@ async def end_jobs(
     )
     rows = ended.all()
     due = [
-        {
-            "job_id": row.id,
-            "key": row.key,
-            "status": "pending",
-            "due_at_s": row.finished_at_s,
-            "claim_no": 0,
-            "tries": 0,
-            "log": "[]",
-        }
+        {"job_id": row.id, "key": row.key, "due_at_s": row.finished_at_s}
         for row in rows
         if row.webhook_url is not None
     ]

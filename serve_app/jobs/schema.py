@@ -28,14 +28,14 @@ jobs = sa.Table(
     "jobs",
     metadata,
     sa.Column("id", Text, primary_key=True),
-    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("version", sa.Integer, nullable=False, default=1),
     sa.Column("key", Text, nullable=False),
     sa.Column("idempotency_key", Text),
     sa.Column("body_hash", Text, nullable=False),
     sa.Column("audio", Text),
     sa.Column("secrets", sa.LargeBinary),
     sa.Column("input_ref", Text),
-    sa.Column("status", sa.String(12), nullable=False),
+    sa.Column("status", sa.String(12), nullable=False, default="queued"),
     sa.Column("priority", sa.SmallInteger, nullable=False),
     sa.Column("created_at_s", sa.Double, nullable=False),
     sa.Column("run_at_s", sa.Double, nullable=False),
@@ -44,16 +44,16 @@ jobs = sa.Table(
     sa.Column("finished_at_s", sa.Double),
     sa.Column("keep_s", sa.Double, nullable=False),
     sa.Column("delete_at_s", sa.Double),
-    sa.Column("attempt", sa.Integer, nullable=False),
-    sa.Column("failures", sa.Integer, nullable=False),
-    sa.Column("deaths", sa.Integer, nullable=False),
+    sa.Column("attempt", sa.Integer, nullable=False, default=0),
+    sa.Column("failures", sa.Integer, nullable=False, default=0),
+    sa.Column("deaths", sa.Integer, nullable=False, default=0),
     sa.Column("max_attempts", sa.Integer, nullable=False),
     sa.Column("initial_delay_s", sa.Double, nullable=False),
     sa.Column("max_delay_s", sa.Double, nullable=False),
     sa.Column("worker", Text),  # for people who look into the database
     sa.Column("lease_until_s", sa.Double),
-    sa.Column("is_cancel_requested", sa.Boolean, nullable=False),
-    sa.Column("progress", Text, nullable=False),  # JSON
+    sa.Column("is_cancel_requested", sa.Boolean, nullable=False, default=False),
+    sa.Column("progress", Text, nullable=False, default="{}"),  # JSON
     sa.Column("error_code", Text),
     sa.Column("error_message", Text),
     sa.Column("webhook_url", Text),
@@ -85,11 +85,11 @@ webhooks = sa.Table(
     metadata,
     _job_id(),
     sa.Column("key", Text, nullable=False),  # the job's
-    sa.Column("status", sa.String(12), nullable=False),
+    sa.Column("status", sa.String(12), nullable=False, default="pending"),
     sa.Column("due_at_s", sa.Double, nullable=False),  # of the next try; a claim moves it on: its lease
-    sa.Column("claim_no", sa.Integer, nullable=False),
-    sa.Column("tries", sa.Integer, nullable=False),
-    sa.Column("log", Text, nullable=False),  # JSON
+    sa.Column("claim_no", sa.Integer, nullable=False, default=0),
+    sa.Column("tries", sa.Integer, nullable=False, default=0),
+    sa.Column("log", Text, nullable=False, default="[]"),  # JSON
     sa.Index("job_webhooks_due", "status", "due_at_s", "key"),
 )
 

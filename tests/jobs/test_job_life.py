@@ -15,10 +15,10 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from job_stores import LEASE_S, Clock, new_job
+from job_stores import LEASE_S, Clock, new_job, submit
 
 from serve_app.jobs.records import FINAL, Status
-from serve_app.jobs.store import open_store
+from serve_app.jobs.store import JobStore
 
 T = TypeVar("T")
 
@@ -54,7 +54,7 @@ class Life(RuleBasedStateMachine):
     def __init__(self, url: str) -> None:
         super().__init__()
         self.loop, self.clock = asyncio.Runner(), Clock()
-        self.store = open_store(url, clock=self.clock)
+        self.store = JobStore(url, clock=self.clock)
         self.jobs: dict[str, Model] = {}
         self.holds: list[tuple[str, int]] = []  # of all workers there have been, the late ones too
         self.sent = Counter[str]()
@@ -110,7 +110,7 @@ class Life(RuleBasedStateMachine):
         new = new_job(
             key=key, priority=priority, max_attempts=max_attempts, max_queue_s=max_queue_s, webhook_url=url
         )
-        job, is_new = self.do(self.store.submit(new))
+        job, is_new = self.do(submit(self.store, new))
         assert is_new
         now_s = self.clock.now_s
         self.jobs[job.id] = Model(key, priority, max_attempts, has_webhook, now_s, now_s + max_queue_s)

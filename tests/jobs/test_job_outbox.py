@@ -2,10 +2,10 @@
 
 import asyncio
 
-from job_stores import LEASE_S, Clock, claimed, finished, new_job, using
+from job_stores import LEASE_S, Clock, claimed, finished, new_job, submit, using
 
 from serve_app.jobs.records import Delivery, Try
-from serve_app.jobs.store import JobStore, open_store
+from serve_app.jobs.store import JobStore
 
 URL = "https://example.com/hook"
 
@@ -21,7 +21,7 @@ def test_a_webhook_is_due_when_its_job_ends(store_url: str, clock: Clock) -> Non
     """Not before, and only for jobs that have a URL."""
 
     async def story(store: JobStore) -> None:
-        await store.submit(new_job(webhook_url=URL, webhook_style="baseten"))
+        await submit(store, new_job(webhook_url=URL, webhook_style="baseten"))
         held = (await claimed(store)).job
         assert await store.claim_delivery(LEASE_S) is None
         await store.finish(held.id, held.attempt, b"")
@@ -111,7 +111,7 @@ def test_a_client_may_have_it_sent_again(store_url: str, clock: Clock) -> None:
         assert await store.retry_delivery(job_id, "alice")
         again = await claimed_delivery(store)
         assert (again.id, again.tries) == (first.id, 0)
-        queued, _ = await store.submit(new_job(webhook_url=URL))
+        queued, _ = await submit(store, new_job(webhook_url=URL))
         assert not await store.retry_delivery(queued.id, "alice")
 
     using(store_url, story, clock)
@@ -140,7 +140,7 @@ def test_senders_that_claim_at_once_never_share_a_webhook(store_url: str, clock:
 
     async def story(store: JobStore) -> None:
         ids = [await finished(store, webhook_url=URL) for _ in range(20)]
-        other = open_store(store_url, clock=clock)
+        other = JobStore(store_url, clock=clock)
 
         taken = []
 

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from job_stores import LEASE_S, Clock, claimed, new_job, using
+from job_stores import LEASE_S, Clock, claimed, new_job, submit, using
 
 from serve_app.jobs.store import JobStore
 
@@ -59,7 +59,7 @@ def test_a_higher_priority_goes_first(store_url: str, clock: Clock) -> None:
 
     async def story(store: JobStore) -> list[int]:
         for priority in (2, 1, 0, 2, 0):
-            await store.submit(new_job(key=f"key {priority}", priority=priority))
+            await submit(store, new_job(key=f"key {priority}", priority=priority))
             clock.advance(1)
         return [(await claimed(store)).job.priority for _ in range(5)]
 
@@ -104,10 +104,10 @@ def test_what_waits_too_long_expires(store_url: str, clock: Clock) -> None:
     """It is never claimed, jobs behind it go on, and a sweep ends it and makes its webhook due."""
 
     async def story(store: JobStore) -> None:
-        late, _ = await store.submit(new_job(max_queue_s=10, webhook_url="https://example.com"))
-        in_time, _ = await store.submit(new_job(max_queue_s=20))
+        late, _ = await submit(store, new_job(max_queue_s=10, webhook_url="https://example.com"))
+        in_time, _ = await submit(store, new_job(max_queue_s=20))
         clock.advance(11)
-        patient, _ = await store.submit(new_job(max_queue_s=100))
+        patient, _ = await submit(store, new_job(max_queue_s=100))
         assert (await claimed(store)).job.id == in_time.id  # the oldest one of those that may still run
         assert (await claimed(store)).job.id == patient.id
         assert await store.claim("worker", LEASE_S) is None
@@ -128,10 +128,10 @@ def test_the_number_of_jobs_ahead_allows_for_turns(store_url: str, clock: Clock)
         await store.submit_all([new_job(key="second", priority=1) for _ in range(5)])
         await store.submit_all([new_job(key="urgent", priority=0) for _ in range(1)])
         clock.advance(1)
-        mine, _ = await store.submit(new_job(key="mine"))
+        mine, _ = await submit(store, new_job(key="mine"))
         assert await store.jobs_ahead(mine) == 2  # one of first, one of urgent
         clock.advance(1)
-        later, _ = await store.submit(new_job(key="second", priority=1))
+        later, _ = await submit(store, new_job(key="second", priority=1))
         assert await store.jobs_ahead(later) == 50 + 1 + 1 + 5
 
     using(store_url, story, clock)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from job_stores import new_job, using
+from job_stores import new_job, submit, using
 
 from benchmarks.private_postgres import Postgres
 from serve_app.jobs.database import parsed_url
@@ -38,7 +38,7 @@ def test_a_new_sqlite_file_is_made(tmp_path: Path) -> None:
     url = store_url(found)
     assert url is not None
     asyncio.run(prepare(found))
-    using(url, lambda store: store.submit(new_job()))
+    using(url, lambda store: submit(store, new_job()))
     asyncio.run(prepare(found))
     assert len(using(url, lambda store: store.list_jobs("alice"))) == 1
     assert state_directory(found).stat().st_mode & 0o777 == 0o700
