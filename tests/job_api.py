@@ -13,7 +13,7 @@ from serve_app.http.app import create_app
 from serve_app.jobs.migration import migrate
 from serve_app.jobs.records import ClaimedJob
 from serve_app.jobs.service import Jobs
-from serve_app.jobs.store import open_store
+from serve_app.jobs.store import JobStore
 from serve_app.jobs.stored import dump_transcript
 from serve_app.options import Options
 from serve_app.request.progress import Transcribe
@@ -73,7 +73,7 @@ class Service:
         self.jobs = Jobs(settings, IntakeSettings(), has_speakers=has_speakers)
         # A test does not wait ten seconds for SQLite's lock.
         busy_timeout_s = 10.0 if POSTGRESQL.get() else 0.2
-        self.jobs.store = open_store(store_at(directory), busy_timeout_s=busy_timeout_s)
+        self.jobs.store = JobStore(store_at(directory), busy_timeout_s=busy_timeout_s)
         self.app = create_app(
             transcribe,
             _ready,

@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from serve_app.jobs.records import ClaimedJob, NewJob
-from serve_app.jobs.store import JobStore, open_store
+from serve_app.jobs.records import ClaimedJob, Job, NewJob
+from serve_app.jobs.store import JobStore
 
 T = TypeVar("T")
 
@@ -29,7 +29,7 @@ def using(url: str, story: Callable[[JobStore], Awaitable[T]], clock: Callable[[
     """Runs a story on the store at `url`, which is closed after it."""
 
     async def opened() -> T:
-        store = open_store(url, clock=clock)
+        store = JobStore(url, clock=clock)
         try:
             return await story(store)
         finally:
@@ -44,6 +44,11 @@ def new_job(**changes: Any) -> NewJob:
     return NewJob(**{**values, **changes})
 
 
+async def submit(store: JobStore, new: NewJob) -> tuple[Job, bool]:
+    """The job, and whether it is new."""
+    return (await store.submit_all([new]))[0]
+
+
 async def claimed(store: JobStore, worker: str = "worker") -> ClaimedJob:
     """The next job, which must be there."""
     job = await store.claim(worker, LEASE_S)
@@ -53,7 +58,7 @@ async def claimed(store: JobStore, worker: str = "worker") -> ClaimedJob:
 
 async def finished(store: JobStore, **changes: Any) -> str:
     """The id of a new job that has succeeded; no other may be waiting."""
-    await store.submit(new_job(**changes))
+    await submit(store, new_job(**changes))
     held = await claimed(store)
     assert await store.finish(held.job.id, held.job.attempt, b"{}")
     return held.job.id

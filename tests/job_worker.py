@@ -6,11 +6,11 @@
 import asyncio
 import sys
 
-from serve_app.jobs.store import open_store
+from serve_app.jobs.store import JobStore
 
 
 async def work(url: str) -> None:
-    store = open_store(url)
+    store = JobStore(url)
     held = await store.claim("worker", lease_s=60.0)
     assert held is not None
     print(held.job.id, flush=True)

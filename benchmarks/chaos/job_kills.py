@@ -36,7 +36,7 @@ from serve_app.jobs.records import Job
 from serve_app.jobs.schema import jobs as jobs_table
 from serve_app.jobs.schema import results
 from serve_app.jobs.signatures import VARIABLE, new_secret
-from serve_app.jobs.store import JobStore, open_store
+from serve_app.jobs.store import JobStore
 
 LEASE_S = 15.0
 SLOW = 0.12  # seconds of device for a second of audio: fifty jobs take some minutes
@@ -171,7 +171,7 @@ class Watcher:
         asyncio.run(self._watch(stop))
 
     async def _watch(self, stop: threading.Event) -> None:
-        store = open_store(self.url)
+        store = JobStore(self.url)
         while not stop.is_set():
             with suppress(Exception):  # the database restarts
                 self._note(await _all_jobs(store))
@@ -362,7 +362,7 @@ async def _all_jobs(store: JobStore) -> list[Job]:
 
 
 async def _results(url: str) -> int:
-    store = open_store(url)
+    store = JobStore(url)
     try:
         async with store.read() as connection:
             counted = await connection.execute(

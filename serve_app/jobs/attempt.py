@@ -167,7 +167,9 @@ def _may_pass(error: TranscriptionError) -> bool:
 
 
 def in_one_line(error: BaseException | None) -> str:
-    """What an error says, for a line of the log."""
+    """What an error says, for a line of the log; with the reason where a store is busy."""
+    if isinstance(error, StoreBusy) and error.__cause__ is not None:
+        return f"{error.message} {in_one_line(error.__cause__)}"
     if isinstance(error, TranscriptionError):
         return error.message
     return f"{type(error).__name__}: {error}".partition("\n")[0]

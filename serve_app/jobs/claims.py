@@ -15,9 +15,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve_app.jobs.database import to_the_end
 from serve_app.jobs.outbox import Outbox, end_jobs
-from serve_app.jobs.queue import PRIORITIES, is_due, is_orphaned, is_overdue, next_of, orphans, waiting_keys
-from serve_app.jobs.records import ClaimedJob, Heartbeat
-from serve_app.jobs.schema import job_of, jobs, results
+from serve_app.jobs.queue import PRIORITIES, is_due, is_orphaned, next_of, orphans, queue, waiting_keys
+from serve_app.jobs.records import SUSPECT_DEATHS, ClaimedJob, Heartbeat
+from serve_app.jobs.schema import JOB_COLUMNS, job_of, jobs, requests, results
 
 MAX_DEATHS = 20  # a job whose workers die is not at fault in a rolling restart, only when it always happens
 CRASHED = ("model_crashed", "Every worker that took this job died of it; it is not tried again.")
@@ -27,27 +27,31 @@ class Claims(Outbox):
     """What workers do."""
 
     @to_the_end
-    async def claim(self, worker: str, lease_s: float, max_deaths: int = MAX_DEATHS) -> ClaimedJob | None:
-        """The next job: first those whose worker died, then the highest priority, API keys in turn."""
+    async def claim(
+        self, worker: str, lease_s: float, max_deaths: int = MAX_DEATHS, *, holds_none: bool = True
+    ) -> ClaimedJob | None:
+        """The next job: first those whose worker died, then the highest priority, API keys in turn.
+
+        A job that two workers died of would take others with it, so only a worker that `holds_none` gets it.
+        While it waits, those that hold some get nothing: else, under load, no worker would ever hold none.
+        """
         now = self.now()
-        questions = [sa.exists().where(is_so(jobs, now)) for is_so in (is_due, is_orphaned, is_overdue)]
+        questions = [sa.exists().where(is_so(jobs, now)) for is_so in (is_due, is_orphaned)]
         async with self.read() as connection:  # a worker with nothing to do takes no lock
-            any_due, any_orphaned, any_overdue = tuple(
-                (await connection.execute(sa.select(*questions))).one()
-            )
-        if not (any_due or any_orphaned or any_overdue):
+            any_due, any_orphaned = tuple((await connection.execute(sa.select(*questions))).one())
+        if not (any_due or any_orphaned):
             return None
 
         async with self.write() as connection:
             lease = {"worker": worker, "lease_until_s": now + lease_s, "started_at_s": now}
-            if any_overdue:
-                await end_jobs(connection, now, "expired", is_overdue(jobs, now))
             if any_orphaned:
                 is_dead, is_last_death = is_orphaned(jobs, now), jobs.c.deaths + 1 >= max_deaths
                 await end_jobs(connection, now, "canceled", is_dead, jobs.c.is_cancel_requested)
                 await end_jobs(connection, now, "failed", is_dead, is_last_death, error=CRASHED)
-                orphan = await _take(connection, orphans(now), deaths=jobs.c.deaths + 1, **lease)
-                if orphan is not None:
+                dead = orphans(now)
+                may_take = sa.or_(sa.literal(holds_none), queue.c.deaths + 1 < SUSPECT_DEATHS)
+                orphan = await _take(connection, dead.where(may_take), deaths=jobs.c.deaths + 1, **lease)
+                if orphan is not None or (not holds_none and (await connection.execute(dead)).first()):
                     return orphan
             for priority in PRIORITIES:
                 for key in (await connection.execute(waiting_keys(priority, now))).scalars().all():
@@ -75,13 +79,6 @@ class Claims(Outbox):
         if is_cancel_requested is None:
             return "lost"
         return "cancel" if is_cancel_requested else "ok"
-
-    @to_the_end
-    async def spooled(self, job_id: str, attempt: int, input_ref: str) -> bool:
-        """The audio is kept at `input_ref` from now on, so the secrets that fetched it are erased."""
-        kept = jobs.update().where(_is_held(job_id, attempt)).values(input_ref=input_ref, secrets=None)
-        async with self.write() as connection:
-            return (await connection.execute(kept)).rowcount == 1
 
     @to_the_end
     async def release(self, job_id: str, attempt: int, delay_s: float | None = None) -> bool:
@@ -145,10 +142,13 @@ async def _take(connection: AsyncConnection, pick: sa.Select[str], **changes: An
             progress="{}",
             **changes,
         )
-        .returning(jobs)
+        .returning(*JOB_COLUMNS, jobs.c.secrets)
     )
     row = taken.one_or_none()
-    return None if row is None else ClaimedJob(job_of(row), row.request, row.secrets)
+    if row is None:
+        return None
+    request = await connection.execute(sa.select(requests.c.request).where(requests.c.job_id == row.id))
+    return ClaimedJob(job_of(row), request.scalar_one(), row.secrets)
 
 
 async def _queue_again(connection: AsyncConnection, is_held: sa.ColumnElement[bool], **changes: Any) -> bool:

@@ -22,8 +22,9 @@ DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
 
 # SQLite: busy, locked, I/O error, full, cannot be opened.
 PASSING_SQLITE_CODES = {5, 6, 10, 13, 14}
-# PostgreSQL: connection lost, no resources, deadlock, row locked, shutting down or starting.
-PASSING_STATES = ("08", "53", "40", "55P03", "57P", "25P03")
+# PostgreSQL: connection lost, no resources, deadlock, row locked, shutting down or starting, transaction idle
+# for too long, read-only (a primary that was demoted), statement too slow.
+PASSING_STATES = ("08", "53", "40", "55P03", "57P", "25P03", "25006", "57014")
 
 
 P = ParamSpec("P")
@@ -52,11 +53,15 @@ def to_the_end(
 
 def parsed_url(url: str) -> sa.URL:
     """The URL with the driver that is used here. Raises ValueError."""
-    parsed = sa.make_url(url)
-    backend = parsed.get_backend_name()
-    if backend not in DRIVERS or (backend == "sqlite" and parsed.database in {None, "", ":memory:"}):
+    try:
+        parsed = sa.make_url(url)
+        backend = parsed.get_backend_name()
+    except (sa.exc.ArgumentError, ValueError):  # their texts may show a password
+        backend = ""
+    is_relative = backend == "sqlite" and not Path(parsed.database or "").is_absolute()
+    if backend not in DRIVERS or is_relative:
         raise ValueError(
-            "Write the job store as sqlite:///a/file or postgresql+asyncpg://user@host/database."
+            "Write the job store as sqlite:////a/file or postgresql+asyncpg://user@host/database."
         )
     return parsed.set(drivername=DRIVERS[backend])
 
@@ -90,6 +95,7 @@ class Database:
             limits = {"lock_timeout": timeout_ms, "idle_in_transaction_session_timeout": timeout_ms}
             self._writer = self._reader = create_async_engine(
                 parsed,
+                hide_parameters=True,  # in errors and logs: they hold what clients sent
                 pool_size=CONNECTIONS,
                 max_overflow=0,
                 pool_timeout=busy_timeout_s,
@@ -129,7 +135,9 @@ class Database:
 
 
 def _sqlite_engine(url: sa.URL, begin: str, connections: int, busy_timeout_s: float) -> AsyncEngine:
-    engine = create_async_engine(url, pool_size=connections, max_overflow=0, pool_timeout=busy_timeout_s)
+    engine = create_async_engine(
+        url, hide_parameters=True, pool_size=connections, max_overflow=0, pool_timeout=busy_timeout_s
+    )
     pragmas = (
         f"busy_timeout={int(busy_timeout_s * 1000)}",
         "journal_mode=WAL",

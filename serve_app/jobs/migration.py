@@ -1,7 +1,8 @@
 """The version of the database's tables: migrating them, and refusing those of another version."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import sqlalchemy as sa
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
 VERSION_TABLE = "job_store_version"  # a database may hold other tables of alembic's users
 MIGRATE = "python -m serve_app jobs migrate CONFIG"
 LOCK_ID = 0x77686A6F  # of PostgreSQL's advisory lock: two processes that migrate do it one after the other
+
+T = TypeVar("T")
 
 
 class SchemaMismatch(Exception):
@@ -34,6 +37,7 @@ async def migrate(url: str, revision: str = "head") -> None:
     file = sqlite_file(url)
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        file.touch(mode=0o600)  # SQLite would make it readable to all
 
     def upgrade(connection: sa.Connection) -> None:
         config = _config()
@@ -53,14 +57,8 @@ async def migrate(url: str, revision: str = "head") -> None:
 
 async def check(url: str) -> None:
     """Raises NotMigrated or SchemaTooNew where the tables are not those of this version, or StoreBusy."""
-    revision, file = None, sqlite_file(url)
-    if file is None or file.exists():
-        database = Database(url)
-        try:
-            async with database.read() as connection:
-                revision = await connection.run_sync(_revision)
-        finally:
-            await database.close()
+    file = sqlite_file(url)
+    revision = await _read(url, _revision) if file is None or file.exists() else None
     _refuse_newer(revision)
     if revision != _script_revisions()[0]:
         state = "has no tables" if revision is None else "has the tables of an older version"
@@ -68,11 +66,24 @@ async def check(url: str) -> None:
 
 
 async def prepare(url: str) -> None:
-    """Creates the tables of a new SQLite file; else as `check`."""
+    """Creates the tables of a SQLite file that is new or has none, as after a kill; else as `check`."""
     file = sqlite_file(url)
-    if file is not None and not (file.exists() and file.stat().st_size):
+    if file is not None and not (file.exists() and await _read(url, _has_tables)):
         await migrate(url)
     await check(url)
+
+
+async def _read(url: str, question: Callable[[sa.Connection], T]) -> T:
+    database = Database(url)
+    try:
+        async with database.read() as connection:
+            return await connection.run_sync(question)
+    finally:
+        await database.close()
+
+
+def _has_tables(connection: sa.Connection) -> bool:
+    return bool(sa.inspect(connection).get_table_names())
 
 
 def _refuse_newer(revision: str | None) -> None:

@@ -1,8 +1,8 @@
 """The outbox: the transaction that ends a job makes its webhook due, and senders take it under a lease."""
 
 import json
+from collections.abc import Collection
 from dataclasses import asdict
-from typing import Literal
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -36,18 +36,11 @@ async def end_jobs(
             secrets=None,
             lease_until_s=None,
         )
-        .returning(jobs.c.id, jobs.c.webhook_url, jobs.c.finished_at_s)
+        .returning(jobs.c.id, jobs.c.key, jobs.c.webhook_url, jobs.c.finished_at_s)
     )
     rows = ended.all()
     due = [
-        {
-            "job_id": row.id,
-            "status": "pending",
-            "due_at_s": row.finished_at_s,
-            "claim_no": 0,
-            "tries": 0,
-            "log": "[]",
-        }
+        {"job_id": row.id, "key": row.key, "due_at_s": row.finished_at_s}
         for row in rows
         if row.webhook_url is not None
     ]
@@ -60,11 +53,15 @@ class Outbox(Database):
     """Webhooks that wait to be delivered."""
 
     @to_the_end
-    async def claim_delivery(self, worker: str, lease_s: float) -> Delivery | None:
-        """The webhook that is due longest; it is nobody else's until it is recorded or the lease runs out."""
+    async def claim_delivery(self, lease_s: float, busy_keys: Collection[str] = ()) -> Delivery | None:
+        """The webhook that is due longest; it is nobody else's until it is recorded or the lease runs out.
+
+        Those of `busy_keys` wait: the receivers of an API key may hang, and are not to take all places.
+        """
         now, waiting = self.now(), webhooks.alias("waiting")
         is_due = sa.and_(waiting.c.status == "pending", waiting.c.due_at_s <= now)
-        longest_due = sa.select(waiting.c.job_id).where(is_due).order_by(waiting.c.due_at_s).limit(1)
+        is_free = waiting.c.key.not_in(busy_keys)
+        longest_due = sa.select(waiting.c.job_id).where(is_due, is_free).order_by(waiting.c.due_at_s).limit(1)
         async with self.read() as connection:  # a sender with nothing to do takes no lock
             if (await connection.execute(longest_due)).first() is None:
                 return None
@@ -73,7 +70,7 @@ class Outbox(Database):
             claimed = await connection.execute(
                 webhooks.update()
                 .where(webhooks.c.job_id == picked)
-                .values(claim_no=webhooks.c.claim_no + 1, worker=worker, due_at_s=now + lease_s)
+                .values(claim_no=webhooks.c.claim_no + 1, due_at_s=now + lease_s)
                 .returning(webhooks)
             )
             row = claimed.one_or_none()
@@ -89,19 +86,11 @@ class Outbox(Database):
             style=job.webhook_style,
             claim_no=row.claim_no,
             tries=row.tries,
-            first_try_at_s=row.first_try_at_s,
         )
 
     @to_the_end
-    async def record_try(
-        self,
-        delivery_id: str,
-        claim_no: int,
-        made: Try,
-        next_due_at: float | None,
-        final_status: Literal["succeeded", "failed"] | None,
-    ) -> bool:
-        """Logs a try, and says when the next one is due or how the delivery ended: one of them is None.
+    async def record_try(self, delivery_id: str, claim_no: int, made: Try, retry_in_s: float | None) -> bool:
+        """Logs a try. The next one is due in `retry_in_s`, or the delivery has ended as the try did.
 
         False where the lease was lost: then somebody else delivers it, or the job was deleted.
         """
@@ -110,6 +99,7 @@ class Outbox(Database):
             webhooks.c.claim_no == claim_no,
             webhooks.c.status == "pending",
         )
+        final_status = "failed" if made.error else "succeeded"
         async with self.write() as connection:
             found = await connection.execute(sa.select(webhooks.c.log).where(held).with_for_update())
             log = found.scalar_one_or_none()
@@ -120,11 +110,10 @@ class Outbox(Database):
                 webhooks.update()
                 .where(held)
                 .values(
-                    status=final_status or "pending",
-                    due_at_s=webhooks.c.due_at_s if next_due_at is None else next_due_at,
+                    status=final_status if retry_in_s is None else "pending",
+                    due_at_s=self.now() + (retry_in_s or 0.0),
                     claim_no=claim_no + 1,  # a claim is recorded once
                     tries=webhooks.c.tries + 1,
-                    first_try_at_s=sa.func.coalesce(webhooks.c.first_try_at_s, made.at_s),
                     log=json.dumps(tries),
                 )
             )
@@ -133,17 +122,15 @@ class Outbox(Database):
     @to_the_end
     async def retry_delivery(self, job_id: str, key: str) -> bool:
         """Makes a job's webhook due now, with a new schedule and the same id. False where there is none."""
-        owned = sa.select(jobs.c.id).where(jobs.c.id == job_id, jobs.c.key == key)
         async with self.write() as connection:
             due = await connection.execute(
                 webhooks.update()
-                .where(webhooks.c.job_id.in_(owned))
+                .where(webhooks.c.job_id == job_id, webhooks.c.key == key)
                 .values(
                     status="pending",
                     due_at_s=self.now(),
                     claim_no=webhooks.c.claim_no + 1,  # a try that is being made now no longer counts
                     tries=0,
-                    first_try_at_s=None,
                 )
             )
         return due.rowcount == 1

@@ -1,9 +1,7 @@
-"""The order of the queue: priorities, then API keys in turn, then the job that waits longest.
+"""The order of the queue: priorities, then API keys in turn, then the oldest job, though it was tried before.
 
 In turn means: the key with the fewest running jobs, then the one whose last job began longest ago.
 """
-
-from typing import TypeVar
 
 import sqlalchemy as sa
 
@@ -12,7 +10,6 @@ from serve_app.jobs.schema import jobs
 
 PRIORITIES = range(3)  # 0 first
 
-T = TypeVar("T")
 Time = sa.ColumnElement[float]
 
 queue = jobs.alias("queue")
@@ -20,7 +17,8 @@ queue = jobs.alias("queue")
 
 def is_due(table: sa.FromClause, now: Time) -> sa.ColumnElement[bool]:
     """Whether a worker may take the job."""
-    return sa.and_(table.c.status == "queued", table.c.run_at_s <= now, sa.not_(_is_over_time(table, now)))
+    in_time = sa.or_(table.c.expires_at_s.is_(None), table.c.expires_at_s > now)
+    return sa.and_(table.c.status == "queued", table.c.run_at_s <= now, in_time)
 
 
 def is_overdue(table: sa.FromClause, now: Time) -> sa.ColumnElement[bool]:
@@ -37,33 +35,34 @@ def waiting_keys(priority: int, now: Time) -> sa.Select[str]:
     """The keys that have a due job of this priority, whose turn it is first.
 
     Each key is found by one seek of the index ("loose index scan" in PostgreSQL's wiki), so the cost grows
-    with the keys that wait, not with their jobs.
+    with the keys that wait, not with their jobs, but for those that wait for another attempt.
     """
     is_queued = sa.and_(queue.c.status == "queued", queue.c.priority == priority)
 
-    def lowest(column: sa.ColumnElement[T], *more: sa.ColumnElement[bool]) -> sa.ScalarSelect[T]:
+    def next_key(*more: sa.ColumnElement[bool]) -> sa.ScalarSelect[str]:
         # Not min(): without statistics PostgreSQL reads all rows for it.
-        return sa.select(column).where(is_queued, *more).order_by(column).limit(1).scalar_subquery()
+        key = sa.select(queue.c.key).where(is_queued, *more)
+        return key.order_by(queue.c.key).limit(1).scalar_subquery()
 
-    keys = sa.select(lowest(queue.c.key).label("key")).cte("keys", recursive=True)
-    more_keys = lowest(queue.c.key, queue.c.key > keys.c.key)
-    keys = keys.union_all(sa.select(more_keys).where(keys.c.key.is_not(None)))
+    keys = sa.select(next_key().label("key")).cte("keys", recursive=True)
+    more_keys = sa.select(next_key(queue.c.key > keys.c.key)).where(keys.c.key.is_not(None))
+    keys = keys.union_all(more_keys)
 
     of_key = queue.c.key == keys.c.key
-    run_at_s = lowest(queue.c.run_at_s, of_key)
+    first = next_of(keys.c.key, priority, now).limit(1).scalar_subquery()
     running = sa.select(sa.func.count()).where(queue.c.status == "running", of_key).scalar_subquery()
     served_at_s = sa.select(sa.func.max(queue.c.started_at_s)).where(of_key).scalar_subquery()
     return (
         sa.select(keys.c.key)
-        .where(keys.c.key.is_not(None), run_at_s <= now)
-        .order_by(running, sa.func.coalesce(served_at_s, 0.0), run_at_s)
+        .where(keys.c.key.is_not(None), first.is_not(None))
+        .order_by(running, sa.func.coalesce(served_at_s, 0.0), first)
     )
 
 
-def next_of(key: str, priority: int, now: Time) -> sa.Select[str]:
-    """The ids of a key's due jobs, the one that waits longest first."""
+def next_of(key: str | sa.ColumnElement[str], priority: int, now: Time) -> sa.Select[str]:
+    """The ids of a key's due jobs, the oldest one first."""
     of_key = sa.and_(queue.c.key == key, queue.c.priority == priority)
-    return sa.select(queue.c.id).where(of_key, is_due(queue, now)).order_by(queue.c.run_at_s, queue.c.id)
+    return sa.select(queue.c.id).where(of_key, is_due(queue, now)).order_by(queue.c.id)
 
 
 def orphans(now: Time) -> sa.Select[str]:
@@ -84,14 +83,9 @@ def ahead_of(job: Job) -> sa.Select[int]:
     is_queued, count = queue.c.status == "queued", sa.select(sa.func.count().label("jobs"))
     is_same = sa.and_(is_queued, queue.c.priority == job.priority)
     is_own, is_higher = queue.c.key == job.key, queue.c.priority < job.priority
-    is_before = sa.tuple_(queue.c.run_at_s, queue.c.id) < sa.tuple_(job.run_at_s, job.id)
-    own = count.where(is_same, is_own, is_before).scalar_subquery()
+    own = count.where(is_same, is_own, queue.c.id < job.id).scalar_subquery()
     higher = count.where(is_queued, is_higher).scalar_subquery()
     others = count.where(is_same, ~is_own).group_by(queue.c.key).subquery()
     turns = sa.case((others.c.jobs < own + 1, others.c.jobs), else_=own + 1)
     in_turn = sa.select(sa.func.coalesce(sa.func.sum(turns), 0)).scalar_subquery()
     return sa.select(own + higher + in_turn)
-
-
-def _is_over_time(table: sa.FromClause, now: Time) -> sa.ColumnElement[bool]:
-    return sa.func.coalesce(table.c.expires_at_s <= now, sa.false())

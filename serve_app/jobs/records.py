@@ -8,6 +8,8 @@ WebhookStatus = Literal["pending", "succeeded", "failed"]
 WebhookStyle = Literal["standard", "baseten", "assemblyai"]
 Heartbeat = Literal["ok", "cancel", "lost"]
 
+SUSPECT_DEATHS = 2  # one may be anything's fault
+
 FINAL: tuple[Status, ...] = ("succeeded", "failed", "canceled", "expired")
 
 
@@ -27,7 +29,7 @@ class NewJob:
     initial_delay_s: float = 1.0  # before the second attempt; doubles from attempt to attempt
     max_delay_s: float = 5.0
     input_ref: str | None = None  # where the caller keeps the audio
-    secrets: bytes | None = None  # encrypted; erased when the job ends or its audio is kept
+    secrets: bytes | None = None  # encrypted; erased when the job ends
     webhook_url: str | None = None
     webhook_style: WebhookStyle = "standard"
 
@@ -46,7 +48,6 @@ class Try:
 class Webhook:
     """How far the delivery of a job's webhook is."""
 
-    id: str
     status: WebhookStatus
     due_at_s: float  # of the next try, while it is pending
     log: tuple[Try, ...]  # the last tries, oldest first
@@ -94,6 +95,11 @@ class ClaimedJob:
     request: str
     secrets: bytes | None
 
+    @property
+    def runs_alone(self) -> bool:
+        """Whether the worker may hold no other job meanwhile: this one may have killed those before."""
+        return self.job.deaths >= SUSPECT_DEATHS
+
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
@@ -105,4 +111,3 @@ class Delivery:
     style: WebhookStyle
     claim_no: int  # the fencing token of the lease
     tries: int  # before this one, since the job's end or the client's wish to try again
-    first_try_at_s: float | None

@@ -5,9 +5,9 @@ All of it goes on whatever happens to the store: what it cannot do now it tries 
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from functools import partial
 from typing import Any, TypeVar
 
 from tenacity import AsyncRetrying, RetryCallState
@@ -24,7 +24,7 @@ logger = logging.getLogger("ray.serve")
 
 POLL_S = 0.5  # between two looks for work, which only read
 SWEEP_S = 60.0
-MAX_WEBHOOKS = 32  # that are sent at once
+MAX_WEBHOOKS, MAX_WEBHOOKS_OF_A_KEY = 32, 8  # that are sent at once
 
 T = TypeVar("T")
 
@@ -42,16 +42,15 @@ class Runner:
         self._worker = worker
         self._draining = asyncio.Event()
         self._drained = asyncio.Event()
-        self._attempts: set[Attempt] = set()  # one for each job that runs
+        self._attempts: dict[Attempt, ClaimedJob] = {}  # one for each job that is held
+        self._sending = Counter[str]()  # webhooks, by API key
 
     async def run(self) -> None:
         """Works until `drain`."""
-        claim_job = partial(self._store.claim, self._worker, self._settings.lease_s)
-        claim_webhook = partial(webhooks.claim, self._store, self._settings.webhooks, self._worker)
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._take(claim_job, self._work_on, self._settings.concurrency))
-                tasks.create_task(self._take(claim_webhook, self._deliver, MAX_WEBHOOKS))
+                tasks.create_task(self._take(self._claim_job, self._work_on, self._settings.concurrency))
+                tasks.create_task(self._take(self._claim_webhook, self._deliver, MAX_WEBHOOKS))
                 tasks.create_task(self._sweep())
         finally:
             await self._store.close()
@@ -114,19 +113,38 @@ class Runner:
             async with asyncio.timeout(seconds):
                 await self._draining.wait()
 
-    async def _work_on(self, claimed: ClaimedJob) -> None:
+    async def _claim_job(self) -> Attempt | None:
+        if any(claimed.runs_alone for claimed in self._attempts.values()):
+            return None
+        holds_none = not self._attempts
+        claimed = await self._store.claim(self._worker, self._settings.lease_s, holds_none=holds_none)
+        if claimed is None:
+            return None
         attempt = Attempt(self._jobs, self._transcribe, claimed)
-        self._attempts.add(attempt)
+        self._attempts[attempt] = claimed
+        return attempt
+
+    async def _work_on(self, attempt: Attempt) -> None:
         if self._draining.is_set():
             attempt.interrupt("drain")
         try:
             await attempt.run()
         finally:
-            self._attempts.discard(attempt)
+            del self._attempts[attempt]
+
+    async def _claim_webhook(self) -> tuple[Delivery, webhooks.Signers] | None:
+        busy = [key for key, sending in self._sending.items() if sending >= MAX_WEBHOOKS_OF_A_KEY]
+        claimed = await webhooks.claim(self._store, self._settings.webhooks, busy)
+        if claimed is not None:
+            self._sending[claimed[0].job.key] += 1
+        return claimed
 
     async def _deliver(self, claimed: tuple[Delivery, webhooks.Signers]) -> None:
         delivery, signers = claimed
-        await webhooks.deliver(self._store, delivery, signers, self._answer_of, self._settings.webhooks)
+        try:
+            await webhooks.deliver(self._store, delivery, signers, self._answer_of, self._settings.webhooks)
+        finally:
+            self._sending[delivery.job.key] -= 1
 
     async def _answer_of(self, job: Job) -> Any:
         transcript = await self._jobs.transcript(job.id, job.key)

@@ -13,19 +13,29 @@ from serve_app.jobs.records import Job, Try, Webhook
 
 metadata = sa.MetaData()
 
+
+class Text(sa.TypeDecorator[str]):
+    """A text of any characters: NUL and lone surrogates, which PostgreSQL refuses, are replaced."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> str | None:
+        return None if value is None else value.replace("\0", "\ufffd").encode(errors="replace").decode()
+
+
 jobs = sa.Table(
     "jobs",
     metadata,
-    sa.Column("id", sa.String(32), primary_key=True),
-    sa.Column("version", sa.Integer, nullable=False),
-    sa.Column("key", sa.Text, nullable=False),
-    sa.Column("idempotency_key", sa.Text),
-    sa.Column("body_hash", sa.Text, nullable=False),
-    sa.Column("request", sa.Text, nullable=False),
-    sa.Column("audio", sa.Text),
+    sa.Column("id", Text, primary_key=True),
+    sa.Column("version", sa.Integer, nullable=False, default=1),
+    sa.Column("key", Text, nullable=False),
+    sa.Column("idempotency_key", Text),
+    sa.Column("body_hash", Text, nullable=False),
+    sa.Column("audio", Text),
     sa.Column("secrets", sa.LargeBinary),
-    sa.Column("input_ref", sa.Text),
-    sa.Column("status", sa.String(12), nullable=False),
+    sa.Column("input_ref", Text),
+    sa.Column("status", sa.String(12), nullable=False, default="queued"),
     sa.Column("priority", sa.SmallInteger, nullable=False),
     sa.Column("created_at_s", sa.Double, nullable=False),
     sa.Column("run_at_s", sa.Double, nullable=False),
@@ -34,23 +44,23 @@ jobs = sa.Table(
     sa.Column("finished_at_s", sa.Double),
     sa.Column("keep_s", sa.Double, nullable=False),
     sa.Column("delete_at_s", sa.Double),
-    sa.Column("attempt", sa.Integer, nullable=False),
-    sa.Column("failures", sa.Integer, nullable=False),
-    sa.Column("deaths", sa.Integer, nullable=False),
+    sa.Column("attempt", sa.Integer, nullable=False, default=0),
+    sa.Column("failures", sa.Integer, nullable=False, default=0),
+    sa.Column("deaths", sa.Integer, nullable=False, default=0),
     sa.Column("max_attempts", sa.Integer, nullable=False),
     sa.Column("initial_delay_s", sa.Double, nullable=False),
     sa.Column("max_delay_s", sa.Double, nullable=False),
-    sa.Column("worker", sa.Text),  # for people who look into the database
+    sa.Column("worker", Text),  # for people who look into the database
     sa.Column("lease_until_s", sa.Double),
-    sa.Column("is_cancel_requested", sa.Boolean, nullable=False),
-    sa.Column("progress", sa.Text, nullable=False),  # JSON
-    sa.Column("error_code", sa.Text),
-    sa.Column("error_message", sa.Text),
-    sa.Column("webhook_url", sa.Text),
+    sa.Column("is_cancel_requested", sa.Boolean, nullable=False, default=False),
+    sa.Column("progress", Text, nullable=False, default="{}"),  # JSON
+    sa.Column("error_code", Text),
+    sa.Column("error_message", Text),
+    sa.Column("webhook_url", Text),
     sa.Column("webhook_style", sa.String(12), nullable=False),
     sa.UniqueConstraint("key", "idempotency_key", name="jobs_idempotent"),
     # A claim seeks the keys that wait, one by one, and the head of each key's queue.
-    sa.Index("jobs_waiting", "status", "priority", "key", "run_at_s", "id"),
+    sa.Index("jobs_waiting", "status", "priority", "key", "id"),
     sa.Index("jobs_expiring", "status", "expires_at_s"),
     sa.Index("jobs_leased", "status", "lease_until_s"),
     sa.Index("jobs_served", "key", "started_at_s"),
@@ -60,10 +70,13 @@ jobs = sa.Table(
 
 
 def _job_id() -> sa.Column[str]:
-    return sa.Column("job_id", sa.String(32), sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    return sa.Column("job_id", Text, sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
 
 
-# Results stand apart, so that lists and claims never read 20 MB. One row a job: a second result is refused.
+# What can have megabytes stands apart: lists never read it, no heartbeat makes SQLite write it again.
+requests = sa.Table("job_requests", metadata, _job_id(), sa.Column("request", Text, nullable=False))
+
+# One row a job: a second result is refused.
 results = sa.Table("job_results", metadata, _job_id(), sa.Column("body", sa.LargeBinary, nullable=False))
 
 # The outbox: a row is inserted by the transaction that ends a job, so that none is lost and none comes early.
@@ -71,14 +84,13 @@ webhooks = sa.Table(
     "job_webhooks",
     metadata,
     _job_id(),
-    sa.Column("status", sa.String(12), nullable=False),
+    sa.Column("key", Text, nullable=False),  # the job's
+    sa.Column("status", sa.String(12), nullable=False, default="pending"),
     sa.Column("due_at_s", sa.Double, nullable=False),  # of the next try; a claim moves it on: its lease
-    sa.Column("claim_no", sa.Integer, nullable=False),
-    sa.Column("worker", sa.Text),
-    sa.Column("tries", sa.Integer, nullable=False),
-    sa.Column("first_try_at_s", sa.Double),
-    sa.Column("log", sa.Text, nullable=False),  # JSON
-    sa.Index("job_webhooks_due", "status", "due_at_s"),
+    sa.Column("claim_no", sa.Integer, nullable=False, default=0),
+    sa.Column("tries", sa.Integer, nullable=False, default=0),
+    sa.Column("log", Text, nullable=False, default="[]"),  # JSON
+    sa.Index("job_webhooks_due", "status", "due_at_s", "key"),
 )
 
 WEBHOOK_ID_PREFIX = "msg_"  # a job has one webhook, whose id is the job's with this before it
@@ -104,7 +116,6 @@ def _webhook_of(values: sa.RowMapping) -> Webhook | None:
     if values.get("webhook_status") is None:
         return None
     return Webhook(
-        id=WEBHOOK_ID_PREFIX + values["id"],
         status=values["webhook_status"],
         due_at_s=values["webhook_due_at_s"],
         log=tuple(Try(**made) for made in json.loads(values["webhook_log"])),

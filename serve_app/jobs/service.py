@@ -13,7 +13,7 @@ from serve_app.jobs.places import key_file, spool_url, store_url
 from serve_app.jobs.records import ClaimedJob, Job, NewJob, Status, WebhookStyle
 from serve_app.jobs.secrets import FetchSecrets
 from serve_app.jobs.spool import Spool
-from serve_app.jobs.store import open_store
+from serve_app.jobs.store import JobStore
 from serve_app.jobs.stored import JobRequest, load_transcript
 from serve_app.jobs.webhooks import checked_url
 from serve_app.options import Options
@@ -72,7 +72,7 @@ class Jobs:
         url = store_url(settings)
         assert url is not None, "jobs are off"
         self.settings = settings
-        self.store = open_store(url)
+        self.store = JobStore(url)
         self.spool = Spool(spool_url(settings, url))
         self._secrets = FetchSecrets(key_file(settings))
         self._intake, self._has_speakers = intake, has_speakers

@@ -7,7 +7,8 @@ import asyncio
 import secrets
 import time
 import zlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import asdict
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -19,42 +20,33 @@ from serve_app.jobs.database import to_the_end
 from serve_app.jobs.outbox import end_jobs
 from serve_app.jobs.queue import ahead_of, is_overdue, queued_of
 from serve_app.jobs.records import Job, NewJob, Status
-from serve_app.jobs.schema import JOB_COLUMNS, SELECT_JOBS, job_of, jobs, results, webhooks
+from serve_app.jobs.schema import JOB_COLUMNS, SELECT_JOBS, job_of, jobs, requests, results, webhooks
 
 RETRY_AFTER_S = 60  # when a key has too many jobs that wait
 MAX_DELETED = 500  # in one transaction, so that others do not wait
 
 
-def open_store(
-    url: str, *, busy_timeout_s: float = 10.0, clock: Callable[[], float] | None = None
-) -> "JobStore":
-    """The store at a `sqlite:///` or `postgresql+asyncpg://` URL; nothing is read yet. Raises ValueError.
-
-    `clock` is for tests, which have no time to wait.
-    """
-    return JobStore(url, busy_timeout_s=busy_timeout_s, clock=clock)
-
-
 class JobStore(Claims):
     """All of it. A client's methods take the name of its API key, and see and change no other key's jobs."""
-
-    async def submit(self, job: NewJob) -> tuple[Job, bool]:
-        """The job, and whether it is new: the same idempotency key and body give the same job.
-
-        Raises IdempotencyConflict for another body.
-        """
-        return (await self.submit_all([job]))[0]
 
     @to_the_end
     async def submit_all(
         self, new: Sequence[NewJob], max_queued: int | None = None
     ) -> list[tuple[Job, bool]]:
-        """Submits all of them or, where one of them conflicts, none.
+        """The jobs, each with whether it is new: the same idempotency key and body give the same job.
 
-        Raises RateLimited where a key would have more than `max_queued` jobs that wait.
+        All are submitted or none. Raises IdempotencyConflict for another body, RateLimited where a key would
+        have more than `max_queued` jobs that wait.
         """
         async with self.write() as connection:
             submitted = [await self._submit(connection, job) for job in new]
+            asked = [
+                {"job_id": job.id, "request": one.request}
+                for one, (job, is_new) in zip(new, submitted, strict=True)
+                if is_new
+            ]
+            if asked:
+                await connection.execute(requests.insert(), asked)
             for key in {job.key for job, is_new in submitted if is_new and max_queued is not None}:
                 waiting = await connection.execute(queued_of(key))
                 if waiting.scalar_one() > (max_queued or 0):
@@ -64,36 +56,13 @@ class JobStore(Claims):
             return submitted
 
     async def _submit(self, connection: AsyncConnection, new: NewJob) -> tuple[Job, bool]:
-        now = self.now()
+        now, values = self.now(), asdict(new)
+        del values["request"]  # has a table of its own
+        max_queue_s = values.pop("max_queue_s")
+        expires_at_s = None if max_queue_s is None else now + max_queue_s
         insert = sqlite.insert(jobs) if self.is_sqlite else postgresql.insert(jobs)
         inserted = await connection.execute(
-            insert.values(
-                id=_new_id(),
-                version=1,
-                key=new.key,
-                idempotency_key=new.idempotency_key,
-                body_hash=new.body_hash,
-                request=new.request,
-                audio=new.audio,
-                secrets=new.secrets,
-                input_ref=new.input_ref,
-                status="queued",
-                priority=new.priority,
-                created_at_s=now,
-                run_at_s=now,
-                expires_at_s=None if new.max_queue_s is None else now + new.max_queue_s,
-                keep_s=new.keep_s,
-                attempt=0,
-                failures=0,
-                deaths=0,
-                max_attempts=new.max_attempts,
-                initial_delay_s=new.initial_delay_s,
-                max_delay_s=new.max_delay_s,
-                is_cancel_requested=False,
-                progress="{}",
-                webhook_url=new.webhook_url,
-                webhook_style=new.webhook_style,
-            )
+            insert.values(id=_new_id(), created_at_s=now, run_at_s=now, expires_at_s=expires_at_s, **values)
             .on_conflict_do_nothing(index_elements=["key", "idempotency_key"])
             .returning(*JOB_COLUMNS)
         )
@@ -148,9 +117,9 @@ class JobStore(Claims):
     @to_the_end
     async def request(self, job_id: str, key: str) -> str | None:
         """What the job was submitted with, for answers that repeat it."""
+        request = sa.select(requests.c.request).join_from(requests, jobs).where(_is_own(job_id, key))
         async with self.read() as connection:
-            found = await connection.execute(sa.select(jobs.c.request).where(_is_own(job_id, key)))
-            return found.scalar_one_or_none()
+            return (await connection.execute(request)).scalar_one_or_none()
 
     @to_the_end
     async def result(self, job_id: str, key: str) -> bytes | None:
@@ -219,11 +188,9 @@ class JobStore(Claims):
 
 
 def _is_own(job_id: str, key: str) -> sa.ColumnElement[bool]:
-    if "\0" in job_id:  # PostgreSQL refuses it in a text
-        return sa.false()
     return sa.and_(jobs.c.id == job_id, jobs.c.key == key)
 
 
 def _new_id() -> str:
-    """32 hex digits: milliseconds, then chance. Sorted by id, jobs are sorted by age."""
-    return f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
+    """32 hex digits: nanoseconds, then chance. Sorted by id, jobs are sorted by age."""
+    return f"{time.time_ns():016x}{secrets.token_hex(8)}"

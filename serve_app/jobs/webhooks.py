@@ -8,18 +8,20 @@ import asyncio
 import io
 import logging
 import random
+import re
 import time
 from asyncio import timeout
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import aiohttp
 from yarl import URL
 
 from serve_app.errors import InvalidRequest
+from serve_app.jobs.outbox import Outbox
 from serve_app.jobs.payloads import assemblyai_body, baseten_body, standard_body
 from serve_app.jobs.records import Delivery, Job, Try
 from serve_app.jobs.signatures import baseten_headers, read_secrets, standard_headers
@@ -32,35 +34,22 @@ PORTS = frozenset({443})
 LEASE_MARGIN_S = 30.0  # to read the result and to record the try
 JITTER = 0.1
 
+_NOT_IN_A_URL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # not in its fragment either
+
 AnswerOf = Callable[[Job], Awaitable[Any]]  # what `/predict` would have answered, None if deleted
 Signers = Sequence[str]  # secrets
 Clock = Callable[[], float]
 
 
-class Outbox(Protocol):
-    """The part of the store that holds webhooks."""
-
-    async def claim_delivery(self, worker: str, lease_s: float) -> Delivery | None:
-        """A webhook that is due, which no other worker gets for `lease_s`."""
-
-    async def record_try(
-        self,
-        delivery_id: str,
-        claim_no: int,
-        made: Try,
-        next_due_at: float | None,
-        final_status: Literal["succeeded", "failed"] | None,
-    ) -> bool:
-        """Logs a try and says when the next one is due, or how it ended. False where the claim was lost."""
-
-
-async def claim(outbox: Outbox, settings: WebhookSettings, worker: str) -> tuple[Delivery, Signers] | None:
+async def claim(
+    outbox: Outbox, settings: WebhookSettings, busy_keys: Collection[str] = ()
+) -> tuple[Delivery, Signers] | None:
     """A webhook that is due, for `deliver`, with the secrets that sign it; None where none is due.
 
     Secrets are read each time, so new ones need no restart. Raises UnusableSecrets, and then claims nothing.
     """
     signers = read_secrets(settings.secrets_file)
-    delivery = await outbox.claim_delivery(worker, settings.timeout_s + LEASE_MARGIN_S)
+    delivery = await outbox.claim_delivery(settings.timeout_s + LEASE_MARGIN_S, busy_keys)
     return None if delivery is None else (delivery, signers)
 
 
@@ -73,34 +62,31 @@ async def deliver(
     clock: Clock = time.time,
 ) -> None:
     """Sends a claimed webhook once and records the try."""
-    wait_s = None
+    asked_s = retry_in_s = None
     try:
         answer = await answer_of(delivery.job) if delivery.job.status == "succeeded" else None
-        made, wait_s = await send(delivery, answer, signers, settings, clock)
+        made, asked_s = await send(delivery, answer, signers, settings, clock)
     except Exception:  # such a webhook must wait as any other does, not be claimed again and again
         logger.exception("The webhook of job %s could not be made.", delivery.job.id)
         made = Try(clock(), None, "The server could not make the webhook; its log says why.", 0.0)
-    next_due_at: float | None = None
     if made.error is not None and made.status != HTTPStatus.GONE:
         jitter = random.random()  # noqa: S311  (it spreads load and protects nothing)
-        next_due_at = next_try_s(delivery.tries, clock(), settings, wait_s, jitter)
-    ended: Literal["succeeded", "failed"] = "failed" if made.error else "succeeded"
-    final_status = ended if next_due_at is None else None
-    if not await outbox.record_try(delivery.id, delivery.claim_no, made, next_due_at, final_status):
+        retry_in_s = next_try_in_s(delivery.tries, settings, asked_s, jitter)
+    if not await outbox.record_try(delivery.id, delivery.claim_no, made, retry_in_s):
         logger.warning("Webhook %s was sent by another worker in the meantime.", delivery.id)
 
 
-def next_try_s(
-    tries_before: int, now_s: float, settings: WebhookSettings, asked_s: float | None, jitter: float
+def next_try_in_s(
+    tries_before: int, settings: WebhookSettings, asked_s: float | None, jitter: float
 ) -> float | None:
-    """When to try again after one more failed try, None for never; `jitter` is from 0 to 1.
+    """How long to wait after one more failed try, None for ever; `jitter` is from 0 to 1.
 
     A receiver that asked for `asked_s` puts its next try off, by a day at most; it cannot have it earlier.
     """
     if tries_before >= len(settings.retry_delays_s):
         return None
     wait_s = max(settings.retry_delays_s[tries_before], min(asked_s or 0.0, MAX_DELAY_S))
-    return now_s + wait_s * (1 + JITTER * jitter)
+    return wait_s * (1 + JITTER * jitter)
 
 
 async def send(
@@ -139,7 +125,7 @@ async def send(
 def checked_url(url: str, settings: WebhookSettings, param: str = "webhook_url") -> URL:
     """The address in a webhook's URL. Raises InvalidRequest where nothing may be sent there."""
     try:
-        target = address.parse(url)
+        target = URL() if _NOT_IN_A_URL.search(url) else address.parse(url)
     except ValueError:
         target = URL()
     is_allowed = ssrf.is_allowed(target, settings.allowed_hosts)

@@ -41,7 +41,7 @@ class JobsSettings(Strict):
 
     store: Annotated[str | None, BeforeValidator(_off)] = Field(
         None,
-        description="`sqlite:///a/file`, or for several nodes `postgresql+asyncpg://user@host/database`. "
+        description="`sqlite:////a/file`, or for several nodes `postgresql+asyncpg://user@host/database`. "
         "Empty: a SQLite file in state_dir. off: no jobs.",
     )
     state_dir: Annotated[str, Field(pattern="^[/~]")] | None = Field(

@@ -1,12 +1,11 @@
-"""Webhooks to send, and an outbox in memory that a test's clock drives."""
+"""Webhooks to send."""
 
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from serve_app.jobs.records import Delivery, Job, Try, WebhookStyle
+from serve_app.jobs.records import Delivery, Job, Try, Webhook, WebhookStyle
 from serve_app.jobs.signatures import new_secret
+from serve_app.jobs.store import JobStore
 from serve_app.jobs.webhooks import AnswerOf, claim, deliver, send
 from serve_app.settings.jobs import WebhookSettings
 
@@ -45,7 +44,7 @@ def job(**changes: Any) -> Job:
 
 
 def delivery(url: str = "https://example.com", style: WebhookStyle = "standard", **of_job: Any) -> Delivery:
-    return Delivery("msg_1", job(**of_job), url, style, claim_no=0, tries=0, first_try_at_s=None)
+    return Delivery("msg_1", job(**of_job), url, style, claim_no=0, tries=0)
 
 
 def settings(**changes: Any) -> WebhookSettings:
@@ -63,54 +62,19 @@ async def tried(
 
 
 async def deliver_due(
-    outbox: "MemoryOutbox", answer_of: AnswerOf, settings: WebhookSettings, worker: str, clock: "Clock"
+    store: JobStore, answer_of: AnswerOf, settings: WebhookSettings, clock: Callable[[], float]
 ) -> bool:
     """Sends the webhook that is due; False where none is."""
-    claimed = await claim(outbox, settings, worker)
+    claimed = await claim(store, settings)
     if claimed is None:
         return False
-    await deliver(outbox, *claimed, answer_of, settings, clock)
+    await deliver(store, *claimed, answer_of, settings, clock)
     return True
 
 
-@dataclass
-class Clock:
-    """A clock that stands still until a test moves it."""
-
-    now_s: float = field(default_factory=time.time)
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
-@dataclass
-class MemoryOutbox:
-    """One webhook."""
-
-    delivery: Delivery
-    clock: Clock
-    due_at_s: float = 0.0
-    status: str | None = None
-    log: list[Try] = field(default_factory=list)
-
-    async def claim_delivery(self, worker: str, lease_s: float) -> Delivery | None:
-        if self.status or self.due_at_s > self.clock():
-            return None
-        self.due_at_s = self.clock() + lease_s
-        self.delivery = replace(self.delivery, claim_no=self.delivery.claim_no + 1, tries=len(self.log))
-        return self.delivery
-
-    async def record_try(
-        self,
-        delivery_id: str,
-        claim_no: int,
-        made: Try,
-        next_due_at: float | None,
-        final_status: Literal["succeeded", "failed"] | None,
-    ) -> bool:
-        assert (next_due_at is None) != (final_status is None)
-        if (delivery_id, claim_no) != (self.delivery.id, self.delivery.claim_no):
-            return False
-        self.log.append(made)
-        self.due_at_s, self.status = next_due_at or 0.0, final_status
-        return True
+async def webhook_of(store: JobStore, job_id: str) -> Webhook:
+    """How far it is."""
+    job = await store.get(job_id, "alice")
+    assert job is not None
+    assert job.webhook is not None
+    return job.webhook

@@ -3,17 +3,19 @@
 import asyncio
 
 import pytest
-from job_stores import LEASE_S, Clock, claimed, new_job, using
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from job_stores import LEASE_S, Clock, claimed, new_job, submit, using
 
-from serve_app.jobs.records import Status
-from serve_app.jobs.store import JobStore, open_store
+from serve_app.jobs.records import ClaimedJob, Status
+from serve_app.jobs.store import JobStore
 
 
 def test_a_claim_gives_the_attempt_that_writes_are_accepted_with(store_url: str, clock: Clock) -> None:
     """The number that a worker gets is the one that counts: it can heartbeat, and finish."""
 
     async def story(store: JobStore) -> None:
-        submitted, _ = await store.submit(new_job(secrets=b"sealed"))
+        submitted, _ = await submit(store, new_job(secrets=b"sealed"))
         held = await claimed(store)
         assert (held.job.id, held.job.attempt, held.job.status) == (submitted.id, 1, "running")
         assert (held.request, held.secrets) == ('{"language": "en"}', b"sealed")
@@ -31,14 +33,13 @@ def test_a_late_worker_writes_nothing(store_url: str, clock: Clock) -> None:
     """A worker that hung for longer than its lease, and wakes up when another has the job, is refused."""
 
     async def story(store: JobStore) -> None:
-        await store.submit(new_job(webhook_url="https://example.com"))
+        await submit(store, new_job(webhook_url="https://example.com"))
         late = (await claimed(store, "late")).job
         clock.advance(LEASE_S + 1)
         second = (await claimed(store, "second")).job
         assert (second.id, second.attempt, second.deaths) == (late.id, late.attempt + 1, 1)
 
         assert await store.heartbeat(late.id, late.attempt, LEASE_S, {"asr": 1.0}) == "lost"
-        assert not await store.spooled(late.id, late.attempt, "late's")
         assert not await store.fail(late.id, late.attempt, "internal_error", "Late.", retry=False)
         assert not await store.canceled(late.id, late.attempt)
         assert not await store.release(late.id, late.attempt)
@@ -59,7 +60,7 @@ def test_heartbeats_keep_a_job(store_url: str, clock: Clock) -> None:
     """A long job is not taken from a worker that is alive."""
 
     async def story(store: JobStore) -> None:
-        await store.submit(new_job())
+        await submit(store, new_job())
         held = (await claimed(store)).job
         for _ in range(5):
             clock.advance(LEASE_S - 1)
@@ -74,7 +75,7 @@ def test_a_job_that_kills_every_worker_fails(store_url: str, clock: Clock) -> No
     """Deaths are counted apart from failures, and have a limit of their own."""
 
     async def story(store: JobStore) -> None:
-        await store.submit(new_job(max_attempts=1, webhook_url="https://example.com"))
+        await submit(store, new_job(max_attempts=1, webhook_url="https://example.com"))
         for deaths in range(3):
             held = await store.claim("worker", LEASE_S, max_deaths=3)
             assert held is not None
@@ -88,11 +89,70 @@ def test_a_job_that_kills_every_worker_fails(store_url: str, clock: Clock) -> No
     using(store_url, story, clock)
 
 
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(["a", "b", "poison", "c"], 3, 4)
+@given(st.permutations(["poison", "a", "b", "c"]), st.integers(0, 3), st.integers(1, 4))
+def test_a_job_that_kills_its_worker_takes_no_others_with_it(
+    store_url: str, keys: list[str], later: int, places: int
+) -> None:
+    """It fails; those that ran beside it succeed, and so do those that come meanwhile."""
+
+    async def story(store: JobStore, clock: Clock) -> None:
+        async with store.write() as connection:
+            await connection.exec_driver_sql("DELETE FROM jobs")
+        names = {job.id: job.key for job, _ in await store.submit_all([new_job(key=key) for key in keys])}
+        held: list[ClaimedJob] = []
+        for step in range(100):
+            if step < later:
+                job, _ = await submit(store, new_job(key=f"later {step}"))
+                names[job.id] = job.key
+            while len(held) < places and not any(each.runs_alone for each in held):
+                taken = await store.claim("worker", LEASE_S, max_deaths=5, holds_none=not held)
+                if taken is None:
+                    break
+                held.append(taken)
+            if "poison" in {names[each.job.id] for each in held}:
+                clock.advance(LEASE_S + 1)
+                held = []
+            elif held:
+                done = held.pop().job
+                assert await store.finish(done.id, done.attempt, b"")
+        for job_id, key in names.items():
+            ended = await store.get(job_id, key)
+            assert ended is not None
+            expected = ("failed", "model_crashed") if key == "poison" else ("succeeded", None)
+            assert (ended.status, ended.error_code) == expected
+            assert key == "poison" or ended.deaths <= 2
+
+    clock = Clock()
+    using(store_url, lambda store: story(store, clock), clock)
+
+
+def test_a_job_that_two_workers_died_of_waits_for_one_that_holds_none(store_url: str, clock: Clock) -> None:
+    """Not for ever: workers that hold some get nothing else until one of them has none left."""
+
+    async def story(store: JobStore) -> None:
+        suspect, _ = await submit(store, new_job())
+        for _ in range(2):
+            await claimed(store)
+            clock.advance(LEASE_S + 1)
+        await submit(store, new_job(priority=0))
+        assert await store.claim("busy", LEASE_S, holds_none=False) is None
+        alone = await store.claim("free", LEASE_S, holds_none=True)
+        assert alone is not None
+        assert (alone.job.id, alone.job.deaths, alone.runs_alone) == (suspect.id, 2, True)
+        other = await store.claim("busy", LEASE_S, holds_none=False)
+        assert other is not None
+        assert not other.runs_alone
+
+    using(store_url, story, clock)
+
+
 def test_failed_attempts_wait_longer_each_time(store_url: str, clock: Clock) -> None:
     """Delays double up to their maximum; the last failure ends the job, with its error."""
 
     async def story(store: JobStore) -> list[float]:
-        await store.submit(new_job(max_attempts=5, initial_delay_s=1.0, max_delay_s=5.0))
+        await submit(store, new_job(max_attempts=5, initial_delay_s=1.0, max_delay_s=5.0))
         waits = []
         for _ in range(4):
             held = (await claimed(store)).job
@@ -118,7 +178,7 @@ def test_what_cannot_succeed_is_not_tried_again(store_url: str, clock: Clock) ->
     """A worker says whether another attempt makes sense."""
 
     async def story(store: JobStore) -> Status:
-        await store.submit(new_job(max_attempts=5))
+        await submit(store, new_job(max_attempts=5))
         held = (await claimed(store)).job
         assert await store.fail(held.id, held.attempt, "empty_audio", "Nothing to decode.", retry=False)
         job = await store.get(held.id, "alice")
@@ -132,9 +192,9 @@ def test_a_released_job_costs_no_attempt_and_keeps_its_place(store_url: str, clo
     """What a draining worker gives back is the next to be claimed, unless it asks for a delay."""
 
     async def story(store: JobStore) -> None:
-        first, _ = await store.submit(new_job(max_queue_s=10))
+        first, _ = await submit(store, new_job(max_queue_s=10))
         clock.advance(1)
-        await store.submit(new_job())
+        await submit(store, new_job())
         held = (await claimed(store)).job
         assert await store.release(held.id, held.attempt)
         clock.advance(100)  # work has begun once, so it does not expire any more
@@ -151,7 +211,7 @@ def test_a_running_job_learns_of_its_cancellation_by_heartbeat(store_url: str, c
     """The worker stops, says so, and the job ends as canceled; a queued one ends at once."""
 
     async def story(store: JobStore) -> None:
-        await store.submit(new_job(webhook_url="https://example.com"))
+        await submit(store, new_job(webhook_url="https://example.com"))
         held = (await claimed(store)).job
         asked = await store.cancel(held.id, "alice")
         assert asked is not None
@@ -163,7 +223,7 @@ def test_a_running_job_learns_of_its_cancellation_by_heartbeat(store_url: str, c
         assert job.status == "canceled"
         assert job.webhook is not None
 
-        queued, _ = await store.submit(new_job())
+        queued, _ = await submit(store, new_job())
         ended = await store.cancel(queued.id, "alice")
         assert ended is not None
         assert ended.status == "canceled"
@@ -177,7 +237,7 @@ def test_a_job_that_is_to_be_canceled_is_not_begun_again(store_url: str, clock: 
     """Whatever becomes of the worker that did not hear of it."""
 
     async def story(store: JobStore) -> Status:
-        await store.submit(new_job())
+        await submit(store, new_job())
         held = (await claimed(store)).job
         await store.cancel(held.id, "alice")
         if how == "dies":
@@ -199,7 +259,7 @@ def test_a_deleted_job_is_lost_to_its_worker(store_url: str, clock: Clock) -> No
     """Its result is refused, so nothing of a deleted job comes back."""
 
     async def story(store: JobStore) -> None:
-        await store.submit(new_job())
+        await submit(store, new_job())
         held = (await claimed(store)).job
         assert await store.delete(held.id, "alice") is not None
         assert await store.heartbeat(held.id, held.attempt, LEASE_S) == "lost"
@@ -210,17 +270,17 @@ def test_a_deleted_job_is_lost_to_its_worker(store_url: str, clock: Clock) -> No
 
 
 def test_secrets_are_erased(store_url: str, clock: Clock) -> None:
-    """When the audio is kept and when a job ends, no later claim and no row has them."""
+    """When a job ends, and not before."""
 
     async def story(store: JobStore) -> None:
-        await store.submit(new_job(secrets=b"sealed"))
+        await submit(store, new_job(secrets=b"sealed"))
         held = (await claimed(store)).job
-        assert await store.spooled(held.id, held.attempt, "spool/1")
         assert await store.release(held.id, held.attempt)
         again = await claimed(store)
-        assert (again.secrets, again.job.input_ref) == (None, "spool/1")
+        assert again.secrets == b"sealed"
+        assert await store.finish(held.id, again.job.attempt, b"")
 
-        canceled, _ = await store.submit(new_job(secrets=b"sealed"))
+        canceled, _ = await submit(store, new_job(secrets=b"sealed"))
         await store.cancel(canceled.id, "alice")
         async with store.read() as connection:
             left = await connection.exec_driver_sql("SELECT count(*) FROM jobs WHERE secrets IS NOT NULL")
@@ -233,7 +293,7 @@ def test_workers_that_claim_at_once_never_share_a_job(store_url: str, clock: Clo
     """Two processes with eight claims each get every job once."""
 
     async def story(store: JobStore) -> None:
-        other = open_store(store_url, clock=clock)
+        other = JobStore(store_url, clock=clock)
         submitted = await store.submit_all([new_job(key=f"key {n % 7}") for n in range(60)])
 
         taken = []
@@ -255,7 +315,7 @@ def test_the_store_has_a_clock_of_its_own(store_url: str) -> None:
     """Without a clock of the test's, leases run out by themselves."""
 
     async def story(store: JobStore) -> None:
-        await store.submit(new_job())
+        await submit(store, new_job())
         first = await store.claim("worker", lease_s=-1)
         second = await store.claim("worker", lease_s=LEASE_S)
         assert first is not None

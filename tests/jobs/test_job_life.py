@@ -15,10 +15,10 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from job_stores import LEASE_S, Clock, new_job
+from job_stores import LEASE_S, Clock, new_job, submit
 
 from serve_app.jobs.records import FINAL, Status
-from serve_app.jobs.store import open_store
+from serve_app.jobs.store import JobStore
 
 T = TypeVar("T")
 
@@ -54,7 +54,7 @@ class Life(RuleBasedStateMachine):
     def __init__(self, url: str) -> None:
         super().__init__()
         self.loop, self.clock = asyncio.Runner(), Clock()
-        self.store = open_store(url, clock=self.clock)
+        self.store = JobStore(url, clock=self.clock)
         self.jobs: dict[str, Model] = {}
         self.holds: list[tuple[str, int]] = []  # of all workers there have been, the late ones too
         self.sent = Counter[str]()
@@ -85,7 +85,11 @@ class Life(RuleBasedStateMachine):
     @property
     def due(self) -> set[str]:
         now_s = self.clock.now_s
-        return {i for i, job in self.jobs.items() if job.status == "queued" and job.run_at_s <= now_s}
+        return {
+            i
+            for i, job in self.jobs.items()
+            if job.status == "queued" and job.run_at_s <= now_s < job.expires_at_s
+        }
 
     def expire(self) -> None:
         for job in self.jobs.values():
@@ -106,7 +110,7 @@ class Life(RuleBasedStateMachine):
         new = new_job(
             key=key, priority=priority, max_attempts=max_attempts, max_queue_s=max_queue_s, webhook_url=url
         )
-        job, is_new = self.do(self.store.submit(new))
+        job, is_new = self.do(submit(self.store, new))
         assert is_new
         now_s = self.clock.now_s
         self.jobs[job.id] = Model(key, priority, max_attempts, has_webhook, now_s, now_s + max_queue_s)
@@ -118,7 +122,6 @@ class Life(RuleBasedStateMachine):
     @rule()
     def claim(self) -> None:
         held = self.do(self.store.claim("worker", LEASE_S, MAX_DEATHS))
-        self.expire()
         for job_id in self.orphans:
             job = self.jobs[job_id]
             if job.is_cancel_requested:
@@ -204,7 +207,7 @@ class Life(RuleBasedStateMachine):
 
     @rule()
     def send(self) -> None:
-        delivery = self.do(self.store.claim_delivery("sender", 1e9))
+        delivery = self.do(self.store.claim_delivery(1e9))
         if delivery is not None:
             self.sent[delivery.job.id] += 1
             assert self.jobs[delivery.job.id].status == delivery.job.status
@@ -221,6 +224,7 @@ class Life(RuleBasedStateMachine):
     def finish_all(self) -> None:
         """In the end time passes and one good worker does what is left."""
         self.clock.advance(LEASE_S + 1)
+        self.sweep()
         while any(job.status not in FINAL for job in self.jobs.values()):
             self.claim()
             if self.holds and self.jobs[self.holds[-1][0]].status == "running":

@@ -1,47 +1,95 @@
 """Migrations: from nothing, from the first version, at the same time, and not backwards."""
 
 import asyncio
+import io
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from aiohttp import web
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from job_stores import LEASE_S, claimed, new_job, using
+from job_stores import new_job, submit, using
+from loopback import serving
+from tenacity import AsyncRetrying, stop_after_delay, wait_fixed
 
 from serve_app.errors import StoreBusy
+from serve_app.http.responses import answer
 from serve_app.jobs.migration import VERSION_TABLE, NotMigrated, SchemaTooNew, check, migrate
 from serve_app.jobs.records import FINAL
-from serve_app.jobs.schema import metadata
+from serve_app.jobs.runner import Runner
+from serve_app.jobs.schema import WEBHOOK_ID_PREFIX, metadata
+from serve_app.jobs.service import Jobs
 from serve_app.jobs.store import JobStore
+from serve_app.options import Options
+from serve_app.request.progress import Report, ignore_progress
+from serve_app.settings import IntakeSettings
+from serve_app.settings.jobs import JobsSettings, WebhookSettings
+from serve_app.transcript import Segment, Source, StageWarning, Transcript, Turn, Word
 
-# As the first version wrote them. This stays as it is when the tables change.
-FIRST_VERSION = """
+# As the first version wrote them. All of this stays as it is when tables, options and transcripts change.
+JOB = """
 INSERT INTO jobs (
-    id, version, key, body_hash, request, status, priority, created_at_s, run_at_s, keep_s, attempt, failures,
-    deaths, max_attempts, initial_delay_s, max_delay_s, is_cancel_requested, progress, webhook_style,
-    webhook_url, lease_until_s, expires_at_s, finished_at_s, delete_at_s
+    id, version, key, body_hash, status, priority, created_at_s, run_at_s, keep_s, attempt, failures, deaths,
+    max_attempts, initial_delay_s, max_delay_s, is_cancel_requested, progress, webhook_style, webhook_url,
+    input_ref, lease_until_s, expires_at_s, finished_at_s, delete_at_s
 ) VALUES (
-    '{id}', 1, 'alice', 'a', '{{}}', '{status}', 0, 1000.0, 1000.0, 1e12, {attempt}, 0,
-    0, 3, 1.0, 5.0, {cancel}, '{{}}', 'standard',
-    'https://example.com', {lease}, {expires}, {finished}, {delete}
+    :id, 1, 'alice', 'a', :status, 0, 1000.0, 1000.0, 1e12, :attempt, 0, 0,
+    3, 1.0, 5.0, :cancel, '{}', 'standard', :url,
+    :audio, :lease, :expires, :finished, :delete
 )"""
+REQUEST = (
+    '{"options": {"language": "de", "diarize": true, "num_speakers": 2, "response_format": "words", '
+    '"word_timestamps": true, "initial_prompt": "Gr\\u00fc\\u00dfe"}, "audio": "upload", '
+    '"echo": {"language_code": "de"}}'
+)
+TRANSCRIPT = (
+    b'{"segments": [{"start_s": 0.5, "end_s": 1.5, "text": "Gr\\u00fc\\u00dfe &", '
+    b'"words": [{"text": "Gr\\u00fc\\u00dfe", "start_s": 0.5, "end_s": 1.0, "score": 0.9, '
+    b'"speaker": "SPEAKER_00"}, {"text": "&", "start_s": null, "end_s": null, "score": null, '
+    b'"speaker": null}], "speaker": "SPEAKER_00", "avg_logprob": -0.25, "window": null, '
+    b'"source_text": null}], "language": "de", "duration_s": 2.0, "model": "tiny", '
+    b'"turns": [{"start_s": 0.4, "end_s": 1.6, "speaker": "SPEAKER_00"}], '
+    b'"warnings": [{"stage": "alignment", "code": "alignment_failed", "message": "It failed."}], '
+    b'"timings": {"total": 1.5}}'
+)
 DEFAULTS = {
     "attempt": 0,
-    "cancel": "false",
-    **dict.fromkeys(("lease", "expires", "finished", "delete"), "NULL"),
+    "cancel": False,
+    **dict.fromkeys(("audio", "lease", "expires", "finished", "delete")),
 }
 WAITING: dict[str, dict[str, object]] = {
     "queued": {"status": "queued"},
     "overdue": {"status": "queued", "expires": 1060.0},
     "running": {"status": "running", "attempt": 1, "lease": 1060.0},
-    "canceling": {"status": "running", "attempt": 1, "lease": 1060.0, "cancel": "true"},
+    "canceling": {"status": "running", "attempt": 1, "lease": 1060.0, "cancel": True},
 }
 ENDED: dict[str, dict[str, object]] = {
     status: {"status": status, "attempt": 1, "finished": 1060.0, "delete": 4e9} for status in FINAL
 }
+
+# What they stand for.
+OPTIONS = Options(
+    language="de",
+    initial_prompt="Grüße",
+    diarize=True,
+    num_speakers=2,
+    word_timestamps=True,
+    response_format="words",
+)
+WORDS = Word("Grüße", 0.5, 1.0, 0.9, "SPEAKER_00"), Word("&", None, None, None)
+RESULT = Transcript(
+    (Segment(0.5, 1.5, "Grüße &", WORDS, "SPEAKER_00", -0.25),),
+    "de",
+    2.0,
+    "tiny",
+    (Turn(0.4, 1.6, "SPEAKER_00"),),
+    (StageWarning("alignment", "alignment_failed", "It failed."),),
+    {"total": 1.5},
+)
 
 
 def test_a_new_database_is_migrated_and_fits(empty_url: str) -> None:
@@ -63,38 +111,75 @@ def test_a_new_database_is_migrated_and_fits(empty_url: str) -> None:
     assert using(empty_url, story) == []
 
 
-def test_jobs_of_the_first_version_finish(empty_url: str) -> None:
-    """A database with jobs in every state is upgraded, and each of them ends as it should."""
+def test_jobs_of_the_first_version_finish(empty_url: str, tmp_path: Path) -> None:
+    """A database with jobs in every state is upgraded, and a runner ends each of them as it should."""
     asyncio.run(migrate(empty_url, "0001"))
+    settings = JobsSettings(
+        store=empty_url,
+        state_dir=str(tmp_path),
+        webhooks=WebhookSettings(allowed_hosts=("127.0.0.1",)),
+    )
+    told = set[str]()
 
-    async def write(store: JobStore) -> None:
-        async with store.write() as connection:
+    async def transcribe(source: Source, options: Options, report: Report = ignore_progress) -> Transcript:
+        assert source.file is not None
+        assert (source.file.read(), options) == (b"audio", OPTIONS)
+        return RESULT
+
+    async def receive(request: web.Request) -> web.StreamResponse:
+        told.add(request.headers["webhook-id"].removeprefix(WEBHOOK_ID_PREFIX))
+        return web.Response()
+
+    async def write(jobs: Jobs, url: str) -> None:
+        async with jobs.store.write() as connection:
             for name, changes in (WAITING | ENDED).items():
-                row = FIRST_VERSION.format(**{**DEFAULTS, "id": name, **changes})
-                await connection.exec_driver_sql(row)
+                audio = await jobs.spool.put(io.BytesIO(b"audio"))
+                row = {**DEFAULTS, "id": name, "audio": audio, "url": url, **changes}
+                await connection.execute(sa.text(JOB), row)
+                asked = sa.text("INSERT INTO job_requests VALUES (:id, :request)")
+                await connection.execute(asked, {"id": name, "request": REQUEST})
+            result = sa.text("INSERT INTO job_results VALUES ('succeeded', :body)")
+            await connection.execute(result, {"body": zlib.compress(TRANSCRIPT, 1)})
             await connection.exec_driver_sql(
-                "INSERT INTO job_webhooks (job_id, status, due_at_s, claim_no, tries, log) "
-                "VALUES ('succeeded', 'pending', 1060.0, 1, 0, '[]')"
+                "INSERT INTO job_webhooks (job_id, key, status, due_at_s, claim_no, tries, log) "
+                "VALUES ('succeeded', 'alice', 'pending', 1060.0, 1, 0, '[]')"
             )
 
-    async def work(store: JobStore) -> dict[str, str]:
-        for _ in range(2):
-            held = (await claimed(store)).job
-            assert await store.finish(held.id, held.attempt, b"done")
-            assert await store.result(held.id, "alice") == b"done"
-        assert await store.claim("worker", LEASE_S) is None
-        sent = set()
-        while (delivery := await store.claim_delivery("sender", LEASE_S)) is not None:
-            sent.add(delivery.job.id)
-        assert sent == {"queued", "overdue", "running", "canceling", "succeeded"}
-        return {job.id: job.status for job in await store.list_jobs("alice", limit=100)}
+    async def story() -> None:
+        async with serving(receive) as port:
+            jobs = Jobs(settings, IntakeSettings())
+            await write(jobs, f"http://127.0.0.1:{port}/")
+            await migrate(empty_url)
+            await check(empty_url)
+            runner = Runner(Jobs(settings, IntakeSettings()), transcribe, answer, "runner")
+            running = asyncio.create_task(runner.run())
+            async for attempt in AsyncRetrying(wait=wait_fixed(0.05), stop=stop_after_delay(60)):
+                with attempt:
+                    found = {job.id: job for job in await jobs.page("alice", (), None, 100)}
+                    assert all(job.is_final for job in found.values())
+                    assert told == {*WAITING, "succeeded"}
+            await runner.drain()
+            await running
+            for job_id, job in found.items():
+                request = await jobs.request(job_id, "alice")
+                assert (request.options, request.audio, request.echo) == (
+                    OPTIONS,
+                    "upload",
+                    {"language_code": "de"},
+                )
+                transcript = await jobs.transcript(job_id, "alice")
+                assert transcript == (RESULT if job.status == "succeeded" else None)
+            await jobs.store.close()
+        ended: dict[str, str] = {status: status for status in FINAL}
+        ended |= {
+            "queued": "succeeded",
+            "running": "succeeded",
+            "overdue": "expired",
+            "canceling": "canceled",
+        }
+        assert {job_id: job.status for job_id, job in found.items()} == ended
 
-    using(empty_url, write)
-    asyncio.run(migrate(empty_url))
-    asyncio.run(check(empty_url))
-    ended: dict[str, str] = {status: status for status in FINAL}
-    worked_on = {"queued": "succeeded", "running": "succeeded", "overdue": "expired", "canceling": "canceled"}
-    assert using(empty_url, work) == worked_on | ended
+    asyncio.run(story())
 
 
 def test_a_newer_database_is_refused(empty_url: str) -> None:
@@ -143,7 +228,7 @@ def test_two_processes_may_migrate_at_once(empty_url: str) -> None:
     ]
     errors = [process.communicate(timeout=120)[1].decode() for process in started]
     assert [process.returncode for process in started] == [0, 0], errors
-    using(empty_url, lambda store: store.submit(new_job()))
+    using(empty_url, lambda store: submit(store, new_job()))
 
 
 def test_a_database_that_cannot_be_reached_is_busy(tmp_path: Path) -> None:

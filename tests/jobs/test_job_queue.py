@@ -2,9 +2,10 @@
 
 from collections import Counter
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from job_stores import LEASE_S, Clock, claimed, new_job, using
+from job_stores import LEASE_S, Clock, claimed, new_job, submit, using
 
 from serve_app.jobs.store import JobStore
 
@@ -58,7 +59,7 @@ def test_a_higher_priority_goes_first(store_url: str, clock: Clock) -> None:
 
     async def story(store: JobStore) -> list[int]:
         for priority in (2, 1, 0, 2, 0):
-            await store.submit(new_job(key=f"key {priority}", priority=priority))
+            await submit(store, new_job(key=f"key {priority}", priority=priority))
             clock.advance(1)
         return [(await claimed(store)).job.priority for _ in range(5)]
 
@@ -66,40 +67,55 @@ def test_a_higher_priority_goes_first(store_url: str, clock: Clock) -> None:
 
 
 def test_jobs_of_a_key_go_in_order(store_url: str, clock: Clock) -> None:
-    """First in, first out."""
+    """First in, first out, also those that came in one request."""
 
     async def story(store: JobStore) -> None:
         ids = []
-        for _ in range(5):
-            ids.append((await store.submit(new_job()))[0].id)
+        for number in range(1, 4):
+            ids += [job.id for job, _ in await store.submit_all([new_job()] * number)]
             clock.advance(1)
-        assert [(await claimed(store)).job.id for _ in range(5)] == ids
+        assert [(await claimed(store)).job.id for _ in ids] == ids
+
+    using(store_url, story, clock)
+
+
+@pytest.mark.parametrize("how", ["fails", "finds the server full"])
+def test_a_job_keeps_its_place(store_url: str, clock: Clock, how: str) -> None:
+    """One that has to wait is not put behind a thousand that came later."""
+
+    async def story(store: JobStore) -> None:
+        ids = [job.id for job, _ in await store.submit_all([new_job() for _ in range(3)])]
+        held = (await claimed(store)).job
+        if how == "fails":
+            assert await store.fail(held.id, held.attempt, "internal_error", "No.", retry=True)
+        else:
+            assert await store.release(held.id, held.attempt, delay_s=1.0)
+        assert (await claimed(store)).job.id == ids[1]
+        clock.advance(2)
+        again = await store.get(ids[0], "alice")
+        assert again is not None
+        assert await store.jobs_ahead(again) == 0
+        assert (await claimed(store)).job.id == ids[0]
 
     using(store_url, story, clock)
 
 
 def test_what_waits_too_long_expires(store_url: str, clock: Clock) -> None:
-    """It is never claimed, its webhook is due, jobs behind it go on; a sweep ends it where nobody claims."""
+    """It is never claimed, jobs behind it go on, and a sweep ends it and makes its webhook due."""
 
     async def story(store: JobStore) -> None:
-        late, _ = await store.submit(new_job(max_queue_s=10, webhook_url="https://example.com"))
-        swept, _ = await store.submit(new_job(max_queue_s=20))
+        late, _ = await submit(store, new_job(max_queue_s=10, webhook_url="https://example.com"))
+        in_time, _ = await submit(store, new_job(max_queue_s=20))
         clock.advance(11)
-        patient, _ = await store.submit(new_job(max_queue_s=100))
-        assert (await claimed(store)).job.id == swept.id  # it waits longest of those that may still run
+        patient, _ = await submit(store, new_job(max_queue_s=100))
+        assert (await claimed(store)).job.id == in_time.id  # the oldest one of those that may still run
         assert (await claimed(store)).job.id == patient.id
+        assert await store.claim("worker", LEASE_S) is None
+        await store.sweep()
         ended = await store.get(late.id, "alice")
         assert ended is not None
         assert ended.status == "expired"
         assert ended.webhook is not None
-
-        idle, _ = await store.submit(new_job(max_queue_s=10))
-        clock.advance(11)
-        await store.sweep()
-        ended = await store.get(idle.id, "alice")
-        assert ended is not None
-        assert ended.status == "expired"
-        assert await store.claim("worker", LEASE_S) is None
 
     using(store_url, story, clock)
 
@@ -112,10 +128,10 @@ def test_the_number_of_jobs_ahead_allows_for_turns(store_url: str, clock: Clock)
         await store.submit_all([new_job(key="second", priority=1) for _ in range(5)])
         await store.submit_all([new_job(key="urgent", priority=0) for _ in range(1)])
         clock.advance(1)
-        mine, _ = await store.submit(new_job(key="mine"))
+        mine, _ = await submit(store, new_job(key="mine"))
         assert await store.jobs_ahead(mine) == 2  # one of first, one of urgent
         clock.advance(1)
-        later, _ = await store.submit(new_job(key="second", priority=1))
+        later, _ = await submit(store, new_job(key="second", priority=1))
         assert await store.jobs_ahead(later) == 50 + 1 + 1 + 5
 
     using(store_url, story, clock)

@@ -7,12 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from job_stores import LEASE_S, Clock, claimed, finished, new_job, using
+import sqlalchemy as sa
+from job_stores import LEASE_S, Clock, claimed, finished, new_job, submit, using
 
 from benchmarks.private_postgres import Postgres
 from serve_app.errors import IdempotencyConflict, StoreBusy
 from serve_app.jobs.migration import migrate
-from serve_app.jobs.store import JobStore, open_store
+from serve_app.jobs.store import JobStore
 
 
 def test_a_submitted_job_is_found_as_it_was_sent(store_url: str, clock: Clock) -> None:
@@ -26,7 +27,7 @@ def test_a_submitted_job_is_found_as_it_was_sent(store_url: str, clock: Clock) -
             audio="upload",
             webhook_url="https://example.com",
         )
-        job, is_new = await store.submit(new)
+        job, is_new = await submit(store, new)
         assert is_new
         assert await store.get(job.id, "alice") == job
         assert (job.status, job.priority, job.attempt, job.progress) == ("queued", 2, 0, {})
@@ -51,15 +52,15 @@ def test_the_same_idempotency_key_gives_the_same_job(store_url: str, clock: Cloc
 
     async def story(store: JobStore) -> None:
         new = new_job(idempotency_key="order 1")
-        job, _ = await store.submit(new)
-        assert await store.submit(new) == (job, False)
+        job, _ = await submit(store, new)
+        assert await submit(store, new) == (job, False)
         held = (await claimed(store)).job
         await store.finish(held.id, held.attempt, b"")
-        again, is_new = await store.submit(new)
+        again, is_new = await submit(store, new)
         assert (again.id, again.status, is_new) == (job.id, "succeeded", False)
         with pytest.raises(IdempotencyConflict, match=job.id):
-            await store.submit(replace(new, body_hash="b"))
-        other, is_new = await store.submit(replace(new, key="bob", body_hash="b"))
+            await submit(store, replace(new, body_hash="b"))
+        other, is_new = await submit(store, replace(new, key="bob", body_hash="b"))
         assert is_new
         assert other.id != job.id
 
@@ -70,10 +71,10 @@ def test_one_of_many_equal_submits_makes_the_job(store_url: str, clock: Clock) -
     """Clients that lose patience send again while the first request still runs, to another node."""
 
     async def story(store: JobStore) -> None:
-        other = open_store(store_url, clock=clock)
+        other = JobStore(store_url, clock=clock)
         new = new_job(idempotency_key="order 1")
         try:
-            answers = await asyncio.gather(*(one.submit(new) for one in (store, other) for _ in range(10)))
+            answers = await asyncio.gather(*(submit(one, new) for one in (store, other) for _ in range(10)))
         finally:
             await other.close()
         assert len({job.id for job, _ in answers}) == 1
@@ -86,7 +87,7 @@ def test_jobs_are_submitted_all_or_none(store_url: str, clock: Clock) -> None:
     """Where one of them conflicts, the client may send all of them again."""
 
     async def story(store: JobStore) -> None:
-        taken, _ = await store.submit(new_job(idempotency_key="2"))
+        taken, _ = await submit(store, new_job(idempotency_key="2"))
         many = [new_job(idempotency_key=str(n), body_hash="b") for n in range(4)]
         with pytest.raises(IdempotencyConflict):
             await store.submit_all(many)
@@ -101,8 +102,8 @@ def test_pages_are_complete_under_inserts_and_deletions(store_url: str, clock: C
     """Each job that was there at the first page, and still is, comes exactly once, newest first."""
 
     async def story(store: JobStore) -> None:
-        before = [(await store.submit(new_job()))[0].id for _ in range(23)]
-        await store.submit(new_job(key="bob"))
+        before = [(await submit(store, new_job()))[0].id for _ in range(23)]
+        await submit(store, new_job(key="bob"))
         seen: list[str] = []
         while page := await store.list_jobs("alice", after=seen[-1] if seen else None, limit=5):
             seen += [job.id for job in page]
@@ -122,8 +123,8 @@ def test_lists_are_filtered_by_status(store_url: str, clock: Clock) -> None:
 
     async def story(store: JobStore) -> None:
         done = await finished(store)
-        queued, _ = await store.submit(new_job())
-        canceled, _ = await store.submit(new_job())
+        queued, _ = await submit(store, new_job())
+        canceled, _ = await submit(store, new_job())
         await store.cancel(canceled.id, "alice")
         found = await store.list_jobs("alice", statuses=["succeeded", "canceled"])
         assert {job.id for job in found} == {done, canceled.id}
@@ -136,7 +137,7 @@ def test_a_version_rises_with_every_change(store_url: str, clock: Clock) -> None
     """So that a client that follows a job, and comes back, gets what it has not seen."""
 
     async def story(store: JobStore) -> None:
-        job, _ = await store.submit(new_job())
+        job, _ = await submit(store, new_job())
         held = (await claimed(store)).job
         versions = [job.version, held.version]
 
@@ -162,7 +163,7 @@ def test_a_result_of_20_mb_comes_back(store_url: str, clock: Clock) -> None:
     result = os.urandom(10_000_000).hex().encode()
 
     async def story(store: JobStore) -> bool:
-        await store.submit(new_job())
+        await submit(store, new_job())
         held = (await claimed(store)).job
         assert await store.finish(held.id, held.attempt, result)
         return await store.result(held.id, "alice") == result
@@ -170,14 +171,50 @@ def test_a_result_of_20_mb_comes_back(store_url: str, clock: Clock) -> None:
     assert using(store_url, story, clock)
 
 
-def test_an_id_that_no_text_can_hold_is_unknown(store_url: str, clock: Clock) -> None:
-    """PostgreSQL has no NUL in its texts; a client can have one in its URL."""
+@pytest.mark.parametrize("odd", ["\0", "\ud800"])
+def test_texts_that_no_database_can_hold(store_url: str, clock: Clock, odd: str) -> None:
+    """A client can have such an id in its URL, and such text in an error's message: both are harmless."""
 
     async def story(store: JobStore) -> None:
         for ask in (store.get, store.request, store.result, store.cancel, store.delete):
-            assert await ask("\0", "alice") is None
+            assert await ask(odd, "alice") is None
+        job, _ = await submit(store, new_job(idempotency_key=odd, audio=odd, request=odd))
+        held = (await claimed(store)).job
+        assert await store.fail(held.id, held.attempt, odd, f"It said {odd}.", retry=False)
+        failed = await store.get(job.id, "alice")
+        assert failed is not None
+        assert (failed.error_message or "").startswith("It said ")
 
     using(store_url, story, clock)
+
+
+def test_errors_do_not_show_what_clients_sent(store_url: str) -> None:
+    """They end in logs."""
+
+    async def story(store: JobStore) -> str:
+        with pytest.raises(sa.exc.DBAPIError) as raised:
+            await submit(store, new_job(request="a private request", key=None))
+        return str(raised.value)
+
+    assert "a private request" not in using(store_url, story)
+
+
+def test_heartbeats_do_not_write_a_long_request_again(tmp_path: Path) -> None:
+    """A form of 8 MB would keep the disk busy for as long as its job runs."""
+    file = tmp_path / "jobs.db"
+    url = f"sqlite:///{file}"
+    asyncio.run(migrate(url))
+
+    async def story(store: JobStore) -> None:
+        await submit(store, new_job(request="x" * 8_000_000))
+        async with store.read() as connection:
+            await connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+        held = (await claimed(store)).job
+        for _ in range(10):
+            await store.heartbeat(held.id, held.attempt, LEASE_S, {"asr": 0.5})
+        assert (tmp_path / "jobs.db-wal").stat().st_size < 1_000_000
+
+    using(url, story)
 
 
 @pytest.mark.parametrize("has_ended", [True, False])
@@ -186,7 +223,7 @@ def test_deletion_takes_everything(store_url: str, clock: Clock, has_ended: bool
 
     async def story(store: JobStore) -> None:
         new = new_job(idempotency_key="1", input_ref="spool/1", webhook_url="https://example.com")
-        job, _ = await store.submit(new)
+        job, _ = await submit(store, new)
         if has_ended:
             held = (await claimed(store)).job
             assert await store.finish(held.id, held.attempt, b"the transcript")
@@ -196,9 +233,9 @@ def test_deletion_takes_everything(store_url: str, clock: Clock, has_ended: bool
         assert await store.delete(job.id, "alice") is None
         assert await store.get(job.id, "alice") is None
         assert await store.result(job.id, "alice") is None
-        assert await store.claim_delivery("sender", LEASE_S) is None
+        assert await store.claim_delivery(LEASE_S) is None
         assert await store.claim("worker", LEASE_S) is None
-        assert (await store.submit(new))[1]  # the idempotency key is free again
+        assert (await submit(store, new))[1]  # the idempotency key is free again
 
     using(store_url, story, clock)
 
@@ -209,10 +246,10 @@ def test_deleted_text_is_not_in_the_file(tmp_path: Path) -> None:
     url = f"sqlite:///{file}"
     asyncio.run(migrate(url))
 
-    async def submit(store: JobStore) -> str:
-        return (await store.submit(new_job(request="a private request")))[0].id
+    async def stored(store: JobStore) -> str:
+        return (await submit(store, new_job(request="a private request")))[0].id
 
-    job_id = using(url, submit)
+    job_id = using(url, stored)
     assert b"a private request" in file.read_bytes()
     using(url, lambda store: store.delete(job_id, "alice"))
     assert b"a private request" not in b"".join(path.read_bytes() for path in tmp_path.iterdir())
@@ -224,7 +261,7 @@ def test_jobs_are_kept_for_their_time(store_url: str, clock: Clock) -> None:
     async def story(store: JobStore) -> None:
         kept = await finished(store, keep_s=100, input_ref="spool/1")
         unsent = await finished(store, keep_s=100, input_ref="spool/2", webhook_url="https://example.com")
-        queued, _ = await store.submit(new_job(keep_s=1, input_ref="spool/3"))
+        queued, _ = await submit(store, new_job(keep_s=1, input_ref="spool/3"))
         clock.advance(99)
         assert await store.sweep() == []
         assert await store.get(kept, "alice") is not None
@@ -243,20 +280,20 @@ def test_a_locked_store_is_busy(store_url: str) -> None:
     """Writes get an error that says when to try again; reads and idle workers are not affected."""
 
     async def story(_: JobStore) -> None:
-        store, locker = open_store(store_url, busy_timeout_s=0.1), open_store(store_url)
+        store, locker = JobStore(store_url, busy_timeout_s=0.1), JobStore(store_url)
         try:
             async with locker.write() as connection:
                 if not locker.is_sqlite:
                     await connection.exec_driver_sql("LOCK TABLE jobs IN EXCLUSIVE MODE")
                 with pytest.raises(StoreBusy) as refused:
-                    await store.submit(new_job())
+                    await submit(store, new_job())
                 assert refused.value.status == 503
                 assert refused.value.retry_after_s
                 assert await store.list_jobs("alice") == []
                 assert await store.claim("worker", LEASE_S) is None
-                assert await store.claim_delivery("sender", LEASE_S) is None
+                assert await store.claim_delivery(LEASE_S) is None
                 assert await store.sweep() == []
-            assert (await store.submit(new_job()))[1]
+            assert (await submit(store, new_job()))[1]
         finally:
             await store.close()
             await locker.close()
@@ -268,15 +305,15 @@ def test_clients_that_leave_in_the_middle_leave_no_lock(store_url: str) -> None:
     """Wherever a submit is cancelled, it is stored whole or not at all, and others do not wait for it."""
 
     async def story(store: JobStore) -> None:
-        other = open_store(store_url, busy_timeout_s=3.0)
+        other = JobStore(store_url, busy_timeout_s=3.0)
         try:
             for steps in range(100):
-                submit = asyncio.create_task(store.submit(new_job(idempotency_key=str(steps))))
+                submitting = asyncio.create_task(submit(store, new_job(idempotency_key=str(steps))))
                 for _ in range(steps % 25):
                     await asyncio.to_thread(int)  # some time for the threads of SQLite
-                submit.cancel()
-                await asyncio.gather(submit, return_exceptions=True)
-                await other.submit(new_job(idempotency_key=str(steps)))
+                submitting.cancel()
+                await asyncio.gather(submitting, return_exceptions=True)
+                await submit(other, new_job(idempotency_key=str(steps)))
             assert len(await store.list_jobs("alice", limit=1000)) == 100
         finally:
             await other.close()
@@ -294,10 +331,10 @@ def test_a_full_disk_is_busy(tmp_path: Path) -> None:
             pages = (await connection.exec_driver_sql("PRAGMA page_count")).scalar_one()
             await connection.exec_driver_sql(f"PRAGMA max_page_count={pages}")
         with pytest.raises(StoreBusy):
-            await store.submit(new_job(request="x" * 100_000))
+            await submit(store, new_job(request="x" * 100_000))
         async with store.write() as connection:
             await connection.exec_driver_sql("PRAGMA max_page_count=100000")
-        assert (await store.submit(new_job(request="x" * 100_000)))[1]
+        assert (await submit(store, new_job(request="x" * 100_000)))[1]
 
     using(url, story)
 
@@ -322,6 +359,29 @@ def test_a_postgresql_that_restarts_is_busy_for_a_while(postgres: Postgres) -> N
     using(postgres.emptied_database(), story)
 
 
+@pytest.mark.parametrize("setting", ["default_transaction_read_only = on", "statement_timeout = 100"])
+def test_a_postgresql_that_cannot_write_now_is_busy(postgres: Postgres, setting: str) -> None:
+    """It was demoted, or its operator limits statements and a lock is held: a client may come again."""
+    url = postgres.new_database()
+    asyncio.run(migrate(url))
+
+    async def limit(store: JobStore) -> None:
+        async with store.write() as connection:
+            database = (await connection.exec_driver_sql("SELECT current_database()")).scalar_one()
+            await connection.exec_driver_sql(f"ALTER DATABASE {database} SET {setting}")
+
+    async def story(store: JobStore) -> None:
+        async with store.read() as locker:
+            if "timeout" in setting:
+                await locker.exec_driver_sql("LOCK TABLE jobs IN EXCLUSIVE MODE")
+            with pytest.raises(StoreBusy):
+                await submit(store, new_job())
+        assert await store.list_jobs("alice") == []
+
+    using(url, limit)
+    using(url, story)
+
+
 def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
     """Missing tables do not pass by waiting, so they are not told as busy."""
     file = tmp_path / "jobs.db"
@@ -331,8 +391,20 @@ def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
     assert not isinstance(raised.value, StoreBusy)
 
 
-@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "mysql://host/db"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sqlite://",
+        "sqlite:///:memory:",
+        "sqlite:///relative.db",
+        "jobs.db",
+        "",
+        "mysql://host/db",
+        "postgresql://user:hidden@host:hidden/db",
+    ],
+)
 def test_other_stores_are_refused(url: str) -> None:
-    """In memory nothing is durable."""
-    with pytest.raises(ValueError, match="sqlite:///a/file"):
-        open_store(url)
+    """In memory nothing is durable, a relative file is another one for each process; no password is shown."""
+    with pytest.raises(ValueError, match="sqlite:////a/file") as raised:
+        JobStore(url)
+    assert "hidden" not in str(raised.value)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from job_stores import LEASE_S, claimed, new_job, using
+from job_stores import LEASE_S, claimed, new_job, submit, using
 
 from serve_app.jobs.store import JobStore
 
@@ -41,7 +41,7 @@ def worker(url: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
 
 def test_the_job_of_a_killed_worker_is_claimed_again(store_url: str) -> None:
     """When its lease has run out, not before."""
-    job, _ = using(store_url, lambda store: store.submit(new_job()))
+    job, _ = using(store_url, lambda store: submit(store, new_job()))
     with worker(store_url) as (process, job_id):
         assert job_id == job.id
         process.kill()
@@ -59,7 +59,7 @@ def test_the_job_of_a_killed_worker_is_claimed_again(store_url: str) -> None:
 
 def test_a_worker_that_was_stopped_and_wakes_up_is_refused(store_url: str) -> None:
     """Another one had its job meanwhile: the late result is not stored."""
-    using(store_url, lambda store: store.submit(new_job()))
+    using(store_url, lambda store: submit(store, new_job()))
 
     async def claim(store: JobStore) -> int:
         return (await claimed(store)).job.attempt

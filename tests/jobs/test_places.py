@@ -2,11 +2,13 @@
 
 import asyncio
 import re
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from job_stores import new_job, using
+from job_stores import new_job, submit, using
 
 from benchmarks.private_postgres import Postgres
 from serve_app.jobs.database import parsed_url
@@ -43,10 +45,22 @@ def test_a_new_sqlite_file_is_made(tmp_path: Path) -> None:
     url = store_url(found)
     assert url is not None
     asyncio.run(prepare(found))
-    using(url, lambda store: store.submit(new_job()))
+    using(url, lambda store: submit(store, new_job()))
     asyncio.run(prepare(found))
     assert len(using(url, lambda store: store.list_jobs("alice"))) == 1
     assert state_directory(found).stat().st_mode & 0o777 == 0o700
+    assert (state_directory(found) / "jobs.db").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_sqlite_file_that_was_just_begun_is_made(tmp_path: Path) -> None:
+    """A server that is killed at its first start leaves a header and no tables."""
+    file = tmp_path / "jobs.db"
+    with closing(sqlite3.connect(file)) as begun:
+        begun.execute("PRAGMA journal_mode=WAL")
+    assert file.stat().st_size
+    found = settings(tmp_path, store=f"sqlite:///{file}")
+    asyncio.run(prepare(found))
+    asyncio.run(prepare(found))
 
 
 @pytest.mark.parametrize("off", ["off", False])
@@ -94,7 +108,8 @@ def test_a_postgresql_is_migrated_by_an_operator(postgres: Postgres, tmp_path: P
     ("changes", "says"),
     [
         ({"store": "postgresql+asyncpg://jobs:hidden@127.0.0.1:1/jobs"}, "cannot be used"),
-        ({"store": "mysql://jobs:hidden@localhost/jobs"}, "sqlite:///a/file or postgresql"),
+        ({"store": "mysql://jobs:hidden@localhost/jobs"}, "sqlite:////a/file or postgresql"),
+        ({"store": "jobs.db"}, "sqlite:////a/file or postgresql"),
         ({"store": "sqlite:///{folder}/file/jobs.db"}, "jobs.state_dir"),
         ({"store": "sqlite:///{folder}/file"}, "not a database"),
         ({"state_dir": "{folder}/file"}, "jobs.state_dir"),

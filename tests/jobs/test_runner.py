@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from job_stores import using
+from job_stores import new_job, using
 from loopback import serving
 from tenacity import (
     AsyncRetrying,
@@ -447,6 +447,27 @@ def test_two_runners_share_the_jobs(tell: Callable[..., None]) -> None:
     tell(story, held=True, concurrency=2)
 
 
+def test_a_job_that_two_workers_died_of_runs_alone(tell: Callable[..., None]) -> None:
+    """Its runner claims nothing else meanwhile, although it has places."""
+
+    async def story(service: Service, graph: Graph) -> None:
+        suspect = await service.submit(b"suspect")
+        for _ in range(2):
+            assert await service.jobs.store.claim("dead", lease_s=-1)
+        other = await service.submit(b"other")
+        async with service.runner(graph):
+            await graph.runs(1)
+            await service.until(suspect, lambda now: now.progress)
+            assert graph.running == 1
+            graph.opened.set()
+            assert (await service.ended(suspect, "succeeded")).deaths == 2
+            await service.ended(other, "succeeded")
+        assert graph.heard == [b"suspect", b"other"]
+        assert graph.most_running == 1
+
+    tell(story, held=True)
+
+
 def test_a_runner_that_drains_gives_its_jobs_back(tell: Callable[..., None]) -> None:
     """The next one need not wait for the lease to run out; no attempt and no death is counted."""
 
@@ -519,6 +540,69 @@ def test_webhooks_carry_what_predict_would_have_answered(tell: Callable[..., Non
     tell(
         story, UnusableAudio("No audio."), webhooks=WebhookSettings(allowed_hosts=("127.0.0.1",)).model_dump()
     )
+
+
+def test_receivers_that_hang_hold_up_their_own_key_alone(tell: Callable[..., None]) -> None:
+    """Forty webhooks of one key wait for answers, and another key's is sent at once."""
+    hung, arrived, answering = list[str](), asyncio.Event(), asyncio.Event()
+
+    async def hang(request: web.Request) -> web.StreamResponse:
+        hung.append(request.headers["webhook-id"])
+        await answering.wait()
+        return web.Response()
+
+    async def receive(request: web.Request) -> web.StreamResponse:
+        if request.path == "/hangs":
+            return await hang(request)
+        arrived.set()
+        return web.Response()
+
+    async def story(service: Service, graph: Graph) -> None:
+        async with serving(receive) as port:
+            url, store = f"http://127.0.0.1:{port}", service.jobs.store
+            slow = [await canceled(store, "slow", f"{url}/hangs") for _ in range(40)]
+            await canceled(store, "quick", url)
+            async with service.runner(graph):
+                await asyncio.wait_for(arrived.wait(), 15)
+                assert len(hung) <= 8
+                answering.set()
+                for job_id in slow:
+                    await until_sent(store, job_id)
+        assert len(set(hung)) == 40
+
+    async def canceled(store: JobStore, key: str, url: str) -> str:
+        ((job, _),) = await store.submit_all([new_job(key=key, webhook_url=url)])
+        await store.cancel(job.id, key)
+        return job.id
+
+    async def until_sent(store: JobStore, job_id: str) -> None:
+        again = retry_if_not_result(lambda job: job.webhook.status == "succeeded")
+        asking = AsyncRetrying(retry=again, wait=wait_fixed(0.02), stop=stop_after_delay(60))
+        await asking(store.get, job_id, "slow")
+
+    tell(story, webhooks=WebhookSettings(allowed_hosts=("127.0.0.1",)).model_dump())
+
+
+def test_operators_learn_why_the_store_is_busy(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """In one line, without a password; what clients are told says nothing of the database."""
+    url = f"postgresql://jobs:hidden@/jobs?host={tmp_path}"
+
+    async def run() -> None:
+        service = Service(url, tmp_path / "state", {})
+        async with service.runner(Graph()):
+            with pytest.raises(StoreBusy) as refused:
+                await service.jobs.page(KEY, (), None, 20)
+            assert str(tmp_path) not in refused.value.message
+            async for attempt in AsyncRetrying(wait=wait_fixed(0.02), stop=stop_after_delay(20)):
+                with attempt:
+                    assert "Jobs wait" in caplog.text
+        await service.jobs.store.close()
+
+    asyncio.run(run())
+    (line, *_) = [record.getMessage() for record in caplog.records if "Jobs wait" in record.getMessage()]
+    assert "No such file" in line
+    assert "\n" not in line
+    assert "hidden" not in caplog.text
 
 
 def test_the_database_is_restarted(postgres: Postgres, tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import standardwebhooks.webhooks
 from aiohttp import web
-from deliveries import HIDDEN, NEW, OLD, Clock, MemoryOutbox, deliver_due, delivery, settings, tried
+from deliveries import HIDDEN, NEW, OLD, deliver_due, delivery, settings, tried, webhook_of
+from job_stores import Clock, finished, using
 from loopback import Canary, answering, raw_serving, recording, resolving, serving
 from standardwebhooks import Webhook
 from test_ssrf import CONFUSING, LOOPBACK, NAMES, NOT_HTTP, PRIVATE, REDIRECTS, in_url, reached
@@ -21,7 +22,10 @@ from test_ssrf import CONFUSING, LOOPBACK, NAMES, NOT_HTTP, PRIVATE, REDIRECTS, 
 from serve_app.errors import InvalidRequest
 from serve_app.jobs import webhooks
 from serve_app.jobs.records import Job, Try
-from serve_app.jobs.webhooks import checked_url, next_try_s, retry_after_s
+from serve_app.jobs.records import Webhook as Sent
+from serve_app.jobs.schema import WEBHOOK_ID_PREFIX
+from serve_app.jobs.store import JobStore
+from serve_app.jobs.webhooks import checked_url, next_try_in_s, retry_after_s
 from serve_app.settings.jobs import WebhookSettings
 
 HOUR_S = 3600.0
@@ -67,11 +71,11 @@ def verifying(requests: list[dict[str, str]], clock: Clock, answer: Callable[...
     return handler
 
 
-def test_a_receiver_with_troubles(secrets_file: str, clock: Clock) -> None:
+def test_a_receiver_with_troubles(store_url: str, secrets_file: str, clock: Clock) -> None:
     """Down, slow, faulty, busy, moved inside and back: six tries of one webhook, each rightly signed."""
     requests: list[dict[str, str]] = []
 
-    async def run() -> MemoryOutbox:
+    async def story(store: JobStore) -> tuple[str, Sent]:
         ended = asyncio.Event()
 
         async def slow(request: web.Request) -> web.StreamResponse:
@@ -91,22 +95,22 @@ def test_a_receiver_with_troubles(secrets_file: str, clock: Clock) -> None:
                 place.bind(("127.0.0.1", 0))  # and nobody listens
                 port = place.getsockname()[1]
                 url = f"http://127.0.0.1:{port}/hook?token={HIDDEN}"
-                outbox = MemoryOutbox(delivery(url), clock)
+                job_id = await finished(store, webhook_url=url)
                 given = settings(allowed_hosts=(f"127.0.0.1:{port}",), secrets_file=secrets_file)
-                assert await deliver_due(outbox, no_answer, given, "w", clock)
+                assert await deliver_due(store, no_answer, given, clock)
             for answer in answers:
-                assert not await deliver_due(outbox, no_answer, given, "w", clock)  # not due yet
-                clock.now_s = outbox.due_at_s
+                assert not await deliver_due(store, no_answer, given, clock)  # not due yet
+                clock.now_s = (await webhook_of(store, job_id)).due_at_s
                 limit_s = 0.3 if answer is slow else 20.0
                 hurried = given.model_copy(update={"timeout_s": limit_s})
                 async with serving(verifying(requests, clock, answer), port=port):
-                    assert await deliver_due(outbox, no_answer, hurried, "w", clock)
+                    assert await deliver_due(store, no_answer, hurried, clock)
                     ended.set()
             assert canary.hits == 0
-        return outbox
+        return job_id, await webhook_of(store, job_id)
 
-    outbox = asyncio.run(run())
-    assert [(made.status, made.error) for made in outbox.log] == [
+    job_id, sent = using(store_url, story, clock)
+    assert [(made.status, made.error) for made in sent.log] == [
         (None, "The receiver cannot be reached or hung up."),
         (None, "The receiver did not answer within 0.3 s."),
         (500, "The receiver answered 500 Internal Server Error."),
@@ -114,46 +118,59 @@ def test_a_receiver_with_troubles(secrets_file: str, clock: Clock) -> None:
         (307, "The receiver answered 307 Temporary Redirect: redirects are not followed."),
         (204, None),
     ]
-    assert outbox.status == "succeeded"
-    at_s = [made.at_s for made in outbox.log]
+    assert sent.status == "succeeded"
+    at_s = [made.at_s for made in sent.log]
     waits_s = [later - earlier for earlier, later in pairwise(at_s)]
     planned_s = [5.0, 300.0, 1800.0, 9000.0, 5 * HOUR_S]
     assert all(plan <= wait <= 1.1 * plan + 1e-3 for plan, wait in zip(planned_s, waits_s, strict=True))
     assert [headers["webhook-timestamp"] for headers in requests] == [str(int(each)) for each in at_s[1:]]
-    assert {headers["webhook-id"] for headers in requests} == {outbox.delivery.id}
+    assert {headers["webhook-id"] for headers in requests} == {WEBHOOK_ID_PREFIX + job_id}
 
 
-def test_a_receiver_that_never_works(secrets_file: str, clock: Clock) -> None:
+def test_a_receiver_that_never_works(store_url: str, secrets_file: str, clock: Clock) -> None:
     """Ten tries in a bit more than 75 hours, and then none."""
-    outbox, start_s = MemoryOutbox(delivery(), clock), clock()
+    start_s = clock()
 
-    async def run() -> None:
+    async def story(store: JobStore) -> Sent:
         async with serving(answering(b"", status=503)) as port:
-            outbox.delivery = delivery(f"http://127.0.0.1:{port}/")
-            given = settings(secrets_file=secrets_file)
-            while await deliver_due(outbox, no_answer, given, "w", clock):
-                clock.now_s = max(clock.now_s, outbox.due_at_s)
+            job_id = await finished(store, webhook_url=f"http://127.0.0.1:{port}/")
+            while await deliver_due(store, no_answer, settings(secrets_file=secrets_file), clock):
+                clock.now_s = max(clock.now_s, (await webhook_of(store, job_id)).due_at_s)
+        return await webhook_of(store, job_id)
 
-    asyncio.run(run())
-    assert (len(outbox.log), outbox.status) == (10, "failed")
+    sent = using(store_url, story, clock)
+    assert (len(sent.log), sent.status) == (10, "failed")
     assert 75 * HOUR_S <= clock() - start_s <= 1.11 * 76 * HOUR_S
 
 
-def test_a_receiver_that_is_gone(secrets_file: str, clock: Clock) -> None:
+def test_a_sender_whose_clock_is_wrong(store_url: str, secrets_file: str, clock: Clock) -> None:
+    """The schedule goes by the store's clock, which all nodes share."""
+
+    async def story(store: JobStore) -> None:
+        async with serving(answering(b"", status=503)) as port:
+            job_id = await finished(store, webhook_url=f"http://127.0.0.1:{port}/")
+            given = settings(secrets_file=secrets_file)
+            assert await deliver_due(store, no_answer, given, lambda: clock() - 24 * HOUR_S)
+            assert 5 <= (await webhook_of(store, job_id)).due_at_s - clock() <= 5.5
+
+    using(store_url, story, clock)
+
+
+def test_a_receiver_that_is_gone(store_url: str, secrets_file: str, clock: Clock) -> None:
     """410 ends the tries at once."""
-    outbox = MemoryOutbox(delivery(), clock)
 
-    async def run() -> None:
+    async def story(store: JobStore) -> Sent:
         async with serving(answering(b"", status=410)) as port:
-            outbox.delivery = delivery(f"http://127.0.0.1:{port}/")
-            assert await deliver_due(outbox, no_answer, settings(secrets_file=secrets_file), "w", clock)
+            job_id = await finished(store, webhook_url=f"http://127.0.0.1:{port}/")
+            assert await deliver_due(store, no_answer, settings(secrets_file=secrets_file), clock)
+        return await webhook_of(store, job_id)
 
-    asyncio.run(run())
-    assert outbox.status == "failed"
-    assert [made.error for made in outbox.log] == ["The receiver answered 410 Gone: nothing more is sent."]
+    sent = using(store_url, story, clock)
+    assert sent.status == "failed"
+    assert [made.error for made in sent.log] == ["The receiver answered 410 Gone: nothing more is sent."]
 
 
-def test_a_new_secret_needs_no_restart(secrets_file: str, clock: Clock) -> None:
+def test_a_new_secret_needs_no_restart(store_url: str, secrets_file: str, clock: Clock) -> None:
     """What is written in front of the old secret signs the next webhook, and so does the old one."""
     requests: list[web.Request] = []
     bodies: list[bytes] = []
@@ -162,29 +179,34 @@ def test_a_new_secret_needs_no_restart(secrets_file: str, clock: Clock) -> None:
         bodies.append(await request.read())
         return web.Response()
 
-    async def run() -> None:
+    async def story(store: JobStore) -> None:
         async with serving(recording(requests, accept)) as port:
+            job_id = await finished(store, webhook_url=f"http://127.0.0.1:{port}/")
             for content in (OLD, f"{NEW}\n{OLD}", NEW):
                 await asyncio.to_thread(Path(secrets_file).write_text, content)
-                outbox = MemoryOutbox(delivery(f"http://127.0.0.1:{port}/"), clock)
-                assert await deliver_due(outbox, no_answer, settings(secrets_file=secrets_file), "w", clock)
+                await store.retry_delivery(job_id, "alice")
+                assert await deliver_due(store, no_answer, settings(secrets_file=secrets_file), clock)
 
-    asyncio.run(run())
+    using(store_url, story, clock)
     by_old, by_both, by_new = [request.headers["webhook-signature"].split() for request in requests]
     assert by_both == by_new + by_old
     assert len(set(bodies)) == 1
 
 
-def test_a_webhook_that_cannot_be_made(secrets_file: str, clock: Clock) -> None:
+def test_a_webhook_that_cannot_be_made(store_url: str, secrets_file: str, clock: Clock) -> None:
     """It waits as one that failed, so that it does not come up again and again before all others."""
-    outbox = MemoryOutbox(delivery("https://example.com/"), clock)
 
     async def broken(job: Job) -> Any:
         raise OSError("the store does not answer")
 
-    assert asyncio.run(deliver_due(outbox, broken, settings(secrets_file=secrets_file), "w", clock))
-    assert outbox.due_at_s >= clock() + 5
-    assert [made.error for made in outbox.log] == ["The server could not make the webhook; its log says why."]
+    async def story(store: JobStore) -> Sent:
+        job_id = await finished(store, webhook_url="https://example.com/")
+        assert await deliver_due(store, broken, settings(secrets_file=secrets_file), clock)
+        return await webhook_of(store, job_id)
+
+    sent = using(store_url, story, clock)
+    assert sent.due_at_s >= clock() + 5
+    assert [made.error for made in sent.log] == ["The server could not make the webhook; its log says why."]
 
 
 @pytest.mark.parametrize(
@@ -223,8 +245,8 @@ def test_when_the_next_try_is(
     tries_before: int, asked_s: float | None, jitter: float, wait_s: float | None
 ) -> None:
     """As the schedule has it, later where the receiver asks for that, by a day at most."""
-    due_s = next_try_s(tries_before, 1000.0, WebhookSettings(), asked_s, jitter)
-    assert due_s == (None if wait_s is None else pytest.approx(1000.0 + wait_s))
+    found_s = next_try_in_s(tries_before, WebhookSettings(), asked_s, jitter)
+    assert found_s == (None if wait_s is None else pytest.approx(wait_s))
 
 
 @pytest.mark.parametrize("status", [200, 201, 202, 204, 299, 300, 301, 302, 304, 308, 400, 404, 500, 599])
@@ -386,6 +408,9 @@ def test_a_host_that_the_operator_opened_is_reached(scheme: str) -> None:
         ("https://user:secret@example.com/", "password"),
         ("example.com/hook", "no URL"),
         ("https://example.com/" + "x" * 8_192, "no URL"),
+        ("https://example.com/#\0", "no URL"),
+        ("https://example.com/\udc80", "no URL"),
+        ("https://example.com/\x85", "no URL"),
     ],
 )
 def test_urls_that_are_refused_when_a_job_comes_in(url: str, what: str) -> None:

@@ -99,10 +99,10 @@ def test_the_life_of_a_request(tmp_path: Path) -> None:
         await service.jobs.store.finish(job_id, claimed.job.attempt, RESULT)
         ended = await status(service, job_id)
         assert (ended["status"], ended["webhook_status"], ended["errors"]) == ("SUCCEEDED", "PENDING", [])
-        delivery = await service.jobs.store.claim_delivery("sender", 60)
+        delivery = await service.jobs.store.claim_delivery(60)
         assert delivery is not None
         sent = Try(1.0, 200, None, 0.1)
-        await service.jobs.store.record_try(delivery.id, delivery.claim_no, sent, None, "succeeded")
+        await service.jobs.store.record_try(delivery.id, delivery.claim_no, sent, None)
         assert (await status(service, job_id))["webhook_status"] == "SUCCEEDED"
 
     using(tmp_path, story)
@@ -119,10 +119,10 @@ def test_a_webhook_that_never_arrives(fails: bool, tmp_path: Path) -> None:
             await store.fail(job_id, attempt, "deadline_exceeded", "It took too long.", retry=False)
         else:
             await store.finish(job_id, attempt, RESULT)
-        delivery = await store.claim_delivery("sender", 60)
+        delivery = await store.claim_delivery(60)
         assert delivery is not None
         gone = Try(1.0, 410, "Gone.", 0.1)
-        await store.record_try(delivery.id, delivery.claim_no, gone, None, "failed")
+        await store.record_try(delivery.id, delivery.claim_no, gone, None)
         told = await status(service, job_id)
         assert told["status"] == ("FAILED" if fails else "WEBHOOK_FAILED")
         assert told["webhook_status"] == "FAILED"
