@@ -7,7 +7,7 @@ away for too long writes nothing any more: its methods return False (or "lost"),
 import asyncio
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import sqlalchemy as sa
@@ -28,12 +28,14 @@ class Claims(Outbox):
 
     @to_the_end
     async def claim(
-        self, worker: str, lease_s: float, max_deaths: int = MAX_DEATHS, *, holds_none: bool = True
+        self, worker: str, lease_s: float, max_deaths: int = MAX_DEATHS, *, held: Collection[str] = ()
     ) -> ClaimedJob | None:
         """The next job: first those whose worker died, then the highest priority, API keys in turn.
 
-        A job that two workers died of would take others with it, so only a worker that `holds_none` gets it.
-        While it waits, those that hold some get nothing: else, under load, no worker would ever hold none.
+        `held` are the ids of the jobs that the worker runs: it is not given them again, although an outage
+        of the store may have let their leases run out. A job that several workers died of would take others
+        with it, so only a worker that holds none gets it. While it waits, those that hold some get nothing:
+        else, under load, no worker would ever hold none.
         """
         now = self.now()
         questions = [sa.exists().where(is_so(jobs, now)) for is_so in (is_due, is_orphaned)]
@@ -45,13 +47,14 @@ class Claims(Outbox):
         async with self.write() as connection:
             lease = {"worker": worker, "lease_until_s": now + lease_s, "started_at_s": now}
             if any_orphaned:
-                is_dead, is_last_death = is_orphaned(jobs, now), jobs.c.deaths + 1 >= max_deaths
+                is_dead = sa.and_(is_orphaned(jobs, now), jobs.c.id.not_in(held))
+                is_last_death = jobs.c.deaths + 1 >= max_deaths
                 await end_jobs(connection, now, "canceled", is_dead, jobs.c.is_cancel_requested)
                 await end_jobs(connection, now, "failed", is_dead, is_last_death, error=CRASHED)
-                dead = orphans(now)
-                may_take = sa.or_(sa.literal(holds_none), queue.c.deaths + 1 < SUSPECT_DEATHS)
+                dead = orphans(now).where(queue.c.id.not_in(held))
+                may_take = sa.or_(sa.literal(not held), queue.c.deaths + 1 < SUSPECT_DEATHS)
                 orphan = await _take(connection, dead.where(may_take), deaths=jobs.c.deaths + 1, **lease)
-                if orphan is not None or (not holds_none and (await connection.execute(dead)).first()):
+                if orphan is not None or (held and (await connection.execute(dead)).first()):
                     return orphan
             for priority in PRIORITIES:
                 for key in (await connection.execute(waiting_keys(priority, now))).scalars().all():

@@ -8,7 +8,7 @@ WebhookStatus = Literal["pending", "succeeded", "failed"]
 WebhookStyle = Literal["standard", "baseten", "assemblyai"]
 Heartbeat = Literal["ok", "cancel", "lost"]
 
-SUSPECT_DEATHS = 2  # one may be anything's fault
+SUSPECT_DEATHS = 4  # fewer may be anything's fault: updates, a machine that is short of memory
 
 FINAL: tuple[Status, ...] = ("succeeded", "failed", "canceled", "expired")
 

@@ -116,8 +116,8 @@ class Runner:
     async def _claim_job(self) -> Attempt | None:
         if any(claimed.runs_alone for claimed in self._attempts.values()):
             return None
-        holds_none = not self._attempts
-        claimed = await self._store.claim(self._worker, self._settings.lease_s, holds_none=holds_none)
+        held = [claimed.job.id for claimed in self._attempts.values()]
+        claimed = await self._store.claim(self._worker, self._settings.lease_s, held=held)
         if claimed is None:
             return None
         attempt = Attempt(self._jobs, self._transcribe, claimed)

@@ -38,7 +38,7 @@ from serve_app.errors import (
 )
 from serve_app.http.responses import answer
 from serve_app.jobs import runner as runner_module
-from serve_app.jobs.records import Job, Status
+from serve_app.jobs.records import SUSPECT_DEATHS, Job, Status
 from serve_app.jobs.runner import Runner
 from serve_app.jobs.service import Jobs, NoSuchJob, Submission
 from serve_app.jobs.spool import SpoolUnavailable
@@ -447,12 +447,12 @@ def test_two_runners_share_the_jobs(tell: Callable[..., None]) -> None:
     tell(story, held=True, concurrency=2)
 
 
-def test_a_job_that_two_workers_died_of_runs_alone(tell: Callable[..., None]) -> None:
+def test_a_job_that_several_workers_died_of_runs_alone(tell: Callable[..., None]) -> None:
     """Its runner claims nothing else meanwhile, although it has places."""
 
     async def story(service: Service, graph: Graph) -> None:
         suspect = await service.submit(b"suspect")
-        for _ in range(2):
+        for _ in range(SUSPECT_DEATHS):
             assert await service.jobs.store.claim("dead", lease_s=-1)
         other = await service.submit(b"other")
         async with service.runner(graph):
@@ -460,7 +460,7 @@ def test_a_job_that_two_workers_died_of_runs_alone(tell: Callable[..., None]) ->
             await service.until(suspect, lambda now: now.progress)
             assert graph.running == 1
             graph.opened.set()
-            assert (await service.ended(suspect, "succeeded")).deaths == 2
+            assert (await service.ended(suspect, "succeeded")).deaths == SUSPECT_DEATHS
             await service.ended(other, "succeeded")
         assert graph.heard == [b"suspect", b"other"]
         assert graph.most_running == 1
