@@ -28,10 +28,17 @@ class Claims(Outbox):
 
     @to_the_end
     async def claim(
-        self, worker: str, lease_s: float, max_deaths: int = MAX_DEATHS, *, held: Collection[str] = ()
+        self,
+        worker: str,
+        lease_s: float,
+        max_deaths: int = MAX_DEATHS,
+        *,
+        held: Collection[str] = (),
+        only_orphans: bool = False,
     ) -> ClaimedJob | None:
         """The next job: first those whose worker died, then the highest priority, API keys in turn.
 
+        A worker without a free place takes `only_orphans`, so that those need not wait once more.
         `held` are the ids of the jobs that the worker runs: it is not given them again, although an outage
         of the store may have let their leases run out. A job that several workers died of would take others
         with it, so only a worker that holds none gets it. While it waits, those that hold some get nothing:
@@ -41,7 +48,7 @@ class Claims(Outbox):
         questions = [sa.exists().where(is_so(jobs, now)) for is_so in (is_due, is_orphaned)]
         async with self.read() as connection:  # a worker with nothing to do takes no lock
             any_due, any_orphaned = tuple((await connection.execute(sa.select(*questions))).one())
-        if not (any_due or any_orphaned):
+        if not (any_orphaned or (any_due and not only_orphans)):
             return None
 
         async with self.write() as connection:
@@ -54,7 +61,7 @@ class Claims(Outbox):
                 dead = orphans(now).where(queue.c.id.not_in(held))
                 may_take = sa.or_(sa.literal(not held), queue.c.deaths + 1 < SUSPECT_DEATHS)
                 orphan = await _take(connection, dead.where(may_take), deaths=jobs.c.deaths + 1, **lease)
-                if orphan is not None or (held and (await connection.execute(dead)).first()):
+                if orphan is not None or only_orphans or (held and (await connection.execute(dead)).first()):
                     return orphan
             for priority in PRIORITIES:
                 for key in (await connection.execute(waiting_keys(priority, now))).scalars().all():

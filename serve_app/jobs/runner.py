@@ -24,6 +24,7 @@ logger = logging.getLogger("ray.serve")
 
 POLL_S = 0.5  # between two looks for work, which only read
 SWEEP_S = 60.0
+WITH_ORPHANS = 2  # times `concurrency`: so many jobs it runs while it makes up for a runner that died
 MAX_WEBHOOKS, MAX_WEBHOOKS_OF_A_KEY = 32, 8  # that are sent at once
 
 T = TypeVar("T")
@@ -49,7 +50,8 @@ class Runner:
         """Works until `drain`."""
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._take(self._claim_job, self._work_on, self._settings.concurrency))
+                places = self._settings.concurrency * WITH_ORPHANS
+                tasks.create_task(self._take(self._claim_job, self._work_on, places))
                 tasks.create_task(self._take(self._claim_webhook, self._deliver, MAX_WEBHOOKS))
                 tasks.create_task(self._sweep())
         finally:
@@ -117,7 +119,12 @@ class Runner:
         if any(claimed.runs_alone for claimed in self._attempts.values()):
             return None
         held = [claimed.job.id for claimed in self._attempts.values()]
-        claimed = await self._store.claim(self._worker, self._settings.lease_s, held=held)
+        claimed = await self._store.claim(
+            self._worker,
+            self._settings.lease_s,
+            held=held,
+            only_orphans=len(held) >= self._settings.concurrency,
+        )
         if claimed is None:
             return None
         attempt = Attempt(self._jobs, self._transcribe, claimed)

@@ -60,7 +60,12 @@ class JobsSettings(Strict):
         description="File of the key that encrypts the addresses and headers of waiting jobs; nodes that "
         "share a store share it. Empty: one in state_dir, made at first start.",
     )
-    concurrency: int = Field(4, ge=1, le=256, description="Jobs that one JobRunner runs at once.")
+    concurrency: int = Field(
+        4,
+        ge=1,
+        le=256,
+        description="Jobs that one JobRunner runs at once; up to twice as many after another one died.",
+    )
     timeout_s: Seconds = Field(24 * 3600, description="Longest time of an attempt at a job.")
     lease_s: float = Field(
         15, ge=2, le=60, description="A job whose JobRunner was silent for so long is given to another."

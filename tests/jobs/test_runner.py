@@ -447,6 +447,26 @@ def test_two_runners_share_the_jobs(tell: Callable[..., None]) -> None:
     tell(story, held=True, concurrency=2)
 
 
+def test_a_job_whose_runner_died_does_not_wait_for_a_place(tell: Callable[..., None]) -> None:
+    """Others do; and it is taken also where the runner has as many jobs as it may have."""
+
+    async def story(service: Service, graph: Graph) -> None:
+        orphan = await service.submit(b"orphan")
+        assert await service.jobs.store.claim("dead", lease_s=0.5)
+        first = await service.submit(b"first")
+        async with service.runner(graph):
+            await graph.runs(2)
+            second = await service.submit(b"second")
+            assert (await service.jobs.get(second.id, KEY)).status == "queued"
+            graph.opened.set()
+            for job in (orphan, first, second):
+                await service.ended(job, "succeeded")
+        assert sorted(graph.heard[:2]) == [b"first", b"orphan"]
+        assert graph.most_running == 2
+
+    tell(story, held=True, concurrency=1)
+
+
 def test_a_job_that_several_workers_died_of_runs_alone(tell: Callable[..., None]) -> None:
     """Its runner claims nothing else meanwhile, although it has places."""
 
