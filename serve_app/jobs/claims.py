@@ -11,13 +11,14 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve_app.jobs.database import to_the_end
 from serve_app.jobs.outbox import Outbox, end_jobs
 from serve_app.jobs.queue import PRIORITIES, is_due, is_orphaned, next_of, orphans, queue, waiting_keys
-from serve_app.jobs.records import SUSPECT_DEATHS, ClaimedJob, Heartbeat
-from serve_app.jobs.schema import JOB_COLUMNS, job_of, jobs, requests, results
+from serve_app.jobs.records import SUSPECT_DEATHS, ClaimedJob, Heartbeat, Piece
+from serve_app.jobs.schema import JOB_COLUMNS, job_of, jobs, requests, results, segments
 
 MAX_DEATHS = 20  # a job whose workers die is not at fault in a rolling restart, only when it always happens
 CRASHED = ("model_crashed", "Every worker that took this job died of it; it is not tried again.")
@@ -72,9 +73,17 @@ class Claims(Outbox):
 
     @to_the_end
     async def heartbeat(
-        self, job_id: str, attempt: int, lease_s: float, progress: Mapping[str, Any] | None = None
+        self,
+        job_id: str,
+        attempt: int,
+        lease_s: float,
+        progress: Mapping[str, Any] | None = None,
+        heard: Piece | None = None,
     ) -> Heartbeat:
-        """Prolongs the lease; "cancel" asks the worker to stop and to call `canceled`."""
+        """Prolongs the lease; "cancel" asks the worker to stop and to call `canceled`.
+
+        `heard` is what has become final since the last heartbeat.
+        """
         changes: dict[str, Any] = {"lease_until_s": self.now() + lease_s}
         if progress is not None:
             changes |= {"progress": json.dumps(progress), "version": jobs.c.version + 1}
@@ -86,6 +95,16 @@ class Claims(Outbox):
                 .returning(jobs.c.is_cancel_requested)
             )
             is_cancel_requested = beat.scalar_one_or_none()
+            if heard is not None and is_cancel_requested is not None:
+                body = json.dumps(heard.segments)
+                piece = {"job_id": job_id, "attempt": heard.attempt, "first": heard.first, "body": body}
+                insert = sqlite.insert(segments) if self.is_sqlite else postgresql.insert(segments)
+                # The beat before may have been stored although its answer was lost.
+                await connection.execute(
+                    insert.values(**piece).on_conflict_do_update(
+                        index_elements=["job_id", "attempt", "first"], set_={"body": body}
+                    )
+                )
         if is_cancel_requested is None:
             return "lost"
         return "cancel" if is_cancel_requested else "ok"

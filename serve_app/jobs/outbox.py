@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve_app.jobs.database import Database, to_the_end
 from serve_app.jobs.records import Delivery, Status, Try
-from serve_app.jobs.schema import JOB_COLUMNS, WEBHOOK_ID_PREFIX, job_of, jobs, webhooks
+from serve_app.jobs.schema import JOB_COLUMNS, WEBHOOK_ID_PREFIX, job_of, jobs, segments, webhooks
 
 MAX_LOGGED_TRIES = 20
 
@@ -46,6 +46,7 @@ async def end_jobs(
     ]
     if due:
         await connection.execute(webhooks.insert(), due)
+    await connection.execute(segments.delete().where(segments.c.job_id.in_([row.id for row in rows])))
     return len(rows)
 
 

@@ -1,5 +1,6 @@
 """What the job store takes and gives. Frozen, no I/O. Times are the store's, in seconds of the epoch."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,6 +33,15 @@ class NewJob:
     secrets: bytes | None = None  # encrypted; erased when the job ends
     webhook_url: str | None = None
     webhook_style: WebhookStyle = "standard"
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some consecutive segments of a running job, as they become final; without speakers."""
+
+    attempt: int  # that heard them
+    first: int  # number of the first one in the transcript
+    segments: tuple[Mapping[str, Any], ...]  # start, end, text
 
 
 @dataclass(frozen=True, slots=True)

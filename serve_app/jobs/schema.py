@@ -79,6 +79,16 @@ requests = sa.Table("job_requests", metadata, _job_id(), sa.Column("request", Te
 # One row a job: a second result is refused.
 results = sa.Table("job_results", metadata, _job_id(), sa.Column("body", sa.LargeBinary, nullable=False))
 
+# What a running job has heard so far, piece by piece, for those who follow it; erased when it ends.
+segments = sa.Table(
+    "job_segments",
+    metadata,
+    _job_id(),
+    sa.Column("attempt", sa.Integer, primary_key=True),
+    sa.Column("first", sa.Integer, primary_key=True),  # number of the piece's first segment in the transcript
+    sa.Column("body", Text, nullable=False),  # JSON: a list
+)
+
 # The outbox: a row is inserted by the transaction that ends a job, so that none is lost and none comes early.
 webhooks = sa.Table(
     "job_webhooks",

@@ -4,6 +4,7 @@ Every method but `close` raises StoreBusy where the database is locked or cannot
 """
 
 import asyncio
+import json
 import secrets
 import time
 import zlib
@@ -19,8 +20,17 @@ from serve_app.jobs.claims import Claims
 from serve_app.jobs.database import to_the_end
 from serve_app.jobs.outbox import end_jobs
 from serve_app.jobs.queue import ahead_of, is_overdue, queued_of
-from serve_app.jobs.records import Job, NewJob, Status
-from serve_app.jobs.schema import JOB_COLUMNS, SELECT_JOBS, job_of, jobs, requests, results, webhooks
+from serve_app.jobs.records import Job, NewJob, Piece, Status
+from serve_app.jobs.schema import (
+    JOB_COLUMNS,
+    SELECT_JOBS,
+    job_of,
+    jobs,
+    requests,
+    results,
+    segments,
+    webhooks,
+)
 
 RETRY_AFTER_S = 60  # when a key has too many jobs that wait
 MAX_DELETED = 500  # in one transaction, so that others do not wait
@@ -120,6 +130,19 @@ class JobStore(Claims):
         request = sa.select(requests.c.request).join_from(requests, jobs).where(_is_own(job_id, key))
         async with self.read() as connection:
             return (await connection.execute(request)).scalar_one_or_none()
+
+    @to_the_end
+    async def heard(self, job_id: str, key: str, attempt: int, first: int) -> list[Piece]:
+        """What this attempt of a running job has heard, from segment `first` on; nothing after its end."""
+        pieces = (
+            sa.select(segments.c.first, segments.c.body)
+            .join_from(segments, jobs)
+            .where(_is_own(job_id, key), segments.c.attempt == attempt, segments.c.first >= first)
+            .order_by(segments.c.first)
+        )
+        async with self.read() as connection:
+            found = (await connection.execute(pieces)).all()
+        return [Piece(attempt, row.first, tuple(json.loads(row.body))) for row in found]
 
     @to_the_end
     async def result(self, job_id: str, key: str) -> bytes | None:

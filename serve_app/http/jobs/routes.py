@@ -126,13 +126,15 @@ def job_routes(jobs: Jobs, max_bytes: int, max_json_bytes: int, *, has_list: boo
     async def get_events(request: Request, job_id: str) -> Response:
         """The job as server-sent events: now, at each change, and when it has ended, which is the last one.
 
-        An event has the status as its name and the job as its data. `Last-Event-ID` takes up again.
+        An event has the status as its name and the job as its data; `segments` has what a running job has
+        heard since. `Last-Event-ID` takes up again.
         """
         key, root_path = key_name(request), _root_path(request)
         return await event_stream(
             request,
             lambda: jobs.get(job_id, key),
             lambda job: shown_with_place(jobs, job, root_path),
+            lambda attempt, first: jobs.store.heard(job_id, key, attempt, first),
         )
 
     @router.post("/{job_id}/cancel", **_described(JobOut, NoSuchJob))
