@@ -39,7 +39,8 @@ class Played:
         self.running = self.most_running = 0
         self.opened = threading.Event()
         self.opened.set()
-        self.failure: TranscriptionError | None = None
+        self.failures: dict[bytes, TranscriptionError] = {}  # by what is in the file
+        self.free = 0  # transcriptions that end although it is not open
         self.transcript = FIXED
         self.keys = (ApiKey(name="ann", sha256=hashlib.sha256(KEY.encode()).hexdigest()),) * with_keys
         self.url = ""
@@ -48,16 +49,17 @@ class Played:
     async def transcribe(
         self, source: Source, options: Options, report: Report = ignore_progress
     ) -> Transcript:
-        self.heard.append(source.file.read() if source.file else str(source.url).encode())
+        audio = source.file.read() if source.file else str(source.url).encode()
+        self.heard.append(audio)
         self.asked.append(options)
         self.running += 1
         self.most_running = max(self.running, self.most_running)
         try:
             report(Progress(1, 2, False, self.transcript.segments[:1]))
-            while not self.opened.is_set():  # noqa: ASYNC110  (set by another thread)
+            while not self.opened.is_set() and len(self.heard) > self.free:  # noqa: ASYNC110  (set by another thread)
                 await asyncio.sleep(0.01)
-            if self.failure:
-                raise self.failure
+            if audio in self.failures:
+                raise self.failures[audio]
             report(Progress(2, 2, True, self.transcript.segments[1:]))
             return self.transcript
         finally:

@@ -42,7 +42,7 @@ class Both:
     def __init__(self, url: str, **settings: Any) -> None:
         self.url, self.settings = url, settings
 
-    def __call__(self, call: Callable[[Any], Any]) -> list[Any]:
+    def __call__(self, call: Callable[..., Any]) -> list[Any]:
         async def ask() -> Any:
             async with AsyncClient(self.url, **self.settings) as client:
                 given = call(client)
@@ -128,7 +128,7 @@ def test_a_url_is_not_streamed(both: Both) -> None:
 
 def test_an_error_in_a_stream(service: Played, both: Both) -> None:
     """It is the typed one, although the answer had begun."""
-    service.failure = UnusableAudio("This is no audio.")
+    service.failures[b"audio"] = UnusableAudio("This is no audio.")
     with pytest.raises(UnusableAudio, match="This is no audio"):
         both(lambda client: client.stream(b"audio"))
 
