@@ -4,6 +4,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,11 @@ def own_service(
 
     `chosen` has values of flags of SETTINGS. Raises CommandFailed.
     """
+    if find_spec("ray") is None:
+        raise CommandFailed(
+            "a service cannot be started here: pip install 'whisperx-serve[server]', or name one that runs "
+            "with --server URL."
+        )
     from serve_app.cli import config_file
     from serve_app.cli.launcher import free_port, running, url_of
 
