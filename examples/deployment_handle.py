@@ -5,6 +5,7 @@ python examples/deployment_handle.py talk.mp3
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray import serve
@@ -12,7 +13,7 @@ from ray import serve
 from serve_app.errors import TranscriptionError
 
 ray.init(address="auto")  # a Ray of this machine; RAY_ADDRESS names one of several
-handle = serve.get_app_handle("whisperx")
+handle: Any = serve.get_app_handle("whisperx")
 audio = Path(sys.argv[1]).read_bytes()
 
 for item in handle.options(stream=True).stream.remote(audio, language="en"):

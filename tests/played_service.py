@@ -112,6 +112,7 @@ class Played:
 @contextmanager
 def played(folder: Path, **settings: Any) -> Iterator[Played]:
     """The service, at work."""
+    polls_s = runner_module.POLL_S, events.POLL_S
     runner_module.POLL_S = events.POLL_S = 0.02
     service, is_up, ending = Played(folder, **settings), threading.Event(), threading.Event()
     thread = threading.Thread(target=lambda: asyncio.run(service.serve(is_up, ending)))
@@ -122,3 +123,4 @@ def played(folder: Path, **settings: Any) -> Iterator[Played]:
     finally:
         ending.set()
         thread.join(30)
+        runner_module.POLL_S, events.POLL_S = polls_s

@@ -106,7 +106,8 @@ def connection(base_url: str | None, api_key: str | None, timeout_s: float) -> d
     headers = {"User-Agent": f"whisperx-serve/{__version__}"}
     headers |= {"Authorization": f"Bearer {key}"} if key else {}
     timeout = httpx.Timeout(timeout_s, connect=10, pool=None)
-    return {"base_url": url, "headers": headers, "timeout": timeout}
+    limits = httpx.Limits(max_connections=None)  # a job that is followed holds one
+    return {"base_url": url, "headers": headers, "timeout": timeout, "limits": limits}
 
 
 def is_url(audio: Audio) -> bool:

@@ -206,7 +206,7 @@ def test_a_folder_is_watched(service: Played, tmp_path: Path) -> None:
     with running(service, "--watch", watched, "-o", out, "-f", "txt") as process:
         for name in ("one", "two"):
             (watched / f"{name}.mp3").write_bytes(name.encode())
-            service.until(lambda name=name: (out / f"{name}.txt").exists())
+            service.until((out / f"{name}.txt").exists)
         process.send_signal(signal.SIGINT)
         said, _ = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -348,7 +348,12 @@ def test_ctrl_c_ends_a_service_of_its_own(
     monkeypatch.setattr(launcher, "free_port", lambda: int(service.url.rpartition(":")[2]))
     (tmp_path / "talk.mp3").write_bytes(b"audio")
     service.opened.clear()
-    ending = threading.Thread(target=lambda: (service.until(lambda: service.running), stop.set()))
+
+    def end() -> None:
+        service.until(lambda: service.running)
+        stop.set()
+
+    ending = threading.Thread(target=end)
     ending.start()
     done = CliRunner().invoke(cli, ["transcribe", str(tmp_path / "talk.mp3"), "-o", str(tmp_path)])
     ending.join()

@@ -146,15 +146,20 @@ def test_the_settings_of_other_programs(tmp_path: Path, talk: Path) -> None:
         webui = dict(line.split("=", 1) for line in lines)
         libre = yaml.safe_load(here(blocks("yaml")[0]))["speech"]["stt"]["openai"]
         n8n = json.loads(here(blocks("json")[0]))
+        headers = {"Authorization": f"Bearer {webui['AUDIO_STT_OPENAI_API_KEY']}"}
         for url, model in (
             (f"{webui['AUDIO_STT_OPENAI_API_BASE_URL']}/audio/transcriptions", webui["AUDIO_STT_MODEL"]),
             (libre["url"], libre["model"]),
         ):
-            sent = {"headers": {"Authorization": f"Bearer {webui['AUDIO_STT_OPENAI_API_KEY']}"}}
-            answered = httpx.post(url, data={"model": model}, files={"file": talk.read_bytes()}, **sent)
+            answered = httpx.post(
+                url, data={"model": model}, files={"file": talk.read_bytes()}, headers=headers
+            )
             assert answered.json()["text"], answered.text
         fields = n8n["bodyParameters"]["parameters"]
         text = {each["name"]: each["value"] for each in fields if "value" in each}
         files = {each["name"]: talk.read_bytes() for each in fields if "value" not in each}
-        assert httpx.request(n8n["method"], n8n["url"], data=text, files=files, **sent).status_code == 200
+        assert (
+            httpx.request(n8n["method"], n8n["url"], data=text, files=files, headers=headers).status_code
+            == 200
+        )
         assert service.asked[-1].diarize is True

@@ -107,8 +107,9 @@ class Batch:
 
     def _advance(self, free: asyncio.Semaphore, total: TaskID, _: object) -> None:
         free.release()
-        failed = f"{self.tally.failed} failed" if self.tally.failed else ""
-        self._progress.update(total, advance=1, state=failed)
+        ended = self.tally.transcribed + self.tally.done_before + self.tally.failed
+        failed = f", {self.tally.failed} failed" if self.tally.failed else ""
+        self._progress.update(total, advance=1, state=f"{ended} done{failed}")
 
     async def _end_when_stopped(self) -> None:
         while self.stop is not None:

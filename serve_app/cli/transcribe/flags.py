@@ -47,7 +47,7 @@ class WhisperxCommand(TyperCommand):
             arg = left.pop(0)
             name, equals, value = arg.partition("=")
             plain = name.removeprefix("--").replace("-", "_")
-            if name.startswith("--") and plain in REFUSED:
+            if name.startswith("--") and plain in REFUSED and not ctx.resilient_parsing:
                 ctx.fail(f"--{plain}: {REFUSED[plain]}.")
             known, param = names.get(name.replace("_", "-"), (name, None))
             if arg == "--":

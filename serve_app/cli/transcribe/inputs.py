@@ -52,7 +52,8 @@ class Inputs:
     """Gives each file once, and each a path of its own for its outputs."""
 
     def __init__(self) -> None:
-        self._taken: dict[str, str] = {}  # output -> source
+        self._sources: set[str] = set()
+        self._outputs: set[str] = set()
 
     def found(self, paths: Sequence[str]) -> Iterator[Input]:
         """Those of these paths and URLs; of a folder its audio and video files, by suffix, in any depth."""
@@ -85,11 +86,12 @@ class Inputs:
 
     def _new(self, source: str, name: PurePosixPath) -> Iterator[Input]:
         source = source if is_url(source) else str(Path(source).absolute())
-        if source in self._taken.values():
+        if source in self._sources:
             return
         short = str(name.with_suffix(""))
-        output = str(name) if short in self._taken else short  # a.mp3 and a.wav: a.srt and a.wav.srt
-        self._taken[output] = source
+        output = str(name) if short in self._outputs else short  # a.mp3 and a.wav: a.srt and a.wav.srt
+        self._sources.add(source)
+        self._outputs.add(output)
         yield Input(source, output)
 
 
