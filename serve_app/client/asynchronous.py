@@ -97,9 +97,9 @@ class AsyncClient:
         request = self._http.build_request(**call.arguments(self._http.timeout), **body())
         with connected(request.url):
             response = await self._http.send(request, stream=True)
-            if response.is_error:
+            if not response.is_success:
                 await response.aread()
-        if response.is_error:
+        if not response.is_success:
             raise error_of(response)
         return response
 

@@ -98,9 +98,9 @@ class Client:
         request = self._http.build_request(**call.arguments(self._http.timeout), **body())
         with connected(request.url):
             response = self._http.send(request, stream=True)
-            if response.is_error:
+            if not response.is_success:
                 response.read()
-        if response.is_error:
+        if not response.is_success:
             raise error_of(response)
         return response
 

@@ -243,6 +243,12 @@ def test_wrong_usage(arguments: list[str], says: str, service: Played) -> None:
     assert service.paths == []
 
 
+def test_a_folder_without_audio(service: Played, tmp_path: Path) -> None:
+    """It is said."""
+    with pytest.raises(CommandFailed, match="no audio or video file"):
+        run(service, tmp_path, "-o", tmp_path / "out")
+
+
 def test_a_wrong_option_ends_the_run(service: Played, folder: Path, tmp_path: Path) -> None:
     """All files would fail of it, so it is said once."""
     with pytest.raises(CommandFailed, match="language"):
@@ -278,35 +284,17 @@ def test_a_service_of_its_own(service: Played, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(launcher, "running", fake_running)
     monkeypatch.setattr(launcher, "free_port", lambda: int(service.url.rpartition(":")[2]))
     (tmp_path / "talk.mp3").write_bytes(b"audio")
-    flags = [
-        "--model",
-        "tiny",
-        "--model_dir",
-        "models",
-        "--vad_method",
-        "silero",
-        "--beam_size",
-        "3",
-        "--jobs",
-        "2",
-    ]
+    flags = (
+        "--model tiny --model_dir models --vad_method silero --beam_size 3 --jobs 2 --compute_type default"
+    )
     for more in ([], ["--diarize", "--no_align"]):
-        arguments = [
-            "transcribe",
-            str(tmp_path / "talk.mp3"),
-            "-o",
-            str(tmp_path),
-            "-f",
-            "txt",
-            *flags,
-            *more,
-        ]
-        done = CliRunner().invoke(cli, arguments, catch_exceptions=False)
+        arguments = [str(tmp_path / "talk.mp3"), "-o", str(tmp_path), "-f", "txt", *flags.split(), "--jobs=2"]
+        done = CliRunner().invoke(cli, ["transcribe", *arguments, *more], catch_exceptions=False)
         assert done.exit_code == 0, done.output
     first, second = (raw["applications"][0]["args"] for raw in started)
     assert first["model"] == "tiny"
     assert first["models_dir"] == str(Path("models").absolute())
-    assert first["asr"] == {"beam_size": 3}
+    assert first["asr"] == {"beam_size": 3, "compute_type": "auto"}
     assert first["speech"] == {"method": "silero"}
     assert first["diarization"] == {"model": "off"}
     assert first["jobs"].pop("concurrency") == 2
@@ -314,6 +302,20 @@ def test_a_service_of_its_own(service: Played, tmp_path: Path, monkeypatch: pyte
     assert second["diarization"] == {"model": "campplus"}
     assert second["alignment"] == {"method": "off"}
     assert started[0]["http_options"]["host"] == "127.0.0.1"
+
+
+def test_no_service_is_needed_where_nothing_is_left(
+    service: Played, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None is asked, and none is started."""
+    arguments = [str(folder), "-o", str(tmp_path / "out"), "-f", "txt"]
+    run(service, *arguments)
+    service.paths.clear()
+    assert f"{FILES} done before" in run(service, *arguments).output
+    assert service.paths == []
+    monkeypatch.delattr(launcher, "running")
+    done = CliRunner().invoke(cli, ["transcribe", *arguments])
+    assert (done.exit_code, done.output) == (0, f"0 transcribed, {FILES} done before, 0 failed.\n")
 
 
 def test_a_config_file_of_ones_own(tmp_path: Path) -> None:

@@ -27,8 +27,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def python(wheel: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Python with this wheel, in an empty folder."""
+    """Python with this wheel, in a folder that has one recording."""
     folder.mkdir()
+    (folder / "talk.mp3").write_bytes(b"audio")
     return subprocess.run(
         [sys.executable, *arguments],
         env={**os.environ, "PYTHONPATH": str(wheel)},
@@ -53,7 +54,7 @@ def test_only_the_extra_server_brings_ray_and_torch(wheel: Path) -> None:
 def test_the_demo_has_its_config(wheel: Path, tmp_path: Path) -> None:
     """From anywhere; it is that of the repository."""
     code = "from serve_app.cli import config_file as c; c.read(c.DEMO_CONFIG); print(c.DEMO_CONFIG)"
-    done = python(wheel, tmp_path / "empty", "-c", code)
+    done = python(wheel, tmp_path / "elsewhere", "-c", code)
     assert done.stdout.strip() == str(wheel / "serve_app" / "cli" / "serve_config.demo.yaml"), done.stderr
     assert Path(done.stdout.strip()).read_bytes() == (PROJECT / "serve_config.demo.yaml").read_bytes()
 
@@ -64,7 +65,7 @@ def test_the_demo_has_its_config(wheel: Path, tmp_path: Path) -> None:
         (["demo"], "pip install 'whisperx-serve[server]'"),
         (["serve", "config.yaml"], "pip install 'whisperx-serve[server]'"),
         (["prefetch", "base"], "pip install 'whisperx-serve[server]'"),
-        (["transcribe", "."], "--server URL"),
+        (["transcribe", "talk.mp3"], "--server URL"),
     ],
 )
 def test_without_the_servers_packages(wheel: Path, tmp_path: Path, arguments: list[str], says: str) -> None:
@@ -84,7 +85,7 @@ def test_without_the_servers_packages(wheel: Path, tmp_path: Path, arguments: li
         from serve_app.__main__ import main
         main()
     """
-    done = python(wheel, tmp_path / "empty", "-c", code)
+    done = python(wheel, tmp_path / "elsewhere", "-c", code)
     assert done.returncode == 1
     assert says in done.stderr
     assert done.stderr.count("\n") == 1

@@ -309,6 +309,7 @@ def test_retry_after_is_heeded(monkeypatch: pytest.MonkeyPatch) -> None:
         (404, error("jobs_off", "invalid_request_error"), InvalidRequest, "jobs_off"),
         (500, error("internal_error"), TranscriptionError, "internal_error"),
         (418, "a teapot", InvalidRequest, "invalid_request"),
+        (301, "moved", InvalidRequest, "invalid_request"),
     ],
 )
 def test_errors_are_typed(status: int, content: str, kind: type[Exception], code: str) -> None:

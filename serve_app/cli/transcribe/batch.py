@@ -17,8 +17,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from serve_app.cli import CommandFailed, note
-from serve_app.cli.transcribe.inputs import Done, Input, Inputs, hash_of
-from serve_app.cli.transcribe.writers import WRITERS, Layout, whisperx_result
+from serve_app.cli.transcribe.inputs import Done, Input, Inputs
+from serve_app.cli.transcribe.wanted import Tally, Wanted
+from serve_app.cli.transcribe.writers import WRITERS, whisperx_result
 from serve_app.client import AsyncClient, Unreachable
 from serve_app.client.answers import has_ended
 from serve_app.errors import InvalidRequest, NoApiKeys, TranscriptionError, Unauthorized
@@ -30,32 +31,6 @@ STOP_POLL_S = 0.2
 
 class Interrupted(Exception):
     """The user has stopped the run."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What is asked for every file."""
-
-    options: dict[str, Any]  # of the service
-    formats: tuple[str, ...]
-    layout: Layout
-    folder: Path
-    concurrency: int
-    has_words: bool  # with times
-
-
-@dataclass(slots=True)
-class Tally:
-    """How it went."""
-
-    transcribed: int = 0
-    done_before: int = 0
-    failed: int = 0
-
-    def summary(self) -> str:
-        """One line."""
-        before = f", {self.done_before} done before" if self.done_before else ""
-        return f"{self.transcribed} transcribed{before}, {self.failed} failed."
 
 
 @dataclass
@@ -120,8 +95,8 @@ class Batch:
     async def _transcribed(self, each: Input) -> None:
         """Transcribes one file; says so, or why not. Raises CommandFailed for what would stop all of them."""
         try:
-            mark = await asyncio.to_thread(self._mark, each)
-            if mark in self._done and all(self._path(each, form).exists() for form in self.wanted.formats):
+            mark = await asyncio.to_thread(self.wanted.mark, each)
+            if await asyncio.to_thread(self.wanted.is_done, each, self._done):
                 self.tally.done_before += 1
                 return
             task = self._progress.add_task(escape(each.output), total=None, state="sending")
@@ -140,11 +115,6 @@ class Batch:
             self._done.add(mark)
             self.tally.transcribed += 1
             self._say(each, ", ".join(str(path) for path in paths))
-
-    def _mark(self, each: Input) -> str:
-        wanted, layout = self.wanted, self.wanted.layout
-        lines = [layout.max_line_width, layout.max_line_count, layout.highlight_words]
-        return hash_of(each.version(), each.output, wanted.options, sorted(wanted.formats), lines)
 
     async def _transcribe(self, each: Input, task: TaskID) -> list[Path]:
         job = await self._job(each)
@@ -182,11 +152,7 @@ class Batch:
                 rttm = str(await result(job_id, response_format=form))
                 name = "_".join(Path(each.output).name.split())
                 texts[form] = rttm.replace("SPEAKER audio ", f"SPEAKER {name} ")
-        return [_write(self._path(each, form), text) for form, text in texts.items()]
-
-    def _path(self, each: Input, form: str) -> Path:
-        suffix = "words.json" if form == "words" else form
-        return self.wanted.folder / f"{each.output}.{suffix}"
+        return [_write(self.wanted.path(each, form), text) for form, text in texts.items()]
 
     def _show(self, task: TaskID, job: dict[str, Any]) -> None:
         state = job["status"]

@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 import typer
 
 from serve_app.cli import note
-from serve_app.cli.transcribe.batch import Interrupted, Wanted, transcribe_all
+from serve_app.cli.transcribe.batch import Interrupted, transcribe_all
 from serve_app.cli.transcribe.own_service import SETTINGS, own_service
+from serve_app.cli.transcribe.wanted import Wanted, done_before
 from serve_app.cli.transcribe.writers import ALL, WRITERS, Layout
 from serve_app.client.calls import is_url
 
@@ -105,14 +106,16 @@ def transcribe(
         options, formats, layout, output_dir, jobs, has_words=task == "transcribe" and not no_align
     )
     output_dir.mkdir(parents=True, exist_ok=True)
+    tally = None if watch else done_before(wanted, paths or ())
     try:
-        if server:
+        if tally:
+            pass
+        elif server:
             tally = asyncio.run(transcribe_all(server, api_key, wanted, paths or (), watch))
         else:
-            with own_service(
-                config, chosen, is_aligning=not no_align, is_diarizing=diarize, jobs=jobs
-            ) as own:
-                tally = asyncio.run(transcribe_all(own[0], None, wanted, paths or (), watch, own[1]))
+            own = own_service(config, chosen, is_aligning=not no_align, is_diarizing=diarize, jobs=jobs)
+            with own as (url, stop):
+                tally = asyncio.run(transcribe_all(url, None, wanted, paths or (), watch, stop))
     except (Interrupted, KeyboardInterrupt):
         note.print("Stopped. The same command goes on from here.")
         raise typer.Exit(INTERRUPTED) from None

@@ -60,6 +60,8 @@ def own_service(
             for parent in parents:
                 place = place.setdefault(parent, {})
             place[last] = str(value.absolute()) if isinstance(value, Path) else value
+        if args.get("asr", {}).get("compute_type") == "default":  # whisperx's name for it
+            args["asr"]["compute_type"] = "auto"
         raw["http_options"] = {"host": "127.0.0.1", "port": free_port()}
         config_file.check(raw, path)
         with running(raw, show_logs=False) as stop:
