@@ -73,5 +73,5 @@ docs: setup
 
 # After changing dependencies in pyproject.toml: pins with hashes, without addresses.
 lock: setup
-	.venv/bin/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
-	  --no-emit-index-url --no-emit-find-links --no-annotate --no-header --quiet --output-file requirements.lock
+	.venv/bin/uv pip compile pyproject.toml --extra server --group dev --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --no-header --quiet --output-file requirements.lock

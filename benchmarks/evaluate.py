@@ -35,8 +35,7 @@ from benchmarks.scoring import (
     word_errors,
 )
 from benchmarks.systems import Plain, System, service
-from serve_app.cli import config_file
-from serve_app.cli.config_file import CommandFailed
+from serve_app.cli import CommandFailed, config_file
 from serve_app.cli.launcher import free_port
 from serve_app.models import names as models
 from serve_app.settings import Settings

@@ -1,53 +1,42 @@
-"""The command line: `python -m serve_app serve | check | settings | prefetch | key | webhook-secret | jobs |
-demo`.
+"""The command line: `whisperx-serve`, or `python -m serve_app`.
 
 `serve` does what `serve run` does, and more: it checks the whole file, says in one sentence why it cannot
 start, and finishes running requests when it is stopped.
+
+`transcribe` works where only the base package is installed. The other commands need the extra `server`, and
+import it when they run.
 """
 
 import asyncio
+import runpy
 import socket
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
-import ray
 import typer
-from pydantic import ValidationError
 
-from serve_app.cli import config_file, note
-from serve_app.cli.demo import predict_sample, sample, show
+from serve_app.cli import GRACE_S, CommandFailed, note
 from serve_app.cli.jobs import jobs
-from serve_app.cli.launcher import GRACE_S, free_port, running, url_of
 from serve_app.cli.prefetch import prefetch
-from serve_app.http.auth import new_key
-from serve_app.jobs.signatures import VARIABLE, new_secret
-from serve_app.settings import ApiKey
+from serve_app.cli.transcribe.command import transcribe
+from serve_app.cli.transcribe.flags import WhisperxCommand
 
-DEMO_CONFIG = Path(__file__).parent.parent / "serve_config.demo.yaml"
+_USE, _RUN, _PREPARE = "Transcribe", "Run the service", "Prepare and maintain it"
 
-cli = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+cli = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Audio in, timed and speaker-labelled segments out: WhisperX as a service.",
+)
 
-cli.command()(prefetch)
-cli.add_typer(jobs, name="jobs")
+cli.command(cls=WhisperxCommand, rich_help_panel=_USE)(transcribe)
 
 ConfigPath = Annotated[Path, typer.Argument(help="A Serve config file, such as serve_config.yaml.")]
 
 
-@cli.command()
-def check(config: ConfigPath) -> None:
-    """Checks a config file key by key, without starting anything."""
-    config_file.read(config)
-    note.print(f"{config} is fine.")
-
-
-@cli.command()
-def settings() -> None:
-    """Lists every setting of `args:` with its default and description, as a Markdown table."""
-    print(config_file.settings_table())
-
-
-@cli.command(name="serve")
+@cli.command(name="serve", rich_help_panel=_RUN)
 def serve_forever(
     config: ConfigPath,
     grace_s: Annotated[
@@ -55,6 +44,12 @@ def serve_forever(
     ] = GRACE_S,
 ) -> None:
     """Starts the service and runs it until SIGTERM or Ctrl-C; running requests get their answers."""
+    import ray
+
+    from serve_app.cli import config_file
+    from serve_app.cli.demo import sample
+    from serve_app.cli.launcher import running, url_of
+
     raw = config_file.read(config)
     with running(raw, show_logs=True, grace_s=grace_s) as stop:
         example = f"curl -s {url_of(raw)}/predict -F file=@{sample()}"
@@ -64,9 +59,49 @@ def serve_forever(
         note.print("Stopping: running requests get their answers, new ones a 503.")
 
 
-@cli.command()
+@cli.command(rich_help_panel=_RUN)
+def demo() -> None:
+    """Starts the service with serve_config.demo.yaml, transcribes a sample by URL over HTTP, and stops."""
+    from serve_app.cli import config_file
+    from serve_app.cli.demo import predict_sample, show
+    from serve_app.cli.launcher import free_port, running, url_of
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        raw = config_file.read(config_file.DEMO_CONFIG)
+        sample_host = f"127.0.0.1:{listener.getsockname()[1]}"
+        raw["applications"][0]["args"]["intake"] = {"allowed_hosts": [sample_host]}
+        raw["applications"][0]["args"]["jobs"] = {"store": "off"}  # a demo keeps nothing
+        raw["http_options"]["port"] = free_port()
+        with running(raw, show_logs=False) as stop:
+            answer = asyncio.run(predict_sample(listener, url_of(raw), f"http://{sample_host}", stop))
+    show(answer)
+
+
+@cli.command(rich_help_panel=_RUN)
+def check(config: ConfigPath) -> None:
+    """Checks a config file key by key, without starting anything."""
+    from serve_app.cli import config_file
+
+    config_file.read(config)
+    note.print(f"{config} is fine.")
+
+
+@cli.command(rich_help_panel=_RUN)
+def settings() -> None:
+    """Lists every setting of `args:` with its default and description, as a Markdown table."""
+    from serve_app.cli import config_file
+
+    print(config_file.settings_table())
+
+
+@cli.command(rich_help_panel=_PREPARE)
 def key(name: Annotated[str, typer.Argument(help="Whose key it is; shown in logs.")]) -> None:
     """Makes an API key and prints it once, with the lines that make a server accept it."""
+    from pydantic import ValidationError
+
+    from serve_app.http.auth import new_key
+    from serve_app.settings import ApiKey
+
     secret, sha256 = new_key()
     try:
         ApiKey(name=name, sha256=sha256)
@@ -78,9 +113,11 @@ def key(name: Annotated[str, typer.Argument(help="Whose key it is; shown in logs
     print(f'access:\n  keys:\n    - name: "{name}"\n      sha256: "{sha256}"')
 
 
-@cli.command()
+@cli.command(rich_help_panel=_PREPARE)
 def webhook_secret() -> None:
     """Makes a secret that signs webhooks, and prints it once."""
+    from serve_app.jobs.signatures import VARIABLE, new_secret
+
     note.print("The secret, for the server and for receivers; it is stored nowhere, so keep it:\n")
     print(new_secret())
     note.print(
@@ -89,23 +126,40 @@ def webhook_secret() -> None:
     )
 
 
-@cli.command()
-def demo() -> None:
-    """Starts the service with serve_config.demo.yaml, transcribes a sample by URL over HTTP, and stops."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        raw = config_file.read(DEMO_CONFIG)
-        sample_host = f"127.0.0.1:{listener.getsockname()[1]}"
-        raw["applications"][0]["args"]["intake"] = {"allowed_hosts": [sample_host]}
-        raw["applications"][0]["args"]["jobs"] = {"store": "off"}  # a demo keeps nothing
-        raw["http_options"]["port"] = free_port()
-        with running(raw, show_logs=False) as stop:
-            answer = asyncio.run(predict_sample(listener, url_of(raw), f"http://{sample_host}", stop))
-    show(answer)
+cli.command(rich_help_panel=_PREPARE)(prefetch)
+cli.add_typer(jobs, name="jobs", rich_help_panel=_PREPARE)
+
+
+@cli.command(
+    name="eval",
+    rich_help_panel=_PREPARE,
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def evaluate(context: typer.Context) -> None:
+    """Measures the errors of a service beside plain whisperx; needs the project's repository."""
+    if find_spec("benchmarks") is None:
+        raise CommandFailed("eval needs the folder benchmarks of the project's repository; run it there.")
+    sys.argv = ["whisperx-serve eval", *context.args]
+    runpy.run_module("benchmarks.evaluate", run_name="__main__")
+
+
+def main() -> None:
+    """Runs a command; what keeps it from working is said in one sentence."""
+    try:
+        cli(prog_name="whisperx-serve")
+    except CommandFailed as error:
+        note.print(f"error: {error}", markup=False)
+    except ModuleNotFoundError as error:
+        if find_spec("ray"):
+            raise
+        note.print(
+            f"error: this command needs the server's packages ({error.name} is missing): "
+            "pip install 'whisperx-serve[server]'.",
+            markup=False,
+        )
+    sys.exit(1)
 
 
 if __name__ == "__main__":
-    try:
-        cli()
-    except config_file.CommandFailed as error:
-        note.print(f"error: {error}", markup=False)
-        sys.exit(1)
+    main()

@@ -95,8 +95,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No token and no cluster of the developer's in any test."""
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "RAY_ADDRESS"):
+    """No token, no cluster and no service of the developer's in any test."""
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "RAY_ADDRESS", "WHISPERX_URL", "WHISPERX_API_KEY"):
         monkeypatch.delenv(name, raising=False)
 
 

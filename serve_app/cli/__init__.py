@@ -1,5 +1,11 @@
-"""The command line: checks a config file, runs the service on a Ray of its own, fetches models."""
+"""The command line: transcribes files, checks a config file, runs the service on a Ray of its own."""
 
 from rich.console import Console
 
 note = Console(stderr=True, highlight=False, soft_wrap=True)
+
+GRACE_S = 30.0  # how long running requests may take to end after SIGTERM
+
+
+class CommandFailed(Exception):
+    """What keeps a command from working; the message is one sentence that says why."""

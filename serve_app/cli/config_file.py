@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from ray.serve.config import AutoscalingConfig, ProxyLocation
 from ray.serve.schema import ServeDeploySchema
 
+from serve_app.cli import CommandFailed
 from serve_app.deployments import USER_CONFIGS
 from serve_app.http.auth import is_loopback
 from serve_app.settings import AccessSettings, Settings
@@ -18,9 +19,13 @@ Model = TypeVar("Model", bound=BaseModel)
 
 IMPORT_PATH = "serve_app.app:build"
 
-
-class CommandFailed(Exception):
-    """What keeps a command from working; the message is one sentence that says why."""
+# In a wheel beside this module, in the repository at its root.
+_WHEELS_DEMO_CONFIG = Path(__file__).with_name("serve_config.demo.yaml")
+DEMO_CONFIG = (
+    _WHEELS_DEMO_CONFIG
+    if _WHEELS_DEMO_CONFIG.exists()
+    else Path(__file__).parents[2] / _WHEELS_DEMO_CONFIG.name
+)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -33,6 +38,12 @@ def read(path: Path) -> dict[str, Any]:
         raise CommandFailed(f"{path} is not valid YAML: {error}") from None
     if not isinstance(raw, dict):
         raise CommandFailed(f"{path} does not hold a mapping; see serve_config.yaml in the project.")
+    check(raw, path)
+    return raw
+
+
+def check(raw: dict[str, Any], path: Path) -> None:
+    """Checks the content of the file at `path`. Raises CommandFailed naming the first wrong key."""
     schema = _validate(ServeDeploySchema, raw, str(path))
     for application in raw.get("applications") or ():
         place = f"{path}: applications[{application.get('name', '')}]"
@@ -44,7 +55,6 @@ def read(path: Path) -> dict[str, Any]:
                 _refuse_public_without_keys(schema.http_options.host, settings.access, path)
             for deployment in application.get("deployments") or ():
                 _check_deployment(deployment, place)
-    return raw
 
 
 def settings_of(raw: dict[str, Any]) -> list[Settings]:

@@ -13,8 +13,7 @@ from aiohttp import web
 from rich.console import Console
 from rich.table import Table
 
-from serve_app.cli import note
-from serve_app.cli.config_file import CommandFailed
+from serve_app.cli import CommandFailed, note
 
 
 def sample() -> Path:

@@ -1,4 +1,4 @@
-"""`python -m serve_app jobs`: what operators do with the store of jobs.
+"""`whisperx-serve jobs`: what operators do with the store of jobs.
 
 A new SQLite file gets its tables from the server. A PostgreSQL, which several nodes share, and tables of an
 older version are migrated by an operator, who knows whether older servers are still at work.
@@ -12,10 +12,7 @@ from typing import Annotated
 
 import typer
 
-from serve_app.cli import note
-from serve_app.cli.config_file import CommandFailed, read, settings_of
-from serve_app.jobs import places
-from serve_app.jobs.places import JobsUnusable
+from serve_app.cli import CommandFailed, note
 
 jobs = typer.Typer(no_args_is_help=True, help="What operators do with the store of jobs.")
 
@@ -30,12 +27,15 @@ def _group() -> None:
 @jobs.command()
 def migrate(config: ConfigPath) -> None:
     """Creates the tables of the job store, or upgrades them to this version; again does no harm."""
+    from serve_app.cli.config_file import read, settings_of
+    from serve_app.jobs import places
+
     found = settings_of(read(config))
     if not found:
         raise CommandFailed(f"{config} has no application of this service.")
     for settings in found:
         try:
             url = asyncio.run(places.migrate(settings.jobs))
-        except JobsUnusable as error:
+        except places.JobsUnusable as error:
             raise CommandFailed(str(error)) from None
         note.print(f"The job store {url} has the tables of this version.", markup=False)

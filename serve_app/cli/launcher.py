@@ -17,8 +17,8 @@ from ray.exceptions import RayError
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus, ProxyStatus, ServeDeploySchema
 
-from serve_app.cli import note
-from serve_app.cli.config_file import CommandFailed, settings_of
+from serve_app.cli import GRACE_S, CommandFailed, note
+from serve_app.cli.config_file import settings_of
 from serve_app.cli.local_ray import local_ray, logs_folder, on_signals
 from serve_app.errors import ModelUnavailable
 from serve_app.jobs.places import JobsUnusable, kept_from_others, prepare
@@ -28,7 +28,6 @@ from serve_app.models.names import Models
 from serve_app.settings import Settings
 
 PORTS = range(20_000, 32_000)  # above are ports of outgoing connections, below those of Ray's workers
-GRACE_S = 30.0  # how long running requests may take to end after SIGTERM
 
 
 def url_of(raw: dict[str, Any]) -> str:

@@ -21,8 +21,7 @@ import ray
 from ray import serve
 from tenacity import Retrying, retry_if_exception_message, stop_after_attempt
 
-from serve_app.cli import note
-from serve_app.cli.config_file import CommandFailed
+from serve_app.cli import CommandFailed, note
 from serve_app.proxy import AT_PROXY_START, PROXY_HOOK
 
 SPILL_PREFIX = "whisperx-serve-spill-"

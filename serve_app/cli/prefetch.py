@@ -1,19 +1,19 @@
-"""`python -m serve_app prefetch`: fetches models before they are needed, lists and checks them."""
+"""`whisperx-serve prefetch`: fetches models before they are needed, lists and checks them."""
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from serve_app.cli import note
-from serve_app.cli.config_file import CommandFailed
+from serve_app.cli import CommandFailed, note
 from serve_app.errors import ModelUnavailable
-from serve_app.models.prefetch import fetch
-from serve_app.models.store import Store, open_store
+
+if TYPE_CHECKING:
+    from serve_app.models.store import Store
 
 LIST_COLUMNS = 1000  # at most, where standard output is no terminal
 
@@ -34,6 +34,8 @@ def prefetch(
     show_list: Annotated[bool, typer.Option("--list", help="Only list the models that are known.")] = False,
 ) -> None:
     """Fetches models into the folder of models, so that the service starts without a network."""
+    from serve_app.models.store import open_store
+
     store = open_store(str(to) if to else None)
     if show_list:
         Console(width=None if Console().is_terminal else LIST_COLUMNS).print(_table(store))
@@ -51,7 +53,9 @@ def prefetch(
         raise CommandFailed("name models, such as base and speakers, or use --language, --check or --list.")
 
 
-def _fetch(store: Store, names: list[str]) -> None:
+def _fetch(store: "Store", names: list[str]) -> None:
+    from serve_app.models.prefetch import fetch
+
     failures = []
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
     with Progress(*columns, console=note) as progress:
@@ -75,7 +79,7 @@ def _show(progress: Progress, task: TaskID, done: int, total: int) -> None:
     progress.update(task, completed=done, total=total)
 
 
-def _check(store: Store, names: list[str]) -> None:
+def _check(store: "Store", names: list[str]) -> None:
     wrong = []
     for name in names:
         if damaged := store.damaged(name):
@@ -88,7 +92,7 @@ def _check(store: Store, names: list[str]) -> None:
         )
 
 
-def _table(store: Store) -> Table:
+def _table(store: "Store") -> Table:
     table = Table("name", "MB", "licence", "author", Column("where it is", overflow="fold"), box=None)
     for model in store.catalogue:
         place, record = store.find(model.name), store.record(model.name)

@@ -8,7 +8,8 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from serve_app.cli.config_file import CommandFailed, read, settings_table
+from serve_app.cli import CommandFailed
+from serve_app.cli.config_file import read, settings_table
 from serve_app.settings import Settings
 
 PROJECT = Path(__file__).parents[2]

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError
 
-from serve_app.cli import launcher
-from serve_app.cli.config_file import CommandFailed
+from serve_app.cli import CommandFailed, launcher
 from serve_app.cli.launcher import _drain, _go_offline_if_the_hub_is_silent, _say_if_offline, free_port
 from serve_app.cli.local_ray import SPILL_PREFIX, spill_folder
 from serve_app.models import hub

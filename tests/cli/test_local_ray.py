@@ -15,7 +15,7 @@ PROJECT = Path(__file__).parents[2]
 START = """
 import sys
 from serve_app.cli import local_ray, note
-from serve_app.cli.config_file import CommandFailed
+from serve_app.cli import CommandFailed
 local_ray.START_TRIES = 2
 try:
     with local_ray.local_ray(show_logs=False, num_cpus=1):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from serve_app.__main__ import cli
-from serve_app.cli.config_file import CommandFailed
+from serve_app.cli import CommandFailed
 from serve_app.models.catalogue import catalogue
 from serve_app.models.store import RECORD, Record, sha256
 

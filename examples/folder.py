@@ -1,0 +1,36 @@
+"""Writes a text beside each recording of a folder, a few at a time.
+
+python examples/folder.py recordings/
+
+`whisperx-serve transcribe recordings/` does this and more: subtitles, progress, going on after a stop.
+"""
+
+import asyncio
+import sys
+from pathlib import Path
+
+from serve_app.client import AsyncClient
+from serve_app.errors import TranscriptionError
+
+
+async def transcribe(client: AsyncClient, recording: Path, free: asyncio.Semaphore) -> None:
+    """Writes one text; an error is said, and the others go on."""
+    async with free:
+        try:
+            text = await client.transcribe(recording, response_format="text")
+        except TranscriptionError as error:
+            print(f"{recording}: {error.message}")
+            return
+    recording.with_suffix(".txt").write_text(str(text))
+    print(recording.with_suffix(".txt"))
+
+
+async def main(recordings: list[Path]) -> None:
+    """All of them; the client waits by itself while the service is full."""
+    free = asyncio.Semaphore(4)
+    async with AsyncClient() as client, asyncio.TaskGroup() as tasks:
+        for recording in recordings:
+            tasks.create_task(transcribe(client, recording, free))
+
+
+asyncio.run(main(sorted(Path(sys.argv[1]).glob("*.mp3"))))

@@ -1,0 +1,24 @@
+"""Transcribes a file or a URL over HTTP with nothing but a package for HTTP.
+
+python examples/plain_http.py talk.mp3
+python examples/plain_http.py https://example.com/talk.mp3
+"""
+
+import os
+import sys
+
+import httpx
+
+service = os.environ.get("WHISPERX_URL", "http://127.0.0.1:8000")
+audio = sys.argv[1]
+
+if audio.startswith("https://"):
+    answer = httpx.post(f"{service}/predict", json={"audio_file": audio}, timeout=3600)
+else:
+    with open(audio, "rb") as file:
+        answer = httpx.post(f"{service}/predict", files={"file": file}, timeout=3600)
+
+if answer.is_error:
+    sys.exit(answer.json()["error"]["message"])  # a sentence that says what to do
+for segment in answer.json()["model_output"]:
+    print(f"{segment['start']:8.2f} {segment['end']:8.2f} {segment['speaker'] or '?'}: {segment['text']}")

@@ -1,0 +1,1 @@
+"""`whisperx-serve transcribe`: audio files, URLs and folders to whisperx's files."""

@@ -1,0 +1,209 @@
+"""Transcribes many files by jobs of a service, a few at a time, and writes what comes of them.
+
+A job has an idempotency key made of its audio and its options. So a run that was killed finds its jobs again,
+done or at work, when it is started again.
+"""
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from serve_app.cli import CommandFailed, note
+from serve_app.cli.transcribe.inputs import Done, Input, Inputs
+from serve_app.cli.transcribe.wanted import Tally, Wanted
+from serve_app.cli.transcribe.writers import WRITERS, whisperx_result
+from serve_app.client import AsyncClient, Unreachable
+from serve_app.client.answers import has_ended
+from serve_app.errors import InvalidRequest, NoApiKeys, TranscriptionError, Unauthorized
+
+FIRST_ANSWER_S = 5.0  # for a service that is just starting
+RETRY_FOR_S = 600.0
+STOP_POLL_S = 0.2
+
+
+class Interrupted(Exception):
+    """The user has stopped the run."""
+
+
+@dataclass
+class Batch:
+    """One run."""
+
+    client: AsyncClient
+    wanted: Wanted
+    stop: threading.Event | None = None  # set when a run with a service of its own is to end
+    tally: Tally = field(default_factory=Tally)
+
+    def __post_init__(self) -> None:
+        self._done = Done(self.wanted.folder)
+        columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}")
+        self._progress = Progress(*columns, TimeElapsedColumn(), console=note, disable=not note.is_terminal)
+
+    async def run(self, paths: Sequence[str], watched: Path | None) -> Tally:
+        """Transcribes all of it. Raises CommandFailed where nothing can be transcribed, and Interrupted."""
+        total = self._progress.add_task("all", total=0, state="")
+        free = asyncio.Semaphore(self.wanted.concurrency)
+        try:
+            with self._progress:
+                async with asyncio.TaskGroup() as tasks:
+                    stopping = tasks.create_task(self._end_when_stopped())
+                    async with asyncio.TaskGroup() as files:
+                        async for each in self._inputs(paths, watched, total):
+                            await free.acquire()
+                            task = files.create_task(self._transcribed(each))
+                            task.add_done_callback(partial(self._advance, free, total))
+                    stopping.cancel()
+        except BaseExceptionGroup as group:
+            _raise_first(group)
+        return self.tally
+
+    async def _inputs(
+        self, paths: Sequence[str], watched: Path | None, total: TaskID
+    ) -> AsyncIterator[Input]:
+        inputs, known = Inputs(), 0
+        found = await asyncio.to_thread(list, inputs.found(paths))
+        self._progress.update(total, total=len(found))
+        for each in found:
+            yield each
+        if watched is not None:
+            async for new in inputs.watched(watched, asyncio.sleep):
+                known += len(new)
+                self._progress.update(total, total=len(found) + known)
+                for each in new:
+                    yield each
+
+    def _advance(self, free: asyncio.Semaphore, total: TaskID, _: object) -> None:
+        free.release()
+        ended = self.tally.transcribed + self.tally.done_before + self.tally.failed
+        failed = f", {self.tally.failed} failed" if self.tally.failed else ""
+        self._progress.update(total, advance=1, state=f"{ended} done{failed}")
+
+    async def _end_when_stopped(self) -> None:
+        while self.stop is not None:
+            await asyncio.sleep(STOP_POLL_S)
+            if self.stop.is_set():
+                raise Interrupted
+
+    async def _transcribed(self, each: Input) -> None:
+        """Transcribes one file; says so, or why not. Raises CommandFailed for what would stop all of them."""
+        try:
+            mark = await asyncio.to_thread(self.wanted.mark, each)
+            if await asyncio.to_thread(self.wanted.is_done, each, self._done):
+                self.tally.done_before += 1
+                return
+            task = self._progress.add_task(escape(each.output), total=None, state="sending")
+            try:
+                paths = await self._transcribe(each, task)
+            finally:
+                self._progress.remove_task(task)
+        except (Unreachable, Unauthorized, NoApiKeys, InvalidRequest) as error:
+            if isinstance(error, InvalidRequest) and error.param not in self.wanted.options:
+                self._failed(each, error.message)
+                return
+            raise CommandFailed(error.message) from None
+        except (TranscriptionError, OSError) as error:
+            self._failed(each, error.message if isinstance(error, TranscriptionError) else _said(error))
+        else:
+            self._done.add(mark)
+            self.tally.transcribed += 1
+            self._say(each, ", ".join(str(path) for path in paths))
+
+    async def _transcribe(self, each: Input, task: TaskID) -> list[Path]:
+        job = await self._job(each)
+        async for now in self.client.jobs.events(job["id"]):
+            job = now
+            self._show(task, job)
+        if job["status"] != "succeeded":
+            error = job["error"] or {"message": f"The job has {job['status']}.", "code": job["status"]}
+            raise TranscriptionError(error["message"], None, error["code"])
+        return await self._written(each, job["id"])
+
+    async def _job(self, each: Input) -> dict[str, Any]:
+        """A new job, or that of an earlier run, unless that one came to nothing."""
+        key = await asyncio.to_thread(each.digest, self.wanted.options)
+        submit = partial(self.client.jobs.submit, each.source, idempotency_key=key, **self.wanted.options)
+        job = await submit()
+        if has_ended(job) and job["status"] != "succeeded":
+            await self.client.jobs.delete(job["id"])
+            job = await submit()
+        return job
+
+    async def _written(self, each: Input, job_id: str) -> list[Path]:
+        result, texts = self.client.jobs.result, {}
+        answer = await result(job_id, response_format="json", word_timestamps=self.wanted.has_words)
+        assert isinstance(answer, dict)
+        for warning in answer["warnings"]:
+            self._say(each, f"warning: {warning['message']}")
+        shown = whisperx_result(answer)
+        for form in self.wanted.formats:
+            if form in WRITERS:
+                texts[form] = await asyncio.to_thread(WRITERS[form], shown, self.wanted.layout)
+            elif form == "words":
+                texts[form] = json.dumps(await result(job_id, response_format=form), ensure_ascii=False)
+            else:
+                rttm = str(await result(job_id, response_format=form))
+                name = "_".join(Path(each.output).name.split())
+                texts[form] = rttm.replace("SPEAKER audio ", f"SPEAKER {name} ")
+        return [_write(self.wanted.path(each, form), text) for form, text in texts.items()]
+
+    def _show(self, task: TaskID, job: dict[str, Any]) -> None:
+        state = job["status"]
+        if state == "queued":
+            state = f"waiting, {job['jobs_ahead']} ahead"
+        if progress := job["progress"]:
+            found = progress["windows_found"] if progress["all_found"] else None
+            self._progress.update(task, total=found, completed=progress["windows_done"])
+            state = f"{progress['windows_done']} of {progress['windows_found']} windows"
+        self._progress.update(task, state=state)
+
+    def _failed(self, each: Input, reason: str) -> None:
+        self.tally.failed += 1
+        self._say(each, reason)
+
+    def _say(self, each: Input, text: str) -> None:
+        self._progress.console.print(f"{each.output}: {text}", markup=False)
+
+
+async def transcribe_all(
+    url: str,
+    api_key: str | None,
+    wanted: Wanted,
+    paths: Sequence[str],
+    watched: Path | None = None,
+    stop: threading.Event | None = None,
+) -> Tally:
+    """Transcribes all of it by the service at this URL. Raises CommandFailed and Interrupted."""
+    try:
+        async with AsyncClient(url, api_key, retry_for_s=FIRST_ANSWER_S) as client:
+            await client.jobs.list(limit=1)  # whether it is there, knows the key and keeps jobs
+        async with AsyncClient(url, api_key, retry_for_s=RETRY_FOR_S) as client:
+            return await Batch(client, wanted, stop).run(paths, watched)
+    except TranscriptionError as error:
+        raise CommandFailed(error.message) from None
+
+
+def _write(path: Path, text: str) -> Path:
+    """Writes a file so that it is there as a whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    return part.replace(path)
+
+
+def _said(error: OSError) -> str:
+    return f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
+
+
+def _raise_first(group: BaseExceptionGroup[BaseException]) -> NoReturn:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    raise error

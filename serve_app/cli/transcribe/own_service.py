@@ -1,0 +1,69 @@
+"""The service that `transcribe` starts where it is given none."""
+
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from serve_app.cli import CommandFailed
+
+# Flags for the service that this command starts itself, and where they stand in the args of its config.
+SETTINGS = {
+    "model": ("model",),
+    "model_dir": ("models_dir",),
+    "device": ("device",),
+    "compute_type": ("asr", "compute_type"),
+    "beam_size": ("asr", "beam_size"),
+    "chunk_size": ("asr", "window_s"),
+    "vad_method": ("speech", "method"),
+    "vad_onset": ("speech", "onset"),
+    "vad_offset": ("speech", "offset"),
+    "diarize_model": ("diarization", "model"),
+}
+
+
+@contextmanager
+def own_service(
+    config: Path | None, chosen: Mapping[str, Any], *, is_aligning: bool, is_diarizing: bool, jobs: int
+) -> Iterator[tuple[str, threading.Event]]:
+    """Starts it; gives its URL, and the event that is set when the user wants it to stop.
+
+    `chosen` has values of flags of SETTINGS. Raises CommandFailed.
+    """
+    if find_spec("ray") is None:
+        raise CommandFailed(
+            "a service cannot be started here: pip install 'whisperx-serve[server]', or name one that runs "
+            "with --server URL."
+        )
+    from serve_app.cli import config_file
+    from serve_app.cli.launcher import free_port, running, url_of
+
+    path = config or config_file.DEMO_CONFIG
+    raw = config_file.read(path)
+    ours = [each for each in raw.get("applications") or () if each["import_path"] == config_file.IMPORT_PATH]
+    if len(ours) != 1:
+        raise CommandFailed(f"{path} has {len(ours)} applications of this service; one is needed.")
+    with tempfile.TemporaryDirectory(prefix="whisperx-serve-jobs-") as state:
+        args = ours[0].setdefault("args", {})
+        args.pop("access", None)  # it answers this machine only
+        args["jobs"] = {"state_dir": state, "concurrency": jobs}
+        if not is_aligning:
+            args["alignment"] = {"method": "off"}
+        if not is_diarizing:
+            args["diarization"] = {"model": "off"}
+        for name, value in chosen.items():
+            *parents, last = SETTINGS[name]
+            place = args
+            for parent in parents:
+                place = place.setdefault(parent, {})
+            place[last] = str(value.absolute()) if isinstance(value, Path) else value
+        if args.get("asr", {}).get("compute_type") == "default":  # whisperx's name for it
+            args["asr"]["compute_type"] = "auto"
+        raw["http_options"] = {"host": "127.0.0.1", "port": free_port()}
+        config_file.check(raw, path)
+        with running(raw, show_logs=False) as stop:
+            prefix = ours[0].get("route_prefix") or "/"
+            yield url_of(raw) + prefix.rstrip("/"), stop

@@ -1,0 +1,63 @@
+"""What a run is to make of every file, whether it was done before, and how it went."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from serve_app.cli import CommandFailed
+from serve_app.cli.transcribe.inputs import Done, Input, Inputs, hash_of
+from serve_app.cli.transcribe.writers import Layout
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is asked for every file."""
+
+    options: dict[str, Any]  # of the service
+    formats: tuple[str, ...]
+    layout: Layout
+    folder: Path
+    concurrency: int
+    has_words: bool  # with times
+
+    def path(self, each: Input, form: str) -> Path:
+        """Where an output of this file is written."""
+        suffix = "words.json" if form == "words" else form
+        return self.folder / f"{each.output}.{suffix}"
+
+    def mark(self, each: Input) -> str:
+        """What stands for this file, in this version, with all that is asked for it. Raises OSError."""
+        layout = self.layout
+        lines = [layout.max_line_width, layout.max_line_count, layout.highlight_words]
+        return hash_of(each.version(), each.output, self.options, sorted(self.formats), lines)
+
+    def is_done(self, each: Input, done: Done) -> bool:
+        """Whether all of it was done before and is there. Raises OSError."""
+        return self.mark(each) in done and all(self.path(each, form).exists() for form in self.formats)
+
+
+@dataclass(slots=True)
+class Tally:
+    """How it went."""
+
+    transcribed: int = 0
+    done_before: int = 0
+    failed: int = 0
+
+    def summary(self) -> str:
+        """One line."""
+        before = f", {self.done_before} done before" if self.done_before else ""
+        return f"{self.transcribed} transcribed{before}, {self.failed} failed."
+
+
+def done_before(wanted: Wanted, paths: Sequence[str]) -> Tally | None:
+    """How it went, where nothing is left to do: then no service is needed. Raises CommandFailed."""
+    done, files = Done(wanted.folder), [*Inputs().found(paths)]
+    if not files:
+        raise CommandFailed(f"there is no audio or video file in {', '.join(paths)}.")
+    try:
+        is_done = all(wanted.is_done(each, done) for each in files)
+    except OSError:  # which is said when it is that file's turn
+        is_done = False
+    return Tally(done_before=len(files)) if is_done else None

@@ -1,0 +1,109 @@
+"""What the service answers: errors, transcripts and server-sent events. Pure."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from serve_app import errors
+from serve_app.errors import InvalidRequest, TranscriptionError
+
+ENDS = ("succeeded", "failed", "canceled", "expired")  # states of jobs
+
+_KNOWN = [
+    each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, TranscriptionError)
+]
+# Of several the first: it is the base class of the others.
+_BY_CODE = {each.code: each for each in reversed(_KNOWN)}
+# What is not found or not possible yet is told apart by its code.
+_BY_STATUS = {each.status: each for each in _BY_CODE.values()} | {404: InvalidRequest, 409: InvalidRequest}
+
+
+class Unreachable(TranscriptionError, code="unreachable"):
+    """The service does not answer, or the connection broke."""
+
+
+class StreamBroken(Unreachable):
+    """The connection broke after the answer had begun."""
+
+
+@contextmanager
+def connected(url: httpx.URL, kind: type[Unreachable] = Unreachable) -> Iterator[None]:
+    """Turns errors of the connection into this kind of Unreachable."""
+    try:
+        yield
+    except httpx.TransportError as error:
+        reason = str(error) or type(error).__name__
+        address = url.copy_with(username=None, password=None, query=None)
+        raise kind(f"{address} does not answer ({reason}); look whether the service runs there.") from error
+
+
+def error_of(response: httpx.Response) -> TranscriptionError:
+    """The error that an answer with its body read stands for; its `status` is that of the answer."""
+    code, param, status = None, None, response.status_code
+    message = f"The answer is {status} {response.reason_phrase}, and not one of this service."
+    with suppress(ValueError, KeyError, TypeError):
+        body = response.json()["error"]
+        message, code, param = body["message"], body["code"], body["param"]
+    waits = response.headers.get("Retry-After", "")
+    retry_after_s = int(waits) if waits.isascii() and waits.isdecimal() else 0
+    return _error(message, param, code, status, retry_after_s)
+
+
+def _error(
+    message: str, param: str | None, code: str | None, status: int, retry_after_s: int = 0
+) -> TranscriptionError:
+    fallback = InvalidRequest if status < 500 else TranscriptionError
+    kind = _BY_CODE.get(code or "") or _BY_STATUS.get(status, fallback)
+    error = kind(message, param, code, retry_after_s)
+    error.status = status
+    return error
+
+
+def transcript_of(response: httpx.Response) -> dict[str, Any] | str:
+    """A dict for the formats that are JSON, else the text."""
+    if response.headers.get("Content-Type", "").startswith("application/json"):
+        answer: dict[str, Any] = response.json()
+        return answer
+    return response.content.decode()
+
+
+def has_ended(job: dict[str, Any]) -> bool:
+    """Whether nothing will change for this job any more."""
+    return job["status"] in ENDS
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A server-sent event; its data is JSON."""
+
+    id: str
+    data: dict[str, Any]
+
+
+class EventReader:
+    """Puts server-sent events together, line by line; comments, which keep the connection open, give None."""
+
+    def __init__(self) -> None:
+        self._id, self._data = "", ""
+
+    def read(self, line: str) -> Event | None:
+        """The event that ends with this line. Raises TranscriptionError for one that is an error."""
+        if line.startswith("id: "):
+            self._id = line.removeprefix("id: ")
+        if line.startswith("data: "):
+            self._data = line.removeprefix("data: ")
+        if line or not self._data:
+            return None
+        data, self._data = self._data, ""
+        if data == "[DONE]":
+            return None
+        content: dict[str, Any] = json.loads(data)
+        if isinstance(error := content.get("error"), dict) and "type" in error:
+            is_request = error["type"] == InvalidRequest.type
+            kind = _BY_CODE.get(error["code"], InvalidRequest if is_request else TranscriptionError)
+            raise _error(error["message"], error["param"], error["code"], kind.status)
+        return Event(self._id, content)

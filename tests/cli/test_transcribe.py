@@ -1,0 +1,375 @@
+"""`whisperx-serve transcribe` on the whole HTTP API: what it writes, skips, resumes, says and returns."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from played_service import KEY, Played, played
+from transcripts import FIXED
+from typer.testing import CliRunner
+from whisperx.utils import get_writer
+
+from serve_app.__main__ import cli
+from serve_app.cli import CommandFailed, launcher
+from serve_app.cli.transcribe.writers import ALL, whisperx_result
+from serve_app.errors import UnusableAudio
+from serve_app.http.responses import answer
+from serve_app.options import Options
+
+PROJECT = Path(__file__).parents[2]
+FILES = 20
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Played]:
+    with played(tmp_path / "state", concurrency=16) as service:
+        yield service
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Twenty recordings, some in a folder within."""
+    for number in range(FILES):
+        path = tmp_path / "in" / ("more" if number % 5 == 0 else ".") / f"{number:02d}.mp3"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(f"audio {number}".encode())
+    return tmp_path / "in"
+
+
+def run(service: Played, *arguments: object) -> Any:
+    """The command in this process: its exit code, and what it printed."""
+    done = CliRunner().invoke(cli, ["transcribe", *map(str, arguments), "--server", service.url])
+    if done.exception and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done
+
+
+@contextmanager
+def running(service: Played, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """The command in a process of its own."""
+    command = [sys.executable, "-m", "serve_app", "transcribe", *map(str, arguments)]
+    environment = {**os.environ, "WHISPERX_URL": service.url, "PYTHONPATH": str(PROJECT)}
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def outputs(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_folder_comes_out_as_of_whisperx(service: Played, folder: Path, tmp_path: Path) -> None:
+    """In all its formats, a few files at a time; hidden files and others are left alone."""
+    (folder / "notes.txt").write_text("no audio")
+    (folder / ".hidden.mp3").write_text("no audio")
+    done = run(service, folder, "-o", tmp_path / "out", "--diarize", "--jobs", 3)
+    assert done.exit_code == 0, done.output
+    assert f"{FILES} transcribed, 0 failed." in done.output
+    assert sorted(service.heard) == sorted(f"audio {number}".encode() for number in range(FILES))
+    assert 1 <= service.most_running <= 3
+    expected = answer(FIXED, Options(word_timestamps=True))
+    assert isinstance(expected, dict)
+    layout = {"max_line_width": None, "max_line_count": None, "highlight_words": False}
+    (tmp_path / "whisperx").mkdir()
+    get_writer("all", str(tmp_path / "whisperx"))(whisperx_result(expected), "talk.mp3", layout)
+    for number in range(FILES):
+        base = ("more/" if number % 5 == 0 else "") + f"{number:02d}"
+        for form in ALL:
+            written = (tmp_path / "out" / f"{base}.{form}").read_bytes()
+            assert written == (tmp_path / "whisperx" / f"talk.{form}").read_bytes()
+    assert len(outputs(tmp_path / "out")) == FILES * len(ALL) + 1  # and what was done
+
+
+def test_a_killed_run_goes_on(service: Played, folder: Path, tmp_path: Path) -> None:
+    """Nothing is transcribed twice: what was done is skipped, and jobs at work are found again."""
+    out = tmp_path / "out"
+    service.free = 5
+    service.opened.clear()
+    with running(service, folder, "-o", out, "-f", "srt,json", "--jobs", 4) as process:
+        service.until(lambda: out.exists() and len(outputs(out)) == 5 * 2 + 1 and service.running == 4)
+        process.send_signal(signal.SIGKILL)
+        process.wait(60)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.srt")}
+    service.opened.set()
+    with running(service, folder, "-o", out, "-f", "srt,json", "--jobs", 4) as process:
+        said, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+    assert f"{FILES - 5} transcribed, 5 done before, 0 failed." in said
+    assert len(service.heard) == len(set(service.heard)) == FILES
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert len(outputs(out)) == FILES * 2 + 1
+
+
+def test_done_is_what_was_asked_for_of_this_audio(service: Played, tmp_path: Path) -> None:
+    """Other formats of it need no new transcription; other options and other audio do."""
+    talk, out = tmp_path / "talk.mp3", tmp_path / "out"
+    talk.write_bytes(b"first")
+    for _ in range(2):
+        run(service, talk, "-o", out, "-f", "srt")
+    assert service.heard == [b"first"]
+    run(service, talk, "-o", out, "-f", "srt,vtt,words,rttm,aud", "--diarize")
+    assert service.heard == [b"first"] * 2
+    run(service, talk, "-o", out, "-f", "txt", "--diarize", "--max_line_width", 20)
+    assert service.heard == [b"first"] * 2
+    (out / "talk.srt").unlink()
+    assert "1 transcribed" in run(service, talk, "-o", out, "-f", "srt").output
+    assert service.heard == [b"first"] * 2
+    talk.write_bytes(b"second, and longer")
+    run(service, talk, "-o", out, "-f", "srt")
+    assert service.heard == [b"first", b"first", b"second, and longer"]
+    assert outputs(out) == [
+        ".whisperx-serve",
+        *(f"talk.{form}" for form in ("aud", "rttm", "srt", "txt", "vtt", "words.json")),
+    ]
+    assert (out / "talk.rttm").read_text().startswith("SPEAKER talk 1 0.300 ")
+    assert json.loads((out / "talk.words.json").read_text())["words"][0]["word"] == "four"
+
+
+def test_options_reach_the_service(service: Played, tmp_path: Path) -> None:
+    """By whisperx's flags, in either spelling; speakers only where they are asked for."""
+    talk = tmp_path / "talk.mp3"
+    talk.write_bytes(b"audio")
+    flags = [
+        "--language",
+        "German",
+        "--diarize",
+        "--min_speakers",
+        2,
+        "--max-speakers=3",
+        "--hotwords",
+        "Ray",
+    ]
+    flags += ["--highlight_words", "True", "--initial_prompt", "So.", "--temperature", 0.5]
+    done = run(service, talk, "-o", tmp_path, "--output-format", "srt", *flags)
+    assert done.exit_code == 0, done.output
+    asked = Options(
+        language="de",
+        diarize=True,
+        min_speakers=2,
+        max_speakers=3,
+        hotwords="Ray",
+        initial_prompt="So.",
+        temperature=0.5,
+    )
+    assert service.asked == [asked]
+    assert "<u>four</u>" in (tmp_path / "talk.srt").read_text()
+    run(service, talk, "-o", tmp_path, "-f", "srt", "--highlight_words", "False", "--task", "translate")
+    assert service.asked[1:] == [Options(diarize=False, task="translate")]
+    assert "<u>" not in (tmp_path / "talk.srt").read_text()
+
+
+def test_urls_and_files_of_one_name(service: Played, tmp_path: Path) -> None:
+    """Each has outputs of its own; a URL is fetched by the service."""
+    for name in ("talk.mp3", "talk.wav"):
+        (tmp_path / name).write_bytes(name.encode())
+    url = "https://example.com/a/the%20show.m4a?token=secret"
+    done = run(
+        service, tmp_path / "talk.mp3", tmp_path / "talk.wav", url, "-o", tmp_path / "out", "-f", "txt"
+    )
+    assert sorted(service.heard) == sorted([b"talk.mp3", b"talk.wav", url.encode()])
+    assert outputs(tmp_path / "out")[1:] == ["talk.txt", "talk.wav.txt", "the show.txt"]
+    assert "secret" not in done.output
+
+
+def test_a_file_that_fails(service: Played, folder: Path, tmp_path: Path) -> None:
+    """The others are done, the exit code says so, and the next run tries it again."""
+    service.failures[b"audio 7"] = UnusableAudio("This is no audio.")
+    done = run(service, folder, "-o", tmp_path / "out", "-f", "txt")
+    assert done.exit_code == 1
+    assert "07: This is no audio." in done.output
+    assert f"{FILES - 1} transcribed, 1 failed." in done.output
+    service.failures.clear()
+    done = run(service, folder, "-o", tmp_path / "out", "-f", "txt")
+    assert done.exit_code == 0
+    assert f"1 transcribed, {FILES - 1} done before" in done.output
+    assert len(service.heard) == FILES + 1
+
+
+def test_a_folder_is_watched(service: Played, tmp_path: Path) -> None:
+    """What comes into it is transcribed, until Ctrl-C."""
+    watched, out = tmp_path / "in", tmp_path / "out"
+    watched.mkdir()
+    with running(service, "--watch", watched, "-o", out, "-f", "txt") as process:
+        for name in ("one", "two"):
+            (watched / f"{name}.mp3").write_bytes(name.encode())
+            service.until((out / f"{name}.txt").exists)
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.splitlines()[-1] == "Stopped. The same command goes on from here."
+    assert service.heard == [b"one", b"two"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "name files, URLs or folders"),
+        (["nowhere.mp3"], "there is no such file"),
+        (["-f", "srt,docx", "."], "'docx' is none of"),
+        (["-f", "rttm", "."], "rttm needs --diarize"),
+        (["--min_speakers", "2", "."], "--min_speakers needs --diarize"),
+        (["--max_line_count", "2", "."], "--max_line_count needs --max_line_width"),
+        (["--task", "translate", "-f", "words", "."], "needs word times"),
+        (["--task", "translate", "--highlight_words", "True", "."], "needs word times"),
+        (["--model", "large-v2", "."], "leave out --server"),
+        (["--no_align", "."], "leave out --server"),
+        (["--hf_token", "hf_x", "."], "HF_TOKEN"),
+        (["--batch_size=8", "."], "--jobs"),
+        (["--suppress_numerals", "."], "no such choice"),
+        (["--no-speech-threshold", "0.5", "."], "--config"),
+        (["--unheard-of", "."], "No such option"),
+        (["--watch", "nowhere"], "does not exist"),
+    ],
+)
+def test_wrong_usage(arguments: list[str], says: str, service: Played) -> None:
+    """It is said in a sentence, before anything is sent."""
+    done = run(service, *arguments)
+    assert done.exit_code == 2
+    assert says in " ".join(done.output.replace("│", " ").split())
+    assert service.paths == []
+
+
+def test_a_folder_without_audio(service: Played, tmp_path: Path) -> None:
+    """It is said."""
+    with pytest.raises(CommandFailed, match="no audio or video file"):
+        run(service, tmp_path, "-o", tmp_path / "out")
+
+
+def test_a_wrong_option_ends_the_run(service: Played, folder: Path, tmp_path: Path) -> None:
+    """All files would fail of it, so it is said once."""
+    with pytest.raises(CommandFailed, match="language"):
+        run(service, folder, "-o", tmp_path / "out", "--language", "Klingon")
+    assert service.heard == []
+
+
+def test_a_service_that_is_not_there_or_does_not_know_the_key(folder: Path, tmp_path: Path) -> None:
+    """The command ends with 1 and one sentence, soon."""
+    with played(tmp_path / "state", with_keys=True) as service:
+        for url, key, says in (
+            (service.url, "wx_bob", "error: The server does not know this API key.\n"),
+            ("http://127.0.0.1:1", KEY, "error: http://127.0.0.1:1/v1/jobs does not answer"),
+        ):
+            service.url = url
+            with running(service, folder, "-o", tmp_path / "out", "--api-key", key) as process:
+                said, _ = process.communicate(timeout=60)
+            assert process.returncode == 1
+            assert said.startswith(says)
+            assert said.count("\n") == 1
+
+
+def test_a_service_of_its_own(service: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without --server it starts one with what the flags say, whose jobs are kept for so long only."""
+    started: list[dict[str, Any]] = []
+
+    @contextmanager
+    def fake_running(raw: dict[str, Any], *, show_logs: bool) -> Iterator[threading.Event]:
+        started.append(raw)
+        assert Path(raw["applications"][0]["args"]["jobs"]["state_dir"]).is_dir()
+        yield threading.Event()
+
+    monkeypatch.setattr(launcher, "running", fake_running)
+    monkeypatch.setattr(launcher, "free_port", lambda: int(service.url.rpartition(":")[2]))
+    (tmp_path / "talk.mp3").write_bytes(b"audio")
+    flags = (
+        "--model tiny --model_dir models --vad_method silero --beam_size 3 --jobs 2 --compute_type default"
+    )
+    for more in ([], ["--diarize", "--no_align"]):
+        arguments = [str(tmp_path / "talk.mp3"), "-o", str(tmp_path), "-f", "txt", *flags.split(), "--jobs=2"]
+        done = CliRunner().invoke(cli, ["transcribe", *arguments, *more], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+    first, second = (raw["applications"][0]["args"] for raw in started)
+    assert first["model"] == "tiny"
+    assert first["models_dir"] == str(Path("models").absolute())
+    assert first["asr"] == {"beam_size": 3, "compute_type": "auto"}
+    assert first["speech"] == {"method": "silero"}
+    assert first["diarization"] == {"model": "off"}
+    assert first["jobs"].pop("concurrency") == 2
+    assert not Path(first["jobs"]["state_dir"]).exists()
+    assert second["diarization"] == {"model": "campplus"}
+    assert second["alignment"] == {"method": "off"}
+    assert started[0]["http_options"]["host"] == "127.0.0.1"
+
+
+def test_no_service_is_needed_where_nothing_is_left(
+    service: Played, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None is asked, and none is started."""
+    arguments = [str(folder), "-o", str(tmp_path / "out"), "-f", "txt"]
+    run(service, *arguments)
+    service.paths.clear()
+    assert f"{FILES} done before" in run(service, *arguments).output
+    assert service.paths == []
+    monkeypatch.delattr(launcher, "running")
+    done = CliRunner().invoke(cli, ["transcribe", *arguments])
+    assert (done.exit_code, done.output) == (0, f"0 transcribed, {FILES} done before, 0 failed.\n")
+
+
+def test_a_config_file_of_ones_own(tmp_path: Path) -> None:
+    """What the flags make of it is checked as the file is."""
+    (tmp_path / "talk.mp3").write_bytes(b"audio")
+    applications = [{"name": "w", "import_path": "serve_app.app:build", "args": {"model": "base"}}]
+    config = tmp_path / "config.yaml"
+    raw = {"http_options": {"host": "127.0.0.1"}, "applications": applications}
+    config.write_text(yaml.safe_dump(raw))
+    arguments = ["transcribe", str(tmp_path / "talk.mp3"), "-o", str(tmp_path), "--config", str(config)]
+    for more, says in ((["--device", "tpu"], "device"), (["--beam_size", "99"], "beam_size")):
+        done = CliRunner().invoke(cli, [*arguments, *more])
+        assert isinstance(done.exception, CommandFailed)
+        assert says in str(done.exception)
+    config.write_text(yaml.safe_dump({"applications": []}))
+    done = CliRunner().invoke(cli, arguments)
+    assert isinstance(done.exception, CommandFailed)
+    assert "0 applications" in str(done.exception)
+
+
+def test_ctrl_c_ends_a_service_of_its_own(
+    service: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signal sets the event that the launcher gives."""
+    stop = threading.Event()
+
+    @contextmanager
+    def fake_running(raw: dict[str, Any], *, show_logs: bool) -> Iterator[threading.Event]:
+        yield stop
+
+    monkeypatch.setattr(launcher, "running", fake_running)
+    monkeypatch.setattr(launcher, "free_port", lambda: int(service.url.rpartition(":")[2]))
+    (tmp_path / "talk.mp3").write_bytes(b"audio")
+    service.opened.clear()
+
+    def end() -> None:
+        service.until(lambda: service.running)
+        stop.set()
+
+    ending = threading.Thread(target=end)
+    ending.start()
+    done = CliRunner().invoke(cli, ["transcribe", str(tmp_path / "talk.mp3"), "-o", str(tmp_path)])
+    ending.join()
+    assert done.exit_code == 130
+
+
+def test_the_command_needs_no_package_of_the_server(figure: Callable[[str], None]) -> None:
+    """`transcribe --server`, the help and shell completion are quick, and work without the extra `server`."""
+    code = "import sys, serve_app.__main__\nprint(*{name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PROJECT
+    )
+    loaded = set(done.stdout.split())
+    assert (
+        loaded & {"ray", "torch", "fastapi", "starlette", "pydantic", "numpy", "sqlalchemy", "aiohttp"}
+        == set()
+    )

@@ -1,0 +1,91 @@
+"""What is in the wheel, and what the command does where only a part of its packages is installed."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+PROJECT = Path(__file__).parents[2]
+HEAVY = {"ray", "torch", "whisperx", "pyannote-audio", "fastapi", "sqlalchemy", "huggingface-hub"}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of this project, unpacked."""
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    subprocess.run(build, cwd=PROJECT, check=True, capture_output=True)
+    (packed,) = folder.glob("*.whl")
+    with zipfile.ZipFile(packed) as archive:
+        archive.extractall(folder / "site")
+    return folder / "site"
+
+
+def python(wheel: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Python with this wheel, in a folder that has one recording."""
+    folder.mkdir()
+    (folder / "talk.mp3").write_bytes(b"audio")
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, "PYTHONPATH": str(wheel)},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_only_the_extra_server_brings_ray_and_torch(wheel: Path) -> None:
+    """`pip install whisperx-serve[client]` is small."""
+    (metadata,) = wheel.glob("*.dist-info/METADATA")
+    listed = Parser().parsestr(metadata.read_text()).get_all("Requires-Dist", [])
+    needed = [Requirement(each) for each in listed]
+    small = {each.name for each in needed if each.marker is None or each.marker.evaluate({"extra": "client"})}
+    assert small == {"httpx", "rich", "tenacity", "typer"}
+    server = {each.name for each in needed if each.marker and each.marker.evaluate({"extra": "server"})}
+    assert server >= HEAVY - {"torch"}  # whisperx brings it
+
+
+def test_the_demo_has_its_config(wheel: Path, tmp_path: Path) -> None:
+    """From anywhere; it is that of the repository."""
+    code = "from serve_app.cli import config_file as c; c.read(c.DEMO_CONFIG); print(c.DEMO_CONFIG)"
+    done = python(wheel, tmp_path / "elsewhere", "-c", code)
+    assert done.stdout.strip() == str(wheel / "serve_app" / "cli" / "serve_config.demo.yaml"), done.stderr
+    assert Path(done.stdout.strip()).read_bytes() == (PROJECT / "serve_config.demo.yaml").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["demo"], "pip install 'whisperx-serve[server]'"),
+        (["serve", "config.yaml"], "pip install 'whisperx-serve[server]'"),
+        (["prefetch", "base"], "pip install 'whisperx-serve[server]'"),
+        (["transcribe", "talk.mp3"], "--server URL"),
+    ],
+)
+def test_without_the_servers_packages(wheel: Path, tmp_path: Path, arguments: list[str], says: str) -> None:
+    """A command that needs them says in a sentence how to get them."""
+    missing = ["ray", "yaml", "filelock", "pydantic_settings"]
+    code = f"""if True:
+        import sys
+        class Missing:
+            def find_spec(name, *_):
+                if name in {missing}:
+                    raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+        sys.meta_path.insert(0, Missing)
+        import importlib.util
+        real = importlib.util.find_spec
+        importlib.util.find_spec = lambda name: None if name in {missing} else real(name)
+        sys.argv = ["whisperx-serve", *{arguments}]
+        from serve_app.__main__ import main
+        main()
+    """
+    done = python(wheel, tmp_path / "elsewhere", "-c", code)
+    assert done.returncode == 1
+    assert says in done.stderr
+    assert done.stderr.count("\n") == 1

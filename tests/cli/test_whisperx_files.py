@@ -1,0 +1,82 @@
+"""The files of `transcribe` are those that whisperx's own writers make of the same segments."""
+
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transcripts import FIXED, transcripts
+from whisperx.utils import get_writer
+
+from serve_app.cli.transcribe.writers import ALL, WRITERS, Layout, whisperx_result
+from serve_app.http.responses import answer
+from serve_app.options import Options
+from serve_app.transcript import Transcript
+
+LAYOUTS = [
+    Layout(width, count, highlighted)
+    for width, count, highlighted in product((None, 1, 12, 42), (None, 1, 2), (False, True))
+]
+
+
+def answered(transcript: Transcript, **options: Any) -> dict[str, Any]:
+    """What the service answers to the command."""
+    shown = answer(transcript, Options(**options))
+    assert isinstance(shown, dict)
+    return shown
+
+
+def by_whisperx(form: str, result: dict[str, Any], layout: Layout, folder: Path) -> str:
+    """What whisperx's command line writes."""
+    asked = {name: getattr(layout, name) for name in Layout.__slots__}
+    get_writer(form, str(folder))(result, "talk.mp3", asked)
+    return (folder / f"talk.{form}").read_bytes().decode()
+
+
+@pytest.mark.parametrize("form", WRITERS)
+@pytest.mark.parametrize("has_words", [True, False])
+def test_a_file_is_whisperx_own(form: str, has_words: bool, tmp_path: Path) -> None:
+    """With every layout, speakers, words without times, segments without words, and 100 hours."""
+    result = whisperx_result(answered(FIXED, word_timestamps=has_words))
+    for layout in LAYOUTS:
+        assert WRITERS[form](result, layout) == by_whisperx(form, result, layout, tmp_path)
+
+
+@settings(max_examples=150, deadline=None)
+@given(transcripts(unaligned=True), st.sampled_from(LAYOUTS), st.booleans())
+def test_any_transcript(
+    tmp_path_factory: pytest.TempPathFactory, transcript: Transcript, layout: Layout, has_words: bool
+) -> None:
+    """Also where it has no segments, or Chinese, or words that overlap."""
+    folder = tmp_path_factory.mktemp("files")
+    result = whisperx_result(answered(transcript, word_timestamps=has_words))
+    for form in WRITERS:
+        assert WRITERS[form](result, layout) == by_whisperx(form, result, layout, folder)
+
+
+def test_what_is_not_known_is_left_out() -> None:
+    """As whisperx does; it has no null."""
+    result = whisperx_result(answered(FIXED, word_timestamps=True))
+    assert list(result) == ["segments", "word_segments", "language"]
+    first, *_, unaligned, late = result["segments"]
+    assert list(first) == ["start", "end", "text", "words", "speaker"]
+    assert first["words"][2] == {"word": "&", "speaker": "SPEAKER_00"}
+    assert "speaker" not in late
+    assert [word["word"] for word in unaligned["words"]] == [
+        "this",
+        "window",
+        "could",
+        "not",
+        "be",
+        "aligned",
+    ]
+    assert "word_segments" not in whisperx_result(answered(FIXED))
+
+
+def test_all_are_the_formats_that_whisperx_calls_all(tmp_path: Path) -> None:
+    """No more and no fewer."""
+    layout = {"max_line_width": None, "max_line_count": None, "highlight_words": False}
+    get_writer("all", str(tmp_path))(whisperx_result(answered(FIXED)), "talk.mp3", layout)
+    assert {path.suffix[1:] for path in tmp_path.iterdir()} == set(ALL)

@@ -1,0 +1,382 @@
+"""The client, sync and async, on the whole HTTP API: what it sends, gives, raises and repeats."""
+
+import asyncio
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from played_service import KEY, Played, played
+from transcripts import FIXED
+
+from serve_app.client import AsyncClient, Client, Unreachable
+from serve_app.errors import (
+    InvalidRequest,
+    Overloaded,
+    RateLimited,
+    TranscriptionError,
+    Unauthorized,
+    UnusableAudio,
+)
+from serve_app.http.responses import answer
+from serve_app.options import Options
+
+PROJECT = Path(__file__).parents[2]
+TEXT = answer(FIXED, Options(response_format="text"))
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Played]:
+    with played(tmp_path / "state") as service:
+        yield service
+
+
+class Both:
+    """Calls a client's method by both clients, the async one first, and gives both answers."""
+
+    def __init__(self, url: str, **settings: Any) -> None:
+        self.url, self.settings = url, settings
+
+    def __call__(self, call: Callable[..., Any]) -> list[Any]:
+        async def ask() -> Any:
+            async with AsyncClient(self.url, **self.settings) as client:
+                given = call(client)
+                if hasattr(given, "__aiter__"):
+                    return [each async for each in given]
+                return await given
+
+        with Client(self.url, **self.settings) as client:
+            given = call(client)
+            return [asyncio.run(ask()), [*given] if isinstance(given, Iterator) else given]
+
+
+@pytest.fixture
+def both(service: Played) -> Both:
+    return Both(service.url)
+
+
+def test_every_kind_of_audio_is_transcribed(service: Played, both: Both, tmp_path: Path) -> None:
+    """A path, its str, bytes, an open file, one that cannot be rewound, and a URL, with options."""
+    path = tmp_path / "talk.mp3"
+    path.write_bytes(b"audio")
+
+    class Pipe(io.BytesIO):
+        def seekable(self) -> bool:
+            return False
+
+    sources: list[Callable[[], Any]] = [lambda: path, lambda: str(path), lambda: b"audio"]
+    for source in [*sources, lambda: io.BytesIO(b"audio"), lambda: Pipe(b"audio")]:
+        service.heard.clear()
+        for given in both(
+            lambda client, s=source: client.transcribe(s(), language="de", word_timestamps=True)
+        ):
+            assert [each["text"] for each in given["model_output"]] == [each.text for each in FIXED.segments]
+            assert "words" in given["model_output"][0]
+        assert service.heard == [b"audio", b"audio"]
+        assert service.asked[-1].language == "de"
+    assert both(lambda client: client.transcribe(b"audio", response_format="text")) == [TEXT, TEXT]
+    service.heard.clear()
+    both(lambda client: client.transcribe("https://example.com/a.mp3", hotwords=None))
+    assert service.heard == [b"https://example.com/a.mp3"] * 2
+
+
+def test_lists_are_sent_in_forms(service: Played, both: Both) -> None:
+    """Names of known speakers, in their order."""
+    voices = ["data:audio/wav;base64,AAAA", "data:audio/wav;base64,BBBB"]
+    both(
+        lambda client: client.transcribe(
+            b"audio", known_speaker_names=["Ann", "Bob"], known_speaker_references=voices
+        )
+    )
+    assert service.asked[-1].known_speaker_names == ("Ann", "Bob")
+
+
+def test_text_comes_while_it_becomes_final(service: Played) -> None:
+    """The first sentence is there before the transcription has ended."""
+    service.opened.clear()
+    with Client(service.url) as client:
+        pieces = client.stream(b"audio", language="en")
+        assert next(pieces) == FIXED.segments[0].text
+        service.opened.set()
+        assert "late" in "".join(pieces)
+
+
+def test_text_comes_while_it_becomes_final_asynchronously(service: Played) -> None:
+    """By the other client."""
+    service.opened.clear()
+
+    async def story() -> None:
+        async with AsyncClient(service.url) as client:
+            pieces = client.stream(b"audio")
+            assert await anext(pieces) == FIXED.segments[0].text
+            service.opened.set()
+            assert "late" in "".join([piece async for piece in pieces])
+
+    asyncio.run(story())
+
+
+def test_a_url_is_not_streamed(both: Both) -> None:
+    """The client says what takes one."""
+    with pytest.raises(InvalidRequest, match="transcribe"):
+        both(lambda client: client.stream("https://example.com/a.mp3"))
+
+
+def test_an_error_in_a_stream(service: Played, both: Both) -> None:
+    """It is the typed one, although the answer had begun."""
+    service.failures[b"audio"] = UnusableAudio("This is no audio.")
+    with pytest.raises(UnusableAudio, match="This is no audio"):
+        both(lambda client: client.stream(b"audio"))
+
+
+def test_a_job_from_its_beginning_to_its_end(service: Played, both: Both) -> None:
+    """Submitted, listed, followed, fetched in two formats, erased."""
+    submitted = both(lambda client: client.jobs.submit(b"audio", language="en", priority=1))
+    ids = {job["id"] for job in submitted}
+    assert len(ids) == 2
+    for job in submitted:
+        for states in both(lambda client, job=job: client.jobs.events(job["id"])):
+            assert states[-1]["status"] == "succeeded"
+        ended, again = both(lambda client, job=job: client.jobs.wait(job["id"], timeout_s=60))
+        assert ended == again == both(lambda client, job=job: client.jobs.get(job["id"]))[0]
+        assert ended["priority"] == 1
+        for given in both(lambda client, job=job: client.jobs.result(job["id"])):
+            assert given["model"] == "fixed"
+        texts = both(lambda client, job=job: client.jobs.result(job["id"], response_format="text"))
+        assert texts == [TEXT, TEXT]
+    pages = both(lambda client: client.jobs.list(status=["succeeded"], limit=1))
+    assert [len(page["jobs"]) for page in pages] == [1, 1]
+    after = pages[0]["next"]
+    (other, _) = both(lambda client: client.jobs.list(after=after))
+    assert {other["jobs"][0]["id"], pages[0]["jobs"][0]["id"]} == ids
+    with Client(service.url) as client:
+        for job_id in ids:
+            client.jobs.delete(job_id)
+    with pytest.raises(InvalidRequest) as caught:
+        both(lambda client: client.jobs.get(min(ids)))
+    assert (caught.value.status, caught.value.code) == (404, "job_not_found")
+
+
+def test_a_job_is_canceled(service: Played, both: Both) -> None:
+    """Its result says so."""
+    service.opened.clear()
+    for job in both(lambda client: client.jobs.submit(b"audio")):
+        both(lambda client, job=job: client.jobs.cancel(job["id"]))
+        assert both(lambda client, job=job: client.jobs.wait(job["id"]))[0]["status"] == "canceled"
+        with pytest.raises(TranscriptionError) as caught:
+            both(lambda client, job=job: client.jobs.result(job["id"]))
+        assert (caught.value.status, caught.value.code) == (409, "job_canceled")
+
+
+def test_waiting_has_an_end(service: Played, both: Both) -> None:
+    """The job goes on."""
+    service.opened.clear()
+    for job in both(lambda client: client.jobs.submit(b"audio")):
+        with pytest.raises(TimeoutError, match="goes on"):
+            both(lambda client, job=job: client.jobs.wait(job["id"], timeout_s=0.2))
+    service.opened.set()
+    assert {job["status"] for job in both(lambda client, job=job: client.jobs.wait(job["id"]))} == {
+        "succeeded"
+    }
+
+
+def test_a_submission_whose_answer_was_lost_makes_one_job(service: Played) -> None:
+    """The same idempotency key goes with each attempt."""
+
+    class Losing(httpx.HTTPTransport):
+        lost = 0
+
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            answered = super().handle_request(request)
+            if not self.lost:
+                self.lost += 1
+                answered.read()
+                raise httpx.ReadError("the answer was lost", request=request)
+            return answered
+
+    with Client(service.url, transport=Losing()) as client:
+        job = client.jobs.submit(io.BytesIO(b"audio"))
+        assert [each["id"] for each in client.jobs.list()["jobs"]] == [job["id"]]
+    assert service.paths.count("POST /v1/jobs") == 2
+
+
+def test_events_go_on_after_a_broken_connection(service: Played) -> None:
+    """From where they were: no change is told twice."""
+
+    class Breaking(httpx.HTTPTransport):
+        breaks = 1
+
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            answered = super().handle_request(request)
+            if request.url.path.endswith("/events") and self.breaks:
+                self.breaks -= 1
+                stream = answered.stream
+                answered.stream = Cut(stream, request)
+            return answered
+
+    class Cut(httpx.SyncByteStream):
+        def __init__(self, stream: Any, request: httpx.Request) -> None:
+            self.stream, self.request = stream, request
+
+        def __iter__(self) -> Iterator[bytes]:
+            yield next(iter(self.stream))
+            raise httpx.ReadError("cut", request=self.request)
+
+    service.opened.clear()
+    with Client(service.url, transport=Breaking()) as client:
+        job = client.jobs.submit(b"audio")
+        service.until(lambda: client.jobs.get(job["id"])["progress"])
+        states = client.jobs.events(job["id"])
+        first = next(states)
+        service.opened.set()
+        rest = [*states]
+    assert first["status"] == "running"
+    assert rest[-1]["status"] == "succeeded"
+    assert first not in rest
+
+
+class Answering(httpx.MockTransport):
+    """Gives these answers one after the other, to both clients."""
+
+    def __init__(self, *answers: tuple[int, dict[str, str], str]) -> None:
+        self.left = list(answers)
+
+        def handle(request: httpx.Request) -> httpx.Response:
+            status, headers, content = self.left.pop(0)
+            return httpx.Response(status, headers=headers, text=content)
+
+        super().__init__(handle)
+
+
+def error(code: str, kind: str = "server_error") -> str:
+    return json.dumps({"error": {"message": "A sentence.", "type": kind, "param": "file", "code": code}})
+
+
+OK = (200, {"Content-Type": "application/json"}, '{"id": "1"}')
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "content"),
+    [
+        (503, {"Retry-After": "0"}, error("overloaded")),
+        (429, {"Retry-After": "0"}, error("too_many_requests")),
+        (502, {}, "<html>bad gateway</html>"),
+    ],
+)
+def test_what_passes_is_tried_again(
+    status: int, headers: dict[str, str], content: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By both clients, after a pause."""
+    pauses: list[float] = []
+    monkeypatch.setattr("time.sleep", pauses.append)
+
+    async def pause(seconds: float) -> None:
+        pauses.append(seconds)
+
+    monkeypatch.setattr("asyncio.sleep", pause)
+    refused = (status, headers, content)
+    answers = Both("http://x.example", transport=Answering(refused, refused, OK, refused, OK))
+    assert answers(lambda client: client.jobs.get("1")) == [{"id": "1"}, {"id": "1"}]
+    assert len(pauses) == 3
+
+
+def test_retry_after_is_heeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is longer than the client's patience the error comes at once, with it."""
+    pauses: list[float] = []
+    monkeypatch.setattr("time.sleep", pauses.append)
+    full = (503, {"Retry-After": "7"}, error("overloaded"))
+    with Client("http://x.example", transport=Answering(full, OK)) as client:
+        client.jobs.get("1")
+    assert pauses == [7.0]
+    with (
+        Client("http://x.example", transport=Answering(full), retry_for_s=5) as client,
+        pytest.raises(Overloaded) as caught,
+    ):
+        client.jobs.get("1")
+    assert (caught.value.retry_after_s, caught.value.status, pauses) == (7, 503, [7.0])
+
+
+@pytest.mark.parametrize(
+    ("status", "content", "kind", "code"),
+    [
+        (401, error("invalid_api_key", "authentication_error"), Unauthorized, "invalid_api_key"),
+        (422, error("empty_audio", "invalid_request_error"), UnusableAudio, "empty_audio"),
+        (400, error("invalid_request", "invalid_request_error"), InvalidRequest, "invalid_request"),
+        (404, error("jobs_off", "invalid_request_error"), InvalidRequest, "jobs_off"),
+        (500, error("internal_error"), TranscriptionError, "internal_error"),
+        (418, "a teapot", InvalidRequest, "invalid_request"),
+        (301, "moved", InvalidRequest, "invalid_request"),
+    ],
+)
+def test_errors_are_typed(status: int, content: str, kind: type[Exception], code: str) -> None:
+    """As those of the deployment handle are, with the status of the answer; they are not tried again."""
+    with (
+        Client("http://x.example", transport=Answering((status, {}, content))) as client,
+        pytest.raises(kind) as caught,
+    ):
+        client.transcribe(b"audio")
+    assert isinstance(caught.value, TranscriptionError)
+    assert (caught.value.status, caught.value.code) == (status, code)
+    assert caught.value.message == ("A sentence." if content[0] == "{" else caught.value.message)
+
+
+def test_a_service_that_is_not_there() -> None:
+    """It is said in a sentence, after the client's patience."""
+    answers = Both("http://127.0.0.1:1", retry_for_s=0.3)
+    with pytest.raises(Unreachable, match=r"127\.0\.0\.1:1/predict does not answer"):
+        answers(lambda client: client.transcribe(b"audio"))
+
+
+def test_keys_and_urls_come_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the program gives none."""
+    with played(tmp_path / "state", with_keys=True) as service:
+        monkeypatch.setenv("WHISPERX_URL", service.url)
+        with pytest.raises(Unauthorized), Client() as client:
+            client.jobs.list()
+        with Client(api_key=KEY) as client:
+            assert client.jobs.list() == {"jobs": [], "next": None}
+        monkeypatch.setenv("WHISPERX_API_KEY", KEY)
+        with Client() as client:
+            assert client.jobs.list() == {"jobs": [], "next": None}
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "ftp://127.0.0.1", "http://"])
+def test_a_wrong_base_url(url: str) -> None:
+    """It is refused when the client is made."""
+    with pytest.raises(InvalidRequest, match="base_url"):
+        Client(url)
+
+
+def test_rate_limits_carry_their_pause() -> None:
+    """So that a caller without patience can wait itself."""
+    limited = (429, {"Retry-After": "30"}, error("too_many_requests", "rate_limit_error"))
+    with (
+        Client("http://x.example", transport=Answering(limited), retry_for_s=0) as client,
+        pytest.raises(RateLimited) as caught,
+    ):
+        client.jobs.get("1")
+    assert caught.value.retry_after_s == 30
+
+
+def test_importing_the_client_is_cheap(figure: Callable[[str], None]) -> None:
+    """Neither Ray nor torch nor any other package of the server comes with it."""
+    code = """if True:
+        import json, sys, time
+        def rss_kb():
+            return int(open("/proc/self/status").read().partition("VmRSS:")[2].split()[0])
+        before, before_kb, begun_s = set(sys.modules), rss_kb(), time.perf_counter()
+        import serve_app.client
+        took_s = time.perf_counter() - begun_s
+        new = {name.partition(".")[0] for name in set(sys.modules) - before}
+        print(json.dumps([took_s, rss_kb() - before_kb, sorted(new - set(sys.stdlib_module_names))]))
+    """
+    python = [sys.executable, "-c", code]
+    done = subprocess.run(python, capture_output=True, text=True, check=True, cwd=PROJECT)
+    took_s, more_kb, packages = json.loads(done.stdout)
+    of_httpx = {"anyio", "certifi", "click", "h11", "httpcore", "httpx", "idna", "pygments", "rich"}
+    assert set(packages) <= of_httpx | {"serve_app", "tenacity"}
+    figure(f"import serve_app.client: {took_s * 1000:.0f} ms, {more_kb / 1024:.0f} MB")
