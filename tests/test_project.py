@@ -23,15 +23,17 @@ DOCUMENTS = [PROJECT / "README.md", PROJECT / "benchmarks" / "README.md", *(PROJ
 # 8,620; 1,600 for real models (prefetch, attention, CAM++); 1,280 for files, URLs and clients as they are:
 # times, channels and tracks, signed URLs, numbers in word times, scripts, HTTP, a Ray that does not start;
 # 3,000 for durable jobs: leases, fair queue, outbox, migrations, webhooks, three APIs.
-MAX_LINES = 15_700
-# Without the packages' own __init__.py: 68, 9 for real models, 12 for files, URLs, clients, 33 for jobs.
-MAX_MODULES = 122
+MAX_LINES = 17_400
+# Without the packages' own __init__.py: 68, 9 for real models, 12 for files, URLs, clients, 33 for jobs,
+# 12 for client and command line.
+MAX_MODULES = 134
 MAX_LINES_OF_A_MODULE = 250
 MIN_LINES_OF_A_MODULE = 40
 MAX_FILES_IN_ROOT = 12
 MAX_README_BYTES = 10_000
 SMALL_MODULES = {
     "jobs/migrations/env.py": "alembic wants a file of this name",
+    "jobs/migrations/versions/v0002_segments.py": "one migration is one file",
     "proxy.py": "Serve's proxy and the Ingress import it, neither may import anything else with it",
 }
 

@@ -71,6 +71,9 @@ def transcript_of(response: httpx.Response) -> dict[str, Any] | str:
     return response.content.decode()
 
 
+SEGMENTS = "segments"  # events with what a job has heard so far
+
+
 def has_ended(job: dict[str, Any]) -> bool:
     """Whether nothing will change for this job any more."""
     return job["status"] in ENDS
@@ -81,6 +84,7 @@ class Event:
     """A server-sent event; its data is JSON."""
 
     id: str
+    name: str
     data: dict[str, Any]
 
 
@@ -88,12 +92,14 @@ class EventReader:
     """Puts server-sent events together, line by line; comments, which keep the connection open, give None."""
 
     def __init__(self) -> None:
-        self._id, self._data = "", ""
+        self._id, self._name, self._data = "", "", ""
 
     def read(self, line: str) -> Event | None:
         """The event that ends with this line. Raises TranscriptionError for one that is an error."""
         if line.startswith("id: "):
             self._id = line.removeprefix("id: ")
+        if line.startswith("event: "):
+            self._name = line.removeprefix("event: ")
         if line.startswith("data: "):
             self._data = line.removeprefix("data: ")
         if line or not self._data:
@@ -106,4 +112,4 @@ class EventReader:
             is_request = error["type"] == InvalidRequest.type
             kind = _BY_CODE.get(error["code"], InvalidRequest if is_request else TranscriptionError)
             raise _error(error["message"], error["param"], error["code"], kind.status)
-        return Event(self._id, content)
+        return Event(self._id, self._name, content)

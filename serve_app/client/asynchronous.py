@@ -11,6 +11,7 @@ from tenacity import AsyncRetrying
 
 from serve_app.client import calls
 from serve_app.client.answers import (
+    SEGMENTS,
     Event,
     EventReader,
     StreamBroken,
@@ -141,7 +142,7 @@ class AsyncJobs:
                 async with aclosing(changes):
                     async for event in changes:
                         deadline.check()
-                        if event:
+                        if event and event.name != SEGMENTS:
                             seen = event.id
                             yield event.data
                             if has_ended(event.data):

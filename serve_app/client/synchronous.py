@@ -11,6 +11,7 @@ from tenacity import Retrying
 
 from serve_app.client import calls
 from serve_app.client.answers import (
+    SEGMENTS,
     Event,
     EventReader,
     StreamBroken,
@@ -135,7 +136,7 @@ class Jobs:
             with suppress(StreamBroken), closing(changes):  # a server that stops cuts its streams
                 for event in changes:
                     deadline.check()
-                    if event:
+                    if event and event.name != SEGMENTS:
                         seen = event.id
                         yield event.data
                         if has_ended(event.data):
