@@ -14,6 +14,7 @@ from serve_app.cli.config_file import IMPORT_PATH
 from serve_app.cli.launcher import _reason, free_port, running
 from serve_app.jobs.migration import check
 from serve_app.jobs.places import JobsUnusable
+from serve_app.models import hub
 
 
 def config(folder: Path, **jobs: Any) -> dict[str, Any]:
@@ -56,8 +57,11 @@ def test_a_file_without_an_application_of_this_service(tmp_path: Path) -> None:
     assert isinstance(done.exception, CommandFailed)
 
 
-def test_a_server_that_cannot_keep_jobs_does_not_start(tmp_path: Path) -> None:
+def test_a_server_that_cannot_keep_jobs_does_not_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It says so before Ray starts."""
+    monkeypatch.setenv(hub.OFFLINE, "1")  # starting sets it where no hub answers, for all that comes after
     (tmp_path / "model.bin").touch()
     (tmp_path / "state").write_text("no folder")
     raw = config(tmp_path, state_dir=str(tmp_path / "state"))

@@ -14,8 +14,6 @@ from serve_app.jobs.stored import dump_transcript
 from serve_app.options import Options
 from serve_app.transcript import Segment, Transcript, Word
 
-pytestmark = pytest.mark.usefixtures("each_store")
-
 BODY = {"audio_url": URL}
 HOOK = "https://example.com/hook"
 
@@ -114,6 +112,7 @@ def test_what_cannot_be_honoured_is_a_400(changes: dict[str, Any], names: str, t
     using(tmp_path, story)
 
 
+@pytest.mark.usefixtures("each_store")
 def test_the_life_of_a_transcript(tmp_path: Path) -> None:
     """Queued, processing, completed; the query of its URL, which may be a password, is shown nowhere."""
 
@@ -232,6 +231,7 @@ def test_captions(tmp_path: Path) -> None:
     using(tmp_path, story)  # fmt: skip
 
 
+@pytest.mark.usefixtures("each_store")
 def test_deleting(tmp_path: Path) -> None:
     """Nothing of it is left."""
 

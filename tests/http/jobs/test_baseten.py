@@ -13,8 +13,6 @@ from serve_app.jobs.stored import dump_transcript
 from serve_app.options import Options
 from serve_app.transcript import Transcript
 
-pytestmark = pytest.mark.usefixtures("each_store")
-
 INPUT = {"model_input": {"audio_file": URL}}
 HOOK = {"webhook_endpoint": "https://example.com/hook"}
 RESULT = dump_transcript(Transcript((), "en", 1.0, "fake"))
@@ -74,6 +72,7 @@ def test_audio_in_the_body(tmp_path: Path) -> None:
     using(tmp_path, story)
 
 
+@pytest.mark.usefixtures("each_store")
 def test_the_life_of_a_request(tmp_path: Path) -> None:
     """Its statuses are Baseten's, and so are those of its webhook."""
 
@@ -109,6 +108,7 @@ def test_the_life_of_a_request(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.usefixtures("each_store")
 def test_a_webhook_that_never_arrives(fails: bool, tmp_path: Path) -> None:
     """The result is not lost, but its client must learn that it was not told; a failure stays one."""
 
