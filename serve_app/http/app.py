@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
 from fastapi import Depends, FastAPI, Request
-from fastapi.responses import JSONResponse, RedirectResponse, Response
+from fastapi.responses import JSONResponse, Response
 from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
@@ -36,6 +36,7 @@ from serve_app.http.responses import (
 from serve_app.http.uploads import PredictRequest, described_body, options_in_body_only, received
 from serve_app.jobs.service import Jobs
 from serve_app.options import Options
+from serve_app.page.routes import page_routes
 from serve_app.request.admission import Admission
 from serve_app.request.progress import Transcribe
 from serve_app.settings import AccessSettings
@@ -129,7 +130,7 @@ def create_app(
         """The process answers; this says nothing about models or queues."""
         return {"status": "ok"}
 
-    app.get("/", include_in_schema=False)(lambda: RedirectResponse("docs"))
+    app.include_router(page_routes())
     return app
 
 
