@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import uvicorn
+from starlette.types import Receive, Scope, Send
 
 from serve_app.http.app import create_app
 from serve_app.http.responses import answer
@@ -136,7 +137,11 @@ def serving(
             jobs=jobs,
         )
         runner = Runner(of_runner, graph.transcribe, answer, "runner")
-        config = uvicorn.Config(app, log_level="error", root_path=root_path, timeout_graceful_shutdown=1)
+
+        async def behind_prefix(scope: Scope, receive: Receive, send: Send) -> None:  # as Serve does it
+            await app({**scope, "root_path": root_path}, receive, send)
+
+        config = uvicorn.Config(behind_prefix, log_level="error", timeout_graceful_shutdown=1, lifespan="off")
         server = uvicorn.Server(config)
         listener = socket.create_server(("127.0.0.1", 0))
         site.url = f"http://127.0.0.1:{listener.getsockname()[1]}{root_path}/"

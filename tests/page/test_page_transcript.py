@@ -85,7 +85,7 @@ def test_a_speaker_is_renamed_once(serve: Serve, open_page: OpenPage, recording:
 
 
 def test_text_is_edited_in_place(serve: Serve, open_page: OpenPage, recording: Path) -> None:
-    """What was edited is in downloads; words that stayed still play from where they are; Escape changes nothing."""
+    """What was edited is in downloads; words that stayed play from where they are; Escape changes nothing."""
     site = serve()
     page = open_page(site)
     transcribed(page, site, recording)
@@ -175,7 +175,9 @@ def test_the_waveform_is_drawn(serve: Serve, open_page: OpenPage, recording: Pat
     whole = page.evaluate(width)
     page.locator("#zoom").fill("60")
     assert page.evaluate(width) > 2 * whole
-    expect(page.locator("#lanes")).to_have_attribute("aria-label", re.compile("SPEAKER_00 .* %, SPEAKER_01 .* %"))
+    expect(page.locator("#lanes")).to_have_attribute(
+        "aria-label", re.compile("SPEAKER_00 .* %, SPEAKER_01 .* %")
+    )
 
 
 # How many of the pixels at these places, from 0 to 1, are not transparent.

@@ -53,7 +53,7 @@ export class JobList {
     const focused = document.activeElement?.dataset?.key;
     byId("no-jobs").hidden = this.jobs.length > 0;
     byId("more-jobs").hidden = !this.next;
-    byId("jobs").replaceChildren(...this.jobs.map((job) => item(job)));
+    byId("jobs").replaceChildren(...this.jobs.map((job) => item(job, job.id === this.doomed)));
     if (focused) byId("jobs").querySelector(`[data-key="${focused}"]`)?.focus();
   }
 
@@ -65,13 +65,13 @@ export class JobList {
       if (action === "open") await this.actions.open(job);
       else if (action === "follow") await this.actions.follow(job);
       else if (action === "cancel") await request(`v1/jobs/${job.id}/cancel`, { method: "POST" });
-      else if (button.dataset.sure) {
+      else if (this.doomed === job.id) {
         await request(`v1/jobs/${job.id}`, { method: "DELETE" });
         keep(`changes.${job.id}`, undefined);
         this.actions.deleted(job.id);
       } else {
-        button.dataset.sure = "yes";
-        button.textContent = t("delete_sure");
+        this.doomed = job.id;
+        this.show();
         return;
       }
     } catch (error) {
@@ -81,17 +81,16 @@ export class JobList {
   }
 }
 
-function item(job) {
+function item(job, isDoomed) {
   const name = nameOf(job);
   const isOver = !["queued", "running"].includes(job.status);
   const { windows_done: done, windows_found: found } = job.progress ?? {};
   const state = t(`status_${job.status}`) + (found ? ` ${Math.round((100 * done) / found)} %` : "");
-  const button = (action) =>
-    make(
-      "button",
-      { type: "button", "data-action": action, "data-job": job.id, "data-key": `${action}-${job.id}`, "aria-label": `${t(WORD_OF[action])}: ${name}` },
-      t(WORD_OF[action]),
-    );
+  const button = (action) => {
+    const word = t(action === "delete" && isDoomed ? "delete_sure" : WORD_OF[action]);
+    const data = { "data-action": action, "data-job": job.id, "data-key": `${action}-${job.id}` };
+    return make("button", { type: "button", ...data, "aria-label": `${word}: ${name}` }, word);
+  };
   const actions = isOver ? [...(job.status === "succeeded" ? ["open"] : []), "delete"] : ["follow", "cancel"];
   return make(
     "li",

@@ -70,18 +70,28 @@ function askForKey() {
   byId("key-field").focus();
 }
 
-byId("key-form").addEventListener("submit", async (event) => {
+/** Asks the server for the jobs, which it shows with the right key only. */
+async function enter() {
+  const isIn = await jobs.refresh();
+  if (isIn) {
+    if (byId("key").contains(document.activeElement)) byId("main").focus();
+    byId("key").hidden = true;
+    byId("key-field").value = "";
+  }
+  byId("key-show").hidden = !(isIn && key.get());
+}
+
+byId("key-show").addEventListener("click", askForKey);
+
+byId("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
   key.set(byId("key-field").value.trim());
   say("");
-  if (await jobs.refresh()) {
-    byId("key-field").value = "";
-    byId("key-forget").focus();
-  }
+  enter();
 });
 byId("key-forget").addEventListener("click", () => {
   key.set("");
-  jobs.refresh();
+  enter();
 });
 
 // --- Sending audio ---
@@ -413,4 +423,4 @@ function showAll() {
 translate();
 byId("interface-language").value = language();
 showAll();
-jobs.refresh();
+enter();
