@@ -20,6 +20,7 @@ from serve_app.errors import InvalidRequest
 from serve_app.formats.table import FORMATS
 from serve_app.http.forms import form_options
 from serve_app.http.jobs.assemblyai import assemblyai_routes
+from serve_app.http.jobs.audio import audio_routes
 from serve_app.http.jobs.baseten import baseten_routes
 from serve_app.http.jobs.routes import job_routes, routes_without_jobs
 from serve_app.http.jobs.submission import JobBody
@@ -122,7 +123,7 @@ def create_app(
         reached = [*key_field, *([Depends(jobs_reachable)] if jobs_reachable else [])]
         checked = [Depends(options_in_body_only(JobBody)), *reached]
         app.include_router(job_routes(jobs, max_bytes, max_json_bytes), dependencies=checked)
-        for routes in (baseten_routes(jobs), assemblyai_routes(jobs)):
+        for routes in (audio_routes(jobs), baseten_routes(jobs), assemblyai_routes(jobs)):
             app.include_router(routes, dependencies=reached)
 
     @app.get("/healthz", tags=["health"])

@@ -2,11 +2,13 @@
 
 import json
 import re
+from base64 import b64encode
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
-from page_service import TALK, Site
+from page_service import KEY, TALK, Site
 from playwright.sync_api import Locator, Page, expect
 
 OpenPage = Callable[..., Page]
@@ -161,6 +163,32 @@ def test_uncertain_words_are_shaded(serve: Serve, open_page: OpenPage, recording
     assert shaded.first.evaluate(colour) != "rgba(0, 0, 0, 0)"
     page.get_by_label("Shade uncertain words").uncheck()
     assert shaded.first.evaluate(colour) == "rgba(0, 0, 0, 0)"
+
+
+def test_a_job_of_another_day_is_heard(serve: Serve, open_page: OpenPage, recording: Path) -> None:
+    """The server still has the upload, also for a browser that has never seen it."""
+    site = serve(with_key=True)
+    page = open_page(site)
+    page.get_by_label("This server asks for an API key").fill(KEY)
+    page.keyboard.press("Enter")
+    transcribed(page, site, recording)
+    page.reload()
+    page.get_by_role("button", name="Open: sample.wav").click()
+    expect(page.locator("#no-audio")).to_be_hidden()
+    page.locator("#segments .word").nth(9).click()
+    expect(page.locator("#play .word")).to_have_text("Pause")
+
+
+def test_the_peaks_of_a_long_file_are_the_servers(serve: Serve, open_page: OpenPage, recording: Path) -> None:
+    """A file of more than ten minutes is not decoded in the browser."""
+    site = serve()
+    peaks = bytes(100 if number % 200 == 0 else 10 for number in range(20 * 1200))
+    site.graph.transcript = replace(TALK, duration_s=1200.0, peaks=b64encode(peaks).decode())
+    page = open_page(site)
+    with page.expect_response("**/peaks") as answer:
+        transcribed(page, site, recording)
+    assert answer.value.json()["per_second"] == 20
+    expect(page.locator("#wave")).to_have_js_property("offsetHeight", 51)
 
 
 def test_the_waveform_is_drawn(serve: Serve, open_page: OpenPage, recording: Path) -> None:

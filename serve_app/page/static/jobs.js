@@ -34,7 +34,7 @@ export class JobList {
   async refresh(isMore = false) {
     clearTimeout(this.timer);
     try {
-      const page = await json(`v1/jobs?limit=20${isMore && this.next ? `&after=${this.next}` : ""}`);
+      const page = await list(isMore ? this.next : null);
       this.jobs = isMore ? [...this.jobs, ...page.jobs] : page.jobs;
       this.next = page.next;
     } catch (error) {
@@ -78,6 +78,19 @@ export class JobList {
       this.actions.failed(error);
     }
     if (action !== "open" && action !== "follow") await this.refresh();
+  }
+}
+
+/** A page of jobs. A server that answers everybody lists nobody's: then those that this browser has sent. */
+async function list(after) {
+  try {
+    return await json(`v1/jobs?limit=20${after ? `&after=${after}` : ""}`);
+  } catch (error) {
+    if (error.status !== 403) throw error;
+    await json("v1/models").catch(() => Promise.reject(error)); // refused as well: we are strangers
+    const ids = Object.keys(kept("names", {})).slice(-20).reverse();
+    const jobs = await Promise.all(ids.map((id) => json(`v1/jobs/${id}`).catch(() => null)));
+    return { jobs: jobs.filter(Boolean), next: null };
   }
 }
 

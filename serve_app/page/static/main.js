@@ -188,19 +188,43 @@ async function open(job) {
       if (error.status === 400) return result(""); // a translation has no words with times
       throw error;
     });
-    await show(new Transcript(answer, { jobId: job.id, name: nameOf(job) }), audioOf.get(job.id) ?? null);
+    await show(new Transcript(answer, { jobId: job.id, name: nameOf(job) }), audioOf.get(job.id) ?? null, job.audio === "upload");
   } catch (error) {
     tell(error);
   }
 }
 
-async function show(opened, audio) {
+/** The peaks of a job's waveform, from 0 to 1. */
+async function peaksOf(jobId) {
+  const { peaks } = await json(`v1/jobs/${jobId}/peaks`);
+  return Float32Array.from(atob(peaks), (peak) => peak.charCodeAt(0) / 128);
+}
+
+/** Has the player play this audio, or else the upload that the server keeps. */
+async function listen(audio, isUpload) {
+  const { jobId } = transcript;
+  const shown = transcript;
+  const serversPeaks = async () => (jobId ? peaksOf(jobId) : null);
+  player.load(transcript, audio, serversPeaks);
+  if (audio || !isUpload) return;
+  byId("no-audio-why").textContent = t("loading_audio");
+  try {
+    const blob = await (await request(`v1/jobs/${jobId}/audio`)).blob();
+    const untyped = blob.slice(); // the browser looks for itself what it is
+    audioOf.set(jobId, untyped);
+    if (transcript === shown) player.load(transcript, untyped, serversPeaks);
+  } catch {
+    if (transcript === shown) byId("no-audio-why").textContent = t("no_audio_here");
+  }
+}
+
+async function show(opened, audio, isUpload = false) {
   transcript = opened;
   byId("transcript").hidden = false;
   byId("find").value = "";
   showAbout();
   showSpeakers();
-  player.load(transcript, audio);
+  listen(audio, isUpload);
   player.describe();
   showShares();
   byId("transcript-title").focus({ preventScroll: true });
@@ -301,7 +325,7 @@ byId("attach").addEventListener("change", ({ target }) => {
   const [file] = target.files;
   if (!file || !transcript) return;
   if (transcript.jobId) audioOf.set(transcript.jobId, file);
-  player.load(transcript, file);
+  listen(file);
 });
 
 // --- Files, addresses, the microphone ---

@@ -3,7 +3,7 @@ import { byId, clock } from "./elements.js";
 import { colourOf } from "./segments.js";
 import { t } from "./words.js";
 
-const MAX_DECODED_S = 900; // a longer file is not decoded here: it would take too much memory
+const MAX_DECODED_S = 600; // a longer file is not decoded here: it would take too much memory
 const PEAKS_PER_S = 50;
 const MAX_PIXELS_PER_S = 300;
 const LANE_PX = 9;
@@ -30,8 +30,11 @@ export class Player {
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.#waveform());
   }
 
-  /** Shows a transcript's audio, a File or Blob, or says that there is none. */
-  async load(transcript, audio) {
+  /**
+   * Shows a transcript's audio, a File or Blob, or says that there is none. `serversPeaks` asks the server for
+   * the peaks of a file that is too long to decode here.
+   */
+  async load(transcript, audio, serversPeaks = async () => null) {
     this.transcript = transcript;
     this.durationS = transcript.durationS;
     this.turns = transcript.turns();
@@ -49,9 +52,10 @@ export class Player {
     this.#waveform();
     this.#showState();
     this.#showTime();
-    if (!audio || this.durationS > MAX_DECODED_S) return;
-    const peaks = await peaksOf(audio, this.durationS).catch(() => null);
-    if (peaks && this.transcript === transcript) {
+    if (!audio) return;
+    const decoding = this.durationS > MAX_DECODED_S ? serversPeaks() : peaksOf(audio, this.durationS);
+    const peaks = await decoding.catch(() => null);
+    if (peaks?.length && this.transcript === transcript) {
       this.peaks = peaks;
       this.#waveform();
     }

@@ -55,10 +55,13 @@ export class Running {
     this.#show();
   }
 
-  /** Adds text that has become final. */
-  add(segments) {
+  /** Adds text that has become final. Another attempt, or another connection, begins again. */
+  add({ attempt, first, segments: piece }) {
     const live = byId("live");
     live.hidden = false;
+    if (attempt !== this.attempt) live.replaceChildren();
+    this.attempt = attempt;
+    const segments = piece.slice(Math.max(0, live.children.length - first));
     const isAtEnd = live.scrollHeight - live.scrollTop - live.clientHeight < 40;
     live.append(
       ...segments.map(({ start, text }) => make("p", {}, make("span", { class: "time" }, clock(start)), " ", text)),
