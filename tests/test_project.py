@@ -22,12 +22,12 @@ DOCUMENTS = [PROJECT / "README.md", PROJECT / "benchmarks" / "README.md", *(PROJ
 # Budgets. Raise one only together with the reason, in a commit of its own.
 # 8,620; 1,600 for real models (prefetch, attention, CAM++); 1,280 for files, URLs and clients as they are:
 # times, channels and tracks, signed URLs, numbers in word times, scripts, HTTP, a Ray that does not start;
-# 3,000 for durable jobs: leases, fair queue, outbox, migrations, webhooks, three APIs; 150 that serve
-# the page.
-MAX_LINES = 15_650
+# 3,000 for durable jobs: leases, fair queue, outbox, migrations, webhooks, three APIs; 200 for the
+# page: its files, and the sound of jobs.
+MAX_LINES = 15_700
 # Without the packages' own __init__.py: 68, 9 for real models, 12 for files, URLs, clients, 33 for jobs,
-# 1 for the page.
-MAX_MODULES = 123
+# 2 for the page.
+MAX_MODULES = 124
 MAX_LINES_OF_A_MODULE = 250
 MIN_LINES_OF_A_MODULE = 40
 MAX_FILES_IN_ROOT = 12

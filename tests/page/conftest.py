@@ -26,7 +26,7 @@ FLAGS = [
 ]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # not longer: while Playwright is there, asyncio.run() fails in other tests
 def browser() -> Iterator[Browser]:
     """Debian's Chromium; the tests are skipped where it is not installed."""
     chromium = shutil.which("chromium")

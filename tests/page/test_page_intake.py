@@ -1,7 +1,10 @@
 """How audio comes in by the page, and what it says when that does not work."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -206,3 +209,44 @@ def test_files_are_dropped(serve: Serve, open_page: OpenPage) -> None:
     expect(page.locator("#running-title")).to_have_text("talk.mp3")
     assert site.graph.begun.wait(30)
     assert site.graph.heard[0][0] == b"talk"
+
+
+def test_an_upload_can_be_canceled(serve: Serve, open_page: OpenPage, recording: Path) -> None:
+    """The page then waits for nothing, and says nothing either."""
+    page = open_page(serve())
+    page.route("**/v1/jobs", lambda route: None)  # the upload does not end
+    page.set_input_files("#files", recording)
+    page.locator("#running-cancel").click()
+    expect(page.locator("#running")).to_be_hidden()
+    expect(page.get_by_role("alert")).to_be_empty()
+
+
+@pytest.mark.parametrize("kind", ["curl", "python", "openai"])
+def test_the_commands_work(
+    kind: str, serve: Serve, open_page: OpenPage, recording: Path, tmp_path: Path
+) -> None:
+    """What the page shows as a command or a program does what the page did, with the same options."""
+    site = serve(with_key=True)
+    site.graph.may_end.set()
+    page = open_page(site)
+    page.get_by_label("This server asks for an API key").fill(KEY)
+    page.keyboard.press("Enter")
+    page.get_by_text("Options").click()
+    page.get_by_label("Words to expect").fill('it\'s "Diane"')
+    page.set_input_files("#files", recording)
+    expect(page.locator("#segments > li")).to_have_count(5)
+    page.get_by_text("The same as a command or program").click()
+    page.get_by_label("For", exact=True).select_option(kind)
+    page.get_by_role("button", name="Copy", exact=True).click()
+    expect(page.locator("#copied")).to_have_text("Copied")
+    (tmp_path / "sample.wav").write_bytes(recording.read_bytes())
+    text = page.locator("#command").inner_text()
+    command = ["sh", "-c", text] if kind == "curl" else [sys.executable, "-c", text]
+    environment = {**os.environ, "WHISPERX_KEY": KEY}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert "originally from Chicago" in done.stdout, done.stderr
+    (_, shown), (heard, asked) = site.graph.heard
+    assert heard == recording.read_bytes()
+    assert asked.hotwords == shown.hotwords == 'it\'s "Diane"'

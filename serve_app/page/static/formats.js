@@ -1,5 +1,7 @@
 /** The writers of an edited transcript; the layout is that of `serve_app/formats`, which writes all others. */
 
+import { retimed } from "./retime.js";
+
 /** Formats by name: the end of the file's name, and its type. */
 export const FORMATS = {
   srt: ["srt", "application/x-subrip"],
@@ -46,7 +48,10 @@ const WRITERS = {
     "start\tend\ttext\n" +
     segments.map(({ start, end, text }) => `${milliseconds(start)}\t${milliseconds(end)}\t${oneLine(text)}\n`).join(""),
   json: (transcript) => {
-    const model_output = transcript.segments.map((segment) => named(transcript, { ...segment, words: wordsOf(transcript, segment) }));
+    const model_output = transcript.segments.map((segment) => {
+      const words = segment.words.map((word) => named(transcript, word));
+      return named(transcript, words.length ? { ...segment, words } : segment);
+    });
     return JSON.stringify({ ...transcript.answer, model_output }, null, 2);
   },
   words: (transcript) => {
@@ -61,7 +66,11 @@ const WRITERS = {
 };
 
 const named = (transcript, part) => ({ ...part, speaker: transcript.nameOf(part.speaker) });
-const wordsOf = (transcript, segment) => segment.words.map((word) => named(transcript, word));
+const wordsOf = (transcript, segment) => {
+  // Of a segment that was not aligned, the words have no times.
+  const words = segment.words.length ? segment.words : retimed(segment.text, [], segment, transcript.language);
+  return words.map((word) => named(transcript, word));
+};
 const prefix = (speaker) => (speaker ? `[${oneLine(speaker)}]: ` : "");
 
 /** One cue for each segment that has text: from its first word to its last. */

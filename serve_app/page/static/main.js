@@ -14,12 +14,20 @@ import { explain, language, languageName, locale, setLanguage, t, translate } fr
 
 const LANGUAGES = ["de", "en", "es", "fr", "it", "ja", "ko", "nl", "pl", "pt", "ru", "tr", "uk", "zh"];
 
+const LOOKING_MS = 5000; // who scrolls is not taken back to the playing word for a while
+
+const uploads = new Set(); // what ends each of those that are on their way
 const audioOf = new Map(); // job id -> its File, as long as the page is open
 let transcript = null;
 let source = "talk.mp3"; // of the last request, for the commands
 let followed = null; // what ends the following of a job
+let shownNumber = 0; // of what is shown as running: an upload that it was before goes on unseen
+let scrolledAt = 0;
 
-const player = new Player((timeS) => segments.mark(timeS, byId("follow").checked && !byId("audio").paused));
+const player = new Player((timeS) => {
+  const isFollowed = byId("follow").checked && !byId("audio").paused && Date.now() - scrolledAt > LOOKING_MS;
+  segments.mark(timeS, isFollowed);
+});
 const segments = new SegmentList(byId("segments"), {
   play: (timeS) => player.play(timeS),
   rename: (speaker) => byId("speakers").querySelector(`[data-speaker="${CSS.escape(speaker)}"]`)?.focus(),
@@ -108,23 +116,28 @@ async function transcribe(audio, { isShown = true } = {}) {
   showCommand();
   say("");
   const sending = new AbortController();
+  const number = isShown ? ++shownNumber : -1;
   if (isShown) {
     followed?.abort();
-    followed = sending;
     running.begin(name);
+    byId("running-cancel").onclick = () => sending.abort();
   }
-  const onSent = (part) => isShown && running.sent(part);
+  const onSent = (part) => number === shownNumber && running.sent(part);
+  uploads.add(sending);
   try {
     const job = await send("v1/jobs", audio, options(), onSent, sending.signal);
     nameJob(job.id, name);
     if (typeof audio !== "string") audioOf.set(job.id, audio);
     jobs.refresh();
-    if (isShown) await watch(job, name, sending);
+    uploads.delete(sending);
+    if (number === shownNumber) await watch(job, name);
   } catch (error) {
     if (error.code === "jobs_off") return transcribeAtOnce(audio, name, onSent, sending.signal);
-    if (isShown) running.end();
+    if (number === shownNumber) running.end();
     tell(error, () => transcribe(audio, { isShown }));
     return false;
+  } finally {
+    uploads.delete(sending);
   }
   return true;
 }
@@ -143,9 +156,10 @@ async function transcribeAtOnce(audio, name, onSent, signal) {
 }
 
 /** Follows a job to its end, and opens its transcript. */
-async function watch(job, name, ending = new AbortController()) {
-  if (followed !== ending) followed?.abort();
-  followed = ending;
+async function watch(job, name) {
+  followed?.abort();
+  const ending = (followed = new AbortController());
+  shownNumber++;
   byId("running-cancel").onclick = async () => {
     await request(`v1/jobs/${job.id}/cancel`, { method: "POST" }).catch(tell);
     jobs.refresh();
@@ -238,6 +252,7 @@ async function show(opened, audio, isUpload = false) {
 
 function showAbout() {
   byId("transcript-title").textContent = transcript.name;
+  document.title = `${transcript.name} – WhisperX`;
   const words = transcript.segments.reduce((sum, { words, text }) => sum + (words.length || text.split(/\s+/).length), 0);
   const about = {
     language: transcript.language ? languageName(transcript.language) : "–",
@@ -365,6 +380,8 @@ for (const name of ["dragleave", "drop"]) {
 document.addEventListener("paste", (event) => {
   if (event.clipboardData.files.length) take(event.clipboardData.files);
 });
+addEventListener("beforeunload", (event) => uploads.size && event.preventDefault());
+for (const name of ["wheel", "touchmove"]) addEventListener(name, () => (scrolledAt = Date.now()), { passive: true });
 byId("url-form").addEventListener("submit", (event) => {
   event.preventDefault();
   transcribe(byId("url").value.trim());
@@ -418,7 +435,7 @@ document.addEventListener("keydown", (event) => {
   const isTyping = event.target.closest("input:not([type=checkbox]), select, textarea, [contenteditable], pre, [role=log]");
   if (isTyping || event.ctrlKey || event.metaKey || event.altKey || byId("transcript").hidden) return;
   if (event.key === "/") byId("find").focus();
-  else if (event.key === " " && !event.target.closest("button, summary, a")) player.toggle();
+  else if (event.key === " " && !event.target.closest("button, summary, a, input")) player.toggle();
   else if (event.key === "ArrowLeft") player.seek(player.timeS - 5);
   else if (event.key === "ArrowRight") player.seek(player.timeS + 5);
   else return;

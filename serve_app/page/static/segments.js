@@ -170,6 +170,7 @@ export function bringIntoView(element) {
   const { top, bottom } = element.getBoundingClientRect();
   const covered = document.getElementById("player").getBoundingClientRect().bottom;
   if (top > Math.max(covered, 0) + 10 && bottom < innerHeight - 60) return;
-  const isCalm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  const isFar = top < -innerHeight || bottom > 2 * innerHeight;
+  const isCalm = isFar || matchMedia("(prefers-reduced-motion: reduce)").matches;
   element.scrollIntoView({ block: "center", behavior: isCalm ? "auto" : "smooth" });
 }
