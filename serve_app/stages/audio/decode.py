@@ -90,7 +90,7 @@ def peaks(part: Samples) -> bytes:
     blocks = np.zeros((-(-len(part) // PEAK_SAMPLES), PEAK_SAMPLES), np.int16)
     blocks.reshape(-1)[: len(part)] = part
     low, high = blocks.min(axis=1).astype(np.int32), blocks.max(axis=1).astype(np.int32)
-    return (np.maximum(high, -low) >> 8).astype(np.uint8).tobytes()
+    return bytes((np.maximum(high, -low) >> 8).astype(np.uint8))
 
 
 class _TrackDecoder:

@@ -4,13 +4,15 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from page_service import Site, serving
-from playwright.sync_api import Browser, Page, sync_playwright
 
-from serve_app.cli.demo import sample
+from serve_app.cli.demo import sample as demo_sample
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 FLAGS = [
     "--no-sandbox",  # tests run as root in containers
@@ -27,11 +29,13 @@ FLAGS = [
 
 
 @pytest.fixture(scope="module")  # not longer: while Playwright is there, asyncio.run() fails in other tests
-def browser() -> Iterator[Browser]:
+def browser() -> Iterator["Browser"]:
     """Debian's Chromium; the tests are skipped where it is not installed."""
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.skip("There is no chromium: apt-get install chromium.")
+    from playwright.sync_api import sync_playwright
+
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
         yield browser
@@ -46,12 +50,12 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Site]]:
 
 
 @pytest.fixture
-def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
+def open_page(browser: "Browser") -> Iterator[Callable[..., "Page"]]:
     """Opens the page of a service in a fresh browser profile. An error in its scripts is a failure."""
     wrong: list[str] = []
     with ExitStack() as held:
 
-        def opened(site: Site, **settings: Any) -> Page:
+        def opened(site: Site, **settings: Any) -> "Page":
             context = browser.new_context(**{"locale": "en-GB", "permissions": ["microphone"], **settings})
             held.callback(context.close)
             context.set_default_timeout(15_000)
@@ -73,4 +77,4 @@ def is_wrong(said: str) -> bool:
 @pytest.fixture(scope="session")
 def recording() -> Path:
     """Two real people on the telephone, 30 s."""
-    return sample()
+    return demo_sample()
