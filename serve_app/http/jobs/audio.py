@@ -3,7 +3,7 @@
 import asyncio
 import os
 from contextlib import AsyncExitStack
-from typing import Annotated, BinaryIO
+from typing import Annotated, Any, BinaryIO
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -36,8 +36,9 @@ class PeaksOut(TypedDict):
 def audio_routes(jobs: Jobs) -> APIRouter:
     """The routes of the sound of these jobs."""
     router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["jobs"])
-    whole = {
-        200: {"content": {"application/octet-stream": {}}, "description": "The file as it was uploaded."}
+    content: dict[str, Any] = {"application/octet-stream": {}}
+    whole: dict[int | str, dict[str, Any]] = {
+        200: {"content": content, "description": "The file as it came."}
     }
 
     @router.get("/audio", response_class=Response, responses={**whole, **described_errors(NoSuchJob)})
