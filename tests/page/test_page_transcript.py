@@ -174,6 +174,7 @@ def test_a_job_of_another_day_is_heard(serve: Serve, open_page: OpenPage, record
     transcribed(page, site, recording)
     page.reload()
     page.get_by_role("button", name="Open: sample.wav").click()
+    expect(page.locator("#play")).to_be_enabled()
     expect(page.locator("#no-audio")).to_be_hidden()
     page.locator("#segments .word").nth(9).click()
     expect(page.locator("#play .word")).to_have_text("Pause")

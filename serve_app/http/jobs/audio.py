@@ -13,7 +13,7 @@ from typing_extensions import TypedDict  # pydantic needs this one before Python
 
 from serve_app.errors import TranscriptionError
 from serve_app.http.jobs.result import WrongState, no_transcript
-from serve_app.http.responses import described_errors
+from serve_app.http.responses import ErrorResponse, described_errors
 from serve_app.jobs.service import Jobs, NoSuchJob
 from serve_app.transcript import PEAKS_PER_S
 
@@ -35,7 +35,8 @@ class PeaksOut(TypedDict):
 
 def audio_routes(jobs: Jobs) -> APIRouter:
     """The routes of the sound of these jobs."""
-    router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["jobs"])
+    other = {"model": ErrorResponse, "description": "Any other error."}
+    router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["jobs"], responses={"default": other})
     content: dict[str, Any] = {"application/octet-stream": {}}
     whole: dict[int | str, dict[str, Any]] = {
         200: {"content": content, "description": "The file as it came."}
