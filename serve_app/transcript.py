@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 SAMPLE_RATE_HZ = 16_000
+PEAKS_PER_S = 20  # of a waveform to look at
 
 Task = Literal["transcribe", "translate"]
 
@@ -48,6 +49,7 @@ class AudioInfo:
     expected_s: float = 0.0  # length that the file declares; 0 where it is not known
     warnings: tuple[StageWarning, ...] = ()  # about the whole file, with its last part
     timings: dict[str, float] = field(default_factory=dict)  # stage -> wall seconds so far
+    peaks: bytes = b""  # of the part's waveform: the loudest samples, in 128ths
     checksum: int = 0  # CRC-32 of what a URL gave: whether it gives the same when it is fetched again
 
 
@@ -243,3 +245,4 @@ class Transcript:
     turns: tuple[Turn, ...] = ()
     warnings: tuple[StageWarning, ...] = ()
     timings: dict[str, float] = field(default_factory=dict)  # stage -> wall seconds
+    peaks: str = ""  # of the waveform, as base64

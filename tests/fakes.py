@@ -88,7 +88,8 @@ class FakeAudio:
     async def parts(self) -> AsyncIterator[AudioInfo]:
         seconds = len(self.samples) // SAMPLE_RATE_HZ
         for second in range(seconds):
-            yield AudioInfo(float(second), second + 1.0, is_last=second + 1 == seconds)
+            is_last = second + 1 == seconds
+            yield AudioInfo(float(second), second + 1.0, is_last, peaks=bytes([second]))
 
 
 @dataclass

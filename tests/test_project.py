@@ -22,11 +22,12 @@ DOCUMENTS = [PROJECT / "README.md", PROJECT / "benchmarks" / "README.md", *(PROJ
 # Budgets. Raise one only together with the reason, in a commit of its own.
 # 8,620; 1,600 for real models (prefetch, attention, CAM++); 1,280 for files, URLs and clients as they are:
 # times, channels and tracks, signed URLs, numbers in word times, scripts, HTTP, a Ray that does not start;
-# 3,000 for durable jobs: leases, fair queue, outbox, migrations, webhooks, three APIs.
-MAX_LINES = 17_400
+# 4,200 for durable jobs: leases, fair queue, outbox, migrations, webhooks, three APIs; 1,700 for the client,
+# the command transcribe and segments of running jobs; 300 for the page: its files, and the sound of jobs.
+MAX_LINES = 17_700
 # Without the packages' own __init__.py: 68, 9 for real models, 12 for files, URLs, clients, 33 for jobs,
-# 12 for client and command line.
-MAX_MODULES = 134
+# 12 for client and command line, 2 for the page.
+MAX_MODULES = 136
 MAX_LINES_OF_A_MODULE = 250
 MIN_LINES_OF_A_MODULE = 40
 MAX_FILES_IN_ROOT = 12

@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
 from fastapi import Depends, FastAPI, Request
-from fastapi.responses import JSONResponse, RedirectResponse, Response
+from fastapi.responses import JSONResponse, Response
 from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
@@ -20,6 +20,7 @@ from serve_app.errors import InvalidRequest, Unauthorized
 from serve_app.formats.table import FORMATS
 from serve_app.http.forms import described_body, form_options
 from serve_app.http.jobs.assemblyai import assemblyai_routes
+from serve_app.http.jobs.audio import audio_routes
 from serve_app.http.jobs.baseten import baseten_routes
 from serve_app.http.jobs.routes import job_routes, routes_without_jobs
 from serve_app.http.jobs.submission import JobBody
@@ -39,6 +40,7 @@ from serve_app.http.responses import (
 from serve_app.http.uploads import PredictRequest, options_in_body_only, received
 from serve_app.jobs.service import Jobs
 from serve_app.options import Options
+from serve_app.page.routes import page_routes
 from serve_app.request.admission import Admission
 from serve_app.request.progress import Transcribe
 from serve_app.settings import AccessSettings
@@ -129,7 +131,7 @@ def create_app(
         has_list = bool(access.keys) or not access.public_without_keys
         routes = job_routes(jobs, max_bytes, max_json_bytes, has_list=has_list)
         app.include_router(routes, dependencies=checked, responses=refused)
-        for routes in (baseten_routes(jobs), assemblyai_routes(jobs)):
+        for routes in (audio_routes(jobs), baseten_routes(jobs), assemblyai_routes(jobs)):
             app.include_router(routes, dependencies=reached, responses=refused)
 
     @app.get("/healthz", tags=["health"])
@@ -137,7 +139,7 @@ def create_app(
         """The process answers; this says nothing about models or queues."""
         return {"status": "ok"}
 
-    app.get("/", include_in_schema=False)(lambda: RedirectResponse("docs"))
+    app.include_router(page_routes())
     return app
 
 

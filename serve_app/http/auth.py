@@ -25,9 +25,10 @@ from serve_app.settings import AccessSettings, ApiKey
 
 logger = logging.getLogger("ray.serve")
 
-# Load balancers have no key, and the documentation holds no secrets.
-OPEN_PATHS = ("/", "/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json")
-OPEN_FOLDER = "/static-offline-docs/"
+# Load balancers have no key; the page and the documentation hold no secrets. "" is "/" without its slash,
+# where there is a prefix.
+OPEN_PATHS = ("", "/", "/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json")
+OPEN_FOLDERS = ("/page/", "/static-offline-docs/")
 
 KEY_HEADERS = (b"authorization", b"api-key", b"x-api-key")
 
@@ -149,7 +150,7 @@ class Access:
         """
         headers = scope["headers"]
         quota = None
-        if path not in OPEN_PATHS and not path.startswith(OPEN_FOLDER):
+        if path not in OPEN_PATHS and not path.startswith(OPEN_FOLDERS):
             if self._quotas:
                 quota = self._owner(headers)
             elif not self._is_public:

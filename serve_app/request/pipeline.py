@@ -9,6 +9,7 @@ import asyncio
 import math
 import time
 import uuid
+from base64 import b64encode
 from dataclasses import replace
 from typing import Any
 
@@ -98,6 +99,7 @@ async def transcribe(
         turns=diarization.turns if diarization else (),
         warnings=tuple(request.warnings),
         timings={**request.load_timings, **request.timings.wall_s(), "total": time.monotonic() - begun_s},
+        peaks=b64encode(request.peaks).decode(),
     )
 
 
@@ -113,7 +115,7 @@ class _Request:
         self.load_timings: dict[str, float] = {}
         self.warnings: list[StageWarning] = []
         self.diarization_error: Exception | None = None
-        self.duration_s = 0.0
+        self.duration_s, self.peaks = 0.0, b""
         self.windows_found, self.all_found = 0, False
         self.language = LanguageVote(options.language)
         self.done: dict[int, tuple[Segment, ...]] = {}  # number of the window -> its segments
@@ -139,6 +141,7 @@ class _Request:
         with self.timings.stage("speech"):
             async for part in audio.parts():
                 self.duration_s = part.end_s
+                self.peaks += part.peaks
                 self.load_timings |= part.timings
                 self.warnings.extend(part.warnings)
                 call = DetectCall(audio=audio, request_id=self.id, part=part, before=found)

@@ -1,6 +1,7 @@
 """One request through fake stages: order, concurrency, language, degradation."""
 
 import asyncio
+from base64 import b64decode
 from dataclasses import replace
 from typing import Any
 
@@ -47,6 +48,11 @@ def test_segments_come_in_order_with_words_and_speakers() -> None:
     ]
     assert (transcript.language, transcript.duration_s, transcript.warnings) == ("en", 4.0, ())
     assert {"speech", "asr", "alignment", "diarization", "total"} <= set(transcript.timings)
+
+
+def test_the_peaks_of_the_whole_waveform_are_kept() -> None:
+    """Those of all parts, in order."""
+    assert b64decode(run(FakeStages(recording(0, 1, 2))).peaks) == bytes([0, 1, 2])
 
 
 def test_silence_is_an_empty_list_and_no_language() -> None:

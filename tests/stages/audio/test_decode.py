@@ -214,6 +214,16 @@ def test_a_long_file_comes_in_parts(suffix: str) -> None:
     assert not any(samples.flags.writeable for _, samples in parts)
 
 
+def test_parts_have_the_peaks_of_their_waveform() -> None:
+    """A byte for each twentieth of a second, loud or soft, above zero or below, also at the ragged end."""
+    sound = np.zeros(30 * SAMPLE_RATE_HZ + 801, np.int16)
+    sound[800], sound[1700], sound[-1] = 32767, -32768, 16384
+    parts, _ = asyncio.run(parts_of(wav(sound)))
+    first, second = (info.peaks for info, _ in parts)
+    assert first == bytes([0, 127, 128, *[0] * 597])
+    assert second == bytes([0, 64])
+
+
 @pytest.mark.parametrize(("samples", "count"), [(1, 1), (480_000, 1), (480_001, 2), (960_000, 2)])
 def test_a_part_is_given_only_when_it_is_known_whether_more_follows(samples: int, count: int) -> None:
     """A file that ends with a full part has no empty one behind it."""

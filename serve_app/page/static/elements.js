@@ -1,0 +1,61 @@
+/** Finding and making elements of the page. */
+
+/** The element with this id. */
+export const byId = (id) => document.getElementById(id);
+
+/** A new element with these properties and children; `data` and `class` are what they are in HTML. */
+export function make(tag, properties = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (value === undefined || value === null || value === false) continue;
+    if (name in element && typeof value !== "string") element[name] = value;
+    else element.setAttribute(name === "className" ? "class" : name, value === true ? "" : value);
+  }
+  element.append(...children);
+  return element;
+}
+
+/** Seconds as people read them: 1:05, 1:02:03. */
+export function clock(seconds) {
+  const whole = Math.max(0, Math.floor(seconds || 0));
+  const parts = [Math.floor(whole / 60) % 60, whole % 60].map((part) => String(part).padStart(2, "0"));
+  const hours = Math.floor(whole / 3600);
+  return hours ? `${hours}:${parts.join(":")}` : `${Number(parts[0])}:${parts[1]}`;
+}
+
+/** Lets the browser paint and answer the user before long work goes on. */
+export const pause = () => new Promise((resume) => setTimeout(resume));
+
+/** Something kept in this browser; `fallback` where it is missing or cannot be read. */
+export function kept(name, fallback) {
+  try {
+    return JSON.parse(localStorage.getItem(`whisperx.${name}`)) ?? fallback;
+  } catch {
+    return fallback;
+  }
+}
+
+/** Keeps something in this browser; `undefined` removes it. A browser that keeps nothing is no error. */
+export function keep(name, value) {
+  try {
+    if (value === undefined) localStorage.removeItem(`whisperx.${name}`);
+    else localStorage.setItem(`whisperx.${name}`, JSON.stringify(value));
+  } catch {
+    // Private windows and full storage.
+  }
+}
+
+/** Copies text, also where the page has no secure context; says whether that worked. */
+export async function copy(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    const area = make("textarea", { class: "hidden" }, text);
+    document.body.append(area);
+    area.select();
+    const done = document.execCommand("copy");
+    area.remove();
+    return done;
+  }
+}

@@ -1,0 +1,127 @@
+/** The list of recent jobs. The server does not know the names of uploads, so this browser keeps them. */
+import { json, request } from "./api.js";
+import { byId, keep, kept, make } from "./elements.js";
+import { explain, locale, t } from "./words.js";
+
+const POLL_MS = 4000; // while something waits or runs
+const MAX_NAMES = 200;
+
+/** Keeps the name of a job's audio. */
+export function nameJob(id, name) {
+  keep("names", Object.fromEntries([...Object.entries(kept("names", {})), [id, name]].slice(-MAX_NAMES)));
+}
+
+/** What to call a job. */
+export function nameOf(job) {
+  const known = kept("names", {})[job.id];
+  if (known) return known;
+  if (!job.audio || job.audio === "upload") return `${t("upload")} ${job.id.slice(-6)}`;
+  return decoded(job.audio.split("/").filter(Boolean).at(-1)) || job.audio;
+}
+
+export class JobList {
+  /** `actions`: `open(job)`, `follow(job)`, `deleted(id)`, `failed(error)`. */
+  constructor(actions) {
+    this.actions = actions;
+    this.jobs = [];
+    byId("refresh").addEventListener("click", () => this.refresh());
+    byId("more-jobs").addEventListener("click", () => this.refresh(true));
+    byId("jobs").addEventListener("click", (event) => this.#clicked(event.target.closest("button")));
+    document.addEventListener("visibilitychange", () => !document.hidden && this.jobs.length && this.refresh());
+  }
+
+  /** Asks the server again. Gives false where it does not let us, after `failed` was told why. */
+  async refresh(isMore = false) {
+    clearTimeout(this.timer);
+    try {
+      const page = await list(isMore ? this.next : null);
+      this.jobs = isMore ? [...this.jobs, ...page.jobs] : page.jobs;
+      this.next = page.next;
+    } catch (error) {
+      if (error.status) this.jobs = [];
+      this.show();
+      this.actions.failed(error);
+      return false;
+    }
+    this.show();
+    const isBusy = this.jobs.some((job) => ["queued", "running"].includes(job.status));
+    if (isBusy && !document.hidden) this.timer = setTimeout(() => this.refresh(), POLL_MS);
+    return true;
+  }
+
+  show() {
+    const focused = document.activeElement?.dataset?.key;
+    byId("no-jobs").hidden = this.jobs.length > 0;
+    byId("more-jobs").hidden = !this.next;
+    byId("jobs").replaceChildren(...this.jobs.map((job) => item(job, job.id === this.doomed)));
+    if (focused) byId("jobs").querySelector(`[data-key="${focused}"]`)?.focus();
+  }
+
+  async #clicked(button) {
+    if (!button) return;
+    const job = this.jobs.find((each) => each.id === button.dataset.job);
+    const { action } = button.dataset;
+    try {
+      if (action === "open") await this.actions.open(job);
+      else if (action === "follow") await this.actions.follow(job);
+      else if (action === "cancel") await request(`v1/jobs/${job.id}/cancel`, { method: "POST" });
+      else if (this.doomed === job.id) {
+        await request(`v1/jobs/${job.id}`, { method: "DELETE" });
+        keep(`changes.${job.id}`, undefined);
+        this.actions.deleted(job.id);
+      } else {
+        this.doomed = job.id;
+        this.show();
+        return;
+      }
+    } catch (error) {
+      this.actions.failed(error);
+    }
+    if (action !== "open" && action !== "follow") await this.refresh();
+  }
+}
+
+/** A page of jobs. A server that answers everybody lists nobody's: then those that this browser has sent. */
+async function list(after) {
+  try {
+    return await json(`v1/jobs?limit=20${after ? `&after=${after}` : ""}`);
+  } catch (error) {
+    if (error.status !== 403) throw error;
+    await json("v1/models").catch(() => Promise.reject(error)); // refused as well: we are strangers
+    const ids = Object.keys(kept("names", {})).slice(-20).reverse();
+    const jobs = await Promise.all(ids.map((id) => json(`v1/jobs/${id}`).catch(() => null)));
+    return { jobs: jobs.filter(Boolean), next: null };
+  }
+}
+
+function item(job, isDoomed) {
+  const name = nameOf(job);
+  const isOver = !["queued", "running"].includes(job.status);
+  const { windows_done: done, windows_found: found } = job.progress ?? {};
+  const state = t(`status_${job.status}`) + (found ? ` ${Math.round((100 * done) / found)} %` : "");
+  const button = (action) => {
+    const word = t(action === "delete" && isDoomed ? "delete_sure" : WORD_OF[action]);
+    const data = { "data-action": action, "data-job": job.id, "data-key": `${action}-${job.id}` };
+    return make("button", { type: "button", ...data, "aria-label": `${word}: ${name}` }, word);
+  };
+  const actions = isOver ? [...(job.status === "succeeded" ? ["open"] : []), "delete"] : ["follow", "cancel"];
+  return make(
+    "li",
+    {},
+    make("span", { class: "name", title: job.audio ?? "" }, name),
+    make("span", { class: `state ${job.status}` }, state),
+    make("span", { class: "note" }, new Date(job.created_at).toLocaleString(locale(), { dateStyle: "short", timeStyle: "short" })),
+    ...(job.status === "failed" ? [make("span", { class: "why" }, explain(job.error ?? {}))] : []),
+    make("span", { class: "row" }, ...actions.map(button)),
+  );
+}
+
+const WORD_OF = { open: "open", follow: "follow_job", cancel: "cancel", delete: "delete" };
+
+function decoded(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
+}

@@ -1,0 +1,176 @@
+/** The text of a transcript on the page: words to click, names, and editing in place. */
+import { clock, make, pause } from "./elements.js";
+import { t } from "./words.js";
+
+const UNCERTAIN = 0.5; // a lower score shades the word, a much lower one more so
+const VERY_UNCERTAIN = 0.3;
+const SEGMENTS_AT_ONCE = 60; // between two of them the page answers its user
+const COLOURS = 8;
+
+/** The class that colours a speaker. */
+export function colourOf(transcript, speaker) {
+  const place = transcript.speakers.indexOf(speaker);
+  return place < 0 ? "nobody" : `s${place % COLOURS}`;
+}
+
+export class SegmentList {
+  /** `actions`: `play(timeS)`, `rename(speaker)`, `edited()`. */
+  constructor(list, actions) {
+    this.list = list;
+    this.actions = actions;
+    this.items = [];
+    this.playing = [];
+    this.shown = 0;
+    list.addEventListener("click", (event) => this.#clicked(event));
+    list.addEventListener("dblclick", (event) => this.#edit(event.target.closest("li")));
+    list.addEventListener("keydown", (event) => this.#key(event));
+    list.addEventListener("focusout", (event) => event.target.isContentEditable && this.#stopEditing(event.target, true));
+  }
+
+  /** Shows a transcript, part by part; another one that comes in between ends this. */
+  async show(transcript) {
+    const mine = ++this.shown;
+    this.transcript = transcript;
+    this.playing = [];
+    this.items = [];
+    this.list.replaceChildren();
+    for (let index = 0; index < transcript.segments.length; index += SEGMENTS_AT_ONCE) {
+      const some = transcript.segments.slice(index, index + SEGMENTS_AT_ONCE);
+      const made = some.map((_, offset) => this.#item(index + offset));
+      this.items.push(...made);
+      this.list.append(...made);
+      await pause();
+      if (mine !== this.shown) return false;
+    }
+    return true;
+  }
+
+  /** Shows a speaker's new name wherever it stands. */
+  showNames() {
+    for (const button of this.list.querySelectorAll(".speaker")) {
+      button.textContent = this.transcript.nameOf(button.dataset.speaker) ?? t("speaker_unknown");
+    }
+  }
+
+  /** Marks the word that is heard, and brings it into view. */
+  mark(timeS, isFollowed) {
+    const place = this.transcript?.at(timeS) ?? null;
+    if (String(place) === this.marked) return;
+    this.marked = String(place);
+    for (const element of this.playing) element.classList.remove("playing");
+    const item = place && this.items[place[0]];
+    if (!item) return;
+    const word = place[1] === null ? null : item.querySelector(`[data-w="${place[1]}"]`);
+    this.playing = [item, word].filter(Boolean);
+    for (const element of this.playing) element.classList.add("playing");
+    if (isFollowed && !this.list.querySelector("[contenteditable]")) bringIntoView(word ?? item);
+  }
+
+  #item(index) {
+    const { start, speaker, text } = this.transcript.segments[index];
+    const before = this.transcript.segments[index - 1];
+    const isSame = before !== undefined && before.speaker === speaker;
+    const edited = index in this.transcript.texts;
+    return make(
+      "li",
+      { class: `segment ${colourOf(this.transcript, speaker)}${isSame ? " same" : ""}`, "data-i": String(index) },
+      make("button", { type: "button", class: "time", "aria-label": t("play_from", { time: clock(start) }) }, clock(start)),
+      make(
+        "div",
+        { class: "said" },
+        ...(isSame || (!speaker && this.transcript.speakers.length === 0)
+          ? []
+          : [
+              make(
+                "button",
+                { type: "button", class: "speaker", "data-speaker": speaker ?? "" },
+                this.transcript.nameOf(speaker) ?? t("speaker_unknown"),
+              ),
+            ]),
+        this.#text(index, text, edited),
+      ),
+      make("button", { type: "button", class: "edit", "aria-label": t("edit"), title: t("edit") }, "✎"),
+    );
+  }
+
+  #text(index, text, edited) {
+    const { words } = this.transcript.segments[index];
+    const shown = make("p", { class: edited ? "text edited" : "text", lang: this.transcript.language ?? "" });
+    let at = 0;
+    words.forEach(({ word, start, score }, place) => {
+      const found = text.indexOf(word, at);
+      if (found < 0) return;
+      if (found > at) shown.append(text.slice(at, found));
+      const uncertain = score === null || score >= UNCERTAIN ? "" : score >= VERY_UNCERTAIN ? "low" : "low very";
+      shown.append(
+        make(
+          "span",
+          {
+            "data-w": String(place),
+            class: `${start === null ? "" : "word"} ${uncertain}`.trim() || undefined,
+            title: uncertain ? t("uncertain", { percent: Math.round(score * 100) }) : undefined,
+          },
+          word,
+        ),
+      );
+      at = found + word.length;
+    });
+    shown.append(text.slice(at));
+    return shown;
+  }
+
+  #clicked(event) {
+    const item = event.target.closest("li");
+    if (!item || event.target.closest("[contenteditable]")) return;
+    const segment = this.transcript.segments[Number(item.dataset.i)];
+    const word = event.target.closest("[data-w]");
+    if (event.target.closest(".edit")) this.#edit(item);
+    else if (event.target.closest(".speaker")) this.actions.rename(event.target.dataset.speaker);
+    else if (event.target.closest(".time")) this.actions.play(segment.start);
+    else if (word && getSelection().isCollapsed) this.actions.play(segment.words[Number(word.dataset.w)].start ?? segment.start);
+  }
+
+  #edit(item) {
+    const text = item?.querySelector(".text");
+    if (!text || text.isContentEditable) return;
+    text.textContent = this.transcript.segments[Number(item.dataset.i)].text; // without its spans
+    text.contentEditable = "plaintext-only";
+    text.setAttribute("role", "textbox");
+    text.setAttribute("aria-label", t("edit_label"));
+    text.focus();
+    getSelection().selectAllChildren(text);
+    getSelection().collapseToEnd();
+  }
+
+  #key(event) {
+    if (!event.target.isContentEditable || !["Enter", "Escape"].includes(event.key)) return;
+    event.preventDefault();
+    const item = event.target.closest("li");
+    this.#stopEditing(event.target, event.key === "Enter");
+    item.querySelector(".edit").focus();
+  }
+
+  #stopEditing(element, isSaved) {
+    if (!element.isContentEditable) return;
+    element.contentEditable = "false"; // else removing it would end the editing once more
+    const item = element.closest("li");
+    const index = Number(item.dataset.i);
+    const text = element.textContent.replace(/\s+/g, " ").trim();
+    if (isSaved && text !== this.transcript.segments[index].text) {
+      this.transcript.edit(index, text);
+      this.actions.edited();
+    }
+    this.marked = "";
+    element.replaceWith(this.#text(index, this.transcript.segments[index].text, index in this.transcript.texts));
+  }
+}
+
+/** Scrolls to an element unless it is well within view. */
+export function bringIntoView(element) {
+  const { top, bottom } = element.getBoundingClientRect();
+  const covered = document.getElementById("player").getBoundingClientRect().bottom;
+  if (top > Math.max(covered, 0) + 10 && bottom < innerHeight - 60) return;
+  const isFar = top < -innerHeight || bottom > 2 * innerHeight;
+  const isCalm = isFar || matchMedia("(prefers-reduced-motion: reduce)").matches;
+  element.scrollIntoView({ block: "center", behavior: isCalm ? "auto" : "smooth" });
+}
