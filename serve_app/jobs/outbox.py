@@ -55,9 +55,9 @@ class Outbox(Database):
 
     @to_the_end
     async def claim_delivery(self, lease_s: float, busy_keys: Collection[str] = ()) -> Delivery | None:
-        """The webhook that is due longest; it is nobody else's until it is recorded or the lease runs out.
+        """The webhook that has been due longest. No other sender gets it before the lease ends.
 
-        Those of `busy_keys` wait: the receivers of an API key may hang, and are not to take all places.
+        Webhooks of `busy_keys` wait, so that one API key's hanging receivers do not take all places.
         """
         now, waiting = self.now(), webhooks.alias("waiting")
         is_due = sa.and_(waiting.c.status == "pending", waiting.c.due_at_s <= now)

@@ -112,7 +112,7 @@ def _refusing(settings: JobsSettings) -> Iterator[None]:
             f"{error.filename}: {error.strerror}; set jobs.state_dir to a folder that can be written to, or "
             "jobs.store to off."
         ) from None
-    except Exception as error:
+    except Exception as error:  # each database driver has errors of its own
         url = store_url(settings)
         assert url is not None
         reason = error.__cause__ or error

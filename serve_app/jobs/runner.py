@@ -24,7 +24,7 @@ logger = logging.getLogger("ray.serve")
 
 POLL_S = 0.5  # between two looks for work, which only read
 SWEEP_S = 60.0
-WITH_ORPHANS = 2  # times `concurrency`: so many jobs it runs while it makes up for a runner that died
+WITH_ORPHANS = 2  # a full runner still takes a dead runner's jobs, up to this many times `concurrency`
 MAX_WEBHOOKS, MAX_WEBHOOKS_OF_A_KEY = 32, 8  # that are sent at once
 
 T = TypeVar("T")

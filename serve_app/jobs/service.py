@@ -231,4 +231,4 @@ def _found(found: T | None) -> T:
 
 def _digest(file: BinaryIO) -> bytes:
     file.seek(0)
-    return hashlib.file_digest(file, "sha256").digest()  # type: ignore[arg-type]
+    return hashlib.file_digest(file, "sha256").digest()  # type: ignore[arg-type]  # a spooled file is one

@@ -82,7 +82,7 @@ def assemblyai_routes(jobs: Jobs) -> APIRouter:
         async def captions(transcript_id: str, request: Request) -> Response:
             """The transcript as subtitles; `chars_per_caption` limits each."""
             chars = request.query_params.get("chars_per_caption")
-            # A caption of so many characters is a cue of one line.
+            # Their limit is for a whole caption, ours for a line; with one line a cue both are the same.
             lines = {"max_line_width": chars, "max_line_count": 1} if chars else {}
             with renaming({"max_line_width": "chars_per_caption"}):
                 options = parse_options({"response_format": name, **lines})

@@ -33,7 +33,7 @@ class JobOptions(Options):
     webhook_url: str | None = Field(None, description="https URL that is told when the job has ended.")
     priority: Annotated[int, Field(ge=0, le=2)] = Field(0, description="0 to 2; 0 is first.")
     max_queue_s: Annotated[float, Field(gt=0, le=MAX_QUEUE_S)] | None = Field(
-        None, description="The job expires where work on it has not begun after so many seconds."
+        None, description="The job expires if it has not started after this many seconds."
     )
     max_attempts: Annotated[int, Field(ge=1, le=10)] = Field(
         3, description="How often it is tried where trying again can help."
