@@ -29,6 +29,10 @@ setup: .venv/.ready .venv/.models
 .venv/.test-models: .venv/.models
 	@if .venv/bin/python -m serve_app prefetch tiny.en; then touch $@; fi
 
+# PostgreSQL and Chromium, where they may be installed. Tests that lack them are skipped with that reason.
+.venv/.test-programs: .venv/.ready tests/programs.sh
+	@sh tests/programs.sh > .venv/test-programs.log 2>&1 && touch $@ || tail -n 1 .venv/test-programs.log
+
 demo: setup
 	@.venv/bin/python -m serve_app demo
 
@@ -39,11 +43,11 @@ serve: setup
 test-fast: setup
 	$(PYTEST) -m "not slow" $(IN_PARALLEL) --ignore tests/cluster --ignore tests/models --ignore tests/benchmarks
 
-test: setup .venv/.test-models
+test: setup .venv/.test-models .venv/.test-programs
 	$(PYTEST) -m "not slow" $(IN_PARALLEL)
 
 # An hour of audio, and what takes long on a cluster.
-test-slow: setup .venv/.test-models
+test-slow: setup .venv/.test-models .venv/.test-programs
 	$(PYTEST) -m slow
 
 lint: setup

@@ -16,12 +16,15 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from clients import until
 from inside import processes_with
 from loopback import Files
-from sounds import ffmpeg
+from sounds import ffmpeg, wav
 from telephone import said_on_the_telephone, word_error_rate
+from whisperx.utils import get_writer
 
-from serve_app.cli.demo import sample
+from serve_app.cli.demo import sample as demo_sample
+from serve_app.transcript import SAMPLE_RATE_HZ, Samples
 
 PROJECT = Path(__file__).parents[2]
 PORT = 18_100
@@ -76,7 +79,7 @@ def second_process(mark: str, files: Files, folder: Path) -> str:
     """What README.md's Python prints in a process of its own, with a short file in both of its places."""
     (code,) = re.findall("```python\n(import ray\n.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL)
     talk = folder / "talk.wav"
-    ffmpeg("-i", str(sample()), "-ss", "6", "-t", "12", str(talk))
+    ffmpeg("-i", str(demo_sample()), "-ss", "6", "-t", "12", str(talk))
     done = subprocess.run(
         [
             sys.executable,
@@ -145,6 +148,42 @@ def test_the_demo_shows_a_conversation() -> None:
     assert_is_the_call(json.loads(brace + rest))
 
 
+FORMATS = ("srt", "vtt", "txt", "tsv", "json")
+
+
+@pytest.mark.slow
+def test_twenty_files_without_a_server(sample: Samples, tmp_path: Path) -> None:
+    """Killed and run again, it goes on; all files are, to the byte, what whisperx's writers make."""
+    folder, out, mark = tmp_path / "calls", tmp_path / "out", f"whisperx-test-{uuid.uuid4().hex}"
+    folder.mkdir()
+    for number in range(20):
+        clip = sample[number * SAMPLE_RATE_HZ : (number + 8) * SAMPLE_RATE_HZ]
+        (folder / f"{number:02d}.wav").write_bytes(wav(clip))
+    command = [sys.executable, "-m", "serve_app", "transcribe", str(folder), "-o", str(out), "--diarize"]
+    environment = {**os.environ, "WHISPERX_TEST_MARK": mark}
+    killed = subprocess.Popen(command, env=environment, cwd=PROJECT, stderr=subprocess.DEVNULL)
+    until(lambda: len([*out.glob("*.json")]) >= 5, START_S)
+    killed.kill()
+    killed.wait()
+    before = {path: path.stat().st_mtime_ns for path in out.glob("*.json")}
+    until(lambda: not processes_with(mark), START_S)
+    done = run("transcribe", str(folder), "-o", str(out), "--diarize")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"\d+ transcribed, ([5-9]|1\d) done before, 0 failed\.", done.stderr), done.stderr
+    assert before.items() <= {path: path.stat().st_mtime_ns for path in out.glob("*.json")}.items()
+    layout = {"max_line_width": None, "max_line_count": None, "highlight_words": False}
+    speakers = set()
+    for path in sorted(out.glob("*.json")):
+        result = json.loads(path.read_text())
+        speakers |= {segment.get("speaker") for segment in result["segments"]}
+        get_writer("all", str(tmp_path))(result, path.with_suffix(".wav").name, layout)
+        for form in FORMATS:
+            written = (tmp_path / f"{path.stem}.{form}").read_bytes()
+            assert path.with_suffix(f".{form}").read_bytes() == written
+    assert len([*out.glob("*.srt")]) == 20
+    assert len(speakers) > 1
+
+
 def test_a_port_that_is_taken_is_one_sentence(tmp_path: Path) -> None:
     """The server does not start beside another one, and says which setting to change."""
     with socket.create_server(("127.0.0.1", PORT)):
@@ -207,7 +246,7 @@ def test_stopping_answers_what_runs_and_leaves_no_process(
     *reports, answer = second_process(mark, files, tmp_path).splitlines()
     assert "New Jersey" in answer
     assert all(report.startswith("[") for report in [*reports, answer])
-    url = files.url("/inflight.wav", sample().read_bytes())
+    url = files.url("/inflight.wav", demo_sample().read_bytes())
     answers: list[httpx.Response] = []
 
     def post() -> None:

@@ -21,6 +21,8 @@ from fakes import data_url
 from loopback import Files
 from openai import BadRequestError, OpenAI
 from openai_contract import check, check_event
+from page_service import Graph, Site
+from playwright.sync_api import Page, expect
 from ray import serve
 from sounds import VIDEO, encode, silence, wav
 from telephone import said_on_the_telephone, word_error_rate
@@ -40,7 +42,9 @@ CLIP_S = 12.0
 
 
 @pytest.fixture(scope="module")
-def graph(cluster: None, files: Files, tiny_en: Path, campplus: Path) -> Iterator[str]:
+def graph(
+    cluster: None, files: Files, tiny_en: Path, campplus: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
     """What `make serve` starts, with a smaller Whisper, beside the graph on fake models."""
     settings = Settings(
         model="tiny.en",
@@ -48,7 +52,7 @@ def graph(cluster: None, files: Files, tiny_en: Path, campplus: Path) -> Iterato
         alignment=AlignmentSettings(method="attention"),
         diarization=DiarizationSettings(model="campplus"),
         intake=IntakeSettings(allowed_hosts=(files.host,)),
-        jobs=JobsSettings(store="off"),
+        jobs=JobsSettings(state_dir=str(tmp_path_factory.mktemp("jobs"))),
     )
     serve.run(build(settings), name="real", route_prefix="/real")
     until(lambda: httpx.get(f"{URL}/healthz", timeout=60).status_code == 200)  # the proxy knows the route
@@ -343,6 +347,46 @@ def test_real_meetings_go_through_the_whole_graph(graph: str, figure: Callable[[
     assert len(recordings) == 4
     for path in recordings[::3]:  # an easy one and a hard one
         figure(error_rates(path, SHARED / "speech" / "ami.rttm", path.stem.removeprefix("ami_")))
+
+
+# Notes how much text stands on the page while a job runs, each time that it changes.
+WATCH_LIVE_TEXT = """() => {
+  window.grown = [];
+  const live = document.getElementById("live");
+  new MutationObserver(() => window.grown.push(live.querySelectorAll("p").length))
+    .observe(live, { childList: true, subtree: true });
+}"""
+
+
+def test_a_person_uses_the_page(graph: str, open_page: Callable[..., Page], tmp_path: Path) -> None:
+    """A real browser, a real call, real models: growing text, two colours, sound of words, a file."""
+    call = tmp_path / "call.wav"
+    call.write_bytes(demo_sample().read_bytes())
+    page = open_page(Site(f"{graph}/", Graph()))
+    page.evaluate(WATCH_LIVE_TEXT)
+    page.set_input_files("#files", call)
+    expect(page.locator("#transcript-title")).to_have_text("call.wav", timeout=120_000)
+    grown = page.evaluate("window.grown")
+    assert len(set(grown) - {0}) >= 2, grown
+    job = httpx.get(f"{graph}/v1/jobs").json()["jobs"][0]["id"]
+    result = f"{graph}/v1/jobs/{job}/result"
+    said = httpx.get(result, params={"word_timestamps": True}).json()["model_output"]
+    assert word_error_rate(said_on_the_telephone(), " ".join(each["text"] for each in said)) <= 0.25
+    expect(page.locator("#segments .text")).to_have_text([each["text"] for each in said])
+    speakers = page.locator("#segments .speaker")
+    colours = {each.evaluate("e => getComputedStyle(e).color") for each in speakers.all()}
+    assert len(colours) == 2
+    words = [word for each in said for word in each["words"]]
+    for number in (len(words) // 2, len(words) - 3):
+        page.locator("#segments .word").nth(number).click()
+        at_s = page.evaluate("document.getElementById('audio').currentTime")
+        assert abs(at_s - words[number]["start"]) < 0.1
+    page.get_by_label("Name of SPEAKER_00").fill("Sheila")
+    with page.expect_download() as download:
+        page.locator("[data-format=srt]").click()
+    subtitles = httpx.get(result, params={"response_format": "srt"}).text
+    assert "[SPEAKER_00]" in subtitles
+    assert download.value.path().read_text() == subtitles.replace("SPEAKER_00", "Sheila")
 
 
 @pytest.mark.slow
