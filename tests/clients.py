@@ -60,9 +60,9 @@ class Upload:
         self.leave()
 
 
-def until(condition: Callable[[], bool], every_s: float = 0.05) -> None:
-    """Waits for the condition, which must hold within a minute."""
-    deadline_s = time.monotonic() + 60
+def until(condition: Callable[[], bool], every_s: float = 0.05, timeout_s: float = 60.0) -> None:
+    """Waits for the condition, which must hold in time."""
+    deadline_s = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline_s
         time.sleep(every_s)

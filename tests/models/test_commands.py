@@ -162,11 +162,11 @@ def test_twenty_files_without_a_server(sample: Samples, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "serve_app", "transcribe", str(folder), "-o", str(out), "--diarize"]
     environment = {**os.environ, "WHISPERX_TEST_MARK": mark}
     killed = subprocess.Popen(command, env=environment, cwd=PROJECT, stderr=subprocess.DEVNULL)
-    until(lambda: len([*out.glob("*.json")]) >= 5, START_S)
+    until(lambda: len([*out.glob("*.json")]) >= 5, timeout_s=START_S)
     killed.kill()
     killed.wait()
     before = {path: path.stat().st_mtime_ns for path in out.glob("*.json")}
-    until(lambda: not processes_with(mark), START_S)
+    until(lambda: not processes_with(mark), timeout_s=START_S)
     done = run("transcribe", str(folder), "-o", str(out), "--diarize")
     assert done.returncode == 0, done.stderr
     assert re.search(r"\d+ transcribed, ([5-9]|1\d) done before, 0 failed\.", done.stderr), done.stderr
