@@ -3,6 +3,7 @@
 What a killed run has finished is used again.
 """
 
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -221,7 +222,8 @@ def _reported(folder: Path, total: int, report: Report) -> Iterator[None]:
 
 def _bytes_in(folder: Path) -> int:
     total = 0
-    for path in folder.rglob("*"):
-        with suppress(OSError):  # moved or removed meanwhile
-            total += path.stat().st_size if path.is_file() else 0
+    for parent, _, names in os.walk(folder):  # which passes over folders that are removed meanwhile
+        for name in names:
+            with suppress(OSError):  # moved or removed meanwhile
+                total += (Path(parent) / name).stat().st_size
     return total
