@@ -51,14 +51,14 @@ from serve_app.settings import AccessSettings
 OWN_MACHINE_ONLY = AccessSettings()
 
 TAGS = {  # the groups of /docs, in this order
-    "transcription": "Audio in, transcript out, over one connection.",
-    "jobs": "Requests that are stored and need no open connection. An API key has its own jobs.",
+    "Transcribe": "Audio in, transcript out, over one connection.",
+    "Jobs": "Requests that are stored and need no open connection. An API key has its own jobs.",
     "OpenAI": "OpenAI's audio API, for clients that are written for it.",
     "Baseten": "Baseten's asynchronous inference, for clients that are written for it. Also `POST` to "
     + ", ".join(f"`{prefix}/async_predict`" for prefix in BASETEN_PREFIXES if prefix)
     + ".",
     "AssemblyAI": "AssemblyAI's transcripts, for clients that are written for it.",
-    "health": "Whether the service lives, and whether it is ready. Open without a key.",
+    "Health": "Whether the service lives, and whether it is ready. Open without a key.",
 }
 
 
@@ -123,7 +123,7 @@ def create_app(
             *ERRORS_AT_ONCE,
         ),
         openapi_extra=described_body(Options.model_json_schema()["properties"], json_model=PredictRequest),
-        tags=["transcription"],
+        tags=["Transcribe"],
         dependencies=checked,
     )
     async def predict(request: Request) -> Response:
@@ -140,7 +140,7 @@ def create_app(
     }
 
     @app.get("/v1/models/whisperx", include_in_schema=False)  # where Truss asks for readiness
-    @app.get("/readyz", tags=["health"], response_model=Readiness, responses=not_ready)
+    @app.get("/readyz", tags=["Health"], response_model=Readiness, responses=not_ready)
     async def readyz() -> JSONResponse:
         """Whether every stage of the graph has its models loaded.
 
@@ -166,7 +166,7 @@ def create_app(
         for routes in (audio_routes(jobs), baseten_routes(jobs), assemblyai_routes(jobs)):
             app.include_router(routes, dependencies=reached, responses=refused)
 
-    @app.get("/healthz", tags=["health"])
+    @app.get("/healthz", tags=["Health"])
     async def healthz() -> dict[str, str]:
         """Whether the process answers; this says nothing about models or queues."""
         return {"status": "ok"}

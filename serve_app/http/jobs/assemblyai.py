@@ -14,7 +14,12 @@ from serve_app.errors import InvalidRequest
 from serve_app.formats.cue_words import words_of
 from serve_app.formats.table import FORMATS, FormatName
 from serve_app.http.auth import key_name
-from serve_app.http.jobs.assemblyai_request import THEIR_NAMES, TranscriptOut, TranscriptRequest, submission
+from serve_app.http.jobs.assemblyai_request import (
+    THEIR_NAMES,
+    AssemblyTranscript,
+    TranscriptRequest,
+    submission,
+)
 from serve_app.http.jobs.submission import described_json, idempotency_key
 from serve_app.http.openai.response import speaker_names, text_pieces
 from serve_app.http.other_apis import MAX_BODY_BYTES, renaming
@@ -29,7 +34,7 @@ from serve_app.transcript import Segment, Transcript
 
 _STATUSES = {"queued": "queued", "running": "processing", "succeeded": "completed"}  # error: all others
 
-_TRANSCRIPT: dict[str, Any] = {"response_model": TranscriptOut}
+_TRANSCRIPT: dict[str, Any] = {"response_model": AssemblyTranscript}
 _CHARS = {
     "name": "chars_per_caption",
     "in": "query",

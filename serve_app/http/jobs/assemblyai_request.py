@@ -34,7 +34,7 @@ class TranscriptRequest(BaseModel):
     speech_models: tuple[str, ...] = Field((), description="Same as `speech_model`.")
 
 
-class WordOut(TypedDict):
+class AssemblyWord(TypedDict):
     """One word. Times are milliseconds; the confidence is 0 where the word was not aligned."""
 
     text: str
@@ -44,13 +44,13 @@ class WordOut(TypedDict):
     speaker: str | None
 
 
-class UtteranceOut(WordOut):
+class AssemblyUtterance(AssemblyWord):
     """What one speaker says until another one does."""
 
-    words: list[WordOut]
+    words: list[AssemblyWord]
 
 
-class TranscriptOut(TypedDict):
+class AssemblyTranscript(TypedDict):
     """A transcript. All from `text` on is null until it is completed."""
 
     id: str
@@ -66,8 +66,8 @@ class TranscriptOut(TypedDict):
     webhook_status_code: Annotated[int | None, Field(description="Of the last try.")]
     webhook_auth: bool
     text: str | None
-    words: list[WordOut] | None
-    utterances: Annotated[list[UtteranceOut] | None, Field(description="Only with `speaker_labels`.")]
+    words: list[AssemblyWord] | None
+    utterances: Annotated[list[AssemblyUtterance] | None, Field(description="Only with `speaker_labels`.")]
     confidence: Annotated[float | None, Field(description="The mean of the words'.")]
     audio_duration: Annotated[int | None, Field(description="Seconds.")]
     speech_model_used: str | None

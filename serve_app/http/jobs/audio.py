@@ -36,7 +36,7 @@ class PeaksOut(TypedDict):
 def audio_routes(jobs: Jobs) -> APIRouter:
     """The routes of the sound of these jobs."""
     known = described_errors(StoreBusy) | OTHER_ERRORS
-    router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["jobs"], responses=known)
+    router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["Jobs"], responses=known)
     content: dict[str, Any] = {"application/octet-stream": {}}
     found: dict[int | str, dict[str, Any]] = {
         200: {"content": content, "description": "The file as it came."},

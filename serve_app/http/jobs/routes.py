@@ -66,7 +66,7 @@ def job_routes(jobs: Jobs, max_bytes: int, max_json_bytes: int, *, has_list: boo
     Where strangers share the jobs of no key, there is no list: a job's id is the only key to it.
     """
     known = described_errors(errors.StoreBusy) | OTHER_ERRORS
-    router = APIRouter(prefix=JOBS, tags=["jobs"], responses=known)
+    router = APIRouter(prefix=JOBS, tags=["Jobs"], responses=known)
 
     async def answer(request: Request, job: Job, status: int = 200) -> JSONResponse:
         root_path = _root_path(request)
