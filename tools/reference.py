@@ -131,7 +131,8 @@ def _body_rows(content: Schema, options: Schema) -> Iterator[str]:
     kinds = {"JSON": content.get("application/json"), "a form": content.get("multipart/form-data")}
     schemas = {kind: each["schema"] for kind, each in kinds.items() if each}
     fields: Schema = {}
-    notes, required = {}, set[str]()
+    notes: Schema = {}
+    required: set[str] = set()
     for kind, schema in schemas.items():
         fields |= schema["properties"]
         required |= {*schema.get("required", ())}
@@ -201,14 +202,14 @@ def _type(field: Schema, *, has_null: bool = False) -> str:
     if values := field.get("enum", [field["const"]] if "const" in field else []):
         return ", ".join(f"`{json.dumps(value)}`".replace('"', "") for value in values)
     if field["type"] == "array":
-        most = f", at most {field['maxItems']}" if "maxItems" in field else ""
+        limit = f", at most {field['maxItems']}" if "maxItems" in field else ""
         items = re.sub("(string|object|integer)$", r"\1s", _type(field["items"]))
-        return f"list of {items}{most}"
+        return f"list of {items}{limit}"
     if field.get("format") == "binary":
         return "file"
     least, most = field.get("minimum"), field.get("maximum")
     if least is not None:
-        between = f"{least:g} to {most:g}" if most is not None else f"from {least:g}"
+        between = f"from {least:g}" if most is None else f"{least:g} to {most:g}"
         return f"{field['type']}, {between}"
     return str(field["type"])
 
