@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 from typer.main import get_command
+from typer.testing import CliRunner
 
 from serve_app.__main__ import cli
 from serve_app.http.other_apis import BASETEN_PREFIXES
@@ -29,7 +30,7 @@ def test_it_has_each_route() -> None:
 
 
 def test_it_has_each_command() -> None:
-    """With each argument and option."""
+    """With each argument and option, of which none is without a help."""
     check_commands("whisperx-serve", get_command(cli))
 
 
@@ -40,8 +41,17 @@ def check_commands(name: str, group: Any) -> None:
         for parameter in command.params:
             shown = parameter.opts[0] if parameter.opts[0].startswith("-") else parameter.name.upper()
             assert f"`{shown}" in section, f"{under} {shown}"
+            assert parameter.help, f"{under} {shown}"
         if hasattr(command, "commands"):
             check_commands(f"{name} {under}", command)
+
+
+def test_eval_has_a_help() -> None:
+    """Its options are those of the program in benchmarks/, under the name of the command."""
+    done = CliRunner().invoke(cli, ["eval", "--help"])
+    assert done.exit_code == 0
+    assert "Usage: whisperx-serve eval" in done.output
+    assert "--people" in done.output
 
 
 def test_a_person_can_read_it() -> None:
