@@ -70,8 +70,9 @@ MODELS ?= fakes
 chaos: setup .venv/.test-models
 	@.venv/bin/python -m benchmarks.chaos --models $(MODELS)
 
-# Writes the table of settings into docs/configuration.md, below its last comment.
+# Writes docs/reference.md, and the table of settings into docs/configuration.md, below its last comment.
 docs: setup
+	@.venv/bin/python -m tools.reference
 	@sed -i '/^<!-- make docs/q' docs/configuration.md
 	@.venv/bin/python -m serve_app settings >> docs/configuration.md
 

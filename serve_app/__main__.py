@@ -8,9 +8,9 @@ import it when they run.
 """
 
 import asyncio
-import runpy
 import socket
 import sys
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -23,27 +23,49 @@ from serve_app.cli.prefetch import prefetch
 from serve_app.cli.transcribe.command import transcribe
 from serve_app.cli.transcribe.flags import WhisperxCommand
 
-_USE, _RUN, _PREPARE = "Transcribe", "Run the service", "Prepare and maintain it"
+_USE, _RUN, _PREPARE = "Transcribe", "Run a service", "Set up and maintain a service"
+
+_EXAMPLES = """Examples:
+
+  whisperx-serve demo
+  whisperx-serve transcribe talk.mp3 --diarize
+  whisperx-serve serve serve_config.yaml
+  whisperx-serve COMMAND --help"""
+
+_OF_TRANSCRIBE = """Examples:
+
+  whisperx-serve transcribe talk.mp3 --diarize
+  whisperx-serve transcribe recordings/ -o texts/ -f srt,txt --server http://127.0.0.1:8000
+  whisperx-serve transcribe --watch inbox/ -o texts/"""
+
+_OF_PREFETCH = """Examples:
+
+  whisperx-serve prefetch base speakers
+  whisperx-serve prefetch large-v3 --language de"""
 
 cli = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Audio in, timed and speaker-labelled segments out: WhisperX as a service.",
+    help="Speech to text with word times and speakers: transcribes files, or runs WhisperX as a service.",
+    epilog=_EXAMPLES,
 )
 
-cli.command(cls=WhisperxCommand, rich_help_panel=_USE)(transcribe)
+cli.command(cls=WhisperxCommand, rich_help_panel=_USE, epilog=_OF_TRANSCRIBE)(transcribe)
 
-ConfigPath = Annotated[Path, typer.Argument(help="A Serve config file, such as serve_config.yaml.")]
+ConfigPath = Annotated[Path, typer.Argument(help="Config file of the service, such as serve_config.yaml.")]
 
 
 @cli.command(name="serve", rich_help_panel=_RUN)
 def serve_forever(
     config: ConfigPath,
     grace_s: Annotated[
-        float, typer.Option(min=1, help="How many seconds running requests may take to end when it stops.")
+        float, typer.Option(min=1, help="When it is stopped, running requests have this many seconds to end.")
     ] = GRACE_S,
 ) -> None:
-    """Starts the service and runs it until SIGTERM or Ctrl-C; running requests get their answers."""
+    """Starts the service and runs it until it is stopped, by Ctrl-C or SIGTERM.
+
+    Requests that are running then still get their answers.
+    """
     import ray
 
     from serve_app.cli import config_file
@@ -61,7 +83,10 @@ def serve_forever(
 
 @cli.command(rich_help_panel=_RUN)
 def demo() -> None:
-    """Starts the service with serve_config.demo.yaml, transcribes a sample by URL over HTTP, and stops."""
+    """Tries it out: starts a small service, transcribes a sample of half a minute, and stops.
+
+    It needs no GPU, and fetches 180 MB of models where they are not on this machine yet.
+    """
     from serve_app.cli import config_file
     from serve_app.cli.demo import predict_sample, show
     from serve_app.cli.launcher import free_port, running, url_of
@@ -77,26 +102,29 @@ def demo() -> None:
     show(answer)
 
 
-@cli.command(rich_help_panel=_RUN)
+@cli.command(rich_help_panel=_PREPARE)
 def check(config: ConfigPath) -> None:
-    """Checks a config file key by key, without starting anything."""
+    """Checks a config file and names the first key that is wrong; starts nothing."""
     from serve_app.cli import config_file
 
     config_file.read(config)
     note.print(f"{config} is fine.")
 
 
-@cli.command(rich_help_panel=_RUN)
+@cli.command(rich_help_panel=_PREPARE)
 def settings() -> None:
-    """Lists every setting of `args:` with its default and description, as a Markdown table."""
+    """Prints all settings of a config file, with their defaults, as a Markdown table."""
     from serve_app.cli import config_file
 
     print(config_file.settings_table())
 
 
 @cli.command(rich_help_panel=_PREPARE)
-def key(name: Annotated[str, typer.Argument(help="Whose key it is; shown in logs.")]) -> None:
-    """Makes an API key and prints it once, with the lines that make a server accept it."""
+def key(name: Annotated[str, typer.Argument(help="Who the key is for; logs have this name.")]) -> None:
+    """Makes an API key, and prints it with the lines for the config file that make a service accept it.
+
+    The key itself is stored nowhere; the config file has its hash only.
+    """
     from pydantic import ValidationError
 
     from serve_app.http.auth import new_key
@@ -115,7 +143,7 @@ def key(name: Annotated[str, typer.Argument(help="Whose key it is; shown in logs
 
 @cli.command(rich_help_panel=_PREPARE)
 def webhook_secret() -> None:
-    """Makes a secret that signs webhooks, and prints it once."""
+    """Makes a secret for signing webhooks, and prints it; it is stored nowhere."""
     from serve_app.jobs.signatures import VARIABLE, new_secret
 
     note.print("The secret, for the server and for receivers; it is stored nowhere, so keep it:\n")
@@ -126,7 +154,7 @@ def webhook_secret() -> None:
     )
 
 
-cli.command(rich_help_panel=_PREPARE)(prefetch)
+cli.command(rich_help_panel=_PREPARE, epilog=_OF_PREFETCH)(prefetch)
 cli.add_typer(jobs, name="jobs", rich_help_panel=_PREPARE)
 
 
@@ -137,11 +165,15 @@ cli.add_typer(jobs, name="jobs", rich_help_panel=_PREPARE)
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
 )
 def evaluate(context: typer.Context) -> None:
-    """Measures the errors of a service beside plain whisperx; needs the project's repository."""
+    """Measures the errors of a service next to those of plain whisperx.
+
+    It needs a checkout of the project. `whisperx-serve eval --help` there lists its options.
+    """
     if find_spec("benchmarks") is None:
         raise CommandFailed("eval needs the folder benchmarks of the project's repository; run it there.")
-    sys.argv = ["whisperx-serve eval", *context.args]
-    runpy.run_module("benchmarks.evaluate", run_name="__main__")
+    measure = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+    measure.command()(import_module("benchmarks.evaluate").main)
+    measure(context.args, prog_name="whisperx-serve eval")
 
 
 def main() -> None:

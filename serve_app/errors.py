@@ -38,7 +38,7 @@ class InvalidRequest(TranscriptionError, status=400, type="invalid_request_error
 
 
 class Unauthorized(TranscriptionError, status=401, type="authentication_error", code="invalid_api_key"):
-    """The server has API keys, and the request came with none of them."""
+    """The server does not know the API key; without one the code is `missing_api_key`."""
 
 
 class NoApiKeys(TranscriptionError, status=403, type="permission_error", code="no_api_keys"):

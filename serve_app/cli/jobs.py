@@ -14,9 +14,9 @@ import typer
 
 from serve_app.cli import CommandFailed, note
 
-jobs = typer.Typer(no_args_is_help=True, help="What operators do with the store of jobs.")
+jobs = typer.Typer(no_args_is_help=True, help="Maintains the store of jobs of a service.")
 
-ConfigPath = Annotated[Path, typer.Argument(help="The config file of the service that keeps the jobs.")]
+ConfigPath = Annotated[Path, typer.Argument(help="Config file of the service, such as serve_config.yaml.")]
 
 
 @jobs.callback()
@@ -26,7 +26,10 @@ def _group() -> None:
 
 @jobs.command()
 def migrate(config: ConfigPath) -> None:
-    """Creates the tables of the job store, or upgrades them to this version; again does no harm."""
+    """Creates the tables of the store of jobs, or upgrades them to those of this version.
+
+    Running it again changes nothing.
+    """
     from serve_app.cli.config_file import read, settings_of
     from serve_app.jobs import places
 

@@ -20,20 +20,22 @@ LIST_COLUMNS = 1000  # at most, where standard output is no terminal
 
 def prefetch(
     models: Annotated[
-        list[str] | None, typer.Argument(help="Names of models, such as base, tiny.en, speakers.")
+        list[str] | None, typer.Argument(help="Names of models, such as base, tiny.en or speakers.")
     ] = None,
     to: Annotated[
-        Path | None, typer.Option(help="The folder of the models. Else MODELS_DIR, else the user's cache.")
+        Path | None, typer.Option(help="Folder for the models. Without it, $MODELS_DIR or ~/.cache.")
     ] = None,
     language: Annotated[
-        list[str] | None, typer.Option(help="Also the alignment model (wav2vec2) of this language.")
+        list[str] | None, typer.Option(help="Also the model for word times of this language, such as de.")
     ] = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Only check the hashes of what is there; 1 where one is wrong.")
+        bool, typer.Option("--check", help="Only check the files that are there; exit 1 if one is damaged.")
     ] = False,
-    show_list: Annotated[bool, typer.Option("--list", help="Only list the models that are known.")] = False,
+    show_list: Annotated[
+        bool, typer.Option("--list", help="Only list the models that can be fetched.")
+    ] = False,
 ) -> None:
-    """Fetches models into the folder of models, so that the service starts without a network."""
+    """Downloads models ahead of time, so that the service starts without a network."""
     from serve_app.models.store import open_store
 
     store = open_store(str(to) if to else None)

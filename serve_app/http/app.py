@@ -5,15 +5,18 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Annotated, Any, Literal
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
+from pydantic import Field
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Match
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from serve_app import __version__
 from serve_app.errors import InvalidRequest, Unauthorized
@@ -27,7 +30,7 @@ from serve_app.http.jobs.submission import JobBody
 from serve_app.http.middleware import Gate, RequestId
 from serve_app.http.openai.request import Fields
 from serve_app.http.openai.routes import openai_routes
-from serve_app.http.other_apis import ASSEMBLYAI_HAS, path_of, shaped, vendor_of
+from serve_app.http.other_apis import ASSEMBLYAI_HAS, BASETEN_PREFIXES, path_of, shaped, vendor_of
 from serve_app.http.responses import (
     ERRORS_AT_ONCE,
     PredictResponse,
@@ -46,6 +49,24 @@ from serve_app.request.progress import Transcribe
 from serve_app.settings import AccessSettings
 
 OWN_MACHINE_ONLY = AccessSettings()
+
+TAGS = {  # the groups of /docs, in this order
+    "Transcribe": "Audio in, transcript out, over one connection.",
+    "Jobs": "Requests that are stored and need no open connection. An API key has its own jobs.",
+    "OpenAI": "OpenAI's audio API, for clients that are written for it.",
+    "Baseten": "Baseten's asynchronous inference, for clients that are written for it. Also `POST` to "
+    + ", ".join(f"`{prefix}/async_predict`" for prefix in BASETEN_PREFIXES if prefix)
+    + ".",
+    "AssemblyAI": "AssemblyAI's transcripts, for clients that are written for it.",
+    "Health": "Whether the service lives, and whether it is ready. Open without a key.",
+}
+
+
+class Readiness(TypedDict):
+    """Whether requests can be worked on."""
+
+    status: Literal["ready", "not ready"]
+    stages: Annotated[dict[str, bool], Field(description="For each stage, whether it has its models.")]
 
 
 def create_app(
@@ -82,6 +103,7 @@ def create_app(
         title="WhisperX on Ray Serve",
         version=__version__,
         description="Audio URL or file in; timed, speaker-labelled segments out.",
+        openapi_tags=[{"name": name, "description": about} for name, about in TAGS.items()],
         exception_handlers={HTTPException: _http_error},
         # In the order in which a request meets them. Web pages can read the gate's errors.
         middleware=[*outermost, *([cors] if access.cors_origins else []), gate],
@@ -101,42 +123,52 @@ def create_app(
             *ERRORS_AT_ONCE,
         ),
         openapi_extra=described_body(Options.model_json_schema()["properties"], json_model=PredictRequest),
-        tags=["transcription"],
+        tags=["Transcribe"],
         dependencies=checked,
     )
     async def predict(request: Request) -> Response:
-        """Transcribes one audio URL or file. Errors come as `{"error": {message, type, param, code}}`."""
+        """Transcribes one file, which is uploaded or fetched from a URL, while the connection is open.
+
+        `POST /v1/models/whisperx:predict`, where Truss has it, is the same.
+        """
         async with received(request, max_bytes, form_options, max_json_bytes) as (source, options):
             transcript = await transcribe(source, options)
         return await asyncio.to_thread(transcript_response, transcript, options)
 
+    not_ready: dict[int | str, dict[str, Any]] = {
+        503: {"model": Readiness, "description": "Some stage is not ready."}
+    }
+
     @app.get("/v1/models/whisperx", include_in_schema=False)  # where Truss asks for readiness
-    @app.get("/readyz", tags=["health"], responses={503: {"description": "Some stage is not ready."}})
+    @app.get("/readyz", tags=["Health"], response_model=Readiness, responses=not_ready)
     async def readyz() -> JSONResponse:
-        """Whether every stage of the graph has its models loaded."""
+        """Whether every stage of the graph has its models loaded.
+
+        `GET /v1/models/whisperx`, where Truss has it, is the same.
+        """
         stages = await readiness()
         is_ready = all(stages.values())
         status = "ready" if is_ready else "not ready"
         return JSONResponse({"status": status, "stages": stages}, 200 if is_ready else 503)
 
+    refused = described_errors(Unauthorized) if access.keys else {}
     checked = [Depends(options_in_body_only(Options, Fields)), *key_field]
-    app.include_router(openai_routes(transcribe, model, max_bytes), dependencies=checked)
+    app.include_router(openai_routes(transcribe, model, max_bytes), dependencies=checked, responses=refused)
 
     if jobs is None:
         app.include_router(routes_without_jobs())
     else:
         reached = [*key_field, *([Depends(jobs_reachable)] if jobs_reachable else [])]
         checked = [Depends(options_in_body_only(JobBody)), *reached]
-        refused = described_errors(Unauthorized) if access.keys else {}
         has_list = bool(access.keys) or not access.public_without_keys
         routes = job_routes(jobs, max_bytes, max_json_bytes, has_list=has_list)
         app.include_router(routes, dependencies=checked, responses=refused)
         for routes in (audio_routes(jobs), baseten_routes(jobs), assemblyai_routes(jobs)):
             app.include_router(routes, dependencies=reached, responses=refused)
 
-    @app.get("/healthz", tags=["health"])
+    @app.get("/healthz", tags=["Health"])
     async def healthz() -> dict[str, str]:
-        """The process answers; this says nothing about models or queues."""
+        """Whether the process answers; this says nothing about models or queues."""
         return {"status": "ok"}
 
     app.include_router(page_routes())

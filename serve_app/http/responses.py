@@ -30,7 +30,7 @@ _HEADERS = {
 
 
 class WordOut(TypedDict):
-    """One word. Times and score are null where the word could not be aligned."""
+    """One word. Times are seconds; they and the score, 0 to 1, are null where the word was not aligned."""
 
     word: str
     start: float | None
@@ -40,7 +40,7 @@ class WordOut(TypedDict):
 
 
 class SegmentOut(TypedDict):
-    """One sentence. `speaker` is null when speakers were not asked for or not found."""
+    """One sentence. Times are seconds; `speaker` is null where speakers were not asked for or not found."""
 
     start: float
     end: float
@@ -50,10 +50,10 @@ class SegmentOut(TypedDict):
 
 
 class _About(TypedDict):
-    language: Annotated[str | None, Field(description="Null when there was no speech.")]
-    duration: float
-    model: str
-    warnings: list[StageWarning]
+    language: Annotated[str | None, Field(description="Whisper's code; null when there was no speech.")]
+    duration: Annotated[float, Field(description="Seconds of audio.")]
+    model: Annotated[str, Field(description="The Whisper model that was used.")]
+    warnings: Annotated[list[StageWarning], Field(description="Empty when there are none.")]
     timings: Annotated[dict[str, float], Field(description="Wall seconds per stage; stages overlap.")]
 
 
@@ -75,6 +75,10 @@ class ErrorResponse(TypedDict):
     error: Annotated[dict[str, str | None], Field(description="`message`, `type`, `param`, `code`.")]
 
 
+OTHER_ERRORS: dict[int | str, dict[str, Any]] = {
+    "default": {"model": ErrorResponse, "description": "Any other error."}
+}
+
 # What a request that transcribes at once may be answered.
 ERRORS_AT_ONCE = (
     errors.InvalidRequest,
@@ -84,9 +88,16 @@ ERRORS_AT_ONCE = (
     errors.PayloadTooLarge,
     errors.EncodedBody,
     errors.UnusableAudio,
+    errors.EmptyAudio,
+    errors.NoAudioStream,
+    errors.EncryptedAudio,
+    errors.AudioTooLong,
+    errors.AudioTooCostly,
     errors.SourceUnavailable,
     errors.RateLimited,
+    errors.ModelCrashed,
     errors.Overloaded,
+    errors.ModelUnavailable,
     errors.DeadlineExceeded,
 )
 
@@ -109,8 +120,14 @@ def described_answers(
 
 
 def described_errors(*known: type[TranscriptionError]) -> dict[int | str, dict[str, Any]]:
-    """The OpenAPI description of answers with these errors; of those with one status the last."""
-    return {each.status: {"model": ErrorResponse, "description": each.__doc__} for each in known}
+    """The OpenAPI description of answers with these errors: for each status the codes and what they mean."""
+    meanings: dict[int, dict[str, str]] = {}
+    for each in known:
+        meanings.setdefault(each.status, {})[each.code] = f"`{each.code}`: {each.__doc__}"
+    return {
+        status: {"model": ErrorResponse, "description": "\n\n".join(of_codes.values())}
+        for status, of_codes in meanings.items()
+    }
 
 
 def answer(transcript: Transcript, options: Options) -> dict[str, Any] | str:

@@ -1,6 +1,7 @@
 """The command `transcribe`, with the flags of whisperx's command line."""
 
 import asyncio
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,73 +21,89 @@ INTERRUPTED = 130
 SPEAKERS = ("num_speakers", "min_speakers", "max_speakers")
 OPTIONS = ("language", "task", "diarize", *SPEAKERS, "initial_prompt", "hotwords", "temperature")
 
-_LOCAL, _ALL_FILES, _SUBTITLES = "Without --server", "What is heard", "Subtitles"
+
+def _options_of(panel: str | None) -> Any:
+    """Makes options of one panel of the help."""
+    return partial(typer.Option, rich_help_panel=panel)
 
 
-def _option(*names: str, panel: str | None = None, **more: Any) -> Any:
-    return typer.Option(*names, rich_help_panel=panel, **more)
+_general, _speech, _subtitles = _options_of(None), _options_of("Speech"), _options_of("Subtitles")
+_local = _options_of("The service that is started where no --server is given")
 
 
 def transcribe(
     paths: Annotated[
-        list[str] | None, typer.Argument(help="Files, URLs, and folders, of which all audio is taken.")
+        list[str] | None, typer.Argument(help="Files, URLs and folders; of a folder, all audio and video.")
     ] = None,
     server: Annotated[
         str | None,
-        _option("--server", envvar="WHISPERX_URL", help="URL of a service. Else one is started meanwhile."),
+        _general("--server", envvar="WHISPERX_URL", help="URL of a service. Without it, one is started."),
     ] = None,
     api_key: Annotated[
-        str | None, _option("--api-key", envvar="WHISPERX_API_KEY", help="Its API key, if it has any.")
+        str | None, _general("--api-key", envvar="WHISPERX_API_KEY", help="API key of that service.")
     ] = None,
     output_format: Annotated[
-        str, _option("--output_format", "-f", help=f"Some of {', '.join(FORMATS)}, or all: {', '.join(ALL)}.")
+        str,
+        _general("--output_format", "-f", help=f"With commas: {', '.join(FORMATS)}. all: {', '.join(ALL)}."),
     ] = "all",
-    output_dir: Annotated[Path, _option("--output_dir", "-o", help="Where the files are written.")] = Path(),
-    jobs: Annotated[int, _option("--jobs", min=1, max=256, help="Files at work at once.")] = 4,
+    output_dir: Annotated[Path, _general("--output_dir", "-o", help="Folder for what is written.")] = Path(),
+    jobs: Annotated[int, _general("--jobs", min=1, max=256, help="Files worked on at the same time.")] = 4,
     watch: Annotated[
         Path | None,
-        _option("--watch", exists=True, file_okay=False, help="Goes on with what comes into this folder."),
+        _general("--watch", exists=True, file_okay=False, help="Folder: also transcribe what arrives there."),
     ] = None,
     task: Annotated[
-        Literal["transcribe", "translate"], _option("--task", panel=_ALL_FILES, help="Into English?")
+        Literal["transcribe", "translate"], _speech("--task", help="translate gives English text.")
     ] = "transcribe",
     language: Annotated[
-        str | None, _option("--language", panel=_ALL_FILES, help="Code or name. Else it is detected.")
+        str | None, _speech("--language", help="Code or name, such as de. Without it, it is detected.")
     ] = None,
-    diarize: Annotated[bool, _option("--diarize", panel=_ALL_FILES, help="Label speakers.")] = False,
-    num_speakers: Annotated[int | None, _option("--num_speakers", panel=_ALL_FILES, min=1)] = None,
-    min_speakers: Annotated[int | None, _option("--min_speakers", panel=_ALL_FILES, min=1)] = None,
-    max_speakers: Annotated[int | None, _option("--max_speakers", panel=_ALL_FILES, min=1)] = None,
+    diarize: Annotated[bool, _speech("--diarize", help="Label speakers.")] = False,
+    num_speakers: Annotated[int | None, _speech("--num_speakers", min=1, help="Exactly this many.")] = None,
+    min_speakers: Annotated[int | None, _speech("--min_speakers", min=1, help="At least this many.")] = None,
+    max_speakers: Annotated[int | None, _speech("--max_speakers", min=1, help="At most this many.")] = None,
     initial_prompt: Annotated[
-        str | None, _option("--initial_prompt", panel=_ALL_FILES, help="Text whose style is followed.")
+        str | None, _speech("--initial_prompt", help="Text whose style and spellings are followed.")
     ] = None,
-    hotwords: Annotated[str | None, _option("--hotwords", panel=_ALL_FILES, help="Words to expect.")] = None,
-    temperature: Annotated[float | None, _option("--temperature", panel=_ALL_FILES, min=0, max=1)] = None,
+    hotwords: Annotated[str | None, _speech("--hotwords", help="Words to expect, such as names.")] = None,
+    temperature: Annotated[
+        float | None, _speech("--temperature", min=0, max=1, help="Above 0: sample instead of searching.")
+    ] = None,
     max_line_width: Annotated[
-        int | None, _option("--max_line_width", panel=_SUBTITLES, min=1, help="Characters in a line.")
+        int | None, _subtitles("--max_line_width", min=1, help="Longest line, in characters.")
     ] = None,
     max_line_count: Annotated[
-        int | None, _option("--max_line_count", panel=_SUBTITLES, min=1, help="Lines of a subtitle.")
+        int | None, _subtitles("--max_line_count", min=1, help="Most lines; needs --max_line_width.")
     ] = None,
     highlight_words: Annotated[
-        bool, _option("--highlight_words", panel=_SUBTITLES, help="Underline words as they are spoken.")
+        bool, _subtitles("--highlight_words", help="Underline each word while it is spoken.")
     ] = False,
-    config: Annotated[
-        Path | None, _option("--config", panel=_LOCAL, help="Config file. Else that of the demo.")
+    config: Annotated[Path | None, _local("--config", help="Config file. Without it, the demo's.")] = None,
+    no_align: Annotated[bool, _local("--no_align", help="Leave out word times.")] = False,
+    model: Annotated[
+        str | None, _local("--model", help="Whisper model: a name such as large-v3, or a folder.")
     ] = None,
-    no_align: Annotated[bool, _option("--no_align", panel=_LOCAL, help="No word times.")] = False,
-    model: Annotated[str | None, _option("--model", panel=_LOCAL)] = None,
-    model_dir: Annotated[Path | None, _option("--model_dir", panel=_LOCAL)] = None,
-    device: Annotated[str | None, _option("--device", panel=_LOCAL)] = None,
-    compute_type: Annotated[str | None, _option("--compute_type", panel=_LOCAL)] = None,
-    beam_size: Annotated[int | None, _option("--beam_size", panel=_LOCAL)] = None,
-    chunk_size: Annotated[float | None, _option("--chunk_size", panel=_LOCAL)] = None,
-    vad_method: Annotated[str | None, _option("--vad_method", panel=_LOCAL)] = None,
-    vad_onset: Annotated[float | None, _option("--vad_onset", panel=_LOCAL)] = None,
-    vad_offset: Annotated[float | None, _option("--vad_offset", panel=_LOCAL)] = None,
-    diarize_model: Annotated[str | None, _option("--diarize_model", panel=_LOCAL)] = None,
+    model_dir: Annotated[Path | None, _local("--model_dir", help="Folder of the models.")] = None,
+    device: Annotated[str | None, _local("--device", help="auto, cpu or cuda.")] = None,
+    compute_type: Annotated[str | None, _local("--compute_type", help="int8, float16, float32, ...")] = None,
+    beam_size: Annotated[int | None, _local("--beam_size", help="Beam width of the search for text.")] = None,
+    chunk_size: Annotated[
+        float | None, _local("--chunk_size", help="Longest piece of speech, in seconds.")
+    ] = None,
+    vad_method: Annotated[str | None, _local("--vad_method", help="pyannote or silero.")] = None,
+    vad_onset: Annotated[
+        float | None, _local("--vad_onset", help="Speech starts above this probability.")
+    ] = None,
+    vad_offset: Annotated[
+        float | None, _local("--vad_offset", help="Speech ends below this probability.")
+    ] = None,
+    diarize_model: Annotated[
+        str | None, _local("--diarize_model", help="Model for speakers: a name or a folder.")
+    ] = None,
 ) -> None:
-    """Transcribes files as the command `whisperx` does; run again, it goes on where it was.
+    """Transcribes files, URLs and folders into text and subtitles, with the flags of whisperx.
+
+    The same command again skips what is done and goes on with the rest.
 
     Exit codes: 0 all done, 1 some failed, 2 wrong usage, 130 stopped.
     """

@@ -14,7 +14,12 @@ from serve_app.errors import InvalidRequest
 from serve_app.formats.cue_words import words_of
 from serve_app.formats.table import FORMATS, FormatName
 from serve_app.http.auth import key_name
-from serve_app.http.jobs.assemblyai_request import THEIR_NAMES, TranscriptRequest, submission
+from serve_app.http.jobs.assemblyai_request import (
+    THEIR_NAMES,
+    AssemblyTranscript,
+    TranscriptRequest,
+    submission,
+)
 from serve_app.http.jobs.submission import described_json, idempotency_key
 from serve_app.http.openai.response import speaker_names, text_pieces
 from serve_app.http.other_apis import MAX_BODY_BYTES, renaming
@@ -29,11 +34,13 @@ from serve_app.transcript import Segment, Transcript
 
 _STATUSES = {"queued": "queued", "running": "processing", "succeeded": "completed"}  # error: all others
 
-_TRANSCRIPT: dict[str, Any] = {
-    "response_model": dict[str, Any],
-    "response_description": "AssemblyAI's transcript: `status` is queued, processing, completed or error.",
+_TRANSCRIPT: dict[str, Any] = {"response_model": AssemblyTranscript}
+_CHARS = {
+    "name": "chars_per_caption",
+    "in": "query",
+    "description": "Longest caption, in characters.",
+    "schema": {"type": "integer", "minimum": 1},
 }
-_CHARS = {"name": "chars_per_caption", "in": "query", "schema": {"type": "integer", "minimum": 1}}
 
 
 def assemblyai_routes(jobs: Jobs) -> APIRouter:
@@ -46,7 +53,7 @@ def assemblyai_routes(jobs: Jobs) -> APIRouter:
 
     @router.post("", **_TRANSCRIPT, openapi_extra=described, dependencies=in_body)
     async def submit(request: Request) -> Response:
-        """Queues a transcription."""
+        """Stores a transcription as a job."""
         unique = idempotency_key(request)
         asked = await received_json(request, MAX_BODY_BYTES, submission)
         with renaming(THEIR_NAMES):
@@ -55,7 +62,7 @@ def assemblyai_routes(jobs: Jobs) -> APIRouter:
 
     @router.get("/{transcript_id}", **_TRANSCRIPT)
     async def get(transcript_id: str, request: Request) -> Response:
-        """The transcript, or how far it is."""
+        """The transcript, or its state until it is there."""
         job = await jobs.get(transcript_id, key_name(request))
         asked = await jobs.request(job.id, job.key)
         transcript = await jobs.transcript(job.id, job.key) if job.status == "succeeded" else None
@@ -63,7 +70,7 @@ def assemblyai_routes(jobs: Jobs) -> APIRouter:
 
     @router.delete("/{transcript_id}", **_TRANSCRIPT)
     async def delete(transcript_id: str, request: Request) -> Response:
-        """Erases the transcript and all that belongs to it, in any state; what it was, without its text."""
+        """Erases the transcript in any state, with its audio; the answer is what it was, without its text."""
         asked = await jobs.request(transcript_id, key_name(request))
         job = await jobs.delete(transcript_id, key_name(request))
         return JSONResponse(_shown(job, asked, None))
@@ -80,7 +87,7 @@ def assemblyai_routes(jobs: Jobs) -> APIRouter:
             openapi_extra={"parameters": [_CHARS]},
         )
         async def captions(transcript_id: str, request: Request) -> Response:
-            """The transcript as subtitles; `chars_per_caption` limits each."""
+            """A completed transcript as subtitles, without speakers."""
             chars = request.query_params.get("chars_per_caption")
             # Their limit is for a whole caption, ours for a line; with one line a cue both are the same.
             lines = {"max_line_width": chars, "max_line_count": 1} if chars else {}

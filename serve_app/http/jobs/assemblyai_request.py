@@ -1,8 +1,9 @@
 """What a request to AssemblyAI's transcript API asks for, as one of our jobs."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from serve_app.errors import InvalidRequest
 from serve_app.http.other_apis import renaming
@@ -31,6 +32,46 @@ class TranscriptRequest(BaseModel):
     format_text: Literal[True] = Field(True, description="Whisper always does.")
     speech_model: str = Field("best", description="Only `best`: the configured model is used.")
     speech_models: tuple[str, ...] = Field((), description="Same as `speech_model`.")
+
+
+class AssemblyWord(TypedDict):
+    """One word. Times are milliseconds; the confidence is 0 where the word was not aligned."""
+
+    text: str
+    start: int
+    end: int
+    confidence: float
+    speaker: str | None
+
+
+class AssemblyUtterance(AssemblyWord):
+    """What one speaker says until another one does."""
+
+    words: list[AssemblyWord]
+
+
+class AssemblyTranscript(TypedDict):
+    """A transcript. All from `text` on is null until it is completed."""
+
+    id: str
+    status: Literal["queued", "processing", "completed", "error"]
+    audio_url: Annotated[str, Field(description="Without its query.")]
+    language_code: Annotated[str | None, Field(description="As asked for, else as heard.")]
+    language_detection: bool
+    speaker_labels: bool
+    speakers_expected: int | None
+    punctuate: bool
+    format_text: bool
+    webhook_url: str | None
+    webhook_status_code: Annotated[int | None, Field(description="Of the last try.")]
+    webhook_auth: bool
+    text: str | None
+    words: list[AssemblyWord] | None
+    utterances: Annotated[list[AssemblyUtterance] | None, Field(description="Only with `speaker_labels`.")]
+    confidence: Annotated[float | None, Field(description="The mean of the words'.")]
+    audio_duration: Annotated[int | None, Field(description="Seconds.")]
+    speech_model_used: str | None
+    error: Annotated[str | None, Field(description="Why there is no transcript.")]
 
 
 THEIR_NAMES = {  # of our fields

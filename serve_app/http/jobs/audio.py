@@ -11,9 +11,9 @@ from pydantic import Field
 from starlette.types import Receive, Scope, Send
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
-from serve_app.errors import TranscriptionError
+from serve_app.errors import StoreBusy, TranscriptionError
 from serve_app.http.jobs.result import WrongState, no_transcript
-from serve_app.http.responses import ErrorResponse, described_errors
+from serve_app.http.responses import OTHER_ERRORS, described_errors
 from serve_app.jobs.service import Jobs, NoSuchJob
 from serve_app.transcript import PEAKS_PER_S
 
@@ -29,22 +29,23 @@ class NoUpload(TranscriptionError, status=404, type="invalid_request_error", cod
 class PeaksOut(TypedDict):
     """The waveform of a job's audio."""
 
-    per_second: int
-    peaks: Annotated[str, Field(description="Base64 of a byte each: the loudest sample, in 128ths.")]
+    per_second: Annotated[int, Field(description="How many there are for a second of audio.")]
+    peaks: Annotated[str, Field(description="Base64 of a byte for each: the loudest sample, in 128ths.")]
 
 
 def audio_routes(jobs: Jobs) -> APIRouter:
     """The routes of the sound of these jobs."""
-    other = {"model": ErrorResponse, "description": "Any other error."}
-    router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["jobs"], responses={"default": other})
+    known = described_errors(StoreBusy) | OTHER_ERRORS
+    router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["Jobs"], responses=known)
     content: dict[str, Any] = {"application/octet-stream": {}}
-    whole: dict[int | str, dict[str, Any]] = {
-        200: {"content": content, "description": "The file as it came."}
+    found: dict[int | str, dict[str, Any]] = {
+        200: {"content": content, "description": "The file as it came."},
+        **described_errors(NoSuchJob, NoUpload),
     }
 
-    @router.get("/audio", response_class=Response, responses={**whole, **described_errors(NoSuchJob)})
+    @router.get("/audio", response_class=Response, responses=found)
     async def get_audio(request: Request, job_id: str) -> Response:
-        """The uploaded file. A 404 `no_upload` where the audio came by its URL."""
+        """The uploaded file, byte for byte. Audio that came by its URL is not kept."""
         job = await jobs.get(job_id, request.scope["api_key_name"])
         async with AsyncExitStack() as held:
             if job.input_ref is not None:
@@ -57,7 +58,7 @@ def audio_routes(jobs: Jobs) -> APIRouter:
 
     @router.get("/peaks", response_model=PeaksOut, responses=described_errors(NoSuchJob, WrongState))
     async def get_peaks(request: Request, job_id: str) -> PeaksOut:
-        """The peaks of the waveform, for drawing it without the audio. Empty for jobs of older versions."""
+        """The peaks of the waveform, for drawing it without the audio; empty for jobs of older versions."""
         key = request.scope["api_key_name"]
         transcript = await jobs.transcript(job_id, key)
         if transcript is None:

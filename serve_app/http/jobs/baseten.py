@@ -25,9 +25,9 @@ class RetryConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    max_attempts: int = Field(3, ge=1, le=10, description="All of them.")
-    initial_delay_ms: int = Field(1000, ge=0, le=10_000)
-    max_delay_ms: int = Field(5000, ge=0, le=60_000)
+    max_attempts: int = Field(3, ge=1, le=10, description="How many there are in all.")
+    initial_delay_ms: int = Field(1000, ge=0, le=10_000, description="The pause before the second one.")
+    max_delay_ms: int = Field(5000, ge=0, le=60_000, description="Pauses double up to this one.")
 
 
 class AsyncPredict(BaseModel):
@@ -39,12 +39,12 @@ class AsyncPredict(BaseModel):
         description="The JSON body of `POST /predict`."
     )
     webhook_endpoint: str | None = Field(None, description="https URL that the result is sent to.")
-    priority: Annotated[int, Field(ge=0, le=2)] = Field(0, description="0 first.")
+    priority: Annotated[int, Field(ge=0, le=2)] = Field(0, description="0 to 2; 0 is first.")
     max_time_in_queue_seconds: Annotated[int, Field(ge=10, le=259_200)] = Field(
         600, description="The request expires if work on it has not begun by then."
     )
     inference_retry_config: Annotated[dict[str, Any], WithJsonSchema(RetryConfig.model_json_schema())] = (
-        Field(default_factory=dict)
+        Field(default_factory=dict, description="How it is tried again after a failure.")
     )
 
 
@@ -57,8 +57,22 @@ class AsyncRequest(TypedDict):
     status: Literal["QUEUED", "IN_PROGRESS", "SUCCEEDED", "FAILED", "EXPIRED", "CANCELED", "WEBHOOK_FAILED"]
     webhook_status: Literal["PENDING", "SUCCEEDED", "FAILED", "NO_WEBHOOK_PROVIDED"]
     created_at: str
-    status_at: str
-    errors: list[dict[str, str]]
+    status_at: Annotated[str, Field(description="When `status` became what it is.")]
+    errors: Annotated[list[dict[str, str]], Field(description="`code` and `message`; empty without errors.")]
+
+
+class Queued(TypedDict):
+    """The answer to a request that is stored now."""
+
+    request_id: str
+
+
+class Canceled(TypedDict):
+    """Whether a request was canceled."""
+
+    request_id: str
+    canceled: bool
+    message: Annotated[str, Field(description="What happened, in a sentence.")]
 
 
 def baseten_routes(jobs: Jobs) -> APIRouter:
@@ -70,7 +84,7 @@ def baseten_routes(jobs: Jobs) -> APIRouter:
     described = described_json(AsyncPredict, example)
 
     async def async_predict(request: Request) -> Response:
-        """Queues a request of /predict; its result goes to `webhook_endpoint` and is kept as a job's is."""
+        """Stores a request of `/predict` as a job; its result is also sent to `webhook_endpoint`."""
         unique = idempotency_key(request)
         submission = await received_json(request, MAX_BODY_BYTES, _submission)
         with renaming({name: f"model_input.{name}" for name in PredictRequest.model_fields}):
@@ -83,8 +97,7 @@ def baseten_routes(jobs: Jobs) -> APIRouter:
             async_predict,
             methods=["POST"],
             status_code=201,
-            response_model=dict[str, str],
-            response_description="`request_id`.",
+            response_model=Queued,
             include_in_schema=not prefix,
             openapi_extra=described,
             dependencies=[Depends(options_in_body_only())],
@@ -95,9 +108,9 @@ def baseten_routes(jobs: Jobs) -> APIRouter:
         """How far a request is."""
         return JSONResponse(_shown(await jobs.get(request_id, key_name(request))))
 
-    @router.delete("/async_request/{request_id}", response_model=dict[str, str | bool])
+    @router.delete("/async_request/{request_id}", response_model=Canceled)
     async def cancel(request_id: str, request: Request) -> Response:
-        """Cancels a request that waits."""
+        """Cancels a request that waits; one that runs goes on."""
         job = await jobs.cancel(request_id, key_name(request), only_queued=True)
         is_canceled = job.status == "canceled"
         message = "The request was canceled."

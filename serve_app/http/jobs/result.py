@@ -15,7 +15,7 @@ RENDERING = ("response_format", "word_timestamps", *LINE_OPTIONS)
 
 
 class WrongState(TranscriptionError, status=409, type="invalid_request_error", code="job_not_finished"):
-    """The job is not, or no longer, in a state in which this is possible; `code` says why."""
+    """The job's state does not allow it; also `job_failed`, `job_canceled`, `job_expired`, `no_webhook`."""
 
 
 def no_transcript(job: Job) -> WrongState:

@@ -24,7 +24,7 @@ from serve_app.http.jobs.submission import (
 )
 from serve_app.http.other_apis import BASETEN_PREFIXES, JOBS
 from serve_app.http.responses import (
-    ErrorResponse,
+    OTHER_ERRORS,
     PredictResponse,
     WordsResponse,
     described_answers,
@@ -34,6 +34,7 @@ from serve_app.http.responses import (
 from serve_app.http.uploads import received
 from serve_app.jobs.records import Job, Status
 from serve_app.jobs.service import Jobs, NoSuchJob
+from serve_app.jobs.spool import SpoolUnavailable
 from serve_app.options import Options, validate_or_400
 
 
@@ -64,9 +65,8 @@ def job_routes(jobs: Jobs, max_bytes: int, max_json_bytes: int, *, has_list: boo
 
     Where strangers share the jobs of no key, there is no list: a job's id is the only key to it.
     """
-    known = described_errors(errors.StoreBusy)
-    known["default"] = {"model": ErrorResponse, "description": "Any other error."}
-    router = APIRouter(prefix=JOBS, tags=["jobs"], responses=known)
+    known = described_errors(errors.StoreBusy) | OTHER_ERRORS
+    router = APIRouter(prefix=JOBS, tags=["Jobs"], responses=known)
 
     async def answer(request: Request, job: Job, status: int = 200) -> JSONResponse:
         root_path = _root_path(request)
@@ -75,7 +75,7 @@ def job_routes(jobs: Jobs, max_bytes: int, max_json_bytes: int, *, has_list: boo
 
     @router.post("", status_code=201, **_described_submission())
     async def submit(request: Request) -> Response:
-        """Submits a job, or with `items` many at once: all of them or none.
+        """Stores a job, or with `items` many at once: all of them or none. They run when there is room.
 
         The same `Idempotency-Key` with the same request gives the same job again, with status 200.
         """
@@ -91,7 +91,7 @@ def job_routes(jobs: Jobs, max_bytes: int, max_json_bytes: int, *, has_list: boo
 
     @router.get("", **_described(JobPage, errors.InvalidRequest, parameters=_parameters(ListQuery)))
     async def list_jobs(request: Request) -> Response:
-        """Lists jobs, newest first, without `jobs_ahead`."""
+        """Lists jobs, newest first."""
         if not has_list:
             raise errors.NoApiKeys(
                 "This server is open to everybody, so it does not list jobs; ask for a job by its id. Its "
@@ -105,7 +105,7 @@ def job_routes(jobs: Jobs, max_bytes: int, max_json_bytes: int, *, has_list: boo
 
     @router.get("/{job_id}", **_described(JobOut, NoSuchJob))
     async def get_job(request: Request, job_id: str) -> Response:
-        """One job."""
+        """One job: its state, progress, attempts and webhook."""
         return await answer(request, await jobs.get(job_id, key_name(request)))
 
     @router.get("/{job_id}/result", **_described_result())
@@ -124,10 +124,10 @@ def job_routes(jobs: Jobs, max_bytes: int, max_json_bytes: int, *, has_list: boo
 
     @router.get("/{job_id}/events", **_described_events())
     async def get_events(request: Request, job_id: str) -> Response:
-        """The job as server-sent events: now, at each change, and when it has ended, which is the last one.
+        """The job as server-sent events: one at once, one after each change, one when it has ended.
 
-        An event has the status as its name and the job as its data; `segments` has what a running job has
-        heard since. `Last-Event-ID` takes up again.
+        An event has the job's status as its name and the job as its data. Between them, events `segments`
+        have what a running job has heard since: `attempt`, `first`, and `segments` with their times.
         """
         key, root_path = key_name(request), _root_path(request)
         return await event_stream(
@@ -139,7 +139,7 @@ def job_routes(jobs: Jobs, max_bytes: int, max_json_bytes: int, *, has_list: boo
 
     @router.post("/{job_id}/cancel", **_described(JobOut, NoSuchJob))
     async def cancel(request: Request, job_id: str) -> Response:
-        """Ends a job that waits; one that runs stops between two windows. Again, or too late, is no error."""
+        """Ends a job that waits; one that runs stops between two windows. One that has ended stays so."""
         return await answer(request, await jobs.cancel(job_id, key_name(request)))
 
     @router.delete("/{job_id}", status_code=204, responses=described_errors(NoSuchJob))
@@ -150,7 +150,7 @@ def job_routes(jobs: Jobs, max_bytes: int, max_json_bytes: int, *, has_list: boo
 
     @router.post("/{job_id}/webhook/retry", status_code=202, **_described(JobOut, NoSuchJob, WrongState))
     async def retry_webhook(request: Request, job_id: str) -> Response:
-        """Sends the webhook of a job that has ended now, delivered before or not, with the same id."""
+        """Sends the webhook of a job that has ended once more, with the same id."""
         job = await jobs.retry_webhook(job_id, key_name(request))
         if job is None:
             message = "The job has no webhook_url, or has not ended yet: there is no webhook to send."
@@ -208,6 +208,8 @@ def _described_submission() -> dict[str, Any]:
         errors.PayloadTooLarge,
         errors.EncodedBody,
         errors.RateLimited,
+        errors.StoreBusy,
+        SpoolUnavailable,
     )
     again = {200: {"model": JobOut | JobList, "description": "The same request came before."}}
     return {
@@ -227,7 +229,8 @@ def _described_result() -> dict[str, Any]:
 
 
 def _described_events() -> dict[str, Any]:
-    last = {"name": "Last-Event-ID", "in": "header", "schema": {"type": "integer"}}
+    about = "The id of the last event that the client has; only later ones are sent."
+    last = {"name": "Last-Event-ID", "in": "header", "description": about, "schema": {"type": "integer"}}
     stream = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
     ended = {"description": "The client has seen the end already."}
     return {

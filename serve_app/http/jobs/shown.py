@@ -15,7 +15,7 @@ from serve_app.stages.audio import address
 class ProgressOut(TypedDict):
     """How far a running job is."""
 
-    windows_done: int
+    windows_done: Annotated[int, Field(description="Windows of speech whose text and word times are known.")]
     windows_found: int
     all_found: Annotated[bool, Field(description="The whole file has been searched for speech.")]
 
@@ -30,9 +30,9 @@ class JobErrorOut(TypedDict):
 class TryOut(TypedDict):
     """One attempt to deliver a webhook."""
 
-    at: str
+    at: Annotated[str, Field(description="When it was made.")]
     status: Annotated[int | None, Field(description="Of the answer; null where there was none.")]
-    error: str | None
+    error: Annotated[str | None, Field(description="Why it failed; null where it did not.")]
     took_s: float
 
 
@@ -42,8 +42,8 @@ class WebhookOut(TypedDict):
     id: Annotated[str, Field(description="`webhook-id`, the same on every try.")]
     url: Annotated[str, Field(description="Without its query.")]
     status: WebhookStatus
-    next_try_at: str | None
-    tries: list[TryOut]
+    next_try_at: Annotated[str | None, Field(description="While it is pending and the job has ended.")]
+    tries: Annotated[list[TryOut], Field(description="What was tried so far.")]
 
 
 class JobOut(TypedDict):
@@ -52,8 +52,8 @@ class JobOut(TypedDict):
     id: str
     status: Status
     canceling: Annotated[bool, Field(description="It runs and will stop between two windows.")]
-    priority: int
-    audio: Annotated[str | None, Field(description="Its address without the query, or `upload`.")]
+    priority: Annotated[int, Field(description="0 begins before 1 and 2.")]
+    audio: Annotated[str | None, Field(description="Its URL without the query, or `upload`.")]
     created_at: str
     started_at: Annotated[str | None, Field(description="Of the last attempt.")]
     finished_at: str | None
@@ -66,8 +66,8 @@ class JobOut(TypedDict):
         Annotated[int, Field(description="While it waits: about how many begin before it. Not in lists.")]
     ]
     progress: Annotated[ProgressOut | None, Field(description="While it runs.")]
-    error: JobErrorOut | None
-    webhook: WebhookOut | None
+    error: Annotated[JobErrorOut | None, Field(description="Why it, or its last attempt, failed.")]
+    webhook: Annotated[WebhookOut | None, Field(description="If it has one.")]
     result_url: Annotated[str | None, Field(description="Once it has succeeded.")]
 
 

@@ -36,7 +36,7 @@ class JobOptions(Options):
         None, description="The job expires if it has not started after this many seconds."
     )
     max_attempts: Annotated[int, Field(ge=1, le=10)] = Field(
-        3, description="How often it is tried where trying again can help."
+        3, description="How often it is tried, where another try can help."
     )
 
 
@@ -59,8 +59,8 @@ class JobBody(JobOptions, PredictRequest):
     # They are read one by one, each with the fields of the body as its defaults.
     items: Annotated[list[Item], Field(min_length=1, max_length=MAX_ITEMS)] | None = Field(
         None,
-        description=f"Up to {MAX_ITEMS} jobs in one request. The other fields of the body are the defaults "
-        "for all of them.",
+        description=f"Up to {MAX_ITEMS} jobs: objects with `audio_file` and any of the fields here but "
+        "`audio_b64` and `items`. The other fields of the body are the defaults for all of them.",
     )
 
     def _check_source(self) -> None:

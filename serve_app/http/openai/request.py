@@ -37,14 +37,14 @@ class Fields(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str = Field(description="The configured model's name, or `whisper-1`.")
-    response_format: OpenAIFormat = Field("json", description="What the answer looks like.")
+    response_format: OpenAIFormat = Field("json", description="`diarized_json` has speakers.")
     prompt: str = Field("", description="Same as `initial_prompt`; only the end of a long one is read.")
     stream: bool = Field(False, description="Server-sent events; for json, text and diarized_json.")
     timestamp_granularities: tuple[Literal["word", "segment"], ...] = Field(
         ("segment",), description="With verbose_json: `segment`, `word`, or both."
     )
     chunking_strategy: str = Field("auto", description="`auto`, or `server_vad` without parameters.")
-    include: tuple[str, ...] = Field((), description="Must be empty.")
+    include: tuple[str, ...] = Field((), description="Must be empty: `logprobs` are not available.")
     keywords: tuple[str, ...] = Field((), description="Same as `hotwords`.")
 
     @model_validator(mode="after")

@@ -36,11 +36,11 @@ class SegmentItem(TypedDict):
     end: float
     text: str
     tokens: Annotated[list[int], Field(description="Always empty; OpenAI's client requires the list.")]
-    temperature: float
+    temperature: Annotated[float, Field(description="At which the text was decoded.")]
     avg_logprob: float
     compression_ratio: float
     no_speech_prob: float
-    speaker: NotRequired[str]  # not OpenAI's
+    speaker: NotRequired[Annotated[str, Field(description="Where speakers were asked for. Not OpenAI's.")]]
 
 
 class DiarizedSegment(TypedDict):
@@ -58,11 +58,17 @@ class Transcription(TypedDict):
     """In `json`, text and usage alone; in `verbose_json`, words or segments or both, as asked for."""
 
     text: str
-    usage: Annotated[dict[str, str | float], Field(examples=[{"type": "duration", "seconds": 4.2}])]
-    warnings: NotRequired[list[StageWarning]]  # not OpenAI's
+    usage: Annotated[
+        dict[str, str | float],
+        Field(
+            description="`type`, which is `duration`, and `seconds`.",
+            examples=[{"type": "duration", "seconds": 4.2}],
+        ),
+    ]
+    warnings: NotRequired[Annotated[list[StageWarning], Field(description="If any. Not OpenAI's.")]]
     task: NotRequired[Task]
     language: NotRequired[Annotated[str, Field(description="English name; `english` for translations.")]]
-    duration: NotRequired[float]
+    duration: NotRequired[Annotated[float, Field(description="Seconds of audio.")]]
     words: NotRequired[list[WordItem]]
     segments: NotRequired[list[SegmentItem] | list[DiarizedSegment]]
 

@@ -4,10 +4,12 @@ import asyncio
 from contextlib import AsyncExitStack, aclosing
 from functools import partial
 from time import monotonic
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
+from pydantic import Field
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from serve_app.errors import InvalidRequest, ModelNotFound
 from serve_app.formats.table import FORMATS
@@ -23,18 +25,42 @@ from serve_app.http.openai.request import (
 )
 from serve_app.http.openai.response import Transcription, answer, text_pieces
 from serve_app.http.openai.stream import EventStream, events
-from serve_app.http.responses import ERRORS_AT_ONCE, described_answers, text_response
+from serve_app.http.responses import (
+    ERRORS_AT_ONCE,
+    OTHER_ERRORS,
+    described_answers,
+    described_errors,
+    text_response,
+)
 from serve_app.http.uploads import received
 from serve_app.options import Options
 from serve_app.request.progress import Report, Transcribe, followed
 from serve_app.transcript import Segment, Task, Transcript
 
 
+class ModelOut(TypedDict):
+    """A model, as OpenAI shows one."""
+
+    id: str
+    object: Literal["model"]
+    created: Annotated[int, Field(description="Always 0: it is not known.")]
+    owned_by: str
+
+
+class ModelList(TypedDict):
+    """The models."""
+
+    object: Literal["list"]
+    data: list[ModelOut]
+
+
 def openai_routes(transcribe: Transcribe, model: str, max_bytes: int) -> APIRouter:
     """The routes. A request can name the model `model` or `whisper-1`."""
-    about = {"object": "model", "created": 0, "owned_by": "whisperx-serve"}  # 0: not known
-    models = {name: {"id": name, **about} for name in (model, ALIAS)}
-    router = APIRouter(prefix="/v1", tags=["OpenAI"])
+    models: dict[str, ModelOut] = {
+        name: {"id": name, "object": "model", "created": 0, "owned_by": "whisperx-serve"}
+        for name in (model, ALIAS)
+    }
+    router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=OTHER_ERRORS)
 
     async def answer_to(request: Request, task: Task) -> Response:
         started_s = monotonic()
@@ -62,22 +88,22 @@ def openai_routes(transcribe: Transcribe, model: str, max_bytes: int) -> APIRout
 
     @router.post("/audio/transcriptions", **_described("transcribe"))
     async def transcriptions(request: Request) -> Response:
-        """OpenAI's transcription of an uploaded file."""
+        """Transcribes an uploaded file."""
         return await answer_to(request, "transcribe")
 
     @router.post("/audio/translations", **_described("translate"))
     async def translations(request: Request) -> Response:
-        """OpenAI's translation of an uploaded file into English."""
+        """Transcribes an uploaded file into English."""
         return await answer_to(request, "translate")
 
     @router.get("/models")
-    async def list_models() -> dict[str, Any]:
-        """The names that `model` can be."""
+    async def list_models() -> ModelList:
+        """Lists the names that `model` can have: the configured one and `whisper-1`."""
         return {"object": "list", "data": list(models.values())}
 
-    @router.get("/models/{name:path}")
-    async def retrieve_model(name: str) -> dict[str, Any]:
-        """One model, if `model` can have this name."""
+    @router.get("/models/{name:path}", responses=described_errors(ModelNotFound))
+    async def retrieve_model(name: str) -> ModelOut:
+        """One of these models."""
         if name not in models:
             raise unknown_model(name, models)
         return models[name]

@@ -259,3 +259,19 @@ def test_a_transcript_is_its_keys_alone(tmp_path: Path) -> None:
         assert (await service.ask("GET", path, headers=ANN)).json()["status"] == "queued"
 
     using(tmp_path, story, with_keys=True)
+
+
+def test_the_documentation_names_each_field(tmp_path: Path) -> None:
+    """Of the transcript, its utterances and its words."""
+
+    async def story(service: Service) -> None:
+        told = await shown(service, await completed(service, speaker_labels=True))
+        schemas = (await service.get("/openapi.json")).json()["components"]["schemas"]
+        for name, sent in (
+            ("AssemblyTranscript", told),
+            ("AssemblyUtterance", told["utterances"][0]),
+            ("AssemblyWord", told["words"][0]),
+        ):
+            assert set(schemas[name]["properties"]) == set(sent)
+
+    using(tmp_path, story)
