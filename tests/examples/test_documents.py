@@ -93,7 +93,7 @@ BLOCKS = [block for block in FENCED if block.kind not in PICTURES]
 RUN_HERE = [block for block in BLOCKS if not any(map(block.is_elsewhere, ELSEWHERE))]
 
 
-def blocks_of(*kinds: str) -> Any:
+def blocks_of(*kinds: str) -> pytest.MarkDecorator:
     """A parameter of a test: the blocks of these kinds that are not listed."""
     chosen = [block for block in RUN_HERE if block.kind in kinds]
     ids = [f"{block.document}: {block.text.splitlines()[0][:60]}" for block in chosen]
