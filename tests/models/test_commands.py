@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -60,7 +61,8 @@ def demo_config(folder: Path, **args: object) -> Path:
     """The demo's config file on a port of its own."""
     raw = yaml.safe_load((PROJECT / "serve_config.demo.yaml").read_text())
     raw["http_options"]["port"] = PORT
-    raw["applications"][0]["args"].update(args)
+    jobs = {"state_dir": str(folder / "state")}  # not the developer's
+    raw["applications"][0]["args"].update(jobs=jobs, **args)
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(raw))
     return path
@@ -75,11 +77,13 @@ def argument(mark: str, name: str) -> str:
     raise AssertionError("no Ray runs")
 
 
-def second_process(mark: str, files: Files, folder: Path) -> str:
-    """What README.md's Python prints in a process of its own, with a short file in both of its places."""
-    (code,) = re.findall("```python\n(import ray\n.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL)
+def second_process(document: str, mark: str, files: Files, folder: Path) -> str:
+    """What a document's Python with handles prints in a process of its own, with a short file for all."""
+    blocks = re.findall("^```python\n(.*?)^```", (PROJECT / document).read_text(), re.DOTALL | re.MULTILINE)
+    code = "".join(block for block in blocks if "handle." in block)
     talk = folder / "talk.wav"
     ffmpeg("-i", str(demo_sample()), "-ss", "6", "-t", "12", str(talk))
+    shutil.copy(talk, folder / "talk.mp3")
     done = subprocess.run(
         [
             sys.executable,
@@ -239,13 +243,15 @@ def test_stopping_answers_what_runs_and_leaves_no_process(
 ) -> None:
     """A running request gets its answer, a new one a 503, and no process or file is left.
 
-    Before, a handle in another process works as README.md has it. The two replicas that read what strangers
-    send have no Hugging Face token, and the folder to which Ray spills audio is closed to other users.
+    Before, a handle in another process works as README.md and docs/api.md say. The two replicas that read
+    what strangers send have no Hugging Face token, and the folder to which Ray spills audio is closed to
+    other users.
     """
     process, mark = server
-    *reports, answer = second_process(mark, files, tmp_path).splitlines()
-    assert "New Jersey" in answer
-    assert all(report.startswith("[") for report in [*reports, answer])
+    for document in ("README.md", "docs/api.md"):
+        *reports, answer = second_process(document, mark, files, tmp_path).splitlines()
+        assert "New Jersey" in answer
+        assert all(report.startswith("[") for report in [*reports, answer])
     url = files.url("/inflight.wav", demo_sample().read_bytes())
     answers: list[httpx.Response] = []
 
