@@ -61,7 +61,7 @@ def test_an_address_is_sent_with_options(serve: Serve, open_page: OpenPage) -> N
     }
     expect(page.locator("#running-title")).to_have_text("one.mp3")
     site.graph.may_end.set()
-    expect(page.locator("#no-audio-why")).to_contain_text("does not have the audio")
+    expect(page.locator("#no-audio-why")).to_contain_text("is not in this browser")
 
 
 @pytest.mark.parametrize(
