@@ -1,6 +1,6 @@
 """The page /docs in a real browser: "Try it out" works as it stands, and asks for the defaults."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -17,11 +17,11 @@ FORM, JSON = "multipart/form-data", "application/json"
 
 
 @pytest.fixture
-def site(serve: Serve) -> Iterator[Site]:
+def site(serve: Serve) -> Site:
     """The service, whose transcriptions end at once."""
     site = serve()
     site.graph.may_end.set()
-    yield site
+    return site
 
 
 def tried(open_page: OpenPage, site: Site, path: str) -> Locator:

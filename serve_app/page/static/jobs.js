@@ -113,8 +113,8 @@ function item(job, isDoomed) {
     make("span", { class: "name", title: job.audio ?? "" }, name),
     make("span", { class: `state ${job.status}` }, state),
     make("span", { class: "note" }, new Date(job.created_at).toLocaleString(locale(), { dateStyle: "short", timeStyle: "short" })),
-    ...(job.status === "failed" ? [make("span", { class: "why" }, explain(job.error ?? {}))] : []),
     make("span", { class: "row" }, ...actions.map(button)),
+    ...(job.status === "failed" ? [make("span", { class: "why" }, explain(job.error ?? {}))] : []),
   );
 }
 

@@ -182,13 +182,16 @@ async function watch(job, name) {
     await follow(
       job.id,
       (event, data) => {
-        if (event === "segments") running.add(data);
-        else running.show((last = data));
+        if (event === "segments") {
+          running.add(data);
+          return;
+        }
+        if (data.status !== last.status) jobs.refresh();
+        running.show((last = data));
       },
       ending.signal,
     );
     running.end();
-    jobs.refresh();
     if (last.status === "succeeded") {
       byId("spoken").textContent = t("said_done", { name });
       await open(last);
