@@ -57,7 +57,7 @@ def test_everybody_can_use_it(
         assert page.evaluate("document.documentElement.scrollWidth") == width
 
     expect(page.locator("#key")).to_be_visible()
-    for summary in page.locator("summary").all():
+    for summary in page.locator("#new summary").all():
         summary.click()
     page.locator("#key-field").fill("wx_wrong")
     page.keyboard.press("Enter")
@@ -72,6 +72,7 @@ def test_everybody_can_use_it(
     site.graph.may_end.set()
     expect(page.locator("#segments > li")).to_have_count(5)
     page.locator("#segments .word").nth(9).click()
+    page.locator("#subtitles summary").click()
     page.locator("#segments .edit").last.click()
     check()
 

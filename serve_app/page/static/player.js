@@ -86,6 +86,7 @@ export class Player {
   seek(timeS) {
     const bounded = Math.min(Math.max(0, timeS), this.durationS);
     if (this.hasAudio) this.audio.currentTime = bounded;
+    else this.wave?.setTime(bounded);
     this.#showTime(bounded);
   }
 
@@ -155,6 +156,7 @@ export class Player {
         dragToSeek: true,
         cspNonce: document.querySelector("script[nonce]").nonce,
       });
+      this.wave.on("interaction", (timeS) => this.hasAudio || this.#showTime(timeS));
       for (const name of ["scroll", "redraw", "zoom"]) this.wave.on(name, () => this.draw());
     }
     this.draw();
