@@ -21,7 +21,7 @@ from serve_app.formats.table import FORMATS
 from serve_app.http.forms import described_body, form_options
 from serve_app.http.jobs.assemblyai import assemblyai_routes
 from serve_app.http.jobs.baseten import baseten_routes
-from serve_app.http.jobs.peaks import peaks_routes
+from serve_app.http.jobs.result import peaks_routes
 from serve_app.http.jobs.routes import job_routes, routes_without_jobs
 from serve_app.http.jobs.submission import JobBody
 from serve_app.http.middleware import Gate, RequestId

@@ -53,6 +53,9 @@ def test_a_recording_becomes_a_transcript(serve: Serve, open_page: OpenPage, rec
     expect(page.locator("#running-title")).to_have_text("sample.wav")
     expect(page.locator("#stages li", has_text="Writing text").locator(".detail")).to_have_text("1 of 4")
     expect(page.locator("#stages li", has_text="Upload")).to_have_class("done")
+    expect(page.locator("#live p")).to_have_text(
+        ["0:01 Hello, this is Diane in New Jersey.", re.compile("^0:05 And I'm Sheila")]
+    )
     site.graph.may_end.set()
     expect(page.locator("#transcript-title")).to_have_text("sample.wav")
     expect(page.locator("#running")).to_be_hidden()
