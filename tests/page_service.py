@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import socket
 import threading
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -44,6 +45,9 @@ def said(start_s: float, text: str, speaker: str | None, word_s: float = 0.4) ->
     return Segment(start_s, end_s, text, words, speaker)
 
 
+# A waveform of 30 s that is silent, but for the last one of each six seconds.
+PEAKS = b64encode(bytes(100 if number // 20 % 6 == 5 else 2 for number in range(20 * 30))).decode()
+
 TALK = Transcript(
     segments=(
         said(1.0, "Hello, this is Diane in New Jersey.", "SPEAKER_00"),
@@ -63,6 +67,7 @@ TALK = Transcript(
     ),
     warnings=(StageWarning("asr", "fallback_temperature", "Some windows were decoded again."),),
     timings={"total": 2.0},
+    peaks=PEAKS,
 )
 
 

@@ -23,8 +23,8 @@ from serve_app.errors import InvalidRequest, Unauthorized
 from serve_app.formats.table import FORMATS
 from serve_app.http.forms import described_body, form_options
 from serve_app.http.jobs.assemblyai import assemblyai_routes
-from serve_app.http.jobs.audio import audio_routes
 from serve_app.http.jobs.baseten import baseten_routes
+from serve_app.http.jobs.result import peaks_routes
 from serve_app.http.jobs.routes import job_routes, routes_without_jobs
 from serve_app.http.jobs.submission import JobBody
 from serve_app.http.middleware import Gate, RequestId
@@ -163,7 +163,7 @@ def create_app(
         has_list = bool(access.keys) or not access.public_without_keys
         routes = job_routes(jobs, max_bytes, max_json_bytes, has_list=has_list)
         app.include_router(routes, dependencies=checked, responses=refused)
-        for routes in (audio_routes(jobs), baseten_routes(jobs), assemblyai_routes(jobs)):
+        for routes in (peaks_routes(jobs), baseten_routes(jobs), assemblyai_routes(jobs)):
             app.include_router(routes, dependencies=reached, responses=refused)
 
     @app.get("/healthz", tags=["Health"])

@@ -189,10 +189,11 @@ def described_body(
 
 
 def _with_example(field: dict[str, Any]) -> dict[str, Any]:
-    """The field with an empty example, if that is its default: else Swagger UI sends "string", 1 or true."""
+    """The field with an empty example, unless it is a choice: else Swagger UI sends "string", 1 or true."""
     if field.get("type") == "array":
         return {**field, "examples": [[]]}
-    return {**field, "examples": [""]} if field.get("default") in (None, "") else field
+    is_empty = field.get("default") in (None, "") or field.get("type") in ("integer", "number")
+    return {**field, "examples": [""]} if is_empty else field
 
 
 def too_much_text() -> PayloadTooLarge:

@@ -57,7 +57,7 @@ def test_everybody_can_use_it(
         assert page.evaluate("document.documentElement.scrollWidth") == width
 
     expect(page.locator("#key")).to_be_visible()
-    for summary in page.locator("summary").all():
+    for summary in page.locator("#new summary").all():
         summary.click()
     page.locator("#key-field").fill("wx_wrong")
     page.keyboard.press("Enter")
@@ -72,6 +72,7 @@ def test_everybody_can_use_it(
     site.graph.may_end.set()
     expect(page.locator("#segments > li")).to_have_count(5)
     page.locator("#segments .word").nth(9).click()
+    page.locator("#subtitles summary").click()
     page.locator("#segments .edit").last.click()
     check()
 
@@ -171,7 +172,9 @@ def test_three_hours_do_not_freeze_it(
         page, "document.getElementById('clock').textContent === '2:30:00 / 3:00:00'"
     )
     page.locator("#speakers input").first.fill("Ann")
-    longest["rename"] = longest_task(page, "document.querySelector('.speaker').textContent === 'Ann'")
+    longest["rename"] = longest_task(
+        page, "document.querySelector('.speaker').selectedOptions[0].textContent === 'Ann'"
+    )
     page.evaluate("scrollTo(0, document.body.scrollHeight)")
     longest["scroll"] = longest_task(page, "scrollY > 10000")
     figure(f"page: 3 h, {count} segments; longest task in ms: {longest}")

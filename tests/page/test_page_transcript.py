@@ -4,11 +4,12 @@ import json
 import re
 from base64 import b64encode
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import httpx
-from page_service import KEY, TALK, Site
+import pytest
+import srt
+from page_service import TALK, Site
 from playwright.sync_api import Locator, Page, expect
 
 OpenPage = Callable[..., Page]
@@ -17,7 +18,16 @@ Serve = Callable[..., Site]
 
 def drop(page: Page, path: Path) -> None:
     """Drops a file on the page, as from a file manager."""
-    page.set_input_files("#files", path)
+    file = page.evaluate_handle(
+        """([name, base64]) => {
+          const dropped = new DataTransfer();
+          const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
+          dropped.items.add(new File([bytes], name, { type: "audio/wav" }));
+          return dropped;
+        }""",
+        [path.name, b64encode(path.read_bytes()).decode()],
+    )
+    page.dispatch_event("#drop", "drop", {"dataTransfer": file})
 
 
 def transcribed(page: Page, site: Site, path: Path) -> None:
@@ -43,12 +53,16 @@ def test_a_recording_becomes_a_transcript(serve: Serve, open_page: OpenPage, rec
     expect(page.locator("#running-title")).to_have_text("sample.wav")
     expect(page.locator("#stages li", has_text="Writing text").locator(".detail")).to_have_text("1 of 4")
     expect(page.locator("#stages li", has_text="Upload")).to_have_class("done")
+    expect(page.locator("#live p")).to_have_text(
+        ["0:01 Hello, this is Diane in New Jersey.", re.compile("^0:05 And I'm Sheila")]
+    )
     site.graph.may_end.set()
     expect(page.locator("#transcript-title")).to_have_text("sample.wav")
     expect(page.locator("#running")).to_be_hidden()
     expect(page.locator("#segments .text")).to_have_text([segment.text for segment in TALK.segments])
     speakers = page.locator("#segments .speaker")
-    expect(speakers).to_have_text(["SPEAKER_00", "SPEAKER_01", "SPEAKER_00", "SPEAKER_01"])
+    labels = speakers.locator("option:checked")
+    expect(labels).to_have_text(["SPEAKER_00", "SPEAKER_01", "SPEAKER_00", "SPEAKER_01"])
     colours = {speakers.nth(n).evaluate("e => getComputedStyle(e).color") for n in range(4)}
     assert len(colours) == 2
     assert site.graph.heard[0][0] == recording.read_bytes()
@@ -76,14 +90,60 @@ def test_a_speaker_is_renamed_once(serve: Serve, open_page: OpenPage, recording:
     transcribed(page, site, recording)
     page.get_by_label("Name of SPEAKER_00").fill("Diane <D>")
     names = ["Diane <D>", "SPEAKER_01", "Diane <D>", "SPEAKER_01"]
-    expect(page.locator("#segments .speaker")).to_have_text(names)
+    expect(page.locator("#segments .speaker option:checked")).to_have_text(names)
     for name in ("srt", "vtt", "text", "json", "words", "tsv", "rttm"):
         spoken = "Diane_<D>" if name == "rttm" else "Diane &lt;D&gt;" if name == "vtt" else "Diane <D>"
         expected = in_format(site, name).replace("SPEAKER_00", spoken)
         assert same(downloaded(page, name), expected), name
     page.reload()
     page.get_by_role("button", name="Open: sample.wav").click()
-    expect(page.locator("#segments .speaker")).to_have_text(names)
+    expect(page.locator("#segments .speaker option:checked")).to_have_text(names)
+
+
+def test_a_segment_is_given_to_another_speaker(serve: Serve, open_page: OpenPage, recording: Path) -> None:
+    """To one there is or a new one, by keyboard too; all downloads follow, and the page remembers."""
+    site = serve()
+    page = open_page(site)
+    transcribed(page, site, recording)
+    # The fourth segment is the third's speaker again: its label comes with its pencil.
+    fourth = page.locator("#segments > li").nth(3)
+    fourth.get_by_role("button", name="Edit").click()
+    page.keyboard.press("Escape")
+    fourth.get_by_role("combobox", name="Speaker from 0:14").focus()
+    fourth.get_by_role("combobox").select_option("New speaker")
+    expect(fourth.get_by_role("combobox")).to_be_focused()
+    labels = page.locator("#segments .speaker option:checked")
+    expect(labels).to_have_text(["SPEAKER_00", "SPEAKER_01", "SPEAKER_00", "SPEAKER_02", "SPEAKER_01"])
+    page.get_by_role("combobox", name="Speaker from 0:05").focus()
+    page.keyboard.press("ArrowUp")
+    expect(labels).to_have_text(["SPEAKER_00", "SPEAKER_00", "SPEAKER_02", "SPEAKER_01"])
+    page.get_by_label("Name of SPEAKER_02").fill("Sheila")
+    ids = {"A": "SPEAKER_00", "B": "SPEAKER_01", "C": "Sheila"}
+    spoken = [ids[name] for name in "AAACB"]
+    assert re.findall(r"\[(.*?)\]: ", downloaded(page, "srt")) == spoken
+    assert re.findall(r"<v (.*?)>", downloaded(page, "vtt")) == spoken
+    assert re.findall(r"^\[(.*?)\]: ", downloaded(page, "text"), re.MULTILINE) == spoken
+    segments = json.loads(downloaded(page, "json"))["model_output"]
+    assert [segment["speaker"] for segment in segments] == spoken
+    assert {word["speaker"] for word in segments[3]["words"]} == {"Sheila"}
+    words = json.loads(downloaded(page, "words"))["words"]
+    assert [word["speaker"] for word in words if word["word"] in ("Diane", "Sheila", "mostly.")] == [
+        "SPEAKER_00",
+        "SPEAKER_00",
+        "Sheila",
+    ]
+    rttm = [line.split() for line in downloaded(page, "rttm").splitlines()]
+    assert [(fields[3], fields[4], fields[7]) for fields in rttm] == [
+        ("1.000", "3.000", "SPEAKER_00"),
+        ("5.500", "3.160", "SPEAKER_00"),
+        ("8.660", "0.340", "SPEAKER_01"),  # what the turn has besides the segment
+        ("10.000", "4.200", "SPEAKER_00"),
+        ("14.200", "4.360", "Sheila"),
+        ("20.000", "3.000", "SPEAKER_01"),
+    ]
+    page.reload()
+    page.get_by_role("button", name="Open: sample.wav").click()
+    expect(labels).to_have_text(["SPEAKER_00", "Sheila", "SPEAKER_01"])
 
 
 def test_text_is_edited_in_place(serve: Serve, open_page: OpenPage, recording: Path) -> None:
@@ -107,6 +167,36 @@ def test_text_is_edited_in_place(serve: Serve, open_page: OpenPage, recording: P
     page.keyboard.type("no, not this")
     page.keyboard.press("Escape")
     expect(second.locator(".text")).to_have_text("I am Sheila in Dallas, Texas, originally from Chicago.")
+
+
+def test_subtitles_are_laid_out(serve: Serve, open_page: OpenPage, recording: Path) -> None:
+    """By the server, with the user's names; an edited text has lines of the same width and as many."""
+    site = serve()
+    page = open_page(site)
+    transcribed(page, site, recording)
+    page.get_by_text("Layout of subtitles").click()
+    page.get_by_label("Characters in a line").fill("20")
+    page.get_by_label("Lines at a time").fill("2")
+    chosen = {"max_line_width": "20", "max_line_count": "2"}
+    for name in ("srt", "vtt"):
+        assert downloaded(page, name) == in_format(site, name, **chosen)
+    page.get_by_label("Underline the word").check()
+    highlighted = in_format(site, "srt", **chosen, highlight_words="true")
+    assert "<u>Diane</u>" in highlighted
+    assert downloaded(page, "srt") == highlighted
+    page.get_by_label("Name of SPEAKER_00").fill("Diane")
+    assert downloaded(page, "srt") == highlighted.replace("SPEAKER_00", "Diane")
+    page.get_by_label("Underline the word").uncheck()
+    page.locator("#segments .edit").last.click()
+    page.keyboard.press("Control+A")
+    page.keyboard.type("Well, there is really not so much of a difference.")
+    page.keyboard.press("Enter")
+    edited = [cue.content.split("\n") for cue in srt.parse(downloaded(page, "srt"))]
+    assert edited[-2:] == [
+        ["[SPEAKER_01]: Well, there is", "really not so much"],
+        ["[SPEAKER_01]: of a difference."],
+    ]
+    assert all(len(line.partition("]: ")[2] or line) <= 20 for cue in edited for line in cue)
 
 
 def test_downloads_are_the_servers(serve: Serve, open_page: OpenPage, recording: Path) -> None:
@@ -166,40 +256,90 @@ def test_uncertain_words_are_shaded(serve: Serve, open_page: OpenPage, recording
 
 
 def test_a_job_of_another_day_is_heard(serve: Serve, open_page: OpenPage, recording: Path) -> None:
-    """The server still has the upload, also for a browser that has never seen it."""
-    site = serve(with_key=True)
-    page = open_page(site)
-    page.get_by_label("This server asks for an API key").fill(KEY)
-    page.keyboard.press("Enter")
+    """This browser has kept its audio, which the server has erased."""
+    site = serve()
+    page = open_page(site, bypass_csp=True)
     transcribed(page, site, recording)
+    wait_for_kept(page, 1)
     page.reload()
     page.get_by_role("button", name="Open: sample.wav").click()
     expect(page.locator("#play")).to_be_enabled()
     expect(page.locator("#no-audio")).to_be_hidden()
-    page.locator("#segments .word").nth(9).click()
+    word(page, "Texas,").click()
+    expect(page.locator("#play .word")).to_have_text("Pause")
+    begun_s = TALK.segments[1].words[4].start_s
+    assert begun_s is not None
+    assert abs(audio_s(page) - begun_s) < 0.5
+
+
+@pytest.mark.parametrize("why", ["other browser", "no storage", "full"])
+def test_audio_that_is_not_here_can_be_chosen(
+    why: str, serve: Serve, open_page: OpenPage, recording: Path
+) -> None:
+    """The page says that it is not in this browser; the waveform is there before and after the choice."""
+    site = serve()
+    page = open_page(site, bypass_csp=True)
+    if why != "other browser":
+        broken = {
+            "no storage": "delete globalThis.caches; delete Window.prototype.caches",
+            "full": "Cache.prototype.put = async () => { throw new DOMException('', 'QuotaExceededError') }",
+        }
+        page.add_init_script(broken[why])
+        page.reload()
+    transcribed(page, site, recording)
+    if why == "other browser":
+        page = open_page(site, bypass_csp=True)
+    else:
+        page.reload()
+    page.get_by_role("button", name=re.compile("^Open: ")).click()
+    expect(page.locator("#no-audio-why")).to_contain_text("is not in this browser")
+    expect(page.locator("#play")).to_be_disabled()
+    assert_drawn(page)
+    page.locator("#wave").click()  # in the middle
+    expect(page.locator("#clock")).to_have_text("0:15 / 0:30")
+    expect(page.locator("#segments > li.playing")).to_contain_text("New Jersey now")
+    page.set_input_files("#attach", recording)
+    expect(page.locator("#no-audio")).to_be_hidden()
+    assert_drawn(page)
+    word(page, "Texas,").click()
     expect(page.locator("#play .word")).to_have_text("Pause")
 
 
-def test_the_peaks_of_a_long_file_are_the_servers(serve: Serve, open_page: OpenPage, recording: Path) -> None:
-    """A file of more than ten minutes is not decoded in the browser."""
+def test_audio_is_kept_as_long_as_its_job(serve: Serve, open_page: OpenPage, recording: Path) -> None:
+    """Deleting a job deletes its audio here; that of a job erased elsewhere goes at the next visit."""
     site = serve()
-    peaks = bytes(100 if number % 200 == 0 else 10 for number in range(20 * 1200))
-    site.graph.transcript = replace(TALK, duration_s=1200.0, peaks=b64encode(peaks).decode())
-    page = open_page(site)
-    with page.expect_response("**/peaks") as answer:
+    page = open_page(site, bypass_csp=True)  # `wait_for_function` brings a script
+    for count in (1, 2):
         transcribed(page, site, recording)
-    assert answer.value.json()["per_second"] == 20
-    expect(page.locator("#wave")).to_have_js_property("offsetHeight", 51)
+        wait_for_kept(page, count)
+    page.get_by_role("button", name="Delete: sample.wav").first.click()
+    page.get_by_role("button", name="Really delete?: sample.wav").click()
+    wait_for_kept(page, 1)
+    (job,) = httpx.get(f"{site.url}v1/jobs").json()["jobs"]
+    assert page.evaluate(KEPT) == [site.url + job["id"]]
+    page.reload()
+    expect(page.locator("#jobs .state")).to_have_count(1)
+    assert len(page.evaluate(KEPT)) == 1
+    httpx.delete(f"{site.url}v1/jobs/{job['id']}").raise_for_status()
+    page.reload()
+    wait_for_kept(page, 0)
+
+
+# The addresses of all audio that the browser keeps.
+KEPT = "async () => (await (await caches.open('audio')).keys()).map((key) => key.url)"
+
+
+def wait_for_kept(page: Page, count: int) -> None:
+    """Waits until the browser keeps the audio of so many jobs. The page must not have its policy."""
+    page.wait_for_function(f"async () => (await ({KEPT})()).length === {count}")
 
 
 def test_the_waveform_is_drawn(serve: Serve, open_page: OpenPage, recording: Path) -> None:
     """It has the loud and quiet parts of the recording, zooms, and has a lane for each speaker below it."""
     site = serve()
-    page = open_page(site)
+    page = open_page(site, bypass_csp=True)
     transcribed(page, site, recording)
-    expect(page.locator("#wave")).to_have_js_property("offsetHeight", 51)  # a flat line, before, is lower
-    quiet, loud = page.locator("#wave canvas").first.evaluate(INK, [2 / 30, 8 / 30])
-    assert quiet < loud / 5
+    assert_drawn(page)
     width = "document.querySelector('#wave > div').shadowRoot.querySelector('.wrapper').scrollWidth"
     whole = page.evaluate(width)
     page.locator("#zoom").fill("60")
@@ -209,11 +349,21 @@ def test_the_waveform_is_drawn(serve: Serve, open_page: OpenPage, recording: Pat
     )
 
 
-# How many of the pixels at these places, from 0 to 1, are not transparent.
-INK = """(canvas, places) => places.map((place) => {
-  const column = canvas.getContext("2d").getImageData(canvas.width * place - 2, 0, 5, canvas.height).data;
-  return column.filter((value, at) => at % 4 === 3 && value > 0).length;
-})"""
+def assert_drawn(page: Page) -> None:
+    """The waveform is quiet and loud where PEAKS is. The page must not have its policy."""
+    expect(page.locator("#wave canvas").first).to_be_visible()
+    page.wait_for_function(IS_DRAWN, arg=page.locator("#wave canvas").first.element_handle())
+
+
+# How many pixels are not transparent in two columns of the waveform of PEAKS, at 2.5 and at 11.5 of 30 s.
+IS_DRAWN = """(canvas) => {
+  const ink = (seconds) => {
+    const x = (canvas.width * seconds) / 30;
+    const { data } = canvas.getContext("2d").getImageData(x - 2, 0, 5, canvas.height);
+    return data.filter((value, at) => at % 4 === 3 && value > 0).length;
+  };
+  return ink(2.5) < ink(11.5) / 5;
+}"""
 
 
 def downloaded(page: Page, name: str) -> str:
@@ -223,11 +373,11 @@ def downloaded(page: Page, name: str) -> str:
     return download.value.path().read_text()
 
 
-def in_format(site: Site, name: str) -> str:
+def in_format(site: Site, name: str, **layout: str) -> str:
     """What the API gives of the newest job."""
     job = httpx.get(f"{site.url}v1/jobs").json()["jobs"][0]["id"]
     words = {"word_timestamps": "true"} if name == "json" else {}
-    result = httpx.get(f"{site.url}v1/jobs/{job}/result", params={"response_format": name, **words})
+    result = httpx.get(f"{site.url}v1/jobs/{job}/result", params={"response_format": name, **words, **layout})
     assert result.status_code == 200
     return result.text
 

@@ -1,15 +1,22 @@
-"""A job's transcript in any format: which options may be chosen late, and when there is nothing to show."""
+"""What there is of a job's transcript besides its JSON: other formats, and the peaks of the waveform.
 
-from typing import Any
+Which options may be chosen late, and when there is nothing to show.
+"""
 
-from starlette.requests import Request
+from typing import Annotated, Any
 
-from serve_app.errors import InvalidRequest, TranscriptionError
+from fastapi import APIRouter, Request
+from pydantic import Field
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
+
+from serve_app.errors import InvalidRequest, StoreBusy, TranscriptionError
 from serve_app.http.forms import collect_fields
+from serve_app.http.responses import OTHER_ERRORS, described_errors
 from serve_app.jobs.payloads import ENDS
 from serve_app.jobs.records import Job
+from serve_app.jobs.service import Jobs, NoSuchJob
 from serve_app.options import LINE_OPTIONS, Options, conflict, parse_options
-from serve_app.transcript import Transcript
+from serve_app.transcript import PEAKS_PER_S, Transcript
 
 RENDERING = ("response_format", "word_timestamps", *LINE_OPTIONS)
 
@@ -53,3 +60,27 @@ def check_shows(transcript: Transcript, options: Options) -> None:
             "the speakers of this transcript are not known; choose another format, or submit the audio again "
             "with diarize=true",
         )
+
+
+class PeaksOut(TypedDict):
+    """The waveform of a job's audio."""
+
+    per_second: Annotated[int, Field(description="How many there are for a second of audio.")]
+    peaks: Annotated[str, Field(description="Base64 of a byte for each: the loudest sample, in 128ths.")]
+
+
+def peaks_routes(jobs: Jobs) -> APIRouter:
+    """The route of the peaks of these jobs."""
+    known = described_errors(StoreBusy) | OTHER_ERRORS
+    router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["Jobs"], responses=known)
+
+    @router.get("/peaks", response_model=PeaksOut, responses=described_errors(NoSuchJob, WrongState))
+    async def get_peaks(request: Request, job_id: str) -> PeaksOut:
+        """The peaks of the waveform, for drawing it without the audio. Empty for jobs of older versions."""
+        key = request.scope["api_key_name"]
+        transcript = await jobs.transcript(job_id, key)
+        if transcript is None:
+            raise no_transcript(await jobs.get(job_id, key))
+        return {"per_second": PEAKS_PER_S, "peaks": transcript.peaks}
+
+    return router

@@ -1,20 +1,23 @@
-/** A transcript as the user sees it: the server's, with the user's names and texts. */
+/** A transcript as the user sees it: the server's, with the user's names, texts and speakers. */
 import { keep, kept } from "./elements.js";
 import { retimed } from "./retime.js";
 
 export class Transcript {
-  /** `answer` is the JSON of `/predict`; names and texts are kept under the job's id, if there is one. */
-  constructor(answer, { jobId = null, name = "" } = {}) {
+  /** `answer` is the JSON of `/predict`; changes are kept under the job's id, if there is one. */
+  constructor(answer, { jobId = null, name = "", isTranslation = false } = {}) {
     this.answer = answer;
     this.jobId = jobId;
     this.name = name;
+    this.isTranslation = isTranslation;
     this.language = answer.language;
     this.durationS = answer.duration;
     const changes = jobId ? kept(`changes.${jobId}`, {}) : {};
     this.names = changes.names ?? {};
     this.texts = changes.texts ?? {};
+    this.moved = changes.moved ?? {}; // the speakers of segments that were given to another one
     this.segments = answer.model_output.map((segment, index) => this.#segment(segment, index));
-    this.speakers = [...new Set(answer.model_output.map((segment) => segment.speaker).filter(Boolean))];
+    const spoken = answer.model_output.flatMap(({ speaker, words }) => [speaker, ...(words ?? []).map((word) => word.speaker)]);
+    this.speakers = [...new Set([...spoken, ...Object.values(this.moved)].filter(Boolean))];
     this.#index();
   }
 
@@ -27,8 +30,9 @@ export class Transcript {
     return Object.keys(this.names).length > 0 || this.isEdited;
   }
 
+  /** Whether it differs from the server's in more than names. */
   get isEdited() {
-    return Object.keys(this.texts).length > 0;
+    return [this.texts, this.moved].some((changes) => Object.keys(changes).length > 0);
   }
 
   /** Gives a speaker another name; an empty one is the server's. */
@@ -46,6 +50,30 @@ export class Transcript {
     this.segments[index] = this.#segment(segment, index);
     this.#index();
     this.#keep();
+  }
+
+  /** Gives a segment to another speaker. */
+  move(index, speaker) {
+    const segment = this.answer.model_output[index];
+    if (speaker === segment.speaker) delete this.moved[index];
+    else this.moved[index] = speaker;
+    if (!this.speakers.includes(speaker)) this.speakers.push(speaker);
+    this.segments[index] = this.#segment(segment, index);
+    this.#keep();
+  }
+
+  /** An id for one more speaker. */
+  newSpeaker() {
+    const ids = Array.from({ length: this.speakers.length + 1 }, (_, number) => `SPEAKER_${String(number).padStart(2, "0")}`);
+    return ids.find((id) => !this.speakers.includes(id));
+  }
+
+  /** The times that were given to another speaker. */
+  moves() {
+    return Object.entries(this.moved).map(([index, to]) => {
+      const { start, end } = this.segments[index];
+      return { start, end, from: this.answer.model_output[index].speaker, to };
+    });
   }
 
   /** The segment and the word that are heard at this time: `[segment, word]`, or null before the first. */
@@ -76,9 +104,11 @@ export class Transcript {
   }
 
   #segment(segment, index) {
+    const speaker = this.moved[index] ?? segment.speaker;
     const text = (this.texts[index] ?? segment.text).trim();
-    const words = segment.words ?? [];
-    return { ...segment, text, words: index in this.texts ? retimed(text, words, segment, this.answer.language) : words };
+    const before = segment.words ?? [];
+    const words = index in this.texts ? retimed(text, before, segment, this.answer.language) : before;
+    return { ...segment, speaker, text, words: index in this.moved ? words.map((word) => ({ ...word, speaker })) : words };
   }
 
   /** What `at` searches: when each word begins, or a segment that has no timed words. */
@@ -95,6 +125,8 @@ export class Transcript {
   }
 
   #keep() {
-    if (this.jobId) keep(`changes.${this.jobId}`, this.isChanged ? { names: this.names, texts: this.texts } : undefined);
+    if (!this.jobId) return;
+    const { names, texts, moved } = this;
+    keep(`changes.${this.jobId}`, this.isChanged ? { names, texts, moved } : undefined);
   }
 }

@@ -1,5 +1,6 @@
 /** The writers of an edited transcript; the layout is that of `serve_app/formats`, which writes all others. */
 
+import { cues, oneLine } from "./cues.js";
 import { retimed } from "./retime.js";
 
 /** Formats by name: the end of the file's name, and its type. */
@@ -13,32 +14,37 @@ export const FORMATS = {
   rttm: ["rttm", "text/plain"],
 };
 
-// Line ends of any kind, other control characters and lone surrogates.
-const CONTROL = /[\x00-\x1f\x7f-\x9f\u2028\u2029\p{Cs}]+/gu;
-const oneLine = (text) => text.replace(CONTROL, " ").trim();
 const escaped = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 const milliseconds = (seconds) => Math.round(seconds * 1000);
 
-/** The transcript in a format. `rttm` needs the server's, whose names it replaces. */
-export function written(transcript, format, serversRttm = "") {
-  return WRITERS[format](transcript, serversRttm);
+/** The server's subtitles with the user's names for the speakers. */
+export function renamed(transcript, format, servers) {
+  const label = (speaker) => (format === "srt" ? prefix(speaker).replace(/-{2,}>/g, "->") : voice(speaker));
+  const labels = new Map(transcript.speakers.map((speaker) => [label(speaker), label(transcript.nameOf(speaker))]));
+  return servers.replace(/( --> .*\n)(\[.*?\]: |<v .*?>)/g, (whole, times, before) => {
+    return labels.has(before) ? times + labels.get(before) : whole;
+  });
+}
+
+/** The transcript in a format. `rttm` needs the server's; `layout` is that of subtitle lines. */
+export function written(transcript, format, { serversRttm = "", layout = {} } = {}) {
+  return WRITERS[format](transcript, format === "rttm" ? serversRttm : layout);
 }
 
 const WRITERS = {
-  srt: (transcript) =>
-    cues(transcript)
+  srt: (transcript, layout) =>
+    cues(transcript, layout)
       .map(({ start, end, text, speaker }, index) => {
-        const line = (prefix(speaker) + text).replace(/-{2,}>/g, "->");
-        return `${index + 1}\n${clock(start, ",")} --> ${clock(end, ",")}\n${line}\n\n`;
+        const lines = (prefix(speaker) + text).replace(/-{2,}>/g, "->");
+        return `${index + 1}\n${clock(start, ",")} --> ${clock(end, ",")}\n${lines}\n\n`;
       })
       .join(""),
-  vtt: (transcript) =>
+  vtt: (transcript, layout) =>
     ["WEBVTT\n\n"]
       .concat(
-        cues(transcript).map(({ start, end, text, speaker }) => {
+        cues(transcript, layout, escaped).map(({ start, end, text, speaker }) => {
           const [from, to] = [start, end].map((at) => clock(at, ".").replace(/^00:(?=\d\d:)/, ""));
-          const voice = speaker ? `<v ${escaped(oneLine(speaker))}>` : "";
-          return `${from} --> ${to}\n${voice}${escaped(text)}\n\n`;
+          return `${from} --> ${to}\n${voice(speaker)}${text}\n\n`;
         }),
       )
       .join(""),
@@ -60,10 +66,35 @@ const WRITERS = {
     return JSON.stringify({ words, ...about }, null, 2);
   },
   rttm: (transcript, servers) =>
-    servers.replace(/^(SPEAKER(?: \S+){6} )(\S+)/gm, (_, begin, speaker) => {
-      return begin + oneLine(transcript.nameOf(speaker)).replace(/\s/g, "_");
-    }),
+    turns(transcript, servers)
+      .map(({ start, end, field }) => {
+        const speaker = transcript.speakers.find((each) => inField(each) === field);
+        const times = `${(start / 1000).toFixed(3)} ${((end - start) / 1000).toFixed(3)}`;
+        return `SPEAKER audio 1 ${times} <NA> <NA> ${speaker ? inField(transcript.nameOf(speaker)) : field} <NA> <NA>\n`;
+      })
+      .join(""),
 };
+
+const inField = (name) => oneLine(name ?? "").replace(/\s/g, "_");
+
+/** The server's speaker turns, with what was given to another speaker taken from the one who had it. */
+function turns(transcript, servers) {
+  let found = servers.split("\n").filter(Boolean).map((line) => {
+    const fields = line.split(" ");
+    const start = milliseconds(fields[3]);
+    return { start, end: start + milliseconds(fields[4]), field: fields[7] };
+  });
+  for (const { start: startS, end: endS, from, to } of transcript.moves()) {
+    const [start, end] = [milliseconds(startS), milliseconds(endS)];
+    found = found.flatMap((turn) => {
+      if (![inField(from), inField(to)].includes(turn.field) || turn.end <= start || turn.start >= end) return [turn];
+      return [{ ...turn, end: start }, { ...turn, start: end }].filter((rest) => rest.start < rest.end);
+    });
+    found.push({ start, end, field: inField(to) });
+    found.sort((one, other) => one.start - other.start);
+  }
+  return found;
+}
 
 const named = (transcript, part) => ({ ...part, speaker: transcript.nameOf(part.speaker) });
 const wordsOf = (transcript, segment) => {
@@ -71,18 +102,8 @@ const wordsOf = (transcript, segment) => {
   const words = segment.words.length ? segment.words : retimed(segment.text, [], segment, transcript.language);
   return words.map((word) => named(transcript, word));
 };
+const voice = (speaker) => (speaker ? `<v ${escaped(oneLine(speaker))}>` : "");
 const prefix = (speaker) => (speaker ? `[${oneLine(speaker)}]: ` : "");
-
-/** One cue for each segment that has text: from its first word to its last. */
-function cues(transcript) {
-  return transcript.segments.flatMap(({ start, end, text, speaker, words }) => {
-    const timed = words.filter((word) => word.start !== null);
-    const from = milliseconds(timed.length ? Math.min(...timed.map((word) => word.start)) : start);
-    const to = milliseconds(timed.length ? Math.max(...timed.map((word) => word.end ?? word.start)) : end);
-    const shown = oneLine(text).replace(/ {2,}/g, " ");
-    return shown ? [{ start: from, end: Math.max(to, from + 1), text: shown, speaker: transcript.nameOf(speaker) }] : [];
-  });
-}
 
 function clock(ms, point) {
   const two = (number) => String(number).padStart(2, "0");

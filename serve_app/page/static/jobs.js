@@ -1,5 +1,6 @@
 /** The list of recent jobs. The server does not know the names of uploads, so this browser keeps them. */
 import { json, request } from "./api.js";
+import { forgetAudio } from "./audio.js";
 import { byId, keep, kept, make } from "./elements.js";
 import { explain, locale, t } from "./words.js";
 
@@ -68,6 +69,7 @@ export class JobList {
       else if (this.doomed === job.id) {
         await request(`v1/jobs/${job.id}`, { method: "DELETE" });
         keep(`changes.${job.id}`, undefined);
+        await forgetAudio(job.id);
         this.actions.deleted(job.id);
       } else {
         this.doomed = job.id;
@@ -111,8 +113,8 @@ function item(job, isDoomed) {
     make("span", { class: "name", title: job.audio ?? "" }, name),
     make("span", { class: `state ${job.status}` }, state),
     make("span", { class: "note" }, new Date(job.created_at).toLocaleString(locale(), { dateStyle: "short", timeStyle: "short" })),
-    ...(job.status === "failed" ? [make("span", { class: "why" }, explain(job.error ?? {}))] : []),
     make("span", { class: "row" }, ...actions.map(button)),
+    ...(job.status === "failed" ? [make("span", { class: "why" }, explain(job.error ?? {}))] : []),
   );
 }
 

@@ -1,9 +1,10 @@
 /** What the page does: from a file, an address or the microphone to a transcript. */
 import { ApiError, follow, json, key, request, send } from "./api.js";
+import { forgetErased, keepAudio, keptAudio } from "./audio.js";
 import { command } from "./commands.js";
 import { Transcript } from "./document.js";
 import { byId, clock, copy, make } from "./elements.js";
-import { FORMATS, written } from "./formats.js";
+import { FORMATS, renamed, written } from "./formats.js";
 import { JobList, nameJob, nameOf } from "./jobs.js";
 import { Player } from "./player.js";
 import { record } from "./recorder.js";
@@ -30,11 +31,13 @@ const player = new Player((timeS) => {
 });
 const segments = new SegmentList(byId("segments"), {
   play: (timeS) => player.play(timeS),
-  rename: (speaker) => byId("speakers").querySelector(`[data-speaker="${CSS.escape(speaker)}"]`)?.focus(),
   edited: () => {
-    player.turns = transcript.turns();
-    player.draw();
+    changed();
     search.run();
+  },
+  moved: () => {
+    showSpeakers();
+    changed();
   },
 });
 const search = new Search(segments);
@@ -51,6 +54,14 @@ const jobs = new JobList({
   },
   failed: tell,
 });
+
+/** Shows what a change to the transcript changes besides the text. */
+function changed() {
+  player.turns = transcript.turns();
+  player.draw();
+  player.describe();
+  showShares();
+}
 
 // --- Saying what went wrong ---
 
@@ -82,6 +93,7 @@ function askForKey() {
 async function enter() {
   const isIn = await jobs.refresh();
   if (isIn) {
+    forgetErased(jobs.jobs.map((job) => job.id));
     if (byId("key").contains(document.activeElement)) byId("main").focus();
     byId("key").hidden = true;
     byId("key-field").value = "";
@@ -127,7 +139,7 @@ async function transcribe(audio, { isShown = true } = {}) {
   try {
     const job = await send("v1/jobs", audio, options(), onSent, sending.signal);
     nameJob(job.id, name);
-    if (typeof audio !== "string") audioOf.set(job.id, audio);
+    if (typeof audio !== "string") hold(job.id, audio);
     jobs.refresh();
     uploads.delete(sending);
     if (number === shownNumber) await watch(job, name);
@@ -148,7 +160,7 @@ async function transcribeAtOnce(audio, name, onSent, signal) {
     const isTranslated = options().task === "translate";
     const answer = await send("predict", audio, { ...options(), ...(isTranslated ? {} : { word_timestamps: "true" }) }, onSent, signal);
     running.end();
-    await show(new Transcript(answer, { name }), typeof audio === "string" ? null : audio);
+    await show(new Transcript(answer, { name, isTranslation: isTranslated }), typeof audio === "string" ? null : audio);
   } catch (error) {
     running.end();
     tell(error, () => transcribe(audio));
@@ -170,13 +182,16 @@ async function watch(job, name) {
     await follow(
       job.id,
       (event, data) => {
-        if (event === "segments") running.add(data);
-        else running.show((last = data));
+        if (event === "segments") {
+          running.add(data);
+          return;
+        }
+        if (data.status !== last.status) jobs.refresh();
+        running.show((last = data));
       },
       ending.signal,
     );
     running.end();
-    jobs.refresh();
     if (last.status === "succeeded") {
       byId("spoken").textContent = t("said_done", { name });
       await open(last);
@@ -197,48 +212,54 @@ async function watch(job, name) {
 async function open(job) {
   say("");
   const result = (words) => json(`v1/jobs/${job.id}/result?response_format=json${words}`);
+  let isTranslation = false;
   try {
     const answer = await result("&word_timestamps=true").catch((error) => {
-      if (error.status === 400) return result(""); // a translation has no words with times
-      throw error;
+      if (error.status !== 400) throw error;
+      isTranslation = true; // it has no words with times
+      return result("");
     });
-    await show(new Transcript(answer, { jobId: job.id, name: nameOf(job) }), audioOf.get(job.id) ?? null, job.audio === "upload");
+    await show(new Transcript(answer, { jobId: job.id, name: nameOf(job), isTranslation }), audioOf.get(job.id) ?? null);
   } catch (error) {
     tell(error);
   }
 }
 
-/** The peaks of a job's waveform, from 0 to 1. */
-async function peaksOf(jobId) {
-  const { peaks } = await json(`v1/jobs/${jobId}/peaks`);
-  return Float32Array.from(atob(peaks), (peak) => peak.charCodeAt(0) / 128);
+/** Holds a job's audio as long as the page is open, and in this browser's storage if there is room. */
+function hold(jobId, audio) {
+  audioOf.set(jobId, audio);
+  keepAudio(jobId, audio);
 }
 
-/** Has the player play this audio, or else the upload that the server keeps. */
-async function listen(audio, isUpload) {
-  const { jobId } = transcript;
+/** Draws the waveform of the transcript, if the server has its peaks. */
+async function drawWaveform() {
   const shown = transcript;
-  const serversPeaks = async () => (jobId ? peaksOf(jobId) : null);
-  player.load(transcript, audio, serversPeaks);
-  if (audio || !isUpload) return;
-  byId("no-audio-why").textContent = t("loading_audio");
-  try {
-    const blob = await (await request(`v1/jobs/${jobId}/audio`)).blob();
-    const untyped = blob.slice(); // the browser looks for itself what it is
-    audioOf.set(jobId, untyped);
-    if (transcript === shown) player.load(transcript, untyped, serversPeaks);
-  } catch {
-    if (transcript === shown) byId("no-audio-why").textContent = t("no_audio_here");
-  }
+  if (!shown.jobId) return;
+  const { peaks } = await json(`v1/jobs/${shown.jobId}/peaks`).catch(() => ({ peaks: "" }));
+  if (transcript === shown) player.showPeaks(Float32Array.from(atob(peaks), (peak) => peak.charCodeAt(0) / 128));
 }
 
-async function show(opened, audio, isUpload = false) {
+/** Has the player play this audio, or else what this browser has kept. */
+async function listen(audio) {
+  const shown = transcript;
+  const { jobId } = shown;
+  player.load(shown, audio);
+  if (audio || !jobId) return;
+  player.missing("loading_audio");
+  const found = await keptAudio(jobId);
+  if (transcript !== shown || audioOf.has(jobId)) return; // meanwhile, another job or file was chosen
+  if (found) audioOf.set(jobId, found);
+  player.load(shown, found);
+}
+
+async function show(opened, audio) {
   transcript = opened;
   byId("transcript").hidden = false;
   byId("find").value = "";
   showAbout();
   showSpeakers();
-  listen(audio, isUpload);
+  listen(audio);
+  drawWaveform();
   player.describe();
   showShares();
   byId("transcript-title").focus({ preventScroll: true });
@@ -263,6 +284,7 @@ function showAbout() {
   byId("about").textContent = transcript.segments.length ? t("about", about) : t("no_speech");
   byId("warnings").hidden = !transcript.answer.warnings.length;
   byId("warnings").replaceChildren(...transcript.answer.warnings.map(({ message }) => make("li", {}, message)));
+  byId("subtitles").hidden = transcript.isTranslation;
   const hasTurns = transcript.speakers.length > 0;
   byId("downloads").replaceChildren(
     ...Object.entries(FORMATS)
@@ -304,6 +326,9 @@ byId("speakers").addEventListener("input", ({ target }) => {
 });
 byId("speakers").addEventListener("change", ({ target }) => (target.value = transcript.nameOf(target.dataset.speaker)));
 
+byId("subtitles-form").addEventListener("submit", (event) => event.preventDefault());
+byId("sub-width").addEventListener("input", ({ target }) => (byId("sub-count").disabled = !target.value));
+
 byId("downloads").addEventListener("click", async ({ target }) => {
   const { format } = target.closest("button")?.dataset ?? {};
   if (!format) return;
@@ -314,13 +339,24 @@ byId("downloads").addEventListener("click", async ({ target }) => {
   }
 });
 
-/** The transcript in a format: the server's, unless the user has changed something. */
+/** The transcript in a format: the server's, unless the user has changed something that is in it. */
 async function inFormat(format) {
   const { jobId } = transcript;
-  const isServers = jobId && (!transcript.isChanged || format === "rttm");
-  const words = format === "json" && transcript.segments.some((segment) => segment.words.length) ? "&word_timestamps=true" : "";
-  const servers = isServers ? await (await request(`v1/jobs/${jobId}/result?response_format=${format}${words}`)).text() : "";
-  return isServers && !transcript.isChanged ? servers : written(transcript, format, servers);
+  const hasLines = format === "srt" || format === "vtt";
+  const layout = hasLines ? subtitleLayout() : {};
+  const isServers = jobId && (!transcript.isChanged || format === "rttm" || (hasLines && !transcript.isEdited));
+  if (!isServers) return written(transcript, format, { layout });
+  const query = new URLSearchParams({ response_format: format, ...layout });
+  if (format === "json" && transcript.segments.some((segment) => segment.words.length)) query.set("word_timestamps", "true");
+  const servers = await (await request(`v1/jobs/${jobId}/result?${query}`)).text();
+  if (!transcript.isChanged) return servers;
+  return hasLines ? renamed(transcript, format, servers) : written(transcript, format, { serversRttm: servers });
+}
+
+/** How the user wants the lines of subtitles, as the API has it. */
+function subtitleLayout() {
+  if (transcript.isTranslation) return {};
+  return Object.fromEntries([...new FormData(byId("subtitles-form"))].filter(([, value]) => value));
 }
 
 function save(text, format) {
@@ -339,7 +375,7 @@ byId("shade").addEventListener("change", ({ target }) => byId("segments").classL
 byId("attach").addEventListener("change", ({ target }) => {
   const [file] = target.files;
   if (!file || !transcript) return;
-  if (transcript.jobId) audioOf.set(transcript.jobId, file);
+  if (transcript.jobId) hold(transcript.jobId, file);
   listen(file);
 });
 

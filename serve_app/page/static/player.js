@@ -3,8 +3,6 @@ import { byId, clock } from "./elements.js";
 import { colourOf } from "./segments.js";
 import { t } from "./words.js";
 
-const MAX_DECODED_S = 600; // a longer file is not decoded here: it would take too much memory
-const PEAKS_PER_S = 50;
 const MAX_PIXELS_PER_S = 300;
 const LANE_PX = 9;
 
@@ -17,7 +15,7 @@ export class Player {
     this.turns = [];
     for (const name of ["play", "pause", "ended"]) this.audio.addEventListener(name, () => this.#showState());
     for (const name of ["seeked", "timeupdate"]) this.audio.addEventListener(name, () => this.#showTime());
-    this.audio.addEventListener("error", () => this.audio.src && this.#missing("no_audio_format"));
+    this.audio.addEventListener("error", () => this.audio.src && this.missing("no_audio_format"));
     byId("play").addEventListener("click", () => this.toggle());
     byId("seek").addEventListener("input", (event) => this.seek(Number(event.target.value)));
     byId("speed").addEventListener("change", (event) => (this.audio.playbackRate = Number(event.target.value)));
@@ -30,15 +28,12 @@ export class Player {
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.#waveform());
   }
 
-  /**
-   * Shows a transcript's audio, a File or Blob, or says that there is none. `serversPeaks` asks the server for
-   * the peaks of a file that is too long to decode here.
-   */
-  async load(transcript, audio, serversPeaks = async () => null) {
+  /** Shows a transcript's audio, a File or Blob, or says that there is none. */
+  load(transcript, audio) {
+    if (transcript !== this.transcript) this.peaks = null;
     this.transcript = transcript;
     this.durationS = transcript.durationS;
     this.turns = transcript.turns();
-    this.peaks = null;
     this.audio.pause();
     if (this.url) URL.revokeObjectURL(this.url);
     this.url = audio ? URL.createObjectURL(audio) : "";
@@ -52,13 +47,19 @@ export class Player {
     this.#waveform();
     this.#showState();
     this.#showTime();
-    if (!audio) return;
-    const decoding = this.durationS > MAX_DECODED_S ? serversPeaks() : peaksOf(audio, this.durationS);
-    const peaks = await decoding.catch(() => null);
-    if (peaks?.length && this.transcript === transcript) {
-      this.peaks = peaks;
-      this.#waveform();
-    }
+  }
+
+  /** Draws the waveform with these peaks, from 0 to 1. */
+  showPeaks(peaks) {
+    this.peaks = peaks.length ? peaks : null;
+    this.#waveform();
+  }
+
+  /** Says why there is no audio to play. */
+  missing(why) {
+    byId("no-audio").hidden = false;
+    byId("no-audio-why").textContent = t(why);
+    byId("play").disabled = true;
   }
 
   get hasAudio() {
@@ -85,6 +86,7 @@ export class Player {
   seek(timeS) {
     const bounded = Math.min(Math.max(0, timeS), this.durationS);
     if (this.hasAudio) this.audio.currentTime = bounded;
+    else this.wave?.setTime(bounded);
     this.#showTime(bounded);
   }
 
@@ -135,24 +137,18 @@ export class Player {
     byId("lanes").setAttribute("aria-label", t("lanes", { shares: shares.join(", ") }));
   }
 
-  #missing(why) {
-    byId("no-audio").hidden = false;
-    byId("no-audio-why").textContent = t(why);
-    byId("play").disabled = true;
-  }
-
   #waveform() {
     this.wave?.destroy();
     this.wave = null;
-    const isDrawn = Boolean(this.transcript && this.hasAudio && globalThis.WaveSurfer && this.durationS);
+    const isDrawn = Boolean(this.transcript && this.peaks && globalThis.WaveSurfer && this.durationS);
     byId("wave").hidden = byId("zoom-label").hidden = !isDrawn;
     if (isDrawn) {
       this.wave = globalThis.WaveSurfer.create({
         container: byId("wave"),
         media: this.audio,
-        peaks: [this.peaks ?? [0, 0]],
+        peaks: [this.peaks],
         duration: this.durationS,
-        height: this.peaks ? Math.min(64, innerHeight / 14) : 24,
+        height: Math.min(64, innerHeight / 14),
         waveColor: colour("--wave"),
         progressColor: colour("--accent"),
         cursorColor: colour("--text"),
@@ -160,6 +156,7 @@ export class Player {
         dragToSeek: true,
         cspNonce: document.querySelector("script[nonce]").nonce,
       });
+      this.wave.on("interaction", (timeS) => this.hasAudio || this.#showTime(timeS));
       for (const name of ["scroll", "redraw", "zoom"]) this.wave.on(name, () => this.draw());
     }
     this.draw();
@@ -204,23 +201,6 @@ export class Player {
     this.draw();
     this.onTime(timeS);
   }
-}
-
-/** The loudest sample of each fiftieth of a second. The browser decodes in a thread of its own. */
-async function peaksOf(audio, durationS) {
-  const context = new OfflineAudioContext(1, 1, 8000);
-  const decoded = await context.decodeAudioData(await audio.arrayBuffer());
-  const channels = Array.from({ length: decoded.numberOfChannels }, (_, channel) => decoded.getChannelData(channel));
-  const step = decoded.sampleRate / PEAKS_PER_S;
-  const peaks = new Float32Array(Math.max(2, Math.ceil(durationS * PEAKS_PER_S)));
-  for (const samples of channels) {
-    for (let at = 0; at < samples.length; at++) {
-      const place = Math.floor(at / step);
-      const value = Math.abs(samples[at]);
-      if (value > peaks[place]) peaks[place] = value;
-    }
-  }
-  return peaks;
 }
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();

@@ -27,6 +27,15 @@ export function retimed(text, before, segment, language) {
   return words;
 }
 
+/** The words of a segment. Of one that was not aligned, they share its time. */
+export function timed(segment, language) {
+  const words = segment.words.length ? segment.words : retimed(segment.text, [], segment, language);
+  if (words.some((word) => word.start !== null)) return words;
+  const shared = [...words];
+  share(shared, 0, shared.length, segment.start, segment.end);
+  return shared;
+}
+
 /** Divides a time among words by their lengths. */
 function share(words, from, to, start, end) {
   const total = words.slice(from, to).reduce((sum, { word }) => sum + word.length, 0);

@@ -6,6 +6,7 @@ const UNCERTAIN = 0.5; // a lower score shades the word, a much lower one more s
 const VERY_UNCERTAIN = 0.3;
 const SEGMENTS_AT_ONCE = 60; // between two of them the page answers its user
 const COLOURS = 8;
+const NEW = " new"; // no id of a speaker begins with a space
 
 /** The class that colours a speaker. */
 export function colourOf(transcript, speaker) {
@@ -14,7 +15,7 @@ export function colourOf(transcript, speaker) {
 }
 
 export class SegmentList {
-  /** `actions`: `play(timeS)`, `rename(speaker)`, `edited()`. */
+  /** `actions`: `play(timeS)`, `edited()`, `moved()` (a segment, to another speaker). */
   constructor(list, actions) {
     this.list = list;
     this.actions = actions;
@@ -24,6 +25,8 @@ export class SegmentList {
     list.addEventListener("click", (event) => this.#clicked(event));
     list.addEventListener("dblclick", (event) => this.#edit(event.target.closest("li")));
     list.addEventListener("keydown", (event) => this.#key(event));
+    for (const name of ["focusin", "pointerdown"]) list.addEventListener(name, ({ target }) => this.#offerSpeakers(target));
+    list.addEventListener("change", ({ target }) => target.matches(".speaker") && this.#move(target));
     list.addEventListener("focusout", (event) => event.target.isContentEditable && this.#stopEditing(event.target, true));
   }
 
@@ -47,8 +50,8 @@ export class SegmentList {
 
   /** Shows a speaker's new name wherever it stands. */
   showNames() {
-    for (const button of this.list.querySelectorAll(".speaker")) {
-      button.textContent = this.transcript.nameOf(button.dataset.speaker) ?? t("speaker_unknown");
+    for (const option of this.list.querySelectorAll(".speaker option")) {
+      if (option.value !== NEW) option.textContent = this.#nameOf(option.value);
     }
   }
 
@@ -78,19 +81,51 @@ export class SegmentList {
       make(
         "div",
         { class: "said" },
-        ...(isSame || (!speaker && this.transcript.speakers.length === 0)
-          ? []
-          : [
-              make(
-                "button",
-                { type: "button", class: "speaker", "data-speaker": speaker ?? "" },
-                this.transcript.nameOf(speaker) ?? t("speaker_unknown"),
-              ),
-            ]),
+        ...(isSame || !this.transcript.speakers.length ? [] : [this.#speaker(index)]),
         this.#text(index, text, edited),
       ),
       make("button", { type: "button", class: "edit", "aria-label": t("edit"), title: t("edit") }, "✎"),
     );
+  }
+
+  #nameOf(speaker) {
+    return this.transcript.nameOf(speaker) ?? t("speaker_unknown");
+  }
+
+  /** Who says a segment, to choose another one. The others are filled in when the user turns to it: many lists are slow. */
+  #speaker(index) {
+    const { speaker, start } = this.transcript.segments[index];
+    const label = t("speaker_at", { time: clock(start) });
+    return make(
+      "select",
+      { class: "speaker", "aria-label": label },
+      make("option", { value: speaker ?? "" }, this.#nameOf(speaker)),
+    );
+  }
+
+  #offerSpeakers(select) {
+    if (!select.matches(".speaker")) return;
+    const { value } = select;
+    const ids = [...new Set([...this.transcript.speakers, value])];
+    if (select.options.length === ids.length + 1) return; // they are there
+    select.replaceChildren(
+      ...ids.map((id) => make("option", { value: id, selected: id === value }, this.#nameOf(id))),
+      make("option", { value: NEW }, t("speaker_new")),
+    );
+  }
+
+  #move(select) {
+    const index = Number(select.closest("li").dataset.i);
+    this.transcript.move(index, select.value === NEW ? this.transcript.newSpeaker() : select.value);
+    for (const changed of [index, index + 1]) {
+      const before = this.items[changed];
+      if (before) before.replaceWith((this.items[changed] = this.#item(changed)));
+    }
+    const item = this.items[index];
+    if (!item.querySelector(".speaker")) item.querySelector(".said").prepend(this.#speaker(index));
+    item.querySelector(".speaker").focus();
+    this.marked = "";
+    this.actions.moved();
   }
 
   #text(index, text, edited) {
@@ -125,7 +160,6 @@ export class SegmentList {
     const segment = this.transcript.segments[Number(item.dataset.i)];
     const word = event.target.closest("[data-w]");
     if (event.target.closest(".edit")) this.#edit(item);
-    else if (event.target.closest(".speaker")) this.actions.rename(event.target.dataset.speaker);
     else if (event.target.closest(".time")) this.actions.play(segment.start);
     else if (word && getSelection().isCollapsed) this.actions.play(segment.words[Number(word.dataset.w)].start ?? segment.start);
   }
@@ -133,7 +167,9 @@ export class SegmentList {
   #edit(item) {
     const text = item?.querySelector(".text");
     if (!text || text.isContentEditable) return;
-    text.textContent = this.transcript.segments[Number(item.dataset.i)].text; // without its spans
+    const index = Number(item.dataset.i);
+    if (this.transcript.speakers.length && !item.querySelector(".speaker")) text.before(this.#speaker(index));
+    text.textContent = this.transcript.segments[index].text; // without its spans
     text.contentEditable = "plaintext-only";
     text.setAttribute("role", "textbox");
     text.setAttribute("aria-label", t("edit_label"));

@@ -200,3 +200,15 @@ def test_results_are_written_off_the_event_loop(tmp_path: Path, monkeypatch: pyt
         assert threading.get_ident() not in threads
 
     using(tmp_path, story)
+
+
+def test_peaks_are_those_of_the_transcript(tmp_path: Path) -> None:
+    """Once there is one."""
+
+    async def story(service: Service) -> None:
+        path = await service.finished(replace(FIXED, peaks="AAF/gA=="))
+        assert (await service.get(f"{path}/peaks")).json() == {"per_second": 20, "peaks": "AAF/gA=="}
+        path = await service.submitted()
+        assert error_of(await service.get(f"{path}/peaks")) == (409, None, "job_not_finished")
+
+    using(tmp_path, story)

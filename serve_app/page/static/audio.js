@@ -1,0 +1,48 @@
+/** The audio of jobs, kept in this browser, because the server erases an upload when its job ends. */
+import { address, json } from "./api.js";
+
+// Browsers have no Cache Storage for pages that come by plain http from another host.
+const opened = async () => globalThis.caches?.open("audio");
+const ROOT = address("");
+const placeOf = (jobId) => ROOT + jobId; // its name in the cache; nothing is fetched from there
+
+/** Keeps a File or Blob as a job's audio, where this browser can. */
+export async function keepAudio(jobId, audio) {
+  try {
+    await (await opened())?.put(placeOf(jobId), new Response(audio));
+  } catch {
+    // There is no room. The page says so when the job is opened again.
+  }
+}
+
+/** A job's audio, or null where this browser does not have it. */
+export async function keptAudio(jobId) {
+  try {
+    const found = await (await opened())?.match(placeOf(jobId));
+    return (await found?.blob()) ?? null;
+  } catch {
+    return null;
+  }
+}
+
+/** Removes a job's audio from this browser. */
+export async function forgetAudio(jobId) {
+  try {
+    await (await opened())?.delete(placeOf(jobId));
+  } catch {
+    // A browser that keeps nothing has nothing to remove.
+  }
+}
+
+/** Removes the audio of jobs that the server no longer has. `listed` are ids of some that it has. */
+export async function forgetErased(listed) {
+  try {
+    const kept = ((await (await opened())?.keys()) ?? []).map(({ url }) => url).filter((url) => url.startsWith(ROOT));
+    for (const jobId of kept.map((url) => url.slice(ROOT.length))) {
+      const error = listed.includes(jobId) ? null : await json(`v1/jobs/${jobId}`).then(() => null, (refusal) => refusal);
+      if (error?.code === "job_not_found") await forgetAudio(jobId);
+    }
+  } catch {
+    // Another time.
+  }
+}
