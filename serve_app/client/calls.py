@@ -13,7 +13,7 @@ from urllib.parse import quote
 from uuid import uuid4
 
 import httpx
-from tenacity import RetryCallState, retry_if_exception, stop_any, stop_before_delay, wait_random_exponential
+from tenacity import RetryCallState, retry_if_exception, stop_before_delay, wait_random_exponential
 
 from serve_app import __version__
 from serve_app.client.answers import StreamBroken, Unreachable, is_of_type, shown
@@ -45,8 +45,8 @@ class Deadline:
         """Seconds to wait still, but not more than these and not none at all."""
         return max(min(self._at_s - monotonic(), at_most_s), 0.01)
 
-    def has_passed(self, _: object = None) -> bool:
-        """Whether it has; as tenacity asks, too."""
+    def has_passed(self) -> bool:
+        """Whether the caller no longer waits."""
         return monotonic() >= self._at_s
 
     def check(self) -> None:
@@ -212,6 +212,8 @@ def streaming(audio: Audio, options: Mapping[str, Any]) -> dict[str, Any]:
 def policy(retry_for_s: float, deadline: Deadline, on_retry: OnRetry) -> dict[str, Any]:
     """When tenacity sends a request again: if it can help, and as the answer's Retry-After says."""
 
+    has_tried_long = stop_before_delay(retry_for_s)
+
     def tell(state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
         if isinstance(error, TranscriptionError):
@@ -220,7 +222,7 @@ def policy(retry_for_s: float, deadline: Deadline, on_retry: OnRetry) -> dict[st
     return {
         "retry": retry_if_exception(_is_passing),
         "wait": lambda state: deadline.left_s(_wait_s(state)),
-        "stop": stop_any(stop_before_delay(retry_for_s), deadline.has_passed),
+        "stop": lambda state: deadline.has_passed() or has_tried_long(state),
         "before_sleep": tell,
         "reraise": True,
     }

@@ -56,7 +56,7 @@ def test_the_wheel_installed_alone(installed: Path, tmp_path: Path, figure: Call
     (tmp_path / "talk.mp3").write_bytes(b"audio")
 
     def run(name: str, *arguments: str) -> str:
-        command = [installed / name, *arguments]
+        command = [str(installed / name), *arguments]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
 
     assert "transcribe" in run("whisperx-serve", "--help")
