@@ -2,7 +2,7 @@
 
 python examples/folder.py recordings/
 
-`whisperx-serve transcribe recordings/` does this and more: subtitles, progress, going on after a stop.
+`whisperx-serve transcribe recordings/` does this and more: subtitles, progress, resuming after a stop.
 """
 
 import asyncio
@@ -18,11 +18,10 @@ async def transcribe(client: AsyncClient, recording: Path, free: asyncio.Semapho
     async with free:
         try:
             text = await client.transcribe(recording, response_format="text")
-        except TranscriptionError as error:
-            print(f"{recording}: {error.message}")
-            return
-    recording.with_suffix(".txt").write_text(str(text))
-    print(recording.with_suffix(".txt"))
+            recording.with_suffix(".txt").write_text(str(text))
+            print(recording.with_suffix(".txt"))
+        except (TranscriptionError, OSError) as error:  # OSError: of a file that cannot be read or written
+            print(f"{recording}: {error}")
 
 
 async def main(recordings: list[Path]) -> None:

@@ -32,8 +32,10 @@ KEY = "wx_ann"
 class Played:
     """A service in a thread. `opened` lets transcriptions end."""
 
-    def __init__(self, folder: Path, *, with_keys: bool = False, concurrency: int = 4) -> None:
-        self.folder, self.concurrency = folder, concurrency
+    def __init__(
+        self, folder: Path, *, with_keys: bool = False, is_public: bool = False, concurrency: int = 4
+    ) -> None:
+        self.folder, self.is_public, self.concurrency = folder, is_public, concurrency
         self.heard: list[bytes] = []
         self.asked: list[Options] = []
         self.running = self.most_running = 0
@@ -84,7 +86,7 @@ class Played:
             return {}
 
         jobs = self.jobs()
-        access = AccessSettings(keys=self.keys)
+        access = AccessSettings(keys=self.keys, public_without_keys=self.is_public)
         app = create_app(self.transcribe, ready, model="fixed", max_bytes=1 << 20, access=access, jobs=jobs)
 
         async def recorded(scope: Any, receive: Any, send: Any) -> None:

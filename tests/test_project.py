@@ -22,10 +22,10 @@ DOCUMENTS = [PROJECT / "README.md", PROJECT / "benchmarks" / "README.md", *(PROJ
 # Budgets. Raise one only together with the reason, in a commit of its own.
 # 8,620; 1,600 for real models (prefetch, attention, CAM++); 1,280 for files, URLs and clients as they are:
 # times, channels and tracks, signed URLs, numbers in word times, scripts, HTTP, a Ray that does not start;
-# 4,200 for durable jobs: leases, fair queue, outbox, migrations, webhooks, three APIs; 1,700 for the client,
+# 4,200 for durable jobs: leases, fair queue, outbox, migrations, webhooks, three APIs; 1,950 for the client,
 # the command transcribe and segments of running jobs; 300 for the page: its files, and the sound of jobs;
 # 150 for what the reference, /docs and --help say: groups, fields of answers, examples.
-MAX_LINES = 17_850
+MAX_LINES = 18_100
 # Without the packages' own __init__.py: 68, 9 for real models, 12 for files, URLs, clients, 33 for jobs,
 # 12 for client and command line, 2 for the page.
 MAX_MODULES = 136

@@ -2,7 +2,7 @@
 
 from rich.console import Console
 
-note = Console(stderr=True, highlight=False, soft_wrap=True)
+note = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 GRACE_S = 30.0  # how long running requests may take to end after SIGTERM
 

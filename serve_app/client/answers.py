@@ -37,14 +37,21 @@ def connected(url: httpx.URL, kind: type[Unreachable] = Unreachable) -> Iterator
         yield
     except httpx.TransportError as error:
         reason = str(error) or type(error).__name__
-        address = url.copy_with(username=None, password=None, query=None)
-        raise kind(f"{address} does not answer ({reason}); look whether the service runs there.") from error
+        raise kind(
+            f"{shown(url)} does not answer ({reason}); look whether the service runs there."
+        ) from error
+
+
+def shown(url: httpx.URL) -> str:
+    """A URL for messages: without what may be secret in it."""
+    return str(url.copy_with(username=None, password=None, query=None, fragment=None))
 
 
 def error_of(response: httpx.Response) -> TranscriptionError:
     """The error that an answer with its body read stands for; its `status` is that of the answer."""
     code, param, status = None, None, response.status_code
-    message = f"The answer is {status} {response.reason_phrase}, and not one of this service."
+    answered = f"{shown(response.url)} answered {status} {response.reason_phrase}"
+    message = f"{answered}; this does not seem to be a whisperx service."
     with suppress(ValueError, KeyError, TypeError):
         body = response.json()["error"]
         message, code, param = body["message"], body["code"], body["param"]
@@ -63,15 +70,32 @@ def _error(
     return error
 
 
+def is_of_type(response: httpx.Response, media_type: str) -> bool:
+    """Whether the answer says that it is of this type."""
+    return bool(response.headers.get("Content-Type", "").startswith(media_type))
+
+
+def dict_of(response: httpx.Response) -> dict[str, Any]:
+    """What an answer in JSON has. Raises TranscriptionError for another service's."""
+    try:
+        answer = response.json()
+    except ValueError:  # no JSON, or no text
+        answer = None
+    if not isinstance(answer, dict):
+        raise error_of(response)
+    return answer
+
+
 def transcript_of(response: httpx.Response) -> dict[str, Any] | str:
-    """A dict for the formats that are JSON, else the text."""
-    if response.headers.get("Content-Type", "").startswith("application/json"):
-        answer: dict[str, Any] = response.json()
-        return answer
+    """A dict for the formats that are JSON, else the text. Raises TranscriptionError for a web page."""
+    if is_of_type(response, "application/json"):
+        return dict_of(response)
+    if is_of_type(response, "text/html"):
+        raise error_of(response)
     return response.content.decode()
 
 
-SEGMENTS = "segments"  # events with what a job has heard so far
+SEGMENTS = "segments"  # events with what has been transcribed of a job so far
 
 
 def has_ended(job: dict[str, Any]) -> bool:
@@ -89,7 +113,7 @@ class Event:
 
 
 class EventReader:
-    """Puts server-sent events together, line by line; comments, which keep the connection open, give None."""
+    """Puts server-sent events together, line by line; None for comments and blank lines."""
 
     def __init__(self) -> None:
         self._id, self._name, self._data = "", "", ""

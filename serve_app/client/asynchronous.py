@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from functools import partial
 from typing import Any, Self, TypeVar
 
@@ -16,11 +16,12 @@ from serve_app.client.answers import (
     EventReader,
     StreamBroken,
     connected,
+    dict_of,
     error_of,
     has_ended,
     transcript_of,
 )
-from serve_app.client.calls import Audio, Body, Call
+from serve_app.client.calls import Audio, Body, Call, OnRetry
 
 T = TypeVar("T")
 
@@ -29,7 +30,8 @@ class AsyncClient:
     """Talks to one service. Calls raise the errors of serve_app.errors, Unreachable, and OSError for a file.
 
     `base_url` is $WHISPERX_URL if not given, `api_key` is $WHISPERX_API_KEY. An answer may take `timeout_s`.
-    What may pass, such as a full service, is tried again for `retry_for_s`, as its Retry-After says.
+    What may pass, such as a full service, is tried again for `retry_for_s`, as its Retry-After says;
+    `on_retry` is called with the error each time.
     """
 
     def __init__(
@@ -39,10 +41,11 @@ class AsyncClient:
         *,
         timeout_s: float = 3600,
         retry_for_s: float = 120,
+        on_retry: OnRetry = lambda error: None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._http = httpx.AsyncClient(transport=transport, **calls.connection(base_url, api_key, timeout_s))
-        self._policy = calls.policy(retry_for_s)
+        self._retry_for_s, self._on_retry = retry_for_s, on_retry
         self.jobs = AsyncJobs(self)
 
     async def __aenter__(self) -> Self:
@@ -80,27 +83,29 @@ class AsyncClient:
                 await response.aread()
             return response
 
-        return await self._persistently(attempt)
+        return await self._persistently(call, attempt)
 
     async def follow(self, call: Call, body: Body = dict) -> AsyncGenerator[Event | None, None]:
-        """The events of a stream, and None for what is none. Raises StreamBroken too."""
-        response = await self._persistently(partial(self._open, call, body))
+        """The events of a stream; None for comments and blank lines. Raises StreamBroken too."""
+        response = await self._persistently(call, partial(self._open, call, body))
         reader = EventReader()
         async with aclosing(response):
             with connected(response.url, StreamBroken):
                 async for line in response.aiter_lines():
                     yield reader.read(line)
 
-    async def _persistently(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        return await AsyncRetrying(**self._policy)(attempt)
+    async def _persistently(self, call: Call, attempt: Callable[[], Awaitable[T]]) -> T:
+        policy = calls.policy(self._retry_for_s, call.deadline, self._on_retry)
+        return await AsyncRetrying(**policy)(attempt)
 
     async def _open(self, call: Call, body: Body) -> httpx.Response:
         request = self._http.build_request(**call.arguments(self._http.timeout), **body())
         with connected(request.url):
             response = await self._http.send(request, stream=True)
-            if not response.is_success:
+            is_expected = call.expects(response)
+            if not is_expected:
                 await response.aread()
-        if not response.is_success:
+        if not is_expected:
             raise error_of(response)
         return response
 
@@ -138,7 +143,7 @@ class AsyncJobs:
         deadline, seen = calls.Deadline(timeout_s), ""
         while True:
             changes = self._client.follow(calls.events(job_id, seen, deadline))
-            with suppress(StreamBroken):  # a server that stops cuts its streams
+            with deadline.reconnecting():
                 async with aclosing(changes):
                     async for event in changes:
                         deadline.check()
@@ -148,7 +153,7 @@ class AsyncJobs:
                             if has_ended(event.data):
                                 return
             deadline.check()
-            await asyncio.sleep(calls.RECONNECT_S)
+            await asyncio.sleep(deadline.left_s(calls.RECONNECT_S))
 
     async def wait(self, job_id: str, timeout_s: float | None = None) -> dict[str, Any]:
         """The job when it has ended, well or not. Raises TimeoutError."""
@@ -167,5 +172,4 @@ class AsyncJobs:
         await self._client.send(calls.of_job("DELETE", job_id))
 
     async def _job(self, call: Call, body: Body = dict) -> dict[str, Any]:
-        answer: dict[str, Any] = (await self._client.send(call, body)).json()
-        return answer
+        return dict_of(await self._client.send(call, body))

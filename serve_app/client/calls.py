@@ -1,6 +1,7 @@
 """What is sent: requests with audio, and when one is sent again."""
 
 import io
+import ipaddress
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,10 +16,10 @@ import httpx
 from tenacity import RetryCallState, retry_if_exception, stop_before_delay, wait_random_exponential
 
 from serve_app import __version__
-from serve_app.client.answers import Unreachable
+from serve_app.client.answers import StreamBroken, Unreachable, is_of_type, shown
 from serve_app.errors import InvalidRequest, TranscriptionError
 
-Audio = str | os.PathLike[str] | bytes | BinaryIO
+Audio = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 SILENCE_S = 60.0  # of a stream, which says something every 15 s
@@ -26,6 +27,7 @@ RECONNECT_S = 1.0
 PASSING = (408, 429, 502, 503)  # statuses after which a request is sent again
 
 Body = Callable[[], dict[str, Any]]  # makes the body of a request, again for each attempt
+OnRetry = Callable[[TranscriptionError], object]
 
 JOBS = "/v1/jobs"
 
@@ -43,26 +45,46 @@ class Deadline:
         """Seconds to wait still, but not more than these and not none at all."""
         return max(min(self._at_s - monotonic(), at_most_s), 0.01)
 
+    def has_passed(self) -> bool:
+        """Whether the caller no longer waits."""
+        return monotonic() >= self._at_s
+
     def check(self) -> None:
         """Raises TimeoutError when it has passed."""
-        if monotonic() >= self._at_s:
+        if self.has_passed():
             raise TimeoutError(f"The job has not ended within {self._timeout_s:g} s; it goes on.")
+
+    @contextmanager
+    def reconnecting(self) -> Iterator[None]:
+        """Ends quietly when a stream breaks: a server that stops cuts its streams. Raises TimeoutError."""
+        try:
+            yield
+        except StreamBroken:
+            pass
+        except TranscriptionError:
+            self.check()
+            raise
+
+
+NEVER = Deadline(None)
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A request without its body. Of a stream, `silence_s` is how long it may say nothing."""
+    """A request without its body. A stream is wanted until `deadline`."""
 
     method: str
     path: str
     headers: Mapping[str, str] = field(default_factory=dict)
     params: Mapping[str, Any] = field(default_factory=dict)
-    silence_s: float | None = None
+    is_stream: bool = False
+    deadline: Deadline = NEVER
 
     def arguments(self, timeout: httpx.Timeout) -> dict[str, Any]:
         """What httpx is told to build it."""
-        if self.silence_s is not None:
-            timeout = httpx.Timeout(self.silence_s, connect=timeout.connect, pool=None)
+        if self.is_stream:
+            connect_s = self.deadline.left_s(timeout.connect or SILENCE_S)
+            timeout = httpx.Timeout(self.deadline.left_s(SILENCE_S), connect=connect_s, pool=None)
         return {
             "method": self.method,
             "url": self.path,
@@ -70,6 +92,10 @@ class Call:
             "params": self.params,
             "timeout": timeout,
         }
+
+    def expects(self, response: httpx.Response) -> bool:
+        """Whether this can be the answer."""
+        return response.is_success and (not self.is_stream or is_of_type(response, "text/event-stream"))
 
 
 def submission(idempotency_key: str | None) -> Call:
@@ -87,27 +113,56 @@ def of_job(
     method: str, job_id: str, what: str = "", params: Mapping[str, Any] | None = None, **more: Any
 ) -> Call:
     """Asks for one job, or for something of it."""
-    return Call(method, f"{JOBS}/{quote(job_id, safe='')}{what}", params=params or {}, **more)
+    return Call(method, f"{JOBS}/{quote(job_id, safe='')}{what}", params=_given(params or {}), **more)
 
 
 def events(job_id: str, seen: str, deadline: Deadline) -> Call:
     """Asks for the changes of a job after that one."""
     headers = {"Last-Event-ID": seen} if seen else {}
-    return of_job("GET", job_id, "/events", headers=headers, silence_s=deadline.left_s(SILENCE_S))
+    return of_job("GET", job_id, "/events", headers=headers, is_stream=True, deadline=deadline)
 
 
 def connection(base_url: str | None, api_key: str | None, timeout_s: float) -> dict[str, Any]:
-    """How httpx's clients reach the service. Raises InvalidRequest for what is no URL of one."""
-    url = httpx.URL(base_url or os.environ.get("WHISPERX_URL") or DEFAULT_URL)
-    if url.scheme not in ("http", "https") or not url.host:
-        message = f"base_url: {url} is no address of a service; write it as {DEFAULT_URL}."
+    """How httpx's clients reach the service. Raises InvalidRequest for a URL or a key that cannot be one."""
+    url = _service_url(base_url or os.environ.get("WHISPERX_URL") or DEFAULT_URL)
+    key = (api_key or os.environ.get("WHISPERX_API_KEY") or "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise InvalidRequest("api_key: it has characters that no key has; copy it again.", "api_key")
+    if key and url.userinfo:
+        message = f"base_url: {shown(url)} has a user, who would replace the API key; leave one of them out."
         raise InvalidRequest(message, "base_url")
-    key = api_key or os.environ.get("WHISPERX_API_KEY")
     headers = {"User-Agent": f"whisperx-serve/{__version__}"}
     headers |= {"Authorization": f"Bearer {key}"} if key else {}
     timeout = httpx.Timeout(timeout_s, connect=10, pool=None)
     limits = httpx.Limits(max_connections=None)  # a job that is followed holds one
-    return {"base_url": url, "headers": headers, "timeout": timeout, "limits": limits}
+    # A proxy would look for this machine's services on its own.
+    mounts = {f"all://{url.netloc.decode()}": None} if _is_this_machine(url.host) else {}
+    return {"base_url": url, "headers": headers, "timeout": timeout, "limits": limits, "mounts": mounts}
+
+
+def _service_url(given: str) -> httpx.URL:
+    example = f"write for example {DEFAULT_URL}"
+    try:
+        url = httpx.URL(given)
+    except (httpx.InvalidURL, ValueError):
+        hidden = "what was given" if "@" in given else given
+        raise InvalidRequest(f"base_url: {hidden} is not a URL; {example}.", "base_url") from None
+    is_whole = url.scheme in ("http", "https") and url.host and 0 < (url.port or 80) < 1 << 16
+    if not is_whole or url.query or url.fragment:
+        raise InvalidRequest(f"base_url: {shown(url)} is not the URL of a service; {example}.", "base_url")
+    return url
+
+
+def _is_this_machine(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Without those that are None, which are the service's to choose."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def is_url(audio: Audio) -> bool:
@@ -121,13 +176,13 @@ def body(audio: Audio, options: Mapping[str, Any]) -> Iterator[Body]:
 
     Options that are None are those of the service. Raises OSError for a file that cannot be read.
     """
-    given = {name: value for name, value in options.items() if value is not None}
+    given = _given(options)
     if is_url(audio):
         yield lambda: {"json": {"audio_file": audio, **given}}
         return
     with ExitStack() as held:
         file: BinaryIO
-        if isinstance(audio, bytes):
+        if isinstance(audio, bytes | bytearray | memoryview):
             file = io.BytesIO(audio)
         elif isinstance(audio, str | os.PathLike):
             file = held.enter_context(open(audio, "rb"))
@@ -143,7 +198,7 @@ def body(audio: Audio, options: Mapping[str, Any]) -> Iterator[Body]:
 
 def streamed() -> Call:
     """Asks for the text of a file while it becomes final."""
-    return Call("POST", "/v1/audio/transcriptions", silence_s=SILENCE_S)
+    return Call("POST", "/v1/audio/transcriptions", is_stream=True)
 
 
 def streaming(audio: Audio, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,12 +209,21 @@ def streaming(audio: Audio, options: Mapping[str, Any]) -> dict[str, Any]:
     return {"model": "whisper-1", "stream": True, **options}
 
 
-def policy(retry_for_s: float) -> dict[str, Any]:
+def policy(retry_for_s: float, deadline: Deadline, on_retry: OnRetry) -> dict[str, Any]:
     """When tenacity sends a request again: if it can help, and as the answer's Retry-After says."""
+
+    has_tried_long = stop_before_delay(retry_for_s)
+
+    def tell(state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        if isinstance(error, TranscriptionError):
+            on_retry(error)
+
     return {
         "retry": retry_if_exception(_is_passing),
-        "wait": _wait_s,
-        "stop": stop_before_delay(retry_for_s),
+        "wait": lambda state: deadline.left_s(_wait_s(state)),
+        "stop": lambda state: deadline.has_passed() or has_tried_long(state),
+        "before_sleep": tell,
         "reraise": True,
     }
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from functools import partial
 from typing import Any, Self, TypeVar
 
@@ -16,11 +16,12 @@ from serve_app.client.answers import (
     EventReader,
     StreamBroken,
     connected,
+    dict_of,
     error_of,
     has_ended,
     transcript_of,
 )
-from serve_app.client.calls import Audio, Body, Call
+from serve_app.client.calls import Audio, Body, Call, OnRetry
 
 T = TypeVar("T")
 
@@ -29,7 +30,8 @@ class Client:
     """Talks to one service. Calls raise the errors of serve_app.errors, Unreachable, and OSError for a file.
 
     `base_url` is $WHISPERX_URL if not given, `api_key` is $WHISPERX_API_KEY. An answer may take `timeout_s`.
-    What may pass, such as a full service, is tried again for `retry_for_s`, as its Retry-After says.
+    What may pass, such as a full service, is tried again for `retry_for_s`, as its Retry-After says;
+    `on_retry` is called with the error each time.
     """
 
     def __init__(
@@ -39,10 +41,11 @@ class Client:
         *,
         timeout_s: float = 3600,
         retry_for_s: float = 120,
+        on_retry: OnRetry = lambda error: None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._http = httpx.Client(transport=transport, **calls.connection(base_url, api_key, timeout_s))
-        self._policy = calls.policy(retry_for_s)
+        self._retry_for_s, self._on_retry = retry_for_s, on_retry
         self.jobs = Jobs(self)
 
     def __enter__(self) -> Self:
@@ -82,26 +85,28 @@ class Client:
                 response.read()
             return response
 
-        return self._persistently(attempt)
+        return self._persistently(call, attempt)
 
     def follow(self, call: Call, body: Body = dict) -> Generator[Event | None, None, None]:
-        """The events of a stream, and None for what is none. Raises StreamBroken too."""
-        response = self._persistently(partial(self._open, call, body))
+        """The events of a stream; None for comments and blank lines. Raises StreamBroken too."""
+        response = self._persistently(call, partial(self._open, call, body))
         reader = EventReader()
         with closing(response), connected(response.url, StreamBroken):
             for line in response.iter_lines():
                 yield reader.read(line)
 
-    def _persistently(self, attempt: Callable[[], T]) -> T:
-        return Retrying(**self._policy)(attempt)
+    def _persistently(self, call: Call, attempt: Callable[[], T]) -> T:
+        policy = calls.policy(self._retry_for_s, call.deadline, self._on_retry)
+        return Retrying(**policy)(attempt)
 
     def _open(self, call: Call, body: Body) -> httpx.Response:
         request = self._http.build_request(**call.arguments(self._http.timeout), **body())
         with connected(request.url):
             response = self._http.send(request, stream=True)
-            if not response.is_success:
+            is_expected = call.expects(response)
+            if not is_expected:
                 response.read()
-        if not response.is_success:
+        if not is_expected:
             raise error_of(response)
         return response
 
@@ -133,7 +138,7 @@ class Jobs:
         deadline, seen = calls.Deadline(timeout_s), ""
         while True:
             changes = self._client.follow(calls.events(job_id, seen, deadline))
-            with suppress(StreamBroken), closing(changes):  # a server that stops cuts its streams
+            with deadline.reconnecting(), closing(changes):
                 for event in changes:
                     deadline.check()
                     if event and event.name != SEGMENTS:
@@ -142,7 +147,7 @@ class Jobs:
                         if has_ended(event.data):
                             return
             deadline.check()
-            time.sleep(calls.RECONNECT_S)
+            time.sleep(deadline.left_s(calls.RECONNECT_S))
 
     def wait(self, job_id: str, timeout_s: float | None = None) -> dict[str, Any]:
         """The job when it has ended, well or not. Raises TimeoutError."""
@@ -161,5 +166,4 @@ class Jobs:
         self._client.send(calls.of_job("DELETE", job_id))
 
     def _job(self, call: Call, body: Body = dict) -> dict[str, Any]:
-        answer: dict[str, Any] = self._client.send(call, body).json()
-        return answer
+        return dict_of(self._client.send(call, body))

@@ -3,7 +3,7 @@
 Options are those of whisperx's command line (`--max_line_width`, `--max_line_count`, `--highlight_words`).
 Its writer, however, exceeds the width by the spaces, mixes speakers in a cue, drops segments without words,
 misplaces spaces and line breaks in Chinese and Japanese, and writes cues that end before they start. Where
-lines are counted it fills cues to the brim, so that they end in mid-sentence; here they end with a sentence
+lines are counted it fills cues completely, so that they end in mid-sentence; here they end with a sentence
 if it fits, else at a pause or a comma, as subtitle guidelines (BBC, Netflix) want it.
 """
 

@@ -17,7 +17,7 @@ from serve_app.errors import (
     StoreBusy,
     TranscriptionError,
 )
-from serve_app.jobs.records import ClaimedJob, Piece
+from serve_app.jobs.records import ClaimedJob, SegmentBatch
 from serve_app.jobs.service import Jobs, NoSuchJob
 from serve_app.jobs.spool import SpoolUnavailable
 from serve_app.jobs.stored import JobRequest, dump_transcript
@@ -49,7 +49,7 @@ class Attempt:
         self._claimed = claimed
         self._held = claimed.job.id, claimed.job.attempt
         self._progress: dict[str, Any] = {}
-        self._heard: list[dict[str, Any]] = []  # segments, as they become final
+        self._segments: list[dict[str, Any]] = []  # as they become final
         self._interruption: asyncio.Future[Interruption] = asyncio.get_running_loop().create_future()
 
     def interrupt(self, why: Interruption) -> None:
@@ -93,7 +93,7 @@ class Attempt:
                 "windows_found": news.windows_found,
                 "all_found": news.all_found,
             }
-            self._heard += [
+            self._segments += [
                 {"start": round(each.start_s, 3), "end": round(each.end_s, 3), "text": each.text}
                 for each in news.segments
             ]
@@ -114,16 +114,16 @@ class Attempt:
         lease_s, written, first = self._lease_s, dict[str, Any](), 0
         while True:
             await asyncio.sleep(min(MAX_BEAT_S, lease_s / 3))
-            news, heard = self._progress, tuple(self._heard[first:])
-            piece = Piece(self._held[1], first, heard) if heard else None
+            news, new = self._progress, tuple(self._segments[first:])
+            batch = SegmentBatch(self._held[1], first, new) if new else None
             try:
                 said = await self._store.heartbeat(
-                    *self._held, lease_s, None if news == written else news, piece
+                    *self._held, lease_s, None if news == written else news, batch
                 )
             except Exception as error:  # noqa: BLE001  (if somebody else takes the job, a later beat says so)
                 logger.warning("The lease of job %s is not prolonged: %s", self._held[0], in_one_line(error))
                 continue
-            written, first = news, first + len(heard)
+            written, first = news, first + len(new)
             if said != "ok":
                 self.interrupt(said)
             if said == "lost":

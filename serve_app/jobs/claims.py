@@ -11,13 +11,12 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve_app.jobs.database import to_the_end
 from serve_app.jobs.outbox import Outbox, end_jobs
 from serve_app.jobs.queue import PRIORITIES, is_due, is_orphaned, next_of, orphans, queue, waiting_keys
-from serve_app.jobs.records import SUSPECT_DEATHS, ClaimedJob, Heartbeat, Piece
+from serve_app.jobs.records import SUSPECT_DEATHS, ClaimedJob, Heartbeat, SegmentBatch
 from serve_app.jobs.schema import JOB_COLUMNS, job_of, jobs, requests, results, segments
 
 MAX_DEATHS = 20  # a job whose workers die is not at fault in a rolling restart, only when it always happens
@@ -78,11 +77,11 @@ class Claims(Outbox):
         attempt: int,
         lease_s: float,
         progress: Mapping[str, Any] | None = None,
-        heard: Piece | None = None,
+        new_segments: SegmentBatch | None = None,
     ) -> Heartbeat:
         """Prolongs the lease; "cancel" asks the worker to stop and to call `canceled`.
 
-        `heard` is what has become final since the last heartbeat.
+        `new_segments` are those that have become final since the last heartbeat that was answered.
         """
         changes: dict[str, Any] = {"lease_until_s": self.now() + lease_s}
         if progress is not None:
@@ -95,16 +94,8 @@ class Claims(Outbox):
                 .returning(jobs.c.is_cancel_requested)
             )
             is_cancel_requested = beat.scalar_one_or_none()
-            if heard is not None and is_cancel_requested is not None:
-                body = json.dumps(heard.segments)
-                piece = {"job_id": job_id, "attempt": heard.attempt, "first": heard.first, "body": body}
-                insert = sqlite.insert(segments) if self.is_sqlite else postgresql.insert(segments)
-                # The beat before may have been stored although its answer was lost.
-                await connection.execute(
-                    insert.values(**piece).on_conflict_do_update(
-                        index_elements=["job_id", "attempt", "first"], set_={"body": body}
-                    )
-                )
+            if new_segments is not None and is_cancel_requested is not None:
+                await _add_segments(connection, job_id, new_segments)
         if is_cancel_requested is None:
             return "lost"
         return "cancel" if is_cancel_requested else "ok"
@@ -183,6 +174,24 @@ async def _take(connection: AsyncConnection, pick: sa.Select[str], **changes: An
 async def _queue_again(connection: AsyncConnection, is_held: sa.ColumnElement[bool], **changes: Any) -> bool:
     queued = {"status": "queued", "version": jobs.c.version + 1, "lease_until_s": None, **changes}
     return (await connection.execute(jobs.update().where(is_held).values(**queued))).rowcount == 1
+
+
+async def _add_segments(connection: AsyncConnection, job_id: str, batch: SegmentBatch) -> None:
+    """Adds those that are not stored yet: a heartbeat may have been stored although its answer was lost.
+
+    Rows do not change, so a follower who has read some of them goes on behind the last.
+    """
+    last = (
+        sa.select(segments.c.first, segments.c.body)
+        .where(segments.c.job_id == job_id, segments.c.attempt == batch.attempt)
+        .order_by(segments.c.first.desc())
+        .limit(1)
+    )
+    row = (await connection.execute(last)).one_or_none()
+    first = row.first + len(json.loads(row.body)) if row else batch.first
+    if new := batch.segments[first - batch.first :]:
+        added = {"job_id": job_id, "attempt": batch.attempt, "first": first, "body": json.dumps(new)}
+        await connection.execute(segments.insert().values(**added))
 
 
 def _is_held(job_id: str, attempt: int) -> sa.ColumnElement[bool]:

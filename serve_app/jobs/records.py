@@ -36,10 +36,10 @@ class NewJob:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class SegmentBatch:
     """Some consecutive segments of a running job, as they become final; without speakers."""
 
-    attempt: int  # that heard them
+    attempt: int  # whose they are
     first: int  # number of the first one in the transcript
     segments: tuple[Mapping[str, Any], ...]  # start, end, text
 

@@ -79,13 +79,13 @@ requests = sa.Table("job_requests", metadata, _job_id(), sa.Column("request", Te
 # One row a job: a second result is refused.
 results = sa.Table("job_results", metadata, _job_id(), sa.Column("body", sa.LargeBinary, nullable=False))
 
-# What a running job has heard so far, piece by piece, for those who follow it; erased when it ends.
+# The segments of a running job so far, in batches, for those who follow it; erased when it ends.
 segments = sa.Table(
     "job_segments",
     metadata,
     _job_id(),
     sa.Column("attempt", sa.Integer, primary_key=True),
-    sa.Column("first", sa.Integer, primary_key=True),  # number of the piece's first segment in the transcript
+    sa.Column("first", sa.Integer, primary_key=True),  # number of the batch's first segment in the transcript
     sa.Column("body", Text, nullable=False),  # JSON: a list
 )
 

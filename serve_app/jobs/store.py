@@ -20,7 +20,7 @@ from serve_app.jobs.claims import Claims
 from serve_app.jobs.database import to_the_end
 from serve_app.jobs.outbox import end_jobs
 from serve_app.jobs.queue import ahead_of, is_overdue, queued_of
-from serve_app.jobs.records import Job, NewJob, Piece, Status
+from serve_app.jobs.records import Job, NewJob, SegmentBatch, Status
 from serve_app.jobs.schema import (
     JOB_COLUMNS,
     SELECT_JOBS,
@@ -132,17 +132,17 @@ class JobStore(Claims):
             return (await connection.execute(request)).scalar_one_or_none()
 
     @to_the_end
-    async def heard(self, job_id: str, key: str, attempt: int, first: int) -> list[Piece]:
-        """What this attempt of a running job has heard, from segment `first` on; nothing after its end."""
-        pieces = (
+    async def segments_so_far(self, job_id: str, key: str, attempt: int, first: int) -> list[SegmentBatch]:
+        """What this attempt of a running job has, from segment `first` on; nothing after its end."""
+        batches = (
             sa.select(segments.c.first, segments.c.body)
             .join_from(segments, jobs)
             .where(_is_own(job_id, key), segments.c.attempt == attempt, segments.c.first >= first)
             .order_by(segments.c.first)
         )
         async with self.read() as connection:
-            found = (await connection.execute(pieces)).all()
-        return [Piece(attempt, row.first, tuple(json.loads(row.body))) for row in found]
+            found = (await connection.execute(batches)).all()
+        return [SegmentBatch(attempt, row.first, tuple(json.loads(row.body))) for row in found]
 
     @to_the_end
     async def result(self, job_id: str, key: str) -> bytes | None:

@@ -1,13 +1,16 @@
 """`whisperx-serve transcribe` on the whole HTTP API: what it writes, skips, resumes, says and returns."""
 
+import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +18,17 @@ import pytest
 import yaml
 from played_service import KEY, Played, played
 from transcripts import FIXED
+from typer.main import get_command
 from typer.testing import CliRunner
 from whisperx.utils import get_writer
 
 from serve_app.__main__ import cli
 from serve_app.cli import CommandFailed, launcher
+from serve_app.cli.transcribe.flags import REFUSED
 from serve_app.cli.transcribe.writers import ALL, whisperx_result
-from serve_app.errors import UnusableAudio
+from serve_app.errors import NoRoom, UnusableAudio
 from serve_app.http.responses import answer
+from serve_app.jobs.service import Jobs
 from serve_app.options import Options
 
 PROJECT = Path(__file__).parents[2]
@@ -45,6 +51,29 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "in"
 
 
+@pytest.fixture
+def talk(tmp_path: Path) -> Path:
+    path = tmp_path / "talk.mp3"
+    path.write_bytes(b"audio")
+    return path
+
+
+@pytest.fixture
+def started(service: Played, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The configs of services that the command has started, each of which is the played one."""
+    configs: list[dict[str, Any]] = []
+
+    @contextmanager
+    def fake_running(raw: dict[str, Any], *, show_logs: bool) -> Iterator[threading.Event]:
+        configs.append(raw)
+        assert Path(raw["applications"][0]["args"]["jobs"]["state_dir"]).is_dir()
+        yield threading.Event()
+
+    monkeypatch.setattr(launcher, "running", fake_running)
+    monkeypatch.setattr(launcher, "free_port", lambda: int(service.url.rpartition(":")[2]))
+    return configs
+
+
 def run(service: Played, *arguments: object) -> Any:
     """The command in this process: its exit code, and what it printed."""
     done = CliRunner().invoke(cli, ["transcribe", *map(str, arguments), "--server", service.url])
@@ -54,9 +83,11 @@ def run(service: Played, *arguments: object) -> Any:
 
 
 @contextmanager
-def running(service: Played, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+def running(
+    service: Played, *arguments: object, program: tuple[str, ...] = ("-m", "serve_app")
+) -> Iterator[subprocess.Popen[str]]:
     """The command in a process of its own."""
-    command = [sys.executable, "-m", "serve_app", "transcribe", *map(str, arguments)]
+    command = [sys.executable, *program, "transcribe", *map(str, arguments)]
     environment = {**os.environ, "WHISPERX_URL": service.url, "PYTHONPATH": str(PROJECT)}
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -73,9 +104,10 @@ def outputs(folder: Path) -> list[str]:
 
 
 def test_a_folder_comes_out_as_of_whisperx(service: Played, folder: Path, tmp_path: Path) -> None:
-    """In all its formats, a few files at a time; hidden files and others are left alone."""
-    (folder / "notes.txt").write_text("no audio")
-    (folder / ".hidden.mp3").write_text("no audio")
+    """In all its formats, a few files at a time; what is hidden and others are left alone."""
+    (folder / ".trash").mkdir()
+    for name in ("notes.txt", "program.ts", ".hidden.mp3", ".trash/old.mp3"):
+        (folder / name).write_text("no audio")
     done = run(service, folder, "-o", tmp_path / "out", "--diarize", "--jobs", 3)
     assert done.exit_code == 0, done.output
     assert f"{FILES} transcribed, 0 failed." in done.output
@@ -139,6 +171,18 @@ def test_done_is_what_was_asked_for_of_this_audio(service: Played, tmp_path: Pat
     assert json.loads((out / "talk.words.json").read_text())["words"][0]["word"] == "four"
 
 
+def test_what_another_run_has_overwritten_is_not_done(service: Played, tmp_path: Path) -> None:
+    """Two files of one name, by two runs into one folder."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "talk.mp3").write_bytes(name.encode())
+    said = [
+        run(service, tmp_path / name, "-o", tmp_path / "out", "-f", form).output
+        for name, form in (("a", "srt,txt"), ("b", "txt"), ("a", "txt"), ("a", "srt"), ("b", "srt"))
+    ]
+    assert [each.startswith("0 transcribed, 1 done before") for each in said] == [False] * 3 + [True, False]
+
+
 def test_options_reach_the_service(service: Played, tmp_path: Path) -> None:
     """By whisperx's flags, in either spelling; speakers only where they are asked for."""
     talk = tmp_path / "talk.mp3"
@@ -174,14 +218,16 @@ def test_options_reach_the_service(service: Played, tmp_path: Path) -> None:
 
 def test_urls_and_files_of_one_name(service: Played, tmp_path: Path) -> None:
     """Each has outputs of its own; a URL is fetched by the service."""
-    for name in ("talk.mp3", "talk.wav"):
+    names = [f"{folder}/talk.{suffix}" for folder in "abc" for suffix in ("mp3", "wav")]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(name.encode())
-    url = "https://example.com/a/the%20show.m4a?token=secret"
-    done = run(
-        service, tmp_path / "talk.mp3", tmp_path / "talk.wav", url, "-o", tmp_path / "out", "-f", "txt"
-    )
-    assert sorted(service.heard) == sorted([b"talk.mp3", b"talk.wav", url.encode()])
-    assert outputs(tmp_path / "out")[1:] == ["talk.txt", "talk.wav.txt", "the show.txt"]
+    urls = ["https://example.com/a/the%20show.m4a?token=secret", "http://example.com/a%00b.mp3"]
+    files = [tmp_path / name for name in names]
+    done = run(service, *files, *urls, "-o", tmp_path / "out", "-f", "txt")
+    assert sorted(service.heard) == sorted(each.encode() for each in [*names, *urls])
+    talks = ["talk.mp3.2.txt", "talk.mp3.txt", "talk.txt", "talk.wav.2.txt", "talk.wav.3.txt", "talk.wav.txt"]
+    assert outputs(tmp_path / "out")[1:] == ["a_b.txt", *talks, "the show.txt"]
     assert "secret" not in done.output
 
 
@@ -199,19 +245,139 @@ def test_a_file_that_fails(service: Played, folder: Path, tmp_path: Path) -> Non
     assert len(service.heard) == FILES + 1
 
 
+def test_files_of_the_same_audio_that_fail(service: Played, tmp_path: Path) -> None:
+    """Each says why, also where a run before has failed of it, and none that its job was deleted."""
+    (tmp_path / "in").mkdir()
+    for name in ("1", "2", "3", ":smile:"):
+        (tmp_path / "in" / f"{name}.mp3").write_bytes(b"bad")
+    service.failures[b"bad"] = UnusableAudio("This is no audio.")
+    for _ in range(2):
+        done = run(service, tmp_path / "in", "-o", tmp_path / "out", "-f", "txt")
+        assert done.exit_code == 1
+        assert done.output.count(": This is no audio.\n") == 4
+        assert ":smile:: This is no audio." in done.output
+
+
+def test_a_folder_that_cannot_be_read(
+    service: Played, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is said and counts as failed, and the others are done."""
+    real = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if str(path).endswith("more"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    done = run(service, folder, "-o", tmp_path / "out", "-f", "txt")
+    assert done.exit_code == 1
+    assert f"Permission denied: {folder / 'more'}\n" in done.output
+    assert "16 transcribed, 1 failed." in done.output
+
+
+def test_what_cannot_be_written(service: Played, folder: Path, tmp_path: Path) -> None:
+    """It is said of each file, the others go on, and nothing unfinished is left."""
+    out = tmp_path / "out"
+    (out / "01.txt").mkdir(parents=True)
+    done = run(service, folder, "-o", out, "-f", "txt")
+    assert done.exit_code == 1
+    assert f"{FILES - 1} transcribed, 1 failed." in done.output
+    assert "01: Is a directory" in done.output
+    assert len(outputs(out)) == FILES - 1 + 1
+    (out / ".whisperx-serve").unlink()
+    service.opened.clear()
+
+    def end() -> None:
+        service.until(lambda: service.running)
+        (out / ".whisperx-serve").mkdir()
+        service.opened.set()
+
+    ending = threading.Thread(target=end)
+    ending.start()
+    done = run(service, folder, "-o", out, "-f", "txt", "--language", "de")
+    ending.join()
+    assert done.exit_code == 1
+    assert f"0 transcribed, {FILES} failed." in done.output
+    with pytest.raises(CommandFailed, match="what was done before cannot be read: Is a directory"):
+        run(service, folder, "-o", out, "-f", "txt")
+    (tmp_path / "file").touch()
+    with pytest.raises(CommandFailed, match="--output_dir: the folder cannot be made"):
+        run(service, folder, "-o", tmp_path / "file")
+
+
+def test_long_names(service: Played, tmp_path: Path) -> None:
+    """The longest that a file can have; an output that would have a longer one fails before the work."""
+    (tmp_path / f"{'x' * 251}.mp3").write_bytes(b"audio")
+    done = run(service, tmp_path, "-o", tmp_path / "out", "-f", "txt,words")
+    assert "File name too long" in done.output
+    assert service.heard == []
+    assert run(service, tmp_path, "-o", tmp_path / "out", "-f", "txt").exit_code == 0
+
+
+def test_a_full_service(service: Played, talk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is said once that it is asked again, and then it takes the file."""
+    real, refused = Jobs.submit, 0
+
+    async def submit(*arguments: Any) -> Any:
+        nonlocal refused
+        refused += 1
+        if refused <= 2:
+            raise NoRoom("The server is full.", None, None, 1)
+        return await real(*arguments)
+
+    monkeypatch.setattr(Jobs, "submit", submit)
+    done = run(service, talk, "-o", talk.parent, "-f", "txt")
+    assert done.exit_code == 0
+    assert done.output.count("The server is full. Trying again for up to 10 minutes.\n") == 1
+
+
+def test_a_service_for_everybody(talk: Path, tmp_path: Path) -> None:
+    """It lists no jobs, and takes them."""
+    with played(tmp_path / "state", is_public=True) as service:
+        assert run(service, talk, "-o", tmp_path, "-f", "txt").exit_code == 0
+
+
+def test_a_service_that_cannot_be_one(talk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is said by the names of the flags, and no secret is."""
+    for server, key, says in (
+        (
+            "http://[::1",
+            "wx_secret",
+            r"--server: http://\[::1 is not a URL; write for example http://127.0.0.1:8000",
+        ),
+        ("ftp://ann:secret@h/x", "", "--server: ftp://h/x is not the URL of a service; write"),
+        ("http://127.0.0.1:1/?x=1", "", "--server: http://127.0.0.1:1/ is not the URL of a service"),
+        ("http://127.0.0.1:1", "wx_secret\nwx_secret", "--api-key: it has characters that no key has"),
+    ):
+        arguments = ["transcribe", str(talk), "--server", server, "--api-key", key, "-o", str(talk.parent)]
+        done = CliRunner().invoke(cli, arguments)
+        assert isinstance(done.exception, CommandFailed)
+        assert re.match(says, str(done.exception))
+        assert "secret" not in str(done.exception)
+
+
 def test_a_folder_is_watched(service: Played, tmp_path: Path) -> None:
-    """What comes into it is transcribed, until Ctrl-C."""
+    """What comes into it is transcribed, until Ctrl-C; what changes afterwards is transcribed again."""
     watched, out = tmp_path / "in", tmp_path / "out"
     watched.mkdir()
-    with running(service, "--watch", watched, "-o", out, "-f", "txt") as process:
+    service.failures[b"hal"] = UnusableAudio("This is no audio.")
+    imports = "from serve_app.__main__ import main; from serve_app.cli.transcribe import inputs"
+    program = ("-c", f"{imports}; inputs.WATCH_S = 0.1; main()")
+    with running(service, "--watch", watched, "-o", out, "-f", "txt", program=program) as process:
         for name in ("one", "two"):
             (watched / f"{name}.mp3").write_bytes(name.encode())
             service.until((out / f"{name}.txt").exists)
+        (watched / "half.mp3").write_bytes(b"hal")
+        service.until(lambda: service.heard[2:] == [b"hal"])
+        (watched / "half.mp3").write_bytes(b"half")
+        service.until((out / "half.txt").exists)
         process.send_signal(signal.SIGINT)
         said, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     assert said.splitlines()[-1] == "Stopped. The same command goes on from here."
-    assert service.heard == [b"one", b"two"]
+    assert service.heard == [b"one", b"two", b"hal", b"half"]
+    assert outputs(out) == [".whisperx-serve", "half.txt", "one.txt", "two.txt"]
 
 
 @pytest.mark.parametrize(
@@ -219,7 +385,10 @@ def test_a_folder_is_watched(service: Played, tmp_path: Path) -> None:
     [
         ([], "name files, URLs or folders"),
         (["nowhere.mp3"], "there is no such file"),
-        (["-f", "srt,docx", "."], "'docx' is none of"),
+        (["-f", "srt,docx", "."], "unknown format 'docx'; choose from all, srt, vtt"),
+        (["--highlight_words=maybe", "."], "'maybe' is neither True nor False"),
+        (["http://ann:secret@[::1/talk.mp3"], "http://[::1/talk.mp3 is not a URL"),
+        (["--config", "nowhere.yaml", "."], "does not exist"),
         (["-f", "rttm", "."], "rttm needs --diarize"),
         (["--min_speakers", "2", "."], "--min_speakers needs --diarize"),
         (["--max_line_count", "2", "."], "--max_line_count needs --max_line_width"),
@@ -240,7 +409,33 @@ def test_wrong_usage(arguments: list[str], says: str, service: Played) -> None:
     done = run(service, *arguments)
     assert done.exit_code == 2
     assert says in " ".join(done.output.replace("│", " ").split())
+    assert "secret" not in done.output
     assert service.paths == []
+
+
+def test_each_flag_of_whisperx_is_known_or_refused_with_a_reason() -> None:
+    """So that nobody is left with "No such option"."""
+    spec = find_spec("whisperx")
+    assert spec is not None
+    assert spec.origin is not None
+    source = (Path(spec.origin).parent / "__main__.py").read_text()
+    flags = {each.replace("-", "_") for each in re.findall(r'add_argument\(.*?"--([\w-]+)"', source)}
+    assert len(flags) > 40
+    (command,) = (each for name, each in get_command(cli).commands.items() if name == "transcribe")  # type: ignore[attr-defined]
+    known = {name.removeprefix("--") for each in command.params for name in each.opts}
+    assert flags - known - set(REFUSED) == set()
+
+
+def test_switches_and_formats_as_people_write_them(service: Played, talk: Path) -> None:
+    """True and False in any case; formats by commas, by several flags, and beside `all`."""
+    for off in (["--highlight_words=false"], ["--highlight_words", "FALSE"]):
+        run(service, talk, "-o", talk.parent / "off", "-f", "srt", *off)
+        assert "<u>" not in (talk.parent / "off" / "talk.srt").read_text()
+    run(service, talk, "-o", talk.parent / "on", "-f", "srt", "-f", "vtt", "--highlight_words=true")
+    assert outputs(talk.parent / "on") == [".whisperx-serve", "talk.srt", "talk.vtt"]
+    assert "<u>" in (talk.parent / "on" / "talk.srt").read_text()
+    run(service, talk, "-o", talk.parent / "all", "-f", "all,words")
+    assert len(outputs(talk.parent / "all")) == 1 + len(ALL) + 1
 
 
 def test_a_folder_without_audio(service: Played, tmp_path: Path) -> None:
@@ -261,7 +456,7 @@ def test_a_service_that_is_not_there_or_does_not_know_the_key(folder: Path, tmp_
     with played(tmp_path / "state", with_keys=True) as service:
         for url, key, says in (
             (service.url, "wx_bob", "error: The server does not know this API key.\n"),
-            ("http://127.0.0.1:1", KEY, "error: http://127.0.0.1:1/v1/jobs does not answer"),
+            ("http://127.0.0.1:1", KEY, "error: http://127.0.0.1:1/v1/jobs/0 does not answer"),
         ):
             service.url = url
             with running(service, folder, "-o", tmp_path / "out", "--api-key", key) as process:
@@ -271,19 +466,8 @@ def test_a_service_that_is_not_there_or_does_not_know_the_key(folder: Path, tmp_
             assert said.count("\n") == 1
 
 
-def test_a_service_of_its_own(service: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_service_of_its_own(talk: Path, tmp_path: Path, started: list[dict[str, Any]]) -> None:
     """Without --server it starts one with what the flags say, whose jobs are kept for so long only."""
-    started: list[dict[str, Any]] = []
-
-    @contextmanager
-    def fake_running(raw: dict[str, Any], *, show_logs: bool) -> Iterator[threading.Event]:
-        started.append(raw)
-        assert Path(raw["applications"][0]["args"]["jobs"]["state_dir"]).is_dir()
-        yield threading.Event()
-
-    monkeypatch.setattr(launcher, "running", fake_running)
-    monkeypatch.setattr(launcher, "free_port", lambda: int(service.url.rpartition(":")[2]))
-    (tmp_path / "talk.mp3").write_bytes(b"audio")
     flags = (
         "--model tiny --model_dir models --vad_method silero --beam_size 3 --jobs 2 --compute_type default"
     )
@@ -302,6 +486,28 @@ def test_a_service_of_its_own(service: Played, tmp_path: Path, monkeypatch: pyte
     assert second["diarization"] == {"model": "campplus"}
     assert second["alignment"] == {"method": "off"}
     assert started[0]["http_options"]["host"] == "127.0.0.1"
+
+
+def test_other_settings_of_its_own_service(talk: Path, tmp_path: Path, started: list[dict[str, Any]]) -> None:
+    """With another model, config file or without alignment a file is not yet done."""
+    config = tmp_path / "config.yaml"
+    applications = [{"name": "w", "import_path": "serve_app.app:build", "args": {"model": "base"}}]
+    raw = {"http_options": {"host": "127.0.0.1"}, "applications": applications}
+    config.write_text(yaml.safe_dump(raw))
+    whole = ["transcribe", str(talk), "-o", str(tmp_path), "-f", "txt"]
+    for flags in (
+        [],
+        ["--model", "tiny"],
+        ["--no_align"],
+        ["--config", str(config)],
+        ["--config", str(config)],
+    ):
+        assert CliRunner().invoke(cli, [*whole, *flags], catch_exceptions=False).exit_code == 0
+    assert len(started) == 4
+    applications[0]["args"] = {"model": "small"}
+    config.write_text(yaml.safe_dump(raw))
+    CliRunner().invoke(cli, [*whole, "--config", str(config)], catch_exceptions=False)
+    assert len(started) == 5
 
 
 def test_no_service_is_needed_where_nothing_is_left(

@@ -1,29 +1,82 @@
-"""What is in the wheel, and what the command does where only a part of its packages is installed."""
+"""What is in the wheel, and what works where only a part of its packages is installed."""
 
+import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from email.parser import Parser
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from played_service import played
 
 PROJECT = Path(__file__).parents[2]
 HEAVY = {"ray", "torch", "whisperx", "pyannote-audio", "fastapi", "sqlalchemy", "huggingface-hub"}
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of this project, unpacked."""
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of this project."""
     folder = tmp_path_factory.mktemp("wheel")
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
     subprocess.run(build, cwd=PROJECT, check=True, capture_output=True)
     (packed,) = folder.glob("*.whl")
+    return packed
+
+
+@pytest.fixture(scope="module")
+def wheel(packed: Path) -> Path:
+    """It, unpacked."""
     with zipfile.ZipFile(packed) as archive:
-        archive.extractall(folder / "site")
-    return folder / "site"
+        archive.extractall(packed.parent / "site")
+    return packed.parent / "site"
+
+
+@pytest.fixture
+def installed(packed: Path, tmp_path: Path) -> Path:
+    """The folder of commands of an environment that has this wheel, with what it needs and nothing else."""
+    environment = tmp_path / "environment"
+    uv = [sys.executable, "-m", "uv"]
+    python = str(environment / "bin" / "python")
+    subprocess.run([*uv, "venv", "--quiet", "--python", sys.executable, environment], check=True)
+    install = [*uv, "pip", "install", "--quiet", "--python", python, str(packed)]
+    done = subprocess.run(install, capture_output=True, text=True, check=False)
+    if re.search("Failed to (fetch|download)|error sending request", done.stderr):
+        pytest.skip("The package registry cannot be reached, so the wheel cannot be installed.")
+    assert done.returncode == 0, done.stderr
+    return environment / "bin"
+
+
+def test_the_wheel_installed_alone(installed: Path, tmp_path: Path, figure: Callable[[str], None]) -> None:
+    """The command shows its help and transcribes by a service; the client loads neither Ray nor torch."""
+    (tmp_path / "talk.mp3").write_bytes(b"audio")
+
+    def run(name: str, *arguments: str) -> str:
+        command = [str(installed / name), *arguments]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+
+    assert "transcribe" in run("whisperx-serve", "--help")
+    with played(tmp_path / "state") as service:
+        run("whisperx-serve", "transcribe", "talk.mp3", "--server", service.url, "-f", "txt")
+    assert "four score" in (tmp_path / "talk.txt").read_text()
+    code = """if True:
+        import importlib.util, json, sys, time
+        def rss_kb():
+            return int(open("/proc/self/status").read().partition("VmRSS:")[2].split()[0])
+        before_kb, begun_s = rss_kb(), time.perf_counter()
+        import serve_app.client
+        took_s = time.perf_counter() - begun_s
+        heavy = [name for name in ("ray", "torch", "numpy", "fastapi") if importlib.util.find_spec(name)]
+        print(json.dumps([took_s, before_kb, rss_kb(), heavy]))
+    """
+    took_s, before_kb, after_kb, heavy = min(json.loads(run("python", "-c", code)) for _ in range(3))
+    assert heavy == []
+    memory = f"{(after_kb - before_kb) / 1024:.0f} MB more, {after_kb / 1024:.0f} MB in all"
+    figure(f"the wheel alone: import serve_app.client: {took_s * 1000:.0f} ms, {memory}")
 
 
 def python(wheel: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

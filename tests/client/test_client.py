@@ -5,6 +5,7 @@ import io
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ def both(service: Played) -> Both:
 
 
 def test_every_kind_of_audio_is_transcribed(service: Played, both: Both, tmp_path: Path) -> None:
-    """A path, its str, bytes, an open file, one that cannot be rewound, and a URL, with options."""
+    """A path, its str, bytes of any kind, an open file, one that cannot be rewound, a URL, with options."""
     path = tmp_path / "talk.mp3"
     path.write_bytes(b"audio")
 
@@ -70,6 +71,7 @@ def test_every_kind_of_audio_is_transcribed(service: Played, both: Both, tmp_pat
             return False
 
     sources: list[Callable[[], Any]] = [lambda: path, lambda: str(path), lambda: b"audio"]
+    sources += [lambda: bytearray(b"audio"), lambda: memoryview(b"audio")]
     for source in [*sources, lambda: io.BytesIO(b"audio"), lambda: Pipe(b"audio")]:
         service.heard.clear()
         for given in both(
@@ -137,6 +139,7 @@ def test_a_job_from_its_beginning_to_its_end(service: Played, both: Both) -> Non
     """Submitted, listed, followed, fetched in two formats, erased."""
     submitted = both(lambda client: client.jobs.submit(b"audio", language="en", priority=1))
     ids = {job["id"] for job in submitted}
+    rendering = {"response_format": "text", "word_timestamps": None}
     assert len(ids) == 2
     for job in submitted:
         for states in both(lambda client, job=job: client.jobs.events(job["id"])):
@@ -146,7 +149,7 @@ def test_a_job_from_its_beginning_to_its_end(service: Played, both: Both) -> Non
         assert ended["priority"] == 1
         for given in both(lambda client, job=job: client.jobs.result(job["id"])):
             assert given["model"] == "fixed"
-        texts = both(lambda client, job=job: client.jobs.result(job["id"], response_format="text"))
+        texts = both(lambda client, job=job: client.jobs.result(job["id"], **rendering))
         assert texts == [TEXT, TEXT]
     pages = both(lambda client: client.jobs.list(status=["succeeded"], limit=1))
     assert [len(page["jobs"]) for page in pages] == [1, 1]
@@ -182,6 +185,21 @@ def test_waiting_has_an_end(service: Played, both: Both) -> None:
     assert {job["status"] for job in both(lambda client, job=job: client.jobs.wait(job["id"]))} == {
         "succeeded"
     }
+
+
+def test_waiting_ends_in_time_where_no_service_answers() -> None:
+    """With TimeoutError, and not after the client's patience with services."""
+    begun_s = time.monotonic()
+    with pytest.raises(TimeoutError, match="goes on"), Client("http://127.0.0.1:1") as client:
+        client.jobs.wait("1", timeout_s=0.3)
+
+    async def story() -> None:
+        async with AsyncClient("http://127.0.0.1:1") as client:
+            await client.jobs.wait("1", timeout_s=0.3)
+
+    with pytest.raises(TimeoutError, match="goes on"):
+        asyncio.run(story())
+    assert time.monotonic() - begun_s < 10
 
 
 def test_a_submission_whose_answer_was_lost_makes_one_job(service: Played) -> None:
@@ -270,7 +288,7 @@ OK = (200, {"Content-Type": "application/json"}, '{"id": "1"}')
 def test_what_passes_is_tried_again(
     status: int, headers: dict[str, str], content: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By both clients, after a pause."""
+    """By both clients, after a pause; who wants to know is told."""
     pauses: list[float] = []
     monkeypatch.setattr("time.sleep", pauses.append)
 
@@ -279,9 +297,12 @@ def test_what_passes_is_tried_again(
 
     monkeypatch.setattr("asyncio.sleep", pause)
     refused = (status, headers, content)
-    answers = Both("http://x.example", transport=Answering(refused, refused, OK, refused, OK))
+    told: list[TranscriptionError] = []
+    answering = Answering(refused, refused, OK, refused, OK)
+    answers = Both("http://x.example", transport=answering, on_retry=told.append)
     assert answers(lambda client: client.jobs.get("1")) == [{"id": "1"}, {"id": "1"}]
-    assert len(pauses) == 3
+    assert len(pauses) == len(told) == 3
+    assert {each.status for each in told} == {status}
 
 
 def test_retry_after_is_heeded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,19 +321,36 @@ def test_retry_after_is_heeded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (caught.value.retry_after_s, caught.value.status, pauses) == (7, 503, [7.0])
 
 
+def stranger(answer: str) -> str:
+    """What is said of an answer that is not one of the service."""
+    return f"http://x.example/predict answered {answer}; this does not seem to be a whisperx service."
+
+
 @pytest.mark.parametrize(
-    ("status", "content", "kind", "code"),
+    ("status", "content", "kind", "code", "message"),
     [
-        (401, error("invalid_api_key", "authentication_error"), Unauthorized, "invalid_api_key"),
-        (422, error("empty_audio", "invalid_request_error"), UnusableAudio, "empty_audio"),
-        (400, error("invalid_request", "invalid_request_error"), InvalidRequest, "invalid_request"),
-        (404, error("jobs_off", "invalid_request_error"), InvalidRequest, "jobs_off"),
-        (500, error("internal_error"), TranscriptionError, "internal_error"),
-        (418, "a teapot", InvalidRequest, "invalid_request"),
-        (301, "moved", InvalidRequest, "invalid_request"),
+        (
+            401,
+            error("invalid_api_key", "authentication_error"),
+            Unauthorized,
+            "invalid_api_key",
+            "A sentence.",
+        ),
+        (422, error("empty_audio", "invalid_request_error"), UnusableAudio, "empty_audio", "A sentence."),
+        (
+            400,
+            error("invalid_request", "invalid_request_error"),
+            InvalidRequest,
+            "invalid_request",
+            "A sentence.",
+        ),
+        (404, error("jobs_off", "invalid_request_error"), InvalidRequest, "jobs_off", "A sentence."),
+        (500, error("internal_error"), TranscriptionError, "internal_error", "A sentence."),
+        (418, "a teapot", InvalidRequest, "invalid_request", stranger("418 I'm a teapot")),
+        (301, "moved", InvalidRequest, "invalid_request", stranger("301 Moved Permanently")),
     ],
 )
-def test_errors_are_typed(status: int, content: str, kind: type[Exception], code: str) -> None:
+def test_errors_are_typed(status: int, content: str, kind: type[Exception], code: str, message: str) -> None:
     """As those of the deployment handle are, with the status of the answer; they are not tried again."""
     with (
         Client("http://x.example", transport=Answering((status, {}, content))) as client,
@@ -320,8 +358,27 @@ def test_errors_are_typed(status: int, content: str, kind: type[Exception], code
     ):
         client.transcribe(b"audio")
     assert isinstance(caught.value, TranscriptionError)
-    assert (caught.value.status, caught.value.code) == (status, code)
-    assert caught.value.message == ("A sentence." if content[0] == "{" else caught.value.message)
+    assert (caught.value.status, caught.value.code, caught.value.message) == (status, code, message)
+
+
+@pytest.mark.parametrize("media_type", ["text/html", "application/json"])
+def test_a_success_of_something_else(media_type: str) -> None:
+    """Another web server's page is no transcript, no job and no stream of events; it is not asked again."""
+    page = (200, {"Content-Type": media_type}, "<html>")
+    calls: list[Callable[[Any], Any]] = [
+        lambda client: client.transcribe(b"audio"),
+        lambda client: client.jobs.get("1"),
+        lambda client: client.jobs.wait("1"),
+        lambda client: client.stream(b"audio"),
+    ]
+    for call in calls:
+        with pytest.raises(InvalidRequest, match="200 OK; this does not seem to be a whisperx service"):
+            Both("http://x.example", transport=Answering(page))(call)
+        with (
+            pytest.raises(InvalidRequest, match="does not seem"),
+            Client("http://x.example", transport=Answering(page)) as client,
+        ):
+            list(call(client))
 
 
 def test_a_service_that_is_not_there() -> None:
@@ -344,11 +401,62 @@ def test_keys_and_urls_come_from_the_environment(tmp_path: Path, monkeypatch: py
             assert client.jobs.list() == {"jobs": [], "next": None}
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "ftp://127.0.0.1", "http://"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost:8000",
+        "ftp://ann:secret@127.0.0.1/x",
+        "http://",
+        "http://[::1",
+        "http://ann:secret@[::1",
+        "http://127.0.0.1:99999",
+        "http://127.0.0.1/?token=secret",
+    ],
+)
 def test_a_wrong_base_url(url: str) -> None:
-    """It is refused when the client is made."""
-    with pytest.raises(InvalidRequest, match="base_url"):
+    """It is refused when the client is made, without showing what may be secret in it."""
+    with pytest.raises(InvalidRequest, match=r"base_url: .* http://127\.0\.0\.1:8000") as caught:
         Client(url)
+    assert "secret" not in caught.value.message
+
+
+@pytest.mark.parametrize("key", ["wx_se\ncret", "wx_sécret"])
+def test_a_key_that_cannot_be_one(key: str) -> None:
+    """It is refused at once and not shown; blanks and line ends around a key are no part of it."""
+    with pytest.raises(InvalidRequest, match="api_key: ") as caught:
+        Client(api_key=key)
+    assert "cret" not in caught.value.message
+
+
+def test_a_key_with_a_line_end(tmp_path: Path) -> None:
+    """As `cat` gives it."""
+    with (
+        played(tmp_path / "state", with_keys=True) as service,
+        Client(service.url, f" {KEY}\n") as client,
+    ):
+        assert client.jobs.list()["jobs"] == []
+
+
+def test_a_key_and_a_user_in_the_url() -> None:
+    """Only one of them could be sent; a user alone is for a proxy that wants one."""
+    with pytest.raises(InvalidRequest, match=r"http://127\.0\.0\.1 has a user") as caught:
+        Client("http://ann:secret@127.0.0.1", KEY)
+    assert "secret" not in caught.value.message
+    Client("http://ann:secret@127.0.0.1").close()
+
+
+def test_a_proxy_is_not_asked_for_this_machine(
+    service: Played, both: Both, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would look for the service on its own machine."""
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    assert both(lambda client: client.jobs.list())[0]["jobs"] == []
+    elsewhere = Both("http://x.example", retry_for_s=0)
+    with pytest.raises(Unreachable):
+        elsewhere(lambda client: client.jobs.list())
 
 
 def test_rate_limits_carry_their_pause() -> None:

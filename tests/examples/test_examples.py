@@ -55,12 +55,22 @@ def run(service: Played, name: str, *arguments: object, expect: int = 0, **envir
 
 
 def test_plain_http(service: Played, talk: Path) -> None:
-    """A file, a URL, and an error."""
+    """A file, URLs, and an error."""
     assert "0.42     2.25 SPEAKER_00: four score" in run(service, "plain_http.py", talk)
-    run(service, "plain_http.py", "https://example.com/talk.mp3")
-    assert service.heard == [b"audio", b"https://example.com/talk.mp3"]
+    urls = ["https://example.com/talk.mp3", "http://example.com/talk.mp3"]
+    for url in urls:
+        run(service, "plain_http.py", url)
+    assert service.heard == [b"audio", *(url.encode() for url in urls)]
     talk.write_bytes(b"x" * (1 << 21))
     assert "bytes" in run(service, "plain_http.py", talk, expect=1)
+
+
+def test_plain_http_with_a_key(talk: Path, tmp_path: Path) -> None:
+    """That of the environment."""
+    with played(tmp_path / "state", with_keys=True) as service:
+        for audio in (talk, "https://example.com/talk.mp3"):
+            assert "four score" in run(service, "plain_http.py", audio, WHISPERX_API_KEY=KEY)
+            assert "key" in run(service, "plain_http.py", audio, expect=1)
 
 
 def test_streaming(service: Played, talk: Path) -> None:
@@ -80,9 +90,14 @@ def test_a_job_with_a_webhook(service: Played, talk: Path, monkeypatch: pytest.M
 
 
 def test_a_folder(service: Played, talk: Path) -> None:
-    """A text for each recording."""
+    """A text for each recording, also where others cannot be read or written."""
     (talk.parent / "other.mp3").write_bytes(b"other")
-    assert run(service, "folder.py", talk.parent).count(".txt") == 2
+    (talk.parent / "folder.mp3").mkdir()
+    (talk.parent / "locked.mp3").write_bytes(b"locked")
+    (talk.parent / "locked.txt").mkdir()
+    said = run(service, "folder.py", talk.parent)
+    assert said.count("recordings/other.txt\n") == said.count("recordings/talk.txt\n") == 1
+    assert said.count("Is a directory") == 2
     assert talk.with_suffix(".txt").read_text() == (talk.parent / "other.txt").read_text() == TEXT
 
 

@@ -7,17 +7,17 @@ done or at work, when it is started again.
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from serve_app.cli import CommandFailed, note
-from serve_app.cli.transcribe.inputs import Done, Input, Inputs
+from serve_app.cli.transcribe.inputs import Done, Input, Inputs, hash_of, said
 from serve_app.cli.transcribe.wanted import Tally, Wanted
 from serve_app.cli.transcribe.writers import WRITERS, whisperx_result
 from serve_app.client import AsyncClient, Unreachable
@@ -27,6 +27,8 @@ from serve_app.errors import InvalidRequest, NoApiKeys, TranscriptionError, Unau
 FIRST_ANSWER_S = 5.0  # for a service that is just starting
 RETRY_FOR_S = 600.0
 STOP_POLL_S = 0.2
+NO_JOB = "0"
+FLAGS = {"base_url": "--server", "api_key": "--api-key"}  # what is called otherwise in the client
 
 
 class Interrupted(Exception):
@@ -37,60 +39,75 @@ class Interrupted(Exception):
 class Batch:
     """One run."""
 
-    client: AsyncClient
     wanted: Wanted
     stop: threading.Event | None = None  # set when a run with a service of its own is to end
     tally: Tally = field(default_factory=Tally)
+    client: AsyncClient = field(init=False)
 
     def __post_init__(self) -> None:
         self._done = Done(self.wanted.folder)
-        columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}")
-        self._progress = Progress(*columns, TimeElapsedColumn(), console=note, disable=not note.is_terminal)
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._told: set[str] = set()
+        name, state = (
+            TextColumn(f"{{task.{each}}}", markup=False) for each in ("description", "fields[state]")
+        )
+        columns = name, BarColumn(), state, TimeElapsedColumn()
+        self._progress = Progress(*columns, console=note, disable=not note.is_terminal)
+        self._total = self._progress.add_task("all", total=0, state="")
 
-    async def run(self, paths: Sequence[str], watched: Path | None) -> Tally:
+    def tell_retry(self, error: TranscriptionError) -> None:
+        """Says, once for each kind of error, that the service is asked again."""
+        self._progress.update(self._total, state="waiting for the service")
+        if error.code not in self._told:
+            self._told.add(error.code)
+            self._print(f"{error.message} Trying again for up to {RETRY_FOR_S / 60:g} minutes.")
+
+    async def run(self, client: AsyncClient, paths: Sequence[str], watched: Path | None) -> Tally:
         """Transcribes all of it. Raises CommandFailed where nothing can be transcribed, and Interrupted."""
-        total = self._progress.add_task("all", total=0, state="")
+        self.client = client
         free = asyncio.Semaphore(self.wanted.concurrency)
         try:
             with self._progress:
                 async with asyncio.TaskGroup() as tasks:
                     stopping = tasks.create_task(self._end_when_stopped())
                     async with asyncio.TaskGroup() as files:
-                        async for each in self._inputs(paths, watched, total):
+                        async for each in self._inputs(paths, watched):
                             await free.acquire()
-                            task = files.create_task(self._transcribed(each))
-                            task.add_done_callback(partial(self._advance, free, total))
+                            task = files.create_task(self._in_turn(each))
+                            task.add_done_callback(partial(self._advance, free))
                     stopping.cancel()
         except BaseExceptionGroup as group:
             _raise_first(group)
         return self.tally
 
-    async def _inputs(
-        self, paths: Sequence[str], watched: Path | None, total: TaskID
-    ) -> AsyncIterator[Input]:
-        inputs, known = Inputs(), 0
+    async def _inputs(self, paths: Sequence[str], watched: Path | None) -> AsyncIterator[Input]:
+        inputs, known = Inputs(self._unreadable), 0
         found = await asyncio.to_thread(list, inputs.found(paths))
-        self._progress.update(total, total=len(found))
+        self._progress.update(self._total, total=len(found))
         for each in found:
             yield each
         if watched is not None:
             async for new in inputs.watched(watched, asyncio.sleep):
                 known += len(new)
-                self._progress.update(total, total=len(found) + known)
+                self._progress.update(self._total, total=len(found) + known)
                 for each in new:
                     yield each
 
-    def _advance(self, free: asyncio.Semaphore, total: TaskID, _: object) -> None:
+    def _advance(self, free: asyncio.Semaphore, _: object) -> None:
         free.release()
         ended = self.tally.transcribed + self.tally.done_before + self.tally.failed
         failed = f", {self.tally.failed} failed" if self.tally.failed else ""
-        self._progress.update(total, advance=1, state=f"{ended} done{failed}")
+        self._progress.update(self._total, advance=1, state=f"{ended} done{failed}")
 
     async def _end_when_stopped(self) -> None:
         while self.stop is not None:
             await asyncio.sleep(STOP_POLL_S)
             if self.stop.is_set():
                 raise Interrupted
+
+    async def _in_turn(self, each: Input) -> None:
+        async with self._locks[each.output]:  # a file that has changed meanwhile comes again
+            await self._transcribed(each)
 
     async def _transcribed(self, each: Input) -> None:
         """Transcribes one file; says so, or why not. Raises CommandFailed for what would stop all of them."""
@@ -99,9 +116,10 @@ class Batch:
             if await asyncio.to_thread(self.wanted.is_done, each, self._done):
                 self.tally.done_before += 1
                 return
-            task = self._progress.add_task(escape(each.output), total=None, state="sending")
+            task = self._progress.add_task(each.output, total=None, state="sending")
             try:
                 paths = await self._transcribe(each, task)
+                await asyncio.to_thread(self._done.add, paths, mark)
             finally:
                 self._progress.remove_task(task)
         except (Unreachable, Unauthorized, NoApiKeys, InvalidRequest) as error:
@@ -110,29 +128,29 @@ class Batch:
                 return
             raise CommandFailed(error.message) from None
         except (TranscriptionError, OSError) as error:
-            self._failed(each, error.message if isinstance(error, TranscriptionError) else _said(error))
+            self._failed(each, error.message if isinstance(error, TranscriptionError) else said(error))
         else:
-            self._done.add(mark)
             self.tally.transcribed += 1
             self._say(each, ", ".join(str(path) for path in paths))
 
     async def _transcribe(self, each: Input, task: TaskID) -> list[Path]:
-        job = await self._job(each)
-        async for now in self.client.jobs.events(job["id"]):
-            job = now
-            self._show(task, job)
-        if job["status"] != "succeeded":
-            error = job["error"] or {"message": f"The job has {job['status']}.", "code": job["status"]}
-            raise TranscriptionError(error["message"], None, error["code"])
-        return await self._written(each, job["id"])
-
-    async def _job(self, each: Input) -> dict[str, Any]:
-        """A new job, or that of an earlier run, unless that one came to nothing."""
         key = await asyncio.to_thread(each.digest, self.wanted.options)
+        async with self._locks[key]:  # files of the same audio have the same job
+            job = await self._job(each, key)
+            async for now in self.client.jobs.events(job["id"]):
+                job = now
+                self._show(task, job)
+            if job["status"] != "succeeded":
+                error = job["error"] or {"message": f"The job has {job['status']}.", "code": job["status"]}
+                raise TranscriptionError(error["message"], None, error["code"])
+            return await self._written(each, job["id"])
+
+    async def _job(self, each: Input, key: str) -> dict[str, Any]:
+        """A new job, or that of an earlier run, unless that one came to nothing."""
         submit = partial(self.client.jobs.submit, each.source, idempotency_key=key, **self.wanted.options)
         job = await submit()
         if has_ended(job) and job["status"] != "succeeded":
-            await self.client.jobs.delete(job["id"])
+            await _if_found(self.client.jobs.delete(job["id"]))
             job = await submit()
         return job
 
@@ -164,12 +182,19 @@ class Batch:
             state = f"{progress['windows_done']} of {progress['windows_found']} windows"
         self._progress.update(task, state=state)
 
+    def _unreadable(self, error: OSError) -> None:
+        self.tally.failed += 1
+        self._print(said(error))
+
     def _failed(self, each: Input, reason: str) -> None:
         self.tally.failed += 1
         self._say(each, reason)
 
     def _say(self, each: Input, text: str) -> None:
-        self._progress.console.print(f"{each.output}: {text}", markup=False)
+        self._print(f"{each.output}: {text}")
+
+    def _print(self, text: str) -> None:
+        self._progress.console.print(text, markup=False)
 
 
 async def transcribe_all(
@@ -183,23 +208,33 @@ async def transcribe_all(
     """Transcribes all of it by the service at this URL. Raises CommandFailed and Interrupted."""
     try:
         async with AsyncClient(url, api_key, retry_for_s=FIRST_ANSWER_S) as client:
-            await client.jobs.list(limit=1)  # whether it is there, knows the key and keeps jobs
-        async with AsyncClient(url, api_key, retry_for_s=RETRY_FOR_S) as client:
-            return await Batch(client, wanted, stop).run(paths, watched)
+            await _if_found(client.jobs.get(NO_JOB))  # whether it is there, knows the key and keeps jobs
+        batch = Batch(wanted, stop)
+        async with AsyncClient(url, api_key, retry_for_s=RETRY_FOR_S, on_retry=batch.tell_retry) as client:
+            return await batch.run(client, paths, watched)
     except TranscriptionError as error:
-        raise CommandFailed(error.message) from None
+        name, colon, reason = error.message.partition(":")
+        raise CommandFailed(f"{FLAGS.get(name, name)}{colon}{reason}") from None
+
+
+async def _if_found(call: Awaitable[Any]) -> None:
+    """Waits for a call; that there is no such job is no error."""
+    try:
+        await call
+    except InvalidRequest as error:
+        if error.code != "job_not_found":
+            raise
 
 
 def _write(path: Path, text: str) -> Path:
     """Writes a file so that it is there as a whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    return part.replace(path)
-
-
-def _said(error: OSError) -> str:
-    return f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
+    part = path.with_name(f".{hash_of(path.name)[:16]}.part")  # no longer than other names may be
+    try:
+        part.write_text(text, encoding="utf-8")
+        return part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _raise_first(group: BaseExceptionGroup[BaseException]) -> NoReturn:

@@ -1,14 +1,17 @@
 """The command `transcribe`, with the flags of whisperx's command line."""
 
 import asyncio
+import os
+import re
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from serve_app.cli import note
+from serve_app.cli import CommandFailed, note
 from serve_app.cli.transcribe.batch import Interrupted, transcribe_all
+from serve_app.cli.transcribe.inputs import hash_of, said, url_name
 from serve_app.cli.transcribe.own_service import SETTINGS, own_service
 from serve_app.cli.transcribe.wanted import Wanted, done_before
 from serve_app.cli.transcribe.writers import ALL, WRITERS, Layout
@@ -27,7 +30,7 @@ def _options_of(panel: str | None) -> Any:
     return partial(typer.Option, rich_help_panel=panel)
 
 
-_general, _speech, _subtitles = _options_of(None), _options_of("Speech"), _options_of("Subtitles")
+_general, _speech, _subtitles = _options_of(None), _options_of("Recognition"), _options_of("Subtitles")
 _local = _options_of("The service that is started where no --server is given")
 
 
@@ -37,23 +40,38 @@ def transcribe(
     ] = None,
     server: Annotated[
         str | None,
-        _general("--server", envvar="WHISPERX_URL", help="URL of a service. Without it, one is started."),
+        _general(
+            "--server",
+            envvar="WHISPERX_URL",
+            help="URL of a running service; without it, one is started for this run.",
+        ),
     ] = None,
     api_key: Annotated[
         str | None, _general("--api-key", envvar="WHISPERX_API_KEY", help="API key of that service.")
     ] = None,
     output_format: Annotated[
-        str,
-        _general("--output_format", "-f", help=f"With commas: {', '.join(FORMATS)}. all: {', '.join(ALL)}."),
-    ] = "all",
+        list[str] | None,
+        _general(
+            "--output_format",
+            "-f",
+            help=f"With commas: {', '.join(FORMATS)}; or all, the default: {', '.join(ALL)}.",
+        ),
+    ] = None,
     output_dir: Annotated[Path, _general("--output_dir", "-o", help="Folder for what is written.")] = Path(),
-    jobs: Annotated[int, _general("--jobs", min=1, max=256, help="Files worked on at the same time.")] = 4,
+    jobs: Annotated[
+        int, _general("--jobs", min=1, max=256, help="How many files to transcribe at the same time.")
+    ] = 4,
     watch: Annotated[
         Path | None,
-        _general("--watch", exists=True, file_okay=False, help="Folder: also transcribe what arrives there."),
+        _general(
+            "--watch",
+            exists=True,
+            file_okay=False,
+            help="Keeps running and transcribes files added to this folder.",
+        ),
     ] = None,
     task: Annotated[
-        Literal["transcribe", "translate"], _speech("--task", help="translate gives English text.")
+        Literal["transcribe", "translate"], _speech("--task", help="translate: into English.")
     ] = "transcribe",
     language: Annotated[
         str | None, _speech("--language", help="Code or name, such as de. Without it, it is detected.")
@@ -78,7 +96,10 @@ def transcribe(
     highlight_words: Annotated[
         bool, _subtitles("--highlight_words", help="Underline each word while it is spoken.")
     ] = False,
-    config: Annotated[Path | None, _local("--config", help="Config file. Without it, the demo's.")] = None,
+    config: Annotated[
+        Path | None,
+        _local("--config", exists=True, dir_okay=False, help="Config file. Without it, the demo's."),
+    ] = None,
     no_align: Annotated[bool, _local("--no_align", help="Leave out word times.")] = False,
     model: Annotated[
         str | None, _local("--model", help="Whisper model: a name such as large-v3, or a folder.")
@@ -103,26 +124,31 @@ def transcribe(
 ) -> None:
     """Transcribes files, URLs and folders into text and subtitles, with the flags of whisperx.
 
-    The same command again skips what is done and goes on with the rest.
+    A repeated run skips what is done and continues with the rest.
 
     Exit codes: 0 all done, 1 some failed, 2 wrong usage, 130 stopped.
     """
     given = dict(locals())
     chosen = {name: given[name] for name in SETTINGS if given[name] is not None}
-    formats = _formats(output_format)
+    formats = _formats(output_format or ["all"])
     _refuse_contradictions(given, formats)
     for name in ("config", *(("no_align",) if no_align else ()), *chosen):
         if server and given[name]:
             raise typer.BadParameter(f"--{name} is for a service that is started here; leave out --server.")
     for path in paths or ():
-        if not is_url(path) and not Path(path).exists():
-            raise typer.BadParameter(f"{path}: there is no such file or folder.")
+        _refuse_what_is_not_there(path)
     options = {name: given[name] for name in OPTIONS if given[name] is not None}
     layout = Layout(max_line_width, max_line_count, highlight_words)
     wanted = Wanted(
-        options, formats, layout, output_dir, jobs, has_words=task == "transcribe" and not no_align
+        options,
+        formats,
+        layout,
+        output_dir,
+        jobs,
+        has_words=task == "transcribe" and not no_align,
+        settings=_settings(config, chosen),
     )
-    output_dir.mkdir(parents=True, exist_ok=True)
+    _make_folder(output_dir)
     tally = None if watch else done_before(wanted, paths or ())
     try:
         if tally:
@@ -140,12 +166,43 @@ def transcribe(
     raise typer.Exit(1 if tally.failed else 0)
 
 
-def _formats(asked: str) -> tuple[str, ...]:
-    formats = tuple(dict.fromkeys(ALL if asked == "all" else (one.strip() for one in asked.split(","))))
-    for one in formats:
-        if one not in FORMATS:
-            raise typer.BadParameter(f"--output_format: {one!r} is none of all, {', '.join(FORMATS)}.")
-    return formats
+def _formats(asked: list[str]) -> tuple[str, ...]:
+    formats: list[str] = []
+    for one in (each.strip() for given in asked for each in given.split(",")):
+        if one != "all" and one not in FORMATS:
+            choices = ", ".join(("all", *FORMATS))
+            raise typer.BadParameter(f"--output_format: unknown format {one!r}; choose from {choices}.")
+        formats += ALL if one == "all" else (one,)
+    return tuple(dict.fromkeys(formats))
+
+
+def _settings(config: Path | None, chosen: dict[str, Any]) -> dict[str, str]:
+    """What is asked of the service that is started, for the mark of what is done."""
+    values = {name: str(each.absolute() if isinstance(each, Path) else each) for name, each in chosen.items()}
+    if config:
+        values["config"] = hash_of(str(config.absolute()), config.read_text(errors="replace"))
+    return values
+
+
+def _make_folder(output_dir: Path) -> None:
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CommandFailed(f"--output_dir: the folder cannot be made ({said(error)}).") from None
+    if not os.access(output_dir, os.W_OK):
+        raise CommandFailed(f"--output_dir: nothing can be written to {output_dir}.")
+
+
+def _refuse_what_is_not_there(path: str) -> None:
+    if not is_url(path):
+        if not os.path.exists(path):
+            raise typer.BadParameter(f"{path}: there is no such file or folder.")
+        return
+    try:
+        url_name(path)
+    except ValueError:
+        shown = re.sub("//[^/]*@", "//", path)  # without what may be a password
+        raise typer.BadParameter(f"{shown} is not a URL.") from None
 
 
 def _refuse_contradictions(given: dict[str, Any], formats: tuple[str, ...]) -> None:

@@ -32,7 +32,11 @@ REFUSED = {
     "print_progress": _ALWAYS,
     "verbose": _NEVER,
     "log_level": _NEVER,
+    "threads": _CONFIG,
+    "version": "leave it out, `pip show whisperx-serve` says it",
+    "python_version": "leave it out, `python --version` says it",
 }
+_SWITCH = ("true", "false")
 
 
 class WhisperxCommand(TyperCommand):
@@ -53,10 +57,11 @@ class WhisperxCommand(TyperCommand):
             if arg == "--":
                 return super().parse_args(ctx, [*out, arg, *left])
             if getattr(param, "is_flag", False):
-                is_off = value == "False" or (bool(left) and left[0] == "False")
-                if left and left[0] in ("True", "False"):
-                    left.pop(0)
-                out += [] if is_off else [known]
+                if not equals and left and left[0].lower() in _SWITCH:
+                    equals, value = "=", left.pop(0)
+                if equals and value.lower() not in _SWITCH and not ctx.resilient_parsing:
+                    ctx.fail(f"{name}: {value!r} is neither True nor False.")
+                out += [] if value.lower() == "false" else [known]
             else:
                 out.append(f"{known}{equals}{value}")
         return super().parse_args(ctx, out)

@@ -6,19 +6,23 @@ import json
 import os
 import re
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from serve_app.cli import CommandFailed
 from serve_app.client.calls import is_url
 
+# Without .ts, which is TypeScript more often than video.
 _SUFFIX = re.compile(
     r"\.(3gp|aac|ac3|aiff?|amr|ape|asf|au|avi|caf|eac3|flac|flv|m4[abv]|mka|mkv|mov|mp[234]|mpe?g|mts|og[ag]"
-    r"|opus|ts|tta|w64|wave?|webm|wm[av]|wv)",
+    r"|opus|tta|w64|wave?|webm|wm[av]|wv)",
     re.IGNORECASE,
 )
-WATCH_S = 1.0  # a file of a watched folder is whole when it has not changed for so long
+WATCH_S = 5.0  # a file of a watched folder is whole when it has not changed for so long
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,31 +52,47 @@ def hash_of(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-class Inputs:
-    """Gives each file once, and each a path of its own for its outputs."""
+def said(error: OSError) -> str:
+    """What has failed, and with which file."""
+    return f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
 
-    def __init__(self) -> None:
-        self._sources: set[str] = set()
-        self._outputs: set[str] = set()
+
+def url_name(url: str) -> str:
+    """What a file fetched from there would be called. Raises ValueError for what is not a URL."""
+    address = urlsplit(url)
+    name = PurePosixPath(unquote(address.path)).name or address.hostname or "audio"
+    return re.sub(r"[\0-\x1f\x7f]", "_", name)
+
+
+class Inputs:
+    """Gives each file once, and again when it has changed; each has a path of its own for its outputs.
+
+    `on_error` is called with the error of each folder that cannot be read.
+    """
+
+    def __init__(self, on_error: Callable[[OSError], object]) -> None:
+        self._on_error = on_error
+        self._given: dict[str, tuple[int, int]] = {}  # size and time of sources
+        self._outputs: dict[str, str] = {}  # of sources
+        self._taken: set[str] = set()  # outputs
+        self._unreadable: set[str] = set()
 
     def found(self, paths: Sequence[str]) -> Iterator[Input]:
         """Those of these paths and URLs; of a folder its audio and video files, by suffix, in any depth."""
         for path in paths:
             if is_url(path):
-                address = urlsplit(path)
-                name = PurePosixPath(unquote(address.path)).name or address.hostname or "audio"
-                yield from self._new(path, PurePosixPath(name))
+                yield from self._new(path, PurePosixPath(url_name(path)))
             elif Path(path).is_dir():
-                for file in sorted(_media(Path(path))):
+                for file in sorted(self._media(Path(path))):
                     yield from self._new(str(file), PurePosixPath(file.relative_to(path).as_posix()))
             else:
                 yield from self._new(path, PurePosixPath(Path(path).name))
 
     async def watched(self, folder: Path, pause: Callable[[float], Any]) -> AsyncIterator[list[Input]]:
-        """The new files of a folder, for ever, each when it is no longer written to."""
+        """The new and changed files of a folder, for ever, each when it is no longer written to."""
         before: dict[Path, tuple[int, int]] = {}
         while True:
-            now = {path: _size_and_time(path) for path in await asyncio.to_thread(list, _media(folder))}
+            now = {path: _size_and_time(path) for path in await asyncio.to_thread(list, self._media(folder))}
             whole = sorted(path for path, state in now.items() if before.get(path) == state)
             new = [
                 each
@@ -86,20 +106,28 @@ class Inputs:
 
     def _new(self, source: str, name: PurePosixPath) -> Iterator[Input]:
         source = source if is_url(source) else str(Path(source).absolute())
-        if source in self._sources:
+        state = (0, 0) if is_url(source) else _size_and_time(Path(source))
+        if self._given.get(source) == state:
             return
-        short = str(name.with_suffix(""))
-        output = str(name) if short in self._outputs else short  # a.mp3 and a.wav: a.srt and a.wav.srt
-        self._sources.add(source)
-        self._outputs.add(output)
-        yield Input(source, output)
+        self._given[source] = state
+        if source not in self._outputs:
+            # a/x.mp3, a/x.wav, b/x.mp3, c/x.mp3: x.srt, x.wav.srt, x.mp3.srt, x.mp3.2.srt
+            names = chain((str(name.with_suffix("")), str(name)), (f"{name}.{n}" for n in count(2)))
+            self._outputs[source] = next(each for each in names if each not in self._taken)
+            self._taken.add(self._outputs[source])
+        yield Input(source, self._outputs[source])
 
+    def _media(self, folder: Path) -> Iterator[Path]:
+        for parent, folders, names in os.walk(folder, onerror=self._note_unreadable):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            for name in names:
+                if _SUFFIX.fullmatch(Path(name).suffix) and not name.startswith("."):
+                    yield Path(parent) / name
 
-def _media(folder: Path) -> Iterator[Path]:
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            if _SUFFIX.fullmatch(Path(name).suffix) and not name.startswith("."):
-                yield Path(parent) / name
+    def _note_unreadable(self, error: OSError) -> None:
+        if error.filename not in self._unreadable:
+            self._unreadable.add(error.filename)
+            self._on_error(error)
 
 
 def _size_and_time(path: Path) -> tuple[int, int]:
@@ -111,17 +139,35 @@ def _size_and_time(path: Path) -> tuple[int, int]:
 
 
 class Done:
-    """What was transcribed before into a folder: a line for each in a hidden file there."""
+    """What was written into a folder, and as of which request: a line for each output in a hidden file.
+
+    A later line of an output replaces those before. Raises CommandFailed where the file cannot be read.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self._file = folder / ".whisperx-serve"
-        self._marks = set(self._file.read_text().split()) if self._file.exists() else set()
+        self._folder, self._file = folder, folder / ".whisperx-serve"
+        self._marks: dict[str, str] = {}
+        try:
+            text = self._file.read_text(errors="replace")
+        except FileNotFoundError:
+            text = ""
+        except OSError as error:
+            raise CommandFailed(f"what was done before cannot be read: {said(error)}.") from None
+        for line in text.splitlines():
+            with suppress(ValueError, TypeError):  # a line that was cut off
+                output, mark = json.loads(line)
+                self._marks[output] = mark
 
-    def __contains__(self, mark: str) -> bool:
-        return mark in self._marks
+    def has(self, path: Path, mark: str) -> bool:
+        """Whether the last that was written there is this."""
+        return self._marks.get(self._name(path)) == mark
 
-    def add(self, mark: str) -> None:
-        """Notes it for later runs."""
-        self._marks.add(mark)
+    def add(self, paths: Sequence[Path], mark: str) -> None:
+        """Notes what was written, for later runs. Raises OSError."""
+        new = {self._name(path): mark for path in paths}
         with self._file.open("a") as file:
-            file.write(f"{mark}\n")
+            file.write("".join(f"{json.dumps(pair)}\n" for pair in new.items()))
+        self._marks |= new
+
+    def _name(self, path: Path) -> str:
+        return str(path.relative_to(self._folder))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from serve_app.cli import CommandFailed
-from serve_app.cli.transcribe.inputs import Done, Input, Inputs, hash_of
+from serve_app.cli.transcribe.inputs import Done, Input, Inputs, hash_of, said
 from serve_app.cli.transcribe.writers import Layout
 
 
@@ -20,6 +20,7 @@ class Wanted:
     folder: Path
     concurrency: int
     has_words: bool  # with times
+    settings: dict[str, str]  # of a service that is started for this run
 
     def path(self, each: Input, form: str) -> Path:
         """Where an output of this file is written."""
@@ -30,11 +31,13 @@ class Wanted:
         """What stands for this file, in this version, with all that is asked for it. Raises OSError."""
         layout = self.layout
         lines = [layout.max_line_width, layout.max_line_count, layout.highlight_words]
-        return hash_of(each.version(), each.output, self.options, sorted(self.formats), lines)
+        return hash_of(each.version(), self.options, lines, self.has_words, self.settings)
 
     def is_done(self, each: Input, done: Done) -> bool:
-        """Whether all of it was done before and is there. Raises OSError."""
-        return self.mark(each) in done and all(self.path(each, form).exists() for form in self.formats)
+        """Whether all of it was done before and is there. Raises OSError, also for too long names."""
+        mark, paths = self.mark(each), [self.path(each, form) for form in self.formats]
+        are_there = [path.exists() for path in paths]
+        return all(are_there) and all(done.has(path, mark) for path in paths)
 
 
 @dataclass(slots=True)
@@ -53,11 +56,13 @@ class Tally:
 
 def done_before(wanted: Wanted, paths: Sequence[str]) -> Tally | None:
     """How it went, where nothing is left to do: then no service is needed. Raises CommandFailed."""
-    done, files = Done(wanted.folder), [*Inputs().found(paths)]
+    unreadable: list[OSError] = []
+    done, files = Done(wanted.folder), [*Inputs(unreadable.append).found(paths)]
     if not files:
-        raise CommandFailed(f"there is no audio or video file in {', '.join(paths)}.")
+        reasons = [f" {said(error)}." for error in unreadable]
+        raise CommandFailed(f"there is no audio or video file in {', '.join(paths)}.{''.join(reasons)}")
     try:
-        is_done = all(wanted.is_done(each, done) for each in files)
-    except OSError:  # which is said when it is that file's turn
+        is_done = not unreadable and all(wanted.is_done(each, done) for each in files)
+    except OSError:  # it is said when it is that file's turn
         is_done = False
     return Tally(done_before=len(files)) if is_done else None

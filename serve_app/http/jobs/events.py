@@ -14,7 +14,7 @@ from serve_app.errors import StoreBusy
 from serve_app.http.jobs.shown import JobOut
 from serve_app.http.openai import stream
 from serve_app.http.responses import error_body
-from serve_app.jobs.records import Job, Piece
+from serve_app.jobs.records import Job, SegmentBatch
 from serve_app.jobs.service import NoSuchJob
 
 POLL_S = 1.0  # a running job's progress is written every two
@@ -22,24 +22,26 @@ POLL_S = 1.0  # a running job's progress is written every two
 
 Read = Callable[[], Awaitable[Job]]
 Show = Callable[[Job], Awaitable[JobOut]]
-Hear = Callable[[int, int], Awaitable[list[Piece]]]  # of an attempt, from a number of segment on
+ReadSegments = Callable[[int, int], Awaitable[list[SegmentBatch]]]  # of an attempt, from this number on
 
 
-async def event_stream(request: Request, read: Read, show: Show, hear: Hear) -> Response:
+async def event_stream(request: Request, read: Read, show: Show, read_segments: ReadSegments) -> Response:
     """The answer: an event at once, then one for each change, until the job has ended. Raises NoSuchJob."""
     job = await read()
     seen = _last_event_id(request)
     if job.is_final and job.version <= seen:
         return Response(status_code=204)  # browsers connect again and again until they get this
     async with AsyncExitStack() as held:
-        events = await held.enter_async_context(aclosing(_events(job, seen, read, show, hear)))
+        events = await held.enter_async_context(aclosing(_events(job, seen, read, show, read_segments)))
         if request.scope.get("is_head"):
             await events.aclose()  # the headers are the whole answer
         return stream.EventStream(b"", events, held.pop_all())
 
 
-async def _events(job: Job, seen: int, read: Read, show: Show, hear: Hear) -> AsyncGenerator[bytes, None]:
-    sent_at_s, attempt, heard = monotonic(), 0, 0
+async def _events(
+    job: Job, seen: int, read: Read, show: Show, read_segments: ReadSegments
+) -> AsyncGenerator[bytes, None]:
+    sent_at_s, attempt, segments_sent = monotonic(), 0, 0
     while True:
         try:
             if job.version > seen:
@@ -47,10 +49,10 @@ async def _events(job: Job, seen: int, read: Read, show: Show, hear: Hear) -> As
                 yield f"id: {job.version}\nevent: {job.status}\ndata: {data}\n\n".encode()
                 seen, sent_at_s = job.version, monotonic()
                 if job.attempt != attempt:
-                    attempt, heard = job.attempt, 0
-                for piece in await hear(attempt, heard):
-                    yield f"event: segments\ndata: {json.dumps(asdict(piece))}\n\n".encode()
-                    heard = piece.first + len(piece.segments)
+                    attempt, segments_sent = job.attempt, 0
+                for batch in await read_segments(attempt, segments_sent):
+                    yield f"event: segments\ndata: {json.dumps(asdict(batch))}\n\n".encode()
+                    segments_sent = batch.first + len(batch.segments)
             if job.is_final:
                 return
             await asyncio.sleep(POLL_S)

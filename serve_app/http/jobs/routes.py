@@ -127,14 +127,14 @@ def job_routes(jobs: Jobs, max_bytes: int, max_json_bytes: int, *, has_list: boo
         """The job as server-sent events: one at once, one after each change, one when it has ended.
 
         An event has the job's status as its name and the job as its data. Between them, events `segments`
-        have what a running job has heard since: `attempt`, `first`, and `segments` with their times.
+        have what has been transcribed since: `attempt`, `first`, and `segments` with their times.
         """
         key, root_path = key_name(request), _root_path(request)
         return await event_stream(
             request,
             lambda: jobs.get(job_id, key),
             lambda job: shown_with_place(jobs, job, root_path),
-            lambda attempt, first: jobs.store.heard(job_id, key, attempt, first),
+            lambda attempt, first: jobs.store.segments_so_far(job_id, key, attempt, first),
         )
 
     @router.post("/{job_id}/cancel", **_described(JobOut, NoSuchJob))

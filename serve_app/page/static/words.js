@@ -137,7 +137,7 @@ const WORDS = {
     error_encrypted_audio: "The file is copy-protected.",
     error_audio_too_long: "The recording is longer than this server takes.",
     error_undecodable_audio: "The file could not be read as audio. Is it an audio or video file?",
-    error_model_crashed: "This file crashes the model. Another file will do.",
+    error_model_crashed: "This file crashes the model. Other files will work.",
     error_jobs_off: "This server keeps no jobs: keep this page open until the transcript is there.",
     job_canceled: "The job was canceled.",
     job_expired: "The job waited too long and expired.",
@@ -147,7 +147,7 @@ const WORDS = {
     microphone_none: "No microphone was found.",
     microphone_denied: "The browser does not let this page use the microphone. Allow it beside the address, and try again.",
     microphone_insecure: "Browsers give the microphone only to pages from localhost or https.",
-    not_audio: "These are no files.",
+    not_audio: "Nothing to transcribe was dropped.",
   },
   de: {
     skip: "Zum Inhalt springen",
@@ -284,7 +284,7 @@ const WORDS = {
     error_encrypted_audio: "Die Datei ist kopiergeschützt.",
     error_audio_too_long: "Die Aufnahme ist länger, als dieser Server annimmt.",
     error_undecodable_audio: "Die Datei konnte nicht als Audio gelesen werden. Ist es eine Audio- oder Videodatei?",
-    error_model_crashed: "Diese Datei bringt das Modell zum Absturz. Eine andere wird gehen.",
+    error_model_crashed: "Diese Datei bringt das Modell zum Absturz. Andere Dateien werden gehen.",
     error_jobs_off: "Dieser Server bewahrt keine Aufträge auf: Lassen Sie diese Seite offen, bis das Transkript da ist.",
     job_canceled: "Der Auftrag wurde abgebrochen.",
     job_expired: "Der Auftrag hat zu lange gewartet und ist abgelaufen.",
@@ -294,7 +294,7 @@ const WORDS = {
     microphone_none: "Es wurde kein Mikrofon gefunden.",
     microphone_denied: "Der Browser lässt diese Seite das Mikrofon nicht benutzen. Erlauben Sie es neben der Adresse, und versuchen Sie es noch einmal.",
     microphone_insecure: "Browser geben das Mikrofon nur Seiten von localhost oder mit https.",
-    not_audio: "Das sind keine Dateien.",
+    not_audio: "Es wurde nichts zum Transkribieren abgelegt.",
   },
 };
 

@@ -12,7 +12,7 @@ from transcripts import FIXED
 from serve_app.errors import StoreBusy
 from serve_app.http.jobs import events
 from serve_app.http.openai import stream
-from serve_app.jobs.records import Piece
+from serve_app.jobs.records import SegmentBatch
 from serve_app.jobs.stored import dump_transcript
 
 WAIT_S = 30.0
@@ -63,12 +63,12 @@ class Following:
         number, status, data = (await self.next()).decode().removesuffix("\n\n").split("\n")
         return int(number.removeprefix("id: ")), status.removeprefix("event: "), json.loads(data[6:])
 
-    async def heard(self) -> tuple[int, int, list[dict[str, Any]]]:
-        """Attempt, number and segments of the next piece."""
+    async def segments(self) -> tuple[int, int, list[dict[str, Any]]]:
+        """Attempt, number and segments of the next batch."""
         name, data = (await self.next()).decode().removesuffix("\n\n").split("\n")
         assert name == "event: segments"
-        piece = json.loads(data[6:])
-        return piece["attempt"], piece["first"], piece["segments"]
+        batch = json.loads(data[6:])
+        return batch["attempt"], batch["first"], batch["segments"]
 
     async def end(self) -> list[bytes]:
         """What was sent and not yet read, when the answer has ended."""
@@ -253,7 +253,7 @@ def test_a_store_that_is_busy_for_a_while_is_waited_for(
 
 
 @pytest.mark.usefixtures("each_store")
-def test_what_a_job_has_heard_comes_while_it_runs(tmp_path: Path) -> None:
+def test_segments_come_while_a_job_runs(tmp_path: Path) -> None:
     """Each segment once; a beat whose answer was lost is no difference; another attempt begins again."""
 
     async def story(service: Service) -> None:
@@ -263,17 +263,21 @@ def test_what_a_job_has_heard_comes_while_it_runs(tmp_path: Path) -> None:
         said = [{"start": float(n), "end": n + 1.0, "text": str(n)} for n in range(5)]
 
         async def beat(attempt: int, first: int, end: int) -> None:
-            piece = Piece(attempt, first, tuple(said[first:end]))
-            assert await store.heartbeat(job.id, attempt, LEASE_S, {"windows_done": end}, piece) == "ok"
+            batch = SegmentBatch(attempt, first, tuple(said[first:end]))
+            assert await store.heartbeat(job.id, attempt, LEASE_S, {"windows_done": end}, batch) == "ok"
 
         await beat(1, 0, 2)
-        await beat(1, 0, 3)
         client = await begun(service, path)
         assert (await client.next_event())[1] == "running"
-        assert await client.heard() == (1, 0, said[:3])
-        await beat(1, 3, 5)
+        assert await client.segments() == (1, 0, said[:2])
+        await beat(1, 0, 3)
         assert (await client.next_event())[1] == "running"
-        assert await client.heard() == (1, 3, said[3:])
+        assert await client.segments() == (1, 2, said[2:3])
+        await beat(1, 0, 3)
+        assert (await client.next_event())[1] == "running"
+        await beat(1, 0, 5)
+        assert (await client.next_event())[1] == "running"
+        assert await client.segments() == (1, 3, said[3:])
 
         assert await store.release(job.id, 1)
         assert (await client.next_event())[1] == "queued"
@@ -281,10 +285,10 @@ def test_what_a_job_has_heard_comes_while_it_runs(tmp_path: Path) -> None:
         assert (await client.next_event())[1] == "running"
         await beat(2, 0, 1)
         assert (await client.next_event())[1] == "running"
-        assert await client.heard() == (2, 0, said[:1])
+        assert await client.segments() == (2, 0, said[:1])
         assert await store.finish(job.id, 2, dump_transcript(FIXED))
         assert (await client.next_event())[1] == "succeeded"
         assert await client.end() == []
-        assert await store.heard(job.id, "", 2, 0) == []
+        assert await store.segments_so_far(job.id, "", 2, 0) == []
 
     using(tmp_path, story)
