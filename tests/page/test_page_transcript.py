@@ -318,11 +318,33 @@ def test_audio_is_kept_as_long_as_its_job(serve: Serve, open_page: OpenPage, rec
     (job,) = httpx.get(f"{site.url}v1/jobs").json()["jobs"]
     assert page.evaluate(KEPT) == [site.url + job["id"]]
     page.reload()
+    page.get_by_role("button", name="Open: sample.wav").click()
+    page.get_by_label("Name of SPEAKER_00").fill("Diane")
+    changes = "Object.keys(localStorage).filter((name) => name.startsWith('whisperx.changes.')).length"
+    assert page.evaluate(changes) == 1
+    page.reload()
     expect(page.locator("#jobs .state")).to_have_count(1)
-    assert len(page.evaluate(KEPT)) == 1
+    assert len(page.evaluate(KEPT)) == page.evaluate(changes) == 1
     httpx.delete(f"{site.url}v1/jobs/{job['id']}").raise_for_status()
     page.reload()
     wait_for_kept(page, 0)
+    assert page.evaluate(changes) == 0
+
+
+def test_changes_that_cannot_be_kept_are_told(serve: Serve, open_page: OpenPage, recording: Path) -> None:
+    """Where the browser's storage is full, the user can still download what was changed."""
+    site = serve()
+    page = open_page(site)
+    transcribed(page, site, recording)
+    set_item = "Storage.prototype.setItem"
+    full = "() => { throw new DOMException('', 'QuotaExceededError') }"
+    page.evaluate(f"() => {{ window.original = {set_item}; {set_item} = {full}; }}")
+    page.get_by_label("Name of SPEAKER_00").fill("Diane")
+    expect(page.get_by_role("alert")).to_contain_text("no room to keep your changes")
+    assert "Diane" in downloaded(page, "text")
+    page.evaluate(f"() => {{ {set_item} = original }}")
+    page.get_by_label("Name of SPEAKER_00").fill("Diana")
+    expect(page.get_by_role("alert")).to_be_empty()
 
 
 # The addresses of all audio that the browser keeps.
