@@ -308,7 +308,7 @@ def test_audio_that_is_not_here_can_be_chosen(
 def test_audio_is_kept_as_long_as_its_job(serve: Serve, open_page: OpenPage, recording: Path) -> None:
     """Deleting a job deletes its audio here; that of a job erased elsewhere goes at the next visit."""
     site = serve()
-    page = open_page(site, bypass_csp=True)  # `wait_for_function` brings a script
+    page = open_page(site)
     for count in (1, 2):
         transcribed(page, site, recording)
         wait_for_kept(page, count)
@@ -352,8 +352,17 @@ KEPT = "async () => (await (await caches.open('audio')).keys()).map((key) => key
 
 
 def wait_for_kept(page: Page, count: int) -> None:
-    """Waits until the browser keeps the audio of so many jobs. The page must not have its policy."""
-    page.wait_for_function(f"async () => (await ({KEPT})()).length === {count}")
+    """Waits until the browser keeps the audio of so many jobs."""
+    # `wait_for_function` would take a promise for true.
+    page.evaluate(
+        f"""async (count) => {{
+          for (const end = Date.now() + 15000; (await ({KEPT})()).length !== count; ) {{
+            if (Date.now() > end) throw new Error("The browser does not keep the audio of " + count);
+            await new Promise((resume) => setTimeout(resume, 50));
+          }}
+        }}""",
+        count,
+    )
 
 
 def test_the_waveform_is_drawn(serve: Serve, open_page: OpenPage, recording: Path) -> None:

@@ -33,7 +33,7 @@ export class Sender {
 
   /** Sends Files or URLs, one after the other, and shows the first; what is refused can be tried again. */
   async take(audios, { isRecording = false } = {}) {
-    say("");
+    if (!this.uploads.size) say("");
     if (isRecording) for (const audio of audios) this.recordings.add(audio);
     let refusal = null;
     for (const [place, audio] of audios.entries()) {
