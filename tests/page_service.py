@@ -120,6 +120,7 @@ def serving(
     max_bytes: int = 1 << 30,
     root_path: str = "",
     queue: int | None = None,
+    with_jobs: bool = True,
 ) -> Iterator[Site]:
     """The service on a free port, until the block ends. With `queue`, so many requests may run at once."""
     graph, started, stop = Graph(), threading.Event(), threading.Event()
@@ -139,7 +140,7 @@ def serving(
             max_bytes=max_bytes,
             access=AccessSettings(keys=keys),
             admission=Admission(queue, 3600.0) if queue is not None else None,
-            jobs=jobs,
+            jobs=jobs if with_jobs else None,
         )
         runner = Runner(of_runner, graph.transcribe, answer, "runner")
 

@@ -18,22 +18,27 @@ from serve_app.errors import AudioTooLong, UnusableAudio
 OpenPage = Callable[..., Page]
 Serve = Callable[..., Site]
 
+AWKWARD = '@it\'s "Diane"; <b, c'  # each sign means something to curl, a shell or Python
+
 
 def test_the_microphone_is_transcribed(serve: Serve, open_page: OpenPage) -> None:
-    """A recording of two seconds is sent as WEBM, and can be played from a word on."""
+    """A recording of at least two seconds is sent as WEBM, and can be played from a word on."""
     site = serve()
     site.graph.may_end.set()
-    page = open_page(site)
+    page = open_page(site, bypass_csp=True)  # `wait_for_function` brings a script
     page.get_by_role("button", name="Record").click()
-    expect(page.locator("#record-time")).to_have_text("Recording 0:02")
+    expect(page.locator("#record-time")).to_have_text(re.compile(r"Recording 0:0[2-9]"))
     page.get_by_role("button", name="Stop and transcribe").click()
     expect(page.locator("#transcript-title")).to_have_text(re.compile(r"Recording \d\d\.\d\d\.webm"))
     heard, _ = site.graph.heard[0]
     assert heard[:4] == bytes.fromhex("1a45dfa3")
     assert len(heard) > 1000
-    page.locator("#speed").select_option("0.5")  # else it may be over before it is looked at
     page.locator("#segments .word").first.click()
-    expect(page.locator("#play .word")).to_have_text("Pause")
+    # What was played, and not what plays: a short recording may be over before it is looked at.
+    page.wait_for_function(
+        "(({ played }) => played.length && played.end(0) > 1.1)(document.getElementById('audio'))"
+    )
+    assert page.evaluate("document.getElementById('audio').played.start(0)") > 0.9
 
 
 def test_a_refused_microphone_is_explained(serve: Serve, open_page: OpenPage) -> None:
@@ -233,14 +238,16 @@ def test_the_commands_work(
     page.get_by_label("This server asks for an API key").fill(KEY)
     page.keyboard.press("Enter")
     page.get_by_text("Options").click()
-    page.get_by_label("Words to expect").fill('it\'s "Diane"')
-    page.set_input_files("#files", recording)
+    page.get_by_label("Words to expect").fill(AWKWARD)
+    page.get_by_label("Text whose style").fill("Hello; world")
+    file = tmp_path / 'it\'s, "one";two.wav'
+    file.write_bytes(recording.read_bytes())
+    page.set_input_files("#files", file)
     expect(page.locator("#segments > li")).to_have_count(5)
     page.get_by_text("The same as a command or program").click()
     page.get_by_label("For", exact=True).select_option(kind)
     page.get_by_role("button", name="Copy", exact=True).click()
     expect(page.locator("#copied")).to_have_text("Copied")
-    (tmp_path / "sample.wav").write_bytes(recording.read_bytes())
     text = page.locator("#command").inner_text()
     command = ["sh", "-c", text] if kind == "curl" else [sys.executable, "-c", text]
     environment = {**os.environ, "WHISPERX_KEY": KEY}
@@ -250,4 +257,5 @@ def test_the_commands_work(
     assert "originally from Chicago" in done.stdout, done.stderr
     (_, shown), (heard, asked) = site.graph.heard
     assert heard == recording.read_bytes()
-    assert asked.hotwords == shown.hotwords == 'it\'s "Diane"'
+    assert asked.hotwords == shown.hotwords == AWKWARD
+    assert asked.initial_prompt == shown.initial_prompt == "Hello; world"

@@ -308,7 +308,7 @@ def test_audio_that_is_not_here_can_be_chosen(
 def test_audio_is_kept_as_long_as_its_job(serve: Serve, open_page: OpenPage, recording: Path) -> None:
     """Deleting a job deletes its audio here; that of a job erased elsewhere goes at the next visit."""
     site = serve()
-    page = open_page(site, bypass_csp=True)  # `wait_for_function` brings a script
+    page = open_page(site)
     for count in (1, 2):
         transcribed(page, site, recording)
         wait_for_kept(page, count)
@@ -318,11 +318,33 @@ def test_audio_is_kept_as_long_as_its_job(serve: Serve, open_page: OpenPage, rec
     (job,) = httpx.get(f"{site.url}v1/jobs").json()["jobs"]
     assert page.evaluate(KEPT) == [site.url + job["id"]]
     page.reload()
+    page.get_by_role("button", name="Open: sample.wav").click()
+    page.get_by_label("Name of SPEAKER_00").fill("Diane")
+    changes = "Object.keys(localStorage).filter((name) => name.startsWith('whisperx.changes.')).length"
+    assert page.evaluate(changes) == 1
+    page.reload()
     expect(page.locator("#jobs .state")).to_have_count(1)
-    assert len(page.evaluate(KEPT)) == 1
+    assert len(page.evaluate(KEPT)) == page.evaluate(changes) == 1
     httpx.delete(f"{site.url}v1/jobs/{job['id']}").raise_for_status()
     page.reload()
     wait_for_kept(page, 0)
+    assert page.evaluate(changes) == 0
+
+
+def test_changes_that_cannot_be_kept_are_told(serve: Serve, open_page: OpenPage, recording: Path) -> None:
+    """Where the browser's storage is full, the user can still download what was changed."""
+    site = serve()
+    page = open_page(site)
+    transcribed(page, site, recording)
+    set_item = "Storage.prototype.setItem"
+    full = "() => { throw new DOMException('', 'QuotaExceededError') }"
+    page.evaluate(f"() => {{ window.original = {set_item}; {set_item} = {full}; }}")
+    page.get_by_label("Name of SPEAKER_00").fill("Diane")
+    expect(page.get_by_role("alert")).to_contain_text("no room to keep your changes")
+    assert "Diane" in downloaded(page, "text")
+    page.evaluate(f"() => {{ {set_item} = original }}")
+    page.get_by_label("Name of SPEAKER_00").fill("Diana")
+    expect(page.get_by_role("alert")).to_be_empty()
 
 
 # The addresses of all audio that the browser keeps.
@@ -330,8 +352,17 @@ KEPT = "async () => (await (await caches.open('audio')).keys()).map((key) => key
 
 
 def wait_for_kept(page: Page, count: int) -> None:
-    """Waits until the browser keeps the audio of so many jobs. The page must not have its policy."""
-    page.wait_for_function(f"async () => (await ({KEPT})()).length === {count}")
+    """Waits until the browser keeps the audio of so many jobs."""
+    # `wait_for_function` would take a promise for true.
+    page.evaluate(
+        f"""async (count) => {{
+          for (const end = Date.now() + 15000; (await ({KEPT})()).length !== count; ) {{
+            if (Date.now() > end) throw new Error("The browser does not keep the audio of " + count);
+            await new Promise((resume) => setTimeout(resume, 50));
+          }}
+        }}""",
+        count,
+    )
 
 
 def test_the_waveform_is_drawn(serve: Serve, open_page: OpenPage, recording: Path) -> None:

@@ -1,5 +1,5 @@
 /** The audio of jobs, kept in this browser, because the server erases an upload when its job ends. */
-import { address, json } from "./api.js";
+import { address } from "./api.js";
 
 // Browsers have no Cache Storage for pages that come by plain http from another host.
 const opened = async () => globalThis.caches?.open("audio");
@@ -34,15 +34,12 @@ export async function forgetAudio(jobId) {
   }
 }
 
-/** Removes the audio of jobs that the server no longer has. `listed` are ids of some that it has. */
-export async function forgetErased(listed) {
+/** The ids of jobs whose audio is in this browser. */
+export async function jobsWithAudio() {
   try {
     const kept = ((await (await opened())?.keys()) ?? []).map(({ url }) => url).filter((url) => url.startsWith(ROOT));
-    for (const jobId of kept.map((url) => url.slice(ROOT.length))) {
-      const error = listed.includes(jobId) ? null : await json(`v1/jobs/${jobId}`).then(() => null, (refusal) => refusal);
-      if (error?.code === "job_not_found") await forgetAudio(jobId);
-    }
+    return kept.map((url) => url.slice(ROOT.length));
   } catch {
-    // Another time.
+    return [];
   }
 }

@@ -6,7 +6,7 @@ const literal = (text) => JSON.stringify(String(text));
 
 /** The command or program of this kind: `curl`, `python` or `openai`. `source` is a file's name or a URL. */
 export function command(kind, source, options) {
-  return KINDS[kind](source, Object.entries(options), /^https?:/.test(source));
+  return KINDS[kind](source, Object.entries(options), /^https?:\/\//.test(source));
 }
 
 const KINDS = {
@@ -17,7 +17,9 @@ const KINDS = {
       lines.push("-H 'Content-Type: application/json'");
       lines.push(`-d ${quoted(JSON.stringify({ audio_file: source, ...typed(options) }))}`);
     } else {
-      lines.push(`-F ${quoted(`file=@${source}`)}`, ...options.map(([name, value]) => `-F ${quoted(`${name}=${value}`)}`));
+      // In other forms curl reads `;`, `,`, `@` and `<` as more than text.
+      lines.push(`-F ${quoted(`file=@"${source.replace(/["\\]/g, "\\$&")}"`)}`);
+      lines.push(...options.map(([name, value]) => `--form-string ${quoted(`${name}=${value}`)}`));
     }
     return lines.join(" \\\n  ");
   },

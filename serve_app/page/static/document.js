@@ -1,6 +1,19 @@
 /** A transcript as the user sees it: the server's, with the user's names, texts and speakers. */
+import { address } from "./api.js";
 import { keep, kept } from "./elements.js";
 import { retimed } from "./retime.js";
+
+// Services behind two prefixes of one host share the browser's storage.
+const placeOf = (jobId) => `changes.${address(jobId)}`;
+
+/** Removes the changes to a job's transcript from this browser. */
+export const forgetChanges = (jobId) => keep(placeOf(jobId), undefined);
+
+/** The ids of jobs whose transcripts were changed in this browser. */
+export function changedJobs() {
+  const start = `whisperx.${placeOf("")}`;
+  return Object.keys(localStorage).filter((name) => name.startsWith(start)).map((name) => name.slice(start.length));
+}
 
 export class Transcript {
   /** `answer` is the JSON of `/predict`; changes are kept under the job's id, if there is one. */
@@ -11,7 +24,8 @@ export class Transcript {
     this.isTranslation = isTranslation;
     this.language = answer.language;
     this.durationS = answer.duration;
-    const changes = jobId ? kept(`changes.${jobId}`, {}) : {};
+    const changes = jobId ? kept(placeOf(jobId), {}) : {};
+    this.isKept = true; // whether the browser has room for the changes
     this.names = changes.names ?? {};
     this.texts = changes.texts ?? {};
     this.moved = changes.moved ?? {}; // the speakers of segments that were given to another one
@@ -127,6 +141,6 @@ export class Transcript {
   #keep() {
     if (!this.jobId) return;
     const { names, texts, moved } = this;
-    keep(`changes.${this.jobId}`, this.isChanged ? { names, texts, moved } : undefined);
+    this.isKept = keep(placeOf(this.jobId), this.isChanged ? { names, texts, moved } : undefined);
   }
 }

@@ -35,14 +35,22 @@ export function kept(name, fallback) {
   }
 }
 
-/** Keeps something in this browser; `undefined` removes it. A browser that keeps nothing is no error. */
+/** Keeps something in this browser; `undefined` removes it. Gives false where that fails: full storage, private windows. */
 export function keep(name, value) {
   try {
     if (value === undefined) localStorage.removeItem(`whisperx.${name}`);
     else localStorage.setItem(`whisperx.${name}`, JSON.stringify(value));
+    return true;
   } catch {
-    // Private windows and full storage.
+    return false;
   }
+}
+
+/** Saves a File or Blob as a download. */
+export function save(blob, name) {
+  const url = URL.createObjectURL(blob);
+  make("a", { href: url, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 10000);
 }
 
 /** Copies text, also where the page has no secure context; says whether that worked. */

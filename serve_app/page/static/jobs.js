@@ -1,11 +1,14 @@
 /** The list of recent jobs. The server does not know the names of uploads, so this browser keeps them. */
 import { json, request } from "./api.js";
 import { forgetAudio } from "./audio.js";
+import { forgetChanges } from "./document.js";
 import { byId, keep, kept, make } from "./elements.js";
 import { explain, locale, t } from "./words.js";
 
 const POLL_MS = 4000; // while something waits or runs
 const MAX_NAMES = 200;
+const PAGE = 20; // jobs that are shown first, and more at each click
+const MAX_PAGE = 100; // of the API
 
 /** Keeps the name of a job's audio. */
 export function nameJob(id, name) {
@@ -25,24 +28,34 @@ export class JobList {
   constructor(actions) {
     this.actions = actions;
     this.jobs = [];
+    this.wanted = PAGE;
+    this.areOff = false; // a server that keeps no jobs
     byId("refresh").addEventListener("click", () => this.refresh());
-    byId("more-jobs").addEventListener("click", () => this.refresh(true));
+    byId("more-jobs").addEventListener("click", () => {
+      this.wanted += PAGE;
+      this.refresh();
+    });
     byId("jobs").addEventListener("click", (event) => this.#clicked(event.target.closest("button")));
     document.addEventListener("visibilitychange", () => !document.hidden && this.jobs.length && this.refresh());
   }
 
   /** Asks the server again. Gives false where it does not let us, after `failed` was told why. */
-  async refresh(isMore = false) {
+  async refresh() {
     clearTimeout(this.timer);
     try {
-      const page = await list(isMore ? this.next : null);
-      this.jobs = isMore ? [...this.jobs, ...page.jobs] : page.jobs;
-      this.next = page.next;
+      const found = { jobs: [], next: null };
+      do {
+        const page = await list(found.next, Math.min(this.wanted - found.jobs.length, MAX_PAGE));
+        found.jobs.push(...page.jobs);
+        found.next = page.next;
+      } while (found.next && found.jobs.length < this.wanted);
+      Object.assign(this, found, { areOff: false });
     } catch (error) {
       if (error.status) this.jobs = [];
+      this.areOff = error.code === "jobs_off";
       this.show();
       this.actions.failed(error);
-      return false;
+      return this.areOff;
     }
     this.show();
     const isBusy = this.jobs.some((job) => ["queued", "running"].includes(job.status));
@@ -68,7 +81,7 @@ export class JobList {
       else if (action === "cancel") await request(`v1/jobs/${job.id}/cancel`, { method: "POST" });
       else if (this.doomed === job.id) {
         await request(`v1/jobs/${job.id}`, { method: "DELETE" });
-        keep(`changes.${job.id}`, undefined);
+        forgetChanges(job.id);
         await forgetAudio(job.id);
         this.actions.deleted(job.id);
       } else {
@@ -84,13 +97,13 @@ export class JobList {
 }
 
 /** A page of jobs. A server that answers everybody lists nobody's: then those that this browser has sent. */
-async function list(after) {
+async function list(after, limit) {
   try {
-    return await json(`v1/jobs?limit=20${after ? `&after=${after}` : ""}`);
+    return await json(`v1/jobs?limit=${limit}${after ? `&after=${after}` : ""}`);
   } catch (error) {
     if (error.status !== 403) throw error;
     await json("v1/models").catch(() => Promise.reject(error)); // refused as well: we are strangers
-    const ids = Object.keys(kept("names", {})).slice(-20).reverse();
+    const ids = Object.keys(kept("names", {})).slice(-PAGE).reverse();
     const jobs = await Promise.all(ids.map((id) => json(`v1/jobs/${id}`).catch(() => null)));
     return { jobs: jobs.filter(Boolean), next: null };
   }

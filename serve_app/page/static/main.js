@@ -1,28 +1,27 @@
 /** What the page does: from a file, an address or the microphone to a transcript. */
-import { ApiError, follow, json, key, request, send } from "./api.js";
-import { forgetErased, keepAudio, keptAudio } from "./audio.js";
+import { json, key, request } from "./api.js";
+import { forgetAudio, jobsWithAudio, keepAudio, keptAudio } from "./audio.js";
 import { command } from "./commands.js";
-import { Transcript } from "./document.js";
-import { byId, clock, copy, make } from "./elements.js";
+import { Transcript, changedJobs, forgetChanges } from "./document.js";
+import { byId, clock, copy, make, save } from "./elements.js";
 import { FORMATS, renamed, written } from "./formats.js";
 import { JobList, nameJob, nameOf } from "./jobs.js";
+import { askForKey, say, tell, unsay } from "./messages.js";
 import { Player } from "./player.js";
-import { record } from "./recorder.js";
-import { Running } from "./running.js";
+import { Recorder } from "./recorder.js";
 import { Search } from "./search.js";
 import { SegmentList, colourOf } from "./segments.js";
-import { explain, language, languageName, locale, setLanguage, t, translate } from "./words.js";
+import { Sender } from "./sending.js";
+import { language, languageName, locale, setLanguage, t, translate } from "./words.js";
 
 const LANGUAGES = ["de", "en", "es", "fr", "it", "ja", "ko", "nl", "pl", "pt", "ru", "tr", "uk", "zh"];
 
 const LOOKING_MS = 5000; // who scrolls is not taken back to the playing word for a while
 
-const uploads = new Set(); // what ends each of those that are on their way
 const audioOf = new Map(); // job id -> its File, as long as the page is open
 let transcript = null;
 let source = "talk.mp3"; // of the last request, for the commands
-let followed = null; // what ends the following of a job
-let shownNumber = 0; // of what is shown as running: an upload that it was before goes on unseen
+let opening = null; // the job that is being opened; the one that was asked for last wins
 let scrolledAt = 0;
 
 const player = new Player((timeS) => {
@@ -41,19 +40,36 @@ const segments = new SegmentList(byId("segments"), {
   },
 });
 const search = new Search(segments);
-const running = new Running();
 const jobs = new JobList({
   open,
   follow: (job) => {
-    running.begin(nameOf(job), { isUploaded: true });
-    return watch(job, nameOf(job));
+    sender.running.begin(nameOf(job), { isUploaded: true });
+    return sender.watch(job, nameOf(job));
   },
   deleted: (id) => {
     audioOf.delete(id);
-    if (transcript?.jobId === id) byId("transcript").hidden = true;
+    readyNotice(id)?.remove();
+    if (transcript?.jobId !== id) return;
+    byId("transcript").hidden = true;
+    byId("audio").pause();
   },
   failed: tell,
 });
+const sender = new Sender(jobs, {
+  options,
+  sending: (sent) => {
+    source = sent;
+    showCommand();
+  },
+  accepted: (job, name, audio) => {
+    nameJob(job.id, name);
+    if (typeof audio !== "string") hold(job.id, audio);
+    jobs.refresh();
+  },
+  succeeded: (job, name) => offer(name, () => open(job), job.id),
+  answered: (answered, audio) => offer(answered.name, () => show(answered, audio)),
+});
+const recorder = new Recorder((file) => sender.take([file], { isRecording: true }));
 
 /** Shows what a change to the transcript changes besides the text. */
 function changed() {
@@ -61,44 +77,43 @@ function changed() {
   player.draw();
   player.describe();
   showShares();
+  tellUnkept();
 }
 
-// --- Saying what went wrong ---
-
-function tell(error, again) {
-  if (error.name === "AbortError") return;
-  if (!(error instanceof ApiError) && !("code" in error)) console.error(error);
-  if (error.code === "jobs_off") return; // the page does without
-  if (error.status === 401) askForKey();
-  say(explain(error) || t("error_500"), again);
-}
-
-function say(text, again) {
-  const retry = again && make("button", { type: "button" }, t("retry"));
-  retry?.addEventListener("click", () => {
-    say("");
-    again();
-  });
-  byId("alert").replaceChildren(...(text ? [make("p", {}, text), ...(retry ? [retry] : [])] : []));
+/** Says so when the browser cannot keep the user's changes. */
+function tellUnkept() {
+  if (transcript.isKept) unsay("changes");
+  else say(t("changes_not_kept"), "changes");
 }
 
 // --- The key ---
-
-function askForKey() {
-  byId("key").hidden = false;
-  byId("key-field").focus();
-}
 
 /** Asks the server for the jobs, which it shows with the right key only. */
 async function enter() {
   const isIn = await jobs.refresh();
   if (isIn) {
-    forgetErased(jobs.jobs.map((job) => job.id));
+    forgetErased();
+    sender.retry((error) => error.status === 401);
     if (byId("key").contains(document.activeElement)) byId("main").focus();
     byId("key").hidden = true;
     byId("key-field").value = "";
   }
   byId("key-show").hidden = !(isIn && key.get());
+}
+
+/** Removes from this browser what belongs to jobs that the server no longer has. */
+async function forgetErased() {
+  try {
+    const listed = jobs.jobs.map(({ id }) => id);
+    for (const id of new Set([...(await jobsWithAudio()), ...changedJobs()])) {
+      const error = listed.includes(id) ? null : await json(`v1/jobs/${id}`).then(() => null, (refusal) => refusal);
+      if (error?.code !== "job_not_found") continue;
+      forgetChanges(id);
+      await forgetAudio(id);
+    }
+  } catch {
+    // A browser that keeps nothing.
+  }
 }
 
 byId("key-show").addEventListener("click", askForKey);
@@ -121,96 +136,29 @@ function options() {
   return Object.fromEntries(chosen.map(([name, value]) => [name, value.trim()]));
 }
 
-/** Sends a File or a URL, and shows its transcript when it is there; gives false where it was refused. */
-async function transcribe(audio, { isShown = true } = {}) {
-  const name = typeof audio === "string" ? audio.split(/[?#]/)[0].split("/").filter(Boolean).at(-1) : audio.name;
-  source = typeof audio === "string" ? audio : audio.name;
-  showCommand();
-  say("");
-  const sending = new AbortController();
-  const number = isShown ? ++shownNumber : -1;
-  if (isShown) {
-    followed?.abort();
-    running.begin(name);
-    byId("running-cancel").onclick = () => sending.abort();
-  }
-  const onSent = (part) => number === shownNumber && running.sent(part);
-  uploads.add(sending);
-  try {
-    const job = await send("v1/jobs", audio, options(), onSent, sending.signal);
-    nameJob(job.id, name);
-    if (typeof audio !== "string") hold(job.id, audio);
-    jobs.refresh();
-    uploads.delete(sending);
-    if (number === shownNumber) await watch(job, name);
-  } catch (error) {
-    if (error.code === "jobs_off") return transcribeAtOnce(audio, name, onSent, sending.signal);
-    if (number === shownNumber) running.end();
-    tell(error, () => transcribe(audio, { isShown }));
-    return false;
-  } finally {
-    uploads.delete(sending);
-  }
-  return true;
-}
-
-/** For a server that keeps no jobs: one long request. */
-async function transcribeAtOnce(audio, name, onSent, signal) {
-  try {
-    const isTranslated = options().task === "translate";
-    const answer = await send("predict", audio, { ...options(), ...(isTranslated ? {} : { word_timestamps: "true" }) }, onSent, signal);
-    running.end();
-    await show(new Transcript(answer, { name, isTranslation: isTranslated }), typeof audio === "string" ? null : audio);
-  } catch (error) {
-    running.end();
-    tell(error, () => transcribe(audio));
-  }
-}
-
-/** Follows a job to its end, and opens its transcript. */
-async function watch(job, name) {
-  followed?.abort();
-  const ending = (followed = new AbortController());
-  shownNumber++;
-  byId("running-cancel").onclick = async () => {
-    await request(`v1/jobs/${job.id}/cancel`, { method: "POST" }).catch(tell);
-    jobs.refresh();
-  };
-  let last = job;
-  running.show(job);
-  try {
-    await follow(
-      job.id,
-      (event, data) => {
-        if (event === "segments") {
-          running.add(data);
-          return;
-        }
-        if (data.status !== last.status) jobs.refresh();
-        running.show((last = data));
-      },
-      ending.signal,
-    );
-    running.end();
-    if (last.status === "succeeded") {
-      byId("spoken").textContent = t("said_done", { name });
-      await open(last);
-    } else if (last.status === "failed") {
-      say(explain({ status: null, ...last.error }) || t("status_failed"));
-    } else if (last.status === "canceled" || last.status === "expired") {
-      say(t(`job_${last.status}`));
-    }
-  } catch (error) {
-    if (error.name !== "AbortError") running.end();
-    tell(error);
-  }
-}
-
 // --- Showing a transcript ---
+
+/** Shows a transcript that is there; while another one is shown, only says so, with a button. */
+function offer(name, act, jobId = "") {
+  if (byId("transcript").hidden && !opening) {
+    byId("spoken").textContent = t("said_done", { name });
+    return act();
+  }
+  const button = make("button", { type: "button", "aria-label": `${t("show")}: ${name}` }, t("show"));
+  const notice = make("p", { class: "card", "data-job": jobId }, t("said_done", { name }), button);
+  button.addEventListener("click", () => {
+    notice.remove();
+    act();
+  });
+  byId("ready").append(notice);
+}
+
+const readyNotice = (jobId) => byId("ready").querySelector(`[data-job="${jobId}"]`);
 
 /** Opens the transcript of a job that has succeeded. */
 async function open(job) {
-  say("");
+  opening = job;
+  readyNotice(job.id)?.remove();
   const result = (words) => json(`v1/jobs/${job.id}/result?response_format=json${words}`);
   let isTranslation = false;
   try {
@@ -219,9 +167,13 @@ async function open(job) {
       isTranslation = true; // it has no words with times
       return result("");
     });
+    if (opening !== job) return;
+    opening = null;
+    unsay("open");
     await show(new Transcript(answer, { jobId: job.id, name: nameOf(job), isTranslation }), audioOf.get(job.id) ?? null);
   } catch (error) {
-    tell(error);
+    if (opening === job) opening = null;
+    tell(error, "open");
   }
 }
 
@@ -323,6 +275,7 @@ byId("speakers").addEventListener("input", ({ target }) => {
   transcript.rename(target.dataset.speaker, target.value);
   segments.showNames();
   player.describe();
+  tellUnkept();
 });
 byId("speakers").addEventListener("change", ({ target }) => (target.value = transcript.nameOf(target.dataset.speaker)));
 
@@ -333,7 +286,7 @@ byId("downloads").addEventListener("click", async ({ target }) => {
   const { format } = target.closest("button")?.dataset ?? {};
   if (!format) return;
   try {
-    save(await inFormat(format), format);
+    saveAs(await inFormat(format), format);
   } catch (error) {
     tell(error);
   }
@@ -359,12 +312,10 @@ function subtitleLayout() {
   return Object.fromEntries([...new FormData(byId("subtitles-form"))].filter(([, value]) => value));
 }
 
-function save(text, format) {
+function saveAs(text, format) {
   const [end, type] = FORMATS[format];
-  const url = URL.createObjectURL(new Blob([text], { type: `${type};charset=utf-8` }));
   const name = transcript.name.replace(/\.\w{1,5}$/, "") || "transcript";
-  make("a", { href: url, download: `${name}.${end}` }).click();
-  setTimeout(() => URL.revokeObjectURL(url), 10000);
+  save(new Blob([text], { type: `${type};charset=utf-8` }), `${name}.${end}`);
 }
 
 byId("copy-text").addEventListener("click", async () => {
@@ -381,16 +332,9 @@ byId("attach").addEventListener("change", ({ target }) => {
 
 // --- Files, addresses, the microphone ---
 
-async function take(files) {
-  const audio = [...files];
-  if (!audio.length) {
-    say(t("not_audio"));
-    return;
-  }
-  const [first, ...others] = audio;
-  const shown = transcribe(first);
-  for (const file of others) if (!(await transcribe(file, { isShown: false }))) break;
-  await shown;
+function take(files) {
+  if (files.length) sender.take([...files]);
+  else say(t("not_audio"));
 }
 
 byId("files").addEventListener("change", ({ target }) => {
@@ -416,40 +360,11 @@ for (const name of ["dragleave", "drop"]) {
 document.addEventListener("paste", (event) => {
   if (event.clipboardData.files.length) take(event.clipboardData.files);
 });
-addEventListener("beforeunload", (event) => uploads.size && event.preventDefault());
+addEventListener("beforeunload", (event) => (sender.isBusy || recorder.isOn) && event.preventDefault());
 for (const name of ["wheel", "touchmove"]) addEventListener(name, () => (scrolledAt = Date.now()), { passive: true });
 byId("url-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  transcribe(byId("url").value.trim());
-});
-
-let recording = null;
-byId("record").addEventListener("click", async () => {
-  const [, word] = byId("record").children;
-  if (recording) {
-    const { stop, timer } = recording;
-    recording = null;
-    clearInterval(timer);
-    byId("record").classList.remove("on");
-    byId("record-time").hidden = true;
-    word.textContent = t("record");
-    transcribe(await stop());
-    return;
-  }
-  say("");
-  try {
-    const begun = Date.now();
-    const time = new Date().toLocaleTimeString(locale(), { timeStyle: "short" }).replace(/:/g, ".");
-    const started = await record(t("recording_name", { time }));
-    const show = () => (byId("record-time").textContent = `${t("recording")} ${clock((Date.now() - begun) / 1000)}`);
-    recording = { ...started, timer: setInterval(show, 500) };
-    show();
-    byId("record").classList.add("on");
-    byId("record-time").hidden = false;
-    word.textContent = t("record_stop");
-  } catch (error) {
-    say(t(error.message));
-  }
+  sender.take([byId("url").value.trim()]);
 });
 
 // --- Commands, keyboard, language ---

@@ -1,7 +1,62 @@
 /** Recording from the microphone. */
+import { byId, clock } from "./elements.js";
+import { say } from "./messages.js";
+import { locale, t } from "./words.js";
+
+/** The button that starts a recording and ends it. */
+export class Recorder {
+  /** `onRecorded(file)` gets what was recorded. */
+  constructor(onRecorded) {
+    this.onRecorded = onRecorded;
+    this.recording = null;
+    this.isBusy = false; // between a click and what it does
+    byId("record").addEventListener("click", () => this.#clicked());
+  }
+
+  get isOn() {
+    return Boolean(this.recording);
+  }
+
+  async #clicked() {
+    if (this.isBusy) return;
+    this.isBusy = true;
+    try {
+      await (this.isOn ? this.#stop() : this.#start());
+    } catch (error) {
+      say(t(error.message));
+    } finally {
+      this.isBusy = false;
+    }
+  }
+
+  async #start() {
+    say("");
+    const time = new Date().toLocaleTimeString(locale(), { timeStyle: "short" }).replace(/:/g, ".");
+    const started = await record(t("recording_name", { time }));
+    const begun = Date.now();
+    const show = () => (byId("record-time").textContent = `${t("recording")} ${clock((Date.now() - begun) / 1000)}`);
+    this.recording = { ...started, timer: setInterval(show, 500) };
+    show();
+    this.#show(true);
+  }
+
+  async #stop() {
+    clearInterval(this.recording.timer);
+    this.#show(false);
+    const file = await this.recording.stop();
+    this.recording = null;
+    this.onRecorded(file);
+  }
+
+  #show(isOn) {
+    byId("record").classList.toggle("on", isOn);
+    byId("record-time").hidden = !isOn;
+    byId("record").children[1].textContent = t(isOn ? "record_stop" : "record");
+  }
+}
 
 /** Starts; gives `stop()`, which ends the recording and gives it as a File. Throws an Error whose message names a text. */
-export async function record(name) {
+async function record(name) {
   if (!navigator.mediaDevices?.getUserMedia) throw new Error("microphone_insecure");
   const stream = await navigator.mediaDevices.getUserMedia({ audio: true }).catch((error) => {
     throw new Error(error.name === "NotAllowedError" ? "microphone_denied" : "microphone_none");
