@@ -45,7 +45,7 @@ def _gpus() -> list[dict[str, Any]]:
     import ctranslate2
     import torch
 
-    torch.cuda.init()
+    torch.cuda.init()  # type: ignore[no-untyped-call]
     gpus = []
     for index in range(torch.cuda.device_count()):
         # A convolution needs the driver, cuDNN, and code for this GPU in torch.
@@ -67,7 +67,7 @@ def _gpus() -> list[dict[str, Any]]:
 def _cudnn() -> str | None:
     import torch
 
-    version = torch.backends.cudnn.version()
+    version = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
     return version and f"{version // 10_000}.{version // 100 % 100}.{version % 100}"
 
 

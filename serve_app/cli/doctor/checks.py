@@ -1,4 +1,4 @@
-"""What a check is and finds, and how all are run: at once, each with a timeout, none able to stop the others."""
+"""What a check is and finds, and how all are run: at once, until a common deadline, each on its own."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -40,7 +40,8 @@ def warning(message: str) -> Finding:
 
 
 def wrong(message: str) -> Finding:
-    return Finding(State.ERROR, message)
+    """An error. Messages of other modules may have several lines."""
+    return Finding(State.ERROR, f"{' '.join(message.split()).rstrip('.')}.")
 
 
 def skipped(message: str) -> Finding:

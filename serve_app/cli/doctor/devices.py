@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from shutil import which
 from threading import Thread
+from time import monotonic
 
 PROBE_S = 12.5
 DRIVER_S = 5.0
@@ -38,6 +39,7 @@ class Devices:
     ctranslate2_error: str = ""
     cpu_types: frozenset[str] = frozenset()
     gpus: tuple[Gpu, ...] = ()
+    driver_error: str = ""  # what its program says where it fails
     driver: str | None = None
     driver_gpus: tuple[str, ...] = ()  # that the driver shows, whether torch can use them or not
 
@@ -58,11 +60,13 @@ def probing() -> Callable[[], Devices]:
 
 def probe(timeout_s: float = PROBE_S) -> Devices:
     """Asks the driver, and the model packages in a process of their own, which may hang or crash."""
-    driver, names = _ask_driver()
-    seen = Devices(driver=driver, driver_gpus=names)
+    until_s = monotonic() + timeout_s
+    seen = _ask_driver()
     command = [sys.executable, "-m", "serve_app.stages.devices"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=True)  # noqa: S603
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=until_s - monotonic(), check=True
+        )  # noqa: S603
         answer = json.loads(done.stdout.splitlines()[-1])
     except subprocess.TimeoutExpired:
         why = f"the model packages took over {timeout_s:g} s to import"
@@ -79,15 +83,18 @@ def probe(timeout_s: float = PROBE_S) -> Devices:
     return replace(seen, **answer | {"gpus": gpus, "cpu_types": frozenset(answer["cpu_types"])})
 
 
-def _ask_driver() -> tuple[str | None, tuple[str, ...]]:
-    """The version of NVIDIA's driver and the names of its GPUs, by its own program."""
+def _ask_driver() -> Devices:
+    """What NVIDIA's driver says about itself and its GPUs, by its own program."""
     program = which("nvidia-smi")
     if program is None:
-        return None, ()
+        return Devices()
     command = [program, "--query-gpu=driver_version,name", "--format=csv,noheader"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=DRIVER_S, check=True)  # noqa: S603
-    except (OSError, subprocess.SubprocessError):
-        return None, ()
+        done = subprocess.run(command, capture_output=True, text=True, timeout=DRIVER_S, check=False)  # noqa: S603
+    except (OSError, subprocess.SubprocessError) as error:
+        return Devices(driver_error=f"nvidia-smi: {type(error).__name__}")
+    if done.returncode:
+        lines = (done.stdout + done.stderr).strip().splitlines()
+        return Devices(driver_error=lines[0].rstrip(".") if lines else "nvidia-smi fails")
     rows = [line.split(", ", 1) for line in done.stdout.splitlines() if ", " in line]
-    return (rows[0][0] if rows else None), tuple(name for _, name in rows)
+    return Devices(driver=rows[0][0] if rows else None, driver_gpus=tuple(name for _, name in rows))

@@ -41,12 +41,17 @@ def driver(devices: Devices, settings: Settings) -> Finding:
         return skipped("device: cpu needs no GPU.")
     if devices.torch is None:
         return skipped(f"Whether a GPU can be used is not known: {devices.torch_error}.")
+    if devices.driver_error and not devices.gpus:
+        said = f"NVIDIA's driver does not work ({devices.driver_error})"
+        if settings.device == "auto":
+            return warning(f"{said}, so the models run on the CPU; install it again, or set device: cpu.")
+        return wrong(f"{said}; install it again and restart the machine, or set device: auto.")
     if not (devices.gpus or devices.driver_gpus):
         if settings.device == "auto":
             return fine("This machine shows no GPU, so the models run on the CPU (device: auto).")
         return wrong(
-            "device: cuda, but this machine shows no NVIDIA GPU; install its driver, start the container with "
-            "GPUs (--gpus all), or set device: auto."
+            "device: cuda, but this machine shows no NVIDIA GPU; install its driver, start the container "
+            "with GPUs (--gpus all), or set device: auto."
         )
     names = ", ".join(dict.fromkeys(gpu.name for gpu in devices.gpus)) or ", ".join(devices.driver_gpus)
     if devices.cuda is None:

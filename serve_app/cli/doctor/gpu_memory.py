@@ -71,12 +71,8 @@ def memory(devices: Devices, settings: Settings, deployments: dict[str, dict[str
 
 def needs_of(settings: Settings, deployments: dict[str, dict[str, Any]]) -> list[Need]:
     """The stages that run on a GPU."""
-    asr, speech, alignment, diarization = (
-        settings.asr,
-        settings.speech,
-        settings.alignment,
-        settings.diarization,
-    )
+    asr, speech = settings.asr, settings.speech
+    alignment, diarization = settings.alignment, settings.diarization
     windows = (deployments.get("Transcriber", {}).get("user_config") or {}).get("max_batch_size", WINDOWS)
     found = [("Transcriber", "asr", asr.gpu_share, recognizer_gb(settings.model, asr.compute_type, windows))]
     if speech.gpu_share:

@@ -89,7 +89,7 @@ def _is_held(lock: Path) -> bool:
     if not lock.exists():
         return False
     try:
-        FileLock(lock, timeout=0).acquire().lock.release()
+        with FileLock(lock, timeout=0):
+            return False
     except (Timeout, OSError):
         return True
-    return False

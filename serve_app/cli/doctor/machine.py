@@ -1,4 +1,4 @@
-"""The machine: limits of the kernel, shared memory, the decoder, the HTTP port, the temporary folder, disks."""
+"""The machine: limits of the kernel, shared memory, the decoder, the HTTP port, the temporary folder."""
 
 import os
 import resource
@@ -71,8 +71,8 @@ def shared_memory(settings: Settings, place: str = SHM) -> Finding:
     store = min(part, max(LEAST_CAP_BYTES, int(free * 0.95)))
     if store > free:
         return warning(
-            f"{place} has {free / GB:.2f} GB free, so Ray would put its object store ({store / GB:.1f} GB) on "
-            "the disk, which is slow; in containers give it more with --shm-size, in Kubernetes with an "
+            f"{place} has {free / GB:.2f} GB free, so Ray would put its object store ({store / GB:.1f} GB) "
+            "on the disk, which is slow; in containers give it more with --shm-size, in Kubernetes with an "
             "emptyDir of medium Memory."
         )
     audio = settings.intake.audio_in_flight_s * AUDIO_BYTES_PER_S
@@ -88,7 +88,7 @@ def shared_memory(settings: Settings, place: str = SHM) -> Finding:
 def _free_memory() -> int:
     """Of the machine, or of the container where that has a limit."""
     found = psutil.virtual_memory()
-    total = found.total
+    total = int(found.total)
     with suppress(OSError, ValueError):  # no limit, which reads "max"
         total = min(total, int(CGROUP_LIMIT.read_text()))
     return max(0, min(int(found.available), total))
@@ -154,8 +154,8 @@ def folders(places: dict[str, str], needed_bytes: int) -> Finding:
 
 
 def nearest(folder: Path) -> Path:
-    """The folder, or the closest one above it that is there."""
-    return next(each for each in (folder, *folder.parents) if each.exists())
+    """The folder, or the closest one above it that is there and may be seen."""
+    return next(each for each in (folder, *folder.parents) if os.path.exists(each))
 
 
 def why_not_writable(folder: Path) -> str:

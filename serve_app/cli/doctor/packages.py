@@ -1,4 +1,4 @@
-"""Python and packages: are they what the installed metadata asks for, and can the model packages be imported?"""
+"""Python and packages: are they what the installed metadata asks for, and can they be imported?"""
 
 import platform
 from collections.abc import Iterator

@@ -9,7 +9,7 @@ from serve_app.errors import ModelUnavailable
 from serve_app.models import hub, names
 from serve_app.models.catalogue import MAIN_FILES, Model
 from serve_app.models.names import Models
-from serve_app.models.store import Store, open_store
+from serve_app.models.store import open_store
 from serve_app.settings import Settings
 
 READ_BYTES = 500_000_000  # larger models are not read from end to end here
@@ -45,10 +45,8 @@ def weights(settings: Settings) -> Finding:
         else:
             absent.append(model)
     if damaged:
-        first = damaged[0].partition(" ")[0]
-        return wrong(
-            f"Damaged in {store.root}: {', '.join(damaged)}; `whisperx-serve prefetch {first}` mends it."
-        )
+        command = f"whisperx-serve prefetch {damaged[0].partition(' ')[0]}"
+        return wrong(f"Damaged in {store.root}: {', '.join(damaged)}; `{command}` mends it.")
     if absent:
         said = ", ".join(f"{model.name} ({model.size / 1e6:.0f} MB)" for model in absent)
         command = f"whisperx-serve prefetch {' '.join(model.name for model in absent)}"
