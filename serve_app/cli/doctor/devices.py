@@ -64,9 +64,8 @@ def probe(timeout_s: float = PROBE_S) -> Devices:
     seen = _ask_driver()
     command = [sys.executable, "-m", "serve_app.stages.devices"]
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=until_s - monotonic(), check=True
-        )  # noqa: S603
+        left_s = until_s - monotonic()
+        done = subprocess.run(command, capture_output=True, text=True, timeout=left_s, check=True)  # noqa: S603
         answer = json.loads(done.stdout.splitlines()[-1])
     except subprocess.TimeoutExpired:
         why = f"the model packages took over {timeout_s:g} s to import"
