@@ -26,7 +26,6 @@ from serve_app.__main__ import cli
 from serve_app.app import MAX_BATCH_SIZE
 from serve_app.cli.config_file import DEMO_CONFIG
 from serve_app.cli.doctor import command, gpu_memory, job_store, machine, network, packages, weights
-from serve_app.cli.doctor import devices as devices_module
 from serve_app.cli.doctor.checks import Application, Check, Finding, State, fine, run_all
 from serve_app.cli.doctor.devices import Devices, Gpu, probe
 from serve_app.cli.doctor.gpu import ASR_AUTO, compute_types, driver
@@ -283,7 +282,7 @@ def test_model_packages_that_break(
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\n{program}\n")
     python.chmod(0o755)
-    monkeypatch.setattr(devices_module.sys, "executable", str(python))
+    monkeypatch.setattr(sys, "executable", str(python))
     expect(packages.model_packages(probe(timeout_s=0.5 if "sleep" in program else 30)), state, says)
 
 
@@ -314,7 +313,7 @@ def test_the_driver_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         (tmp_path / name).write_text(f"#!/bin/sh\ncat <<'E'\n{prints}\nE\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setattr(devices_module.sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     found = probe()
     assert (found.driver, found.driver_gpus) == ("535.104.05", ("NVIDIA L4", "NVIDIA L4"))
     expect(driver(found, settings()), State.ERROR, "NVIDIA L4 cannot be used (torch finds no GPU)")
