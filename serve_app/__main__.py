@@ -18,6 +18,7 @@ from typing import Annotated
 import typer
 
 from serve_app.cli import GRACE_S, CommandFailed, note
+from serve_app.cli.doctor.command import doctor
 from serve_app.cli.jobs import jobs
 from serve_app.cli.prefetch import prefetch
 from serve_app.cli.transcribe.command import transcribe
@@ -37,6 +38,11 @@ _OF_TRANSCRIBE = """Examples:
   whisperx-serve transcribe talk.mp3 --diarize
   whisperx-serve transcribe recordings/ -o texts/ -f srt,txt --server http://127.0.0.1:8000
   whisperx-serve transcribe --watch inbox/ -o texts/"""
+
+_OF_DOCTOR = """Examples:
+
+  whisperx-serve doctor serve_config.yaml
+  whisperx-serve doctor serve_config.yaml --json"""
 
 _OF_PREFETCH = """Examples:
 
@@ -109,6 +115,9 @@ def check(config: ConfigPath) -> None:
 
     config_file.read(config)
     note.print(f"{config} is fine.")
+
+
+cli.command(rich_help_panel=_PREPARE, epilog=_OF_DOCTOR)(doctor)
 
 
 @cli.command(rich_help_panel=_PREPARE)

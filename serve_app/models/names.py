@@ -40,20 +40,23 @@ class Models:
     attention_shift_s: float = 0.0  # by how much the attention of `asr` is early
 
 
-def resolve(settings: Settings) -> Models:
-    """The models of these settings; raises ModelUnavailable for one that cannot be had."""
+def resolve(settings: Settings, *, may_fetch: bool = True) -> Models:
+    """The models of these settings; raises ModelUnavailable for one that cannot be had.
+
+    Without `may_fetch`, those that would be fetched now count as had.
+    """
     store = open_store(settings.models_dir)
     known = store.catalogue.get(settings.model)
     return Models(
         name=settings.model,
-        asr=_asr(settings.model, store),
+        asr=_asr(settings.model, store, may_fetch),
         aligners=_aligners(settings.alignment, store),
-        diarization=_diarization(settings.diarization.model, store),
+        diarization=_diarization(settings.diarization.model, store, may_fetch),
         attention_shift_s=known.attention_shift_s if known else 0.0,
     )
 
 
-def _asr(model: str, store: Store) -> str:
+def _asr(model: str, store: Store, may_fetch: bool) -> str:
     if directory := _directory(model, "model"):
         if not (directory / "model.bin").is_file():
             raise ModelUnavailable(
@@ -63,7 +66,7 @@ def _asr(model: str, store: Store) -> str:
         return str(directory.resolve())
     known = store.catalogue.get(model)
     if known and known.kind == "whisper":
-        return _available(known, "model", store)
+        return _available(known, "model", store, may_fetch)
     if "/" not in model:
         names = [name for m in store.catalogue if m.kind == "whisper" for name in (m.name, *m.aliases)]
         raise ModelUnavailable(
@@ -94,7 +97,7 @@ def _aligners(settings: AlignmentSettings, store: Store) -> dict[str, str]:
     return found
 
 
-def _diarization(model: str, store: Store) -> str | None:
+def _diarization(model: str, store: Store, may_fetch: bool) -> str | None:
     if model == "auto":
         model = _diarization_by_default(store)
     if model == "off":
@@ -109,7 +112,7 @@ def _diarization(model: str, store: Store) -> str | None:
         return str(directory.resolve())
     known = store.catalogue.get(model)
     if known and known.kind == "speakers":
-        return _available(known, "diarization.model", store)
+        return _available(known, "diarization.model", store, may_fetch)
     if "/" not in model:
         raise ModelUnavailable(
             f"{model} is no diarization model; use auto, off, campplus, {COMMUNITY} or a directory."
@@ -135,12 +138,14 @@ def _directory(model: str, setting: str) -> Path | None:
     return None
 
 
-def _available(model: Model, setting: str, store: Store) -> str:
+def _available(model: Model, setting: str, store: Store, may_fetch: bool) -> str:
     """The model's name, if it is on this machine or can be fetched; those with hashes, all small, are now."""
     if store.find(model.name):
         return model.name
     if not model.files:
         hub.check(str(model.hub), setting)
+        return model.name
+    if not may_fetch:
         return model.name
     logger.warning("Fetching the model %s (%.0f MB) to %s.", model.name, model.size / 1e6, store.root)
     try:

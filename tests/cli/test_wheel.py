@@ -117,6 +117,7 @@ def test_the_demo_has_its_config(wheel: Path, tmp_path: Path) -> None:
     [
         (["demo"], "pip install 'whisperx-serve[server]'"),
         (["serve", "config.yaml"], "pip install 'whisperx-serve[server]'"),
+        (["doctor"], "pip install 'whisperx-serve[server]'"),
         (["prefetch", "base"], "pip install 'whisperx-serve[server]'"),
         (["transcribe", "talk.mp3"], "--server URL"),
     ],

@@ -27,6 +27,7 @@ from transcripts import FIXED
 
 from serve_app.cli.config_file import DEMO_CONFIG, check
 from serve_app.cli.demo import sample
+from serve_app.cli.launcher import free_port
 from serve_app.errors import UnusableAudio
 from serve_app.jobs.signatures import VARIABLE, new_secret
 from serve_app.transcript import Window, WindowText
@@ -166,7 +167,8 @@ def folder(tmp_path: Path, services: Services) -> Path:
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(sample(), tmp_path / path)
     for name in ("serve_config.yaml", "serve_config.demo.yaml"):
-        shutil.copy(PROJECT / name, tmp_path)
+        config = (PROJECT / name).read_text()
+        (tmp_path / name).write_text(config.replace("port: 8000", f"port: {free_port()}"))  # doctor looks
     (tmp_path / "talk.raw").write_bytes(bytes(32_000))
     (tmp_path / ".venv").symlink_to(sys.prefix)
     (tmp_path / "examples").symlink_to(PROJECT / "examples")

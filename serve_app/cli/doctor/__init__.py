@@ -1,0 +1,1 @@
+"""`whisperx-serve doctor`: checks this machine for a config file, before the service starts on it."""

@@ -1,0 +1,113 @@
+"""GPU memory: what each stage needs beside the share of a GPU that its replicas book."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from serve_app.cli.doctor.checks import Finding, fine, skipped, warning, wrong
+from serve_app.cli.doctor.devices import Devices, Gpu
+from serve_app.models.catalogue import catalogue
+from serve_app.settings import Settings
+
+GB = 1e9
+
+# docs/deploy.md, "Size of a GPU"; computed from published figures and CPU measurements, CUDA's own 0.4 GB
+# included. large-v2 in int8_float16 with 16 windows a batch: 1.5 + 1.2 + 16 * 0.224 = 6.3 GB.
+WINDOWS = 16  # of a batch on a GPU, where `user_config` says nothing else
+FIXED_GB, WINDOW_GB = 1.2, 0.224  # of large-v2; a window's part is the decoder's cache
+LARGE_GB = 3.09  # large-v2's file, which is float16
+WEIGHTS = {"int8": 0.5, "float16": 1.0, "bfloat16": 1.0, "float32": 2.0}  # of the file's size
+DETECTOR_GB, DIARIZER_GB = 0.5, 2.3
+ALIGNER_GB, LARGE_ALIGNER_GB = 1.7, 2.9
+LARGE_ALIGNER_MB = 1000  # files of base models have 380 MB, of large ones 1262
+
+
+@dataclass(frozen=True)
+class Need:
+    """What the replicas of a stage need and book."""
+
+    stage: str
+    setting: str
+    share: float
+    memory_gb: float
+    replicas: int
+
+
+def memory(devices: Devices, settings: Settings, deployments: dict[str, dict[str, Any]]) -> Finding:
+    """The shares fit on the GPUs, and what the models need fits in them."""
+    if settings.device == "cpu" or not devices.gpus:
+        return skipped("No model runs on a GPU here.")
+    smallest = min(devices.gpus, key=lambda gpu: gpu.memory_bytes)
+    needs = needs_of(settings, deployments)
+    total_gb = sum(need.memory_gb * need.replicas for need in needs)
+    all_gb = sum(gpu.memory_bytes for gpu in devices.gpus) / GB
+    asked = f"The models need about {total_gb:.1f} GB (computed, not measured)"
+    tight = [need for need in needs if need.memory_gb > need.share * smallest.memory_bytes / GB]
+    if total_gb > all_gb:
+        return wrong(
+            f"{asked}, and {_named(devices.gpus)} has {all_gb:.1f} GB; choose a smaller model, set "
+            "user_config.max_batch_size of the Transcriber lower, or use a larger GPU."
+        )
+    booked = sum(need.share * need.replicas for need in needs)
+    if booked > len(devices.gpus) + 1e-6:
+        return warning(
+            f"All replicas book {booked:.2f} GPUs and this machine has {len(devices.gpus)}, so some wait for "
+            "another node; lower num_replicas or the gpu_shares, or add a node with a GPU."
+        )
+    if tight:
+        said = ", ".join(
+            f"{need.setting}: {need.share:g} is {need.share * smallest.memory_bytes / GB:.1f} GB of "
+            f"{smallest.name}, and the {need.stage} needs about {need.memory_gb:.1f} GB"
+            for need in tight
+        )
+        return warning(f"{said}; raise that share, and lower one that has room.")
+    free_gb = sum(gpu.free_bytes for gpu in devices.gpus) / GB
+    if total_gb > free_gb:
+        return warning(
+            f"{asked}, and only {free_gb:.1f} of {all_gb:.1f} GB are free; stop what else uses the GPU, "
+            "unless it is this service."
+        )
+    return fine(f"{asked}, and {_named(devices.gpus)} has {all_gb:.1f} GB.")
+
+
+def needs_of(settings: Settings, deployments: dict[str, dict[str, Any]]) -> list[Need]:
+    """The stages that run on a GPU."""
+    asr, speech = settings.asr, settings.speech
+    alignment, diarization = settings.alignment, settings.diarization
+    windows = (deployments.get("Transcriber", {}).get("user_config") or {}).get("max_batch_size", WINDOWS)
+    found = [("Transcriber", "asr", asr.gpu_share, recognizer_gb(settings.model, asr.compute_type, windows))]
+    if speech.gpu_share:
+        found.append(("SpeechDetector", "speech", speech.gpu_share, DETECTOR_GB))
+    if alignment.method in ("auto", "wav2vec2"):
+        found.append(("Aligner", "alignment", alignment.gpu_share, _aligner_gb(alignment.preload)))
+    if diarization.model != "off":
+        found.append(("Diarizer", "diarization", diarization.gpu_share, DIARIZER_GB))
+    return [
+        Need(stage, f"{section}.gpu_share", share, memory_gb, _replicas(deployments.get(stage, {})))
+        for stage, section, share, memory_gb in found
+    ]
+
+
+def recognizer_gb(model: str, compute_type: str, windows: int) -> float:
+    """What Whisper needs. A model that is not in the catalogue counts as a large one."""
+    known = catalogue().get(model)
+    file_gb = known.size / GB if known else LARGE_GB
+    kind = "int8" if compute_type in ("auto", "default") else compute_type.partition("_")[0]
+    return file_gb * WEIGHTS.get(kind, 1.0) + FIXED_GB + windows * WINDOW_GB * file_gb / LARGE_GB
+
+
+def _aligner_gb(languages: tuple[str, ...]) -> float:
+    models = [catalogue().get(f"wav2vec2-{language}") for language in languages]
+    is_large = any(model is not None and model.size / 1e6 > LARGE_ALIGNER_MB for model in models)
+    return LARGE_ALIGNER_GB if is_large else ALIGNER_GB
+
+
+def _replicas(deployment: dict[str, Any]) -> int:
+    """How many replicas there are at least."""
+    replicas = deployment.get("num_replicas")
+    if isinstance(replicas, int):
+        return replicas
+    return int((deployment.get("autoscaling_config") or {}).get("min_replicas", 1))
+
+
+def _named(gpus: tuple[Gpu, ...]) -> str:
+    return gpus[0].name if len(gpus) == 1 else f"{len(gpus)} x {gpus[0].name}"

@@ -1,0 +1,85 @@
+"""The models that the settings name: are they on this machine, whole, or can the service fetch them?"""
+
+from pathlib import Path
+from shutil import disk_usage
+
+from serve_app.cli.doctor.checks import Check, Finding, Subject, fine, skipped, warning, wrong
+from serve_app.cli.doctor.machine import GB, nearest
+from serve_app.errors import ModelUnavailable
+from serve_app.models import hub, names
+from serve_app.models.catalogue import MAIN_FILES, Model
+from serve_app.models.names import Models
+from serve_app.models.store import open_store
+from serve_app.settings import Settings
+
+READ_BYTES = 500_000_000  # larger models are not read from end to end here
+
+
+def checks(subject: Subject) -> list[Check]:
+    return [
+        Check("Models", lambda: weights(subject.settings)),
+        Check("Disk for models", lambda: disk(subject.settings)),
+    ]
+
+
+def weights(settings: Settings) -> Finding:
+    """All models are here and whole; the same is resolved that `serve` resolves, but nothing is fetched."""
+    store = open_store(settings.models_dir)
+    try:
+        needed = _needed(settings)
+    except ModelUnavailable as error:
+        return wrong(error.message)
+    here: list[str] = []
+    damaged: list[str] = []
+    absent: list[Model] = []
+    for name in needed:
+        model = store.catalogue.get(name)
+        if model is None:  # a directory, or a repository that is in the hub client's cache or can be had
+            here.append(Path(name).name)
+        elif place := store.find(model.name):
+            is_small = sum(file.stat().st_size for file in place.iterdir()) <= READ_BYTES
+            files = store.damaged(model.name) if is_small else []
+            (damaged if files else here).append(f"{model.name} ({', '.join(files)})" if files else model.name)
+        elif _is_in_hub_cache(model):
+            here.append(model.name)
+        else:
+            absent.append(model)
+    if damaged:
+        command = f"whisperx-serve prefetch {damaged[0].partition(' ')[0]}"
+        return wrong(f"Damaged in {store.root}: {', '.join(damaged)}; `{command}` mends it.")
+    if absent:
+        said = ", ".join(f"{model.name} ({model.size / 1e6:.0f} MB)" for model in absent)
+        command = f"whisperx-serve prefetch {' '.join(model.name for model in absent)}"
+        return warning(f"{said} will be fetched when the service starts; `{command}` does that before.")
+    return fine(f"{', '.join(here)} can be loaded from this machine.")
+
+
+def disk(settings: Settings) -> Finding:
+    """What is missing fits on the disk of the models: a fetch needs twice its size for a while."""
+    store = open_store(settings.models_dir)
+    free = disk_usage(nearest(store.root)).free
+    try:
+        models = [model for name in _needed(settings) if (model := store.catalogue.get(name))]
+    except ModelUnavailable:
+        return skipped("The check of the models says which one cannot be had.")
+    absent = [model for model in models if not (store.find(model.name) or _is_in_hub_cache(model))]
+    needed = 2 * sum(model.size for model in absent)
+    if needed > free:
+        return wrong(
+            f"{store.root} has {free / GB:.1f} GB free, and fetching the models needs {needed / GB:.1f} GB; "
+            "free some, or set models_dir to a folder on another disk."
+        )
+    what = f"a fetch needs {needed / GB:.1f} GB" if needed else "nothing has to be fetched"
+    return fine(f"{store.root} has {free / GB:.0f} GB free, and {what}.")
+
+
+def _needed(settings: Settings) -> list[str]:
+    """Names of the catalogue, repositories and directories. Raises ModelUnavailable."""
+    models: Models = names.resolve(settings, may_fetch=False)
+    aligners = [models.aligners[each] for each in settings.alignment.preload if each in models.aligners]
+    return [models.asr, *aligners, *([models.diarization] if models.diarization else [])]
+
+
+def _is_in_hub_cache(model: Model) -> bool:
+    """The hub client's own cache has it, which counts where the hashes are not known."""
+    return not model.files and bool(model.hub and hub.cached(model.hub, MAIN_FILES[model.kind]))
