@@ -20,7 +20,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_ran
 from serve_app.batching.batcher import BatcherDied
 from serve_app.deployments.calls.audio_ref import LoadedAudio, put_upload
 from serve_app.deployments.calls.handles import GONE, AudioLost, invoke
-from serve_app.deployments.metrics import Retries
+from serve_app.deployments.metrics import RequestMetrics, Retries
 from serve_app.errors import ModelCrashed, OutOfMemory, Overloaded, TranscriptionError
 from serve_app.http.auth import charge
 from serve_app.request.admission import Admission
@@ -183,6 +183,7 @@ class StageCalls:
         admission: Admission,
         max_audio_s: float,
         retries: Retries,
+        metrics: RequestMetrics,
     ) -> None:
         self._load = loader.options(stream=True).load
         self._speech: Stage[Speech] = Stage("speech", detector.detect, retries)
@@ -196,6 +197,7 @@ class StageCalls:
         self._admission = admission
         self._max_audio_s = max_audio_s
         self._retries = retries
+        self._metrics = metrics
 
     @asynccontextmanager
     async def load(self, source: Source) -> AsyncIterator[LoadedAudio]:
@@ -225,6 +227,7 @@ class StageCalls:
         declared_s = 0.0 if part.is_last else min(part.expected_s, self._max_audio_s)
         self._admission.hold(audio, max(part.end_s, declared_s))
         charge(part.end_s)
+        self._metrics.decoded(part)
 
     async def detect(self, call: DetectCall) -> Speech:
         """Searches one more part of a file for speech."""
