@@ -13,6 +13,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.deployments.calls.graph import Graph
 from serve_app.deployments.calls.handles import invoke
+from serve_app.deployments.calls.ray_private import log_as
 from serve_app.deployments.metrics import JobMetrics, log_errors_in_one_line
 from serve_app.deployments.replica import OPTIONS
 from serve_app.errors import Overloaded
@@ -61,7 +62,7 @@ class JobRunner:
                     "Ray has several nodes: set jobs.spool and jobs.key_file to what all of them share."
                 )
         worker = serve.get_replica_context().replica_tag
-        self._runner = Runner(jobs, graph.run, answer, worker, JobMetrics().holds)
+        self._runner = Runner(jobs, graph.run, answer, worker, JobMetrics().holds, log_as)
         self._running = Context().run(asyncio.create_task, self._runner.run())  # in no call's context
 
     async def check_health(self) -> None:

@@ -4,8 +4,8 @@ Only what Serve does not measure itself. docs/operations.md says what each is fo
 deployment, replica and application.
 """
 
+import asyncio
 import logging
-import os
 from collections import Counter
 from collections.abc import Mapping
 
@@ -68,9 +68,12 @@ class RequestMetrics:
         self._in_s = _counter("audio_in_seconds", "Audio that was decoded.", "kind")
         self._done_s = _counter("audio_done_seconds", "Audio of requests that got their transcript.", "kind")
         self._ended = _counter(
-            "requests", "Requests and attempts at jobs that have ended; outcome is ok or the error's code.",
-            "kind", "outcome",
-        )  # fmt: skip
+            "requests",
+            "Requests and attempts at jobs that have ended; outcome is ok or the error's code.",
+            "kind",
+            "outcome",
+            "status",
+        )
         self._rtf = _histogram(
             "real_time_factor",
             "Time from the request to its transcript, over the audio's length.",
@@ -81,10 +84,10 @@ class RequestMetrics:
 
     def decoded(self, part: AudioInfo) -> None:
         """Counts a part of a file, again where it had to be loaded again."""
-        self._in_s.inc(max(0.0, part.end_s - part.start_s), self._kind)
+        _add(self._in_s, part.end_s - part.start_s, self._kind)
 
     def succeeded(self, transcript: Transcript, wall_s: float) -> None:
-        self._ended.inc(1, self._kind | {"outcome": "ok"})
+        self._ended.inc(1, self._kind | {"outcome": "ok", "status": "200"})
         if transcript.duration_s > 0:
             self._done_s.inc(transcript.duration_s, self._kind)
             self._rtf.observe(wall_s / transcript.duration_s, self._kind)
@@ -92,8 +95,13 @@ class RequestMetrics:
             self._warnings.inc(1, {"stage": warning.stage, "code": warning.code})
 
     def failed(self, error: BaseException) -> None:
-        code = error.code if isinstance(error, TranscriptionError) else "canceled_or_unexpected"
-        self._ended.inc(1, self._kind | {"outcome": code})
+        """The status is that of the HTTP answer; there is none where the client left or a job was stopped."""
+        if isinstance(error, asyncio.CancelledError):
+            outcome, status = "canceled", ""
+        else:
+            known = error if isinstance(error, TranscriptionError) else TranscriptionError
+            outcome, status = known.code, str(known.status)
+        self._ended.inc(1, self._kind | {"outcome": outcome, "status": status})
 
 
 class IngressMetrics:
@@ -141,7 +149,7 @@ class StageMetrics:
     """A replica with a model."""
 
     def __init__(self, stage: str) -> None:
-        self._stage = stage
+        self._stage, self._loading_s = stage, 0.0
         self._wait_s = _histogram(
             "stage_wait_seconds", "How long a call waited in a replica.", SECONDS, "stage"
         )
@@ -151,8 +159,7 @@ class StageMetrics:
         self._slots = _counter("batch_slots", "Places that these batches had.", "stage")
         self._queued = _gauge("stage_queued", "Calls that wait in a replica.", "stage")
         self._unfinished_s = _gauge("stage_unfinished_audio_seconds", "Audio that waits or runs.", "stage")
-        self._load_s = _gauge("model_load_seconds", "How long the model took to load.", "stage")
-        self._gpu_bytes = _gauge("gpu_memory_bytes", "GPU memory of the replica's process.", "stage")
+        self._load_s = _gauge("model_load_seconds", "How long the models took to load.", "stage")
         self._fallbacks = _counter("fallbacks", "Windows that were decoded again at higher temperatures.")
 
     def ran(self, name: str, run: BatchRun) -> None:
@@ -161,7 +168,7 @@ class StageMetrics:
         for wait_s in run.waits_s:
             self._wait_s.observe(wait_s, tags)
         self._run_s.observe(run.run_s, tags)
-        self._busy_s.inc(run.run_s, tags)
+        _add(self._busy_s, run.run_s, tags)
         self._items.inc(len(run.waits_s), tags)
         self._slots.inc(run.slots, tags)
 
@@ -171,20 +178,26 @@ class StageMetrics:
     def ran_alone(self, seconds: float) -> None:
         """Notes work that is not batched."""
         self._run_s.observe(seconds, {"stage": self._stage})
-        self._busy_s.inc(seconds, {"stage": self._stage})
+        _add(self._busy_s, seconds, {"stage": self._stage})
 
     def fell_back(self) -> None:
         self._fallbacks.inc()
 
     def loaded(self, seconds: float) -> None:
-        self._load_s.set(seconds, {"stage": self._stage})
+        self._loading_s += seconds
 
     def holds(self, queued: int, unfinished_audio_s: float) -> None:
+        """Sets the gauges; Ray forgets one that has not been set for 20 s."""
         tags = {"stage": self._stage}
+        self._load_s.set(self._loading_s, tags)
         self._queued.set(queued, tags)
         self._unfinished_s.set(unfinished_audio_s, tags)
-        if (used := _gpu_memory_bytes()) is not None:
-            self._gpu_bytes.set(used, tags)
+
+
+def _add(counter: metrics.Counter, value: float, tags: dict[str, str]) -> None:
+    """Counts a quantity that may be nothing, which Ray's counters refuse."""
+    if value > 0:
+        counter.inc(value, tags)
 
 
 def _counter(name: str, description: str, *tags: str) -> metrics.Counter:
@@ -198,27 +211,3 @@ def _gauge(name: str, description: str, *tags: str) -> metrics.Gauge:
 
 def _histogram(name: str, description: str, boundaries: list[float], *tags: str) -> metrics.Histogram:
     return metrics.Histogram(f"whisperx_{name}", description, boundaries, tags)  # type: ignore[arg-type]
-
-
-def _gpu_memory_bytes() -> int | None:
-    """The memory of this process on all GPUs; None where there is none, or the driver does not tell.
-
-    In a container with process numbers of its own the driver's do not match; then only Ray's
-    `ray_node_gram_used` knows.
-    """
-    if not os.environ.get("CUDA_VISIBLE_DEVICES"):
-        return None
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        devices = [pynvml.nvmlDeviceGetHandleByIndex(n) for n in range(pynvml.nvmlDeviceGetCount())]
-        ours = [
-            process.usedGpuMemory or 0
-            for device in devices
-            for process in pynvml.nvmlDeviceGetComputeRunningProcesses(device)
-            if process.pid == os.getpid()
-        ]
-    except Exception:  # noqa: BLE001  (a metric must not end a replica)
-        return None
-    return sum(ours) if ours else None

@@ -69,6 +69,10 @@ class Readiness(TypedDict):
     stages: Annotated[dict[str, bool], Field(description="For each stage, whether it has its models.")]
 
 
+# FastAPI's own spans would begin a trace of their own inside of Serve's, with queries that may hold secrets.
+NO_TELEMETRY = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
+
+
 def create_app(
     transcribe: Transcribe,
     readiness: Callable[[], Awaitable[dict[str, bool]]],
@@ -107,6 +111,7 @@ def create_app(
         description="Audio URL or file in; timed, speaker-labelled segments out.",
         openapi_tags=[{"name": name, "description": about} for name, about in TAGS.items()],
         exception_handlers={HTTPException: _http_error},
+        telemetry=NO_TELEMETRY,
         # In the order in which a request meets them. Web pages can read the gate's errors.
         middleware=[*outermost, *([cors] if access.cors_origins else []), gate],
     )

@@ -8,7 +8,7 @@ Status = Literal["queued", "running", "succeeded", "failed", "canceled", "expire
 WebhookStatus = Literal["pending", "succeeded", "failed"]
 WebhookStyle = Literal["standard", "baseten", "assemblyai"]
 STATUSES: tuple[Status, ...] = get_args(Status)
-WEBHOOK_STATUSES: tuple[WebhookStatus, ...] = get_args(WebhookStatus)
+WEBHOOK_COUNTS = (*get_args(WebhookStatus), "retrying")  # what operators see them counted as
 Heartbeat = Literal["ok", "cancel", "lost"]
 
 SUSPECT_DEATHS = 4  # fewer may be anything's fault: updates, a machine that is short of memory

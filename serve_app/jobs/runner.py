@@ -22,7 +22,7 @@ from serve_app.transcript import Transcript
 
 logger = logging.getLogger("ray.serve")
 
-COUNT_S = 15.0  # between two counts of what is in the store
+COUNT_S = 10.0  # between two counts of what is in the store
 POLL_S = 0.5  # between two looks for work, which only read
 SWEEP_S = 60.0
 WITH_ORPHANS = 2  # a full runner still takes a dead runner's jobs, up to this many times `concurrency`
@@ -41,13 +41,14 @@ class Runner:
         answer: Callable[[Transcript, Options], Any],
         worker: str,
         on_count: Callable[[Mapping[str, int], Mapping[str, int], float], None] | None = None,
+        on_begin: Callable[[str], None] = lambda job_id: None,
     ) -> None:
         """`answer` makes of a transcript what `/predict` would have answered, for webhooks.
 
         `on_count` hears now and then how many jobs and webhooks of each status there are, and how many
-        seconds the oldest job has waited.
+        seconds the oldest job has waited. `on_begin` hears a job's id in the task that works on it.
         """
-        self._on_count = on_count
+        self._on_count, self._on_begin = on_count, on_begin
         self._jobs, self._store, self._settings = jobs, jobs.store, jobs.settings
         self._transcribe = transcribe
         self._answer = answer
@@ -150,6 +151,7 @@ class Runner:
         return attempt
 
     async def _work_on(self, attempt: Attempt) -> None:
+        self._on_begin(self._attempts[attempt].job.id)
         if self._draining.is_set():
             attempt.interrupt("drain")
         try:

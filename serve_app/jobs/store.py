@@ -20,7 +20,7 @@ from serve_app.jobs.claims import Claims
 from serve_app.jobs.database import to_the_end
 from serve_app.jobs.outbox import end_jobs
 from serve_app.jobs.queue import ahead_of, is_overdue, queued_of
-from serve_app.jobs.records import STATUSES, WEBHOOK_STATUSES, Job, NewJob, Piece, Status
+from serve_app.jobs.records import STATUSES, WEBHOOK_COUNTS, Job, NewJob, Piece, Status
 from serve_app.jobs.schema import (
     JOB_COLUMNS,
     SELECT_JOBS,
@@ -202,18 +202,26 @@ class JobStore(Claims):
             return [ref for ref in erased.scalars() if ref is not None]
 
     @to_the_end
-    async def counts(self) -> tuple[dict[Status, int], dict[str, int], float]:
-        """How many jobs and webhooks of each status there are, and for how long the oldest job has waited."""
-        async with self.read() as connection:
-            found = [
-                dict.fromkeys(statuses, 0)
-                | dict((await connection.execute(sa.select(column, sa.func.count()).group_by(column))).all())
-                for column, statuses in ((jobs.c.status, STATUSES), (webhooks.c.status, WEBHOOK_STATUSES))
-            ]
-            waited_s = self.now() - sa.func.min(jobs.c.created_at_s)
-            oldest = await connection.execute(sa.select(waited_s).where(jobs.c.status == "queued"))
-            return found[0], found[1], float(oldest.scalar_one() or 0.0)
+    async def counts(self) -> tuple[dict[str, int], dict[str, int], float]:
+        """How many jobs and webhooks of each status there are, and for how long the oldest job has waited.
 
+        A webhook that is pending after a try that failed counts as `retrying`.
+        """
+        is_retrying = sa.and_(webhooks.c.status == "pending", webhooks.c.tries > 0)
+        webhook_status = sa.case((is_retrying, "retrying"), else_=webhooks.c.status)
+        found = []
+        async with self.read() as connection:
+            for status, known in ((jobs.c.status, STATUSES), (webhook_status, WEBHOOK_COUNTS)):
+                counted = sa.select(status.label("counted"), sa.func.count()).group_by("counted")
+                rows = await connection.execute(counted)
+                found.append(dict.fromkeys(known, 0) | dict(map(tuple, rows)))
+            waited_s = sa.select(self.now() - sa.func.min(jobs.c.created_at_s)).where(
+                jobs.c.status == "queued"
+            )
+            oldest_s = (await connection.execute(waited_s)).scalar_one()
+        return found[0], found[1], float(oldest_s or 0.0)
+
+    @to_the_end
     async def input_refs(self) -> set[str]:
         """The `input_ref` of all jobs that have not ended. Old audio that is not among them is not needed."""
         is_needed = jobs.c.input_ref.is_not(None) & jobs.c.status.in_(("queued", "running"))

@@ -17,6 +17,7 @@ from serve_app.request.calls import Stages
 from serve_app.request.pipeline import transcribe
 from serve_app.request.progress import Report, ignore_progress
 from serve_app.settings import Settings
+from serve_app.tracing import tracer
 from serve_app.transcript import Source, Transcript
 
 
@@ -36,7 +37,7 @@ class Graph:
         limit_s: float,
         kind: str,
     ) -> None:
-        self._settings, self._limit_s = settings, limit_s
+        self._settings, self._limit_s, self._kind = settings, limit_s, kind
         self.handles = {"loader": loader, "speech": detector, "asr": transcriber}
         self.handles |= {"alignment": aligner} if aligner else {}
         self.handles |= {"diarization": diarizer} if diarizer else {}
@@ -71,7 +72,8 @@ class Graph:
         """Runs a request to its end or its deadline. Raises TranscriptionError."""
         begun_s = monotonic()
         try:
-            transcript = await self._in_time(source, options, report)
+            with tracer.start_as_current_span(f"transcribe {self._kind}"):  # a job has no other span above
+                transcript = await self._in_time(source, options, report)
         except BaseException as error:
             self._metrics.failed(error)
             raise

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.serve import context
 
 from serve_app.proxy import TRIED
 
@@ -60,6 +61,11 @@ async def references(arriving: Any) -> AsyncGenerator[Any, None]:
 async def generator_of(response: Any) -> Any:
     """Ray's generator behind a streaming call of a handle, once a replica has taken the call."""
     return await response._to_object_ref_gen()
+
+
+def log_as(request_id: str) -> None:
+    """From now on, Serve's calls and log lines of this task have this id: a job belongs to no request."""
+    context._set_request_context(request_id=request_id)
 
 
 def gpus_may_join() -> bool | None:

@@ -30,9 +30,8 @@ from serve_app.transcript import AudioInfo, Diarization, Segment, Source, Speech
 Answer = TypeVar("Answer")
 MAX_ATTEMPTS = 5
 MAX_CRASHES_IN_SHARED_BATCH = 2  # after as many deaths of replicas a call is quarantined,
-MAX_CRASHES_ALONE = (
-    3  # and after as many more given up: with 2, a kill every 8 s blamed one of 1,400 requests
-)
+# And after as many more given up: with 2, a kill every 8 s blamed one of 1,400 requests.
+MAX_CRASHES_ALONE = 3
 QUARANTINE_TIMEOUT_S = 300.0  # how long one quarantined call waits for those before it
 PAUSE = wait_random_exponential(multiplier=1.0, max=8.0)  # seconds, where the trouble may pass by itself
 
