@@ -39,6 +39,7 @@ class Faults(Gates):
 class Recognizer(GatedRecognizer):
     def __init__(self, faults: Faults) -> None:
         super().__init__(faults)
+        faults.go_through("asr load")
         self._faults = faults
 
     def transcribe(self, requests: Sequence[AsrRequest]) -> list[Any]:
@@ -96,7 +97,7 @@ def write_config(folder: Path, port: int) -> Path:
     config = {
         "proxy_location": "HeadOnly",
         "http_options": {"host": "127.0.0.1", "port": port},
-        "logging_config": {"encoding": "JSON", "log_level": "INFO"},
+        "logging_config": {"encoding": "JSON", "log_level": "INFO", "logs_dir": str(folder / "logs")},
         "tracing_config": {
             "enabled": True,
             "exporter_import_path": "serve_app.tracing:exporter",

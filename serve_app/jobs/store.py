@@ -215,11 +215,9 @@ class JobStore(Claims):
                 counted = sa.select(status.label("counted"), sa.func.count()).group_by("counted")
                 rows = await connection.execute(counted)
                 found.append(dict.fromkeys(known, 0) | dict(map(tuple, rows)))
-            waited_s = sa.select(self.now() - sa.func.min(jobs.c.created_at_s)).where(
-                jobs.c.status == "queued"
-            )
-            oldest_s = (await connection.execute(waited_s)).scalar_one()
-        return found[0], found[1], float(oldest_s or 0.0)
+            waited_s = sa.select(self.now() - sa.func.min(jobs.c.created_at_s))
+            oldest = await connection.execute(waited_s.where(jobs.c.status == "queued"))
+        return found[0], found[1], float(oldest.scalar_one() or 0.0)
 
     @to_the_end
     async def input_refs(self) -> set[str]:
