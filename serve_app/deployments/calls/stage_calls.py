@@ -30,8 +30,7 @@ from serve_app.transcript import AudioInfo, Diarization, Segment, Source, Speech
 Answer = TypeVar("Answer")
 MAX_ATTEMPTS = 5
 MAX_CRASHES_IN_SHARED_BATCH = 2  # after as many deaths of replicas a call is quarantined,
-# And after as many more given up: with 2, a kill every 8 s blamed one of 1,400 requests.
-MAX_CRASHES_ALONE = 3
+MAX_CRASHES_ALONE = 3  # and after as many more given up; with 2 a kill every 8 s blamed one of 1,400 calls
 QUARANTINE_TIMEOUT_S = 300.0  # how long one quarantined call waits for those before it
 PAUSE = wait_random_exponential(multiplier=1.0, max=8.0)  # seconds, where the trouble may pass by itself
 
@@ -193,10 +192,8 @@ class StageCalls:
         self._diarization: Stage[Diarization] | None = (
             Stage("diarization", diarizer.diarize, retries) if diarizer else None
         )
-        self._admission = admission
-        self._max_audio_s = max_audio_s
-        self._retries = retries
-        self._metrics = metrics
+        self._admission, self._max_audio_s = admission, max_audio_s
+        self._retries, self._metrics = retries, metrics
 
     @asynccontextmanager
     async def load(self, source: Source) -> AsyncIterator[LoadedAudio]:
