@@ -83,7 +83,7 @@ class RequestMetrics:
         self._warnings = _counter("warnings", "Warnings in transcripts.", "stage", "code")
 
     def decoded(self, part: AudioInfo) -> None:
-        """Counts a part of a file, again where it had to be loaded again."""
+        """Counts a part of a file, once, even if it has to be loaded again."""
         _add(self._in_s, part.end_s - part.start_s, self._kind)
 
     def succeeded(self, transcript: Transcript, wall_s: float) -> None:
