@@ -355,7 +355,8 @@ def test_lines_of_every_stage_have_the_request_s_id(service: Service) -> None:
     stages = {stage.partition(" ")[0] for stage in STAGES}
 
     def deployments(request_id: str) -> set[str]:
-        return {line["deployment"] for line in service.log if line.get("request_id") == request_id}
+        lines = [line for line in service.log if line.get("request_id") == request_id]
+        return {line.get("deployment", "").removeprefix("whisperx_") for line in lines}
 
     until(lambda: deployments("logged") >= {*stages, "Ingress"}, 30)
     until(lambda: deployments(job_id) >= stages, 30)
