@@ -29,7 +29,7 @@ setup: .venv/.ready .venv/.models
 .venv/.test-models: .venv/.models
 	@if .venv/bin/python -m serve_app prefetch tiny.en; then touch $@; fi
 
-# PostgreSQL and Chromium, where they may be installed. Tests that lack them are skipped with that reason.
+# PostgreSQL, Chromium and Prometheus, where they may be installed. Tests that lack them are skipped with that reason.
 .venv/.test-programs: .venv/.ready tests/programs.sh
 	@sh tests/programs.sh > .venv/test-programs.log 2>&1 && touch $@ || tail -n 1 .venv/test-programs.log
 

@@ -67,6 +67,10 @@ def serve_forever(
     grace_s: Annotated[
         float, typer.Option(min=1, help="When it is stopped, running requests have this many seconds to end.")
     ] = GRACE_S,
+    metrics_port: Annotated[
+        int,
+        typer.Option(min=0, max=65535, help="For Prometheus, on all interfaces; 0: a free port."),
+    ] = 0,
 ) -> None:
     """Starts the service and runs it until it is stopped, by Ctrl-C or SIGTERM.
 
@@ -77,11 +81,13 @@ def serve_forever(
     from serve_app.cli import config_file
     from serve_app.cli.demo import sample
     from serve_app.cli.launcher import running, url_of
+    from serve_app.cli.local_ray import metrics_url
 
     raw = config_file.read(config)
-    with running(raw, show_logs=True, grace_s=grace_s) as stop:
+    with running(raw, show_logs=True, grace_s=grace_s, metrics_port=metrics_port) as stop:
         example = f"curl -s {url_of(raw)}/predict -F file=@{sample()}"
         address = ray.get_runtime_context().gcs_address
+        note.print(f"Metrics: {metrics_url()}")
         note.print(f"Ready on {url_of(raw)}, Ray on {address} (stop with Ctrl-C). Try it:\n\n  {example}\n")
         stop.wait()
         note.print("Stopping: running requests get their answers, new ones a 503.")

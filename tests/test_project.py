@@ -25,11 +25,12 @@ DOCUMENTS = [PROJECT / "README.md", PROJECT / "benchmarks" / "README.md", *(PROJ
 # 4,200 for durable jobs: leases, fair queue, outbox, migrations, webhooks, three APIs; 1,950 for the client,
 # the command transcribe and segments of running jobs; 300 for the page: its files, and the sound of jobs;
 # 150 for what the reference, /docs and --help say: groups, fields of answers, examples;
-# 1,250 for doctor: the checks of a machine, of which each says what to do.
-MAX_LINES = 19_350
+# 1,250 for doctor: the checks of a machine, of which each says what to do; 350 for metrics and traces.
+MAX_LINES = 19_700
 # Without the packages' own __init__.py: 68, 9 for real models, 12 for files, URLs, clients, 33 for jobs,
-# 12 for client and command line, 2 for the page, 11 for doctor: a subject each.
-MAX_MODULES = 147
+# 12 for client and command line, 2 for the page, 11 for doctor: a subject each,
+# 1 for traces.
+MAX_MODULES = 148
 MAX_LINES_OF_A_MODULE = 250
 MIN_LINES_OF_A_MODULE = 40
 MAX_FILES_IN_ROOT = 12
@@ -38,6 +39,7 @@ SMALL_MODULES = {
     "jobs/migrations/env.py": "alembic wants a file of this name",
     "jobs/migrations/versions/v0002_segments.py": "one migration is one file",
     "proxy.py": "Serve's proxy and the Ingress import it, neither may import anything else with it",
+    "tracing.py": "Serve's proxy imports it, without anything else of the service",
 }
 
 

@@ -39,6 +39,19 @@ class BatchCounters:
     busy_s: float = 0.0
 
 
+@dataclass(frozen=True)
+class BatchRun:
+    """One batch that has run."""
+
+    waits_s: tuple[float, ...]  # of each item, in the queue
+    run_s: float
+    slots: int  # places that it had
+
+
+def ignore_run(run: BatchRun) -> None:
+    """For callers who want to know nothing of batches."""
+
+
 class Batcher(Generic[Item, Result]):
     """Runs `run(items)` on a thread, with at most `max_batch_size` items of equal `key` at a time.
 
@@ -56,12 +69,15 @@ class Batcher(Generic[Item, Result]):
         key: Callable[[Item], Hashable] = lambda item: None,
         audio_s: Callable[[Item], float] = lambda item: 0.0,
         name: str = "device",
+        on_run: Callable[[BatchRun], None] = ignore_run,
     ) -> None:
         self.max_batch_size = max_batch_size
         self.max_batch_audio_s = max_batch_audio_s
         self.counters = BatchCounters()
         self._run = run
         self._key = key
+        self._audio_s = audio_s
+        self._on_run = on_run
         self._queue: FairQueue[Item, Result] = FairQueue(audio_s)
         self._batch: list[Waiting[Item, Result]] = []  # on the device
         self._has_news = asyncio.Event()
@@ -98,6 +114,12 @@ class Batcher(Generic[Item, Result]):
     def queued(self) -> int:
         """How many items wait for the device whose callers still wait for them."""
         return sum(not waiting.answer.done() for waiting in self._queue)
+
+    @property
+    def unfinished_audio_s(self) -> float:
+        """The audio of all items that wait or are on the device."""
+        waiting = (each for each in self._queue if not each.answer.done())
+        return sum(self._audio_s(each.item) for each in chain(self._batch, waiting))
 
     @property
     def running(self) -> int:
@@ -141,12 +163,18 @@ class Batcher(Generic[Item, Result]):
             for waiting in batch:
                 waiting.answer.cancel()
             raise
+        run = BatchRun(
+            tuple(begun_s - waiting.since_s for waiting in batch),
+            time.monotonic() - begun_s,
+            self.max_batch_size,
+        )
         counters = self.counters
         counters.batches += 1
         counters.items += len(batch)
-        counters.slots += self.max_batch_size
-        counters.wait_s += sum(begun_s - waiting.since_s for waiting in batch)
-        counters.busy_s += time.monotonic() - begun_s
+        counters.slots += run.slots
+        counters.wait_s += sum(run.waits_s)
+        counters.busy_s += run.run_s
+        self._on_run(run)
         for waiting, result in zip(batch, results, strict=True):
             waiting.end(result)
         self._batch = []

@@ -15,7 +15,7 @@ from typing import Any
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.context import _get_global_client
-from ray.serve.schema import ApplicationStatus, ProxyStatus, ServeDeploySchema
+from ray.serve.schema import ApplicationStatus, ProxyStatus, ServeDeploySchema, TracingConfig
 
 from serve_app.cli import GRACE_S, CommandFailed, note
 from serve_app.cli.config_file import settings_of
@@ -46,17 +46,24 @@ def free_port() -> int:
 
 @contextmanager
 def running(
-    raw: dict[str, Any], *, show_logs: bool, num_cpus: int | None = None, grace_s: float = GRACE_S
+    raw: dict[str, Any],
+    *,
+    show_logs: bool,
+    num_cpus: int | None = None,
+    grace_s: float = GRACE_S,
+    metrics_port: int = 0,
 ) -> Iterator[threading.Event]:
     """Runs the applications of `raw`, a config file's content, on a local Ray; drains and stops them.
 
     Yields, once they are ready, the event that SIGTERM and SIGINT set. `num_cpus` is what replicas can book
-    (None: the machine's cores), `grace_s` how long running requests may take to end. Raises CommandFailed.
+    (None: the machine's cores), `grace_s` how long running requests may take to end, `metrics_port` where
+    Ray's exporter gives metrics to Prometheus (0: a free one). Raises CommandFailed.
     """
     raw.setdefault("logging_config", {"log_level": "WARNING"})  # at INFO Serve logs every inner call
     schema = ServeDeploySchema.model_validate(raw)
     names = [application.name for application in schema.applications]
-    _refuse_taken_port(schema.http_options.host, schema.http_options.port)
+    _refuse_taken_port(schema.http_options.host, schema.http_options.port, "http_options.port")
+    _refuse_taken_port("", metrics_port, "--metrics-port")
     _go_offline_if_the_hub_is_silent()
     settings = settings_of(raw)
     _refuse_missing_models(settings)
@@ -64,7 +71,10 @@ def running(
     with ExitStack() as held:
         held.enter_context(_usable_jobs(settings))
         note.print("Starting Ray and the graph.")
-        stop = held.enter_context(local_ray(show_logs=show_logs, num_cpus=num_cpus))
+        _trace_in_the_proxy(schema.tracing_config)
+        stop = held.enter_context(
+            local_ray(show_logs=show_logs, num_cpus=num_cpus, metrics_port=metrics_port)
+        )
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         _start_serve(schema)
         _wait_until_running(names, stop)
@@ -74,6 +84,13 @@ def running(
                 _drain(names, grace_s)
         except KeyboardInterrupt:
             note.print("Second signal: running requests are cut off.")
+
+
+def _trace_in_the_proxy(config: TracingConfig | None) -> None:
+    """Ray 2.60 gives tracing_config to the replicas alone; its HTTP proxy knows only these variables."""
+    if config and config.enabled:
+        os.environ.setdefault("RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH", config.exporter_import_path)
+        os.environ.setdefault("RAY_SERVE_TRACING_SAMPLING_RATIO", str(config.sampling_ratio))
 
 
 def _start_serve(schema: ServeDeploySchema) -> None:
@@ -134,12 +151,12 @@ def _say_if_offline() -> None:
         note.print(f"Offline: {hub.endpoint()} does not answer, so only models on this machine are used.")
 
 
-def _refuse_taken_port(host: str, port: int) -> None:
+def _refuse_taken_port(host: str, port: int, setting: str) -> None:
     try:
         socket.create_server((host, port)).close()
     except OSError as error:
         reason = os.strerror(error.errno or 0)
-        raise CommandFailed(f"cannot listen on {host}:{port} ({reason}); set http_options.port.") from None
+        raise CommandFailed(f"cannot listen on {host}:{port} ({reason}); set {setting}.") from None
 
 
 def _wait_until_running(names: list[str], stop: threading.Event) -> None:

@@ -40,9 +40,10 @@ ENVIRONMENT = {
 
 
 @contextmanager
-def local_ray(*, show_logs: bool, num_cpus: int | None) -> Iterator[threading.Event]:
+def local_ray(*, show_logs: bool, num_cpus: int | None, metrics_port: int = 0) -> Iterator[threading.Event]:
     """Starts a Ray of its own, whatever RAY_ADDRESS says: stopping it must not stop anybody else's.
 
+    Its exporter of metrics listens on `metrics_port` (0: a free one), on all interfaces as all of Ray does.
     Yields the event that SIGTERM and SIGINT set. Raises CommandFailed when Ray cannot start.
     """
     for variable, value in ENVIRONMENT.items():
@@ -51,7 +52,7 @@ def local_ray(*, show_logs: bool, num_cpus: int | None) -> Iterator[threading.Ev
     with ExitStack() as stack:
         with _failing_in_one_sentence():
             _refuse_without_loopback()
-            _start(stack.enter_context(spill_folder()), show_logs, num_cpus)
+            _start(stack.enter_context(spill_folder()), show_logs, num_cpus, metrics_port)
         stop = threading.Event()
         with on_signals(lambda *_: stop.set()):  # after ray.init, which sets handlers of its own
             try:
@@ -74,7 +75,13 @@ def on_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[Non
             signal.signal(signum, previous)
 
 
-def _start(spill_to: str, show_logs: bool, num_cpus: int | None) -> None:
+def metrics_url() -> str:
+    """Where the exporter of this process's Ray gives its metrics to this machine."""
+    (node,) = ray.nodes()
+    return f"http://127.0.0.1:{node['MetricsExportPort']}/metrics"
+
+
+def _start(spill_to: str, show_logs: bool, num_cpus: int | None, metrics_port: int) -> None:
     """Starts Ray, again where the machine is too slow: a raylet gives up when its agents take over 15 s."""
     attempts = Retrying(
         retry=retry_if_exception_message(match=".*timed out during startup"),
@@ -94,6 +101,7 @@ def _start(spill_to: str, show_logs: bool, num_cpus: int | None) -> None:
                 include_dashboard=False,  # with Ray's token one can run code through it
                 num_cpus=num_cpus,
                 object_spilling_directory=spill_to,
+                _metrics_export_port=metrics_port or None,
             )
 
 

@@ -37,7 +37,7 @@ class Aligner(ModelReplica):
     ) -> None:
         super().__init__("alignment", timeout.with_model_load(), batch)
         self._windows = self._batcher(
-            load().align,
+            self._loaded(load).align,
             lambda request: request.end_s - request.start_s,
             key=lambda request: request.language,
         )

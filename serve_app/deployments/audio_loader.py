@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 from ray import serve
 
-from serve_app.deployments.metrics import log_errors_in_one_line
+from serve_app.deployments.metrics import StageMetrics, log_errors_in_one_line
 from serve_app.deployments.replica import OPTIONS
 from serve_app.errors import NoRoom, SourceUnavailable
 from serve_app.settings import IntakeSettings
@@ -33,6 +33,7 @@ class AudioLoader:
     def __init__(self, intake: IntakeSettings) -> None:
         log_errors_in_one_line()
         self._intake = intake
+        self._metrics = StageMetrics("loader")
         self._files = asyncio.Semaphore(MAX_FILES)
         self._decoders = asyncio.Semaphore(os.cpu_count() or 1)  # each is a child process at full speed
 
@@ -68,10 +69,13 @@ class AudioLoader:
                     limit_s = min(self._intake.max_audio_s, max_audio_s or self._intake.max_audio_s)
                     parts = decode(file, max_audio_s=limit_s, timeout_s=self._intake.decode_timeout_s)
                     async with _one_of(self._decoders), aclosing(parts):
+                        decoding_s = time.monotonic()
+                        self._metrics.waited(decoding_s - fetched_s)
                         async for info, samples in parts:
                             timings = {"fetch": fetched_s - begun_s, "decode": time.monotonic() - fetched_s}
                             yield replace(info, timings=timings, checksum=found)
                             yield samples
+                        self._metrics.ran_alone(time.monotonic() - decoding_s)
         finally:
             # Serve leaves a failed call's arguments to the garbage collector: this list, but not the upload.
             pieces.clear()

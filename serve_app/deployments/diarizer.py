@@ -32,7 +32,7 @@ class Diarizer(ModelReplica):
     def __init__(self, load: Callable[[], DiarizationModel], timeout: CallTimeout = CallTimeout()) -> None:  # noqa: B008
         super().__init__("diarization", timeout)
         self._long, self._short = (
-            self._batcher(_run(load()), _length_s, name=name) for name in ("long", "short")
+            self._batcher(_run(self._loaded(load)), _length_s, name=name) for name in ("long", "short")
         )
 
     async def diarize(self, call: DiarizeCall) -> Diarization:

@@ -18,7 +18,7 @@ from serve_app import proxy
 from serve_app.deployments.calls.graph import Graph
 from serve_app.deployments.calls.handles import has_replica, invoke
 from serve_app.deployments.job_runner import reachable
-from serve_app.deployments.metrics import log_errors_in_one_line
+from serve_app.deployments.metrics import IngressMetrics, log_errors_in_one_line
 from serve_app.deployments.replica import OPTIONS
 from serve_app.errors import InvalidRequest
 from serve_app.http.app import create_app
@@ -54,7 +54,10 @@ class Ingress:
         log_errors_in_one_line()
         self._settings = settings
         stages = (loader, detector, transcriber, aligner, diarizer)
-        graph = Graph(settings, *stages, aligner_languages, limit_s=settings.request_timeout_s)
+        graph = Graph(
+            settings, *stages, aligner_languages, limit_s=settings.request_timeout_s, kind="request"
+        )
+        self._metrics, self._gate = IngressMetrics(), graph.gate
         self._run, self._admission, self._retries = graph.run, graph.admission, graph.retries
         self._handles = graph.handles
         self._job_runner = job_runner
@@ -75,6 +78,7 @@ class Ingress:
             access=self._settings.access,
             receive_timeout_s=intake.receive_timeout_s,
             admission=self._admission,
+            on_error=self._metrics.refused,
             outermost=proxy.ingress_middlewares(),
             jobs=jobs,
             jobs_reachable=reachable(runner, jobs.store) if runner and jobs else None,
@@ -106,6 +110,14 @@ class Ingress:
                 while isinstance(item := await news.get(), Progress):
                     yield progress_response(item, parsed)
                 yield await asyncio.to_thread(answer, item.result(), parsed)
+
+    async def check_health(self) -> None:
+        """Sets the gauges. Serve calls this every few seconds."""
+        self._metrics.holds(
+            windows_waiting=self._gate.waiting,
+            requests_open=self._admission.open,
+            audio_held_seconds=self._admission.held_s,
+        )
 
     async def readiness(self) -> dict[str, bool]:
         """Per stage, whether a replica with its models answers: asked once for all who want to know."""

@@ -13,7 +13,8 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.deployments.calls.graph import Graph
 from serve_app.deployments.calls.handles import invoke
-from serve_app.deployments.metrics import log_errors_in_one_line
+from serve_app.deployments.calls.ray_private import log_as
+from serve_app.deployments.metrics import JobMetrics, log_errors_in_one_line
 from serve_app.deployments.replica import OPTIONS
 from serve_app.errors import Overloaded
 from serve_app.http.auth import AudioQuotas
@@ -51,7 +52,7 @@ class JobRunner:
         log_errors_in_one_line()
         await prepare(settings.jobs)
         stages = (loader, detector, transcriber, aligner, diarizer)
-        graph = Graph(settings, *stages, aligner_languages, limit_s=settings.jobs.timeout_s)
+        graph = Graph(settings, *stages, aligner_languages, limit_s=settings.jobs.timeout_s, kind="job")
         jobs = Jobs(settings.jobs, settings.intake, AudioQuotas(settings.access).of)
         is_shared = settings.jobs.spool and settings.jobs.key_file
         if not (jobs.store.is_sqlite or is_shared):
@@ -60,7 +61,8 @@ class JobRunner:
                 logger.warning(
                     "Ray has several nodes: set jobs.spool and jobs.key_file to what all of them share."
                 )
-        self._runner = Runner(jobs, graph.run, answer, serve.get_replica_context().replica_tag)
+        worker = serve.get_replica_context().replica_tag
+        self._runner = Runner(jobs, graph.run, answer, worker, JobMetrics().holds, log_as)
         self._running = Context().run(asyncio.create_task, self._runner.run())  # in no call's context
 
     async def check_health(self) -> None:

@@ -1,15 +1,19 @@
 """What the replicas of all deployments share: options, environment, and the batcher in front of a model."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from functools import partial
+from time import monotonic
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 from ray.serve.config import RequestRouterConfig
 
 from serve_app.batching.batcher import Batcher
-from serve_app.deployments.metrics import Retries, log_errors_in_one_line
+from serve_app.deployments.metrics import Retries, StageMetrics, log_errors_in_one_line
 from serve_app.deployments.watchdog import CallTimeout, Watchdog, with_halved_batches
 from serve_app.jobs.signatures import VARIABLE
+
+Model = TypeVar("Model")
 
 # Serve's queue in front of a replica costs back-off; ours is inside, so a replica takes many calls, and where
 # one is full after all, the router looks again soon.
@@ -78,8 +82,16 @@ class ModelReplica:
         self._stage = stage
         self._watchdog = Watchdog(timeout)
         self._retries = Retries()
+        self._metrics = StageMetrics(stage)
         self._batch = batch
         self._batchers: list[Batcher[Any, Any]] = []
+
+    def _loaded(self, load: Callable[[], Model]) -> Model:
+        """The model, whose loading is timed."""
+        begun_s = monotonic()
+        model = load()
+        self._metrics.loaded(monotonic() - begun_s)
+        return model
 
     def _batcher(
         self,
@@ -92,7 +104,9 @@ class ModelReplica:
         `user_config` is for the first one.
         """
         watched = with_halved_batches(self._watchdog.over(run, audio_s), self._stage, self._retries.note)
-        options = {"max_batch_size": 1, "name": self._stage, "audio_s": audio_s, **options}
+        name = f"{self._stage}_{options['name']}" if "name" in options else self._stage
+        on_run = partial(self._metrics.ran, name)
+        options = {"max_batch_size": 1, "audio_s": audio_s, "on_run": on_run, **options, "name": name}
         batcher: Batcher[Any, Any] = Batcher(watched, **options)
         self._batchers.append(batcher)
         if len(self._batchers) == 1:
@@ -114,6 +128,18 @@ class ModelReplica:
         self._watchdog.check()
         for batcher in self._batchers:
             batcher.check()
+        queued, unfinished_s = self._workload()
+        self._metrics.holds(queued, unfinished_s)
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What Serve's autoscaler asks for: docs/operations.md."""
+        return {"unfinished_audio_s": self._workload()[1]}
+
+    def _workload(self) -> tuple[int, float]:
+        """How many calls wait, and the seconds of audio that wait or run."""
+        return sum(each.queued for each in self._batchers), sum(
+            each.unfinished_audio_s for each in self._batchers
+        )
 
     async def ready(self) -> bool:
         """The model is loaded: a replica answers only after its constructor."""

@@ -28,7 +28,7 @@ class SpeechDetector(ModelReplica):
 
     def __init__(self, load: Callable[[], SpeechModel], timeout: CallTimeout = CallTimeout()) -> None:  # noqa: B008
         super().__init__("speech", timeout)
-        self._parts = self._batcher(load().find_speech, _length_s)
+        self._parts = self._batcher(self._loaded(load).find_speech, _length_s)
 
     async def detect(self, call: DetectCall) -> Speech:
         """Finds the windows that the part completes."""

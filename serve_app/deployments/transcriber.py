@@ -42,7 +42,7 @@ class Transcriber(ModelReplica):
         timeout: CallTimeout = CallTimeout(),  # noqa: B008  (frozen)
     ) -> None:
         super().__init__("asr", timeout, batch)
-        self._model = load()
+        self._model = self._loaded(load)
         self._fallback = fallback
         self._windows = self._batcher(
             self._model.transcribe, lambda request: PADDED_S, key=self._model.batch_key
@@ -69,6 +69,8 @@ class Transcriber(ModelReplica):
             if self._fallback.is_believable(text):
                 break
             language, certain_at = text.language, None
+        if len(attempts) > 1:
+            self._metrics.fell_back()
         best = self._fallback.best_attempt(attempts)
         if not (best.text.strip() and best.tokens):
             return best

@@ -69,6 +69,10 @@ class Readiness(TypedDict):
     stages: Annotated[dict[str, bool], Field(description="For each stage, whether it has its models.")]
 
 
+# FastAPI's own spans would begin a trace of their own inside of Serve's, with queries that may hold secrets.
+NO_TELEMETRY = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
+
+
 def create_app(
     transcribe: Transcribe,
     readiness: Callable[[], Awaitable[dict[str, bool]]],
@@ -81,6 +85,7 @@ def create_app(
     admission: Admission | None = None,
     jobs: Jobs | None = None,
     jobs_reachable: Callable[[], Awaitable[None]] | None = None,
+    on_error: Callable[[str, int], None] | None = None,
     outermost: Sequence[Middleware] = (Middleware(RequestId),),
 ) -> FastAPI:
     """The application.
@@ -88,7 +93,8 @@ def create_app(
     `transcribe` runs a request; `readiness` says for each stage whether its models are loaded. OpenAI's
     clients call the model `model`. `max_bytes` limits the file in any kind of body. `admission` counts
     requests and refuses too many. Without `jobs` their routes say that there are none; `jobs_reachable`
-    raises the error of a node that cannot reach them. Serve adds request ids itself: behind it, `outermost`
+    raises the error of a node that cannot reach them. `on_error` hears the code and status of every error
+    that is answered. Serve adds request ids itself: behind it, `outermost`
     has the middlewares that need the `receive` that Serve gives.
     """
     cors = Middleware(
@@ -98,13 +104,14 @@ def create_app(
         allow_headers=["*"],
         expose_headers=["Location", "Retry-After", "X-Request-ID", "X-Warnings"],
     )
-    gate = Middleware(Gate, access, receive_timeout_s, admission)
+    gate = Middleware(Gate, access, receive_timeout_s, admission, on_error)
     app: FastAPI = FastAPIOffline(  # the documentation page loads nothing from other hosts
         title="WhisperX on Ray Serve",
         version=__version__,
         description="Audio URL or file in; timed, speaker-labelled segments out.",
         openapi_tags=[{"name": name, "description": about} for name, about in TAGS.items()],
         exception_handlers={HTTPException: _http_error},
+        telemetry=NO_TELEMETRY,
         # In the order in which a request meets them. Web pages can read the gate's errors.
         middleware=[*outermost, *([cors] if access.cors_origins else []), gate],
     )

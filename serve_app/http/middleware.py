@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from collections.abc import Callable
 from contextlib import nullcontext
 from time import monotonic
 from uuid import uuid4
@@ -9,7 +10,7 @@ from uuid import uuid4
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.errors import UploadTooSlow
+from serve_app.errors import TranscriptionError, UploadTooSlow
 from serve_app.http.auth import Access
 from serve_app.http.other_apis import counts_as, path_of
 from serve_app.http.responses import error_response
@@ -56,12 +57,18 @@ class Gate:
     """
 
     def __init__(
-        self, app: ASGIApp, access: AccessSettings, receive_timeout_s: float, admission: Admission | None
+        self,
+        app: ASGIApp,
+        access: AccessSettings,
+        receive_timeout_s: float,
+        admission: Admission | None,
+        on_error: Callable[[str, int], None] | None = None,
     ) -> None:
         self.app = app
         self.access = Access(access)
         self.receive_timeout_s = receive_timeout_s
         self.admission = admission
+        self.on_error = on_error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -86,6 +93,9 @@ class Gate:
         except Exception as error:
             if has_started:
                 raise  # the web server logs it and closes the connection
+            if self.on_error:
+                known = error if isinstance(error, TranscriptionError) else TranscriptionError
+                self.on_error(known.code, known.status)
             await error_response(error, path)(scope, receive, send)
 
 

@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Status = Literal["queued", "running", "succeeded", "failed", "canceled", "expired"]
 WebhookStatus = Literal["pending", "succeeded", "failed"]
 WebhookStyle = Literal["standard", "baseten", "assemblyai"]
+STATUSES: tuple[Status, ...] = get_args(Status)
+WEBHOOK_COUNTS = (*get_args(WebhookStatus), "retrying")  # what operators see them counted as
 Heartbeat = Literal["ok", "cancel", "lost"]
 
 SUSPECT_DEATHS = 4  # fewer may be anything's fault: updates, a machine that is short of memory

@@ -6,7 +6,7 @@ All of it goes on whatever happens to the store: what it cannot do now it tries 
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -22,6 +22,7 @@ from serve_app.transcript import Transcript
 
 logger = logging.getLogger("ray.serve")
 
+COUNT_S = 10.0  # between two counts of what is in the store
 POLL_S = 0.5  # between two looks for work, which only read
 SWEEP_S = 60.0
 WITH_ORPHANS = 2  # a full runner still takes a dead runner's jobs, up to this many times `concurrency`
@@ -34,9 +35,20 @@ class Runner:
     """One process's share of the jobs. Everything runs on one event loop."""
 
     def __init__(
-        self, jobs: Jobs, transcribe: Transcribe, answer: Callable[[Transcript, Options], Any], worker: str
+        self,
+        jobs: Jobs,
+        transcribe: Transcribe,
+        answer: Callable[[Transcript, Options], Any],
+        worker: str,
+        on_count: Callable[[Mapping[str, int], Mapping[str, int], float], None] | None = None,
+        on_begin: Callable[[str], None] = lambda job_id: None,
     ) -> None:
-        """`answer` makes of a transcript what `/predict` would have answered, for webhooks."""
+        """`answer` makes of a transcript what `/predict` would have answered, for webhooks.
+
+        `on_count` hears now and then how many jobs and webhooks of each status there are, and how many
+        seconds the oldest job has waited. `on_begin` hears a job's id in the task that works on it.
+        """
+        self._on_count, self._on_begin = on_count, on_begin
         self._jobs, self._store, self._settings = jobs, jobs.store, jobs.settings
         self._transcribe = transcribe
         self._answer = answer
@@ -54,6 +66,7 @@ class Runner:
                 tasks.create_task(self._take(self._claim_job, self._work_on, places))
                 tasks.create_task(self._take(self._claim_webhook, self._deliver, MAX_WEBHOOKS))
                 tasks.create_task(self._sweep())
+                tasks.create_task(self._count())
         finally:
             await self._store.close()
             self._drained.set()
@@ -99,6 +112,12 @@ class Runner:
             await self._persistently(self._jobs.sweep)
             await self._pause(SWEEP_S)
 
+    async def _count(self) -> None:
+        while self._on_count and not self._draining.is_set():
+            if (counts := await self._persistently(self._store.counts)) is not None:
+                self._on_count(*counts)
+            await self._pause(COUNT_S)
+
     async def _persistently(self, call: Callable[[], Awaitable[T]]) -> T | None:
         """What the call gives, when it succeeds at last; None where the runner drains before that."""
         retrying = AsyncRetrying(
@@ -132,6 +151,7 @@ class Runner:
         return attempt
 
     async def _work_on(self, attempt: Attempt) -> None:
+        self._on_begin(self._attempts[attempt].job.id)
         if self._draining.is_set():
             attempt.interrupt("drain")
         try:

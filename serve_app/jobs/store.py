@@ -20,7 +20,7 @@ from serve_app.jobs.claims import Claims
 from serve_app.jobs.database import to_the_end
 from serve_app.jobs.outbox import end_jobs
 from serve_app.jobs.queue import ahead_of, is_overdue, queued_of
-from serve_app.jobs.records import Job, NewJob, SegmentBatch, Status
+from serve_app.jobs.records import STATUSES, WEBHOOK_COUNTS, Job, NewJob, SegmentBatch, Status
 from serve_app.jobs.schema import (
     JOB_COLUMNS,
     SELECT_JOBS,
@@ -200,6 +200,24 @@ class JobStore(Claims):
                 jobs.delete().where(jobs.c.id.in_(old)).returning(jobs.c.input_ref)
             )
             return [ref for ref in erased.scalars() if ref is not None]
+
+    @to_the_end
+    async def counts(self) -> tuple[dict[str, int], dict[str, int], float]:
+        """How many jobs and webhooks of each status there are, and for how long the oldest job has waited.
+
+        A webhook that is pending after a try that failed counts as `retrying`.
+        """
+        is_retrying = sa.and_(webhooks.c.status == "pending", webhooks.c.tries > 0)
+        webhook_status = sa.case((is_retrying, "retrying"), else_=webhooks.c.status)
+        found = []
+        async with self.read() as connection:
+            for status, known in ((jobs.c.status, STATUSES), (webhook_status, WEBHOOK_COUNTS)):
+                counted = sa.select(status.label("counted"), sa.func.count()).group_by("counted")
+                rows = await connection.execute(counted)
+                found.append(dict.fromkeys(known, 0) | dict(map(tuple, rows)))
+            waited_s = sa.select(self.now() - sa.func.min(jobs.c.created_at_s))
+            oldest = await connection.execute(waited_s.where(jobs.c.status == "queued"))
+        return found[0], found[1], float(oldest.scalar_one() or 0.0)
 
     @to_the_end
     async def input_refs(self) -> set[str]:

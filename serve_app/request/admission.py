@@ -62,6 +62,16 @@ class Admission:
             if not self._inside.total():
                 self.idle.set()
 
+    @property
+    def open(self) -> int:
+        """Requests, uploads and calls that are inside."""
+        return self._inside.total()
+
+    @property
+    def held_s(self) -> float:
+        """The audio that requests hold."""
+        return sum(self._held_s.values())
+
     def refuse_new(self) -> None:
         """Raises NoRoom where no request can be begun now, also when shutting down."""
         self._refuse_when_draining()
@@ -72,7 +82,7 @@ class Admission:
             raise NoRoom("The server is shutting down; try again.", None, "shutting_down")
 
     def _refuse_when_full(self, audio_s: float) -> None:
-        is_full = sum(self._held_s.values()) >= self._max_audio_s
+        is_full = self.held_s >= self._max_audio_s
         if audio_s > SHORT_FILE_S:
             long_s = sum(seconds for seconds in self._held_s.values() if seconds > SHORT_FILE_S)
             is_full |= long_s > 0 and long_s + audio_s > self._max_audio_s * (1 - RESERVED_SHARE)
@@ -115,6 +125,11 @@ class WindowGate:
         self._max_windows = max_windows
         self._inside: Counter[str] = Counter()  # request -> its windows
         self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+
+    @property
+    def waiting(self) -> int:
+        """How many windows wait to be let in."""
+        return sum(not turn.done() for turns in self._waiting.values() for turn in turns)
 
     @asynccontextmanager
     async def place(self, request_id: str) -> AsyncIterator[None]:

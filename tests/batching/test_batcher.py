@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.batching.batcher import Batcher, BatcherDied
+from serve_app.batching.batcher import Batcher, BatcherDied, BatchRun
 from serve_app.batching.queue import FairQueue, Waiting
 
 
@@ -172,6 +172,30 @@ def test_items_that_arrive_while_the_device_is_busy_share_the_next_batch() -> No
         return device.batches
 
     assert asyncio.run(scenario()) == [[0], [1, 2, 3, 4, 5, 6, 7]]
+
+
+def test_every_batch_is_told_with_what_waited_for_it() -> None:
+    """And so is the audio that is left to do, on the device and before it."""
+
+    async def scenario() -> None:
+        device, runs = Device(), list[BatchRun]()
+        batcher: Batcher[Any, Any] = Batcher(
+            device.run, max_batch_size=4, audio_s=lambda item: 10.0 + item, on_run=runs.append
+        )
+        first = await submitted(batcher, 0)
+        await device.busy()
+        gone, *others = await submitted(batcher, 1, 2, 3)
+        gone.cancel()
+        await asyncio.sleep(0)
+        assert (batcher.queued, batcher.unfinished_audio_s) == (2, 10 + 12 + 13)
+        device.free(2)
+        await asyncio.gather(*first, *others)
+        assert [(len(run.waits_s), run.slots) for run in runs] == [(1, 4), (2, 4)]
+        assert all(0 <= wait_s <= runs[0].run_s for wait_s in runs[1].waits_s)
+        assert batcher.unfinished_audio_s == 0
+        batcher.close()
+
+    asyncio.run(scenario())
 
 
 def test_an_error_belongs_to_its_item_alone() -> None:

@@ -23,7 +23,7 @@ from serve_app.deployments.calls import stage_calls
 from serve_app.deployments.calls.audio_ref import MAX_LOADINGS, AudioSlice, LoadedAudio
 from serve_app.deployments.calls.handles import AudioLost
 from serve_app.deployments.calls.stage_calls import MAX_ATTEMPTS, Stage
-from serve_app.deployments.metrics import Retries
+from serve_app.deployments.metrics import RequestMetrics, Retries
 from serve_app.errors import ModelCrashed, OutOfMemory, Overloaded, UnusableAudio
 from serve_app.request.admission import Admission
 from serve_app.request.calls import AlignCall, DiarizeCall, StageCall
@@ -494,7 +494,11 @@ def test_a_file_counts_by_its_declared_length_only_until_it_is_decoded(is_last: 
 
     handle: Any = Handle()
     calls = stage_calls.StageCalls(
-        *[handle] * 5, admission=Noting(1, 1.0), max_audio_s=7200.0, retries=Retries()
+        *[handle] * 5,
+        admission=Noting(1, 1.0),
+        max_audio_s=7200.0,
+        retries=Retries(),
+        metrics=RequestMetrics("request"),
     )
     part: Any = AudioInfo(0.0, 30.0, is_last=is_last, expected_s=9999.0)
     calls._note_length(handle, part)

@@ -42,6 +42,7 @@ DOCUMENTS = [
 PICTURES = ("", "text", "mermaid")  # and settings without a syntax of their own
 
 _COMMANDS = "tests/models/test_commands.py"
+_METRICS = "tests/cluster/test_metrics.py"
 _RECEIVERS = "tests/jobs/test_webhook_receivers.py"
 _DOWNLOADS = "downloads models: tests/cli/test_prefetch_command.py"
 _OWN_SERVICE = "starts a service of its own: tests/cli/test_transcribe.py"
@@ -62,6 +63,9 @@ ELSEWHERE = {  # document and first line -> a test, or a reason
     ("docs/models.md", "python -m serve_app prefetch base"): _DOWNLOADS,
     ("docs/howto.md", "python -m serve_app prefetch base"): _DOWNLOADS,
     ("docs/howto.md", "whisperx-serve serve"): _COMMANDS,
+    ("docs/operations.md", "python -m serve_app serve serve_config.yaml --metrics-port"): _METRICS,
+    ("docs/operations.md", "ray start --head"): "a cluster of several nodes",
+    ("docs/operations.md", "export OTEL_EXPORTER_OTLP_ENDPOINT"): _METRICS,
     ("docs/tutorial.md", "sudo apt-get update"): "needs root",
     ("docs/tutorial.md", "git clone"): f"downloads 3 GB; the service that it starts: {_COMMANDS}",
     ("docs/tutorial.md", ". .venv/bin/activate\nexport WEBHOOK_SECRETS"): _COMMANDS,

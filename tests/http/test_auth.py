@@ -215,6 +215,22 @@ def test_the_key_goes_no_further() -> None:
     assert not any(KEY.encode() in value for _, value in seen)
 
 
+def test_operators_count_errors_by_code_and_status() -> None:
+    """Every answer that is an error, whoever raised it, also an error that nobody expected."""
+    errors: list[tuple[str, int]] = []
+    raised: list[Exception] = [RateLimited("Wait.", None, "too_many_jobs"), ValueError("a bug")]
+
+    async def inner(scope: Any, receive: Any, send: Any) -> None:
+        raise raised.pop(0)
+
+    server = Server()
+    gate = Gate(inner, AccessSettings(keys=(key(),)), 60.0, None, lambda *error: errors.append(error))
+    server.app = gate  # type: ignore[assignment]
+    statuses = [server.post(headers=headers).status_code for headers in (BEARER, BEARER, {})]
+    assert statuses == [429, 500, 401]
+    assert errors == [("too_many_jobs", 429), ("internal_error", 500), ("missing_api_key", 401)]
+
+
 def test_a_key_has_a_limit_of_requests_at_once() -> None:
     """One request more is a 429 with Retry-After; other keys and GET requests are not affected."""
 

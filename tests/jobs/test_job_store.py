@@ -13,6 +13,7 @@ from job_stores import LEASE_S, Clock, claimed, finished, new_job, submit, using
 from benchmarks.private_postgres import Postgres
 from serve_app.errors import IdempotencyConflict, StoreBusy
 from serve_app.jobs.migration import migrate
+from serve_app.jobs.records import Try
 from serve_app.jobs.store import JobStore
 
 
@@ -43,6 +44,32 @@ def test_a_submitted_job_is_found_as_it_was_sent(store_url: str, clock: Clock) -
         assert await store.delete(job.id, "bob") is None
         assert await store.list_jobs("bob") == []
         assert (await claimed(store)).job.id == job.id
+
+    using(store_url, story, clock)
+
+
+def test_operators_see_how_many_jobs_and_webhooks_there_are(store_url: str, clock: Clock) -> None:
+    """Of each status, also where there are none; and how long the oldest job has waited."""
+
+    async def story(store: JobStore) -> None:
+        jobs, webhooks, oldest_s = await store.counts()
+        assert (set(jobs.values()), set(webhooks.values()), oldest_s) == ({0}, {0}, 0.0)
+        assert {*jobs} >= {"queued", "running", "succeeded", "failed"}
+        for _ in range(2):
+            await finished(store, webhook_url="https://example.com")
+        delivery = await store.claim_delivery(60.0)
+        assert delivery is not None
+        made = Try(clock.now_s, 500, "The receiver answered 500.", 0.1)
+        assert await store.record_try(delivery.id, delivery.claim_no, made, 60.0)
+        await submit(store, new_job())
+        clock.advance(30)
+        await submit(store, new_job())
+        await claimed(store)
+        clock.advance(12)
+        jobs, webhooks, oldest_s = await store.counts()
+        assert (jobs["queued"], jobs["running"], jobs["succeeded"]) == (1, 1, 2)
+        assert (webhooks["pending"], webhooks["retrying"], webhooks["failed"]) == (1, 1, 0)
+        assert oldest_s == pytest.approx(12)
 
     using(store_url, story, clock)
 

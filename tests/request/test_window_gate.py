@@ -167,6 +167,8 @@ def test_a_request_with_nothing_inside_does_not_wait() -> None:
             await asyncio.sleep(0)
             async with asyncio.timeout(1), gate.place("clip"):
                 assert not waiting.done()
+                assert gate.waiting == 1
         await waiting
+        assert gate.waiting == 0
 
     asyncio.run(run())

@@ -8,7 +8,7 @@ from typing import Any
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.deployments.calls.stage_calls import StageCalls
-from serve_app.deployments.metrics import Retries
+from serve_app.deployments.metrics import RequestMetrics, Retries
 from serve_app.errors import AudioTooCostly, AudioTooLong, DeadlineExceeded
 from serve_app.http.auth import charge
 from serve_app.options import Options
@@ -17,6 +17,7 @@ from serve_app.request.calls import Stages
 from serve_app.request.pipeline import transcribe
 from serve_app.request.progress import Report, ignore_progress
 from serve_app.settings import Settings
+from serve_app.tracing import tracer
 from serve_app.transcript import Source, Transcript
 
 
@@ -34,12 +35,15 @@ class Graph:
         aligner_languages: Collection[str],
         *,
         limit_s: float,
+        kind: str,
     ) -> None:
-        self._settings, self._limit_s = settings, limit_s
+        self._settings, self._limit_s, self._kind = settings, limit_s, kind
         self.handles = {"loader": loader, "speech": detector, "asr": transcriber}
         self.handles |= {"alignment": aligner} if aligner else {}
         self.handles |= {"diarization": diarizer} if diarizer else {}
         self.retries = Retries()
+        self._metrics = RequestMetrics(kind)
+        self.gate = WindowGate(settings.windows_in_flight)
         self.admission = Admission(settings.requests_in_flight, settings.intake.audio_in_flight_s)
         calls = StageCalls(
             loader,
@@ -50,6 +54,7 @@ class Graph:
             admission=self.admission,
             max_audio_s=settings.intake.max_audio_s,
             retries=self.retries,
+            metrics=self._metrics,
         )
         self._stages = Stages(
             load=calls.load,
@@ -58,18 +63,30 @@ class Graph:
             align=calls.align if aligner else None,
             diarize=calls.diarize if diarizer else None,
             model=settings.model,
-            window_gate=WindowGate(settings.windows_in_flight),
+            window_gate=self.gate,
             aligner_languages=aligner_languages,
             attention=settings.alignment.method in ("auto", "attention"),
         )
 
     async def run(self, source: Source, options: Options, report: Report = ignore_progress) -> Transcript:
         """Runs a request to its end or its deadline. Raises TranscriptionError."""
+        begun_s = monotonic()
+        try:
+            with tracer.start_as_current_span(f"transcribe {self._kind}"):  # a job has no other span above
+                transcript = await self._in_time(source, options, report)
+        except BaseException as error:
+            self._metrics.failed(error)
+            raise
+        self.admission.finished(monotonic() - begun_s)
+        self._metrics.succeeded(transcript, monotonic() - begun_s)
+        return transcript
+
+    async def _in_time(self, source: Source, options: Options, report: Report) -> Transcript:
         self.admission.refuse_new()  # receiving its body may have taken a while
-        begun_s, limit_s = monotonic(), self._limit_s
+        limit_s = self._limit_s
         try:
             async with asyncio.timeout(limit_s) as limit:
-                transcript = await transcribe(self._stages, source, options, report, limit_s)
+                return await transcribe(self._stages, source, options, report, limit_s)
         except (AudioTooLong, AudioTooCostly) as error:  # a decoder worked on it all the same
             intake = self._settings.intake
             charge(intake.max_audio_s if isinstance(error, AudioTooLong) else intake.decode_timeout_s)
@@ -79,5 +96,3 @@ class Graph:
                 raise  # of something inside, and no matter of the request's length
             message = f"The request took longer than {limit_s:g} s; send a shorter file."
             raise DeadlineExceeded(message) from None
-        self.admission.finished(monotonic() - begun_s)
-        return transcript

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.serve import context
 
 from serve_app.proxy import TRIED
 
@@ -24,6 +25,7 @@ LEANS_ON: list[tuple[str, tuple[str, ...], bool]] = [
     ("ray:ObjectRefGenerator._get_next_ref_n", ("int",), False),
     ("ray:ObjectRef._on_ready", ("callback",), False),
     ("ray.serve.handle:DeploymentResponseGenerator._to_object_ref_gen", (), True),
+    ("ray.serve.context:_set_request_context", ("request_id",), False),
 ]
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")  # in every pod of Kubernetes
@@ -60,6 +62,11 @@ async def references(arriving: Any) -> AsyncGenerator[Any, None]:
 async def generator_of(response: Any) -> Any:
     """Ray's generator behind a streaming call of a handle, once a replica has taken the call."""
     return await response._to_object_ref_gen()
+
+
+def log_as(request_id: str) -> None:
+    """From now on, Serve's calls and log lines of this task have this id: a job belongs to no request."""
+    context._set_request_context("", request_id)
 
 
 def gpus_may_join() -> bool | None:

@@ -20,7 +20,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_ran
 from serve_app.batching.batcher import BatcherDied
 from serve_app.deployments.calls.audio_ref import LoadedAudio, put_upload
 from serve_app.deployments.calls.handles import GONE, AudioLost, invoke
-from serve_app.deployments.metrics import Retries
+from serve_app.deployments.metrics import RequestMetrics, Retries
 from serve_app.errors import ModelCrashed, OutOfMemory, Overloaded, TranscriptionError
 from serve_app.http.auth import charge
 from serve_app.request.admission import Admission
@@ -30,9 +30,7 @@ from serve_app.transcript import AudioInfo, Diarization, Segment, Source, Speech
 Answer = TypeVar("Answer")
 MAX_ATTEMPTS = 5
 MAX_CRASHES_IN_SHARED_BATCH = 2  # after as many deaths of replicas a call is quarantined,
-MAX_CRASHES_ALONE = (
-    3  # and after as many more given up: with 2, a kill every 8 s blamed one of 1,400 requests
-)
+MAX_CRASHES_ALONE = 3  # and after as many more given up; with 2 a kill every 8 s blamed one of 1,400 calls
 QUARANTINE_TIMEOUT_S = 300.0  # how long one quarantined call waits for those before it
 PAUSE = wait_random_exponential(multiplier=1.0, max=8.0)  # seconds, where the trouble may pass by itself
 
@@ -183,6 +181,7 @@ class StageCalls:
         admission: Admission,
         max_audio_s: float,
         retries: Retries,
+        metrics: RequestMetrics,
     ) -> None:
         self._load = loader.options(stream=True).load
         self._speech: Stage[Speech] = Stage("speech", detector.detect, retries)
@@ -193,9 +192,8 @@ class StageCalls:
         self._diarization: Stage[Diarization] | None = (
             Stage("diarization", diarizer.diarize, retries) if diarizer else None
         )
-        self._admission = admission
-        self._max_audio_s = max_audio_s
-        self._retries = retries
+        self._admission, self._max_audio_s = admission, max_audio_s
+        self._retries, self._metrics = retries, metrics
 
     @asynccontextmanager
     async def load(self, source: Source) -> AsyncIterator[LoadedAudio]:
@@ -225,6 +223,7 @@ class StageCalls:
         declared_s = 0.0 if part.is_last else min(part.expected_s, self._max_audio_s)
         self._admission.hold(audio, max(part.end_s, declared_s))
         charge(part.end_s)
+        self._metrics.decoded(part)
 
     async def detect(self, call: DetectCall) -> Speech:
         """Searches one more part of a file for speech."""

@@ -1,0 +1,421 @@
+"""What operators see of a service that `serve_app serve` runs: metrics, alerts, logs and traces.
+
+The real Prometheus scrapes it; the models are fakes that fail when they are told to.
+"""
+
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from collector import Collector, Span
+from fakes import recording
+from inside import processes_with
+from measured_graph import REQUESTS, UNLIKELY, Faults, write_config
+from sounds import wav
+
+from serve_app.cli.launcher import free_port
+from serve_app.jobs.signatures import new_secret
+
+PROJECT = Path(__file__).parents[2]
+DEPLOY = PROJECT / "deploy"
+DASHBOARD = json.loads((DEPLOY / "grafana" / "dashboard.json").read_text())
+ALERTS = [
+    rule["alert"]
+    for group in yaml.safe_load((DEPLOY / "prometheus" / "alerts.yml").read_text())["groups"]
+    for rule in group["rules"]
+]
+GAUGES = {"ray_whisperx_requests_open", "ray_serve_deployment_replica_healthy"}  # which alerts miss
+NEEDS_GPU = {"GPU memory of replicas", "GPU memory of nodes"}
+START_S = 300.0  # of the service, on a busy machine
+QUEUE_WAIT_S = 40.0  # longer than the alert allows
+SEEN_S = 120.0  # until all processes have told Ray's exporter, every 10 s, and that was scraped
+FILE = wav(recording(1, 2, 0, UNLIKELY))
+LONG_FILE = wav(recording(*range(10, 22)))  # more windows than a batch has
+TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
+STAGES = {
+    "AudioLoader load",
+    "SpeechDetector detect",
+    "Transcriber transcribe",
+    "Aligner align",
+    "Diarizer diarize",
+}
+
+
+def until(condition: Callable[[], Any], within_s: float) -> Any:
+    """What the condition gives, once it is true."""
+    deadline_s = time.monotonic() + within_s
+    while not (found := condition()):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.2)
+    return found
+
+
+@dataclass
+class Service:
+    """A running service."""
+
+    folder: Path
+    port: int
+    metrics_port: int
+    collector: Collector
+    process: "subprocess.Popen[bytes]"
+    faults: Faults = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.faults = Faults(self.folder / "faults")
+
+    @property
+    def said(self) -> str:
+        return (self.folder / "said").read_text()
+
+    @property
+    def metrics(self) -> str:
+        return httpx.get(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=60).text
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        """All lines that Serve has logged."""
+        files = (self.folder / "logs").glob("*.log")
+        lines = [line for file in files for line in file.read_text().splitlines(keepends=True)]
+        return [json.loads(line) for line in lines if line.endswith("\n")]  # else it is being written
+
+    def post(self, file: bytes = FILE, path: str = "/predict", **headers: str) -> httpx.Response:
+        names = {name.replace("_", "-"): value for name, value in headers.items()}
+        url = f"http://127.0.0.1:{self.port}{path}"
+        return httpx.post(url, files={"file": file}, headers=names, timeout=180)
+
+    def submit(self, **options: str) -> str:
+        url = f"http://127.0.0.1:{self.port}/v1/jobs"
+        answer = httpx.post(url, files={"file": FILE}, data=options, timeout=180)
+        assert answer.status_code == 201, answer.text
+        return str(answer.json()["id"])
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        found: dict[str, Any] = httpx.get(f"http://127.0.0.1:{self.port}/v1/jobs/{job_id}", timeout=60).json()
+        return found
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(120)
+
+
+@contextmanager
+def fault(service: Service, name: str) -> Iterator[None]:
+    """The fault, until this ends."""
+    path = service.faults.folder / name
+    path.touch()
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("service")
+    (folder / "secrets").write_text(new_secret())
+    collector, port, metrics_port = Collector(), free_port(), free_port()
+    config = write_config(folder, port)
+    command = [sys.executable, "-m", "serve_app", "serve", str(config), "--metrics-port", str(metrics_port)]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{PROJECT / 'tests'}:{PROJECT}",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
+        "OTEL_BSP_SCHEDULE_DELAY": "200",
+        "MEASURED": str(folder),
+    }
+    with (folder / "said").open("w") as said:
+        process = subprocess.Popen(command, env=environment, cwd=PROJECT, stdout=said, stderr=said)
+    service = Service(folder, port, metrics_port, collector, process)
+    try:
+        until(lambda: "Ready on" in service.said or process.poll() is not None, START_S)
+        assert process.poll() is None, service.said
+        until(lambda: set(re.findall(r"^\w+", service.metrics, re.M)) >= GAUGES, SEEN_S)
+        yield service
+    finally:
+        service.stop()
+        collector.close()
+        until(lambda: not processes_with(str(folder)), 60)
+
+
+@dataclass(frozen=True)
+class Prometheus:
+    """The real one."""
+
+    port: int
+
+    def query(self, expression: str) -> list[dict[str, Any]]:
+        """The series that it gives now, each with a number."""
+        answer = httpx.get(f"http://127.0.0.1:{self.port}/api/v1/query", params={"query": expression})
+        found = answer.json()
+        assert found["status"] == "success", found
+        series = found["data"]["result"]
+        return [each for each in series if not math.isnan(float(each["value"][1]))]
+
+    def fired(self) -> set[str]:
+        """Alerts that have fired so far."""
+        found = self.query('count by (alertname) (max_over_time(ALERTS{alertstate="firing"}[1h]))')
+        return {each["metric"]["alertname"] for each in found}
+
+
+@contextmanager
+def prometheus_of(config: str, service: Service, folder: Path) -> Iterator[Prometheus]:
+    """It runs with this file of deploy/prometheus, but looks and alerts sooner."""
+    program = shutil.which("prometheus")
+    if program is None:
+        pytest.skip("Prometheus is not installed: tests/programs.sh")
+    target = f"127.0.0.1:{service.metrics_port}"
+    discovered = folder / "discovered.json"
+    # As Ray's dashboard writes it.
+    discovered.write_text(json.dumps([{"labels": {"job": "ray"}, "targets": [target]}]))
+    text = (DEPLOY / "prometheus" / config).read_text()
+    text = text.replace("15s", "5s").replace("127.0.0.1:8080", target)
+    text = text.replace("/tmp/ray/prom_metrics_service_discovery.json", str(discovered))
+    (folder / "prometheus.yml").write_text(text)
+    rules = (DEPLOY / "prometheus" / "alerts.yml").read_text()
+    (folder / "alerts.yml").write_text(re.sub(r"\bfor: \d+m", "for: 15s", rules))
+    port = free_port()
+    command = [program, f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"]
+    with (folder / "prometheus.log").open("w") as log:
+        process = subprocess.Popen(
+            [*command, f"--web.listen-address=127.0.0.1:{port}"], stdout=log, stderr=log
+        )
+    prometheus = Prometheus(port)
+
+    def is_up() -> bool:
+        assert process.poll() is None, (folder / "prometheus.log").read_text()
+        try:
+            return bool(prometheus.query('up{job="whisperx"} == 1'))
+        except httpx.TransportError:
+            return False
+
+    try:
+        until(is_up, 60)
+        yield prometheus
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def prometheus(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    with prometheus_of("prometheus.yml", service, tmp_path_factory.mktemp("prometheus")) as running:
+        yield running
+
+
+class Taking(BaseHTTPRequestHandler):
+    """Takes every webhook."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Says nothing."""
+
+
+@pytest.fixture(scope="module")
+def hook() -> Iterator[str]:
+    """The address of a receiver of webhooks."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Taking) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def refused(service: Service) -> httpx.Response:
+    """The answer to one request more than the service takes, whose others end well, in halved batches."""
+    service.faults.close("asr")
+    with fault(service, "scarce"), ThreadPoolExecutor(REQUESTS + 1) as pool:
+        asked = [pool.submit(service.post, LONG_FILE) for _ in range(REQUESTS + 1)]
+        try:
+            until(lambda: any(each.done() for each in asked), 60)
+        finally:
+            service.faults.open("asr")
+        answers = sorted((each.result() for each in asked), key=lambda answer: answer.status_code)
+    assert [answer.status_code for answer in answers] == [200] * REQUESTS + [503]
+    return answers[-1]
+
+
+def use(service: Service, hook: str) -> str:
+    """Does what clients do, and gives the id of a job: requests with a fallback, a refused one, a webhook."""
+    for _ in range(3):
+        assert service.post().status_code == 200
+    assert service.post(b"no audio").status_code == 422
+    assert refused(service).json()["error"]["code"] == "overloaded"
+    job_id = service.submit(webhook_url=hook)
+    until(lambda: service.job(job_id)["status"] == "succeeded", 60)
+    return job_id
+
+
+@pytest.fixture(scope="module")
+def job_id(service: Service, prometheus: Prometheus, hook: str) -> str:
+    """A job; it and requests have run twice, so that counters have risen since they were first seen."""
+    use(service, hook)
+    until(lambda: prometheus.query("ray_whisperx_jobs_oldest_queued_seconds"), SEEN_S)
+    until(lambda: prometheus.query('ray_whisperx_errors_total{code="overloaded"}'), SEEN_S)
+    found = use(service, hook)
+    rising = "rate(ray_whisperx_fallbacks_total[5m]) > 0"
+    until(lambda: prometheus.query(rising), SEEN_S)
+    return found
+
+
+def test_the_port_of_the_metrics_is_said(service: Service) -> None:
+    """Where Prometheus finds them is printed, and is the port that was asked for."""
+    (url,) = re.findall(r"^Metrics: (\S+)$", service.said, re.M)
+    assert url == f"http://127.0.0.1:{service.metrics_port}/metrics"
+    assert "ray_serve_deployment_status" in httpx.get(url).text
+
+
+def test_every_panel_has_data(prometheus: Prometheus, job_id: str) -> None:
+    """Each query of the dashboard gives numbers on a service that has done all kinds of work."""
+    empty = {}
+    for panel in DASHBOARD["panels"]:
+        for target in panel.get("targets", []):
+            query = target["expr"].replace("$__rate_interval", "5m")
+            if not prometheus.query(query):
+                empty[query] = panel["title"]
+    assert set(empty.values()) == NEEDS_GPU, empty
+
+
+@pytest.mark.usefixtures("job_id")
+def test_a_healthy_service_alerts_nobody(prometheus: Prometheus) -> None:
+    """Nothing but what was done to it: requests that were refused, and some that had to wait."""
+    assert prometheus.fired() <= {"WhisperxRefusing", "WhisperxQueueWait"}
+
+
+def test_the_nodes_of_a_cluster_are_discovered(service: Service, tmp_path: Path) -> None:
+    """From the file that Ray's dashboard keeps; the alerts find these nodes under the same job."""
+    with prometheus_of("prometheus.cluster.yml", service, tmp_path) as prometheus:
+        assert prometheus.query('ray_whisperx_requests_open{job="whisperx"}')
+
+
+def test_one_trace_has_the_proxy_and_every_stage(service: Service) -> None:
+    """Under the client's own trace, with its request's id; one parent leads to the next."""
+    parent = "b7ad6b7169203331"
+    answer = service.post(traceparent=f"00-{TRACE_ID}-{parent}-01", X_Request_ID="traced")
+    assert answer.status_code == 200
+
+    def roots() -> list[Span]:
+        spans = service.collector.of(TRACE_ID)
+        ids = {span.id for span in spans}
+        return [span for span in spans if span.parent_id not in ids]
+
+    def is_whole() -> bool:
+        names = {span.name for span in service.collector.of(TRACE_ID)}
+        return names >= {f"replica_handle_request {stage}" for stage in STAGES} and len(roots()) == 1
+
+    until(is_whole, 30)
+    (root,) = roots()
+    spans = service.collector.of(TRACE_ID)
+    assert (root.name, root.parent_id) == ("proxy_http_request Ingress POST /predict", parent)
+    assert {span.service for span in spans} == {"whisperx-serve"}
+    assert {span.attributes.get("request_id", "traced") for span in spans} == {"traced"}
+
+
+def test_a_job_is_one_trace(service: Service) -> None:
+    """Although no request waits for it; its calls have the job's id."""
+    job_id = service.submit()
+    until(lambda: service.job(job_id)["status"] == "succeeded", 60)
+
+    def trace() -> set[str]:
+        spans = service.collector.spans
+        return {span.trace_id for span in spans if span.attributes.get("request_id") == job_id}
+
+    (trace_id,) = until(trace, 30)
+    until(lambda: "transcribe job" in {span.name for span in service.collector.of(trace_id)}, 30)
+    assert trace() == {trace_id}
+
+
+def test_lines_of_every_stage_have_the_request_s_id(service: Service) -> None:
+    """As JSON, of requests and of jobs, also the lines that say what failed."""
+    with fault(service, "diarization.fails"), fault(service, "asr.dies"):
+        assert service.post(X_Request_ID="logged").status_code == 200
+    job_id = service.submit()
+    until(lambda: service.job(job_id)["status"] == "succeeded", 60)
+    stages = {stage.partition(" ")[0] for stage in STAGES}
+
+    def deployments(request_id: str) -> set[str]:
+        lines = [line for line in service.log if line.get("request_id") == request_id]
+        return {line.get("deployment", "").removeprefix("whisperx_") for line in lines}
+
+    until(lambda: deployments("logged") >= {*stages, "Ingress"}, 30)
+    until(lambda: deployments(job_id) >= stages, 30)
+    messages = [line["message"] for line in service.log if line.get("request_id") == "logged"]
+    assert "diarization failed" in messages
+    assert any("again, because of replica_died" in message for message in messages)
+
+
+@pytest.mark.slow
+def test_every_alert_fires_on_its_fault(service: Service, prometheus: Prometheus, job_id: str) -> None:
+    """Each is provoked; the service is stopped at last, so no test can follow."""
+    assert "WhisperxRefusing" in prometheus.fired()
+
+    def fires(alert: str) -> None:
+        until(lambda: alert in prometheus.fired(), 2 * SEEN_S)
+
+    def repeated(alert: str, statuses: set[int]) -> None:
+        """Counters must rise after Prometheus has seen them."""
+
+        def has_fired() -> bool:
+            assert service.post().status_code in statuses
+            return alert in prometheus.fired()
+
+        until(has_fired, 2 * SEEN_S)
+
+    with fault(service, "diarization.fails"):
+        repeated("WhisperxDegraded", {200})
+    with fault(service, "asr.fails"):
+        repeated("WhisperxErrors", {500})
+    for _ in range(6):
+        service.submit(webhook_url="http://127.0.0.1:9")  # where nobody listens
+    fires("WhisperxWebhooksFailing")
+    service.faults.close("asr")
+    closed_at_s = time.monotonic()
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        running = [pool.submit(service.post, LONG_FILE) for _ in range(REQUESTS)]
+        until(lambda: service.faults.waiting("asr"), 60)
+        waiting = [service.submit() for _ in range(3)]
+        with sqlite3.connect(service.folder / "state" / "jobs.db", timeout=30) as store:
+            store.execute("UPDATE jobs SET created_at_s = created_at_s - 3600 WHERE id = ?", waiting[-1:])
+        fires("WhisperxJobsWaiting")
+        until(lambda: time.monotonic() > closed_at_s + QUEUE_WAIT_S, 2 * QUEUE_WAIT_S)
+        service.faults.open("asr")
+        assert [each.result().status_code for each in running] == [200] * REQUESTS
+    fires("WhisperxQueueWait")
+
+    def has_died() -> bool:
+        (service.faults.folder / "asr.dies").touch()
+        assert service.post().status_code == 200
+        return "WhisperxReplicasDie" in prometheus.fired()
+
+    until(has_died, 4 * SEEN_S)
+    service.faults.close("asr load")
+    (service.faults.folder / "asr.dies").touch()
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(service.post)
+        fires("WhisperxStageDown")
+        service.faults.open("asr load")
+        assert answer.result().status_code == 200
+    service.stop()
+    fires("WhisperxDown")
+    assert prometheus.fired() == set(ALERTS)
