@@ -115,8 +115,14 @@ def test_replicas_run_on_nodes_with_the_labels_of_their_kind() -> None:
     options = {node.name: node.ray_actor_options for node in bound_deployments("cuda", placement=placement)}
     on_gpus = {name for name, of_replica in options.items() if of_replica.get("num_gpus")}
     assert on_gpus == {"Transcriber", "Aligner", "Diarizer"}
-    assert {name for name, of_replica in options.items() if of_replica["label_selector"] == placement["gpu"]} == on_gpus
-    assert all(of_replica["label_selector"]["pool"] == "cpu" for name, of_replica in options.items() if name not in on_gpus)
+    assert {
+        name for name, of_replica in options.items() if of_replica["label_selector"] == placement["gpu"]
+    } == on_gpus
+    assert all(
+        of_replica["label_selector"]["pool"] == "cpu"
+        for name, of_replica in options.items()
+        if name not in on_gpus
+    )
 
 
 def test_without_placement_replicas_run_anywhere() -> None:
