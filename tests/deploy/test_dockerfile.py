@@ -18,13 +18,13 @@ FINAL_STAGE = TEXT.rpartition("FROM ${BASE}")[2]
 
 def instruction(name: str) -> str:
     """The arguments of the only instruction of this name in the stage that runs."""
-    (found,) = re.findall(rf"^{name} (.*(?:\\\n.*)*)", FINAL_STAGE, re.MULTILINE)
+    (found,) = re.findall(rf"^{name} ((?:.*\\\n)*.*)", FINAL_STAGE, re.MULTILINE)
     return str(found)
 
 
 def variables() -> dict[str, str]:
     """The image's environment."""
-    return dict(word.split("=", 1) for word in shlex.split(instruction("ENV")))
+    return dict(word.split("=", 1) for word in shlex.split(instruction("ENV").replace("\\\n", "")))
 
 
 def test_nobody_is_root_and_a_stop_lets_requests_end() -> None:

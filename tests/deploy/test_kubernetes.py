@@ -221,7 +221,7 @@ def test_the_secrets_that_pods_read_are_made_as_documented() -> None:
     wanted = re.findall(r"'secretKeyRef': \{'name': '(\S+)', 'key': '(\S+)'\}", str(found))
     assert ("whisperx-redis", "password") in wanted
     for name, key in wanted:
-        command = re.search(rf"kubectl create secret generic {name} (.*(?:\\\n.*)*)", readme)
+        command = re.search(rf"kubectl create secret generic {name} ((?:.*\\\n)*.*)", readme)
         assert command, name
         assert f"--from-literal={key}=" in command[1]
 
