@@ -70,5 +70,7 @@ def interpolated(compose: str) -> str:
 
 def size_bytes(text: str) -> float:
     """A size as compose and Kubernetes write it."""
-    number, unit = re.fullmatch(r"([\d.]+)([kmgKMGT]?)i?", text).groups()  # type: ignore[union-attr]
-    return float(number) * 1024 ** " kmgt".index(unit.lower() or " ")
+    found = re.fullmatch(r"([\d.]+)([kmgt]?)i?", text.lower())
+    assert found, text
+    power = 1 + "kmgt".index(found[2]) if found[2] else 0
+    return float(found[1]) * float(1024**power)

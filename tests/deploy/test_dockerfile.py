@@ -104,7 +104,7 @@ def test_secrets_come_from_files(tmp_path: Path) -> None:
     (tmp_path / "tini").chmod(0o755)
     (tmp_path / "password").write_text("it's $ecret\n")
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PGPASSWORD_FILE": str(tmp_path / "password")}
-    command = ["sh", DEPLOY / "entrypoint.sh", "serve", "a file"]
+    command = ["sh", str(DEPLOY / "entrypoint.sh"), "serve", "a file"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["-- whisperx-serve serve a file", "it's $ecret,none"]
 
