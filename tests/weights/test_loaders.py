@@ -18,9 +18,9 @@ from serve_app.settings import Settings
 LOADERS = Loaders(FakeSpeechModel, partial(FakeRecognizer, Path("gate")), FakeAligner, FakeDiarizer)
 
 
-def bound_deployments(**settings: Any) -> list[Any]:
+def bound_deployments(device: str = "cpu", **settings: Any) -> list[Any]:
     """The deployments of a graph, with what they are bound to."""
-    ingress: Any = graph(Settings.model_validate({"model": "fake", **settings}), LOADERS, "cpu")
+    ingress: Any = graph(Settings.model_validate({"model": "fake", **settings}), LOADERS, device)
     bound = [ingress._bound_deployment]
     for node in bound:  # which grows meanwhile
         below = [*node.init_args, *node.init_kwargs.values()]
@@ -107,3 +107,24 @@ def test_a_stage_on_a_gpu_is_bounded_to_its_share(
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", fractions.append)
     limit_gpu_memory(0.3, device)
     assert fractions == told
+
+
+def test_replicas_run_on_nodes_with_the_labels_of_their_kind() -> None:
+    """What books part of a GPU goes to the nodes for that, and everything else keeps off them."""
+    placement = {"cpu": {"pool": "cpu"}, "gpu": {"pool": "gpu"}}
+    options = {node.name: node.ray_actor_options for node in bound_deployments("cuda", placement=placement)}
+    on_gpus = {name for name, of_replica in options.items() if of_replica.get("num_gpus")}
+    assert on_gpus == {"Transcriber", "Aligner", "Diarizer"}
+    assert {
+        name for name, of_replica in options.items() if of_replica["label_selector"] == placement["gpu"]
+    } == on_gpus
+    assert all(
+        of_replica["label_selector"]["pool"] == "cpu"
+        for name, of_replica in options.items()
+        if name not in on_gpus
+    )
+
+
+def test_without_placement_replicas_run_anywhere() -> None:
+    """A node without labels, such as one machine's, takes every replica."""
+    assert not any(node.ray_actor_options.get("label_selector") for node in bound_deployments())

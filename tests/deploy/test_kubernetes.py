@@ -1,0 +1,233 @@
+"""The manifests for KubeRay: they fit its API and that of Kubernetes, and agree with everything else."""
+
+import copy
+import re
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from deploy_files import (
+    DEPLOY,
+    PROJECT,
+    application,
+    documents,
+    kustomized,
+    of_kind,
+    pod_templates,
+    size_bytes,
+    with_key,
+)
+
+from serve_app.cli import CommandFailed
+from serve_app.cli.config_file import check, settings_of
+
+FOLDER = DEPLOY / "kubernetes"
+OVERLAY = DEPLOY / "kustomize" / "cpu"
+SCHEMA = yaml.safe_load(Path(__file__).with_name("rayservice.schema.yaml").read_text())
+OWN = {"access", "jobs", "placement"}  # settings that only a cluster has
+
+OBJECT_STORE_SHARE = 0.3  # of a node's memory, which Ray takes unless it is told otherwise
+
+
+def all_documents(source: str) -> list[dict[str, Any]]:
+    """The manifests as files, or as kubectl makes them for GPUs or without."""
+    if source == "files":
+        return [each for name in ("stores", "rayservice") for each in documents(FOLDER / f"{name}.yaml")]
+    return kustomized({"gpu": FOLDER, "cpu": OVERLAY}[source])
+
+
+def cluster(source: str) -> dict[str, Any]:
+    """The RayService's cluster."""
+    found = of_kind("RayService", all_documents(source))["spec"]["rayClusterConfig"]
+    assert isinstance(found, dict)
+    return found
+
+
+def serve_config(source: str) -> dict[str, Any]:
+    """What KubeRay sends to Serve."""
+    config = yaml.safe_load(of_kind("RayService", all_documents(source))["spec"]["serveConfigV2"])
+    assert isinstance(config, dict)
+    return config
+
+
+SOURCES = pytest.mark.parametrize("source", ["files", "gpu", "cpu"])
+
+
+@SOURCES
+def test_the_rayservice_fits_kuberay(source: str) -> None:
+    """KubeRay would drop a field that it does not know, and say nothing."""
+    jsonschema.validate(of_kind("RayService", all_documents(source)), SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ((), "rayClusterDeletionDelaySecond"),
+        (("rayClusterConfig",), "gcsFaultTolerance"),
+        (("rayClusterConfig", "authOptions"), "modus"),
+        (("rayClusterConfig", "headGroupSpec"), "label"),
+        (("rayClusterConfig", "workerGroupSpecs", 0), "maxReplica"),
+    ],
+)
+def test_a_misspelt_field_is_found(place: tuple[str | int, ...], name: str) -> None:
+    """The schema is closed where KubeRay's own fields are."""
+    service = copy.deepcopy(of_kind("RayService", all_documents("files")))
+    spec: Any = service["spec"]
+    for key in place:
+        spec = spec[key]
+    spec[name] = "1"
+    with pytest.raises(jsonschema.ValidationError, match=name):
+        jsonschema.validate(service, SCHEMA)
+
+
+@SOURCES
+def test_pods_and_other_objects_fit_kubernetes(source: str) -> None:
+    """Every field of every object and pod is one of Kubernetes, and has its type."""
+    kubernetes = pytest.importorskip("kubernetes_validate")
+    found = all_documents(source)
+    objects = [each for each in found if each["kind"] != "RayService"]
+    objects += [{"apiVersion": "v1", "kind": "Pod", **each} for each in pod_templates(found)]
+    assert len(objects) > 10
+    for each in objects:
+        kubernetes.validate(each, kubernetes.latest_version(), strict=True)
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [("gpu", "serve_config.yaml"), ("cpu", "serve_config.demo.yaml"), ("files", "serve_config.yaml")],
+)
+def test_the_application_is_that_of_the_project(source: str, name: str) -> None:
+    """What was tried with `serve_app serve` is what runs on Kubernetes."""
+    here = application(serve_config(source))
+    project = application(yaml.safe_load((PROJECT / name).read_text()))
+    assert {key: value for key, value in here["args"].items() if key not in OWN} == project.pop("args")
+    assert {key: value for key, value in here.items() if key != "args"} == project
+
+
+@SOURCES
+def test_the_application_is_right_once_it_has_a_key(source: str) -> None:
+    """Every key of the file is known; without an API key it would be open to nobody, and that is said."""
+    config = serve_config(source)
+    with pytest.raises(CommandFailed, match="there are no API keys"):
+        check(config, Path("rayservice.yaml"))
+    check(with_key(config), Path("rayservice.yaml"))
+
+
+@SOURCES
+def test_the_longest_request_is_not_cut_off(source: str) -> None:
+    """Neither by the end of an old cluster nor by HAProxy when it is replaced."""
+    (settings,) = settings_of(with_key(serve_config(source)))
+    found = all_documents(source)
+    environment = of_kind("ConfigMap", found, "whisperx-env")["data"]
+    assert (
+        of_kind("RayService", found)["spec"]["rayClusterDeletionDelaySeconds"] >= settings.request_timeout_s
+    )
+    assert int(environment["RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"]) >= settings.request_timeout_s
+
+
+@SOURCES
+def test_replicas_find_nodes_and_the_head_has_none(source: str) -> None:
+    """Each label that replicas ask for is that of one group, and GPUs are in the group for GPUs alone."""
+    found = cluster(source)
+    assert found["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    assert "labels" not in found["headGroupSpec"]
+    placement = settings_of(with_key(serve_config(source)))[0].placement.model_dump()
+    groups = {group["groupName"]: group for group in found["workerGroupSpecs"]}
+    assert {name: group["labels"] for name, group in groups.items()} == {
+        k: v for k, v in placement.items() if v
+    }
+    assert set(groups) == ({"cpu"} if source == "cpu" else {"cpu", "gpu"})
+    for name, group in groups.items():
+        limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+        assert ("nvidia.com/gpu" in limits) == (name == "gpu")
+        assert 1 <= group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+
+
+@SOURCES
+def test_everything_that_is_written_has_a_volume(source: str) -> None:
+    """The root file system is read-only, and nobody is root."""
+    settings = settings_of(with_key(serve_config(source)))[0]
+    written = {"/tmp", "/var/tmp", "/dev/shm", "/var/lib/whisperx", "/models"}
+    for template in pod_templates(cluster(source)):
+        spec = template["spec"]
+        assert spec["securityContext"]["runAsNonRoot"]
+        volumes = {volume["name"]: volume for volume in spec["volumes"]}
+        for container in [*spec.get("initContainers", ()), *spec["containers"]]:
+            assert container["securityContext"]["readOnlyRootFilesystem"]
+            mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+            assert set(mounts.values()) <= set(volumes)
+            assert str(Path(settings.jobs.key_file or "").parent) in mounts
+            if container in spec["containers"]:
+                assert written <= set(mounts)
+                memory = size_bytes(container["resources"]["limits"]["memory"])
+                shared = size_bytes(volumes[mounts["/dev/shm"]]["emptyDir"]["sizeLimit"])
+                assert shared >= OBJECT_STORE_SHARE * memory
+
+
+@SOURCES
+def test_pods_have_the_environment_of_the_documents(source: str) -> None:
+    """docs/deploy.md has a table of variables that every node needs; the token's mode is KubeRay's to set."""
+    found = all_documents(source)
+    documented = re.findall(
+        r"^\| `(\w+)=(\S+)` \|", (PROJECT / "docs" / "deploy.md").read_text(), re.MULTILINE
+    )
+    environment = of_kind("ConfigMap", found, "whisperx-env")["data"]
+    assert cluster(source)["authOptions"]["mode"] == dict(documented).pop("RAY_AUTH_MODE")
+    assert {
+        name: value for name, value in documented if name != "RAY_AUTH_MODE"
+    }.items() <= environment.items()
+    for template in pod_templates(cluster(source)):
+        for container in [*template["spec"].get("initContainers", ()), *template["spec"]["containers"]]:
+            assert {"configMapRef": {"name": "whisperx-env"}} in container["envFrom"]
+            assert {"secretRef": {"name": "whisperx"}} in container["envFrom"]
+
+
+@SOURCES
+def test_metrics_are_where_the_monitor_looks(source: str) -> None:
+    """One port, by number for Ray and by name for the PodMonitor, on the head and on every worker."""
+    (monitor,) = documents(FOLDER / "podmonitor.yaml")
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    groups = [cluster(source)["headGroupSpec"], *cluster(source)["workerGroupSpecs"]]
+    for group in groups:
+        (container,) = group["template"]["spec"]["containers"]
+        ports = {port["name"]: str(port["containerPort"]) for port in container["ports"]}
+        assert ports[endpoint["port"]] == group["rayStartParams"]["metrics-export-port"]
+        assert ports["serve"] == str(serve_config(source)["http_options"]["port"])
+        assert (
+            monitor["spec"]["selector"]["matchLabels"].items()
+            <= group["template"]["metadata"]["labels"].items()
+        )
+
+
+@SOURCES
+def test_the_tables_of_jobs_are_made_where_jobs_are_kept(source: str) -> None:
+    """What the head prepares before it starts is the store that the application names."""
+    prepared = yaml.safe_load(
+        of_kind("ConfigMap", all_documents(source), "whisperx-jobs")["data"]["jobs.yaml"]
+    )
+    check(prepared, Path("jobs.yaml"))
+    assert application(prepared)["args"]["jobs"] == application(serve_config(source))["args"]["jobs"]
+    store = application(serve_config(source))["args"]["jobs"]["store"]
+    service = of_kind("Service", all_documents(source), "whisperx-postgres")
+    assert f"@{service['metadata']['name']}:{service['spec']['ports'][0]['port']}/" in store
+
+
+def test_the_secrets_that_pods_read_are_made_as_documented() -> None:
+    """deploy/README.md's commands make each secret with the keys that are asked for."""
+    readme = (DEPLOY / "README.md").read_text()
+    found = all_documents("files")
+    wanted = re.findall(r"'secretKeyRef': \{'name': '(\S+)', 'key': '(\S+)'\}", str(found))
+    assert ("whisperx-redis", "password") in wanted
+    for name, key in wanted:
+        command = re.search(rf"kubectl create secret generic {name} ((?:.*\\\n)*.*)", readme)
+        assert command, name
+        assert f"--from-literal={key}=" in command[1]
+
+
+def test_ray_is_the_version_that_is_installed() -> None:
+    """KubeRay is told the version of Ray in the image."""
+    pinned = re.search(r"^ray==(\S+)", (PROJECT / "requirements.lock").read_text(), re.MULTILINE)
+    assert pinned
+    assert cluster("files")["rayVersion"] == pinned[1]

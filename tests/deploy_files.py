@@ -1,0 +1,76 @@
+"""The files of deploy/, read as the programs read them that they are for."""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from serve_app.http.auth import new_key
+
+PROJECT = Path(__file__).parents[1]
+DEPLOY = PROJECT / "deploy"
+APPLICATION = "whisperx"
+
+
+def documents(path: Path) -> list[dict[str, Any]]:
+    """The YAML documents of a file."""
+    return [*yaml.safe_load_all(path.read_text())]
+
+
+def kustomized(folder: Path) -> list[dict[str, Any]]:
+    """What `kubectl apply -k` would send. The test is skipped where there is no kubectl."""
+    if not shutil.which("kubectl"):
+        pytest.skip("kubectl is not installed")
+    done = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return [*yaml.safe_load_all(done.stdout)]
+
+
+def of_kind(kind: str, found: list[dict[str, Any]], name: str = APPLICATION) -> dict[str, Any]:
+    """The document of this kind and name."""
+    (document,) = (each for each in found if each["kind"] == kind and each["metadata"]["name"] == name)
+    return document
+
+
+def pod_templates(value: Any) -> Iterator[dict[str, Any]]:
+    """The pod templates anywhere in a document."""
+    if isinstance(value, list):
+        for each in value:
+            yield from pod_templates(each)
+    elif isinstance(value, dict):
+        for key, each in value.items():
+            if key == "template" and "containers" in each.get("spec", ()):
+                yield each
+            yield from pod_templates(each)
+
+
+def application(config: dict[str, Any]) -> dict[str, Any]:
+    """The only application of a config file's content."""
+    (found,) = config["applications"]
+    assert isinstance(found, dict)
+    return found
+
+
+def with_key(config: dict[str, Any]) -> dict[str, Any]:
+    """The config file's content after an operator has added a key to it."""
+    args = application(config)["args"]
+    args["access"] = args["access"] | {"keys": [{"name": "acme", "sha256": new_key()[1]}]}
+    return config
+
+
+def interpolated(compose: str) -> str:
+    """A compose file's text with the defaults of its variables."""
+    return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", compose)
+
+
+def size_bytes(text: str) -> float:
+    """A size as compose and Kubernetes write it."""
+    found = re.fullmatch(r"([\d.]+)([kmgt]?)i?", text.lower())
+    assert found, text
+    power = 1 + "kmgt".index(found[2]) if found[2] else 0
+    return float(found[1]) * float(1024**power)
