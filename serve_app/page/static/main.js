@@ -108,7 +108,7 @@ async function forgetErased() {
     for (const id of new Set([...(await jobsWithAudio()), ...changedJobs()])) {
       const error = listed.includes(id) ? null : await json(`v1/jobs/${id}`).then(() => null, (refusal) => refusal);
       if (error?.code !== "job_not_found") continue;
-      forgetChanges(id);
+      if (!key.get()) forgetChanges(id); // with a key the job may be another key's, and changes are work
       await forgetAudio(id);
     }
   } catch {
