@@ -72,7 +72,8 @@ def main(
     log.unlink(missing_ok=True)
     name = machine_name(device)
     about: dict[str, Any] = {"machine": name, "device": device, "tiny": tiny, "budget_s": seconds}
-    say.print(f"{name}; {'tiny' if tiny else 'true'} dimensions; at most {seconds:.0f} s.")
+    dimensions = "tiny dimensions, only to try it" if tiny else "true dimensions"
+    say.print(f"{name}; {dimensions}; at most {seconds:.0f} s.")
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory(prefix="gpu-check-", ignore_cleanup_errors=True) as place:
         folder = Path(place)
@@ -87,12 +88,10 @@ def main(
             outcomes.append(outcome)
             say.print(f"{outcome.step}: {outcome.state}, {outcome.seconds:.0f} s. {outcome.reason}")
             _write(out, about | {"seconds": round(time.monotonic() - begun_s, 1)}, outcomes)
-    Console(width=None if sys.stdout.isatty() else 130).print(
-        table(outcomes, name, time.monotonic() - begun_s)
-    )
+    title = f"Measured on {name}; {dimensions}; {time.monotonic() - begun_s:.0f} of {seconds:.0f} s"
+    Console(width=None if sys.stdout.isatty() else 130).print(table(outcomes, title))
     if changes := diff(measured(figure for outcome in outcomes for figure in outcome.figures), name):
-        print("The simulated device's constants, as measured (not applied):")
-        print(changes)
+        print(f"The simulated device's constants as measured, with {dimensions} (not applied):\n\n{changes}")
     say.print(f"Written to {out / 'gpu.json'}; what the steps printed is in {log}.")
     if not all_well(outcomes):
         raise typer.Exit(1)
@@ -122,10 +121,8 @@ def all_well(outcomes: Iterable[Outcome]) -> bool:
     )
 
 
-def table(outcomes: Iterable[Outcome], machine: str, spent_s: float) -> Table:
-    found = Table(
-        "step", "figure", "measured", "allowed", "", title=f"Measured on {machine}, in {spent_s:.0f} s"
-    )
+def table(outcomes: Iterable[Outcome], title: str) -> Table:
+    found = Table("step", "figure", "measured", "allowed", "", title=title)
     for outcome in outcomes:
         for number, figure in enumerate(outcome.figures):
             verdict = "" if not figure.has_limit else "ok" if figure.is_within else "[bold red]outside[/]"

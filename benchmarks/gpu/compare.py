@@ -83,11 +83,14 @@ def window_edges_apart_s(found: Sequence[Window], expected: Sequence[Window]) ->
 
 def speakers_differ_percent(found: Diarization, expected: Diarization) -> float:
     """pyannote's diarization error rate, in percent, taking `expected` for the truth."""
+    from pyannote.core import Timeline
     from pyannote.metrics.diarization import DiarizationErrorRate
 
     if not expected.turns:
         return 0.0 if not found.turns else 100.0
-    return 100 * float(DiarizationErrorRate()(_annotation(expected), _annotation(found)))
+    truth, answer = _annotation(expected), _annotation(found)
+    scored = truth.get_timeline().extent() | answer.get_timeline().extent()
+    return 100 * float(DiarizationErrorRate()(truth, answer, uem=Timeline([scored])))
 
 
 def _annotation(diarization: Diarization) -> Any:

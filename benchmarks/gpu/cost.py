@@ -18,7 +18,7 @@ import yaml
 from benchmarks import people
 from benchmarks.gpu import meter, stages
 from benchmarks.gpu.stages import TEXT_TOKENS, Check
-from serve_app.transcript import SAMPLE_RATE_HZ, AlignRequest, AsrRequest, Window, WindowText
+from serve_app.transcript import SAMPLE_RATE_HZ, AlignRequest, AsrRequest, Samples, Window, WindowText
 
 CONFIG = Path(__file__).parents[2] / "serve_config.yaml"
 GPU_MIB = 16e9 / meter.MIB
@@ -129,8 +129,12 @@ def aligner(check: Check) -> None:
     ours_s = seconds(check, lambda: model.acoustic.emissions(windows)) / audio_s
     all_s = seconds(check, lambda: align_language(model, requests)) / audio_s
     waveform = torch.from_numpy(windows[0].astype(np.float32) / 32768)[None].to(check.device)
-    with torch.inference_mode():
-        stock_s = seconds(check, lambda: model.acoustic.model(waveform).logits.cpu()) / WINDOW_S
+
+    @torch.inference_mode()
+    def as_whisperx() -> Any:
+        return model.acoustic.model(waveform).logits.cpu()
+
+    stock_s = seconds(check, as_whisperx) / WINDOW_S
     check.report("aligner: network, times real time", 1 / ours_s)
     check.report("aligner: with everything, times real time", 1 / all_s)
     check.report("aligner: network, whisperx's time over ours", stock_s / ours_s)
@@ -166,24 +170,32 @@ def detector(check: Check) -> None:
 
 def diarizer(check: Check) -> None:
     """community-1's parts: ours, and pyannote's own pipeline in float32; CPU work included in both."""
-    import torch
-
-    from serve_app.stages.diarization.pipeline import load_pipeline
-
     directory = stages.random_pyannote(check, trained_segmentation=False)
     samples = people.speech(12.0 if check.is_tiny else 120.0)
-    with memory_of(check, "diarizer, batches of 16", "diarization"):
-        model = stages.load_diarizer(directory, check.device)
-        stages.diarize(model, samples)
     rounds = 1 if check.is_tiny else ROUNDS
-    ours_s = seconds(check, lambda: stages.diarize(model, samples), rounds)
+    ours_s = _our_diarization_s(check, directory, samples, rounds)
     check.report("diarizer: times real time", len(samples) / SAMPLE_RATE_HZ / ours_s)
-    busy_while(check, "diarizer", lambda: stages.diarize(model, samples))
-    del model
-    stock = load_pipeline(str(directory), device=check.device, token=None)
-    file = {"waveform": torch.from_numpy(samples.astype(np.float32) / 32768)[None], "sample_rate": 16000}
-    stock_s = seconds(check, lambda: stock(file), 1)
+    stock_s = _pyannotes_diarization_s(check, directory, samples)
     check.report("diarizer: pyannote's time over ours", stock_s / ours_s)
     chunks = 1 + max(0, math.ceil(len(samples) / SAMPLE_RATE_HZ - 10.0))
     check.report(f"{SIMULATED}STOCK_DIARIZE", stock_s / chunks, "s for each chunk")
     check.report(f"{SIMULATED}DIARIZE", ours_s / chunks, "s for each chunk")
+
+
+def _our_diarization_s(check: Check, directory: Path, samples: Samples, rounds: int) -> float:
+    with memory_of(check, "diarizer, batches of 16", "diarization"):
+        model = stages.load_diarizer(directory, check.device)
+        stages.diarize(model, samples)
+    spent_s = seconds(check, lambda: stages.diarize(model, samples), rounds)
+    busy_while(check, "diarizer", lambda: stages.diarize(model, samples))
+    return spent_s
+
+
+def _pyannotes_diarization_s(check: Check, directory: Path, samples: Samples) -> float:
+    import torch
+
+    from serve_app.stages.diarization.pipeline import load_pipeline
+
+    stock = load_pipeline(str(directory), device=check.device, token=None)
+    waveform = torch.from_numpy(samples.astype(np.float32) / 32768)[None]
+    return seconds(check, lambda: stock({"waveform": waveform, "sample_rate": SAMPLE_RATE_HZ}), 1)

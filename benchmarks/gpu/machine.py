@@ -19,6 +19,7 @@ MODULES = (
     "huggingface_hub",
     "filelock",
     "langcodes",
+    "language_data",
     "torch",
     "torchaudio",
     "transformers",
@@ -42,7 +43,7 @@ PACKAGES = (
     "whisperx",
     "pyannote-audio",
 )
-STAND_IN = '"""Stands in for PyAV, which faster-whisper imports and only needs to decode files: nothing here does."""\n'
+STAND_IN = "# Stands in for PyAV, with which faster-whisper decodes files: nothing here does that.\n"
 SIDE = 8192  # of the square matrices that are multiplied
 
 
@@ -120,7 +121,7 @@ def cublas_13_as_12(folder: Path) -> list[Path]:
 
 
 def machine(check: Check) -> None:
-    """Reports GPU, driver, libraries and packages; multiplies matrices, so that later figures have a ceiling."""
+    """Reports GPU, driver, libraries and packages, and how fast matrices are multiplied at best."""
     check.report("python", platform.python_version())
     check.report("cores", len(os.sched_getaffinity(0)))
     if check.device == "cuda":
@@ -183,5 +184,5 @@ def _torch(check: Check) -> None:
         one = torch.randn(SIDE, SIDE, device="cuda", dtype=getattr(torch, name))
         spent_s = seconds(check, lambda matrix=one: matrix @ matrix)  # type: ignore[misc]
         check.report(f"torch: matrix product, {name}", 2 * SIDE**3 / spent_s / 1e12, "TFLOP/s")
-    spent_s = seconds(check, lambda: one.clone())
+    spent_s = seconds(check, one.clone)
     check.report("torch: copy inside the GPU", 2 * one.nbytes / spent_s / 1e9, "GB/s")
