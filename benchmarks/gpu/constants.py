@@ -8,8 +8,7 @@ import difflib
 from collections.abc import Iterable
 from pathlib import Path
 
-from benchmarks.gpu.cost import SIMULATED
-from benchmarks.gpu.figures import Figure
+from benchmarks.gpu.figures import SIMULATED, Figure
 
 FILE = Path(__file__).parents[1] / "simulated.py"
 

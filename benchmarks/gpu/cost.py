@@ -17,6 +17,7 @@ import yaml
 
 from benchmarks import people
 from benchmarks.gpu import meter, stages
+from benchmarks.gpu.figures import SIMULATED
 from benchmarks.gpu.stages import TEXT_TOKENS, Check
 from serve_app.transcript import SAMPLE_RATE_HZ, AlignRequest, AsrRequest, Samples, Window, WindowText
 
@@ -27,7 +28,6 @@ TINY_BATCHES = (1, 2, 4)
 ROUNDS = 3
 WINDOW_S = 30.0
 WINDOW_WORDS = 75
-SIMULATED = "simulated: "  # what the names of the simulation's terms begin with
 
 
 def share_mib(stage: str) -> float:

@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+SIMULATED = "simulated: "  # what the names of the simulated device's constants begin with
+
 
 @dataclass(frozen=True)
 class Figure:

@@ -8,8 +8,10 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from benchmarks.gpu.stages import Check
+if TYPE_CHECKING:  # the command itself runs before anything is installed
+    from benchmarks.gpu.stages import Check
 
 # What the stages import, beyond the standard library.
 MODULES = (
@@ -120,7 +122,7 @@ def cublas_13_as_12(folder: Path) -> list[Path]:
     return [folder, new[0]]
 
 
-def machine(check: Check) -> None:
+def machine(check: "Check") -> None:
     """Reports GPU, driver, libraries and packages, and how fast matrices are multiplied at best."""
     check.report("python", platform.python_version())
     check.report("cores", len(os.sched_getaffinity(0)))
@@ -147,7 +149,7 @@ def _is_there(module: str) -> bool:
         return False
 
 
-def _ctranslate2(check: Check) -> None:
+def _ctranslate2(check: "Check") -> None:
     import ctypes
 
     import ctranslate2
@@ -169,7 +171,7 @@ def _ctranslate2(check: Check) -> None:
     check.report("CTranslate2: GPUs it sees", ctranslate2.get_cuda_device_count(), at_least=1)
 
 
-def _torch(check: Check) -> None:
+def _torch(check: "Check") -> None:
     import torch
 
     check.report("torch: CUDA", torch.version.cuda or "none")

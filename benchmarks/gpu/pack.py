@@ -20,15 +20,43 @@ from serve_app.models.store import open_store
 
 LOCK = PROJECT / "requirements.lock"
 # What the stages import beyond what comes with torch, torchaudio, transformers and lightning.
-PACKAGES = """
-    annotated-types asteroid-filterbanks colorlog ctranslate2 faster-whisper googleapis-common-protos julius
-    langcodes language-data marisa-trie nltk omegaconf opentelemetry-api opentelemetry-exporter-otlp
-    opentelemetry-exporter-otlp-proto-common opentelemetry-exporter-otlp-proto-grpc
-    opentelemetry-exporter-otlp-proto-http opentelemetry-proto opentelemetry-sdk
-    opentelemetry-semantic-conventions optuna primepy pyannote-audio pyannote-core pyannote-database
-    pyannote-metrics pyannote-pipeline pyannoteai-sdk pydantic pydantic-core pytorch-metric-learning tenacity
-    torch-audiomentations torch-pitch-shift whisperx
-""".split()
+PACKAGES = [
+    "annotated-types",
+    "asteroid-filterbanks",
+    "colorlog",
+    "ctranslate2",
+    "faster-whisper",
+    "googleapis-common-protos",
+    "julius",
+    "langcodes",
+    "language-data",
+    "marisa-trie",
+    "nltk",
+    "omegaconf",
+    "opentelemetry-api",
+    "opentelemetry-exporter-otlp",
+    "opentelemetry-exporter-otlp-proto-common",
+    "opentelemetry-exporter-otlp-proto-grpc",
+    "opentelemetry-exporter-otlp-proto-http",
+    "opentelemetry-proto",
+    "opentelemetry-sdk",
+    "opentelemetry-semantic-conventions",
+    "optuna",
+    "primepy",
+    "pyannote-audio",
+    "pyannote-core",
+    "pyannote-database",
+    "pyannote-metrics",
+    "pyannote-pipeline",
+    "pyannoteai-sdk",
+    "pydantic",
+    "pydantic-core",
+    "pytorch-metric-learning",
+    "tenacity",
+    "torch-audiomentations",
+    "torch-pitch-shift",
+    "whisperx",
+]
 MODELS = ("tiny.en", "campplus")
 PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_24", "manylinux_2_17", "manylinux2014")
 MIB = 1 << 20

@@ -1,5 +1,6 @@
 """gpu-check: no step runs over its time, what hangs is killed, and all of it runs on a CPU."""
 
+import ast
 import json
 import subprocess
 import sys
@@ -16,8 +17,7 @@ from benchmarks.gpu.budget import KILL_S, NOT_POSSIBLE, Outcome, Step, chosen, r
 from benchmarks.gpu.child import RUN
 from benchmarks.gpu.compare import Words, compare_words, speakers_differ_percent, window_edges_apart_s
 from benchmarks.gpu.constants import FILE, corrected, diff
-from benchmarks.gpu.cost import SIMULATED
-from benchmarks.gpu.figures import Figure, Report, read
+from benchmarks.gpu.figures import SIMULATED, Figure, Report, read
 from benchmarks.gpu.stages import BATCH
 from serve_app.app import MAX_BATCH_SIZE
 from serve_app.transcript import Diarization, Turn, Window, Word
@@ -88,6 +88,17 @@ def test_every_step_can_be_run() -> None:
     """The plan and the program of a child agree; so do the batches and the service's."""
     assert [step.name for step in STEPS] == list(RUN)
     assert BATCH == MAX_BATCH_SIZE
+
+
+def test_the_command_itself_needs_next_to_nothing() -> None:
+    """It installs the wheels that the steps need, so it must run before them."""
+    code = "import sys, benchmarks.gpu.__main__; print({name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PROJECT
+    )
+    loaded = ast.literal_eval(done.stdout)
+    assert {"rich", "typer", "psutil"} <= loaded
+    assert not loaded & {"numpy", "pydantic", "torch", "ctranslate2", "serve_app", "ray", "yaml"}
 
 
 HANGS = """
