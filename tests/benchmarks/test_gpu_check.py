@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from zipfile import ZipFile
 
 import psutil
 import pytest
@@ -18,6 +19,8 @@ from benchmarks.gpu.child import RUN
 from benchmarks.gpu.compare import Words, compare_words, speakers_differ_percent, window_edges_apart_s
 from benchmarks.gpu.constants import FILE, corrected, diff
 from benchmarks.gpu.figures import SIMULATED, Figure, Report, read
+from benchmarks.gpu.machine import cublas_13_as_12, environment, install_missing
+from benchmarks.gpu.pack import LOCK, PACKAGES, pins
 from benchmarks.gpu.stages import BATCH
 from serve_app.app import MAX_BATCH_SIZE
 from serve_app.transcript import Diarization, Turn, Window, Word
@@ -211,6 +214,55 @@ def test_the_diff_can_be_applied(tmp_path: Path) -> None:
     changes = diff({"ENCODE_S": 0.0042}, "NVIDIA H200, 16 cores")
     subprocess.run(["git", "apply", "-"], input=changes, text=True, check=True, cwd=tmp_path)
     assert "ENCODE_S = 0.0042 " in (tmp_path / "benchmarks" / "simulated.py").read_text()
+
+
+def wheel(folder: Path, name: str) -> Path:
+    """A wheel with one module of that name."""
+    path = folder / f"{name}-1.0-py3-none-any.whl"
+    with ZipFile(path, "w") as archive:
+        archive.writestr(f"{name}.py", "here = True\n")
+        archive.writestr(
+            f"{name}-1.0.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n"
+        )
+        archive.writestr(
+            f"{name}-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr(f"{name}-1.0.dist-info/RECORD", "")
+    return path
+
+
+def test_only_missing_wheels_are_installed_and_the_steps_find_them(tmp_path: Path) -> None:
+    """A package that the machine has stays as it is: its version fits its GPU."""
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    for name in ("nobodys_package", "numpy"):
+        wheel(wheels, name)
+    assert install_missing(wheels, tmp_path / "site") == ["nobodys_package-1.0-py3-none-any.whl"]
+    code = "import nobodys_package, numpy; assert nobodys_package.here; numpy.zeros(1)"
+    variables = environment(tmp_path / "site", tmp_path / "libraries")
+    subprocess.run([sys.executable, "-c", code], env=variables, check=True)
+
+
+def test_cublas_13_is_found_by_the_name_of_12(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is nothing else; else nothing is done."""
+    new, old = tmp_path / "nvidia/cu13/lib", tmp_path / "nvidia/cublas/lib"
+    new.mkdir(parents=True)
+    for name in ("libcublas.so.13", "libcublasLt.so.13"):
+        (new / name).write_text(name)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    libraries = tmp_path / "libraries"
+    assert cublas_13_as_12(libraries) == [libraries, new]
+    assert (libraries / "libcublas.so.12").read_text() == "libcublas.so.13"
+    old.mkdir(parents=True)
+    (old / "libcublas.so.12").touch()
+    assert cublas_13_as_12(tmp_path / "unused") == []
+
+
+def test_the_pack_has_the_versions_of_the_lock() -> None:
+    """Each package once; torch, CUDA and Ray are the other machine's."""
+    found = pins(LOCK.read_text())
+    assert len(found) == len(set(found)) == len(PACKAGES)
+    assert not {"torch", "ray", "transformers"} & {pin.partition("==")[0] for pin in found}
 
 
 @pytest.mark.slow
