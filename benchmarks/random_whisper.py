@@ -86,14 +86,8 @@ def build_random_whisper(
     ).save_pretrained(source)
     tokenizer.save(str(source / "tokenizer.json"))
     (source / "preprocessor_config.json").write_text(json.dumps({"feature_size": mel_bands}), "utf-8")
-
-    class Converter(TransformersConverter):
-        """Takes the model from memory: `large-v2` would be written and read again, 6 GB."""
-
-        def load_model(self, *_: Any, **__: Any) -> Any:
-            return model
-
-    converter = Converter(str(source), copy_files=["tokenizer.json", "preprocessor_config.json"])
+    converter = TransformersConverter(str(source), copy_files=["tokenizer.json", "preprocessor_config.json"])
+    converter.load_model = lambda *_, **__: model  # from memory: `large-v2` has 6 GB
     return Path(
         converter.convert(str(directory / name), quantization=None if weights == "float32" else weights)
     )

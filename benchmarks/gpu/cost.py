@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -84,8 +85,8 @@ def recognizer(check: Check, mel_bands: int = 80) -> None:
     steps_s, encode_s = [], {}
     for batch in batches:
         features = _stacked(requests[:batch])
-        encode_s[batch] = seconds(check, lambda given=features: model._model.encode(given))
-        total_s = seconds(check, lambda count=batch: model.transcribe(requests[:count]), 2)
+        encode_s[batch] = seconds(check, partial(model._model.encode, features))
+        total_s = seconds(check, partial(model.transcribe, requests[:batch]), 2)
         steps_s.append(max(0.0, total_s - encode_s[batch]) / TEXT_TOKENS)
         check.report(f"{name}, batch of {batch}: encoder, a window", 1000 * encode_s[batch] / batch, "ms")
         check.report(f"{name}, batch of {batch}: all of a window", 1000 * total_s / batch, "ms")

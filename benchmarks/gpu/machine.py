@@ -175,7 +175,7 @@ def _torch(check: "Check") -> None:
     import torch
 
     check.report("torch: CUDA", torch.version.cuda or "none")
-    cudnn = torch.backends.cudnn.version()
+    cudnn: int | None = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
     check.report("torch: cuDNN", str(cudnn or "none"))
     if check.device == "cpu":
         return

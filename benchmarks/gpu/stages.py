@@ -76,8 +76,13 @@ def random_whisper(check: Check, *, mel_bands: int = 80) -> Path:
     name = "toy" if check.is_tiny else "large-v2"
     folder = check.folder / f"whisper-{mel_bands}"
     if not (folder / "done").exists():
-        weights = "float32" if check.device == "cpu" else "float16"
-        build_random_whisper(folder, name, mel_bands=mel_bands, text_tokens=TEXT_TOKENS, weights=weights)
+        build_random_whisper(
+            folder,
+            name,
+            mel_bands=mel_bands,
+            text_tokens=TEXT_TOKENS,
+            weights="float32" if check.device == "cpu" else "float16",
+        )
         (folder / "done").touch()
     return folder / name
 
