@@ -8,7 +8,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 PYTEST := .venv/bin/python -m pytest
 IN_PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo serve test test-fast test-slow lint eval bench chaos docs lock setup
+.PHONY: demo serve test test-fast test-slow lint eval bench chaos gpu-check docs lock setup
 
 setup: .venv/.ready .venv/.models
 
@@ -69,6 +69,11 @@ bench: setup
 MODELS ?= fakes
 chaos: setup .venv/.test-models
 	@.venv/bin/python -m benchmarks.chaos --models $(MODELS)
+
+# Every stage on the GPU against the CPU, memory, speed: table, and out/gpu.json. On a CPU: tiny, to try it.
+# OPTIONS="--only correctness" and the like: benchmarks/README.md
+gpu-check: setup .venv/.test-models
+	@.venv/bin/python -m benchmarks.gpu $(OPTIONS)
 
 # Writes docs/reference.md, and the table of settings into docs/configuration.md, below its last comment.
 docs: setup

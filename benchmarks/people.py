@@ -8,6 +8,7 @@ import asyncio
 import json
 import random
 import re
+import wave
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -18,7 +19,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.decoding import decode_whole
 from serve_app.transcript import SAMPLE_RATE_HZ
 
 FOLDER = Path(__file__).parents[2] / "shared" / "data" / "people"
@@ -143,6 +143,12 @@ def _recording(folder: Path, entry: dict[str, Any]) -> Recording:
 
 
 def _decoded(path: Path) -> NDArray[np.int16]:
+    if path.suffix == ".wav":
+        with wave.open(str(path)) as sound:
+            if (sound.getnchannels(), sound.getsampwidth(), sound.getframerate()) == (1, 2, SAMPLE_RATE_HZ):
+                return np.frombuffer(sound.readframes(sound.getnframes()), "<i2")
+    from benchmarks.decoding import decode_whole  # needs ffmpeg, which not every machine has
+
     with path.open("rb") as file:
         _, samples = asyncio.run(decode_whole(file, max_audio_s=LONGEST_S, timeout_s=60))
     return samples

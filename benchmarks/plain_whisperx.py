@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import imageio_ffmpeg
 import numpy as np
 from numpy.typing import NDArray
 
@@ -117,6 +116,8 @@ def _diarization(model: str, device: str) -> Any:
 
 def put_ffmpeg_on_path() -> None:
     """For `whisperx.load_audio`, which runs ffmpeg by that name; the wheel's has another."""
+    import imageio_ffmpeg
+
     folder = Path(tempfile.mkdtemp(prefix="ffmpeg-"))
     (folder / "ffmpeg").symlink_to(imageio_ffmpeg.get_ffmpeg_exe())
     os.environ["PATH"] = f"{folder}{os.pathsep}{os.environ.get('PATH', '')}"

@@ -7,10 +7,16 @@ import json
 from itertools import islice, product
 from pathlib import Path
 from string import ascii_letters
-from typing import Any
+from typing import Any, Literal
 
 # Width, layers, heads (https://github.com/openai/whisper#available-models-and-languages and its model.py).
-DIMENSIONS = {"tiny": (384, 4, 6), "base": (512, 6, 8), "small": (768, 12, 12), "large-v2": (1280, 32, 20)}
+DIMENSIONS = {
+    "toy": (64, 2, 2),  # of nobody's: for runs in which the size does not matter
+    "tiny": (384, 4, 6),
+    "base": (512, 6, 8),
+    "small": (768, 12, 12),
+    "large-v2": (1280, 32, 20),  # and of large-v3, which has 128 mel bands
+}
 
 
 def build_random_whisper(
@@ -20,8 +26,9 @@ def build_random_whisper(
     english_only: bool = False,
     mel_bands: int = 80,
     text_tokens: int | None = None,
+    weights: Literal["float32", "float16"] = "float32",
 ) -> Path:
-    """Writes a float32 CTranslate2 model and returns its directory.
+    """Writes a CTranslate2 model and returns its directory.
 
     With `text_tokens` every text ends after about that many tokens, as a trained model's does; without,
     decoding goes on to its limit.
@@ -39,24 +46,28 @@ def build_random_whisper(
     start, end = (tokenizer.token_to_id(token) for token in ("<|startoftranscript|>", "<|endoftext|>"))
     translate = tokenizer.token_to_id("<|translate|>")
     width, layers, heads = DIMENSIONS[name]
-    torch.manual_seed(0)
-    model = WhisperForConditionalGeneration(
-        WhisperConfig(
-            vocab_size=tokenizer.get_vocab_size(),
-            num_mel_bins=mel_bands,
-            d_model=width,
-            encoder_layers=layers,
-            decoder_layers=layers,
-            encoder_attention_heads=heads,
-            decoder_attention_heads=heads,
-            encoder_ffn_dim=4 * width,
-            decoder_ffn_dim=4 * width,
-            bos_token_id=end,
-            eos_token_id=end,
-            pad_token_id=end,
-            decoder_start_token_id=start,
-        )
+    config = WhisperConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        num_mel_bins=mel_bands,
+        d_model=width,
+        encoder_layers=layers,
+        decoder_layers=layers,
+        encoder_attention_heads=heads,
+        decoder_attention_heads=heads,
+        encoder_ffn_dim=4 * width,
+        decoder_ffn_dim=4 * width,
+        bos_token_id=end,
+        eos_token_id=end,
+        pad_token_id=end,
+        decoder_start_token_id=start,
     )
+    torch.manual_seed(0)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, weights))
+    try:
+        model = WhisperForConditionalGeneration(config)
+    finally:
+        torch.set_default_dtype(before)
     if text_tokens is not None:
         _end_after(model, text_tokens, end)
     model.generation_config = GenerationConfig(
@@ -66,7 +77,7 @@ def build_random_whisper(
     # The language tokens lie between these two.
     model.generation_config.lang_to_id = {tokenizer.id_to_token(i): i for i in range(start + 1, translate)}
     source = directory / "transformers"
-    model.save_pretrained(source)
+    config.save_pretrained(source)
     WhisperTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<|endoftext|>",
@@ -76,7 +87,10 @@ def build_random_whisper(
     tokenizer.save(str(source / "tokenizer.json"))
     (source / "preprocessor_config.json").write_text(json.dumps({"feature_size": mel_bands}), "utf-8")
     converter = TransformersConverter(str(source), copy_files=["tokenizer.json", "preprocessor_config.json"])
-    return Path(converter.convert(str(directory / name)))
+    converter.load_model = lambda *_, **__: model  # from memory: `large-v2` has 6 GB
+    return Path(
+        converter.convert(str(directory / name), quantization=None if weights == "float32" else weights)
+    )
 
 
 def whisper_tokenizer(*, english_only: bool = False) -> Any:

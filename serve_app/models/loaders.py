@@ -7,8 +7,10 @@ packages cost up to 20 s and 0.9 GB.
 import ctypes
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +81,20 @@ def prepare_process(threads: int, *, keep_memory: bool) -> None:
         libc.mallopt(M_TRIM_THRESHOLD, 2**30)
 
 
+def load_cublas() -> None:
+    """Loads the cuBLAS of pip's packages, if they are there, so that CTranslate2 finds it.
+
+    CTranslate2 asks the system for libcublas.so.12 by name, at its first matrix product. The system does not
+    know pip's folders. torch, which needs the packages too, loads them, but the recogniser has no torch.
+    """
+    with suppress(ModuleNotFoundError):  # of `nvidia`
+        package = find_spec("nvidia.cublas")
+        for folder in (package and package.submodule_search_locations) or ():
+            for name in ("libcublasLt.so.12", "libcublas.so.12"):
+                with suppress(OSError):  # another version: the system's is used
+                    ctypes.CDLL(f"{folder}/lib/{name}", ctypes.RTLD_GLOBAL)
+
+
 def limit_gpu_memory(gpu_share: float, device: str) -> None:
     """Bounds torch's memory in this process to its share of a GPU; does nothing on "cpu"."""
     if device == "cuda":
@@ -102,6 +118,8 @@ def _load_detector(settings: Settings, device: str) -> Any:
 def _load_recognizer(settings: Settings, names: Models, device: str) -> Any:
     threads = threads_on(device, settings.asr.threads)
     prepare_process(threads, keep_memory=device == "cpu")
+    if device == "cuda":
+        load_cublas()
     from serve_app.stages.asr.recognizer import load_recognizer
 
     return load_recognizer(

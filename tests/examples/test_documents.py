@@ -46,6 +46,7 @@ _METRICS = "tests/cluster/test_metrics.py"
 _RECEIVERS = "tests/jobs/test_webhook_receivers.py"
 _DOWNLOADS = "downloads models: tests/cli/test_prefetch_command.py"
 _OWN_SERVICE = "starts a service of its own: tests/cli/test_transcribe.py"
+_GPU_CHECK = "tests/benchmarks/test_gpu_check.py"
 _OTHERS = "another service or program, from which one migrates"
 ELSEWHERE = {  # document and first line -> a test, or a reason
     ("README.md", "make demo "): _COMMANDS,
@@ -69,6 +70,9 @@ ELSEWHERE = {  # document and first line -> a test, or a reason
     ("docs/tutorial.md", "sudo apt-get update"): "needs root",
     ("docs/tutorial.md", "git clone"): f"downloads 3 GB; the service that it starts: {_COMMANDS}",
     ("docs/tutorial.md", ". .venv/bin/activate\nexport WEBHOOK_SECRETS"): _COMMANDS,
+    ("benchmarks/README.md", "make gpu-check"): _GPU_CHECK,
+    ("benchmarks/README.md", "mkdir -p ~/gpu"): f"a machine without a network: {_GPU_CHECK}",
+    ("benchmarks/README.md", "cat ~/gpu/part-*"): f"a machine without a network: {_GPU_CHECK}",
     ("docs/migrate.md", "curl -s https://model-abc123.api.baseten.co"): _OTHERS,
     ("docs/migrate.md", "whisperx talk.mp3"): _OTHERS,
     ("docs/migrate.md", "whisperx-serve transcribe talk.mp3 --model small"): _OWN_SERVICE,

@@ -1,0 +1,1 @@
+"""`make gpu-check`: what somebody with a GPU for ten minutes can find out about this service."""

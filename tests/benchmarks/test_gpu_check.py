@@ -1,0 +1,289 @@
+"""gpu-check: no step runs over its time, what hangs is killed, and all of it runs on a CPU."""
+
+import ast
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from zipfile import ZipFile
+
+import psutil
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.gpu.__main__ import STEPS, all_well
+from benchmarks.gpu.budget import KILL_S, NOT_POSSIBLE, Outcome, Step, chosen, run_child, run_within
+from benchmarks.gpu.child import RUN
+from benchmarks.gpu.compare import compare_words, speakers_differ_percent, window_edges_apart_s
+from benchmarks.gpu.constants import FILE, corrected, diff
+from benchmarks.gpu.figures import SIMULATED, Figure, Report, read
+from benchmarks.gpu.machine import cublas_13_as_12, environment, install_missing
+from benchmarks.gpu.pack import LOCK, PACKAGES, pins
+from benchmarks.gpu.stages import BATCH
+from serve_app.app import MAX_BATCH_SIZE
+from serve_app.transcript import Diarization, Turn, Window, Word
+
+PROJECT = Path(__file__).parents[2]
+MACHINE = "test machine"
+
+planned = st.builds(
+    Step,
+    name=st.sampled_from(["correctness.aligner", "cost.aligner", "graph"]),
+    what=st.just(""),
+    needs_s=st.floats(0, 200),
+    limit_s=st.floats(1, 300),
+)
+
+
+class Clock:
+    """Time that only steps spend."""
+
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@given(seconds=st.floats(0, 600), steps=st.lists(st.tuples(planned, st.floats(0, 1000)), max_size=12))
+def test_the_time_is_never_exceeded(seconds: float, steps: list[tuple[Step, float]]) -> None:
+    """Whatever steps take, also when each must be killed and takes its time to die."""
+    clock = Clock()
+    spent = {id(step): takes_s for step, takes_s in steps}
+
+    def run(step: Step, limit_s: float) -> Outcome:
+        assert limit_s <= step.limit_s
+        takes_s = spent[id(step)]
+        clock.now_s += min(takes_s, limit_s + KILL_S)
+        return Outcome(step.name, "done" if takes_s <= limit_s else "killed")
+
+    outcomes = list(run_within(seconds, [step for step, _ in steps], run, clock))
+    assert [outcome.step for outcome in outcomes] == [step.name for step, _ in steps]
+    assert clock.now_s <= max(seconds, 0)
+
+
+@given(steps=st.lists(planned, max_size=12))
+def test_a_step_runs_only_where_it_fits(steps: list[Step]) -> None:
+    """A skipped one says how much time it needs; a smaller one behind it still runs."""
+    clock, begun_with_s = Clock(), []
+
+    def run(step: Step, limit_s: float) -> Outcome:
+        begun_with_s.append((step.needs_s, 540 - KILL_S - clock.now_s))
+        clock.now_s += min(step.needs_s, limit_s)
+        return Outcome(step.name, "done")
+
+    for outcome in run_within(540, steps, run, clock):
+        assert (outcome.state == "skipped") == ("it needs" in outcome.reason)
+    assert all(needs_s <= left_s for needs_s, left_s in begun_with_s)
+
+
+def test_steps_are_chosen_by_name_and_by_group() -> None:
+    """In their order, and a name that no step has is an error that lists those there are."""
+    names = [step.name for step in chosen(STEPS, "correctness,machine", "correctness.aligner")]
+    assert names == ["machine", "correctness.recognizer", "correctness.detector", "correctness.diarizer"]
+    assert chosen(STEPS, "", "") == list(STEPS)
+    with pytest.raises(ValueError, match=r"no step cos; .*cost\.aligner"):
+        chosen(STEPS, "cos", "")
+
+
+def test_every_step_can_be_run() -> None:
+    """The plan and the program of a child agree; so do the batches and the service's."""
+    assert [step.name for step in STEPS] == list(RUN)
+    assert BATCH == MAX_BATCH_SIZE
+
+
+def test_the_command_itself_needs_next_to_nothing() -> None:
+    """It installs the wheels that the steps need, so it must run before them."""
+    code = "import sys, benchmarks.gpu.__main__; print({name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PROJECT
+    )
+    loaded = ast.literal_eval(done.stdout)
+    assert {"rich", "typer", "psutil"} <= loaded
+    assert not loaded & {"numpy", "pydantic", "torch", "ctranslate2", "serve_app", "ray", "yaml"}
+
+
+HANGS = """
+    import json, signal, subprocess, sys, time
+    from pathlib import Path
+    from benchmarks.gpu.figures import Report
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    Report(Path({figures!r}), "test machine")("before it hung", 1.0)
+    sleep = [sys.executable, "-c", "import time; time.sleep(300)"]
+    others = [subprocess.Popen(sleep, start_new_session=alone).pid for alone in (False, True)]
+    Path({pids!r}).write_text(json.dumps(others))
+    time.sleep(300)
+"""
+
+
+def test_a_hanging_step_is_killed_with_all_that_it_started(tmp_path: Path) -> None:
+    """Also what ignores SIGTERM or leads a session; what it had measured is kept."""
+    figures, pids = tmp_path / "hangs.jsonl", tmp_path / "pids"
+    code = textwrap.dedent(HANGS).format(figures=str(figures), pids=str(pids))
+    step = Step("hangs", "", 0, 10)
+    outcome = run_child(step, 10, [sys.executable, "-c", code], tmp_path, tmp_path / "log", PROJECT)
+    assert (outcome.state, outcome.reason) == ("killed", "it took over 10 s")
+    assert outcome.seconds < 10 + KILL_S
+    assert [figure.name for figure in outcome.figures] == ["before it hung"]
+    alive = [psutil.Process(pid) for pid in json.loads(pids.read_text()) if psutil.pid_exists(pid)]
+    assert psutil.wait_procs(alive, timeout=10)[1] == []
+
+
+@pytest.mark.parametrize(
+    ("code", "state", "reason"),
+    [
+        ("raise RuntimeError('CUDA error: out of memory')", "failed", "CUDA error: out of memory"),
+        (f"print('there is no GPU'); raise SystemExit({NOT_POSSIBLE})", "skipped", "there is no GPU"),
+        ("import os; print('last'); os.abort()", "failed", "SIGABRT"),
+    ],
+)
+def test_the_end_of_a_step_is_explained(tmp_path: Path, code: str, state: str, reason: str) -> None:
+    """By the last line that it wrote, and by the signal that ended it."""
+    command = [sys.executable, "-u", "-c", code]
+    outcome = run_child(Step("ends", "", 0, 60), 60, command, tmp_path, tmp_path / "log")
+    assert outcome.state == state
+    assert reason in outcome.reason
+
+
+def test_a_figure_is_labelled_and_a_torn_line_is_left_out(tmp_path: Path) -> None:
+    """Each figure says that it is measured, and on which machine."""
+    path = tmp_path / "figures.jsonl"
+    Report(path, MACHINE)("edges", 0.01, "s", at_most=0.02)
+    with path.open("a") as file:
+        file.write('{"name": "cut o')
+    assert read(path) == [Figure("edges", 0.01, "s", at_most=0.02, kind="measured", machine=MACHINE)]
+
+
+@pytest.mark.parametrize(
+    ("figure", "is_well"),
+    [
+        (Figure("a", 1.0, at_most=1), True),
+        (Figure("a", 1.1, at_most=1), False),
+        (Figure("a", float("nan"), at_most=1), False),
+        (Figure("a", 0.0, at_least=1), False),
+        (Figure("a", "2.8.0"), True),
+    ],
+)
+def test_a_figure_outside_of_its_limit_is_an_error(figure: Figure, is_well: bool) -> None:
+    """A model that gives nan is one, too."""
+    assert all_well([Outcome("cost.aligner", "done", figures=(figure,))]) is is_well
+
+
+def test_words_are_compared_by_text_and_time() -> None:
+    """A frame is no difference, two are; a word more and a word less are one each."""
+    expected = [Word("one", 0.0, 0.3), Word("two", 0.4, 0.6), Word("three", 0.7, 0.9), Word("4")]
+    found = [Word("one", 0.02, 0.3), Word("too", 0.4, 0.6), Word("three", 0.74, 0.9), Word("4")]
+    counts = compare_words(found, expected)
+    assert (counts.expected, counts.changed, counts.moved) == (4, 1, 1)
+    assert counts.furthest_s == pytest.approx(0.04)
+    assert compare_words([], expected).changed == compare_words(expected, []).changed == 4
+    assert compare_words([Word("4", 1.0, 2.0)], [Word("4")]).moved == 1
+
+
+def test_windows_and_turns_are_compared() -> None:
+    """A window that is missing is as bad as can be; speakers count by their voices, not by their labels."""
+    windows = [Window(0.0, 1.0), Window(2.0, 3.0)]
+    assert window_edges_apart_s([Window(0.0, 1.0), Window(2.0, 3.5)], windows) == pytest.approx(0.5)
+    assert window_edges_apart_s(windows[:1], windows) == float("inf")
+    turns = (Turn(0.0, 5.0, "SPEAKER_00"), Turn(5.0, 10.0, "SPEAKER_01"))
+    swapped = (Turn(0.0, 5.0, "SPEAKER_01"), Turn(5.0, 10.0, "SPEAKER_00"))
+    alone = (Turn(0.0, 10.0, "SPEAKER_00"),)
+    assert speakers_differ_percent(Diarization(swapped, ()), Diarization(turns, ())) == pytest.approx(0)
+    assert speakers_differ_percent(Diarization(alone, ()), Diarization(turns, ())) == pytest.approx(50)
+
+
+def test_the_simulations_constants_are_corrected_in_place() -> None:
+    """Values change, comments and everything else stay; the file is still a program."""
+    terms = {"STEP_S": 0.00071, "HALF": 0.25, "DIARIZE": 0.002}
+    before = FILE.read_text()
+    after = corrected(before, terms)
+    compile(after, "simulated.py", "exec")
+    changed = [new for old, new in zip(before.splitlines(), after.splitlines(), strict=True) if old != new]
+    assert changed == [
+        "STEP_S = 0.00071  # each decoding step reads the weights once for the whole batch",
+        "HALF = 0.25",
+        "DIARIZE = 0.002  # and with one trunk for all its speakers",
+    ]
+    assert diff({}, MACHINE) == ""
+
+
+def test_the_diff_can_be_applied(tmp_path: Path) -> None:
+    """By `git apply`, as the documents say."""
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "simulated.py").write_text(FILE.read_text())
+    changes = diff({"ENCODE_S": 0.0042}, "NVIDIA H200, 16 cores")
+    subprocess.run(["git", "apply", "-"], input=changes, text=True, check=True, cwd=tmp_path)
+    assert "ENCODE_S = 0.0042 " in (tmp_path / "benchmarks" / "simulated.py").read_text()
+
+
+def wheel(folder: Path, name: str) -> Path:
+    """A wheel with one module of that name."""
+    path = folder / f"{name}-1.0-py3-none-any.whl"
+    with ZipFile(path, "w") as archive:
+        archive.writestr(f"{name}.py", "here = True\n")
+        archive.writestr(
+            f"{name}-1.0.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n"
+        )
+        archive.writestr(
+            f"{name}-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr(f"{name}-1.0.dist-info/RECORD", "")
+    return path
+
+
+def test_only_missing_wheels_are_installed_and_the_steps_find_them(tmp_path: Path) -> None:
+    """A package that the machine has stays as it is: its version fits its GPU."""
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    for name in ("nobodys_package", "numpy"):
+        wheel(wheels, name)
+    assert install_missing(wheels, tmp_path / "site") == ["nobodys_package-1.0-py3-none-any.whl"]
+    code = "import nobodys_package, numpy; assert nobodys_package.here; numpy.zeros(1)"
+    variables = environment(tmp_path / "site", tmp_path / "libraries")
+    subprocess.run([sys.executable, "-c", code], env=variables, check=True)
+
+
+def test_cublas_13_is_found_by_the_name_of_12(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is nothing else; else nothing is done."""
+    new, old = tmp_path / "nvidia/cu13/lib", tmp_path / "nvidia/cublas/lib"
+    new.mkdir(parents=True)
+    for name in ("libcublas.so.13", "libcublasLt.so.13"):
+        (new / name).write_text(name)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    libraries = tmp_path / "libraries"
+    assert cublas_13_as_12(libraries) == [libraries, new]
+    assert (libraries / "libcublas.so.12").read_text() == "libcublas.so.13"
+    old.mkdir(parents=True)
+    (old / "libcublas.so.12").touch()
+    assert cublas_13_as_12(tmp_path / "unused") == []
+
+
+def test_the_pack_has_the_versions_of_the_lock() -> None:
+    """Each package once; torch, CUDA and Ray are the other machine's."""
+    found = pins(LOCK.read_text())
+    assert len(found) == len(set(found)) == len(PACKAGES)
+    assert not {"torch", "ray", "transformers"} & {pin.partition("==")[0] for pin in found}
+
+
+@pytest.mark.slow
+def test_all_steps_but_the_graph_run_on_a_cpu(tmp_path: Path) -> None:
+    """With tiny models, so that the command is tried before it meets a GPU."""
+    command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--seconds", "1200"]
+    done = subprocess.run(
+        [*command, "--skip", "graph", "--out", str(tmp_path)],
+        check=False,
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, (tmp_path / "gpu.log").read_text() + done.stderr
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert {step["step"]: step["state"] for step in found["steps"]} == {
+        step.name: "done" for step in STEPS if step.name != "graph"
+    }
+    figures = [figure for step in found["steps"] for figure in step["figures"]]
+    assert {(figure["kind"], figure["machine"]) for figure in figures} == {("measured", found["machine"])}
+    assert sum(figure["name"].startswith(SIMULATED) for figure in figures) == 9
+    assert found["simulated_diff"]
+    assert found["seconds"] <= found["budget_s"]
