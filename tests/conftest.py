@@ -7,6 +7,7 @@ import asyncio
 import importlib.metadata
 import logging
 import os
+import signal
 import time
 import wave
 from collections.abc import Callable, Iterator
@@ -50,6 +51,8 @@ def pytest_report_header() -> str:
     return "  ".join(f"{package} {importlib.metadata.version(package)}" for package in packages)
 
 
+# Where tests are started in the background SIGINT is ignored, and what they start would ignore it too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["OMP_NUM_THREADS"] = "1"  # on a busy machine more threads only wait for each other
 os.environ["PYANNOTE_METRICS_ENABLED"] = "0"  # for the whole session: pyannote fails when it is unset later
 

@@ -85,7 +85,7 @@ def test_another_pyannote_is_refused_when_the_model_is_loaded(monkeypatch: pytes
 def test_the_pyannote_that_is_installed_is_the_one_that_is_known() -> None:
     """The project pins the version whose parts are replaced."""
     assert metadata.version("pyannote.audio") == PYANNOTE
-    dependencies = tomllib.loads(PYPROJECT.read_text())["project"]["dependencies"]
+    dependencies = tomllib.loads(PYPROJECT.read_text())["project"]["optional-dependencies"]["server"]
     assert f"pyannote-audio=={PYANNOTE}" in dependencies
 
 
