@@ -57,16 +57,17 @@ def graph(settings: Settings, load: Loaders, device: str) -> Application:
     Raises UnknownRay for a version of Ray that lacks something that the service needs.
     """
     ray_private.check()
-    asr, speech_device = settings.asr, detector_device(settings, device)
+    asr, speech_device, placement = settings.asr, detector_device(settings, device), settings.placement
 
     def on(device: str, gpu_share: float, *, keeps_memory: bool = True) -> dict[str, Any]:
         if device == "cuda":
-            return actor_options(gpu_share, NO_WEBHOOK_SECRETS)
-        return actor_options(0.0, NO_WEBHOOK_SECRETS | (LARGE_PAGES if keeps_memory else {}))
+            return actor_options(gpu_share, NO_WEBHOOK_SECRETS, placement)
+        variables = NO_WEBHOOK_SECRETS | (LARGE_PAGES if keeps_memory else {})
+        return actor_options(0.0, variables, placement)
 
     # When AudioLoaders, JobRunners or Ingresses are replaced, the new one starts before the old one ends:
     # they are small, and without them requests and jobs would wait.
-    surge = {"ray_actor_options": actor_options(0.0, NO_SECRETS), "max_surge_percent": 100}
+    surge = {"ray_actor_options": actor_options(0.0, NO_SECRETS, placement), "max_surge_percent": 100}
     loader = deployments.AudioLoader.options(**surge).bind(settings.intake)
     detector = deployments.SpeechDetector.options(
         ray_actor_options=on(speech_device, settings.speech.gpu_share)
@@ -97,7 +98,7 @@ def graph(settings: Settings, load: Loaders, device: str) -> Application:
     job_runner = None
     if has_jobs:
         job_runner = deployments.JobRunner.options(
-            **surge | {"ray_actor_options": actor_options(0.0, NO_MODEL_TOKENS)}  # it signs webhooks
+            **surge | {"ray_actor_options": actor_options(0.0, NO_MODEL_TOKENS, placement)}  # it signs webhooks
         ).bind(settings, *stages)
     application: Application = deployments.Ingress.options(
         **surge,

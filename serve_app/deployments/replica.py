@@ -12,6 +12,7 @@ from serve_app.batching.batcher import Batcher
 from serve_app.deployments.metrics import Retries, StageMetrics, log_errors_in_one_line
 from serve_app.deployments.watchdog import CallTimeout, Watchdog, with_halved_batches
 from serve_app.jobs.signatures import VARIABLE
+from serve_app.settings import PlacementSettings
 
 Model = TypeVar("Model")
 
@@ -49,15 +50,19 @@ NO_WEBHOOK_SECRETS = {VARIABLE: ""}
 NO_SECRETS = NO_MODEL_TOKENS | NO_WEBHOOK_SECRETS
 
 
-def actor_options(gpu_share: float, environment: Mapping[str, str]) -> dict[str, Any]:
+def actor_options(
+    gpu_share: float, environment: Mapping[str, str], placement: PlacementSettings
+) -> dict[str, Any]:
     """`ray_actor_options` of a replica that books this part of a GPU, with more environment variables."""
     variables = {**ENVIRONMENT, **environment}
+    labels = placement.gpu if gpu_share else placement.cpu
     if gpu_share:
         del variables["CUDA_VISIBLE_DEVICES"]
     return {
         "num_cpus": BOOKED_CPUS,
         "runtime_env": {"env_vars": variables},
         **({"num_gpus": gpu_share} if gpu_share else {}),
+        **({"label_selector": labels} if labels else {}),
     }
 
 

@@ -175,6 +175,17 @@ class AccessSettings(Strict):
         return self
 
 
+class PlacementSettings(Strict):
+    """On which nodes of Ray replicas run, by the labels of nodes (`ray start --labels`, KubeRay's `labels`)."""
+
+    cpu: dict[str, str] = Field(
+        {}, description="Labels of the nodes for replicas that book no part of a GPU. Empty: any node."
+    )
+    gpu: dict[str, str] = Field(
+        {}, description="Labels of the nodes for replicas that book part of a GPU. Empty: any with a GPU."
+    )
+
+
 class Settings(Strict):
     """The builder's argument: `args:` in serve_config.yaml."""
 
@@ -205,6 +216,7 @@ class Settings(Strict):
     speech: SpeechSettings = SpeechSettings()
     alignment: AlignmentSettings = AlignmentSettings()
     diarization: DiarizationSettings = DiarizationSettings()
+    placement: PlacementSettings = PlacementSettings()
     intake: IntakeSettings = IntakeSettings()
     access: AccessSettings = AccessSettings()
     jobs: JobsSettings = JobsSettings()
