@@ -98,7 +98,8 @@ def graph(settings: Settings, load: Loaders, device: str) -> Application:
     job_runner = None
     if has_jobs:
         job_runner = deployments.JobRunner.options(
-            **surge | {"ray_actor_options": actor_options(0.0, NO_MODEL_TOKENS, placement)}  # it signs webhooks
+            **surge
+            | {"ray_actor_options": actor_options(0.0, NO_MODEL_TOKENS, placement)}  # it signs webhooks
         ).bind(settings, *stages)
     application: Application = deployments.Ingress.options(
         **surge,

@@ -176,7 +176,7 @@ class AccessSettings(Strict):
 
 
 class PlacementSettings(Strict):
-    """On which nodes of Ray replicas run, by the labels of nodes (`ray start --labels`, KubeRay's `labels`)."""
+    """On which nodes of Ray replicas run, by the nodes' labels (`ray start --labels`, KubeRay's `labels`)."""
 
     cpu: dict[str, str] = Field(
         {}, description="Labels of the nodes for replicas that book no part of a GPU. Empty: any node."
