@@ -25,6 +25,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -80,6 +81,7 @@ GOALS = (
     Goal("changed", at_most=0),
     Goal("over_ideal", at_most=1.25),
     Goal("stopped", at_least=1),  # replicas, or nothing was shown of scaling down
+    Goal("ready_at_zero", at_least=1),  # with no Diarizer, and without starting one
 )
 
 say = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -203,6 +205,7 @@ class Found:
     outcomes: Counter[str] = field(default_factory=Counter)
     latencies_s: list[float] = field(default_factory=list)
     open_files: int = 0
+    ready_at_zero: bool = False
 
 
 class Files:
@@ -224,6 +227,7 @@ class Files:
 async def live(day: Day, files: Files, rng: random.Random) -> Found:
     """Sends the day's files when they are due, and looks every second, until all have been answered."""
     handle, found = serve.get_app_handle("autoscaling"), Found()
+    found.ready_at_zero = await _is_ready_at_zero(handle)
     begun_s = time.monotonic()
 
     async def send(at_s: float) -> None:
@@ -256,17 +260,33 @@ async def live(day: Day, files: Files, rng: random.Random) -> Found:
     return found
 
 
+async def _is_ready_at_zero(handle: Any) -> bool:
+    """Whether the service says that it is ready while it has no Diarizer, and still has none later."""
+    for _ in range(5):
+        stages = await handle.readiness.remote()
+        await asyncio.sleep(1.0)
+        status = await asyncio.to_thread(serve.status)
+        replicas = status.applications["autoscaling"].deployments["Diarizer"].replica_states
+        if not all(stages.values()) or sum(replicas.values()):
+            say.print(f"  not ready at zero: {stages}, {replicas}")
+            return False
+    return True
+
+
 async def _look(day: Day, found: Found, begun_s: float) -> None:
-    transcriber = serve.get_deployment_handle("Transcriber", "autoscaling")
+    transcriber: Any = serve.get_deployment_handle("Transcriber", "autoscaling")
+    await transcriber.ready.remote()  # it waits until replicas are known, as a broadcast does not
     while True:
         at_s = time.monotonic() - begun_s
         status = await asyncio.to_thread(serve.status)
         states = {
             name: d.replica_states for name, d in status.applications["autoscaling"].deployments.items()
         }
-        answers = await transcriber.broadcast("record_autoscaling_stats").results_async(
-            timeout_s=5.0, return_exceptions=True
-        )
+        answers: list[Any] = []
+        with suppress(TimeoutError):
+            answers = await transcriber.broadcast("record_autoscaling_stats").results_async(
+                timeout_s=5.0, return_exceptions=True
+            )
         load = day.load(min(at_s, day.length_s))
         found.looks.append(
             Look(
@@ -291,6 +311,7 @@ def figures(day: Day, found: Found) -> dict[str, Any]:
     return {
         "files": found.outcomes.total(),
         **{what: found.outcomes[what] for what in ("refused", "failed", "changed")},
+        "ready_at_zero": float(found.ready_at_zero),
         "replica_s": had_s,
         "ideal_s": ideal_s,
         "over_ideal": had_s / ideal_s,

@@ -24,11 +24,12 @@ DOCUMENTS = [PROJECT / "README.md", PROJECT / "benchmarks" / "README.md", *(PROJ
 # times, channels and tracks, signed URLs, numbers in word times, scripts, HTTP, a Ray that does not start;
 # 4,200 for durable jobs: leases, fair queue, outbox, migrations, webhooks, three APIs; 1,700 for the client,
 # the command transcribe and segments of running jobs; 300 for the page: its files, and the sound of jobs;
-# 150 for what the reference, /docs and --help say: groups, fields of answers, examples.
-MAX_LINES = 17_850
+# 150 for what the reference, /docs and --help say: groups, fields of answers, examples;
+# 450 for clusters: metrics, autoscaling by audio and its checks, placement.
+MAX_LINES = 18_300
 # Without the packages' own __init__.py: 68, 9 for real models, 12 for files, URLs, clients, 33 for jobs,
-# 12 for client and command line, 2 for the page.
-MAX_MODULES = 136
+# 12 for client and command line, 2 for the page, 2 for clusters: metrics, autoscaling.
+MAX_MODULES = 138
 MAX_LINES_OF_A_MODULE = 250
 MIN_LINES_OF_A_MODULE = 40
 MAX_FILES_IN_ROOT = 12

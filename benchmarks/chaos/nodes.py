@@ -2,6 +2,7 @@
 
 import logging
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -94,6 +95,7 @@ def several_nodes(http: Mapping[str, Any], pools: int) -> Iterator[Nodes]:
         folder = Path(held.enter_context(temporary))
         for variable, value in ENVIRONMENT.items():
             os.environ.setdefault(variable, value)
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         port = free_port()
         own = ["--head", f"--port={port}", f"--temp-dir={folder}", "--include-dashboard=false"]
         nodes = Nodes(

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 import yaml
@@ -104,7 +105,7 @@ def _policy(scaling: dict[str, Any], place: str) -> Any:
         policy = AutoscalingPolicy(**raw)
         made = policy.get_policy()
         return made(**policy.policy_kwargs) if isinstance(made, type) else made
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
+    except (TypeError, ValueError) as error:
         raise CommandFailed(f"{place}.policy: {str(error).partition(chr(10))[0]}.") from None
 
 
@@ -138,7 +139,10 @@ def _validate(model: type[Model], data: Any, place: str) -> Model:
         if first["type"] == "extra_forbidden":
             raise CommandFailed(f"{place}: unknown key {key}.") from None
         raise CommandFailed(f"{place}: {key}: {first['msg'].removeprefix('Value error, ')}.") from None
-    except AttributeError:  # a validator of Serve's own met something that is no mapping
+    except (ImportError, AttributeError) as error:
+        if isinstance(error, ImportError) or isinstance(error.obj, ModuleType):  # an autoscaling policy
+            raise CommandFailed(f"{place}: {error}.") from None
+        # A validator of Serve's own met something that is no mapping.
         raise CommandFailed(f"{place}: a list or a value stands where a mapping must be.") from None
 
 

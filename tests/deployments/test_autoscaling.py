@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -145,10 +146,10 @@ class Deployment:
         for _ in range(int(for_s)):
             self.clock_s += 1.0
             busy = state(
-                [unfinished_s / self.replicas] * self.replicas,
+                [unfinished_s / max(1, self.replicas)] * self.replicas,
                 target=self.replicas,
                 calls=100.0 * bool(speed or unfinished_s),
-                speeds=[speed / self.replicas] * self.replicas,
+                speeds=[speed / max(1, self.replicas)] * self.replicas,
                 config=self.config,
                 kept=self._kept,
             )
@@ -162,7 +163,7 @@ def deployment(monkeypatch: pytest.MonkeyPatch) -> Deployment:
     found = Deployment(
         AutoscalingConfig(min_replicas=1, max_replicas=4, upscale_delay_s=10.0, downscale_delay_s=60.0)
     )
-    monkeypatch.setattr(autoscaling_policy.time, "time", lambda: found.clock_s)
+    monkeypatch.setattr(autoscaling_policy, "time", SimpleNamespace(time=lambda: found.clock_s))
     return found
 
 
@@ -194,3 +195,4 @@ def test_the_last_replica_has_its_own_delay(deployment: Deployment) -> None:
     )
     assert deployment.after(299, speed=0.0) == 1
     assert deployment.after(3, speed=0.0) == 0
+    assert deployment.after(1, speed=1.0) == 1
