@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 import ray
 from ray import serve
+from ray._private.authentication.authentication_token_setup import enable_token_auth_by_default
 from rich.console import Console
 
 from benchmarks.chaos.faults import BETWEEN_S, CLIENTS, counts
@@ -95,7 +96,8 @@ def several_nodes(http: Mapping[str, Any], pools: int) -> Iterator[Nodes]:
         folder = Path(held.enter_context(temporary))
         for variable, value in ENVIRONMENT.items():
             os.environ.setdefault(variable, value)
-        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        enable_token_auth_by_default()  # for this process, which has read Ray's settings, and for nodes
         port = free_port()
         own = ["--head", f"--port={port}", f"--temp-dir={folder}", "--include-dashboard=false"]
         nodes = Nodes(
