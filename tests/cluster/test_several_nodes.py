@@ -39,7 +39,7 @@ def test_the_demos_file_gets_its_own_text_across_nodes(found: dict[str, Any]) ->
 def test_audio_goes_from_the_loader_to_the_models_by_reference(
     found: dict[str, Any], figure: Callable[[str], None]
 ) -> None:
-    """The loader's node holds the file's 4 MiB of samples; the Ingress's, which runs the request, does not."""
+    """The loader's node holds the 4 MiB of samples; that of the Ingress, which runs the request, does not."""
     stores = found["stores_mib"]
     figure(f"several nodes: MiB in object stores {stores}")
     assert stores["loaders"] > 3.0
