@@ -205,7 +205,6 @@ class Found:
     outcomes: Counter[str] = field(default_factory=Counter)
     latencies_s: list[float] = field(default_factory=list)
     open_files: int = 0
-    ready_at_zero: bool = False
 
 
 class Files:
@@ -227,7 +226,6 @@ class Files:
 async def live(day: Day, files: Files, rng: random.Random) -> Found:
     """Sends the day's files when they are due, and looks every second, until all have been answered."""
     handle, found = serve.get_app_handle("autoscaling"), Found()
-    found.ready_at_zero = await _is_ready_at_zero(handle)
     begun_s = time.monotonic()
 
     async def send(at_s: float) -> None:
@@ -260,13 +258,20 @@ async def live(day: Day, files: Files, rng: random.Random) -> Found:
     return found
 
 
-async def _is_ready_at_zero(handle: Any) -> bool:
+async def _states() -> dict[str, dict[str, int]]:
+    """How many replicas each deployment has, by what they are at."""
+    status: Any = await asyncio.to_thread(serve.status)
+    deployments = status.applications["autoscaling"].deployments
+    return {name: deployment.replica_states for name, deployment in deployments.items()}
+
+
+async def is_ready_at_zero() -> bool:
     """Whether the service says that it is ready while it has no Diarizer, and still has none later."""
+    handle: Any = serve.get_app_handle("autoscaling")
     for _ in range(5):
         stages = await handle.readiness.remote()
         await asyncio.sleep(1.0)
-        status = await asyncio.to_thread(serve.status)
-        replicas = status.applications["autoscaling"].deployments["Diarizer"].replica_states
+        replicas = (await _states())["Diarizer"]
         if not all(stages.values()) or sum(replicas.values()):
             say.print(f"  not ready at zero: {stages}, {replicas}")
             return False
@@ -278,10 +283,7 @@ async def _look(day: Day, found: Found, begun_s: float) -> None:
     await transcriber.ready.remote()  # it waits until replicas are known, as a broadcast does not
     while True:
         at_s = time.monotonic() - begun_s
-        status = await asyncio.to_thread(serve.status)
-        states = {
-            name: d.replica_states for name, d in status.applications["autoscaling"].deployments.items()
-        }
+        states = await _states()
         answers: list[Any] = []
         with suppress(TimeoutError):
             answers = await transcriber.broadcast("record_autoscaling_stats").results_async(
@@ -302,7 +304,7 @@ async def _look(day: Day, found: Found, begun_s: float) -> None:
         await asyncio.sleep(max(0.0, begun_s + at_s + STEPS_S - time.monotonic()))
 
 
-def figures(day: Day, found: Found) -> dict[str, Any]:
+def figures(day: Day, found: Found, *, ready_at_zero: bool) -> dict[str, Any]:
     by_day = [look for look in found.looks if look.at_s <= day.length_s]
     spans = np.diff([*(look.at_s for look in by_day), day.length_s])
     had_s = float(np.dot([look.replicas["Transcriber"] for look in by_day], spans))
@@ -311,7 +313,7 @@ def figures(day: Day, found: Found) -> dict[str, Any]:
     return {
         "files": found.outcomes.total(),
         **{what: found.outcomes[what] for what in ("refused", "failed", "changed")},
-        "ready_at_zero": float(found.ready_at_zero),
+        "ready_at_zero": float(ready_at_zero),
         "replica_s": had_s,
         "ideal_s": ideal_s,
         "over_ideal": had_s / ideal_s,
@@ -368,10 +370,11 @@ def main(
         running(config(Path(folder)), show_logs=False, num_cpus=8),
     ):
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        ready_at_zero = asyncio.run(is_ready_at_zero())
         for day in (Day("day", day_s), Day("twice as steep", day_s / 2)):
             say.print(f"{day.name}: {day.length_s:g} s")
             days[day.name] = found = asyncio.run(live(day, files, rng))
-            rows[day.name] = figures(day, found)
+            rows[day.name] = figures(day, found, ready_at_zero=ready_at_zero)
             say.print(f"  {json.dumps(rows[day.name])}")
             _write(out, days, rows)
     table = Table("figure (simulated)", *rows, "goal")

@@ -79,15 +79,17 @@ def load(at_s: float, day_s: float) -> float:
 def live(day_s: float, seed: int = 1) -> dict[str, float]:
     """What became of the day."""
     rng, settings = random.Random(seed), Settings()
-    clock = SimpleNamespace(time=lambda: now_s)
-    autoscaling_policy.time, before = clock, autoscaling_policy.time  # type: ignore[assignment]
-    decide: Any = autoscaling_policy._apply_autoscaling_config(ByAudio(**POLICY))
+    module: Any = autoscaling_policy
+    clock = SimpleNamespace(now_s=0.0)
+    clock.time, module.time, before = lambda: clock.now_s, clock, module.time
+    decide = module._apply_autoscaling_config(ByAudio(**POLICY))
     kept: dict[str, Any] = {}
     replicas, gate, target = [Replica(0.0)], deque[float](), 1
     had_s = ideal_s = files = refused = most_waiting = stopped = 0.0
     waits_s: list[float] = []
     try:
-        for now_s in (float(second) for second in range(int(day_s))):
+        for second in range(int(day_s)):
+            clock.now_s = now_s = float(second)
             working = [each for each in replicas if each.works_from_s <= now_s and not each.is_ending]
             arriving = _poisson(load(now_s, day_s) * CAPACITY / WINDOW_S / WINDOWS_OF_A_FILE, rng)
             files += arriving
@@ -118,7 +120,7 @@ def live(day_s: float, seed: int = 1) -> dict[str, float]:
             ideal_s += max(1, math.ceil(load(now_s, day_s)))
             most_waiting = max(most_waiting, len(gate))
     finally:
-        autoscaling_policy.time = before
+        module.time = before
     waits_s.sort()
     return {
         "files": files,

@@ -13,9 +13,9 @@ from ray.serve.config import AutoscalingContext
 class ByAudio:
     """`policy_function` of a stage with a model. Serve applies the bounds and the delays of the config.
 
-    The stage gets a replica for each `audio_s_per_replica` of audio that waits or runs and, where `speed` is
-    given, for each `speed` seconds of audio that it did in a second lately. Without `speed` the queue alone
-    decides; a short queue does not say how many replicas keep it short, so one replica at a time is stopped.
+    The stage gets a replica for each `audio_s_per_replica` of audio that waits or runs. A short queue does
+    not say how many replicas keep it short: so the stage keeps one for each `speed` seconds of audio that it
+    did in a second lately or, where `speed` is not given, stops one at a time.
     """
 
     def __init__(self, audio_s_per_replica: float, speed: float | None = None) -> None:
@@ -35,7 +35,7 @@ class ByAudio:
             needed = max(needed, target - 1)
         else:
             done_s: dict[Any, Any] = (state.raw_metrics or {}).get("done_audio_s", {})
-            needed = max(needed, math.ceil(sum(map(_per_s, done_s.values())) / self.speed))
+            needed = max(needed, min(target, math.ceil(sum(map(_per_s, done_s.values())) / self.speed)))
         needed = min(needed, math.ceil(calls)) if calls else needed  # a call runs on one replica
         if calls or any(unfinished_s.values()):
             needed = max(needed, 1)
@@ -48,5 +48,5 @@ def _per_s(samples: Sequence[Any]) -> float:
     """The mean slope of a counter: Serve gives its values, with their times, within the look-back period."""
     if len(samples) < 2 or samples[-1].timestamp <= samples[0].timestamp:
         return 0.0
-    grown: float = samples[-1].value - samples[0].value
-    return grown / (samples[-1].timestamp - samples[0].timestamp)
+    slope: float = (samples[-1].value - samples[0].value) / (samples[-1].timestamp - samples[0].timestamp)
+    return slope

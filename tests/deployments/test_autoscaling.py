@@ -34,7 +34,8 @@ def state(
     kept: dict[str, Any] | None = None,
 ) -> AutoscalingContext:
     """What Serve tells a policy; one replica for each value, unless some have not reported."""
-    done_s = [
+    unfinished: Any = {"unfinished_audio_s": dict(enumerate(unfinished_s))} if unfinished_s else {}
+    done_s: Any = [
         [TimeStampedValue(0.0, 5.0), TimeStampedValue(WINDOW_S, 5.0 + WINDOW_S * speed)] for speed in speeds
     ]
     return AutoscalingContext(
@@ -46,8 +47,8 @@ def state(
         running_replicas=[],
         total_num_requests=calls,
         total_queued_requests=None,
-        aggregated_metrics={"unfinished_audio_s": dict(enumerate(unfinished_s))} if unfinished_s else {},
-        raw_metrics={"done_audio_s": dict(enumerate(done_s))},  # type: ignore[dict-item]
+        aggregated_metrics=unfinished,
+        raw_metrics={"done_audio_s": dict(enumerate(done_s))},
         capacity_adjusted_min_replicas=0,
         capacity_adjusted_max_replicas=100,
         policy_state=kept or {},
@@ -83,12 +84,17 @@ def test_more_audio_never_needs_fewer_replicas(
         assert wanted(policy, more, **options) >= wanted(policy, unfinished_s, **options)
 
 
-@given(st.lists(st.floats(0, 500), min_size=2, max_size=10))
+@given(st.lists(st.floats(0, SPEED), min_size=2, max_size=10))
 def test_what_is_done_now_can_be_done_with_the_replicas_that_stay(speeds: list[float]) -> None:
     """A short queue is no reason to stop a replica whose work the others could not take."""
     idle = [0.0] * len(speeds)
     found = wanted(ByAudio(PER_REPLICA_S, SPEED), idle, target=len(idle), calls=1e9, speeds=speeds)
     assert found * SPEED >= sum(speeds) * (1 - 1e-9)
+
+
+def test_only_a_queue_starts_replicas() -> None:
+    """A replica that does much and keeps its queue short needs no other one."""
+    assert wanted(ByAudio(PER_REPLICA_S, SPEED), [500.0], calls=20.0, speeds=[3 * SPEED]) == 1
 
 
 @given(st.integers(1, 20))
@@ -169,17 +175,17 @@ def deployment(monkeypatch: pytest.MonkeyPatch) -> Deployment:
 
 def test_load_has_to_last_before_replicas_are_started_or_stopped(deployment: Deployment) -> None:
     """For upscale_delay_s and downscale_delay_s, also from one number to another one far away."""
-    assert deployment.after(9, speed=350.0) == 1
-    assert deployment.after(3, speed=350.0) == 4
+    assert deployment.after(9, speed=90.0, unfinished_s=3500.0) == 1
+    assert deployment.after(3, speed=90.0, unfinished_s=3500.0) == 4
     assert deployment.after(59, speed=90.0) == 4
     assert deployment.after(3, speed=90.0) == 1
 
 
 def test_load_that_goes_up_and_down_starts_and_stops_nothing(deployment: Deployment) -> None:
     """Waves that are shorter than the delays leave the number of replicas as it is."""
-    assert deployment.after(20, speed=250.0) == 3
-    seen = {deployment.after(5, speed=speed) for _ in range(20) for speed in (350.0, 150.0)}
-    assert seen == {3}
+    assert deployment.after(20, speed=90.0, unfinished_s=2500.0) == 3
+    waves = [(350.0, 3500.0), (150.0, 0.0)] * 20
+    assert {deployment.after(5, *wave) for wave in waves} == {3}
 
 
 def test_the_bounds_hold(deployment: Deployment) -> None:

@@ -15,6 +15,7 @@ import httpx
 import pytest
 import ray
 from fakes import References, recording
+from ray import serve
 from ray.exceptions import ObjectStoreFullError, OutOfDiskError
 from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import DeploymentUnavailableError
@@ -401,7 +402,7 @@ def test_a_diarizer_at_zero_is_ready_and_stays_there(
     now = SimpleNamespace(status=health, replica_states=replicas)
     application = SimpleNamespace(deployments={Handle.deployment_name: now})
     found = SimpleNamespace(applications={Handle.app_name: application})
-    monkeypatch.setattr(handles_module.serve, "status", lambda: found)
+    monkeypatch.setattr(serve, "status", lambda: found)
     if status == 503:
         monkeypatch.setattr(ingress_module, "READY_TIMEOUT_S", 0.01)
 
