@@ -124,7 +124,7 @@ def build(simulated: Simulated) -> Application:
 def config(folder: Path) -> dict[str, Any]:
     """A config file's content."""
     by_audio = "serve_app.deployments.autoscaling:ByAudio"
-    transcriber = {"audio_s_per_replica": 2 * BATCH * WINDOW_S, "speed": 0.85 * CAPACITY}
+    transcriber = {"audio_s_per_replica": 2 * BATCH * WINDOW_S, "speed": CAPACITY}
     scaled: dict[str, dict[str, Any]] = {
         "Ingress": {"max_replicas": 2, "target_ongoing_requests": 64},
         "AudioLoader": {"max_replicas": 2, "target_ongoing_requests": 4},
@@ -272,7 +272,7 @@ async def is_ready_at_zero() -> bool:
         stages = await handle.readiness.remote()
         await asyncio.sleep(1.0)
         replicas = (await _states())["Diarizer"]
-        if not all(stages.values()) or sum(replicas.values()):
+        if not all(stages.values()) or any(replicas.values()):
             say.print(f"  not ready at zero: {stages}, {replicas}")
             return False
     return True

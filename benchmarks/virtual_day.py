@@ -30,7 +30,7 @@ NIGHT, NOON = 0.3, 4.2  # load, in Transcribers with full batches
 LOAD_S = 60.0  # of a model, or of a node with it
 SAMPLE_S, PUSH_S = 6.0, 10.0  # Serve's defaults for the look-back of 30 s
 CONFIG = AutoscalingConfig(min_replicas=1, max_replicas=6, upscale_delay_s=10.0, downscale_delay_s=300.0)
-POLICY = {"audio_s_per_replica": 2 * BATCH * WINDOW_S, "speed": 0.85 * CAPACITY}
+POLICY = {"audio_s_per_replica": 2 * BATCH * WINDOW_S, "speed": CAPACITY}
 
 
 @dataclass(eq=False)

@@ -13,6 +13,7 @@ from ray.serve import autoscaling_policy
 from ray.serve._private.common import DeploymentID, TimeStampedValue
 from ray.serve.config import AutoscalingConfig, AutoscalingContext
 
+from benchmarks.virtual_day import live
 from serve_app.deployments.autoscaling import ByAudio
 
 PER_REPLICA_S = 960.0
@@ -35,9 +36,10 @@ def state(
 ) -> AutoscalingContext:
     """What Serve tells a policy; one replica for each value, unless some have not reported."""
     unfinished: Any = {"unfinished_audio_s": dict(enumerate(unfinished_s))} if unfinished_s else {}
-    done_s: Any = [
+    done_s = [
         [TimeStampedValue(0.0, 5.0), TimeStampedValue(WINDOW_S, 5.0 + WINDOW_S * speed)] for speed in speeds
     ]
+    done: Any = {"done_audio_s": dict(enumerate(done_s))}
     return AutoscalingContext(
         deployment_id=DeploymentID("Transcriber", "whisperx"),
         deployment_name="Transcriber",
@@ -48,7 +50,7 @@ def state(
         total_num_requests=calls,
         total_queued_requests=None,
         aggregated_metrics=unfinished,
-        raw_metrics={"done_audio_s": dict(enumerate(done_s))},
+        raw_metrics=done,
         capacity_adjusted_min_replicas=0,
         capacity_adjusted_max_replicas=100,
         policy_state=kept or {},
@@ -202,3 +204,12 @@ def test_the_last_replica_has_its_own_delay(deployment: Deployment) -> None:
     assert deployment.after(299, speed=0.0) == 1
     assert deployment.after(3, speed=0.0) == 0
     assert deployment.after(1, speed=1.0) == 1
+
+
+def test_six_hours_of_load_cost_little_more_than_they_must() -> None:
+    """Simulated T4s and a model that loads for a minute: no refusal, and no windows left behind."""
+    found = live(6 * 3600.0)
+    assert found["refused"] == 0
+    assert found["over_ideal"] <= 1.25
+    assert found["stopped"] > 0
+    assert found["windows_done"] >= 0.999 * 10 * found["files"]
