@@ -15,7 +15,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,10 +25,11 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.bench import PROJECT, Goal
-from benchmarks.chaos.changes import deploy
+from benchmarks.chaos.changes import broken_update, deploy
 from benchmarks.chaos.faults import front, hang, kills
 from benchmarks.chaos.job_kills import job_hang, job_kills
 from benchmarks.chaos.load import Clip, Load, mixed_clips
+from benchmarks.chaos.nodes import lose_nodes, scene_of_nodes
 from benchmarks.chaos.overload import full_house, overload
 from benchmarks.chaos.running_graph import Graph, config, started
 from benchmarks.chaos.soak import soak
@@ -118,6 +119,18 @@ def run_deploy(plan: Plan) -> dict[str, Any]:
         return deploy(graph, load)
 
 
+def run_broken_update(plan: Plan) -> dict[str, Any]:
+    two = {"Transcriber": {"num_replicas": 2}}
+    with scene(replace(plan, models="fakes"), deployments=two, args={"asr": FAST}) as (graph, load, _):
+        return broken_update(graph, load)
+
+
+def run_nodes(plan: Plan) -> dict[str, Any]:
+    rng = random.Random(plan.seed)
+    with scene_of_nodes(mixed_clips(plan.lengths_s, rng), MEDIUM, BUSY) as (graph, load, nodes):
+        return lose_nodes(graph, load, nodes)
+
+
 def run_soak(plan: Plan) -> dict[str, Any]:
     with scene(plan, args={"asr": 0.001, "others": 0.0001}) as (graph, load, _):
         load.clips = [clip for clip in load.clips if clip.audio_s <= 20.0]
@@ -193,6 +206,18 @@ SCENARIOS = {
         Goal("changed_transcripts", at_most=0),
         Goal("batch_size_in_place", at_least=1),
         Goal("all_replaced", at_least=1),
+    )),
+    "broken_update": (run_broken_update, (
+        Goal("failed_requests", at_most=0),
+        Goal("changed_transcripts", at_most=0),
+        Goal("old_transcribers_kept", at_least=1),
+        Goal("answered_while_broken", at_least=1),
+    )),
+    "nodes": (run_nodes, (
+        Goal("failed_requests", at_most=0),
+        Goal("changed_transcripts", at_most=0),
+        Goal("retries_of_lost_audio", at_least=1),
+        Goal("retries_of_lost_replicas", at_least=1),
     )),
     "soak": (run_soak, (
         Goal("failed_requests", at_most=0),

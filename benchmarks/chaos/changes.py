@@ -3,15 +3,48 @@
 import time
 from typing import Any
 
+from ray.serve.schema import ApplicationStatus
 from rich.console import Console
 
 from benchmarks.chaos.faults import CLIENTS, counts
 from benchmarks.chaos.load import Load
-from benchmarks.chaos.running_graph import Graph
+from benchmarks.chaos.running_graph import Graph, wait_for
 
 BETWEEN_S = 1.0  # of undisturbed load before each change, so that requests of the old settings are under way
 
 say = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def broken_update(graph: Graph, load: Load, clients: int = CLIENTS) -> dict[str, Any]:
+    """An update to a version whose recogniser does not start, and back: no request may notice.
+
+    The Transcriber must have two replicas, or room for one more: Serve stops one before it starts another.
+    """
+    load.learn()
+    old = {process.pid for process in graph.replicas()["Transcriber"]}
+    with load.steady(clients) as outcomes:
+        time.sleep(BETWEEN_S)
+        begun_s = time.monotonic()
+        graph.application["args"]["is_broken"] = True
+        graph.apply()
+        failed = (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY)
+        given_up_s = wait_for(lambda: graph.status in failed, "Serve gives the new version up")
+        say.print(f"  given up after {given_up_s:.1f} s, {len(outcomes)} requests so far")
+        before = len(outcomes)
+        time.sleep(10 * BETWEEN_S)
+        answered = len(outcomes) - before
+        kept = old & {process.pid for process in graph.replicas()["Transcriber"]}
+        graph.application["args"]["is_broken"] = False
+        graph.redeploy()
+        time.sleep(BETWEEN_S)
+    return {
+        **counts(outcomes),
+        "old_transcribers_kept": len(kept),
+        "answered_while_broken": answered,
+        "given_up_after_s": given_up_s,
+        "took_s": time.monotonic() - begun_s,
+        "slowest_request_s": max(outcome.wall_s for outcome in outcomes),
+    }
 
 
 def deploy(graph: Graph, load: Load, clients: int = CLIENTS, *, replace: bool = True) -> dict[str, Any]:

@@ -75,6 +75,7 @@ class Load:
     url: str
     clips: list[Clip]
     source_pace: float = 0.0  # seconds that a URL's server takes for one of audio
+    host: str = "127.0.0.1"  # of that server, as loaders know it
     expected: dict[str, Any] = field(default_factory=dict)
     gave_up: int = 0  # clients that tried again and again, for nothing
 
@@ -82,7 +83,8 @@ class Load:
         # A new connection for every request: one that a killed process has left behind is nobody's error.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         self.client = httpx.Client(limits=limits, timeout=REQUEST_TIMEOUT_S, verify=False, trust_env=False)
-        self._files = _serve_files({f"/{clip.name}": clip for clip in self.clips}, self.source_pace)
+        files = {f"/{clip.name}": clip for clip in self.clips}
+        self._files = _serve_files(files, self.source_pace, self.host)
 
     def close(self) -> None:
         self.client.close()
@@ -194,7 +196,7 @@ def _transcript(body: Any) -> Any:
     return {name: body[name] for name in ("model_output", "language", "duration", "warnings")}
 
 
-def _serve_files(clips: dict[str, Clip], pace: float) -> ThreadingHTTPServer:
+def _serve_files(clips: dict[str, Clip], pace: float, host: str) -> ThreadingHTTPServer:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             clip = clips[self.path]
@@ -211,6 +213,6 @@ def _serve_files(clips: dict[str, Clip], pace: float) -> ThreadingHTTPServer:
         def handle_error(self, *_: object) -> None:
             """A killed loader leaves in the middle."""
 
-    server = Server(("127.0.0.1", 0), Handler)
+    server = Server((host, 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server

@@ -88,13 +88,17 @@ class Graph:
         return next(entry for entry in entries if entry["name"] == name)
 
     def redeploy(self) -> None:
-        """Applies the config as it is now, as `serve deploy` does, and waits until it is in force."""
+        """Applies the config as it is now, and waits until it is in force."""
+        self.apply()
+        self.settle()
+
+    def apply(self) -> None:
+        """Applies the config as it is now, as `serve deploy` does, and waits until Serve is at it."""
         client: Any = _get_global_client()
         client.deploy_apps(ServeDeploySchema.model_validate(self.raw))
         begun_s = time.monotonic()
-        while self._status().status == ApplicationStatus.RUNNING and time.monotonic() < begun_s + 5:
+        while self.status == ApplicationStatus.RUNNING and time.monotonic() < begun_s + 5:
             time.sleep(0.05)
-        self.settle()
 
     def replicas(self) -> dict[str, list[psutil.Process]]:
         """The processes of each deployment, titled ray::ServeReplica:application:deployment.method by Ray."""
@@ -131,6 +135,11 @@ class Graph:
     def retries(self) -> dict[str, int]:
         """What has been done again since the Ingress started, by "stage/cause"."""
         found: dict[str, int] = self.handle("Ingress").retries.remote().result(timeout_s=60)
+        return found
+
+    @property
+    def status(self) -> ApplicationStatus:
+        found: ApplicationStatus = self._status().status
         return found
 
     def _status(self) -> Any:

@@ -37,6 +37,7 @@ class BatchCounters:
     dropped: int = 0  # items whose callers had gone
     wait_s: float = 0.0  # of all items together, in the queue
     busy_s: float = 0.0
+    audio_s: float = 0.0  # of all items together
 
 
 @dataclass(frozen=True)
@@ -174,6 +175,7 @@ class Batcher(Generic[Item, Result]):
         counters.slots += run.slots
         counters.wait_s += sum(run.waits_s)
         counters.busy_s += run.run_s
+        counters.audio_s += sum(self._audio_s(waiting.item) for waiting in batch)
         self._on_run(run)
         for waiting, result in zip(batch, results, strict=True):
             waiting.end(result)

@@ -1,17 +1,20 @@
 """Reads serve_config.yaml strictly, because Serve accepts misspelt keys silently; lists the settings."""
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
-from ray.serve.config import AutoscalingConfig, ProxyLocation
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, ProxyLocation
 from ray.serve.schema import ServeDeploySchema
 
 from serve_app.cli import CommandFailed
 from serve_app.deployments import USER_CONFIGS
+from serve_app.deployments.transcriber import PADDED_S
 from serve_app.http.auth import is_loopback
 from serve_app.settings import AccessSettings, Settings
 
@@ -53,8 +56,10 @@ def check(raw: dict[str, Any], path: Path) -> None:
             settings = _validate(Settings, application.get("args") or {}, f"{place}.args")
             if schema.proxy_location != ProxyLocation.Disabled:
                 _refuse_public_without_keys(schema.http_options.host, settings.access, path)
-            for deployment in application.get("deployments") or ():
+            found = application.get("deployments") or ()
+            for deployment in found:
                 _check_deployment(deployment, place)
+            _refuse_replicas_that_never_start(found, settings.windows_in_flight, place)
 
 
 def settings_of(raw: dict[str, Any]) -> list[Settings]:
@@ -82,11 +87,47 @@ def _check_deployment(deployment: dict[str, Any], place: str) -> None:
             f"{place}: ray_actor_options would replace what threads and gpu_share in args set; use those."
         )
     if isinstance(scaling := deployment.get("autoscaling_config"), dict):  # Serve's schema takes any mapping
+        _policy(scaling, f"{place}.autoscaling_config")
         _validate(AutoscalingConfig, scaling, f"{place}.autoscaling_config")
     if (user_config := deployment.get("user_config")) is not None:
         if not (model := USER_CONFIGS[name]):
             raise CommandFailed(f"{place}: {name} has no user_config.")
         _validate(model, user_config, f"{place}.user_config")
+
+
+def _policy(scaling: dict[str, Any], place: str) -> Any:
+    """The policy as Serve's controller will make it, which does not say what is wrong with it."""
+    raw = scaling.get("policy") or {}
+    for key in raw:
+        if key not in AutoscalingPolicy.model_fields:
+            raise CommandFailed(f"{place}.policy: unknown key {key}.")
+    try:
+        policy = AutoscalingPolicy(**raw)
+        made = policy.get_policy()
+        return made(**policy.policy_kwargs) if isinstance(made, type) else made
+    except (TypeError, ValueError) as error:
+        raise CommandFailed(f"{place}.policy: {str(error).partition(chr(10))[0]}.") from None
+
+
+def _refuse_replicas_that_never_start(
+    deployments: Iterable[dict[str, Any]], windows_in_flight: int, place: str
+) -> None:
+    """The Ingress holds windows back, so that less audio may reach the Transcriber than its last replica
+    is started for."""
+    entries = {each["name"]: each for each in deployments}
+    config = entries.get("Transcriber", {}).get("autoscaling_config")
+    if not config or not hasattr(policy := _policy(config, place), "audio_s_per_replica"):
+        return
+    ingress = entries.get("Ingress", {})
+    ingresses = (ingress.get("autoscaling_config") or {}).get("max_replicas") or ingress.get("num_replicas")
+    ingresses = ingresses if isinstance(ingresses, int) else 1
+    per_replica_s, replicas = policy.audio_s_per_replica, config.get("max_replicas", 1)
+    needed = math.ceil(replicas * per_replica_s / PADDED_S / ingresses)
+    if windows_in_flight < needed:
+        raise CommandFailed(
+            f"{place}: windows_in_flight: {windows_in_flight} lets in too little audio for {replicas} "
+            f"Transcribers of {per_replica_s:g} s each; set it to at least {needed}."
+        )
 
 
 def _validate(model: type[Model], data: Any, place: str) -> Model:
@@ -98,7 +139,10 @@ def _validate(model: type[Model], data: Any, place: str) -> Model:
         if first["type"] == "extra_forbidden":
             raise CommandFailed(f"{place}: unknown key {key}.") from None
         raise CommandFailed(f"{place}: {key}: {first['msg'].removeprefix('Value error, ')}.") from None
-    except AttributeError:  # a validator of Serve's own met something that is no mapping
+    except (ImportError, AttributeError) as error:
+        if isinstance(error, ImportError) or isinstance(error.obj, ModuleType):  # an autoscaling policy
+            raise CommandFailed(f"{place}: {error}.") from None
+        # A validator of Serve's own met something that is no mapping.
         raise CommandFailed(f"{place}: a list or a value stands where a mapping must be.") from None
 
 

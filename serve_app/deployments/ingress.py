@@ -16,7 +16,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app import proxy
 from serve_app.deployments.calls.graph import Graph
-from serve_app.deployments.calls.handles import has_replica, invoke
+from serve_app.deployments.calls.handles import has_replica, invoke, is_scaled_to_zero
 from serve_app.deployments.job_runner import reachable
 from serve_app.deployments.metrics import IngressMetrics, log_errors_in_one_line
 from serve_app.deployments.replica import OPTIONS
@@ -133,6 +133,9 @@ class Ingress:
         return dict(zip(self._handles, answers, strict=True))
 
     async def _is_ready(self, stage: str, handle: DeploymentHandle[Any]) -> bool:
+        # The one stage that not every request needs may go to zero, where a question would start a replica.
+        if stage == "diarization" and await is_scaled_to_zero(handle):
+            return True
         try:
             async with asyncio.timeout(READY_TIMEOUT_S):
                 is_ready = bool(await invoke(handle.ready))

@@ -137,8 +137,9 @@ class ModelReplica:
         self._metrics.holds(queued, unfinished_s)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """What Serve's autoscaler asks for: docs/operations.md."""
-        return {"unfinished_audio_s": self._workload()[1]}
+        """What `autoscaling.ByAudio` goes by; Serve asks for it every few seconds."""
+        done_s = sum(each.counters.audio_s for each in self._batchers)
+        return {"unfinished_audio_s": self._workload()[1], "done_audio_s": done_s}
 
     def _workload(self) -> tuple[int, float]:
         """How many calls wait, and the seconds of audio that wait or run."""

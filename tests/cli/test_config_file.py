@@ -13,11 +13,23 @@ from serve_app.cli.config_file import read, settings_table
 from serve_app.settings import Settings
 
 PROJECT = Path(__file__).parents[2]
+BY_AUDIO = "serve_app.deployments.autoscaling:ByAudio"
 
 
-@pytest.mark.parametrize("name", ["serve_config.yaml", "serve_config.demo.yaml"])
+def scale(raw: Any, max_replicas: int = 2, **policy: Any) -> None:
+    """Autoscaling for the Transcriber; what is no key of Serve's policy is an argument of ours."""
+    kwargs = {name: policy.pop(name) for name in [*policy] if name.startswith("audio")}
+    policy = {"policy_function": BY_AUDIO, "policy_kwargs": kwargs} | policy
+    entry = next(each for each in raw["applications"][0]["deployments"] if each["name"] == "Transcriber")
+    entry["autoscaling_config"] = {"max_replicas": max_replicas, "policy": policy}
+    del entry["num_replicas"]
+
+
+@pytest.mark.parametrize(
+    "name", ["serve_config.yaml", "serve_config.demo.yaml", "deploy/serve_config.autoscaling.yaml"]
+)
 def test_the_shipped_files_are_right(name: str) -> None:
-    """Both shipped files pass their own check."""
+    """All of them pass their own check."""
     assert read(PROJECT / name)["applications"][0]["import_path"] == "serve_app.app:build"
 
 
@@ -46,6 +58,15 @@ def test_the_shipped_files_are_right(name: str) -> None:
                 {"name": "Aligner", "autoscaling_config": {"max_replica": 2}}
             ),
             "unknown key max_replica",
+        ),
+        (lambda raw: scale(raw, policy_functio=BY_AUDIO), "unknown key policy_functio"),
+        (lambda raw: scale(raw, policy_function="serve_app.scaling:ByAudio"), "No module named"),
+        (lambda raw: scale(raw, policy_function=f"{BY_AUDIO}s"), "ByAudios"),
+        (lambda raw: scale(raw, audio_s=960), "audio_s"),
+        (lambda raw: scale(raw, audio_s_per_replica=0), "must be above 0"),
+        (
+            lambda raw: scale(raw, audio_s_per_replica=960, max_replicas=7),
+            "set it to at least 224",  # 7 times 960 s, in windows of 30 s
         ),
         (
             lambda raw: raw["applications"][0]["deployments"].append(

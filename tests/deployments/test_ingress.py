@@ -8,12 +8,14 @@ import math
 import tempfile
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 import ray
 from fakes import References, recording
+from ray import serve
 from ray.exceptions import ObjectStoreFullError, OutOfDiskError
 from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import DeploymentUnavailableError
@@ -126,6 +128,8 @@ class Graph:
 class Handle:
     """Calls a graph's methods as a deployment's handle does."""
 
+    app_name, deployment_name = "whisperx", "Diarizer"
+
     def __init__(self, graph: Graph, name: str = "") -> None:
         self._graph = graph
         self._name = name
@@ -154,12 +158,14 @@ class Handle:
 class Server:
     """An Ingress of these settings and its application."""
 
-    def __init__(self, graph: Graph, audio_in_flight_s: float = 3600.0, **settings: Any) -> None:
+    def __init__(
+        self, graph: Graph, audio_in_flight_s: float = 3600.0, diarizer: Any = None, **settings: Any
+    ) -> None:
         intake = IntakeSettings(audio_in_flight_s=audio_in_flight_s)
         untyped: Any = deployments.Ingress
         own_class = untyped.func_or_class.__mro__[1]  # without what Serve wraps around it
         chosen = Settings(model="fake", intake=intake, **settings)
-        self.ingress = own_class(chosen, *[Handle(graph)] * 4, None)
+        self.ingress = own_class(chosen, *[Handle(graph)] * 4, diarizer)
         transport = httpx.ASGITransport(self.ingress.__serve_build_asgi_app__())
         self.http = httpx.AsyncClient(transport=transport, base_url="http://localhost")
 
@@ -381,6 +387,32 @@ def test_readiness_costs_the_graph_one_question_a_second(monkeypatch: pytest.Mon
         now_s[0] += 1.0
         assert (await server.http.get("/readyz")).status_code == 200
         assert graph.questions == 8
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("replicas", "health", "status"),
+    [({}, "HEALTHY", 200), ({"STARTING": 1}, "UPSCALING", 503), ({}, "UNHEALTHY", 503)],
+)
+def test_a_diarizer_at_zero_is_ready_and_stays_there(
+    replicas: dict[str, int], health: str, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A question that waits for a replica would start one. One that is missing otherwise is not ready."""
+    now = SimpleNamespace(status=health, replica_states=replicas)
+    application = SimpleNamespace(deployments={Handle.deployment_name: now})
+    found = SimpleNamespace(applications={Handle.app_name: application})
+    monkeypatch.setattr(serve, "status", lambda: found)
+    if status == 503:
+        monkeypatch.setattr(ingress_module, "READY_TIMEOUT_S", 0.01)
+
+    async def run() -> None:
+        idle = Graph()
+        idle.replicas = 0
+        idle.listening.clear()
+        server = Server(Graph(), diarizer=Handle(idle))
+        assert (await server.http.get("/readyz")).status_code == status
+        assert bool(idle.questions) == (status == 503)
 
     asyncio.run(run())
 

@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any
 
+from ray import serve
 from ray.exceptions import (
     LocalRayletDiedError,
     NodeDiedError,
@@ -65,6 +66,21 @@ async def invoke(method: Any, *arguments: Any) -> Any:
         raise BatcherDied from None
     except RayTaskError as error:
         raise own_error(error) from None
+
+
+async def is_scaled_to_zero(handle: Any) -> bool:
+    """Whether Serve's autoscaler has stopped all replicas, and starts one when a call comes.
+
+    It makes no call that waits for a replica: that would start one.
+    """
+    if await has_replica(handle):
+        return False
+    try:
+        applications = (await asyncio.to_thread(serve.status)).applications
+        found = applications[handle.app_name].deployments[handle.deployment_name]
+    except Exception:  # noqa: BLE001  (the controller is away)
+        return False
+    return found.status == "HEALTHY" and not sum(found.replica_states.values())
 
 
 async def has_replica(handle: Any) -> bool:

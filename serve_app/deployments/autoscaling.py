@@ -1,0 +1,52 @@
+"""How many replicas a stage needs, by the audio that it has to work on: docs/autoscaling.md.
+
+Serve's own policy counts calls, but a call may be a window of a second or a file of hours.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from ray.serve.config import AutoscalingContext
+
+
+class ByAudio:
+    """`policy_function` of a stage with a model. Serve applies the bounds and the delays of the config.
+
+    The stage gets a replica for each `audio_s_per_replica` of audio that waits or runs. A short queue does
+    not say how many replicas keep it short: so the stage keeps one for each `speed` seconds of audio that it
+    did in a second lately or, where `speed` is not given, stops one at a time.
+    """
+
+    def __init__(self, audio_s_per_replica: float, speed: float | None = None) -> None:
+        if not audio_s_per_replica > 0 or not (speed is None or speed > 0):
+            raise ValueError("audio_s_per_replica and speed must be above 0")
+        self.audio_s_per_replica = audio_s_per_replica
+        self.speed = speed
+
+    def __call__(self, state: AutoscalingContext) -> tuple[int, dict[str, Any]]:
+        """The number of replicas to have, and what Serve is to keep until the next call: nothing."""
+        calls, target = state.total_num_requests, state.target_num_replicas
+        if not state.current_num_replicas:  # at zero, or the first ones are still starting
+            return max(target, min(1, math.ceil(calls))), {}
+        unfinished_s: dict[Any, float] = (state.aggregated_metrics or {}).get("unfinished_audio_s", {})
+        needed = math.ceil(sum(unfinished_s.values()) / self.audio_s_per_replica)
+        if self.speed is None:
+            needed = max(needed, target - 1)
+        else:
+            done_s: dict[Any, Any] = (state.raw_metrics or {}).get("done_audio_s", {})
+            needed = max(needed, min(target, math.ceil(sum(map(_per_s, done_s.values())) / self.speed)))
+        needed = min(needed, math.ceil(calls)) if calls else needed  # a call runs on one replica
+        if calls or any(unfinished_s.values()):
+            needed = max(needed, 1)
+        if len(unfinished_s) < state.current_num_replicas:  # one has not reported yet, and may have work
+            needed = max(needed, target)
+        return needed, {}
+
+
+def _per_s(samples: Sequence[Any]) -> float:
+    """The mean slope of a counter: Serve gives its values, with their times, within the look-back period."""
+    if len(samples) < 2 or samples[-1].timestamp <= samples[0].timestamp:
+        return 0.0
+    slope: float = (samples[-1].value - samples[0].value) / (samples[-1].timestamp - samples[0].timestamp)
+    return slope
