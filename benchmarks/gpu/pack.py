@@ -23,7 +23,8 @@ LOCK = PROJECT / "requirements.lock"
 PACKAGES = [
     "annotated-types", "asteroid-filterbanks", "colorlog", "ctranslate2", "faster-whisper",
     "googleapis-common-protos", "julius", "langcodes", "language-data", "marisa-trie", "nltk", "omegaconf",
-    "opentelemetry-api", "opentelemetry-exporter-otlp", "opentelemetry-exporter-otlp-proto-common",
+    "opentelemetry-api", "opentelemetry-exporter-http-transport", "opentelemetry-exporter-otlp",
+    "opentelemetry-exporter-otlp-common", "opentelemetry-exporter-otlp-proto-common",
     "opentelemetry-exporter-otlp-proto-grpc", "opentelemetry-exporter-otlp-proto-http",
     "opentelemetry-proto", "opentelemetry-sdk", "opentelemetry-semantic-conventions", "optuna", "primepy",
     "pyannote-audio", "pyannote-core", "pyannote-database", "pyannote-metrics", "pyannote-pipeline",

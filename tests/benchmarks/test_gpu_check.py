@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import textwrap
+from importlib.metadata import requires
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -12,6 +13,8 @@ import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from benchmarks.gpu.__main__ import STEPS, all_well
 from benchmarks.gpu.budget import KILL_S, NOT_POSSIBLE, Outcome, Step, chosen, run_child, run_within
@@ -264,6 +267,57 @@ def test_the_pack_has_the_versions_of_the_lock() -> None:
     found = pins(LOCK.read_text())
     assert len(found) == len(set(found)) == len(PACKAGES)
     assert not {"torch", "ray", "transformers"} & {pin.partition("==")[0] for pin in found}
+
+
+# With torch, transformers and lightning these come, or the stages do not import them.
+OF_THE_MACHINE = {
+    "einops",
+    "filelock",
+    "fsspec",
+    "grpcio",
+    "huggingface-hub",
+    "joblib",
+    "lightning",
+    "matplotlib",
+    "networkx",
+    "numpy",
+    "onnxruntime",
+    "packaging",
+    "pandas",
+    "protobuf",
+    "pyyaml",
+    "regex",
+    "requests",
+    "rich",
+    "safetensors",
+    "scikit-learn",
+    "scipy",
+    "setuptools",
+    "sortedcontainers",
+    "sympy",
+    "tokenizers",
+    "torch",
+    "torchaudio",
+    "torchmetrics",
+    "torchvision",
+    "tqdm",
+    "transformers",
+    "triton",
+    "typing-extensions",
+    "click",
+}
+NOT_IMPORTED = {"alembic", "av", "defusedxml", "sqlalchemy", "torchcodec"}
+
+
+def test_the_pack_has_what_its_packages_need() -> None:
+    """A package that is added to the lock later would be missed only on the GPU machine."""
+    missing = set()
+    for package in PACKAGES:
+        for written in requires(package) or ():
+            needed = Requirement(written)
+            if needed.marker is None or needed.marker.evaluate({"extra": "", "python_version": "3.12"}):
+                missing.add(canonicalize_name(needed.name))
+    assert missing - set(PACKAGES) - OF_THE_MACHINE - NOT_IMPORTED == set()
 
 
 @pytest.mark.slow
