@@ -59,12 +59,12 @@ STAGES = {
 }
 
 
-def until(condition: Callable[[], Any], within_s: float) -> Any:
+def until(condition: Callable[[], Any], within_s: float, every_s: float = 0.2) -> Any:
     """What the condition gives, once it is true."""
     deadline_s = time.monotonic() + within_s
     while not (found := condition()):
         assert time.monotonic() < deadline_s
-        time.sleep(0.2)
+        time.sleep(every_s)
     return found
 
 
@@ -245,13 +245,10 @@ def hook() -> Iterator[str]:
 
 def refused(service: Service) -> httpx.Response:
     """The answer to one request more than the service takes, whose others end well, in halved batches."""
-    service.faults.close("asr")
     with fault(service, "scarce"), ThreadPoolExecutor(REQUESTS + 1) as pool:
-        asked = [pool.submit(service.post, LONG_FILE) for _ in range(REQUESTS + 1)]
-        try:
+        with fault(service, "asr.closed"):
+            asked = [pool.submit(service.post, LONG_FILE) for _ in range(REQUESTS + 1)]
             until(lambda: any(each.done() for each in asked), 60)
-        finally:
-            service.faults.open("asr")
         answers = sorted((each.result() for each in asked), key=lambda answer: answer.status_code)
     assert [answer.status_code for answer in answers] == [200] * REQUESTS + [503]
     return answers[-1]
@@ -380,12 +377,25 @@ def test_every_alert_fires_on_its_fault(service: Service, prometheus: Prometheus
         until(lambda: alert in prometheus.fired(), 2 * SEEN_S)
 
     def fires_after(alert: str, provoke: Callable[[], object]) -> None:
-        """Again and again, because counters must rise after Prometheus has seen them."""
-        until(lambda: bool(provoke()) and alert in prometheus.fired(), 2 * SEEN_S)
+        """Every few seconds, because counters must rise after Prometheus has seen them."""
+        until(lambda: bool(provoke()) and alert in prometheus.fired(), 2 * SEEN_S, every_s=3.0)
 
     def answered(status: int) -> bool:
         assert service.post().status_code == status
         return True
+
+    # First, because the calls of those below do not wait.
+    closed_at_s = time.monotonic()
+    with ThreadPoolExecutor(REQUESTS) as pool, fault(service, "asr.closed"):
+        running = [pool.submit(service.post, LONG_FILE) for _ in range(REQUESTS)]
+        until(lambda: service.faults.waiting("asr"), 60)
+        waiting = [service.submit() for _ in range(3)]
+        with sqlite3.connect(service.folder / "state" / "jobs.db", timeout=30) as store:
+            store.execute("UPDATE jobs SET created_at_s = created_at_s - 3600 WHERE id = ?", waiting[-1:])
+        fires("WhisperxJobsWaiting")
+        until(lambda: time.monotonic() > closed_at_s + QUEUE_WAIT_S, 2 * QUEUE_WAIT_S)
+    assert [each.result().status_code for each in running] == [200] * REQUESTS
+    fires("WhisperxQueueWait")
 
     fires_after("WhisperxRefusing", lambda: refused(service))
     with fault(service, "diarization.fails"):
@@ -395,32 +405,17 @@ def test_every_alert_fires_on_its_fault(service: Service, prometheus: Prometheus
     for _ in range(6):
         service.submit(webhook_url="http://127.0.0.1:9")  # where nobody listens
     fires("WhisperxWebhooksFailing")
-    service.faults.close("asr")
-    closed_at_s = time.monotonic()
-    with ThreadPoolExecutor(REQUESTS) as pool:
-        running = [pool.submit(service.post, LONG_FILE) for _ in range(REQUESTS)]
-        until(lambda: service.faults.waiting("asr"), 60)
-        waiting = [service.submit() for _ in range(3)]
-        with sqlite3.connect(service.folder / "state" / "jobs.db", timeout=30) as store:
-            store.execute("UPDATE jobs SET created_at_s = created_at_s - 3600 WHERE id = ?", waiting[-1:])
-        fires("WhisperxJobsWaiting")
-        until(lambda: time.monotonic() > closed_at_s + QUEUE_WAIT_S, 2 * QUEUE_WAIT_S)
-        service.faults.open("asr")
-        assert [each.result().status_code for each in running] == [200] * REQUESTS
-    fires("WhisperxQueueWait")
 
     def has_died() -> bool:
         (service.faults.folder / "asr.dies").touch()
         return answered(200)
 
     fires_after("WhisperxReplicasDie", has_died)
-    service.faults.close("asr load")
     (service.faults.folder / "asr.dies").touch()
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(1) as pool, fault(service, "asr load.closed"):
         answer = pool.submit(service.post)
         fires("WhisperxStageDown")
-        service.faults.open("asr load")
-        assert answer.result().status_code == 200
+    assert answer.result().status_code == 200
     service.stop()
     fires("WhisperxDown")
     assert prometheus.fired() == set(ALERTS)
