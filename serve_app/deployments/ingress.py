@@ -155,7 +155,7 @@ class Ingress:
         """Has all JobRunners give their jobs back; one that cannot loses them when its leases run out."""
         if self._job_runner is None:
             return
-        with suppress(Exception):
+        with suppress(Exception):  # the jobs of a runner that does not answer wait for the end of its lease
             await invoke(self._job_runner.ready)  # it waits until replicas are known, as a broadcast does not
             await self._job_runner.broadcast("drain", timeout_s).results_async(
                 timeout_s=timeout_s, return_exceptions=True

@@ -46,7 +46,7 @@ class Attempt:
     def __init__(self, jobs: Jobs, transcribe: Transcribe, claimed: ClaimedJob) -> None:
         self._jobs, self._store, self._lease_s = jobs, jobs.store, jobs.settings.lease_s
         self._transcribe = transcribe
-        self._claimed = claimed
+        self.claimed = claimed
         self._held = claimed.job.id, claimed.job.attempt
         self._progress: dict[str, Any] = {}
         self._segments: list[dict[str, Any]] = []  # as they become final
@@ -78,7 +78,7 @@ class Attempt:
                 if told.done() and not told.result():
                     logger.warning(LOST, self._held[0])
             with suppress(NoSuchJob, StoreBusy):  # else the sweep does it
-                await self._jobs.remove_upload(await self._jobs.get(self._held[0], self._claimed.job.key))
+                await self._jobs.remove_upload(await self._jobs.get(self._held[0], self.claimed.job.key))
         finally:
             for task in tasks:
                 task.cancel()
@@ -98,11 +98,11 @@ class Attempt:
                 for each in news.segments
             ]
 
-        options = JobRequest.load(self._claimed.request).to_run
+        options = JobRequest.load(self.claimed.request).to_run
         async with AsyncExitStack() as held:
-            held.enter_context(self._jobs.audio_quota(self._claimed.job.key))
+            held.enter_context(self._jobs.audio_quota(self.claimed.job.key))
             try:
-                source = await held.enter_async_context(self._jobs.source(self._claimed))
+                source = await held.enter_async_context(self._jobs.source(self.claimed))
             except FileNotFoundError:
                 message = "The job's audio is no longer in the server's spool; submit it again."
                 raise UploadLost(message) from None

@@ -84,7 +84,6 @@ class Outbox(Database):
             id=WEBHOOK_ID_PREFIX + job.id,
             job=job,
             url=job.webhook_url,
-            style=job.webhook_style,
             claim_no=row.claim_no,
             tries=row.tries,
         )

@@ -22,13 +22,13 @@ class NewJob:
     request: str  # what to do, as text that the store does not read; it can have megabytes
     body_hash: str  # of what the client sent; with the same idempotency key it must be the same again
     keep_s: float  # how long after its end the job is kept
+    priority: int  # 0 to 2, 0 first
+    max_attempts: int
+    initial_delay_s: float  # before the second attempt; doubles from attempt to attempt
+    max_delay_s: float
     audio: str | None = None  # what clients may see of where it comes from
     idempotency_key: str | None = None
-    priority: int = 0  # 0 to 2, 0 first
     max_queue_s: float | None = None  # it expires where work on it has not begun by then
-    max_attempts: int = 3
-    initial_delay_s: float = 1.0  # before the second attempt; doubles from attempt to attempt
-    max_delay_s: float = 5.0
     input_ref: str | None = None  # where the caller keeps the audio
     secrets: bytes | None = None  # encrypted; erased when the job ends
     webhook_url: str | None = None
@@ -118,6 +118,5 @@ class Delivery:
     id: str  # the same on every try
     job: Job
     url: str
-    style: WebhookStyle
     claim_no: int  # the fencing token of the lease
     tries: int  # before this one, since the job's end or the client's wish to try again

@@ -14,7 +14,7 @@ from tenacity import AsyncRetrying, RetryCallState
 
 from serve_app.jobs import webhooks
 from serve_app.jobs.attempt import PAUSE, Attempt, in_one_line
-from serve_app.jobs.records import ClaimedJob, Delivery, Job
+from serve_app.jobs.records import Delivery, Job
 from serve_app.jobs.service import Jobs
 from serve_app.options import Options
 from serve_app.request.progress import Transcribe
@@ -43,7 +43,7 @@ class Runner:
         self._worker = worker
         self._draining = asyncio.Event()
         self._drained = asyncio.Event()
-        self._attempts: dict[Attempt, ClaimedJob] = {}  # one for each job that is held
+        self._attempts: set[Attempt] = set()  # one for each job that is held
         self._sending = Counter[str]()  # webhooks, by API key
 
     async def run(self) -> None:
@@ -116,9 +116,9 @@ class Runner:
                 await self._draining.wait()
 
     async def _claim_job(self) -> Attempt | None:
-        if any(claimed.runs_alone for claimed in self._attempts.values()):
+        if any(attempt.claimed.runs_alone for attempt in self._attempts):
             return None
-        held = [claimed.job.id for claimed in self._attempts.values()]
+        held = [attempt.claimed.job.id for attempt in self._attempts]
         claimed = await self._store.claim(
             self._worker,
             self._settings.lease_s,
@@ -128,7 +128,7 @@ class Runner:
         if claimed is None:
             return None
         attempt = Attempt(self._jobs, self._transcribe, claimed)
-        self._attempts[attempt] = claimed
+        self._attempts.add(attempt)
         return attempt
 
     async def _work_on(self, attempt: Attempt) -> None:
@@ -137,7 +137,7 @@ class Runner:
         try:
             await attempt.run()
         finally:
-            del self._attempts[attempt]
+            self._attempts.remove(attempt)
 
     async def _claim_webhook(self) -> tuple[Delivery, webhooks.Signers] | None:
         busy = [key for key, sending in self._sending.items() if sending >= MAX_WEBHOOKS_OF_A_KEY]

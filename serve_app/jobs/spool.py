@@ -109,7 +109,7 @@ class Spool:
 
     def _remove(self, names: Collection[str]) -> None:
         for name in names:
-            with suppress(Exception):
+            with suppress(Exception):  # it is gone, or `sweep` removes it later
                 self._files.rm_file(self._path(name))
 
     def _sweep(self, known: Collection[str]) -> None:

@@ -6,6 +6,7 @@ Every method but `close` raises StoreBusy where the database is locked or cannot
 import asyncio
 import json
 import secrets
+import sys
 import time
 import zlib
 from collections.abc import Collection, Sequence
@@ -41,7 +42,7 @@ class JobStore(Claims):
 
     @to_the_end
     async def submit_all(
-        self, new: Sequence[NewJob], max_queued: int | None = None
+        self, new: Sequence[NewJob], max_queued: int = sys.maxsize
     ) -> list[tuple[Job, bool]]:
         """The jobs, each with whether it is new: the same idempotency key and body give the same job.
 
@@ -57,9 +58,9 @@ class JobStore(Claims):
             ]
             if asked:
                 await connection.execute(requests.insert(), asked)
-            for key in {job.key for job, is_new in submitted if is_new and max_queued is not None}:
+            for key in {job.key for job, is_new in submitted if is_new}:
                 waiting = await connection.execute(queued_of(key))
-                if waiting.scalar_one() > (max_queued or 0):
+                if waiting.scalar_one() > max_queued:
                     whose = "of this API key " if key else ""
                     message = f"{max_queued} jobs {whose}may wait at once; wait for some to end."
                     raise RateLimited(message, None, "too_many_jobs", RETRY_AFTER_S)

@@ -144,12 +144,13 @@ def checked_url(url: str, settings: WebhookSettings, param: str = "webhook_url")
 
 def signed(delivery: Delivery, answer: Any, signers: Signers, now_s: float) -> tuple[dict[str, str], bytes]:
     """Headers and body of a try at `now_s`; `answer` is what `/predict` would have answered, or None."""
-    if delivery.style == "baseten":
+    style = delivery.job.webhook_style
+    if style == "baseten":
         body = baseten_body(delivery.job, answer, now_s)
         headers = baseten_headers(delivery.job.id, body, signers)
     else:
-        is_standard = delivery.style == "standard"
-        body = standard_body(delivery.job, answer) if is_standard else assemblyai_body(delivery.job)
+        job = delivery.job
+        body = standard_body(job, answer) if style == "standard" else assemblyai_body(job)
         headers = standard_headers(delivery.id, now_s, body, signers)
     return {"Content-Type": "application/json", **headers}, body
 

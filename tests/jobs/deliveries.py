@@ -44,7 +44,7 @@ def job(**changes: Any) -> Job:
 
 
 def delivery(url: str = "https://example.com", style: WebhookStyle = "standard", **of_job: Any) -> Delivery:
-    return Delivery("msg_1", job(**of_job), url, style, claim_no=0, tries=0)
+    return Delivery("msg_1", job(webhook_style=style, **of_job), url, claim_no=0, tries=0)
 
 
 def settings(**changes: Any) -> WebhookSettings:

@@ -27,7 +27,12 @@ def test_a_webhook_is_due_when_its_job_ends(store_url: str, clock: Clock) -> Non
         await store.finish(held.id, held.attempt, b"")
         await finished(store)
         due = await claimed_delivery(store)
-        assert (due.job.id, due.job.status, due.url, due.style) == (held.id, "succeeded", URL, "baseten")
+        assert (due.job.id, due.job.status, due.url, due.job.webhook_style) == (
+            held.id,
+            "succeeded",
+            URL,
+            "baseten",
+        )
         assert due.tries == 0
         assert await store.claim_delivery(LEASE_S) is None
 

@@ -147,9 +147,8 @@ def _submission(fields: dict[str, Any]) -> Submission:
 
 def _shown(job: Job) -> dict[str, Any]:
     """An AsyncRequest."""
-    is_awaited = job.webhook_url is not None
     webhook_status = "NO_WEBHOOK_PROVIDED"
-    if is_awaited:
+    if job.webhook_url is not None:
         webhook_status = job.webhook.status.upper() if job.webhook else "PENDING"
     changed_at_s = job.finished_at_s or job.started_at_s or job.created_at_s
     return {

@@ -13,8 +13,8 @@ from serve_app.formats.table import FORMATS
 from serve_app.http.auth import key_name
 from serve_app.http.forms import collect_fields, described_body
 from serve_app.http.jobs.events import event_stream
-from serve_app.http.jobs.result import RENDERING, WrongState, check_shows, no_transcript, rendering
-from serve_app.http.jobs.shown import JobList, JobOut, JobPage, path_of, shown, shown_with_place
+from serve_app.http.jobs.result import RENDERING, WrongState, check_shows, rendering, transcript_of
+from serve_app.http.jobs.shown import JobList, JobOut, JobPage, job_path, shown, shown_with_place
 from serve_app.http.jobs.submission import (
     IDEMPOTENCY_HEADER,
     JobBody,
@@ -70,7 +70,7 @@ def job_routes(jobs: Jobs, max_bytes: int, max_json_bytes: int, *, has_list: boo
 
     async def answer(request: Request, job: Job, status: int = 200) -> JSONResponse:
         root_path = _root_path(request)
-        headers = {"Location": path_of(job, root_path)} if status == 201 else None
+        headers = {"Location": job_path(job, root_path)} if status == 201 else None
         return JSONResponse(await shown_with_place(jobs, job, root_path), status, headers)
 
     @router.post("", status_code=201, **_described_submission())
@@ -116,9 +116,7 @@ def job_routes(jobs: Jobs, max_bytes: int, max_json_bytes: int, *, has_list: boo
         """
         key = key_name(request)
         options = rendering(request, (await jobs.request(job_id, key)).options)
-        transcript = await jobs.transcript(job_id, key)
-        if transcript is None:
-            raise no_transcript(await jobs.get(job_id, key))
+        transcript = await transcript_of(jobs, job_id, key)
         check_shows(transcript, options)
         return await asyncio.to_thread(transcript_response, transcript, options)
 

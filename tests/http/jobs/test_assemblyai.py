@@ -133,7 +133,7 @@ def test_the_life_of_a_transcript(tmp_path: Path) -> None:
         assert ended["webhook_status_code"] is None
         due = await service.jobs.store.claim_delivery(60)
         assert due is not None
-        assert due.style == "assemblyai"
+        assert due.job.webhook_style == "assemblyai"
         await service.jobs.store.record_try(due.id, due.claim_no, Try(1.0, 503, "No.", 0.1), 60.0)
         assert (await shown(service, told["id"]))["webhook_status_code"] == 503
 

@@ -34,11 +34,11 @@ def test_odd_texts(odd: str, tmp_path: Path) -> None:
         for each in fields:
             body = json.dumps({"audio_file": URL, **each})
             answer = await service.post(content=body, headers={"Content-Type": "application/json"})
-            assert answer.status_code in {201, 400, 422}, (each, answer.text)
+            assert answer.status_code in {201, 400}, (each, answer.text)
         for key in (b"a\0", b"\xff", b"\x1b"):
             headers = [(b"Idempotency-Key", key)]
             answer = await service.post(json={"audio_file": URL}, headers=headers)
-            assert answer.status_code in {200, 201, 400}, (key, answer.text)
+            assert answer.status_code == 400, (key, answer.text)
         for path in ("/v1/jobs/%00", "/v1/jobs/%00/result", "/v1/jobs/%ED%A0%80"):
             assert (await service.get(path)).status_code == 404
         listed = (await service.get("/v1/jobs?limit=100")).json()["jobs"]
