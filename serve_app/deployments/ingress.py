@@ -127,7 +127,7 @@ class Ingress:
         except TimeoutError:  # it computes and does not hear, or there is no replica
             lately = monotonic() - self._ready_at_s.get(stage, -math.inf) < READY_MEMORY_S
             return lately and await has_replica(handle)
-        except Exception:  # noqa: BLE001  (whatever the reason, the stage is not ready)
+        except Exception:  # noqa: BLE001  (a stage whose call fails is not ready)
             self._ready_at_s.pop(stage, None)
             return False
         if is_ready:

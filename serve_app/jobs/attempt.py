@@ -1,4 +1,4 @@
-"""One attempt at a job: it is transcribed under a lease, and what comes of that is stored."""
+"""One attempt at a job: it is transcribed under a lease, and its result or error is stored."""
 
 import asyncio
 import logging
@@ -26,10 +26,10 @@ from serve_app.transcript import Progress
 
 logger = logging.getLogger("ray.serve")
 
-# Not the job's doing. What else a stage is overloaded with, such as too little memory, may well be.
+# The job does not cause these. It may cause other overload of a stage, such as too little memory.
 NO_ATTEMPT = (NoRoom, RateLimited, StoreBusy, SpoolUnavailable)
-MAX_BEAT_S = 2.0  # between two heartbeats: so old may the progress be that clients see
-PAUSE = wait_random_exponential(multiplier=0.5, max=5.0)  # seconds, where the store fails
+MAX_BEAT_S = 2.0  # between two heartbeats; the progress that clients see is at most this old
+PAUSE = wait_random_exponential(multiplier=0.5, max=5.0)  # seconds, while the store fails
 LOST = "Job %s was given to another worker, or deleted; this attempt is dropped."
 
 Interruption = Literal["cancel", "lost", "drain"]
@@ -85,7 +85,7 @@ class Attempt:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _result(self) -> bytes:
-        """The transcript, for the store. Notes how far it is."""
+        """The transcript as JSON; its progress is noted meanwhile."""
 
         def report(news: Progress) -> None:
             self._progress = {
@@ -110,7 +110,7 @@ class Attempt:
         return await asyncio.to_thread(dump_transcript, transcript)
 
     async def _beat(self) -> None:
-        """Prolongs the lease until it is lost; tells clients' wish to cancel."""
+        """Prolongs the lease until it is lost, and interrupts the work if the client cancels it."""
         lease_s, written, first = self._lease_s, dict[str, Any](), 0
         while True:
             await asyncio.sleep(min(MAX_BEAT_S, lease_s / 3))
@@ -120,7 +120,7 @@ class Attempt:
                 said = await self._store.heartbeat(
                     *self._held, lease_s, None if news == written else news, batch
                 )
-            except Exception as error:  # noqa: BLE001  (if somebody else takes the job, a later beat says so)
+            except Exception as error:  # noqa: BLE001  (if the lease is lost, a later heartbeat says so)
                 logger.warning("The lease of job %s is not prolonged: %s", self._held[0], in_one_line(error))
                 continue
             written, first = news, first + len(new)
@@ -138,7 +138,7 @@ class Attempt:
         return None
 
     def _ending(self, working: "asyncio.Task[bytes]") -> Ending:
-        """How to store what the work has come to."""
+        """How to store the outcome of the work."""
         error = asyncio.CancelledError() if working.cancelled() else working.exception()
         if error is None:
             return partial(self._finish, working.result())
@@ -152,7 +152,7 @@ class Attempt:
             return await self._store.finish(*self._held, result)
         except StoreBusy:
             raise
-        except Exception as error:  # noqa: BLE001  (a result that cannot be stored is a failure as others)
+        except Exception as error:  # noqa: BLE001  (if the result cannot be stored, the attempt failed)
             return await self._fail(error)
 
     async def _fail(self, error: BaseException) -> bool:
@@ -169,13 +169,13 @@ async def _until_stored(ending: Ending) -> bool:
 
 
 def _may_pass(error: TranscriptionError) -> bool:
-    """Whether another attempt may end otherwise."""
+    """Whether another attempt may succeed."""
     is_ours = error.status >= 500 and not isinstance(error, ModelCrashed | DeadlineExceeded)
     return is_ours or error.type == "source_error"
 
 
 def in_one_line(error: BaseException | None) -> str:
-    """What an error says, for a line of the log; with the reason where a store is busy."""
+    """The message of an error on one line, for the log; with the reason if the store is busy."""
     if isinstance(error, StoreBusy) and error.__cause__ is not None:
         return f"{error.message} {in_one_line(error.__cause__)}"
     if isinstance(error, TranscriptionError):

@@ -90,9 +90,9 @@ class Outbox(Database):
 
     @to_the_end
     async def record_try(self, delivery_id: str, claim_no: int, made: Try, retry_in_s: float | None) -> bool:
-        """Logs a try. The next one is due in `retry_in_s`, or the delivery has ended as the try did.
+        """Logs a try. The next one is due in `retry_in_s`; with None, the delivery ends with this try.
 
-        False where the lease was lost: then somebody else delivers it, or the job was deleted.
+        False where the lease was lost: then another sender delivers it, or the job was deleted.
         """
         held = sa.and_(
             webhooks.c.job_id == delivery_id.removeprefix(WEBHOOK_ID_PREFIX),

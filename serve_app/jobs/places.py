@@ -56,7 +56,7 @@ class JobsUnusable(Exception):
 
 
 async def prepare(settings: JobsSettings) -> None:
-    """Makes what is missing here, a key and the tables of SQLite, if there are to be jobs.
+    """Unless jobs are off, creates a missing key and missing tables of SQLite, and checks the other places.
 
     Raises JobsUnusable.
     """

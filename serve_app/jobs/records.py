@@ -1,4 +1,4 @@
-"""What the job store takes and gives. Frozen, no I/O. Times are the store's, in seconds of the epoch."""
+"""Records that the job store takes and gives. Frozen, no I/O. Times are seconds of the store's clock."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ WebhookStatus = Literal["pending", "succeeded", "failed"]
 WebhookStyle = Literal["standard", "baseten", "assemblyai"]
 Heartbeat = Literal["ok", "cancel", "lost"]
 
-SUSPECT_DEATHS = 4  # fewer may be anything's fault: updates, a machine that is short of memory
+SUSPECT_DEATHS = 4  # fewer may have other causes: updates, a machine that is short of memory
 
 FINAL: tuple[Status, ...] = ("succeeded", "failed", "canceled", "expired")
 
@@ -18,7 +18,7 @@ FINAL: tuple[Status, ...] = ("succeeded", "failed", "canceled", "expired")
 class NewJob:
     """A job to submit."""
 
-    key: str  # name of the API key: whose job it is, and who shares the workers fairly
+    key: str  # name of the API key that owns the job; keys share the workers fairly
     request: str  # what to do, as text that the store does not read; it can have megabytes
     body_hash: str  # of what the client sent; with the same idempotency key it must be the same again
     keep_s: float  # how long after its end the job is kept
@@ -26,9 +26,9 @@ class NewJob:
     max_attempts: int
     initial_delay_s: float  # before the second attempt; doubles from attempt to attempt
     max_delay_s: float
-    audio: str | None = None  # what clients may see of where it comes from
+    audio: str | None = None  # its URL as clients may see it, or `upload`
     idempotency_key: str | None = None
-    max_queue_s: float | None = None  # it expires where work on it has not begun by then
+    max_queue_s: float | None = None  # it expires if work on it has not begun by then
     input_ref: str | None = None  # where the caller keeps the audio
     secrets: bytes | None = None  # encrypted; erased when the job ends
     webhook_url: str | None = None
@@ -39,7 +39,7 @@ class NewJob:
 class SegmentBatch:
     """Some consecutive segments of a running job, as they become final; without speakers."""
 
-    attempt: int  # whose they are
+    attempt: int  # the one that transcribed them
     first: int  # number of the first one in the transcript
     segments: tuple[Mapping[str, Any], ...]  # start, end, text
 
@@ -107,7 +107,7 @@ class ClaimedJob:
 
     @property
     def runs_alone(self) -> bool:
-        """Whether the worker may hold no other job meanwhile: this one may have killed those before."""
+        """Whether the worker may hold no other job: this one may have killed earlier workers."""
         return self.job.deaths >= SUSPECT_DEATHS
 
 

@@ -1,6 +1,6 @@
 """Takes jobs and webhooks from the store while there are places for them, and erases old ones.
 
-All of it goes on whatever happens to the store: what it cannot do now it tries again.
+A store that fails ends none of this: each step is tried again until it succeeds.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ class Runner:
     def __init__(
         self, jobs: Jobs, transcribe: Transcribe, answer: Callable[[Transcript, Options], Any], worker: str
     ) -> None:
-        """`answer` makes of a transcript what `/predict` would have answered, for webhooks."""
+        """`answer` turns a transcript into the answer of `/predict`, for webhooks."""
         self._jobs, self._store, self._settings = jobs, jobs.store, jobs.settings
         self._transcribe = transcribe
         self._answer = answer
@@ -100,7 +100,7 @@ class Runner:
             await self._pause(SWEEP_S)
 
     async def _persistently(self, call: Callable[[], Awaitable[T]]) -> T | None:
-        """What the call gives, when it succeeds at last; None where the runner drains before that."""
+        """The result of the call, once it succeeds; None if the runner drains before that."""
         retrying = AsyncRetrying(
             wait=PAUSE,
             sleep=self._pause,

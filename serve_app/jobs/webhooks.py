@@ -1,7 +1,7 @@
-"""Sends webhooks: what they say, where they may go, when they are tried again.
+"""Sends webhooks: where they may go, and when they are tried again.
 
-A webhook is sent at least once. Who claimed it may die after the request and before its record, and then it
-is sent again under the same id.
+A webhook is sent at least once. A sender may die after the request and before it is recorded; then the
+webhook is sent again under the same id.
 """
 
 import asyncio
@@ -66,7 +66,7 @@ async def deliver(
     try:
         answer = await answer_of(delivery.job) if delivery.job.status == "succeeded" else None
         made, asked_s = await send(delivery, answer, signers, settings, clock)
-    except Exception:  # such a webhook must wait as any other does, not be claimed again and again
+    except Exception:  # it must wait like others, else it would be claimed again and again
         logger.exception("The webhook of job %s could not be made.", delivery.job.id)
         made = Try(clock(), None, "The server could not make the webhook; its log says why.", 0.0)
     if made.error is not None and made.status != HTTPStatus.GONE:
@@ -79,9 +79,9 @@ async def deliver(
 def next_try_in_s(
     tries_before: int, settings: WebhookSettings, asked_s: float | None, jitter: float
 ) -> float | None:
-    """How long to wait after one more failed try, None for ever; `jitter` is from 0 to 1.
+    """How long to wait after one more failed try; None if it was the last one. `jitter` is from 0 to 1.
 
-    A receiver that asked for `asked_s` puts its next try off, by a day at most; it cannot have it earlier.
+    A receiver can ask to wait for `asked_s`, a day at most; the next try is never earlier than planned.
     """
     if tries_before >= len(settings.retry_delays_s):
         return None

@@ -17,7 +17,7 @@ from serve_app.jobs.records import Job
 from serve_app.jobs.service import Jobs, Submission, within
 from serve_app.options import validate_or_400
 
-_STATUSES = {"running": "IN_PROGRESS"}  # others are ours in capitals
+_STATUSES = {"running": "IN_PROGRESS"}  # the others are our own in capitals
 
 
 class RetryConfig(BaseModel):
@@ -57,7 +57,7 @@ class AsyncRequest(TypedDict):
     status: Literal["QUEUED", "IN_PROGRESS", "SUCCEEDED", "FAILED", "EXPIRED", "CANCELED", "WEBHOOK_FAILED"]
     webhook_status: Literal["PENDING", "SUCCEEDED", "FAILED", "NO_WEBHOOK_PROVIDED"]
     created_at: str
-    status_at: Annotated[str, Field(description="When `status` became what it is.")]
+    status_at: Annotated[str, Field(description="When `status` last changed.")]
     errors: Annotated[list[dict[str, str]], Field(description="`code` and `message`; empty without errors.")]
 
 

@@ -1,7 +1,4 @@
-"""What there is of a job's transcript besides its JSON: other formats, and the peaks of the waveform.
-
-Which options may be chosen late, and when there is nothing to show.
-"""
+"""A job's transcript: the options that can be chosen after submission, and the peaks of the waveform."""
 
 from typing import Annotated, Any
 
@@ -57,7 +54,7 @@ def rendering(request: Request, submitted: Options) -> Options:
 
 
 def check_shows(transcript: Transcript, options: Options) -> None:
-    """Raises InvalidRequest where the format would have nothing of the transcript in it."""
+    """Raises InvalidRequest if the format would show nothing of the transcript."""
     if options.response_format == "rttm" and transcript.segments and not transcript.turns:
         raise conflict(
             "response_format",

@@ -63,7 +63,7 @@ class ListQuery(BaseModel):
 def job_routes(jobs: Jobs, max_bytes: int, max_json_bytes: int, *, has_list: bool = True) -> APIRouter:
     """The routes in front of these jobs; each API key has its own.
 
-    Where strangers share the jobs of no key, there is no list: a job's id is the only key to it.
+    Where strangers share the jobs, there is no list: only who knows a job's id can see it.
     """
     known = described_errors(errors.StoreBusy) | OTHER_ERRORS
     router = APIRouter(prefix=JOBS, tags=["Jobs"], responses=known)
@@ -112,7 +112,7 @@ def job_routes(jobs: Jobs, max_bytes: int, max_json_bytes: int, *, has_list: boo
     async def get_result(request: Request, job_id: str) -> Response:
         """The transcript, in the format asked for at submission or in any other that can show it.
 
-        With `response_format` here, what was asked for at submission about rendering no longer counts.
+        With `response_format` here, the rendering options of the submission no longer count.
         """
         key = key_name(request)
         options = rendering(request, (await jobs.request(job_id, key)).options)
@@ -137,7 +137,7 @@ def job_routes(jobs: Jobs, max_bytes: int, max_json_bytes: int, *, has_list: boo
 
     @router.post("/{job_id}/cancel", **_described(JobOut, NoSuchJob))
     async def cancel(request: Request, job_id: str) -> Response:
-        """Ends a job that waits; one that runs stops between two windows. One that has ended stays so."""
+        """Ends a queued job; a running one stops between two windows. One that has ended does not change."""
         return await answer(request, await jobs.cancel(job_id, key_name(request)))
 
     @router.delete("/{job_id}", status_code=204, responses=described_errors(NoSuchJob))
@@ -173,7 +173,7 @@ def routes_without_jobs() -> APIRouter:
 
 
 def _root_path(request: Request) -> str:
-    """Where the client reaches the service."""
+    """The path under which the client reaches the service."""
     return str(request.scope.get("root_path", ""))
 
 

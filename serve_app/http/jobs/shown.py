@@ -85,7 +85,7 @@ class JobPage(TypedDict):
 
 
 def job_path(job: Job, root_path: str) -> str:
-    """Where the job is, for a client that reaches the service at `root_path`."""
+    """The path of the job, for a client that reaches the service at `root_path`."""
     return f"{root_path}/v1/jobs/{job.id}"
 
 

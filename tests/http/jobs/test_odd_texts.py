@@ -1,4 +1,4 @@
-"""Texts that PostgreSQL cannot hold, wherever a client can put one: refused or harmless, never a 500."""
+"""Texts that PostgreSQL cannot hold are refused or harmless in every field, never a 500."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ HOOK = "https://example.com/hook"
 @pytest.mark.parametrize("odd", [*map(chr, (0x00, 0x1B, 0xD800, 0xDC80))])
 @pytest.mark.usefixtures("each_store")
 def test_odd_texts(odd: str, tmp_path: Path) -> None:
-    """What is stored runs, and is shown."""
+    """A job that is stored can be claimed and shown."""
     fields: list[dict[str, Any]] = [
         {"audio_file": f"{URL}{odd}"},
         {"audio_file": f"{URL}?{odd}"},
