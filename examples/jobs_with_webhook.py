@@ -36,10 +36,11 @@ def is_genuine(headers: Any, body: bytes) -> bool:
     return any(hmac.compare_digest(expected, signature) for signature in signatures)
 
 
-class Receiver(BaseHTTPRequestHandler):
-    """Answers at once; what takes long is done after the answer."""
+received: list[dict[str, Any]] = []
 
-    events: list[dict[str, Any]] = []  # noqa: RUF012  (of the one server of this program)
+
+class Receiver(BaseHTTPRequestHandler):
+    """Answers at once: the service does not wait long for the answer to a webhook."""
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -47,15 +48,15 @@ class Receiver(BaseHTTPRequestHandler):
         self.send_response(204 if genuine else 401)
         self.end_headers()
         if genuine:
-            self.events.append(json.loads(body))
+            received.append(json.loads(body))
 
 
 with HTTPServer(("127.0.0.1", 0), Receiver) as receiver, Client() as client:
     job = client.jobs.submit(sys.argv[1], webhook_url=f"http://127.0.0.1:{receiver.server_port}/")
     print(f"submitted {job['id']}")
-    while not Receiver.events:
+    while not received:
         receiver.handle_request()
-    event = Receiver.events[0]
+    event = received[0]
     print(event["type"])
     if event["type"] == "transcription.completed":
         print(client.jobs.result(job["id"], response_format="text"))

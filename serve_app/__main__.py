@@ -12,12 +12,11 @@ import socket
 import sys
 from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from serve_app.cli import GRACE_S, CommandFailed, note
+from serve_app.cli import GRACE_S, CommandFailed, ConfigPath, note
 from serve_app.cli.jobs import jobs
 from serve_app.cli.prefetch import prefetch
 from serve_app.cli.transcribe.command import transcribe
@@ -51,8 +50,6 @@ cli = typer.Typer(
 )
 
 cli.command(cls=WhisperxCommand, rich_help_panel=_USE, epilog=_OF_TRANSCRIBE)(transcribe)
-
-ConfigPath = Annotated[Path, typer.Argument(help="Config file of the service, such as serve_config.yaml.")]
 
 
 @cli.command(name="serve", rich_help_panel=_RUN)

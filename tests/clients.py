@@ -60,7 +60,7 @@ class Upload:
         self.leave()
 
 
-def until(condition: Callable[[], bool], every_s: float = 0.05, timeout_s: float = 60.0) -> None:
+def until(condition: Callable[[], object], every_s: float = 0.05, timeout_s: float = 60.0) -> None:
     """Waits for the condition, which must hold in time."""
     deadline_s = time.monotonic() + timeout_s
     while not condition():

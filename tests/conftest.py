@@ -13,7 +13,6 @@ import wave
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -120,11 +119,8 @@ def audio(sample: Samples) -> Samples:
 
 @pytest.fixture(scope="session")
 def meeting() -> Samples:
-    """Twelve seconds of two real people talking, at times at once, of the sample in pyannote's wheel."""
-    package = find_spec("pyannote.audio")
-    assert package is not None
-    assert package.origin is not None
-    with wave.open(str(Path(package.origin).parent / "sample" / "sample.wav")) as recording:
+    """Twelve seconds of two real people talking, sometimes at once, from the demo's recording."""
+    with wave.open(str(demo_sample())) as recording:
         recording.setpos(6 * SAMPLE_RATE_HZ)
         return np.frombuffer(recording.readframes(12 * SAMPLE_RATE_HZ), np.int16)
 

@@ -128,7 +128,7 @@ class Orphan:
     """A loader's answer whose audio dies with the process that owns it."""
 
     def __init__(self) -> None:
-        self._owner: Any = Owner.remote()  # type: ignore[attr-defined]
+        self._owner: Any = Owner.remote()  # type: ignore[attr-defined]  # Ray's decorator adds it
 
     async def _to_object_ref_gen(self) -> References:
         return References(self._references())

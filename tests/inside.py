@@ -47,7 +47,7 @@ def hang_disk(_: Any, gate: Path) -> None:
             time.sleep(0.01)
         write(*args)
 
-    setattr(FormBody, "write", write_later)  # noqa: B010  (mypy would not let it be replaced)
+    setattr(FormBody, "write", write_later)  # noqa: B010  (mypy forbids assigning to a method)
 
 
 def fill_object_store(_: Any, gate: Path) -> None:

@@ -29,7 +29,7 @@ class Sources:
             def do_GET(self) -> None:
                 self.answer(sources)
 
-            do_HEAD = do_GET  # noqa: N815
+            do_HEAD = do_GET  # noqa: N815  (http.server calls a method of this name)
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"

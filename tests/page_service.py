@@ -163,7 +163,7 @@ def serving(
     def run() -> None:
         try:
             asyncio.run(serve())
-        except BaseException as error:
+        except BaseException as error:  # a thread's error is lost; the test's thread looks for it here
             failures.append(error)
             started.set()
 

@@ -3,8 +3,7 @@
 import asyncio
 import hashlib
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -58,7 +57,7 @@ class Played:
         self.most_running = max(self.running, self.most_running)
         try:
             report(Progress(1, 2, False, self.transcript.segments[:1]))
-            while not self.opened.is_set() and len(self.heard) > self.free:  # noqa: ASYNC110  (set by another thread)
+            while not self.opened.is_set() and len(self.heard) > self.free:  # noqa: ASYNC110  (a test's thread sets it)
                 await asyncio.sleep(0.01)
             if audio in self.failures:
                 raise self.failures[audio]
@@ -66,13 +65,6 @@ class Played:
             return self.transcript
         finally:
             self.running -= 1
-
-    def until(self, holds: Callable[[], Any]) -> None:
-        """Waits until this holds."""
-        deadline_s = time.monotonic() + 60
-        while not holds():
-            assert time.monotonic() < deadline_s
-            time.sleep(0.01)
 
     def jobs(self) -> Jobs:
         webhooks = WebhookSettings(allowed_hosts=("127.0.0.1",))

@@ -1,6 +1,12 @@
 """The command line: transcribes files, checks a config file, runs the service on a Ray of its own."""
 
+from pathlib import Path
+from typing import Annotated
+
+import typer
 from rich.console import Console
+
+ConfigPath = Annotated[Path, typer.Argument(help="Config file of the service, such as serve_config.yaml.")]
 
 note = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 

@@ -31,7 +31,7 @@ DEMO_CONFIG = (
 def read(path: Path) -> dict[str, Any]:
     """Returns the file's content, checked key by key. Raises CommandFailed naming the first wrong key."""
     try:
-        raw = yaml.safe_load(path.read_text())
+        raw = yaml.safe_load(path.read_bytes())
     except OSError as error:
         raise CommandFailed(f"{path}: {error.strerror}.") from None
     except yaml.YAMLError as error:
@@ -59,8 +59,12 @@ def check(raw: dict[str, Any], path: Path) -> None:
 
 def settings_of(raw: dict[str, Any]) -> list[Settings]:
     """The settings of each application of this service in a file's content."""
-    ours = [each for each in raw.get("applications") or () if each["import_path"] == IMPORT_PATH]
-    return [Settings.model_validate(each.get("args") or {}) for each in ours]
+    return [Settings.model_validate(each.get("args") or {}) for each in own_applications(raw)]
+
+
+def own_applications(raw: dict[str, Any]) -> list[dict[str, Any]]:
+    """The applications of this service in a file's content."""
+    return [each for each in raw.get("applications") or () if each["import_path"] == IMPORT_PATH]
 
 
 def _refuse_public_without_keys(host: str, access: AccessSettings, path: Path) -> None:

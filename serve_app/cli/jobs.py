@@ -7,16 +7,12 @@ Commands say what they have done in one line, and why they cannot in one sentenc
 """
 
 import asyncio
-from pathlib import Path
-from typing import Annotated
 
 import typer
 
-from serve_app.cli import CommandFailed, note
+from serve_app.cli import CommandFailed, ConfigPath, note
 
 jobs = typer.Typer(no_args_is_help=True, help="Maintains the store of jobs of a service.")
-
-ConfigPath = Annotated[Path, typer.Argument(help="Config file of the service, such as serve_config.yaml.")]
 
 
 @jobs.callback()

@@ -33,7 +33,7 @@ PORTS = range(20_000, 32_000)  # above are ports of outgoing connections, below 
 def url_of(raw: dict[str, Any]) -> str:
     """Where the service of this config file answers."""
     http = ServeDeploySchema.model_validate(raw).http_options
-    return f"http://{http.host.replace('0.0.0.0', '127.0.0.1')}:{http.port}"  # noqa: S104  (shown, not bound)
+    return f"http://{http.host.replace('0.0.0.0', '127.0.0.1')}:{http.port}"  # noqa: S104  (a text, no socket)
 
 
 def free_port() -> int:
@@ -174,7 +174,7 @@ def _drain(names: list[str], grace_s: float) -> None:
             # A call through the router first: it waits until replicas are known, which a broadcast does not.
             drain.remote(0.0).result(timeout_s=min(GRACE_S, grace_s))
             results = drain.broadcast("drain", grace_s).results(timeout_s=grace_s + 5, return_exceptions=True)
-        except Exception as error:  # noqa: BLE001  (the server stops, whatever happens here)
+        except Exception as error:  # noqa: BLE001  (nothing may keep the server from stopping)
             results = [error]
         for result in results:
             if result is False or isinstance(result, TimeoutError):

@@ -106,7 +106,7 @@ def _killing_leftovers() -> Iterator[None]:
     os.environ[START_MARK] = mark = uuid.uuid4().hex
     try:
         yield
-    except BaseException:
+    except BaseException:  # also Ctrl-C during the start
         for process in psutil.process_iter():
             with suppress(psutil.Error):  # it has ended, or is another user's
                 if process.environ().get(START_MARK) == mark:

@@ -12,6 +12,7 @@ from serve_app import errors
 from serve_app.errors import InvalidRequest, TranscriptionError
 
 ENDS = ("succeeded", "failed", "canceled", "expired")  # states of jobs
+SEGMENTS = "segments"  # events with what has been transcribed of a job so far
 
 _KNOWN = [
     each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, TranscriptionError)
@@ -57,12 +58,6 @@ def error_of(response: httpx.Response) -> TranscriptionError:
         message, code, param = body["message"], body["code"], body["param"]
     waits = response.headers.get("Retry-After", "")
     retry_after_s = int(waits) if waits.isascii() and waits.isdecimal() else 0
-    return _error(message, param, code, status, retry_after_s)
-
-
-def _error(
-    message: str, param: str | None, code: str | None, status: int, retry_after_s: int = 0
-) -> TranscriptionError:
     fallback = InvalidRequest if status < 500 else TranscriptionError
     kind = _BY_CODE.get(code or "") or _BY_STATUS.get(status, fallback)
     error = kind(message, param, code, retry_after_s)
@@ -95,9 +90,6 @@ def transcript_of(response: httpx.Response) -> dict[str, Any] | str:
     return response.content.decode()
 
 
-SEGMENTS = "segments"  # events with what has been transcribed of a job so far
-
-
 def has_ended(job: dict[str, Any]) -> bool:
     """Whether nothing will change for this job any more."""
     return job["status"] in ENDS
@@ -110,6 +102,13 @@ class Event:
     id: str
     name: str
     data: dict[str, Any]
+
+
+def piece_of(event: Event | None) -> str:
+    """The text that an event of a streamed transcription adds, or ""."""
+    if event is None or event.data["type"] != "transcript.text.delta":
+        return ""
+    return str(event.data["delta"])
 
 
 class EventReader:
@@ -133,7 +132,7 @@ class EventReader:
             return None
         content: dict[str, Any] = json.loads(data)
         if isinstance(error := content.get("error"), dict) and "type" in error:
-            is_request = error["type"] == InvalidRequest.type
-            kind = _BY_CODE.get(error["code"], InvalidRequest if is_request else TranscriptionError)
-            raise _error(error["message"], error["param"], error["code"], kind.status)
+            fallback = InvalidRequest if error["type"] == InvalidRequest.type else TranscriptionError
+            kind = _BY_CODE.get(error["code"], fallback)
+            raise kind(error["message"], error["param"], error["code"])
         return Event(self._id, self._name, content)

@@ -1,4 +1,4 @@
-"""What is sent: requests with audio, and when one is sent again."""
+"""The requests that both clients send."""
 
 import io
 import ipaddress
@@ -6,67 +6,25 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from math import inf
-from time import monotonic
 from typing import Any, BinaryIO
 from urllib.parse import quote
 from uuid import uuid4
 
 import httpx
-from tenacity import RetryCallState, retry_if_exception, stop_before_delay, wait_random_exponential
 
 from serve_app import __version__
-from serve_app.client.answers import StreamBroken, Unreachable, is_of_type, shown
-from serve_app.errors import InvalidRequest, TranscriptionError
+from serve_app.client.answers import is_of_type, shown
+from serve_app.client.retries import NEVER, Deadline
+from serve_app.errors import InvalidRequest
 
 Audio = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 SILENCE_S = 60.0  # of a stream, which says something every 15 s
-RECONNECT_S = 1.0
-PASSING = (408, 429, 502, 503)  # statuses after which a request is sent again
 
 Body = Callable[[], dict[str, Any]]  # makes the body of a request, again for each attempt
-OnRetry = Callable[[TranscriptionError], object]
 
 JOBS = "/v1/jobs"
-
-_backoff = wait_random_exponential(multiplier=0.5, max=30)
-
-
-class Deadline:
-    """When a caller no longer wants to wait; None is never."""
-
-    def __init__(self, timeout_s: float | None) -> None:
-        self._timeout_s = inf if timeout_s is None else timeout_s
-        self._at_s = monotonic() + self._timeout_s
-
-    def left_s(self, at_most_s: float) -> float:
-        """Seconds to wait still, but not more than these and not none at all."""
-        return max(min(self._at_s - monotonic(), at_most_s), 0.01)
-
-    def has_passed(self) -> bool:
-        """Whether the caller no longer waits."""
-        return monotonic() >= self._at_s
-
-    def check(self) -> None:
-        """Raises TimeoutError when it has passed."""
-        if self.has_passed():
-            raise TimeoutError(f"The job has not ended within {self._timeout_s:g} s; it goes on.")
-
-    @contextmanager
-    def reconnecting(self) -> Iterator[None]:
-        """Ends quietly when a stream breaks: a server that stops cuts its streams. Raises TimeoutError."""
-        try:
-            yield
-        except StreamBroken:
-            pass
-        except TranscriptionError:
-            self.check()
-            raise
-
-
-NEVER = Deadline(None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +41,8 @@ class Call:
     def arguments(self, timeout: httpx.Timeout) -> dict[str, Any]:
         """What httpx is told to build it."""
         if self.is_stream:
-            connect_s = self.deadline.left_s(timeout.connect or SILENCE_S)
-            timeout = httpx.Timeout(self.deadline.left_s(SILENCE_S), connect=connect_s, pool=None)
+            connect_s = self.deadline.capped_s(timeout.connect or SILENCE_S)
+            timeout = httpx.Timeout(self.deadline.capped_s(SILENCE_S), connect=connect_s, pool=None)
         return {
             "method": self.method,
             "url": self.path,
@@ -98,6 +56,11 @@ class Call:
         return response.is_success and (not self.is_stream or is_of_type(response, "text/event-stream"))
 
 
+def prediction() -> Call:
+    """Asks for a transcript."""
+    return Call("POST", "/predict")
+
+
 def submission(idempotency_key: str | None) -> Call:
     """Sends a job, so that sending it again gives the same one."""
     return Call("POST", JOBS, headers={"Idempotency-Key": idempotency_key or uuid4().hex})
@@ -109,11 +72,14 @@ def page(status: Sequence[str], limit: int, after: str | None) -> Call:
     return Call("GET", JOBS, params={name: value for name, value in chosen.items() if value})
 
 
-def of_job(
-    method: str, job_id: str, what: str = "", params: Mapping[str, Any] | None = None, **more: Any
-) -> Call:
+def of_job(method: str, job_id: str, what: str = "", **more: Any) -> Call:
     """Asks for one job, or for something of it."""
-    return Call(method, f"{JOBS}/{quote(job_id, safe='')}{what}", params=_given(params or {}), **more)
+    return Call(method, f"{JOBS}/{quote(job_id, safe='')}{what}", **more)
+
+
+def result(job_id: str, rendering: Mapping[str, Any]) -> Call:
+    """Asks for the transcript of a job."""
+    return of_job("GET", job_id, "/result", params=_given(rendering))
 
 
 def events(job_id: str, seen: str, deadline: Deadline) -> Call:
@@ -207,34 +173,3 @@ def streaming(audio: Audio, options: Mapping[str, Any]) -> dict[str, Any]:
         message = "audio: only files can be streamed; have a URL transcribed by transcribe or a job."
         raise InvalidRequest(message, "audio")
     return {"model": "whisper-1", "stream": True, **options}
-
-
-def policy(retry_for_s: float, deadline: Deadline, on_retry: OnRetry) -> dict[str, Any]:
-    """When tenacity sends a request again: if it can help, and as the answer's Retry-After says."""
-
-    has_tried_long = stop_before_delay(retry_for_s)
-
-    def tell(state: RetryCallState) -> None:
-        error = state.outcome.exception() if state.outcome else None
-        if isinstance(error, TranscriptionError):
-            on_retry(error)
-
-    return {
-        "retry": retry_if_exception(_is_passing),
-        "wait": lambda state: deadline.left_s(_wait_s(state)),
-        "stop": lambda state: deadline.has_passed() or has_tried_long(state),
-        "before_sleep": tell,
-        "reraise": True,
-    }
-
-
-def _is_passing(error: BaseException) -> bool:
-    return isinstance(error, Unreachable) or (
-        isinstance(error, TranscriptionError) and error.status in PASSING
-    )
-
-
-def _wait_s(state: RetryCallState) -> float:
-    error = state.outcome.exception() if state.outcome else None
-    asked_s = error.retry_after_s if isinstance(error, TranscriptionError) else None
-    return float(asked_s) if asked_s else _backoff(state)

@@ -178,9 +178,12 @@ def test_files_that_are_no_config_say_so(tmp_path: Path) -> None:
     broken.write_text("a: [")
     listing = tmp_path / "list.yaml"
     listing.write_text("- a")
+    audio = tmp_path / "talk.wav"
+    audio.write_bytes(b"RIFF\xff\xff")
     for path, says in (
         (tmp_path / "none.yaml", "No such file"),
         (broken, "not valid YAML"),
+        (audio, "not valid YAML"),
         (listing, "mapping"),
     ):
         with pytest.raises(CommandFailed, match=says):

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
+from clients import until
 from played_service import KEY, Played, played
 from transcripts import FIXED
 from typer.main import get_command
@@ -59,7 +60,13 @@ def talk(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def started(service: Played, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+def stop() -> threading.Event:
+    """The event that the launcher sets on SIGTERM and SIGINT."""
+    return threading.Event()
+
+
+@pytest.fixture
+def started(service: Played, stop: threading.Event, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """The configs of services that the command has started, each of which is the played one."""
     configs: list[dict[str, Any]] = []
 
@@ -67,7 +74,7 @@ def started(service: Played, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, 
     def fake_running(raw: dict[str, Any], *, show_logs: bool) -> Iterator[threading.Event]:
         configs.append(raw)
         assert Path(raw["applications"][0]["args"]["jobs"]["state_dir"]).is_dir()
-        yield threading.Event()
+        yield stop
 
     monkeypatch.setattr(launcher, "running", fake_running)
     monkeypatch.setattr(launcher, "free_port", lambda: int(service.url.rpartition(":")[2]))
@@ -132,7 +139,7 @@ def test_a_killed_run_goes_on(service: Played, folder: Path, tmp_path: Path) -> 
     service.free = 5
     service.opened.clear()
     with running(service, folder, "-o", out, "-f", "srt,json", "--jobs", 4) as process:
-        service.until(lambda: out.exists() and len(outputs(out)) == 5 * 2 + 1 and service.running == 4)
+        until(lambda: out.exists() and len(outputs(out)) == 5 * 2 + 1 and service.running == 4)
         process.send_signal(signal.SIGKILL)
         process.wait(60)
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.srt")}
@@ -289,7 +296,7 @@ def test_what_cannot_be_written(service: Played, folder: Path, tmp_path: Path) -
     service.opened.clear()
 
     def end() -> None:
-        service.until(lambda: service.running)
+        until(lambda: service.running)
         (out / ".whisperx-serve").mkdir()
         service.opened.set()
 
@@ -338,7 +345,7 @@ def test_a_service_for_everybody(talk: Path, tmp_path: Path) -> None:
         assert run(service, talk, "-o", tmp_path, "-f", "txt").exit_code == 0
 
 
-def test_a_service_that_cannot_be_one(talk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_service_that_cannot_be_one(talk: Path) -> None:
     """It is said by the names of the flags, and no secret is."""
     for server, key, says in (
         (
@@ -367,11 +374,11 @@ def test_a_folder_is_watched(service: Played, tmp_path: Path) -> None:
     with running(service, "--watch", watched, "-o", out, "-f", "txt", program=program) as process:
         for name in ("one", "two"):
             (watched / f"{name}.mp3").write_bytes(name.encode())
-            service.until((out / f"{name}.txt").exists)
+            until((out / f"{name}.txt").exists)
         (watched / "half.mp3").write_bytes(b"hal")
-        service.until(lambda: service.heard[2:] == [b"hal"])
+        until(lambda: service.heard[2:] == [b"hal"])
         (watched / "half.mp3").write_bytes(b"half")
-        service.until((out / "half.txt").exists)
+        until((out / "half.txt").exists)
         process.send_signal(signal.SIGINT)
         said, _ = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -395,6 +402,7 @@ def test_a_folder_is_watched(service: Played, tmp_path: Path) -> None:
         (["--task", "translate", "-f", "words", "."], "needs word times"),
         (["--task", "translate", "--highlight_words", "True", "."], "needs word times"),
         (["--model", "large-v2", "."], "leave out --server"),
+        (["--vad_onset", "0", "."], "leave out --server"),
         (["--no_align", "."], "leave out --server"),
         (["--hf_token", "hf_x", "."], "HF_TOKEN"),
         (["--batch_size=8", "."], "--jobs"),
@@ -421,8 +429,9 @@ def test_each_flag_of_whisperx_is_known_or_refused_with_a_reason() -> None:
     source = (Path(spec.origin).parent / "__main__.py").read_text()
     flags = {each.replace("-", "_") for each in re.findall(r'add_argument\(.*?"--([\w-]+)"', source)}
     assert len(flags) > 40
-    (command,) = (each for name, each in get_command(cli).commands.items() if name == "transcribe")  # type: ignore[attr-defined]
-    known = {name.removeprefix("--") for each in command.params for name in each.opts}
+    group: Any = get_command(cli)
+    params = group.commands["transcribe"].params
+    known = {name.removeprefix("--") for each in params for name in each.opts}
     assert flags - known - set(REFUSED) == set()
 
 
@@ -472,7 +481,7 @@ def test_a_service_of_its_own(talk: Path, tmp_path: Path, started: list[dict[str
         "--model tiny --model_dir models --vad_method silero --beam_size 3 --jobs 2 --compute_type default"
     )
     for more in ([], ["--diarize", "--no_align"]):
-        arguments = [str(tmp_path / "talk.mp3"), "-o", str(tmp_path), "-f", "txt", *flags.split(), "--jobs=2"]
+        arguments = [str(talk), "-o", str(tmp_path), "-f", "txt", *flags.split()]
         done = CliRunner().invoke(cli, ["transcribe", *arguments, *more], catch_exceptions=False)
         assert done.exit_code == 0, done.output
     first, second = (raw["applications"][0]["args"] for raw in started)
@@ -543,32 +552,24 @@ def test_a_config_file_of_ones_own(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_ends_a_service_of_its_own(
-    service: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    service: Played, talk: Path, stop: threading.Event, started: list[dict[str, Any]]
 ) -> None:
-    """The signal sets the event that the launcher gives."""
-    stop = threading.Event()
-
-    @contextmanager
-    def fake_running(raw: dict[str, Any], *, show_logs: bool) -> Iterator[threading.Event]:
-        yield stop
-
-    monkeypatch.setattr(launcher, "running", fake_running)
-    monkeypatch.setattr(launcher, "free_port", lambda: int(service.url.rpartition(":")[2]))
-    (tmp_path / "talk.mp3").write_bytes(b"audio")
+    """The run ends with 130 when the launcher's event is set."""
     service.opened.clear()
 
     def end() -> None:
-        service.until(lambda: service.running)
+        until(lambda: service.running)
         stop.set()
 
     ending = threading.Thread(target=end)
     ending.start()
-    done = CliRunner().invoke(cli, ["transcribe", str(tmp_path / "talk.mp3"), "-o", str(tmp_path)])
+    done = CliRunner().invoke(cli, ["transcribe", str(talk), "-o", str(talk.parent)])
     ending.join()
     assert done.exit_code == 130
+    assert len(started) == 1
 
 
-def test_the_command_needs_no_package_of_the_server(figure: Callable[[str], None]) -> None:
+def test_the_command_needs_no_package_of_the_server() -> None:
     """`transcribe --server`, the help and shell completion are quick, and work without the extra `server`."""
     code = "import sys, serve_app.__main__\nprint(*{name.partition('.')[0] for name in sys.modules})"
     done = subprocess.run(

@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+from clients import until
 from played_service import KEY, Played, played
 from transcripts import FIXED
 
@@ -247,7 +248,7 @@ def test_events_go_on_after_a_broken_connection(service: Played) -> None:
     service.opened.clear()
     with Client(service.url, transport=Breaking()) as client:
         job = client.jobs.submit(b"audio")
-        service.until(lambda: client.jobs.get(job["id"])["progress"])
+        until(lambda: client.jobs.get(job["id"])["progress"])
         states = client.jobs.events(job["id"])
         first = next(states)
         service.opened.set()
@@ -445,9 +446,7 @@ def test_a_key_and_a_user_in_the_url() -> None:
     Client("http://ann:secret@127.0.0.1").close()
 
 
-def test_a_proxy_is_not_asked_for_this_machine(
-    service: Played, both: Both, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_proxy_is_not_asked_for_this_machine(both: Both, monkeypatch: pytest.MonkeyPatch) -> None:
     """It would look for the service on its own machine."""
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")

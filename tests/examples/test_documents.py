@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,14 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from clients import until
 from played_service import KEY, Played, played
-from transcripts import FIXED
+from transcripts import WITH_SOURCES
 
 from serve_app.cli.config_file import DEMO_CONFIG, check
 from serve_app.cli.demo import sample
 from serve_app.errors import UnusableAudio
 from serve_app.jobs.signatures import VARIABLE, new_secret
-from serve_app.transcript import Window, WindowText
 
 PROJECT = Path(__file__).parents[2]
 DOCUMENTS = [
@@ -128,10 +128,7 @@ class Services:
 
 def prepared(service: Played) -> Played:
     """With all that an answer can have, and one file that is none."""
-    heard = WindowText("four score", "en", 0.9, -0.2, 0.01, 1.0)
-    window = Window(0.0, 30.0)
-    segments = tuple(replace(each, source_text=heard, window=window) for each in FIXED.segments)
-    service.transcript = replace(FIXED, segments=segments)
+    service.transcript = WITH_SOURCES
     service.failures[b"no audio"] = UnusableAudio("This is no audio.")
     return service
 
@@ -179,7 +176,7 @@ def environment(services: Services, service: Played) -> dict[str, str]:
     url = service.url
     headers = {"Authorization": f"Bearer {KEY}"}
     job = httpx.post(f"{url}/v1/jobs", files={"file": b"audio"}, headers=headers).json()["id"]
-    service.until(lambda: httpx.get(f"{url}/v1/jobs/{job}", headers=headers).json()["status"] == "succeeded")
+    until(lambda: httpx.get(f"{url}/v1/jobs/{job}", headers=headers).json()["status"] == "succeeded")
     commands = [services.home / "bin", Path(sys.executable).parent]
     return {
         "HOME": str(services.home),
@@ -222,7 +219,7 @@ def test_a_block_runs(block: Block, services: Services, folder: Path) -> None:
     )
     try:
         if "--watch" in block.text:  # which ends by Ctrl-C alone
-            service.until(lambda: [*folder.rglob("meeting.txt")] or process.poll() is not None)
+            until(lambda: [*folder.rglob("meeting.txt")] or process.poll() is not None)
             os.killpg(process.pid, signal.SIGINT)
         said, errors = process.communicate(timeout=120)
     finally:

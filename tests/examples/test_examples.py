@@ -7,7 +7,6 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,11 @@ import httpx
 import pytest
 import yaml
 from played_service import KEY, Played, played
-from transcripts import FIXED
+from transcripts import FIXED, WITH_SOURCES
 
 from serve_app.http.responses import answer
 from serve_app.jobs.signatures import VARIABLE, new_secret
 from serve_app.options import Options
-from serve_app.transcript import Window, WindowText
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TEXT = str(answer(FIXED, Options(response_format="text")))
@@ -103,10 +101,7 @@ def test_a_folder(service: Played, talk: Path) -> None:
 
 def test_openais_package(service: Played, talk: Path) -> None:
     """Segments with times."""
-    heard = WindowText("four score", "en", 0.9, -0.2, 0.01, 1.0)
-    window = Window(0.0, 30.0)
-    segments = tuple(replace(each, source_text=heard, window=window) for each in FIXED.segments)
-    service.transcript = replace(FIXED, segments=segments)
+    service.transcript = WITH_SOURCES
     assert "0.42     2.25 four score & seven years ago." in run(service, "openai_client.py", talk)
 
 

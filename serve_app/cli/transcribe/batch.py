@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
@@ -76,8 +76,8 @@ class Batch:
                             task = files.create_task(self._in_turn(each))
                             task.add_done_callback(partial(self._advance, free))
                     stopping.cancel()
-        except BaseExceptionGroup as group:
-            _raise_first(group)
+        except ExceptionGroup as group:
+            raise _first_of(group) from None
         return self.tally
 
     async def _inputs(self, paths: Sequence[str], watched: Path | None) -> AsyncIterator[Input]:
@@ -87,7 +87,7 @@ class Batch:
         for each in found:
             yield each
         if watched is not None:
-            async for new in inputs.watched(watched, asyncio.sleep):
+            async for new in inputs.watched(watched):
                 known += len(new)
                 self._progress.update(self._total, total=len(found) + known)
                 for each in new:
@@ -113,7 +113,7 @@ class Batch:
         """Transcribes one file; says so, or why not. Raises CommandFailed for what would stop all of them."""
         try:
             mark = await asyncio.to_thread(self.wanted.mark, each)
-            if await asyncio.to_thread(self.wanted.is_done, each, self._done):
+            if await asyncio.to_thread(self.wanted.is_done, each, mark, self._done):
                 self.tally.done_before += 1
                 return
             task = self._progress.add_task(each.output, total=None, state="sending")
@@ -237,8 +237,8 @@ def _write(path: Path, text: str) -> Path:
         part.unlink(missing_ok=True)
 
 
-def _raise_first(group: BaseExceptionGroup[BaseException]) -> NoReturn:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
+def _first_of(error: Exception) -> Exception:
+    """The first error in a group and in the groups within it."""
+    while isinstance(error, ExceptionGroup):
         error = error.exceptions[0]
-    raise error
+    return error

@@ -132,9 +132,10 @@ def transcribe(
     chosen = {name: given[name] for name in SETTINGS if given[name] is not None}
     formats = _formats(output_format or ["all"])
     _refuse_contradictions(given, formats)
-    for name in ("config", *(("no_align",) if no_align else ()), *chosen):
-        if server and given[name]:
-            raise typer.BadParameter(f"--{name} is for a service that is started here; leave out --server.")
+    for_own_service = [*(name for name in ("config", "no_align") if given[name]), *chosen]
+    if server and for_own_service:
+        name = for_own_service[0]
+        raise typer.BadParameter(f"--{name} is for a service that is started here; leave out --server.")
     for path in paths or ():
         _refuse_what_is_not_there(path)
     options = {name: given[name] for name in OPTIONS if given[name] is not None}
@@ -215,9 +216,8 @@ def _refuse_contradictions(given: dict[str, Any], formats: tuple[str, ...]) -> N
         raise typer.BadParameter("--output_format rttm needs --diarize.")
     if given["max_line_count"] and not given["max_line_width"]:
         raise typer.BadParameter("--max_line_count needs --max_line_width.")
-    for flag in ("--task translate", "--no_align"):
-        if not (given["no_align"] if flag == "--no_align" else given["task"] == "translate"):
-            continue
+    without_words = {"--task translate": given["task"] == "translate", "--no_align": given["no_align"]}
+    for flag in (flag for flag, is_given in without_words.items() if is_given):
         for name in ("max_line_width", "highlight_words"):
             if given[name]:
                 raise typer.BadParameter(f"--{name} needs word times, which {flag} does not give.")

@@ -88,7 +88,7 @@ class Inputs:
             else:
                 yield from self._new(path, PurePosixPath(Path(path).name))
 
-    async def watched(self, folder: Path, pause: Callable[[float], Any]) -> AsyncIterator[list[Input]]:
+    async def watched(self, folder: Path) -> AsyncIterator[list[Input]]:
         """The new and changed files of a folder, for ever, each when it is no longer written to."""
         before: dict[Path, tuple[int, int]] = {}
         while True:
@@ -102,7 +102,7 @@ class Inputs:
             if new:
                 yield new
             before = now
-            await pause(WATCH_S)
+            await asyncio.sleep(WATCH_S)
 
     def _new(self, source: str, name: PurePosixPath) -> Iterator[Input]:
         source = source if is_url(source) else str(Path(source).absolute())

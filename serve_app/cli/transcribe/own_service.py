@@ -43,7 +43,7 @@ def own_service(
 
     path = config or config_file.DEMO_CONFIG
     raw = config_file.read(path)
-    ours = [each for each in raw.get("applications") or () if each["import_path"] == config_file.IMPORT_PATH]
+    ours = config_file.own_applications(raw)
     if len(ours) != 1:
         raise CommandFailed(f"{path} has {len(ours)} applications of this service; one is needed.")
     with tempfile.TemporaryDirectory(prefix="whisperx-serve-jobs-") as state:

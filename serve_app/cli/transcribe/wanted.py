@@ -33,9 +33,9 @@ class Wanted:
         lines = [layout.max_line_width, layout.max_line_count, layout.highlight_words]
         return hash_of(each.version(), self.options, lines, self.has_words, self.settings)
 
-    def is_done(self, each: Input, done: Done) -> bool:
-        """Whether all of it was done before and is there. Raises OSError, also for too long names."""
-        mark, paths = self.mark(each), [self.path(each, form) for form in self.formats]
+    def is_done(self, each: Input, mark: str, done: Done) -> bool:
+        """Whether all outputs of this mark were written before and exist. Raises OSError for long names."""
+        paths = [self.path(each, form) for form in self.formats]
         are_there = [path.exists() for path in paths]
         return all(are_there) and all(done.has(path, mark) for path in paths)
 
@@ -62,7 +62,7 @@ def done_before(wanted: Wanted, paths: Sequence[str]) -> Tally | None:
         reasons = [f" {said(error)}." for error in unreadable]
         raise CommandFailed(f"there is no audio or video file in {', '.join(paths)}.{''.join(reasons)}")
     try:
-        is_done = not unreadable and all(wanted.is_done(each, done) for each in files)
+        is_done = not unreadable and all(wanted.is_done(each, wanted.mark(each), done) for each in files)
     except OSError:  # it is said when it is that file's turn
         is_done = False
     return Tally(done_before=len(files)) if is_done else None
