@@ -1,4 +1,4 @@
-"""Submits a job, and learns of its end by a signed webhook.
+"""Submits a job, and waits for the signed webhook that reports its end.
 
 The server needs the secret, and must be allowed to call this machine:
 
@@ -7,7 +7,7 @@ The server needs the secret, and must be allowed to call this machine:
         webhooks:
           allowed_hosts: ["127.0.0.1"]
 
-WEBHOOK_SECRETS=$(whisperx-serve webhook-secret) is set for the server, and for this program:
+WEBHOOK_SECRETS=$(whisperx-serve webhook-secret) must be set for the server and for this program:
 python examples/jobs_with_webhook.py talk.mp3
 """
 
@@ -26,7 +26,7 @@ KEY = base64.b64decode(os.environ["WEBHOOK_SECRETS"].split()[0].removeprefix("wh
 
 
 def is_genuine(headers: Any, body: bytes) -> bool:
-    """Whether the service has sent this, and not long ago."""
+    """Whether the service has sent this in the last five minutes."""
     message_id, sent_at = headers.get("webhook-id", ""), headers.get("webhook-timestamp", "")
     if not sent_at.isdecimal() or abs(time.time() - int(sent_at)) > 300:
         return False

@@ -29,7 +29,7 @@ KEY = "wx_ann"
 
 
 class Played:
-    """A service in a thread. `opened` lets transcriptions end."""
+    """A service in a thread. Transcriptions end when `opened` is set."""
 
     def __init__(
         self, folder: Path, *, with_keys: bool = False, is_public: bool = False, concurrency: int = 4
@@ -40,8 +40,8 @@ class Played:
         self.running = self.most_running = 0
         self.opened = threading.Event()
         self.opened.set()
-        self.failures: dict[bytes, TranscriptionError] = {}  # by what is in the file
-        self.free = 0  # transcriptions that end although it is not open
+        self.failures: dict[bytes, TranscriptionError] = {}  # by the content of the file
+        self.free = 0  # this many transcriptions end although `opened` is not set
         self.transcript = FIXED
         self.keys = (ApiKey(name="ann", sha256=hashlib.sha256(KEY.encode()).hexdigest()),) * with_keys
         self.url = ""
@@ -105,7 +105,7 @@ class Played:
 
 @contextmanager
 def played(folder: Path, **settings: Any) -> Iterator[Played]:
-    """The service, at work."""
+    """Runs the service until the block ends."""
     polls_s = runner_module.POLL_S, events.POLL_S
     runner_module.POLL_S = events.POLL_S = 0.02
     service, is_up, ending = Played(folder, **settings), threading.Event(), threading.Event()

@@ -59,7 +59,7 @@ FIXED = Transcript(
     timings={"total": 1.5},
 )
 
-# The same, with the window of each segment and the text that was recognised there.
+# The same transcript, with each segment's window and the text recognised in it.
 WITH_SOURCES = replace(
     FIXED,
     segments=tuple(

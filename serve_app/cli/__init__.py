@@ -14,4 +14,4 @@ GRACE_S = 30.0  # how long running requests may take to end after SIGTERM
 
 
 class CommandFailed(Exception):
-    """What keeps a command from working; the message is one sentence that says why."""
+    """A command cannot work; the message is one sentence that says why."""

@@ -11,15 +11,15 @@ import httpx
 from serve_app import errors
 from serve_app.errors import InvalidRequest, TranscriptionError
 
-ENDS = ("succeeded", "failed", "canceled", "expired")  # states of jobs
-SEGMENTS = "segments"  # events with what has been transcribed of a job so far
+ENDS = ("succeeded", "failed", "canceled", "expired")  # final states of jobs
+SEGMENTS = "segments"  # events with the text of a job so far
 
 _KNOWN = [
     each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, TranscriptionError)
 ]
-# Of several the first: it is the base class of the others.
+# Of several classes with one code the first counts: it is the base class of the others.
 _BY_CODE = {each.code: each for each in reversed(_KNOWN)}
-# What is not found or not possible yet is told apart by its code.
+# 404 and 409 have many meanings, which only the code tells apart.
 _BY_STATUS = {each.status: each for each in _BY_CODE.values()} | {404: InvalidRequest, 409: InvalidRequest}
 
 
@@ -44,12 +44,12 @@ def connected(url: httpx.URL, kind: type[Unreachable] = Unreachable) -> Iterator
 
 
 def shown(url: httpx.URL) -> str:
-    """A URL for messages: without what may be secret in it."""
+    """A URL for messages, without the parts that may be secret."""
     return str(url.copy_with(username=None, password=None, query=None, fragment=None))
 
 
 def error_of(response: httpx.Response) -> TranscriptionError:
-    """The error that an answer with its body read stands for; its `status` is that of the answer."""
+    """The error in an answer whose body was read; its `status` is the answer's."""
     code, param, status = None, None, response.status_code
     answered = f"{shown(response.url)} answered {status} {response.reason_phrase}"
     message = f"{answered}; this does not seem to be a whisperx service."
@@ -71,10 +71,10 @@ def is_of_type(response: httpx.Response, media_type: str) -> bool:
 
 
 def dict_of(response: httpx.Response) -> dict[str, Any]:
-    """What an answer in JSON has. Raises TranscriptionError for another service's."""
+    """The JSON object in an answer. Raises TranscriptionError if there is none: another service answered."""
     try:
         answer = response.json()
-    except ValueError:  # no JSON, or no text
+    except ValueError:  # not JSON, or not text
         answer = None
     if not isinstance(answer, dict):
         raise error_of(response)
@@ -91,7 +91,7 @@ def transcript_of(response: httpx.Response) -> dict[str, Any] | str:
 
 
 def has_ended(job: dict[str, Any]) -> bool:
-    """Whether nothing will change for this job any more."""
+    """Whether this job is in a final state."""
     return job["status"] in ENDS
 
 

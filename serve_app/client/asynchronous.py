@@ -1,6 +1,6 @@
 """The client for programs with an event loop; synchronous.py has the same calls and describes them.
 
-What the two classes share without waiting for the network is in calls.py, answers.py and retries.py.
+The two differ only where they wait; calls.py, answers.py and retries.py have the rest.
 """
 
 import asyncio
@@ -103,7 +103,7 @@ class AsyncJobs:
     async def submit(
         self, audio: Audio, *, idempotency_key: str | None = None, **options: Any
     ) -> dict[str, Any]:
-        """A new job, as `Jobs.submit` of the other client makes it."""
+        """A new job, as `Jobs.submit` makes it."""
         with calls.body(audio, options) as body:
             return await self._job(calls.submission(idempotency_key), body)
 
@@ -136,7 +136,7 @@ class AsyncJobs:
             await asyncio.sleep(deadline.pause_s())
 
     async def wait(self, job_id: str, timeout_s: float | None = None) -> dict[str, Any]:
-        """The job when it has ended, well or not. Raises TimeoutError."""
+        """The job when it has ended, also if it failed. Raises TimeoutError."""
         return [job async for job in self.events(job_id, timeout_s)][-1]
 
     async def result(self, job_id: str, **rendering: Any) -> dict[str, Any] | str:
@@ -144,7 +144,7 @@ class AsyncJobs:
         return answers.transcript_of(await self._client.send(calls.result(job_id, rendering)))
 
     async def cancel(self, job_id: str) -> dict[str, Any]:
-        """The job, which has ended or will within seconds."""
+        """Cancels the job and returns it; it ends within seconds."""
         return await self._job(calls.of_job("POST", job_id, "/cancel"))
 
     async def delete(self, job_id: str) -> None:

@@ -39,7 +39,7 @@ class Call:
     deadline: Deadline = NEVER
 
     def arguments(self, timeout: httpx.Timeout) -> dict[str, Any]:
-        """What httpx is told to build it."""
+        """The arguments with which httpx builds it."""
         if self.is_stream:
             connect_s = self.deadline.capped_s(timeout.connect or SILENCE_S)
             timeout = httpx.Timeout(self.deadline.capped_s(SILENCE_S), connect=connect_s, pool=None)
@@ -52,7 +52,7 @@ class Call:
         }
 
     def expects(self, response: httpx.Response) -> bool:
-        """Whether this can be the answer."""
+        """Whether this response has the kind of answer that the call asks for."""
         return response.is_success and (not self.is_stream or is_of_type(response, "text/event-stream"))
 
 
@@ -72,9 +72,9 @@ def page(status: Sequence[str], limit: int, after: str | None) -> Call:
     return Call("GET", JOBS, params={name: value for name, value in chosen.items() if value})
 
 
-def of_job(method: str, job_id: str, what: str = "", **more: Any) -> Call:
-    """Asks for one job, or for something of it."""
-    return Call(method, f"{JOBS}/{quote(job_id, safe='')}{what}", **more)
+def of_job(method: str, job_id: str, subpath: str = "", **more: Any) -> Call:
+    """Asks for one job, or with a `subpath` for a part of it."""
+    return Call(method, f"{JOBS}/{quote(job_id, safe='')}{subpath}", **more)
 
 
 def result(job_id: str, rendering: Mapping[str, Any]) -> Call:
@@ -83,7 +83,7 @@ def result(job_id: str, rendering: Mapping[str, Any]) -> Call:
 
 
 def events(job_id: str, seen: str, deadline: Deadline) -> Call:
-    """Asks for the changes of a job after that one."""
+    """Asks for the changes of a job after the event `seen`."""
     headers = {"Last-Event-ID": seen} if seen else {}
     return of_job("GET", job_id, "/events", headers=headers, is_stream=True, deadline=deadline)
 
@@ -101,7 +101,7 @@ def connection(base_url: str | None, api_key: str | None, timeout_s: float) -> d
     headers |= {"Authorization": f"Bearer {key}"} if key else {}
     timeout = httpx.Timeout(timeout_s, connect=10, pool=None)
     limits = httpx.Limits(max_connections=None)  # a job that is followed holds one
-    # A proxy would look for this machine's services on its own.
+    # A proxy would look for a loopback address on its own machine.
     mounts = {f"all://{url.netloc.decode()}": None} if _is_this_machine(url.host) else {}
     return {"base_url": url, "headers": headers, "timeout": timeout, "limits": limits, "mounts": mounts}
 
@@ -127,20 +127,20 @@ def _is_this_machine(host: str) -> bool:
 
 
 def _given(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Without those that are None, which are the service's to choose."""
+    """The options that are not None; the service chooses the others."""
     return {name: value for name, value in options.items() if value is not None}
 
 
 def is_url(audio: Audio) -> bool:
-    """Whether the service is to fetch this, and not this machine to read it."""
+    """Whether this is a URL, which the service fetches."""
     return isinstance(audio, str) and audio.lower().startswith(("http://", "https://"))
 
 
 @contextmanager
 def body(audio: Audio, options: Mapping[str, Any]) -> Iterator[Body]:
-    """Gives what makes the body of a request: JSON for a URL, else a form. A file is read as it is sent.
+    """Yields the maker of a request's body: JSON for a URL, else a form. A file is read while it is sent.
 
-    Options that are None are those of the service. Raises OSError for a file that cannot be read.
+    The service chooses options that are None. Raises OSError for a file that cannot be read.
     """
     given = _given(options)
     if is_url(audio):
@@ -168,7 +168,7 @@ def streamed() -> Call:
 
 
 def streaming(audio: Audio, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that go with it. Raises InvalidRequest for a URL, which that route does not take."""
+    """The form fields of `streamed`. Raises InvalidRequest for a URL, which that route does not take."""
     if is_url(audio):
         message = "audio: only files can be streamed; have a URL transcribed by transcribe or a job."
         raise InvalidRequest(message, "audio")

@@ -20,7 +20,7 @@ _backoff = wait_random_exponential(multiplier=0.5, max=30)
 
 
 class Deadline:
-    """When a caller no longer wants to wait; None is never."""
+    """The end of a caller's patience; None is never."""
 
     def __init__(self, timeout_s: float | None) -> None:
         self._timeout_s = inf if timeout_s is None else timeout_s
@@ -60,8 +60,7 @@ NEVER = Deadline(None)
 
 
 def policy(retry_for_s: float, deadline: Deadline, on_retry: OnRetry) -> dict[str, Any]:
-    """When tenacity sends a request again: if it can help, and as the answer's Retry-After says."""
-
+    """The arguments of tenacity: passing errors are retried, after the answer's Retry-After if it has one."""
     has_tried_long = stop_before_delay(retry_for_s)
 
     def tell(state: RetryCallState) -> None:

@@ -20,9 +20,9 @@ T = TypeVar("T")
 class Client:
     """Talks to one service. Calls raise the errors of serve_app.errors, Unreachable, and OSError for a file.
 
-    `base_url` is $WHISPERX_URL if not given, `api_key` is $WHISPERX_API_KEY. An answer may take `timeout_s`.
-    What may pass, such as a full service, is tried again for `retry_for_s`, as its Retry-After says;
-    `on_retry` is called with the error each time.
+    `base_url` is $WHISPERX_URL if not given, `api_key` is $WHISPERX_API_KEY. A call waits up to
+    `timeout_s` for its answer. Errors that may pass, such as a full service, are retried for `retry_for_s`,
+    after the answer's Retry-After if it has one; `on_retry` is called with each such error.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Client:
     def transcribe(self, audio: Audio, **options: Any) -> dict[str, Any] | str:
         """The transcript of a file (its path, its bytes or an open file) or of a URL.
 
-        Options are those of /predict. It is a dict for `json` and `words`, else a str.
+        Options are those of /predict. The result is a dict for `json` and `words`, else a str.
         """
         with calls.body(audio, options) as body:
             return answers.transcript_of(self.send(calls.prediction(), body))
@@ -109,7 +109,7 @@ class Jobs:
     def submit(self, audio: Audio, *, idempotency_key: str | None = None, **options: Any) -> dict[str, Any]:
         """A new job; options are those of /predict and of /v1/jobs, such as `webhook_url`.
 
-        However often it has to be sent, there is one job, and the same key later gives that one again.
+        Retries make no second job. The same `idempotency_key` gives the same job again, also later.
         """
         with calls.body(audio, options) as body:
             return self._job(calls.submission(idempotency_key), body)
@@ -138,7 +138,7 @@ class Jobs:
             time.sleep(deadline.pause_s())
 
     def wait(self, job_id: str, timeout_s: float | None = None) -> dict[str, Any]:
-        """The job when it has ended, well or not. Raises TimeoutError."""
+        """The job when it has ended, also if it failed. Raises TimeoutError."""
         return [*self.events(job_id, timeout_s)][-1]
 
     def result(self, job_id: str, **rendering: Any) -> dict[str, Any] | str:
@@ -146,7 +146,7 @@ class Jobs:
         return answers.transcript_of(self._client.send(calls.result(job_id, rendering)))
 
     def cancel(self, job_id: str) -> dict[str, Any]:
-        """The job, which has ended or will within seconds."""
+        """Cancels the job and returns it; it ends within seconds."""
         return self._job(calls.of_job("POST", job_id, "/cancel"))
 
     def delete(self, job_id: str) -> None:

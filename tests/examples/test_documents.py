@@ -1,4 +1,4 @@
-"""Every block of README.md, docs/, examples/*.md and benchmarks/README.md is run as it stands there.
+"""Every block of README.md, docs/, examples/*.md and benchmarks/README.md is run unchanged.
 
 The service is the one of played_service.py: the real API, jobs and their runner with a transcription that is
 made up, no Ray and no models. Blocks that need more are listed in ELSEWHERE with the test that runs them, or
@@ -94,7 +94,7 @@ RUN_HERE = [block for block in BLOCKS if not any(map(block.is_elsewhere, ELSEWHE
 
 
 def blocks_of(*kinds: str) -> pytest.MarkDecorator:
-    """A parameter of a test: the blocks of these kinds that are not listed."""
+    """Parametrizes a test with the blocks of these kinds that are not in ELSEWHERE."""
     chosen = [block for block in RUN_HERE if block.kind in kinds]
     ids = [f"{block.document}: {block.text.splitlines()[0][:60]}" for block in chosen]
     return pytest.mark.parametrize("block", chosen, ids=ids)
@@ -114,7 +114,7 @@ class Receiver(BaseHTTPRequestHandler):
 
 @dataclass(frozen=True)
 class Services:
-    """What blocks talk to: a service without keys, one with a key, and a receiver of webhooks."""
+    """The servers for the blocks: a service without keys, one with a key, and a receiver of webhooks."""
 
     free: Played
     keyed: Played
@@ -127,7 +127,7 @@ class Services:
 
 
 def prepared(service: Played) -> Played:
-    """With all that an answer can have, and one file that is none."""
+    """Gives the service an answer with every field, and a file that is not audio."""
     service.transcript = WITH_SOURCES
     service.failures[b"no audio"] = UnusableAudio("This is no audio.")
     return service
@@ -158,7 +158,7 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
 
 @pytest.fixture
 def folder(tmp_path: Path, services: Services) -> Path:
-    """The project's folder as far as blocks need it, with recordings."""
+    """A folder with recordings and the files of the project that blocks use."""
     for path in ("talk.wav", "talk.mp3", "anna.wav", "recordings/deep/talk.mp3", "inbox/meeting.mp3"):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(sample(), tmp_path / path)
@@ -172,7 +172,7 @@ def folder(tmp_path: Path, services: Services) -> Path:
 
 
 def environment(services: Services, service: Played) -> dict[str, str]:
-    """No variable of the developer's but the path."""
+    """The environment of a block: of the developer's variables only the path."""
     url = service.url
     headers = {"Authorization": f"Bearer {KEY}"}
     job = httpx.post(f"{url}/v1/jobs", files={"file": b"audio"}, headers=headers).json()["id"]
@@ -192,7 +192,7 @@ def environment(services: Services, service: Played) -> dict[str, str]:
 
 
 def here(text: str, services: Services, environment: dict[str, str]) -> str:
-    """The block with addresses that lead to this machine."""
+    """The block with its addresses replaced by those of this machine."""
     for written, real in {
         "http://127.0.0.1:8000": environment["WHISPERX_URL"],
         "https://example.com/hook": services.hook,
@@ -204,7 +204,7 @@ def here(text: str, services: Services, environment: dict[str, str]) -> str:
 
 @blocks_of("bash", "python")
 def test_a_block_runs(block: Block, services: Services, folder: Path) -> None:
-    """It ends with 0, and so does every curl, which ends otherwise for a status of 400 and above."""
+    """The block ends with 0, and so does each curl; a curl fails for a status of 400 or more."""
     service = services.of(block)
     variables = environment(services, service)
     command = ["bash", "-euo", "pipefail", "-c"] if block.kind == "bash" else [sys.executable, "-c"]
@@ -234,7 +234,7 @@ def test_a_block_runs(block: Block, services: Services, folder: Path) -> None:
 
 @blocks_of("json")
 def test_json_can_be_read(block: Block) -> None:
-    """By any parser."""
+    """The block is valid JSON."""
     json.loads(block.text)
 
 
