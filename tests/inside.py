@@ -72,5 +72,5 @@ def processes_with(mark: str) -> list[int]:
                 if mark.encode() in (entry / "environ").read_bytes():
                     found.append(int(entry.name))
             except OSError:
-                continue  # it ended meanwhile, or belongs to somebody else
+                continue  # it has ended, or belongs to another user
     return found

@@ -1,4 +1,4 @@
-"""The command line: transcribes files, checks a config file, runs the service on a Ray of its own."""
+"""The command line: transcribes files, checks a config file, runs the service on a separate Ray."""
 
 from pathlib import Path
 from typing import Annotated

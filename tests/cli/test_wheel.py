@@ -1,4 +1,4 @@
-"""What is in the wheel, and what works where only a part of its packages is installed."""
+"""The wheel's content, and what works with only a part of its dependencies."""
 
 import json
 import os

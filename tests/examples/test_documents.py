@@ -218,7 +218,7 @@ def test_a_block_runs(block: Block, services: Services, folder: Path) -> None:
         start_new_session=True,
     )
     try:
-        if "--watch" in block.text:  # which ends by Ctrl-C alone
+        if "--watch" in block.text:  # only Ctrl-C ends it
             until(lambda: [*folder.rglob("meeting.txt")] or process.poll() is not None)
             os.killpg(process.pid, signal.SIGINT)
         said, errors = process.communicate(timeout=120)
@@ -240,7 +240,7 @@ def test_json_can_be_read(block: Block) -> None:
 
 @blocks_of("yaml")
 def test_a_config_is_valid(block: Block) -> None:
-    """By `whisperx-serve check`, inside the demo's file where it is a part; others' settings are YAML."""
+    """`whisperx-serve check` accepts it, a part within the demo's file; other programs' settings are YAML."""
     shown = yaml.safe_load(block.text.replace("9f86d0...", "9f" * 32))
     if block.document == "examples/clients.md":
         return
@@ -251,7 +251,7 @@ def test_a_config_is_valid(block: Block) -> None:
 
 
 def test_nothing_is_left_out() -> None:
-    """Every fence is found, every block is of a kind that is run, and what is listed exists."""
+    """Every fence is found, every block is of a kind that is run, and what ELSEWHERE lists exists."""
     fences = sum(len(re.findall(r"^\s*(?:```|~~~)", path.read_text(), re.M)) for path in DOCUMENTS)
     assert fences == 2 * len(FENCED)
     assert {block.kind for block in RUN_HERE} <= {"bash", "python", "json", "yaml"}
@@ -262,7 +262,7 @@ def test_nothing_is_left_out() -> None:
 
 
 def test_what_is_said_to_be_missing_is(services: Services) -> None:
-    """docs/migrate.md: the paths of whisper-asr-webservice, and Baseten's synchronous one with a prefix."""
+    """docs/migrate.md names paths of whisper-asr-webservice and Baseten as missing; they are 404."""
     for path in ("/asr", "/detect-language", "/production/predict"):
         answered = httpx.post(services.free.url + path, files={"audio_file": b"audio"})
         assert answered.status_code == 404, path

@@ -40,7 +40,7 @@ class Batch:
     """One run of the command."""
 
     wanted: Wanted
-    stop: threading.Event | None = None  # set when a run with a service of its own is to end
+    stop: threading.Event | None = None  # set when the user stops a run that has started its own service
     tally: Tally = field(default_factory=Tally)
     client: AsyncClient = field(init=False)
 
