@@ -1,4 +1,4 @@
-"""What tests of jobs share: a clock that tests move, and jobs to submit."""
+"""For tests of jobs: a clock that tests move, and jobs to submit."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

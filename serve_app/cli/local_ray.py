@@ -1,4 +1,4 @@
-"""A Ray of the service's own: started with patience, private on disk, and stopped with all it started."""
+"""Starts a separate Ray for the service, keeps its files private, and stops it with all its processes."""
 
 import fcntl
 import io
@@ -41,7 +41,7 @@ ENVIRONMENT = {
 
 @contextmanager
 def local_ray(*, show_logs: bool, num_cpus: int | None) -> Iterator[threading.Event]:
-    """Starts a Ray of its own, whatever RAY_ADDRESS says: stopping it must not stop anybody else's.
+    """Starts a separate Ray, even if RAY_ADDRESS names one: stopping it must not stop somebody else's.
 
     Yields the event that SIGTERM and SIGINT set. Raises CommandFailed when Ray cannot start.
     """
@@ -65,7 +65,7 @@ def local_ray(*, show_logs: bool, num_cpus: int | None) -> Iterator[threading.Ev
 
 @contextmanager
 def on_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Has SIGTERM and SIGINT handled by `handler` meanwhile."""
+    """Makes `handler` handle SIGTERM and SIGINT until the block ends."""
     before = {signum: signal.signal(signum, handler) for signum in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
@@ -75,7 +75,7 @@ def on_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[Non
 
 
 def _start(spill_to: str, show_logs: bool, num_cpus: int | None) -> None:
-    """Starts Ray, again where the machine is too slow: a raylet gives up when its agents take over 15 s."""
+    """Starts Ray, several times on a slow machine: a raylet gives up when its agents take over 15 s."""
     attempts = Retrying(
         retry=retry_if_exception_message(match=".*timed out during startup"),
         stop=stop_after_attempt(START_TRIES),
@@ -101,12 +101,12 @@ def _start(spill_to: str, show_logs: bool, num_cpus: int | None) -> None:
 def _killing_leftovers() -> Iterator[None]:
     """Kills the processes that a failed start leaves behind; others on this machine would connect to them.
 
-    They are known by a mark in their environment, because some have lost their parent process by then.
+    They are known by a mark in their environment, because some have lost their parent process.
     """
     os.environ[START_MARK] = mark = uuid.uuid4().hex
     try:
         yield
-    except BaseException:
+    except BaseException:  # also Ctrl-C during the start
         for process in psutil.process_iter():
             with suppress(psutil.Error):  # it has ended, or is another user's
                 if process.environ().get(START_MARK) == mark:
@@ -118,7 +118,7 @@ def _killing_leftovers() -> Iterator[None]:
 
 @contextmanager
 def _failing_in_one_sentence() -> Iterator[None]:
-    """Says why Ray cannot start, and meanwhile that it takes long."""
+    """Turns errors of the start into one sentence, and reports while the start takes long."""
     started, begun_s = threading.Event(), monotonic()
 
     def say_that_it_takes_long() -> None:
@@ -157,12 +157,12 @@ def _reason(error: Exception) -> str:
 
 
 def _refuse_without_loopback() -> None:
-    """Ray would try for a quarter of an hour."""
+    """Refuses at once; Ray would try for a quarter of an hour."""
     try:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             socket.create_connection(listener.getsockname(), timeout=5).close()
     except OSError as error:
-        message = f"127.0.0.1 does not answer ({error.strerror}); Ray needs it, so have the interface lo up."
+        message = f"127.0.0.1 does not answer ({error.strerror}); Ray needs it, so bring the interface lo up."
         raise CommandFailed(message) from None
 
 
