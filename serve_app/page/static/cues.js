@@ -4,7 +4,7 @@ import { timed } from "./retime.js";
 // Line ends of any kind, other control characters and lone surrogates.
 const CONTROL = /[\x00-\x1f\x7f-\x9f\u2028\u2029\p{Cs}]+/gu;
 export const oneLine = (text) => text.replace(CONTROL, " ").trim();
-const milliseconds = (seconds) => Math.round(seconds * 1000);
+export const milliseconds = (seconds) => Math.round(seconds * 1000);
 const joined = (words) => words.map(({ text, hasSpace }, place) => (hasSpace && place ? " " : "") + text).join("");
 
 /**

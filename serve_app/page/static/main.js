@@ -216,11 +216,7 @@ async function show(opened, audio) {
   showShares();
   byId("transcript-title").focus({ preventScroll: true });
   byId("transcript").scrollIntoView({ block: "start" });
-  const isWhole = await segments.show(transcript);
-  if (isWhole) {
-    segments.marked = "";
-    search.run();
-  }
+  if (await segments.show(transcript)) search.run();
 }
 
 function showAbout() {
@@ -318,9 +314,12 @@ function saveAs(text, format) {
   save(new Blob([text], { type: `${type};charset=utf-8` }), `${name}.${end}`);
 }
 
-byId("copy-text").addEventListener("click", async () => {
-  byId("text-copied").textContent = t((await copy(written(transcript, "text"))) ? "copied" : "not_copied");
-});
+/** Copies text, and says in an element whether that worked. */
+async function copyAndSay(text, output) {
+  output.textContent = t((await copy(text)) ? "copied" : "not_copied");
+}
+
+byId("copy-text").addEventListener("click", () => copyAndSay(written(transcript, "text"), byId("text-copied")));
 
 byId("shade").addEventListener("change", ({ target }) => byId("segments").classList.toggle("plain", !target.checked));
 byId("attach").addEventListener("change", ({ target }) => {
@@ -374,9 +373,7 @@ function showCommand() {
   byId("command").textContent = command(byId("command-kind").value, url || source, options());
 }
 
-byId("copy-command").addEventListener("click", async () => {
-  byId("copied").textContent = t((await copy(byId("command").textContent)) ? "copied" : "not_copied");
-});
+byId("copy-command").addEventListener("click", () => copyAndSay(byId("command").textContent, byId("copied")));
 for (const id of ["command-kind", "options-form", "url-form", "commands"]) {
   for (const name of ["input", "toggle"]) byId(id).addEventListener(name, showCommand);
 }

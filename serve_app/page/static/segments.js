@@ -45,6 +45,7 @@ export class SegmentList {
       await pause();
       if (mine !== this.shown) return false;
     }
+    this.marked = ""; // parts that were not there yet could not be marked
     return true;
   }
 
