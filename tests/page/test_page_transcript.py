@@ -127,8 +127,8 @@ def test_a_speaker_is_renamed_once(page: Page, site: Site) -> None:
 
 
 def test_a_segment_is_given_to_another_speaker(page: Page) -> None:
-    """To one there is or a new one, by keyboard too; all downloads follow, and the page remembers."""
-    # The fourth segment is the third's speaker again: its label comes with its pencil.
+    """The speaker may be new, and the keyboard works too; all downloads follow, and the page remembers it."""
+    # The third segment has the same speaker, so the fourth shows its list of speakers after a click on Edit.
     fourth = page.locator("#segments > li").nth(3)
     fourth.get_by_role("button", name="Edit").click()
     page.keyboard.press("Escape")
@@ -169,7 +169,7 @@ def test_a_segment_is_given_to_another_speaker(page: Page) -> None:
 
 
 def test_text_is_edited_in_place(page: Page, site: Site) -> None:
-    """What was edited is in downloads; words that stayed play from where they are; Escape changes nothing."""
+    """Downloads have the new text, unchanged words keep their times, and Escape discards an edit."""
     second = page.locator("#segments > li").nth(1)
     rewrite(page, second, "I am Sheila in Dallas, Texas, originally from Chicago.")
     expect(second.locator(".text")).to_have_text("I am Sheila in Dallas, Texas, originally from Chicago.")
@@ -184,7 +184,7 @@ def test_text_is_edited_in_place(page: Page, site: Site) -> None:
 
 
 def test_subtitles_are_laid_out(page: Page, site: Site) -> None:
-    """By the server, with the user's names; an edited text has lines of the same width and as many."""
+    """The server lays out the lines, with the user's names; edited text has the same limits."""
     page.get_by_text("Layout of subtitles").click()
     page.get_by_label("Characters in a line").fill("20")
     page.get_by_label("Lines at a time").fill("2")
@@ -209,13 +209,13 @@ def test_subtitles_are_laid_out(page: Page, site: Site) -> None:
 
 
 def test_downloads_are_the_servers(page: Page, site: Site) -> None:
-    """Where nothing was changed, each format is byte for byte what the API gives."""
+    """Without changes, each format is byte for byte what the API gives."""
     for name in ("srt", "vtt", "text", "json", "words", "tsv", "rttm"):
         assert downloaded(page, name) == in_format(site, name)
 
 
 def test_text_is_found(page: Page) -> None:
-    """Matches are counted whatever their case, and visited in a circle."""
+    """Matches are counted in upper and lower case, and the one after the last is the first."""
     page.keyboard.press("/")
     page.keyboard.type("chicago")
     expect(page.locator("#found")).to_have_text("1 of 2")
@@ -243,7 +243,7 @@ def test_the_keyboard_plays(page: Page) -> None:
 
 
 def test_uncertain_words_are_shaded(page: Page) -> None:
-    """Words of a low score, unless the reader does not want it."""
+    """Words with a low score are shaded, until the reader turns that off."""
     shaded = page.locator("#segments .low")
     expect(shaded).to_have_text(["is", "Sheila", "originally", "New", "is"])
     colour = "e => getComputedStyle(e).backgroundColor"
@@ -253,7 +253,7 @@ def test_uncertain_words_are_shaded(page: Page) -> None:
 
 
 def test_a_job_of_another_day_is_heard(serve: Serve, open_page: OpenPage, recording: Path) -> None:
-    """This browser has kept its audio, which the server has erased."""
+    """The browser has kept the job's audio, which the server has erased."""
     site = serve()
     page = open_page(site, bypass_csp=True)
     transcribed(page, site, recording)
@@ -270,7 +270,7 @@ def test_a_job_of_another_day_is_heard(serve: Serve, open_page: OpenPage, record
 def test_audio_that_is_not_here_can_be_chosen(
     why: str, serve: Serve, open_page: OpenPage, recording: Path
 ) -> None:
-    """The page says that it is not in this browser; the waveform is there before and after the choice."""
+    """The page says that the audio is missing, and draws the waveform before and after a file is chosen."""
     site = serve()
     page = open_page(site, bypass_csp=True)
     if why != "other browser":
@@ -300,7 +300,7 @@ def test_audio_that_is_not_here_can_be_chosen(
 
 
 def test_audio_is_kept_as_long_as_its_job(serve: Serve, open_page: OpenPage, recording: Path) -> None:
-    """Deleting a job deletes its audio here; that of a job erased elsewhere goes at the next visit."""
+    """Deleting a job deletes its audio here; a job erased elsewhere loses its audio at the next visit."""
     site = serve()
     page = open_page(site)
     for count in (1, 2):
@@ -324,7 +324,7 @@ def test_audio_is_kept_as_long_as_its_job(serve: Serve, open_page: OpenPage, rec
     assert page.evaluate(changes) == 0
 
 
-def test_changes_that_cannot_be_kept_are_told(page: Page) -> None:
+def test_a_warning_says_that_changes_cannot_be_kept(page: Page) -> None:
     """Where the browser's storage is full, the user can still download what was changed."""
     set_item = "Storage.prototype.setItem"
     full = "() => { throw new DOMException('', 'QuotaExceededError') }"
@@ -342,8 +342,8 @@ KEPT = "async () => (await (await caches.open('audio')).keys()).map((key) => key
 
 
 def wait_for_kept(page: Page, count: int) -> None:
-    """Waits until the browser keeps the audio of so many jobs."""
-    # `wait_for_function` would take a promise for true.
+    """Waits until the browser keeps the audio of this many jobs."""
+    # `wait_for_function` cannot be used: it would count the unresolved promise as true.
     page.evaluate(
         f"""async (count) => {{
           for (const end = Date.now() + 15000; (await ({KEPT})()).length !== count; ) {{
@@ -371,7 +371,7 @@ def test_the_waveform_is_drawn(serve: Serve, open_page: OpenPage, recording: Pat
 
 
 def assert_drawn(page: Page) -> None:
-    """The waveform is quiet and loud where PEAKS is. The page must not have its policy."""
+    """The waveform is quiet and loud where PEAKS is. The page must be opened with `bypass_csp`."""
     expect(page.locator("#wave canvas").first).to_be_visible()
     page.wait_for_function(IS_DRAWN, arg=page.locator("#wave canvas").first.element_handle())
 

@@ -1,4 +1,4 @@
-/** The writers of an edited transcript; the layout is that of `serve_app/formats`, which writes all others. */
+/** Writes edited transcripts as `serve_app/formats` writes unedited ones. */
 
 import { cues, milliseconds, oneLine } from "./cues.js";
 import { retimed } from "./retime.js";
@@ -26,7 +26,7 @@ export function renamed(transcript, format, servers) {
   });
 }
 
-/** The transcript in a format. `rttm` needs the server's; `layout` is that of subtitle lines. */
+/** The transcript in a format. `rttm` needs the server's RTTM; `layout` holds the options for subtitle lines. */
 export function written(transcript, format, { serversRttm = "", layout = {} } = {}) {
   return WRITERS[format](transcript, { serversRttm, layout });
 }
@@ -77,7 +77,7 @@ const WRITERS = {
 
 const inField = (name) => oneLine(name ?? "").replace(/\s/g, "_");
 
-/** The server's speaker turns, with what was given to another speaker taken from the one who had it. */
+/** The server's speaker turns, with segments that the user gave to another speaker moved to that one. */
 function turns(transcript, servers) {
   let found = servers.split("\n").filter(Boolean).map((line) => {
     const fields = line.split(" ");
@@ -98,7 +98,7 @@ function turns(transcript, servers) {
 
 const named = (transcript, part) => ({ ...part, speaker: transcript.nameOf(part.speaker) });
 const wordsOf = (transcript, segment) => {
-  // Of a segment that was not aligned, the words have no times.
+  // The words of a segment that was not aligned have no times.
   const words = segment.words.length ? segment.words : retimed(segment.text, [], segment, transcript.language);
   return words.map((word) => named(transcript, word));
 };

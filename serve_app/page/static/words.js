@@ -347,7 +347,7 @@ export function languageName(code) {
   }
 }
 
-/** What went wrong, in plain words: ours where we have some, and what the server said about the case. */
+/** What went wrong, in plain words: the page's own sentence if it has one, and the server's details. */
 export function explain(error) {
   const { status = null, code = "", message = "", retryAfterS } = error;
   let name = [`error_${code}`, `error_${status}`].find(has) ?? (status >= 500 ? "error_500" : "");
