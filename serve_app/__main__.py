@@ -141,7 +141,7 @@ def key(name: Annotated[str, typer.Argument(help="The user of the key; logs show
 @cli.command(rich_help_panel=_PREPARE)
 def webhook_secret() -> None:
     """Makes a secret for signing webhooks, and prints it; it is stored nowhere."""
-    from serve_app.jobs.signatures import VARIABLE, new_secret
+    from serve_app.jobs.webhooks.signatures import VARIABLE, new_secret
 
     note.print("The secret, for the server and for receivers; it is stored nowhere, so keep it:\n")
     print(new_secret())

@@ -30,7 +30,7 @@ from benchmarks.decoding import decode_whole
 from benchmarks.private_postgres import NoPostgres, Postgres, private_postgres
 from serve_app.app import graph
 from serve_app.cli.demo import sample as demo_sample
-from serve_app.jobs.migration import migrate
+from serve_app.jobs.store.migration import migrate
 from serve_app.models.loaders import Loaders
 from serve_app.models.store import open_store
 from serve_app.proxy import AT_PROXY_START, PROXY_HOOK

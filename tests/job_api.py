@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 import httpx
 
 from serve_app.http.app import create_app
-from serve_app.jobs.migration import migrate
-from serve_app.jobs.records import ClaimedJob
 from serve_app.jobs.service import Jobs
-from serve_app.jobs.store import JobStore
+from serve_app.jobs.store.job_store import JobStore
+from serve_app.jobs.store.migration import migrate
+from serve_app.jobs.store.records import ClaimedJob
 from serve_app.jobs.stored import dump_transcript
 from serve_app.options import Options
 from serve_app.request.progress import Transcribe

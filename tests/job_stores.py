@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from serve_app.jobs.records import ClaimedJob, Job, NewJob
-from serve_app.jobs.store import JobStore
+from serve_app.jobs.store.job_store import JobStore
+from serve_app.jobs.store.records import ClaimedJob, Job, NewJob
 
 T = TypeVar("T")
 

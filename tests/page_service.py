@@ -15,9 +15,9 @@ from starlette.types import Receive, Scope, Send
 
 from serve_app.http.app import create_app
 from serve_app.http.responses import answer
-from serve_app.jobs.migration import migrate
 from serve_app.jobs.runner import Runner
 from serve_app.jobs.service import Jobs
+from serve_app.jobs.store.migration import migrate
 from serve_app.options import Options
 from serve_app.request.admission import Admission
 from serve_app.request.progress import Report, ignore_progress

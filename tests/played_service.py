@@ -16,9 +16,9 @@ from serve_app.http.app import create_app
 from serve_app.http.jobs import events
 from serve_app.http.responses import answer
 from serve_app.jobs import runner as runner_module
-from serve_app.jobs.migration import migrate
 from serve_app.jobs.runner import Runner
 from serve_app.jobs.service import Jobs
+from serve_app.jobs.store.migration import migrate
 from serve_app.options import Options
 from serve_app.request.progress import Report, ignore_progress
 from serve_app.settings import AccessSettings, ApiKey, IntakeSettings

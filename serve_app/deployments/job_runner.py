@@ -18,10 +18,10 @@ from serve_app.deployments.replica import OPTIONS
 from serve_app.errors import Overloaded
 from serve_app.http.auth import AudioQuotas
 from serve_app.http.responses import answer
-from serve_app.jobs.database import Database
 from serve_app.jobs.places import prepare
 from serve_app.jobs.runner import Runner
 from serve_app.jobs.service import Jobs
+from serve_app.jobs.store.database import Database
 from serve_app.settings import Settings
 
 logger = logging.getLogger("ray.serve")

@@ -9,7 +9,7 @@ from ray.serve.config import RequestRouterConfig
 from serve_app.batching.batcher import Batcher
 from serve_app.deployments.metrics import Retries, log_errors_in_one_line
 from serve_app.deployments.watchdog import CallTimeout, Watchdog, with_halved_batches
-from serve_app.jobs.signatures import VARIABLE
+from serve_app.jobs.webhooks.signatures import VARIABLE
 
 # Serve's queue in front of a replica costs back-off; ours is inside, so a replica takes many calls, and where
 # one is full after all, the router looks again soon.

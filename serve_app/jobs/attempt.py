@@ -17,9 +17,9 @@ from serve_app.errors import (
     StoreBusy,
     TranscriptionError,
 )
-from serve_app.jobs.records import ClaimedJob, SegmentBatch
 from serve_app.jobs.service import Jobs, NoSuchJob
 from serve_app.jobs.spool import SpoolUnavailable
+from serve_app.jobs.store.records import ClaimedJob, SegmentBatch
 from serve_app.jobs.stored import JobRequest, dump_transcript
 from serve_app.request.progress import Transcribe
 from serve_app.transcript import Progress

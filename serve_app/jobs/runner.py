@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 
 from tenacity import AsyncRetrying, RetryCallState
 
-from serve_app.jobs import webhooks
 from serve_app.jobs.attempt import PAUSE, Attempt, in_one_line
-from serve_app.jobs.records import Delivery, Job
 from serve_app.jobs.service import Jobs
+from serve_app.jobs.store.records import Delivery, Job
+from serve_app.jobs.webhooks import sending
 from serve_app.options import Options
 from serve_app.request.progress import Transcribe
 from serve_app.transcript import Transcript
@@ -139,17 +139,17 @@ class Runner:
         finally:
             self._attempts.remove(attempt)
 
-    async def _claim_webhook(self) -> tuple[Delivery, webhooks.Signers] | None:
-        busy = [key for key, sending in self._sending.items() if sending >= MAX_WEBHOOKS_OF_A_KEY]
-        claimed = await webhooks.claim(self._store, self._settings.webhooks, busy)
+    async def _claim_webhook(self) -> tuple[Delivery, sending.Signers] | None:
+        busy = [key for key, count in self._sending.items() if count >= MAX_WEBHOOKS_OF_A_KEY]
+        claimed = await sending.claim(self._store, self._settings.webhooks, busy)
         if claimed is not None:
             self._sending[claimed[0].job.key] += 1
         return claimed
 
-    async def _deliver(self, claimed: tuple[Delivery, webhooks.Signers]) -> None:
+    async def _deliver(self, claimed: tuple[Delivery, sending.Signers]) -> None:
         delivery, signers = claimed
         try:
-            await webhooks.deliver(self._store, delivery, signers, self._answer_of, self._settings.webhooks)
+            await sending.deliver(self._store, delivery, signers, self._answer_of, self._settings.webhooks)
         finally:
             self._sending[delivery.job.key] -= 1
 

@@ -10,12 +10,12 @@ from typing import Any, BinaryIO, TypeVar
 
 from serve_app.errors import InvalidRequest, StoreBusy, TranscriptionError
 from serve_app.jobs.places import key_file, spool_url, store_url
-from serve_app.jobs.records import ClaimedJob, Job, NewJob, Status, WebhookStyle
 from serve_app.jobs.secrets import FetchSecrets
 from serve_app.jobs.spool import Spool
-from serve_app.jobs.store import JobStore
+from serve_app.jobs.store.job_store import JobStore
+from serve_app.jobs.store.records import ClaimedJob, Job, NewJob, Status, WebhookStyle
 from serve_app.jobs.stored import JobRequest, load_transcript
-from serve_app.jobs.webhooks import checked_url
+from serve_app.jobs.webhooks.sending import checked_url
 from serve_app.options import Options
 from serve_app.request.warnings import wants_speakers
 from serve_app.settings import IntakeSettings

@@ -12,8 +12,8 @@ from serve_app.__main__ import cli
 from serve_app.cli import CommandFailed
 from serve_app.cli.config_file import IMPORT_PATH
 from serve_app.cli.launcher import _reason, free_port, running
-from serve_app.jobs.migration import check
 from serve_app.jobs.places import JobsUnusable
+from serve_app.jobs.store.migration import check
 from serve_app.models import hub
 
 

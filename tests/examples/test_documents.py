@@ -29,7 +29,7 @@ from transcripts import WITH_SOURCES
 from serve_app.cli.config_file import DEMO_CONFIG, check
 from serve_app.cli.demo import sample
 from serve_app.errors import UnusableAudio
-from serve_app.jobs.signatures import VARIABLE, new_secret
+from serve_app.jobs.webhooks.signatures import VARIABLE, new_secret
 
 PROJECT = Path(__file__).parents[2]
 DOCUMENTS = [

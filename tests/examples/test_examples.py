@@ -17,7 +17,7 @@ from played_service import KEY, Played, played
 from transcripts import FIXED, WITH_SOURCES
 
 from serve_app.http.responses import answer
-from serve_app.jobs.signatures import VARIABLE, new_secret
+from serve_app.jobs.webhooks.signatures import VARIABLE, new_secret
 from serve_app.options import Options
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -17,8 +17,8 @@ from hypothesis.stateful import (
 )
 from job_stores import LEASE_S, Clock, new_job, submit
 
-from serve_app.jobs.records import FINAL, Status
-from serve_app.jobs.store import JobStore
+from serve_app.jobs.store.job_store import JobStore
+from serve_app.jobs.store.records import FINAL, Status
 
 T = TypeVar("T")
 

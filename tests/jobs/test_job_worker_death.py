@@ -11,7 +11,7 @@ from pathlib import Path
 
 from job_stores import LEASE_S, claimed, new_job, submit, using
 
-from serve_app.jobs.store import JobStore
+from serve_app.jobs.store.job_store import JobStore
 
 WORKER = Path(__file__).parents[1] / "job_worker.py"
 

@@ -11,8 +11,6 @@ import pytest
 from job_stores import new_job, submit, using
 
 from benchmarks.private_postgres import Postgres
-from serve_app.jobs.database import parsed_url
-from serve_app.jobs.migration import MIGRATE, VERSION_TABLE, migrate
 from serve_app.jobs.places import (
     JobsUnusable,
     kept_from_others,
@@ -21,7 +19,9 @@ from serve_app.jobs.places import (
     state_directory,
     store_url,
 )
-from serve_app.jobs.store import JobStore
+from serve_app.jobs.store.database import parsed_url
+from serve_app.jobs.store.job_store import JobStore
+from serve_app.jobs.store.migration import MIGRATE, VERSION_TABLE, migrate
 from serve_app.settings.jobs import JobsSettings
 
 

@@ -38,11 +38,11 @@ from serve_app.errors import (
 )
 from serve_app.http.responses import answer
 from serve_app.jobs import runner as runner_module
-from serve_app.jobs.records import SUSPECT_DEATHS, Job, Status
 from serve_app.jobs.runner import Runner
 from serve_app.jobs.service import Jobs, NoSuchJob, Submission
 from serve_app.jobs.spool import SpoolUnavailable
-from serve_app.jobs.store import JobStore
+from serve_app.jobs.store.job_store import JobStore
+from serve_app.jobs.store.records import SUSPECT_DEATHS, Job, Status
 from serve_app.options import Options
 from serve_app.request.progress import Report, ignore_progress
 from serve_app.request.warnings import wants_speakers

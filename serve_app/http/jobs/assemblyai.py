@@ -25,10 +25,10 @@ from serve_app.http.openai.response import speaker_names, text_pieces
 from serve_app.http.other_apis import MAX_BODY_BYTES, renaming
 from serve_app.http.responses import text_response
 from serve_app.http.uploads import options_in_body_only, received_json
-from serve_app.jobs.payloads import ENDS
-from serve_app.jobs.records import Job
 from serve_app.jobs.service import Jobs
+from serve_app.jobs.store.records import Job
 from serve_app.jobs.stored import JobRequest
+from serve_app.jobs.webhooks.payloads import ENDS
 from serve_app.options import parse_options
 from serve_app.transcript import Segment, Transcript
 

@@ -12,9 +12,9 @@ from serve_app.http.auth import key_name
 from serve_app.http.jobs.submission import described_json, idempotency_key
 from serve_app.http.other_apis import BASETEN_PREFIXES, MAX_BODY_BYTES, renaming
 from serve_app.http.uploads import PredictRequest, options_in_body_only, received_json
-from serve_app.jobs.payloads import DEPLOYMENT_ID, MODEL_ID, baseten_errors, iso
-from serve_app.jobs.records import Job
 from serve_app.jobs.service import Jobs, Submission, within
+from serve_app.jobs.store.records import Job
+from serve_app.jobs.webhooks.payloads import DEPLOYMENT_ID, MODEL_ID, baseten_errors, iso
 from serve_app.options import validate_or_400
 
 _STATUSES = {"running": "IN_PROGRESS"}  # the others are our own in capitals

@@ -14,8 +14,8 @@ from serve_app.errors import StoreBusy
 from serve_app.http.jobs.shown import JobOut
 from serve_app.http.openai import stream
 from serve_app.http.responses import error_body
-from serve_app.jobs.records import Job, SegmentBatch
 from serve_app.jobs.service import NoSuchJob
+from serve_app.jobs.store.records import Job, SegmentBatch
 
 POLL_S = 1.0  # a running job's progress is written every two
 

@@ -32,9 +32,9 @@ from serve_app.http.responses import (
     transcript_response,
 )
 from serve_app.http.uploads import received
-from serve_app.jobs.records import Job, Status
 from serve_app.jobs.service import Jobs, NoSuchJob
 from serve_app.jobs.spool import SpoolUnavailable
+from serve_app.jobs.store.records import Job, Status
 from serve_app.options import Options, validate_or_400
 
 

@@ -5,10 +5,10 @@ from typing import Annotated, NotRequired, cast
 from pydantic import Field
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
-from serve_app.jobs.payloads import iso
-from serve_app.jobs.records import Job, Status, WebhookStatus
-from serve_app.jobs.schema import WEBHOOK_ID_PREFIX
 from serve_app.jobs.service import Jobs
+from serve_app.jobs.store.records import Job, Status, WebhookStatus
+from serve_app.jobs.store.schema import WEBHOOK_ID_PREFIX
+from serve_app.jobs.webhooks.payloads import iso
 from serve_app.stages.audio import address
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from job_api import ANN, BOB, URL, Service, using
 
-from serve_app.jobs.records import Try
+from serve_app.jobs.store.records import Try
 from serve_app.jobs.stored import dump_transcript
 from serve_app.options import Options
 from serve_app.transcript import Transcript

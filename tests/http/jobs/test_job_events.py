@@ -12,7 +12,7 @@ from transcripts import FIXED
 from serve_app.errors import StoreBusy
 from serve_app.http.jobs import events
 from serve_app.http.openai import stream
-from serve_app.jobs.records import SegmentBatch
+from serve_app.jobs.store.records import SegmentBatch
 from serve_app.jobs.stored import dump_transcript
 
 WAIT_S = 30.0

@@ -11,7 +11,7 @@ from transcripts import FIXED
 
 from serve_app.errors import StoreBusy
 from serve_app.http.app import create_app
-from serve_app.jobs.records import Try
+from serve_app.jobs.store.records import Try
 from serve_app.jobs.stored import dump_transcript
 
 pytestmark = pytest.mark.usefixtures("each_store")

@@ -13,11 +13,11 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from serve_app.jobs.database import to_the_end
-from serve_app.jobs.outbox import Outbox, end_jobs
-from serve_app.jobs.queue import PRIORITIES, is_due, is_orphaned, next_of, orphans, queue, waiting_keys
-from serve_app.jobs.records import SUSPECT_DEATHS, ClaimedJob, Heartbeat, SegmentBatch
-from serve_app.jobs.schema import JOB_COLUMNS, job_of, jobs, requests, results, segments
+from serve_app.jobs.store.database import to_the_end
+from serve_app.jobs.store.outbox import Outbox, end_jobs
+from serve_app.jobs.store.queue import PRIORITIES, is_due, is_orphaned, next_of, orphans, queue, waiting_keys
+from serve_app.jobs.store.records import SUSPECT_DEATHS, ClaimedJob, Heartbeat, SegmentBatch
+from serve_app.jobs.store.schema import JOB_COLUMNS, job_of, jobs, requests, results, segments
 
 MAX_DEATHS = 20  # of a job's workers; a rolling restart causes some, but not this many
 CRASHED = ("model_crashed", "Every worker that took this job died of it; it is not tried again.")

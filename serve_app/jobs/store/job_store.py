@@ -17,12 +17,12 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve_app.errors import IdempotencyConflict, RateLimited, StoreBusy
-from serve_app.jobs.claims import Claims
-from serve_app.jobs.database import to_the_end
-from serve_app.jobs.outbox import end_jobs
-from serve_app.jobs.queue import ahead_of, is_overdue, queued_of
-from serve_app.jobs.records import Job, NewJob, SegmentBatch, Status
-from serve_app.jobs.schema import (
+from serve_app.jobs.store.claims import Claims
+from serve_app.jobs.store.database import to_the_end
+from serve_app.jobs.store.outbox import end_jobs
+from serve_app.jobs.store.queue import ahead_of, is_overdue, queued_of
+from serve_app.jobs.store.records import Job, NewJob, SegmentBatch, Status
+from serve_app.jobs.store.schema import (
     JOB_COLUMNS,
     SELECT_JOBS,
     job_of,

@@ -4,8 +4,8 @@ import asyncio
 
 from job_stores import LEASE_S, Clock, claimed, finished, new_job, submit, using
 
-from serve_app.jobs.records import Delivery, Try
-from serve_app.jobs.store import JobStore
+from serve_app.jobs.store.job_store import JobStore
+from serve_app.jobs.store.records import Delivery, Try
 
 URL = "https://example.com/hook"
 

@@ -12,8 +12,8 @@ from job_stores import LEASE_S, Clock, claimed, finished, new_job, submit, using
 
 from benchmarks.private_postgres import Postgres
 from serve_app.errors import IdempotencyConflict, StoreBusy
-from serve_app.jobs.migration import migrate
-from serve_app.jobs.store import JobStore
+from serve_app.jobs.store.job_store import JobStore
+from serve_app.jobs.store.migration import migrate
 
 
 def test_a_submitted_job_is_found_as_it_was_sent(store_url: str, clock: Clock) -> None:

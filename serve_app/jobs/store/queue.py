@@ -5,8 +5,8 @@ In turn means: the key with the fewest running jobs, then the one whose last job
 
 import sqlalchemy as sa
 
-from serve_app.jobs.records import Job
-from serve_app.jobs.schema import jobs
+from serve_app.jobs.store.records import Job
+from serve_app.jobs.store.schema import jobs
 
 PRIORITIES = range(3)  # 0 first
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import sqlalchemy as sa
 
-from serve_app.jobs.database import Database, sqlite_file
+from serve_app.jobs.store.database import Database, sqlite_file
 
 if TYPE_CHECKING:
     from alembic.config import Config

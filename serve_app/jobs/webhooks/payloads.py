@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from serve_app.jobs.records import Job
+from serve_app.jobs.store.records import Job
 
 MAX_EMBEDDED_BYTES = 16_384  # of a result; the specification advises to keep the whole body under 20 kB
 MODEL_ID = DEPLOYMENT_ID = "whisperx"  # Baseten's clients expect both

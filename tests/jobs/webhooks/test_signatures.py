@@ -14,9 +14,9 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from typer.testing import CliRunner
 
 from serve_app.__main__ import cli
-from serve_app.jobs.payloads import baseten_body, standard_body
-from serve_app.jobs.signatures import UnusableSecrets, read_secrets
-from serve_app.jobs.webhooks import signed
+from serve_app.jobs.webhooks.payloads import baseten_body, standard_body
+from serve_app.jobs.webhooks.sending import signed
+from serve_app.jobs.webhooks.signatures import UnusableSecrets, read_secrets
 
 ANSWER = {
     "model_output": [{"start": 0.1, "end": 1e-05, "text": "„Grüße“ \u2028", "speaker": None}],

@@ -21,10 +21,10 @@ import aiohttp
 from yarl import URL
 
 from serve_app.errors import InvalidRequest
-from serve_app.jobs.outbox import Outbox
-from serve_app.jobs.payloads import assemblyai_body, baseten_body, standard_body
-from serve_app.jobs.records import Delivery, Job, Try
-from serve_app.jobs.signatures import baseten_headers, read_secrets, standard_headers
+from serve_app.jobs.store.outbox import Outbox
+from serve_app.jobs.store.records import Delivery, Job, Try
+from serve_app.jobs.webhooks.payloads import assemblyai_body, baseten_body, standard_body
+from serve_app.jobs.webhooks.signatures import baseten_headers, read_secrets, standard_headers
 from serve_app.settings.jobs import MAX_DELAY_S, WebhookSettings
 from serve_app.stages.audio import address, ssrf
 

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from job_stores import LEASE_S, Clock, claimed, new_job, submit, using
 
-from serve_app.jobs.store import JobStore
+from serve_app.jobs.store.job_store import JobStore
 
 
 async def claim_keys(store: JobStore, number: int, *, is_finished: bool) -> list[str]:

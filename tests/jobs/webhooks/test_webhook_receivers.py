@@ -15,10 +15,10 @@ import pytest
 from deliveries import NEW, OLD, delivery, job, settings
 from standardwebhooks import WebhookVerificationError
 
-from serve_app.jobs.signatures import new_secret
-from serve_app.jobs.webhooks import send, signed
+from serve_app.jobs.webhooks.sending import send, signed
+from serve_app.jobs.webhooks.signatures import new_secret
 
-PAGE = (Path(__file__).parents[2] / "docs" / "jobs.md").read_text()
+PAGE = (Path(__file__).parents[3] / "docs" / "jobs.md").read_text()
 EXAMPLE, RECEIVER, WITH_PACKAGE, IN_NODE, BASETEN = re.findall(
     r"^```(?:python|js|json)\n(.*?)^```$", PAGE, re.M | re.S
 )

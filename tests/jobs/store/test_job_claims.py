@@ -7,8 +7,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from job_stores import LEASE_S, Clock, claimed, new_job, submit, using
 
-from serve_app.jobs.records import SUSPECT_DEATHS, ClaimedJob, Status
-from serve_app.jobs.store import JobStore
+from serve_app.jobs.store.job_store import JobStore
+from serve_app.jobs.store.records import SUSPECT_DEATHS, ClaimedJob, Status
 
 
 def test_a_claim_gives_the_attempt_that_writes_are_accepted_with(store_url: str, clock: Clock) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from serve_app.jobs.records import Job, Try, Webhook
+from serve_app.jobs.store.records import Job, Try, Webhook
 
 metadata = sa.MetaData()
 

@@ -20,16 +20,16 @@ from standardwebhooks import Webhook
 from test_ssrf import CONFUSING, LOOPBACK, NAMES, NOT_HTTP, PRIVATE, REDIRECTS, in_url, reached
 
 from serve_app.errors import InvalidRequest
-from serve_app.jobs import webhooks
-from serve_app.jobs.records import Job, Try
-from serve_app.jobs.records import Webhook as Sent
-from serve_app.jobs.schema import WEBHOOK_ID_PREFIX
-from serve_app.jobs.store import JobStore
-from serve_app.jobs.webhooks import checked_url, next_try_in_s, retry_after_s
+from serve_app.jobs.store.job_store import JobStore
+from serve_app.jobs.store.records import Job, Try
+from serve_app.jobs.store.records import Webhook as Sent
+from serve_app.jobs.store.schema import WEBHOOK_ID_PREFIX
+from serve_app.jobs.webhooks import sending
+from serve_app.jobs.webhooks.sending import checked_url, next_try_in_s, retry_after_s
 from serve_app.settings.jobs import WebhookSettings
 
 HOUR_S = 3600.0
-SELF_SIGNED = Path(__file__).parents[1] / "stages" / "audio" / "self_signed.pem"
+SELF_SIGNED = Path(__file__).parents[2] / "stages" / "audio" / "self_signed.pem"
 
 
 async def no_answer(job: Job) -> Any:
@@ -317,7 +317,7 @@ def test_a_long_body_arrives_whole() -> None:
     async def run() -> Try:
         async with serving(accept) as port:
             long = delivery(f"http://127.0.0.1:{port}/", "baseten")
-            return (await webhooks.send(long, "x" * 5_000_000, (NEW,), settings()))[0]
+            return (await sending.send(long, "x" * 5_000_000, (NEW,), settings()))[0]
 
     assert asyncio.run(run()).error is None
     assert 5_000_000 < sizes[0] < 5_001_000
@@ -328,7 +328,7 @@ async def attack(url: str, monkeypatch: pytest.MonkeyPatch, *, live_host: str = 
     async with Canary() as canary:
         if live_host and not await reached(canary, live_host):
             pytest.skip(f"{live_host} does not lead to this machine")
-        monkeypatch.setattr(webhooks, "PORTS", frozenset({443, canary.port}))
+        monkeypatch.setattr(sending, "PORTS", frozenset({443, canary.port}))
         made, _ = await tried(url.format(port=canary.port), allowed_hosts=())
         assert canary.hits == 0
     assert made.status is None

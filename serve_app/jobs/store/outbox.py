@@ -7,9 +7,9 @@ from dataclasses import asdict
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from serve_app.jobs.database import Database, to_the_end
-from serve_app.jobs.records import Delivery, Status, Try
-from serve_app.jobs.schema import JOB_COLUMNS, WEBHOOK_ID_PREFIX, job_of, jobs, segments, webhooks
+from serve_app.jobs.store.database import Database, to_the_end
+from serve_app.jobs.store.records import Delivery, Status, Try
+from serve_app.jobs.store.schema import JOB_COLUMNS, WEBHOOK_ID_PREFIX, job_of, jobs, segments, webhooks
 
 MAX_LOGGED_TRIES = 20
 

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from serve_app.jobs.records import Delivery, Job, Try, Webhook, WebhookStyle
-from serve_app.jobs.signatures import new_secret
-from serve_app.jobs.store import JobStore
-from serve_app.jobs.webhooks import AnswerOf, claim, deliver, send
+from serve_app.jobs.store.job_store import JobStore
+from serve_app.jobs.store.records import Delivery, Job, Try, Webhook, WebhookStyle
+from serve_app.jobs.webhooks.sending import AnswerOf, claim, deliver, send
+from serve_app.jobs.webhooks.signatures import new_secret
 from serve_app.settings.jobs import WebhookSettings
 
 NEW, OLD = new_secret(), new_secret()

@@ -18,12 +18,12 @@ from tenacity import AsyncRetrying, stop_after_delay, wait_fixed
 
 from serve_app.errors import StoreBusy
 from serve_app.http.responses import answer
-from serve_app.jobs.migration import VERSION_TABLE, NotMigrated, SchemaTooNew, check, migrate
-from serve_app.jobs.records import FINAL
 from serve_app.jobs.runner import Runner
-from serve_app.jobs.schema import WEBHOOK_ID_PREFIX, metadata
 from serve_app.jobs.service import Jobs
-from serve_app.jobs.store import JobStore
+from serve_app.jobs.store.job_store import JobStore
+from serve_app.jobs.store.migration import VERSION_TABLE, NotMigrated, SchemaTooNew, check, migrate
+from serve_app.jobs.store.records import FINAL
+from serve_app.jobs.store.schema import WEBHOOK_ID_PREFIX, metadata
 from serve_app.options import Options
 from serve_app.request.progress import Report, ignore_progress
 from serve_app.settings import IntakeSettings
@@ -218,7 +218,8 @@ def test_a_migration_that_fails_leaves_nothing(empty_url: str) -> None:
 def test_two_processes_may_migrate_at_once(empty_url: str) -> None:
     """Nodes that start together do this."""
     code = (
-        f"import asyncio; from serve_app.jobs.migration import migrate; asyncio.run(migrate({empty_url!r}))"
+        "import asyncio; from serve_app.jobs.store.migration import migrate; "
+        f"asyncio.run(migrate({empty_url!r}))"
     )
     started = [
         subprocess.Popen(
