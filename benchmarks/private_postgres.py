@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
-from serve_app.jobs.migration import migrate
+from serve_app.jobs.store.migration import migrate
 
 
 class NoPostgres(Exception):

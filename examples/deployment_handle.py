@@ -12,7 +12,7 @@ from ray import serve
 
 from serve_app.errors import TranscriptionError
 
-ray.init(address="auto")  # a Ray of this machine; RAY_ADDRESS names one of several
+ray.init(address="auto")  # the Ray of this machine; where there are several, RAY_ADDRESS names one
 handle: Any = serve.get_app_handle("whisperx")
 audio = Path(sys.argv[1]).read_bytes()
 

@@ -1,4 +1,4 @@
-"""Writes a text beside each recording of a folder, a few at a time.
+"""Writes a text file next to each recording of a folder, a few at a time.
 
 python examples/folder.py recordings/
 
@@ -14,18 +14,18 @@ from serve_app.errors import TranscriptionError
 
 
 async def transcribe(client: AsyncClient, recording: Path, free: asyncio.Semaphore) -> None:
-    """Writes one text; an error is said, and the others go on."""
+    """Writes one text; prints an error, so that the other files go on."""
     async with free:
         try:
             text = await client.transcribe(recording, response_format="text")
             recording.with_suffix(".txt").write_text(str(text))
             print(recording.with_suffix(".txt"))
-        except (TranscriptionError, OSError) as error:  # OSError: of a file that cannot be read or written
+        except (TranscriptionError, OSError) as error:  # OSError: the file cannot be read or written
             print(f"{recording}: {error}")
 
 
 async def main(recordings: list[Path]) -> None:
-    """All of them; the client waits by itself while the service is full."""
+    """Transcribes all recordings; the client waits by itself while the service is full."""
     free = asyncio.Semaphore(4)
     async with AsyncClient() as client, asyncio.TaskGroup() as tasks:
         for recording in recordings:

@@ -1,4 +1,4 @@
-"""Submits a job, and learns of its end by a signed webhook.
+"""Submits a job, and waits for the signed webhook that reports its end.
 
 The server needs the secret, and must be allowed to call this machine:
 
@@ -7,7 +7,7 @@ The server needs the secret, and must be allowed to call this machine:
         webhooks:
           allowed_hosts: ["127.0.0.1"]
 
-WEBHOOK_SECRETS=$(whisperx-serve webhook-secret) is set for the server, and for this program:
+WEBHOOK_SECRETS=$(whisperx-serve webhook-secret) must be set for the server and for this program:
 python examples/jobs_with_webhook.py talk.mp3
 """
 
@@ -26,7 +26,7 @@ KEY = base64.b64decode(os.environ["WEBHOOK_SECRETS"].split()[0].removeprefix("wh
 
 
 def is_genuine(headers: Any, body: bytes) -> bool:
-    """Whether the service has sent this, and not long ago."""
+    """Whether the service has sent this in the last five minutes."""
     message_id, sent_at = headers.get("webhook-id", ""), headers.get("webhook-timestamp", "")
     if not sent_at.isdecimal() or abs(time.time() - int(sent_at)) > 300:
         return False
@@ -36,10 +36,11 @@ def is_genuine(headers: Any, body: bytes) -> bool:
     return any(hmac.compare_digest(expected, signature) for signature in signatures)
 
 
-class Receiver(BaseHTTPRequestHandler):
-    """Answers at once; what takes long is done after the answer."""
+received: list[dict[str, Any]] = []
 
-    events: list[dict[str, Any]] = []  # noqa: RUF012  (of the one server of this program)
+
+class Receiver(BaseHTTPRequestHandler):
+    """Answers at once: the service does not wait long for the answer to a webhook."""
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -47,15 +48,15 @@ class Receiver(BaseHTTPRequestHandler):
         self.send_response(204 if genuine else 401)
         self.end_headers()
         if genuine:
-            self.events.append(json.loads(body))
+            received.append(json.loads(body))
 
 
 with HTTPServer(("127.0.0.1", 0), Receiver) as receiver, Client() as client:
     job = client.jobs.submit(sys.argv[1], webhook_url=f"http://127.0.0.1:{receiver.server_port}/")
     print(f"submitted {job['id']}")
-    while not Receiver.events:
+    while not received:
         receiver.handle_request()
-    event = Receiver.events[0]
+    event = received[0]
     print(event["type"])
     if event["type"] == "transcription.completed":
         print(client.jobs.result(job["id"], response_format="text"))

@@ -1,4 +1,4 @@
-"""Transcribes a file or a URL over HTTP with nothing but a package for HTTP.
+"""Transcribes a file or a URL with an HTTP package only.
 
 python examples/plain_http.py talk.mp3
 python examples/plain_http.py https://example.com/talk.mp3

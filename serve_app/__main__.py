@@ -1,7 +1,7 @@
 """The command line: `whisperx-serve`, or `python -m serve_app`.
 
-`serve` does what `serve run` does, and more: it checks the whole file, says in one sentence why it cannot
-start, and finishes running requests when it is stopped.
+The command `serve` does what Ray's `serve run` does, and more: it checks the whole file, prints in one
+sentence why it cannot start, and finishes running requests when it is stopped.
 
 `transcribe` works where only the base package is installed. The other commands need the extra `server`, and
 import it when they run.
@@ -12,12 +12,11 @@ import socket
 import sys
 from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from serve_app.cli import GRACE_S, CommandFailed, note
+from serve_app.cli import GRACE_S, CommandFailed, ConfigPath, note
 from serve_app.cli.doctor.command import doctor
 from serve_app.cli.jobs import jobs
 from serve_app.cli.prefetch import prefetch
@@ -58,8 +57,6 @@ cli = typer.Typer(
 
 cli.command(cls=WhisperxCommand, rich_help_panel=_USE, epilog=_OF_TRANSCRIBE)(transcribe)
 
-ConfigPath = Annotated[Path, typer.Argument(help="Config file of the service, such as serve_config.yaml.")]
-
 
 @cli.command(name="serve", rich_help_panel=_RUN)
 def serve_forever(
@@ -95,9 +92,9 @@ def serve_forever(
 
 @cli.command(rich_help_panel=_RUN)
 def demo() -> None:
-    """Tries it out: starts a small service, transcribes a sample of half a minute, and stops.
+    """Tries the service out: starts a small one, transcribes a sample of half a minute, and stops.
 
-    It needs no GPU, and fetches 180 MB of models where they are not on this machine yet.
+    It needs no GPU, and downloads 180 MB of models if they are not on this machine yet.
     """
     from serve_app.cli import config_file
     from serve_app.cli.demo import predict_sample, show
@@ -135,7 +132,7 @@ def settings() -> None:
 
 
 @cli.command(rich_help_panel=_PREPARE)
-def key(name: Annotated[str, typer.Argument(help="Who the key is for; logs have this name.")]) -> None:
+def key(name: Annotated[str, typer.Argument(help="The user of the key; logs show this name.")]) -> None:
     """Makes an API key, and prints it with the lines for the config file that make a service accept it.
 
     The key itself is stored nowhere; the config file has its hash only.
@@ -159,7 +156,7 @@ def key(name: Annotated[str, typer.Argument(help="Who the key is for; logs have 
 @cli.command(rich_help_panel=_PREPARE)
 def webhook_secret() -> None:
     """Makes a secret for signing webhooks, and prints it; it is stored nowhere."""
-    from serve_app.jobs.signatures import VARIABLE, new_secret
+    from serve_app.jobs.webhooks.signatures import VARIABLE, new_secret
 
     note.print("The secret, for the server and for receivers; it is stored nowhere, so keep it:\n")
     print(new_secret())
@@ -192,7 +189,7 @@ def evaluate(context: typer.Context) -> None:
 
 
 def main() -> None:
-    """Runs a command; what keeps it from working is said in one sentence."""
+    """Runs a command; prints in one sentence why it cannot work."""
     try:
         cli(prog_name="whisperx-serve")
     except CommandFailed as error:

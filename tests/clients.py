@@ -1,4 +1,4 @@
-"""HTTP clients that stop in the middle of a body."""
+"""An upload that can stop in the middle, and a wait for a condition."""
 
 import socket
 import time
@@ -60,8 +60,8 @@ class Upload:
         self.leave()
 
 
-def until(condition: Callable[[], bool], every_s: float = 0.05, timeout_s: float = 60.0) -> None:
-    """Waits for the condition, which must hold in time."""
+def until(condition: Callable[[], object], every_s: float = 0.05, timeout_s: float = 60.0) -> None:
+    """Waits for the condition; fails if it does not hold within `timeout_s`."""
     deadline_s = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline_s

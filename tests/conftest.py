@@ -13,7 +13,6 @@ import wave
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from benchmarks.decoding import decode_whole
 from benchmarks.private_postgres import NoPostgres, Postgres, private_postgres
 from serve_app.app import graph
 from serve_app.cli.demo import sample as demo_sample
-from serve_app.jobs.migration import migrate
+from serve_app.jobs.store.migration import migrate
 from serve_app.models.loaders import Loaders
 from serve_app.models.store import open_store
 from serve_app.proxy import AT_PROXY_START, PROXY_HOOK
@@ -58,12 +57,12 @@ os.environ["PYANNOTE_METRICS_ENABLED"] = "0"  # for the whole session: pyannote 
 
 
 # Two processes share the files of `make test` (pytest-xdist). Those that need Ray stay in one, in this order:
-# last what measures, when the other process has probably ended.
+# the tests that measure come last, when the other process has probably ended.
 ON_RAY = ("tests/cluster/", "test_commands.py", "test_real_graph.py", "test_faults.py", "test_chaos.py")
 
 
 def place_on_ray(nodeid: str) -> int:
-    """0 for tests that need no Ray, else from 1 on their place."""
+    """The place of a test among those that need Ray, from 1 on; 0 for the others."""
     file = nodeid.partition("::")[0]
     return max((place for place, part in enumerate(ON_RAY, 1) if part in file), default=0)
 
@@ -85,7 +84,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.fixture
 def figure(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
-    """Takes a line to print at the end of the run: measured, not asserted."""
+    """Takes a line with a measurement, which is printed at the end of the run."""
     return partial(record_property, "figure")
 
 
@@ -114,17 +113,14 @@ def sample() -> Samples:
 
 @pytest.fixture(scope="session")
 def audio(sample: Samples) -> Samples:
-    """Its first 24 s, for tests that need no more."""
+    """The first 24 s of the sample."""
     return sample[: 24 * SAMPLE_RATE_HZ]
 
 
 @pytest.fixture(scope="session")
 def meeting() -> Samples:
-    """Twelve seconds of two real people talking, at times at once, of the sample in pyannote's wheel."""
-    package = find_spec("pyannote.audio")
-    assert package is not None
-    assert package.origin is not None
-    with wave.open(str(Path(package.origin).parent / "sample" / "sample.wav")) as recording:
+    """Twelve seconds of two real people talking, sometimes at once, from the demo's recording."""
+    with wave.open(str(demo_sample())) as recording:
         recording.setpos(6 * SAMPLE_RATE_HZ)
         return np.frombuffer(recording.readframes(12 * SAMPLE_RATE_HZ), np.int16)
 
@@ -167,7 +163,7 @@ def postgres() -> Iterator[Postgres]:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def each_store(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Runs a test of the API of jobs twice: the two databases give what they hold in different types."""
+    """Runs a test of the API of jobs twice: the two databases return values of different types."""
     url = ""
     if request.param == "postgresql":
         server: Postgres = request.getfixturevalue("postgres")
@@ -179,7 +175,7 @@ def each_store(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A job store that has no tables yet, of either kind."""
+    """The URL of a job store without tables, SQLite and PostgreSQL."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/state/jobs.db"
     server: Postgres = request.getfixturevalue("postgres")
@@ -188,7 +184,7 @@ def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty job store, of either kind."""
+    """The URL of an empty job store, SQLite and PostgreSQL."""
     if request.param == "sqlite":
         url = f"sqlite:///{tmp_path}/state/jobs.db"
         asyncio.run(migrate(url))
@@ -244,7 +240,7 @@ def cluster(spool: Path) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def gate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """While this file is there, the fake recogniser's device ends no batch."""
+    """While this file exists, the fake recogniser ends no batch."""
     return tmp_path_factory.mktemp("device") / "gate"
 
 
@@ -260,7 +256,7 @@ def closed(gate: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def closed_gate(app: DeploymentHandle[object], gate: Path) -> Iterator[Path]:
-    """The gate, closed until the test opens it or ends; nothing of an earlier test's is behind it."""
+    """The gate, closed until the test opens it or ends; no batch of an earlier test waits behind it."""
     counters: Any = serve.get_deployment_handle("Transcriber", "whisperx").counters
     deadline_s = time.monotonic() + 60
     while (now := counters.remote().result(timeout_s=60))["running"] + now["queued"]:
@@ -275,7 +271,7 @@ def app(cluster: None, files: Files, gate: Path) -> DeploymentHandle[object]:
     settings = Settings(
         model="fake",
         device="cpu",
-        request_timeout_s=120,  # so that a stream in which nothing more comes is a failure, and no waiting
+        request_timeout_s=120,  # a stream that hangs fails soon
         intake=IntakeSettings(allowed_hosts=(files.host,)),
         jobs=JobsSettings(store="off"),
     )
@@ -285,7 +281,7 @@ def app(cluster: None, files: Files, gate: Path) -> DeploymentHandle[object]:
 
 @pytest.fixture
 def _punkt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """English punkt data that knows nothing, the least that whisperx.align runs with."""
+    """Empty English punkt data, the least that whisperx.align runs with."""
     data = tmp_path / "nltk_data" / "tokenizers" / "punkt_tab" / "english"
     data.mkdir(parents=True)
     for name in ("abbrev_types.txt", "collocations.tab", "ortho_context.tab", "sent_starters.txt"):

@@ -13,7 +13,7 @@ from serve_app.transcript import SAMPLE_RATE_HZ, StageWarning
 
 def stored(content: bytes) -> BinaryIO:
     """The bytes as a file on disk, without a name."""
-    file = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
+    file = tempfile.TemporaryFile()  # noqa: SIM115  (the caller closes it)
     file.write(content)
     return file
 
@@ -34,7 +34,7 @@ class Decoded:
         return [warning.code for warning in self.warnings]
 
     def hears(self, frequency_hz: float) -> tuple[float, float]:
-        """From when to when a tone is heard, in seconds; it may pause. Fails where it is not heard at all."""
+        """The start and the end of a tone in seconds; it may pause. Fails if there is no tone."""
         block = SAMPLE_RATE_HZ // 20
         count = len(self.samples) // block
         blocks = self.samples[: count * block].reshape(count, block).astype(float)

@@ -1,4 +1,4 @@
-"""What a CTC model such as wav2vec2 makes of a sentence: sharp letters with blanks between, and when."""
+"""The output of a CTC model such as wav2vec2 for a sentence: clear letters between blanks, with times."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ Spans = list[tuple[str, float, float]]  # word, start and end in seconds
 
 @dataclass(frozen=True)
 class Speech:
-    """Spoken words with their times, and what the model makes of them."""
+    """Spoken words with their times, and the model's output for them."""
 
     words: Spans
     emission: Emission

@@ -99,8 +99,8 @@ class FakeStages:
     samples: Samples
     calls: Counter[str] = field(default_factory=Counter)
     languages: dict[float, str] = field(default_factory=dict)  # window start -> language heard there
-    certainties: dict[float, float] = field(default_factory=dict)  # window start -> probability of that
-    fail: dict[str, Exception] = field(default_factory=dict)  # stage -> what it raises
+    certainties: dict[float, float] = field(default_factory=dict)  # window start -> its probability
+    fail: dict[str, Exception] = field(default_factory=dict)  # stage -> the error that it raises
     transcribed_in: list[tuple[float, str | None]] = field(default_factory=list)
     loaded: list[Source] = field(default_factory=list)
     decodings: list[Decoding] = field(default_factory=list)
@@ -172,7 +172,7 @@ class FakeStages:
 
 @dataclass
 class FakeRecognizer:
-    """Hears the number in each window, on a device that ends no batch while the file `gate` is there.
+    """Hears the number in each window, on a device that ends no batch while the file `gate` exists.
 
     With a number in that file, only the batch that has it is held.
     """
@@ -203,7 +203,7 @@ class FakeRecognizer:
 
 
 class Reference:
-    """To a value that is there, or to an error."""
+    """A reference to a ready value, or to an error."""
 
     def __init__(self, value: Any) -> None:
         self._value = value
@@ -216,7 +216,7 @@ class Reference:
 
 
 class References:
-    """Ray's generator of references, over what a generator gives."""
+    """Stands in for Ray's generator of references, over another generator."""
 
     def __init__(self, given: AsyncGenerator[Any, None]) -> None:
         self._given = given

@@ -20,14 +20,14 @@ from serve_app.settings import IntakeSettings, Settings
 from serve_app.settings.jobs import JobsSettings
 from serve_app.transcript import AlignRequest, AsrRequest, AudioInfo, Diarization, Samples, SpeechRequest
 
-PROBE_S = 1.0  # that a recogniser may take to say that it is well; three times, then it is replaced
-LOAD_S = 4.0  # where models load slowly: longer than readiness and health wait
-MOST_ITEMS = 2  # of a batch that the recogniser's device has memory for, where that is scarce
+PROBE_S = 1.0  # limit of a recogniser's health check; after three late ones it is replaced
+LOAD_S = 4.0  # the load time of slow models, longer than readiness and health checks wait
+MOST_ITEMS = 2  # the largest batch that fits in the device's memory, where that is scarce
 
 
 @dataclass(frozen=True)
 class Gates:
-    """One for each stage; a model that comes to a closed one says so and waits."""
+    """A gate for each stage; a model at a closed gate records its process and waits."""
 
     folder: Path
 
@@ -99,7 +99,7 @@ class GatedDiarizer(FakeDiarizer):
 
 
 def build(args: dict[str, str]) -> Application:
-    """`gates` is a folder; another `version` is other code for Serve: it replaces every replica."""
+    """`gates` is a folder; Serve replaces every replica when `version` changes."""
     gates = Gates(Path(args["gates"]))
     settings = Settings(
         model=args["version"],
@@ -128,7 +128,7 @@ class Orphan:
     """A loader's answer whose audio dies with the process that owns it."""
 
     def __init__(self) -> None:
-        self._owner: Any = Owner.remote()  # type: ignore[attr-defined]
+        self._owner: Any = Owner.remote()  # type: ignore[attr-defined]  # Ray's decorator adds it
 
     async def _to_object_ref_gen(self) -> References:
         return References(self._references())
@@ -137,7 +137,7 @@ class Orphan:
         (ref,) = await self._owner.put.remote()
         ray.kill(self._owner)
         with suppress(ray.exceptions.ObjectLostError):
-            for _ in range(600):  # until that is known on this node
+            for _ in range(600):  # until this node knows that the owner is dead
                 await ref
                 await asyncio.sleep(0.1)
         yield ray.put(AudioInfo(0.0, 2.0, is_last=True, checksum=1))

@@ -19,14 +19,14 @@ LOADER = "whisperx#AudioLoader#"
 
 
 def within(actor: str, function: Callable[..., Any], *args: Any) -> Any:
-    """What the function gives in the one process of Serve's that has this in its name."""
+    """The result of the function in the one process of Serve whose name contains this."""
     names = [found["name"] for found in ray.util.list_named_actors(all_namespaces=True)]
     (name,) = [name for name in names if actor in name]
     return ray.get(ray.get_actor(name, namespace="serve").__ray_call__.remote(function, *args), timeout=60)
 
 
 def unread_in_proxy(proxy: Any) -> list[int]:
-    """Of each request there is, the bytes that no replica has fetched."""
+    """For each request, the bytes that no replica has fetched."""
     queues = proxy.http_proxy.asgi_receive_queues.values()
     return [sum(len(message.get("body", b"")) for message in queue._message_queue) for queue in queues]
 
@@ -39,7 +39,7 @@ def unread_in_replica(_: Any) -> int:
 
 
 def hang_disk(_: Any, gate: Path) -> None:
-    """From now on nothing of a body is written while the file `gate` is there."""
+    """While the file `gate` exists, no part of a body is written."""
     write = FormBody.write
 
     def write_later(*args: Any) -> None:
@@ -47,11 +47,11 @@ def hang_disk(_: Any, gate: Path) -> None:
             time.sleep(0.01)
         write(*args)
 
-    setattr(FormBody, "write", write_later)  # noqa: B010  (mypy would not let it be replaced)
+    setattr(FormBody, "write", write_later)  # noqa: B010  (mypy forbids assigning to a method)
 
 
 def fill_object_store(_: Any, gate: Path) -> None:
-    """From now on decoded audio ends as Ray ends a result without room, while the file `gate` is there."""
+    """While the file `gate` exists, decoded audio fails as if Ray's object store were full."""
     module: Any = decode
     check = module.raise_for_failure
 
@@ -72,5 +72,5 @@ def processes_with(mark: str) -> list[int]:
                 if mark.encode() in (entry / "environ").read_bytes():
                     found.append(int(entry.name))
             except OSError:
-                continue  # it ended meanwhile, or belongs to somebody else
+                continue  # it has ended, or belongs to another user
     return found

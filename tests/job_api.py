@@ -1,4 +1,4 @@
-"""The HTTP API in front of jobs. The test is the client, and the runner where one is needed."""
+"""The HTTP API in front of jobs. The test plays the client, and the runner if one is needed."""
 
 import asyncio
 import hashlib
@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 import httpx
 
 from serve_app.http.app import create_app
-from serve_app.jobs.migration import migrate
-from serve_app.jobs.records import ClaimedJob
 from serve_app.jobs.service import Jobs
-from serve_app.jobs.store import JobStore
+from serve_app.jobs.store.job_store import JobStore
+from serve_app.jobs.store.migration import migrate
+from serve_app.jobs.store.records import ClaimedJob
 from serve_app.jobs.stored import dump_transcript
 from serve_app.options import Options
 from serve_app.request.progress import Transcribe
@@ -23,7 +23,7 @@ from serve_app.transcript import Source, Transcript
 
 T = TypeVar("T")
 
-# The PostgreSQL of the test that runs, set by the fixture `each_store`; "" for a SQLite in its folder.
+# The URL of the running test's PostgreSQL database, set by the fixture `each_store`; "" for SQLite.
 POSTGRESQL = ContextVar("POSTGRESQL", default="")
 
 URL = "https://example.com/talk.mp3"
@@ -127,7 +127,7 @@ class Service:
         return b"".join(path.read_bytes() for path in self.database.parent.glob("jobs.db*"))
 
     def uploads(self) -> list[bytes]:
-        """What lies in the spool."""
+        """The files in the spool."""
         return [path.read_bytes() for path in self.spool.iterdir()] if self.spool.exists() else []
 
 
@@ -152,7 +152,7 @@ def error_of(answer: httpx.Response) -> tuple[int, str | None, str]:
 
 
 async def arrived(service: Service, held: ClaimedJob) -> tuple[Options, Source, bytes]:
-    """What a runner gets of a job: its options, its source, and the bytes of an upload."""
+    """The options, the source and the uploaded bytes that a runner gets for a job."""
     request = await service.jobs.request(held.job.id, held.job.key)
     async with service.jobs.source(held) as source:
         return request.options, source, source.file.read() if source.file else b""

@@ -1,11 +1,11 @@
-"""What tests of jobs share: a clock that tests move, and jobs to submit."""
+"""For tests of jobs: a clock that tests move, and jobs to submit."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from serve_app.jobs.records import ClaimedJob, Job, NewJob
-from serve_app.jobs.store import JobStore
+from serve_app.jobs.store.job_store import JobStore
+from serve_app.jobs.store.records import ClaimedJob, Job, NewJob
 
 T = TypeVar("T")
 
@@ -40,7 +40,16 @@ def using(url: str, story: Callable[[JobStore], Awaitable[T]], clock: Callable[[
 
 def new_job(**changes: Any) -> NewJob:
     """A job of one key, kept for an hour."""
-    values = {"key": "alice", "request": '{"language": "en"}', "body_hash": "a", "keep_s": 3600.0}
+    values: dict[str, Any] = {
+        "key": "alice",
+        "request": '{"language": "en"}',
+        "body_hash": "a",
+        "keep_s": 3600.0,
+        "priority": 0,
+        "max_attempts": 3,
+        "initial_delay_s": 1.0,
+        "max_delay_s": 5.0,
+    }
     return NewJob(**{**values, **changes})
 
 

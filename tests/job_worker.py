@@ -6,7 +6,7 @@
 import asyncio
 import sys
 
-from serve_app.jobs.store import JobStore
+from serve_app.jobs.store.job_store import JobStore
 
 
 async def work(url: str) -> None:

@@ -89,7 +89,7 @@ class SlowFile(io.BytesIO):
 class Canary:
     """A server that must never be reached: it listens on loopback and counts connections.
 
-    What is asked of it, it answers, so that an attack that got through would be a success.
+    It answers every request, so that an attack that got through would succeed.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""A hub, a package index and a plain web server on loopback, and the small models that they have."""
+"""A hub, a package index and a plain web server on loopback, with small models."""
 
 import hashlib
 import io
@@ -15,7 +15,7 @@ Files = Mapping[str, bytes]
 
 
 class Sources:
-    """One server for all of them; it notes who asks for what, and may stop in the middle of a file."""
+    """One server plays all three; it records its requests, and can stop in the middle of a file."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}  # path -> content
@@ -29,7 +29,7 @@ class Sources:
             def do_GET(self) -> None:
                 self.answer(sources)
 
-            do_HEAD = do_GET  # noqa: N815
+            do_HEAD = do_GET  # noqa: N815  (http.server calls a method of this name)
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -41,11 +41,11 @@ class Sources:
         self._server.server_close()
 
     def paths(self, method: str = "GET") -> list[str]:
-        """What was asked for so far."""
+        """The requests so far."""
         return [path for asked, path, _ in self.asked if asked == method]
 
     def add_repository(self, name: str, files: Files, licence: str = "mit") -> None:
-        """A repository of the hub; files of more than 100 bytes are in LFS, as large ones are there."""
+        """Adds a repository to the hub; files over 100 bytes are in LFS, as large ones on the real hub."""
         siblings = [{"rfilename": file, "size": len(content)} for file, content in files.items()]
         for sibling, content in zip(siblings, files.values(), strict=True):
             if len(content) > 100:

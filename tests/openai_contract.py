@@ -1,4 +1,4 @@
-"""What OpenAI's published OpenAPI document says of the answers of its audio API, as compact JSON schemas.
+"""The answers of OpenAI's audio API, as compact JSON schemas made from its published OpenAPI document.
 
 Written from that document's facts (openai/openai-openapi of August 2026), not copied. Stricter in one way: no
 name may be there that neither OpenAI's document nor our README has.
@@ -104,12 +104,12 @@ SCHEMAS: dict[str, Any] = {
 
 
 def check(name: str, body: Any) -> None:
-    """Raises jsonschema's ValidationError where `body` is not what OpenAI calls this."""
+    """Raises jsonschema's ValidationError if `body` does not match OpenAI's schema of this name."""
     Draft202012Validator(SCHEMAS[name]).validate(body)
 
 
 def check_event(event: dict[str, Any]) -> str:
-    """The type of an event of a stream, which is valid."""
+    """The type of an event of a stream, after checking the event."""
     kind: str = event["type"]
     check(kind, event)
     return kind

@@ -1,4 +1,4 @@
-"""A real Chromium for the tests of the page, and the service that it meets."""
+"""A real Chromium for the tests of the page, and the service that it opens."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -70,7 +70,7 @@ def open_page(browser: "Browser") -> Iterator[Callable[..., "Page"]]:
 
 
 def is_wrong(said: str) -> bool:
-    """Whether the browser complains of the page, and not of a status that a test wants."""
+    """Whether a browser message is about the page, and not about a status that a test wants."""
     return "Content Security Policy" in said or "Uncaught" in said or "Refused" in said
 
 

@@ -15,9 +15,9 @@ from starlette.types import Receive, Scope, Send
 
 from serve_app.http.app import create_app
 from serve_app.http.responses import answer
-from serve_app.jobs.migration import migrate
 from serve_app.jobs.runner import Runner
 from serve_app.jobs.service import Jobs
+from serve_app.jobs.store.migration import migrate
 from serve_app.options import Options
 from serve_app.request.admission import Admission
 from serve_app.request.progress import Report, ignore_progress
@@ -84,7 +84,7 @@ def long_talk(hours: float = 3.0) -> Transcript:
 
 @dataclass
 class Graph:
-    """A transcription that tells half of its progress, and ends when it is let go."""
+    """A transcription that reports half of its progress, and ends when the test releases it."""
 
     transcript: Transcript = TALK
     error: Exception | None = None
@@ -106,7 +106,7 @@ class Graph:
 
 @dataclass
 class Site:
-    """Where the service is, and the transcription behind it."""
+    """The URL of the service, and its transcription."""
 
     url: str
     graph: Graph
@@ -122,7 +122,7 @@ def serving(
     queue: int | None = None,
     with_jobs: bool = True,
 ) -> Iterator[Site]:
-    """The service on a free port, until the block ends. With `queue`, so many requests may run at once."""
+    """The service on a free port, until the block ends. `queue` is how many requests may run at once."""
     graph, started, stop = Graph(), threading.Event(), threading.Event()
     site = Site("", graph)
     failures: list[BaseException] = []
@@ -163,7 +163,7 @@ def serving(
     def run() -> None:
         try:
             asyncio.run(serve())
-        except BaseException as error:
+        except BaseException as error:  # a thread's error is lost; the test's thread looks for it here
             failures.append(error)
             started.set()
 

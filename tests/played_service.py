@@ -3,8 +3,7 @@
 import asyncio
 import hashlib
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,9 @@ from serve_app.http.app import create_app
 from serve_app.http.jobs import events
 from serve_app.http.responses import answer
 from serve_app.jobs import runner as runner_module
-from serve_app.jobs.migration import migrate
 from serve_app.jobs.runner import Runner
 from serve_app.jobs.service import Jobs
+from serve_app.jobs.store.migration import migrate
 from serve_app.options import Options
 from serve_app.request.progress import Report, ignore_progress
 from serve_app.settings import AccessSettings, ApiKey, IntakeSettings
@@ -30,7 +29,7 @@ KEY = "wx_ann"
 
 
 class Played:
-    """A service in a thread. `opened` lets transcriptions end."""
+    """A service in a thread. Transcriptions end when `opened` is set."""
 
     def __init__(
         self, folder: Path, *, with_keys: bool = False, is_public: bool = False, concurrency: int = 4
@@ -41,8 +40,8 @@ class Played:
         self.running = self.most_running = 0
         self.opened = threading.Event()
         self.opened.set()
-        self.failures: dict[bytes, TranscriptionError] = {}  # by what is in the file
-        self.free = 0  # transcriptions that end although it is not open
+        self.failures: dict[bytes, TranscriptionError] = {}  # by the content of the file
+        self.free = 0  # this many transcriptions end although `opened` is not set
         self.transcript = FIXED
         self.keys = (ApiKey(name="ann", sha256=hashlib.sha256(KEY.encode()).hexdigest()),) * with_keys
         self.url = ""
@@ -58,7 +57,7 @@ class Played:
         self.most_running = max(self.running, self.most_running)
         try:
             report(Progress(1, 2, False, self.transcript.segments[:1]))
-            while not self.opened.is_set() and len(self.heard) > self.free:  # noqa: ASYNC110  (set by another thread)
+            while not self.opened.is_set() and len(self.heard) > self.free:  # noqa: ASYNC110  (a test's thread sets it)
                 await asyncio.sleep(0.01)
             if audio in self.failures:
                 raise self.failures[audio]
@@ -66,13 +65,6 @@ class Played:
             return self.transcript
         finally:
             self.running -= 1
-
-    def until(self, holds: Callable[[], Any]) -> None:
-        """Waits until this holds."""
-        deadline_s = time.monotonic() + 60
-        while not holds():
-            assert time.monotonic() < deadline_s
-            time.sleep(0.01)
 
     def jobs(self) -> Jobs:
         webhooks = WebhookSettings(allowed_hosts=("127.0.0.1",))
@@ -113,7 +105,7 @@ class Played:
 
 @contextmanager
 def played(folder: Path, **settings: Any) -> Iterator[Played]:
-    """The service, at work."""
+    """Runs the service until the block ends."""
     polls_s = runner_module.POLL_S, events.POLL_S
     runner_module.POLL_S = events.POLL_S = 0.02
     service, is_up, ending = Played(folder, **settings), threading.Event(), threading.Event()

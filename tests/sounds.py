@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 Samples = npt.NDArray[np.int16]
 
-# Arguments of `encode`: a picture of 2 s beside the sound, or instead of it.
+# Arguments of `encode`: a picture of 2 s with the sound, or without it.
 VIDEO = ("-f", "lavfi", "-i", "testsrc=size=64x64:rate=5:duration=2")
 ONLY_VIDEO = (*VIDEO, "-map", "1:v")
 

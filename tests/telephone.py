@@ -1,4 +1,4 @@
-"""What is said in the demo's recording, the telephone call in pyannote's package, by whom and when."""
+"""The words, speakers and times of the demo's recording, the telephone call in pyannote's package."""
 
 import re
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ class Line:
 
 
 def said_on_the_telephone() -> list[Line]:
-    """The lines of the reference beside the recording, by their starts."""
+    """The lines of the reference next to the recording, by their starts."""
     rows = [row.split(maxsplit=5) for row in demo_sample().with_suffix(".stm").read_text().splitlines()]
     return [Line(who, float(start), float(end), text) for _, _, who, start, end, text in rows]
 

@@ -38,8 +38,8 @@ MIN_LINES_OF_A_MODULE = 40
 MAX_FILES_IN_ROOT = 12
 MAX_README_BYTES = 10_000
 SMALL_MODULES = {
-    "jobs/migrations/env.py": "alembic wants a file of this name",
-    "jobs/migrations/versions/v0002_segments.py": "one migration is one file",
+    "jobs/store/migrations/env.py": "alembic wants a file of this name",
+    "jobs/store/migrations/versions/v0002_segments.py": "one migration is one file",
     "proxy.py": "Serve's proxy and the Ingress import it, neither may import anything else with it",
     "tracing.py": "Serve's proxy imports it, without anything else of the service",
 }

@@ -1,4 +1,4 @@
-"""docs/reference.md: it is what `make docs` writes, and nothing that a user can call is missing."""
+"""docs/reference.md is what `make docs` writes, and lists all that a user can call."""
 
 import re
 from typing import Any
@@ -14,12 +14,12 @@ WRITTEN = FILE.read_text()
 
 
 def test_it_is_current() -> None:
-    """Descriptions of routes, fields and options are changed in the code."""
+    """The file is never edited: descriptions of routes, fields and options are in the code."""
     assert reference() == WRITTEN, "run `make docs`"
 
 
 def test_it_has_each_route() -> None:
-    """Those of /docs with a section, also one of no group; other names of the same routes in a sentence."""
+    """Each route of /docs has a section; other paths of the same routes are named in a sentence."""
     routes = [(method, path) for path, of in application().openapi()["paths"].items() for method in of]
     assert len(routes) >= 24
     for method, path in routes:
@@ -30,7 +30,7 @@ def test_it_has_each_route() -> None:
 
 
 def test_it_has_each_command() -> None:
-    """With each argument and option, of which none is without a help."""
+    """Each argument and option is listed, and has a help."""
     check_commands("whisperx-serve", get_command(cli))
 
 
@@ -47,7 +47,7 @@ def check_commands(name: str, group: Any) -> None:
 
 
 def test_eval_has_a_help() -> None:
-    """Its options are those of the program in benchmarks/, under the name of the command."""
+    """The help of `eval` has the options of the program in benchmarks/, and the name of the command."""
     done = CliRunner().invoke(cli, ["eval", "--help"])
     assert done.exit_code == 0
     assert "Usage: whisperx-serve eval" in done.output
@@ -55,7 +55,7 @@ def test_eval_has_a_help() -> None:
 
 
 def test_a_person_can_read_it() -> None:
-    """It has no names of JSON Schema and of Python, and each section once."""
+    """The page has no names of JSON Schema and of Python, and each section once."""
     for noise in ("anyOf", "$ref", "None", "serve_app__", "additionalProperties", "Successful Response"):
         assert noise not in WRITTEN
     titles = re.findall(r"^#+ (.*)$", WRITTEN, re.MULTILINE)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from hypothesis import strategies as st
 
-from serve_app.transcript import Segment, StageWarning, Transcript, Turn, Word
+from serve_app.transcript import Segment, StageWarning, Transcript, Turn, Window, WindowText, Word
 
 FIXED = Transcript(
     segments=(
@@ -57,6 +57,19 @@ FIXED = Transcript(
     ),
     warnings=(StageWarning("alignment", "alignment_failed", "The alignment stage failed – sorry."),),
     timings={"total": 1.5},
+)
+
+# The same transcript, with each segment's window and the text recognised in it.
+WITH_SOURCES = replace(
+    FIXED,
+    segments=tuple(
+        replace(
+            each,
+            source_text=WindowText("four score", "en", 0.9, -0.2, 0.01, 1.0),
+            window=Window(0.0, 30.0),
+        )
+        for each in FIXED.segments
+    ),
 )
 
 # Without spaces, line ends and control characters: those are looked at one by one.

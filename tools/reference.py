@@ -127,7 +127,7 @@ def _operation(operation: Schema, options: Schema) -> Iterator[str]:
 
 
 def _body_rows(content: Schema, options: Schema) -> Iterator[str]:
-    """The fields of all kinds of body, each once; the options in one row."""
+    """A row for each field of any kind of body; the options share one row."""
     kinds = {"JSON": content.get("application/json"), "a form": content.get("multipart/form-data")}
     schemas = {kind: each["schema"] for kind, each in kinds.items() if each}
     fields: Schema = {}
@@ -146,7 +146,7 @@ def _body_rows(content: Schema, options: Schema) -> Iterator[str]:
 def _rows(
     fields: Schema, *, options: Iterable[str], notes: Schema | None = None, required: Iterable[str] = ()
 ) -> Iterator[str]:
-    """A row for each field, those of an object in it too; the options among them are one row at the end."""
+    """A row for each field, also those of inner objects; the options share one row at the end."""
     known = Options.model_json_schema()["properties"]
     same = {
         name: name.removesuffix("[]")
@@ -179,7 +179,7 @@ def _table(rows: Iterable[str], head: str = "field", *, default: bool = True) ->
 
 
 def _row(*cells: str, text: int = 3) -> str:
-    """A row of a table; what comes from the cell `text` on is one text."""
+    """A row of a table; the cells from number `text` on are joined into one."""
     whole = [*cells[:text], " ".join(filter(None, cells[text:]))]
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in whole)} |"
 
@@ -215,7 +215,7 @@ def _type(field: Schema, *, has_null: bool = False) -> str:
 
 
 def _answers(responses: Schema) -> Iterator[str]:
-    """What is answered: each kind of success, and the codes of errors."""
+    """The answers to a request: each kind of success, and the codes of errors."""
     errors = []
     for status, response in sorted(responses.items()):
         content = response.get("content", {})
@@ -252,7 +252,7 @@ def _errors(document: Schema) -> Iterator[str]:
 
 
 def _named(part: Any, schemas: Schema) -> Iterator[str]:
-    """The names of the schemas that are used in this one, and in those."""
+    """The names of the schemas that this one uses, also indirectly."""
     for name in re.findall(r'"#/components/schemas/(\w+)"', json.dumps(part)):
         yield name
         yield from _named(schemas[name], schemas)

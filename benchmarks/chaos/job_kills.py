@@ -31,12 +31,12 @@ from benchmarks.chaos.load import Clip, Load, mixed_clips
 from benchmarks.chaos.running_graph import config, wait_for
 from benchmarks.private_postgres import Postgres, private_postgres
 from serve_app.cli.launcher import url_of
-from serve_app.jobs.migration import migrate
-from serve_app.jobs.records import Job
-from serve_app.jobs.schema import jobs as jobs_table
-from serve_app.jobs.schema import results
-from serve_app.jobs.signatures import VARIABLE, new_secret
-from serve_app.jobs.store import JobStore
+from serve_app.jobs.store.job_store import JobStore
+from serve_app.jobs.store.migration import migrate
+from serve_app.jobs.store.records import Job
+from serve_app.jobs.store.schema import jobs as jobs_table
+from serve_app.jobs.store.schema import results
+from serve_app.jobs.webhooks.signatures import VARIABLE, new_secret
 
 LEASE_S = 15.0
 SLOW = 0.12  # seconds of device for a second of audio: fifty jobs take some minutes

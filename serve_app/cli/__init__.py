@@ -1,6 +1,12 @@
-"""The command line: transcribes files, checks a config file, runs the service on a Ray of its own."""
+"""The command line: transcribes files, checks a config file, runs the service on a separate Ray."""
 
+from pathlib import Path
+from typing import Annotated
+
+import typer
 from rich.console import Console
+
+ConfigPath = Annotated[Path, typer.Argument(help="Config file of the service, such as serve_config.yaml.")]
 
 note = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
@@ -8,4 +14,4 @@ GRACE_S = 30.0  # how long running requests may take to end after SIGTERM
 
 
 class CommandFailed(Exception):
-    """What keeps a command from working; the message is one sentence that says why."""
+    """A command cannot work; the message is one sentence that says why."""

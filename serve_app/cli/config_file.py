@@ -22,7 +22,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 IMPORT_PATH = "serve_app.app:build"
 
-# In a wheel beside this module, in the repository at its root.
+# A wheel has the file next to this module, the repository has it at its root.
 _WHEELS_DEMO_CONFIG = Path(__file__).with_name("serve_config.demo.yaml")
 DEMO_CONFIG = (
     _WHEELS_DEMO_CONFIG
@@ -34,7 +34,7 @@ DEMO_CONFIG = (
 def read(path: Path) -> dict[str, Any]:
     """Returns the file's content, checked key by key. Raises CommandFailed naming the first wrong key."""
     try:
-        raw = yaml.safe_load(path.read_text())
+        raw = yaml.safe_load(path.read_bytes())
     except OSError as error:
         raise CommandFailed(f"{path}: {error.strerror}.") from None
     except yaml.YAMLError as error:
@@ -64,8 +64,12 @@ def check(raw: dict[str, Any], path: Path) -> None:
 
 def settings_of(raw: dict[str, Any]) -> list[Settings]:
     """The settings of each application of this service in a file's content."""
-    ours = [each for each in raw.get("applications") or () if each["import_path"] == IMPORT_PATH]
-    return [Settings.model_validate(each.get("args") or {}) for each in ours]
+    return [Settings.model_validate(each.get("args") or {}) for each in own_applications(raw)]
+
+
+def own_applications(raw: dict[str, Any]) -> list[dict[str, Any]]:
+    """The applications of this service in a file's content."""
+    return [each for each in raw.get("applications") or () if each["import_path"] == IMPORT_PATH]
 
 
 def _refuse_public_without_keys(host: str, access: AccessSettings, path: Path) -> None:
@@ -86,7 +90,7 @@ def _check_deployment(deployment: dict[str, Any], place: str) -> None:
         raise CommandFailed(
             f"{place}: ray_actor_options would replace what threads and gpu_share in args set; use those."
         )
-    if isinstance(scaling := deployment.get("autoscaling_config"), dict):  # Serve's schema takes any mapping
+    if isinstance(scaling := deployment.get("autoscaling_config"), dict):  # Serve accepts any mapping
         _policy(scaling, f"{place}.autoscaling_config")
         _validate(AutoscalingConfig, scaling, f"{place}.autoscaling_config")
     if (user_config := deployment.get("user_config")) is not None:
@@ -142,7 +146,7 @@ def _validate(model: type[Model], data: Any, place: str) -> Model:
     except (ImportError, AttributeError) as error:
         if isinstance(error, ImportError) or isinstance(error.obj, ModuleType):  # an autoscaling policy
             raise CommandFailed(f"{place}: {error}.") from None
-        # A validator of Serve's own met something that is no mapping.
+        # One of Serve's validators fails on a value that is not a mapping.
         raise CommandFailed(f"{place}: a list or a value stands where a mapping must be.") from None
 
 

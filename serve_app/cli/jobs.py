@@ -1,27 +1,23 @@
-"""`whisperx-serve jobs`: what operators do with the store of jobs.
+"""`whisperx-serve jobs`: maintains the store of jobs.
 
-A new SQLite file gets its tables from the server. A PostgreSQL, which several nodes share, and tables of an
-older version are migrated by an operator, who knows whether older servers are still at work.
+A new SQLite file gets its tables from the server. An operator migrates a PostgreSQL database, which
+several nodes share, and tables of an older version: only they know whether older servers still run.
 
-Commands say what they have done in one line, and why they cannot in one sentence.
+A command prints what it has done in one line, or in one sentence why it failed.
 """
 
 import asyncio
-from pathlib import Path
-from typing import Annotated
 
 import typer
 
-from serve_app.cli import CommandFailed, note
+from serve_app.cli import CommandFailed, ConfigPath, note
 
 jobs = typer.Typer(no_args_is_help=True, help="Maintains the store of jobs of a service.")
-
-ConfigPath = Annotated[Path, typer.Argument(help="Config file of the service, such as serve_config.yaml.")]
 
 
 @jobs.callback()
 def _group() -> None:
-    """Has typer take the names of commands although there is one only."""
+    """Makes typer ask for the name of a command: without a callback it does not where there is only one."""
 
 
 @jobs.command()

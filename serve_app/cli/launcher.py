@@ -27,13 +27,13 @@ from serve_app.models import names as model_names
 from serve_app.models.names import Models
 from serve_app.settings import Settings
 
-PORTS = range(20_000, 32_000)  # above are ports of outgoing connections, below those of Ray's workers
+PORTS = range(20_000, 32_000)  # outgoing connections use higher ports, Ray's workers lower ones
 
 
 def url_of(raw: dict[str, Any]) -> str:
-    """Where the service of this config file answers."""
+    """The URL of the service of this config file."""
     http = ServeDeploySchema.model_validate(raw).http_options
-    return f"http://{http.host.replace('0.0.0.0', '127.0.0.1')}:{http.port}"  # noqa: S104  (shown, not bound)
+    return f"http://{http.host.replace('0.0.0.0', '127.0.0.1')}:{http.port}"  # noqa: S104  (a text, no socket)
 
 
 def free_port() -> int:
@@ -122,7 +122,7 @@ def _refuse_missing_models(settings: list[Settings]) -> None:
 
 @contextmanager
 def _usable_jobs(settings: list[Settings]) -> Iterator[None]:
-    """Creates what is missing, says what is wrong, and keeps other servers away from it meanwhile."""
+    """Creates missing job stores, refuses unusable ones, and keeps other servers out meanwhile."""
     with ExitStack() as held:
         try:
             for each in settings:
@@ -141,7 +141,7 @@ def _say_what_runs(settings: Settings, models: Models) -> None:
 
 
 def _go_offline_if_the_hub_is_silent() -> None:
-    """Keeps this process and all that it starts from asking again, which takes seconds each time."""
+    """Keeps this process and its children from asking the hub again, which takes seconds each time."""
     if not hub.answers(hub.endpoint()):
         os.environ[hub.OFFLINE] = "1"
 
@@ -178,20 +178,20 @@ def _wait_until_running(names: list[str], stop: threading.Event) -> None:
 
 
 def _reason(message: str) -> str:
-    """Our own sentence at the end of a traceback, or the whole message where there is none."""
+    """This project's own sentence at the end of a traceback, or the whole message if there is none."""
     own = re.search("(?:ModelUnavailable: |UnknownRay: |JobsUnusable: |Value error, )(.*)", message)
     return own[1] if own else f"the graph did not start.\n{message}"
 
 
 def _drain(names: list[str], grace_s: float) -> None:
-    """Makes every Ingress refuse new requests and end those it has; one that is dead only gets a sentence."""
+    """Makes every Ingress refuse new requests and end those it has; reports each that fails."""
     for name in names:
         try:
             drain = serve.get_app_handle(name).drain
             # A call through the router first: it waits until replicas are known, which a broadcast does not.
             drain.remote(0.0).result(timeout_s=min(GRACE_S, grace_s))
             results = drain.broadcast("drain", grace_s).results(timeout_s=grace_s + 5, return_exceptions=True)
-        except Exception as error:  # noqa: BLE001  (the server stops, whatever happens here)
+        except Exception as error:  # noqa: BLE001  (nothing may keep the server from stopping)
             results = [error]
         for result in results:
             if result is False or isinstance(result, TimeoutError):

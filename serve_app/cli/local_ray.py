@@ -1,4 +1,4 @@
-"""A Ray of the service's own: started with patience, private on disk, and stopped with all it started."""
+"""Starts a separate Ray for the service, keeps its files private, and stops it with all its processes."""
 
 import fcntl
 import io
@@ -41,7 +41,7 @@ ENVIRONMENT = {
 
 @contextmanager
 def local_ray(*, show_logs: bool, num_cpus: int | None, metrics_port: int = 0) -> Iterator[threading.Event]:
-    """Starts a Ray of its own, whatever RAY_ADDRESS says: stopping it must not stop anybody else's.
+    """Starts a separate Ray, even if RAY_ADDRESS names one: stopping it must not stop somebody else's.
 
     Its exporter of metrics listens on `metrics_port` (0: a free one), on all interfaces as all of Ray does.
     Yields the event that SIGTERM and SIGINT set. Raises CommandFailed when Ray cannot start.
@@ -66,7 +66,7 @@ def local_ray(*, show_logs: bool, num_cpus: int | None, metrics_port: int = 0) -
 
 @contextmanager
 def on_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Has SIGTERM and SIGINT handled by `handler` meanwhile."""
+    """Makes `handler` handle SIGTERM and SIGINT until the block ends."""
     before = {signum: signal.signal(signum, handler) for signum in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
@@ -76,13 +76,13 @@ def on_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[Non
 
 
 def metrics_url() -> str:
-    """Where the exporter of this process's Ray gives its metrics to this machine."""
+    """The address of the exporter of this process's Ray, for clients on this machine."""
     (node,) = ray.nodes()
     return f"http://127.0.0.1:{node['MetricsExportPort']}/metrics"
 
 
 def _start(spill_to: str, show_logs: bool, num_cpus: int | None, metrics_port: int) -> None:
-    """Starts Ray, again where the machine is too slow: a raylet gives up when its agents take over 15 s."""
+    """Starts Ray, several times on a slow machine: a raylet gives up when its agents take over 15 s."""
     attempts = Retrying(
         retry=retry_if_exception_message(match=".*timed out during startup"),
         stop=stop_after_attempt(START_TRIES),
@@ -109,12 +109,12 @@ def _start(spill_to: str, show_logs: bool, num_cpus: int | None, metrics_port: i
 def _killing_leftovers() -> Iterator[None]:
     """Kills the processes that a failed start leaves behind; others on this machine would connect to them.
 
-    They are known by a mark in their environment, because some have lost their parent process by then.
+    They are known by a mark in their environment, because some have lost their parent process.
     """
     os.environ[START_MARK] = mark = uuid.uuid4().hex
     try:
         yield
-    except BaseException:
+    except BaseException:  # also Ctrl-C during the start
         for process in psutil.process_iter():
             with suppress(psutil.Error):  # it has ended, or is another user's
                 if process.environ().get(START_MARK) == mark:
@@ -126,7 +126,7 @@ def _killing_leftovers() -> Iterator[None]:
 
 @contextmanager
 def _failing_in_one_sentence() -> Iterator[None]:
-    """Says why Ray cannot start, and meanwhile that it takes long."""
+    """Turns errors of the start into one sentence, and reports while the start takes long."""
     started, begun_s = threading.Event(), monotonic()
 
     def say_that_it_takes_long() -> None:
@@ -165,12 +165,12 @@ def _reason(error: Exception) -> str:
 
 
 def _refuse_without_loopback() -> None:
-    """Ray would try for a quarter of an hour."""
+    """Refuses at once; Ray would try for a quarter of an hour."""
     try:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             socket.create_connection(listener.getsockname(), timeout=5).close()
     except OSError as error:
-        message = f"127.0.0.1 does not answer ({error.strerror}); Ray needs it, so have the interface lo up."
+        message = f"127.0.0.1 does not answer ({error.strerror}); Ray needs it, so bring the interface lo up."
         raise CommandFailed(message) from None
 
 

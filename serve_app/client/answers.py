@@ -11,14 +11,15 @@ import httpx
 from serve_app import errors
 from serve_app.errors import InvalidRequest, TranscriptionError
 
-ENDS = ("succeeded", "failed", "canceled", "expired")  # states of jobs
+ENDS = ("succeeded", "failed", "canceled", "expired")  # final states of jobs
+SEGMENTS = "segments"  # events with the text of a job so far
 
 _KNOWN = [
     each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, TranscriptionError)
 ]
-# Of several the first: it is the base class of the others.
+# Of several classes with one code the first counts: it is the base class of the others.
 _BY_CODE = {each.code: each for each in reversed(_KNOWN)}
-# What is not found or not possible yet is told apart by its code.
+# 404 and 409 have many meanings, which only the code tells apart.
 _BY_STATUS = {each.status: each for each in _BY_CODE.values()} | {404: InvalidRequest, 409: InvalidRequest}
 
 
@@ -43,12 +44,12 @@ def connected(url: httpx.URL, kind: type[Unreachable] = Unreachable) -> Iterator
 
 
 def shown(url: httpx.URL) -> str:
-    """A URL for messages: without what may be secret in it."""
+    """A URL for messages, without the parts that may be secret."""
     return str(url.copy_with(username=None, password=None, query=None, fragment=None))
 
 
 def error_of(response: httpx.Response) -> TranscriptionError:
-    """The error that an answer with its body read stands for; its `status` is that of the answer."""
+    """The error in an answer whose body was read; its `status` is the answer's."""
     code, param, status = None, None, response.status_code
     answered = f"{shown(response.url)} answered {status} {response.reason_phrase}"
     message = f"{answered}; this does not seem to be a whisperx service."
@@ -57,12 +58,6 @@ def error_of(response: httpx.Response) -> TranscriptionError:
         message, code, param = body["message"], body["code"], body["param"]
     waits = response.headers.get("Retry-After", "")
     retry_after_s = int(waits) if waits.isascii() and waits.isdecimal() else 0
-    return _error(message, param, code, status, retry_after_s)
-
-
-def _error(
-    message: str, param: str | None, code: str | None, status: int, retry_after_s: int = 0
-) -> TranscriptionError:
     fallback = InvalidRequest if status < 500 else TranscriptionError
     kind = _BY_CODE.get(code or "") or _BY_STATUS.get(status, fallback)
     error = kind(message, param, code, retry_after_s)
@@ -76,10 +71,10 @@ def is_of_type(response: httpx.Response, media_type: str) -> bool:
 
 
 def dict_of(response: httpx.Response) -> dict[str, Any]:
-    """What an answer in JSON has. Raises TranscriptionError for another service's."""
+    """The JSON object in an answer. Raises TranscriptionError if there is none: another service answered."""
     try:
         answer = response.json()
-    except ValueError:  # no JSON, or no text
+    except ValueError:  # not JSON, or not text
         answer = None
     if not isinstance(answer, dict):
         raise error_of(response)
@@ -95,11 +90,8 @@ def transcript_of(response: httpx.Response) -> dict[str, Any] | str:
     return response.content.decode()
 
 
-SEGMENTS = "segments"  # events with what has been transcribed of a job so far
-
-
 def has_ended(job: dict[str, Any]) -> bool:
-    """Whether nothing will change for this job any more."""
+    """Whether this job is in a final state."""
     return job["status"] in ENDS
 
 
@@ -110,6 +102,13 @@ class Event:
     id: str
     name: str
     data: dict[str, Any]
+
+
+def piece_of(event: Event | None) -> str:
+    """The text that an event of a streamed transcription adds, or ""."""
+    if event is None or event.data["type"] != "transcript.text.delta":
+        return ""
+    return str(event.data["delta"])
 
 
 class EventReader:
@@ -133,7 +132,7 @@ class EventReader:
             return None
         content: dict[str, Any] = json.loads(data)
         if isinstance(error := content.get("error"), dict) and "type" in error:
-            is_request = error["type"] == InvalidRequest.type
-            kind = _BY_CODE.get(error["code"], InvalidRequest if is_request else TranscriptionError)
-            raise _error(error["message"], error["param"], error["code"], kind.status)
+            fallback = InvalidRequest if error["type"] == InvalidRequest.type else TranscriptionError
+            kind = _BY_CODE.get(error["code"], fallback)
+            raise kind(error["message"], error["param"], error["code"])
         return Event(self._id, self._name, content)

@@ -1,4 +1,4 @@
-"""What is sent: requests with audio, and when one is sent again."""
+"""The requests that both clients send."""
 
 import io
 import ipaddress
@@ -6,67 +6,25 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from math import inf
-from time import monotonic
 from typing import Any, BinaryIO
 from urllib.parse import quote
 from uuid import uuid4
 
 import httpx
-from tenacity import RetryCallState, retry_if_exception, stop_before_delay, wait_random_exponential
 
 from serve_app import __version__
-from serve_app.client.answers import StreamBroken, Unreachable, is_of_type, shown
-from serve_app.errors import InvalidRequest, TranscriptionError
+from serve_app.client.answers import is_of_type, shown
+from serve_app.client.retries import NEVER, Deadline
+from serve_app.errors import InvalidRequest
 
 Audio = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 SILENCE_S = 60.0  # of a stream, which says something every 15 s
-RECONNECT_S = 1.0
-PASSING = (408, 429, 502, 503)  # statuses after which a request is sent again
 
 Body = Callable[[], dict[str, Any]]  # makes the body of a request, again for each attempt
-OnRetry = Callable[[TranscriptionError], object]
 
 JOBS = "/v1/jobs"
-
-_backoff = wait_random_exponential(multiplier=0.5, max=30)
-
-
-class Deadline:
-    """When a caller no longer wants to wait; None is never."""
-
-    def __init__(self, timeout_s: float | None) -> None:
-        self._timeout_s = inf if timeout_s is None else timeout_s
-        self._at_s = monotonic() + self._timeout_s
-
-    def left_s(self, at_most_s: float) -> float:
-        """Seconds to wait still, but not more than these and not none at all."""
-        return max(min(self._at_s - monotonic(), at_most_s), 0.01)
-
-    def has_passed(self) -> bool:
-        """Whether the caller no longer waits."""
-        return monotonic() >= self._at_s
-
-    def check(self) -> None:
-        """Raises TimeoutError when it has passed."""
-        if self.has_passed():
-            raise TimeoutError(f"The job has not ended within {self._timeout_s:g} s; it goes on.")
-
-    @contextmanager
-    def reconnecting(self) -> Iterator[None]:
-        """Ends quietly when a stream breaks: a server that stops cuts its streams. Raises TimeoutError."""
-        try:
-            yield
-        except StreamBroken:
-            pass
-        except TranscriptionError:
-            self.check()
-            raise
-
-
-NEVER = Deadline(None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +39,10 @@ class Call:
     deadline: Deadline = NEVER
 
     def arguments(self, timeout: httpx.Timeout) -> dict[str, Any]:
-        """What httpx is told to build it."""
+        """The arguments with which httpx builds it."""
         if self.is_stream:
-            connect_s = self.deadline.left_s(timeout.connect or SILENCE_S)
-            timeout = httpx.Timeout(self.deadline.left_s(SILENCE_S), connect=connect_s, pool=None)
+            connect_s = self.deadline.capped_s(timeout.connect or SILENCE_S)
+            timeout = httpx.Timeout(self.deadline.capped_s(SILENCE_S), connect=connect_s, pool=None)
         return {
             "method": self.method,
             "url": self.path,
@@ -94,8 +52,13 @@ class Call:
         }
 
     def expects(self, response: httpx.Response) -> bool:
-        """Whether this can be the answer."""
+        """Whether this response has the kind of answer that the call asks for."""
         return response.is_success and (not self.is_stream or is_of_type(response, "text/event-stream"))
+
+
+def prediction() -> Call:
+    """Asks for a transcript."""
+    return Call("POST", "/predict")
 
 
 def submission(idempotency_key: str | None) -> Call:
@@ -109,15 +72,18 @@ def page(status: Sequence[str], limit: int, after: str | None) -> Call:
     return Call("GET", JOBS, params={name: value for name, value in chosen.items() if value})
 
 
-def of_job(
-    method: str, job_id: str, what: str = "", params: Mapping[str, Any] | None = None, **more: Any
-) -> Call:
-    """Asks for one job, or for something of it."""
-    return Call(method, f"{JOBS}/{quote(job_id, safe='')}{what}", params=_given(params or {}), **more)
+def of_job(method: str, job_id: str, subpath: str = "", **more: Any) -> Call:
+    """Asks for one job, or with a `subpath` for a part of it."""
+    return Call(method, f"{JOBS}/{quote(job_id, safe='')}{subpath}", **more)
+
+
+def result(job_id: str, rendering: Mapping[str, Any]) -> Call:
+    """Asks for the transcript of a job."""
+    return of_job("GET", job_id, "/result", params=_given(rendering))
 
 
 def events(job_id: str, seen: str, deadline: Deadline) -> Call:
-    """Asks for the changes of a job after that one."""
+    """Asks for the changes of a job after the event `seen`."""
     headers = {"Last-Event-ID": seen} if seen else {}
     return of_job("GET", job_id, "/events", headers=headers, is_stream=True, deadline=deadline)
 
@@ -135,7 +101,7 @@ def connection(base_url: str | None, api_key: str | None, timeout_s: float) -> d
     headers |= {"Authorization": f"Bearer {key}"} if key else {}
     timeout = httpx.Timeout(timeout_s, connect=10, pool=None)
     limits = httpx.Limits(max_connections=None)  # a job that is followed holds one
-    # A proxy would look for this machine's services on its own.
+    # A proxy would look for a loopback address on its own machine.
     mounts = {f"all://{url.netloc.decode()}": None} if _is_this_machine(url.host) else {}
     return {"base_url": url, "headers": headers, "timeout": timeout, "limits": limits, "mounts": mounts}
 
@@ -161,20 +127,20 @@ def _is_this_machine(host: str) -> bool:
 
 
 def _given(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Without those that are None, which are the service's to choose."""
+    """The options that are not None; the service chooses the others."""
     return {name: value for name, value in options.items() if value is not None}
 
 
 def is_url(audio: Audio) -> bool:
-    """Whether the service is to fetch this, and not this machine to read it."""
+    """Whether this is a URL, which the service fetches."""
     return isinstance(audio, str) and audio.lower().startswith(("http://", "https://"))
 
 
 @contextmanager
 def body(audio: Audio, options: Mapping[str, Any]) -> Iterator[Body]:
-    """Gives what makes the body of a request: JSON for a URL, else a form. A file is read as it is sent.
+    """Yields the maker of a request's body: JSON for a URL, else a form. A file is read while it is sent.
 
-    Options that are None are those of the service. Raises OSError for a file that cannot be read.
+    The service chooses options that are None. Raises OSError for a file that cannot be read.
     """
     given = _given(options)
     if is_url(audio):
@@ -202,39 +168,8 @@ def streamed() -> Call:
 
 
 def streaming(audio: Audio, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that go with it. Raises InvalidRequest for a URL, which that route does not take."""
+    """The form fields of `streamed`. Raises InvalidRequest for a URL, which that route does not take."""
     if is_url(audio):
         message = "audio: only files can be streamed; have a URL transcribed by transcribe or a job."
         raise InvalidRequest(message, "audio")
     return {"model": "whisper-1", "stream": True, **options}
-
-
-def policy(retry_for_s: float, deadline: Deadline, on_retry: OnRetry) -> dict[str, Any]:
-    """When tenacity sends a request again: if it can help, and as the answer's Retry-After says."""
-
-    has_tried_long = stop_before_delay(retry_for_s)
-
-    def tell(state: RetryCallState) -> None:
-        error = state.outcome.exception() if state.outcome else None
-        if isinstance(error, TranscriptionError):
-            on_retry(error)
-
-    return {
-        "retry": retry_if_exception(_is_passing),
-        "wait": lambda state: deadline.left_s(_wait_s(state)),
-        "stop": lambda state: deadline.has_passed() or has_tried_long(state),
-        "before_sleep": tell,
-        "reraise": True,
-    }
-
-
-def _is_passing(error: BaseException) -> bool:
-    return isinstance(error, Unreachable) or (
-        isinstance(error, TranscriptionError) and error.status in PASSING
-    )
-
-
-def _wait_s(state: RetryCallState) -> float:
-    error = state.outcome.exception() if state.outcome else None
-    asked_s = error.retry_after_s if isinstance(error, TranscriptionError) else None
-    return float(asked_s) if asked_s else _backoff(state)

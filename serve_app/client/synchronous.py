@@ -9,19 +9,10 @@ from typing import Any, Self, TypeVar
 import httpx
 from tenacity import Retrying
 
-from serve_app.client import calls
-from serve_app.client.answers import (
-    SEGMENTS,
-    Event,
-    EventReader,
-    StreamBroken,
-    connected,
-    dict_of,
-    error_of,
-    has_ended,
-    transcript_of,
-)
-from serve_app.client.calls import Audio, Body, Call, OnRetry
+from serve_app.client import answers, calls, retries
+from serve_app.client.answers import Event, StreamBroken, connected
+from serve_app.client.calls import Audio, Body, Call
+from serve_app.client.retries import OnRetry
 
 T = TypeVar("T")
 
@@ -29,9 +20,9 @@ T = TypeVar("T")
 class Client:
     """Talks to one service. Calls raise the errors of serve_app.errors, Unreachable, and OSError for a file.
 
-    `base_url` is $WHISPERX_URL if not given, `api_key` is $WHISPERX_API_KEY. An answer may take `timeout_s`.
-    What may pass, such as a full service, is tried again for `retry_for_s`, as its Retry-After says;
-    `on_retry` is called with the error each time.
+    `base_url` is $WHISPERX_URL if not given, `api_key` is $WHISPERX_API_KEY. A call waits up to
+    `timeout_s` for its answer. Errors that may pass, such as a full service, are retried for `retry_for_s`,
+    after the answer's Retry-After if it has one; `on_retry` is called with each such error.
     """
 
     def __init__(
@@ -61,10 +52,10 @@ class Client:
     def transcribe(self, audio: Audio, **options: Any) -> dict[str, Any] | str:
         """The transcript of a file (its path, its bytes or an open file) or of a URL.
 
-        Options are those of /predict. It is a dict for `json` and `words`, else a str.
+        Options are those of /predict. The result is a dict for `json` and `words`, else a str.
         """
         with calls.body(audio, options) as body:
-            return transcript_of(self.send(Call("POST", "/predict"), body))
+            return answers.transcript_of(self.send(calls.prediction(), body))
 
     def stream(self, audio: Audio, **options: Any) -> Iterator[str]:
         """The text of a file, piece by piece, as soon as a sentence and all before it are final."""
@@ -73,8 +64,8 @@ class Client:
             closing(self.follow(calls.streamed(), body)) as events,
         ):
             for event in events:
-                if event and event.data["type"] == "transcript.text.delta":
-                    yield event.data["delta"]
+                if piece := answers.piece_of(event):
+                    yield piece
 
     def send(self, call: Call, body: Body = dict) -> httpx.Response:
         """The whole answer to a call."""
@@ -90,24 +81,22 @@ class Client:
     def follow(self, call: Call, body: Body = dict) -> Generator[Event | None, None, None]:
         """The events of a stream; None for comments and blank lines. Raises StreamBroken too."""
         response = self._persistently(call, partial(self._open, call, body))
-        reader = EventReader()
+        reader = answers.EventReader()
         with closing(response), connected(response.url, StreamBroken):
             for line in response.iter_lines():
                 yield reader.read(line)
 
     def _persistently(self, call: Call, attempt: Callable[[], T]) -> T:
-        policy = calls.policy(self._retry_for_s, call.deadline, self._on_retry)
+        policy = retries.policy(self._retry_for_s, call.deadline, self._on_retry)
         return Retrying(**policy)(attempt)
 
     def _open(self, call: Call, body: Body) -> httpx.Response:
         request = self._http.build_request(**call.arguments(self._http.timeout), **body())
         with connected(request.url):
             response = self._http.send(request, stream=True)
-            is_expected = call.expects(response)
-            if not is_expected:
+            if not call.expects(response):
                 response.read()
-        if not is_expected:
-            raise error_of(response)
+                raise answers.error_of(response)
         return response
 
 
@@ -120,7 +109,7 @@ class Jobs:
     def submit(self, audio: Audio, *, idempotency_key: str | None = None, **options: Any) -> dict[str, Any]:
         """A new job; options are those of /predict and of /v1/jobs, such as `webhook_url`.
 
-        However often it has to be sent, there is one job, and the same key later gives that one again.
+        Retries make no second job. The same `idempotency_key` gives the same job again, also later.
         """
         with calls.body(audio, options) as body:
             return self._job(calls.submission(idempotency_key), body)
@@ -135,30 +124,29 @@ class Jobs:
 
     def events(self, job_id: str, timeout_s: float | None = None) -> Iterator[dict[str, Any]]:
         """The job now, at each change, and when it has ended. Raises TimeoutError."""
-        deadline, seen = calls.Deadline(timeout_s), ""
+        deadline, seen = retries.Deadline(timeout_s), ""
         while True:
             changes = self._client.follow(calls.events(job_id, seen, deadline))
             with deadline.reconnecting(), closing(changes):
                 for event in changes:
                     deadline.check()
-                    if event and event.name != SEGMENTS:
+                    if event and event.name != answers.SEGMENTS:
                         seen = event.id
                         yield event.data
-                        if has_ended(event.data):
+                        if answers.has_ended(event.data):
                             return
-            deadline.check()
-            time.sleep(deadline.left_s(calls.RECONNECT_S))
+            time.sleep(deadline.pause_s())
 
     def wait(self, job_id: str, timeout_s: float | None = None) -> dict[str, Any]:
-        """The job when it has ended, well or not. Raises TimeoutError."""
+        """The job when it has ended, also if it failed. Raises TimeoutError."""
         return [*self.events(job_id, timeout_s)][-1]
 
     def result(self, job_id: str, **rendering: Any) -> dict[str, Any] | str:
         """The transcript of a job that has succeeded, in any `response_format`."""
-        return transcript_of(self._client.send(calls.of_job("GET", job_id, "/result", rendering)))
+        return answers.transcript_of(self._client.send(calls.result(job_id, rendering)))
 
     def cancel(self, job_id: str) -> dict[str, Any]:
-        """The job, which has ended or will within seconds."""
+        """Cancels the job and returns it; it ends within seconds."""
         return self._job(calls.of_job("POST", job_id, "/cancel"))
 
     def delete(self, job_id: str) -> None:
@@ -166,4 +154,4 @@ class Jobs:
         self._client.send(calls.of_job("DELETE", job_id))
 
     def _job(self, call: Call, body: Body = dict) -> dict[str, Any]:
-        return dict_of(self._client.send(call, body))
+        return answers.dict_of(self._client.send(call, body))

@@ -29,7 +29,11 @@ class Diarizer(ModelReplica):
     One call takes minutes for some files, so short files have a thread and a model of their own.
     """
 
-    def __init__(self, load: Callable[[], DiarizationModel], timeout: CallTimeout = CallTimeout()) -> None:  # noqa: B008
+    def __init__(
+        self,
+        load: Callable[[], DiarizationModel],
+        timeout: CallTimeout = CallTimeout(),  # noqa: B008  (frozen)
+    ) -> None:
         super().__init__("diarization", timeout)
         self._long, self._short = (
             self._batcher(_run(self._loaded(load)), _length_s, name=name) for name in ("long", "short")

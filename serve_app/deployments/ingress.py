@@ -142,7 +142,7 @@ class Ingress:
         except TimeoutError:  # it computes and does not hear, or there is no replica
             lately = monotonic() - self._ready_at_s.get(stage, -math.inf) < READY_MEMORY_S
             return lately and await has_replica(handle)
-        except Exception:  # noqa: BLE001  (whatever the reason, the stage is not ready)
+        except Exception:  # noqa: BLE001  (a stage whose call fails is not ready)
             self._ready_at_s.pop(stage, None)
             return False
         if is_ready:
@@ -170,7 +170,7 @@ class Ingress:
         """Has all JobRunners give their jobs back; one that cannot loses them when its leases run out."""
         if self._job_runner is None:
             return
-        with suppress(Exception):
+        with suppress(Exception):  # the jobs of a runner that does not answer wait for the end of its lease
             await invoke(self._job_runner.ready)  # it waits until replicas are known, as a broadcast does not
             await self._job_runner.broadcast("drain", timeout_s).results_async(
                 timeout_s=timeout_s, return_exceptions=True

@@ -19,10 +19,10 @@ from serve_app.deployments.replica import OPTIONS
 from serve_app.errors import Overloaded
 from serve_app.http.auth import AudioQuotas
 from serve_app.http.responses import answer
-from serve_app.jobs.database import Database
 from serve_app.jobs.places import prepare
 from serve_app.jobs.runner import Runner
 from serve_app.jobs.service import Jobs
+from serve_app.jobs.store.database import Database
 from serve_app.settings import Settings
 
 logger = logging.getLogger("ray.serve")
@@ -89,7 +89,7 @@ class JobRunner:
 
 
 def reachable(runner: DeploymentHandle[Any], store: Database) -> Callable[[], Awaitable[None]]:
-    """Raises JobsElsewhere where jobs that this replica keeps would not be found by the JobRunner.
+    """A check that raises JobsElsewhere if the JobRunner would not find the jobs that this replica keeps.
 
     That is so with SQLite on two nodes. Jobs are kept for a JobRunner that does not answer.
     """
@@ -103,7 +103,7 @@ def reachable(runner: DeploymentHandle[Any], store: Database) -> Callable[[], Aw
         try:
             async with asyncio.timeout(LOOK_TIMEOUT_S):
                 there = await invoke(runner.node_id)
-        except Exception:  # noqa: BLE001  (whatever it is, the store is here)
+        except Exception:  # noqa: BLE001  (it does not answer: jobs are kept for it)
             there = here
         if there != here:
             raise JobsElsewhere(

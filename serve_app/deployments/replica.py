@@ -11,7 +11,7 @@ from ray.serve.config import RequestRouterConfig
 from serve_app.batching.batcher import Batcher
 from serve_app.deployments.metrics import Retries, StageMetrics, log_errors_in_one_line
 from serve_app.deployments.watchdog import CallTimeout, Watchdog, with_halved_batches
-from serve_app.jobs.signatures import VARIABLE
+from serve_app.jobs.webhooks.signatures import VARIABLE
 from serve_app.settings import PlacementSettings
 
 Model = TypeVar("Model")

@@ -26,7 +26,11 @@ def _length_s(request: SpeechRequest) -> float:
 class SpeechDetector(ModelReplica):
     """Parts of files to windows of speech. Files take turns, one part (30 s) each."""
 
-    def __init__(self, load: Callable[[], SpeechModel], timeout: CallTimeout = CallTimeout()) -> None:  # noqa: B008
+    def __init__(
+        self,
+        load: Callable[[], SpeechModel],
+        timeout: CallTimeout = CallTimeout(),  # noqa: B008  (frozen)
+    ) -> None:
         super().__init__("speech", timeout)
         self._parts = self._batcher(self._loaded(load).find_speech, _length_s)
 

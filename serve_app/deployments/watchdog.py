@@ -113,7 +113,7 @@ def with_halved_batches(
     def halving(items: list[Item]) -> Sequence[Any]:
         try:
             return run(items)
-        except Exception as error:  # noqa: BLE001  (whichever it is, others' items may be fine)
+        except Exception as error:  # noqa: BLE001  (after any error the other items may be fine)
             short, of_host = is_out_of_memory(error), type(error).__module__.startswith("numpy")
             # The frames of the failed call hold the very tensors that there is no room for.
             failed = error.with_traceback(None) if short else error

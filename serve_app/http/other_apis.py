@@ -13,7 +13,7 @@ from serve_app.request.admission import Kind
 MAX_BODY_BYTES = 256 << 10  # Baseten's limit
 JOBS = "/v1/jobs"
 
-# Baseten's paths name what is deployed; here there is one deployment, which all of them mean.
+# Baseten's paths name a deployment; here is only one, so all of these paths mean it.
 BASETEN_PREFIXES = ("", "/production", "/development", "/environments/{name}", "/deployment/{name}")
 _PREDICT = "|".join(re.sub(r"\{\w+\}", "[^/]+", prefix) for prefix in BASETEN_PREFIXES)
 _BASETEN = re.compile(rf"({_PREDICT})/async_predict|/async_request(/.*)?")

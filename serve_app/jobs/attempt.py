@@ -1,4 +1,4 @@
-"""One attempt at a job: it is transcribed under a lease, and what comes of that is stored."""
+"""One attempt at a job: it is transcribed under a lease, and its result or error is stored."""
 
 import asyncio
 import logging
@@ -17,19 +17,19 @@ from serve_app.errors import (
     StoreBusy,
     TranscriptionError,
 )
-from serve_app.jobs.records import ClaimedJob, SegmentBatch
 from serve_app.jobs.service import Jobs, NoSuchJob
 from serve_app.jobs.spool import SpoolUnavailable
+from serve_app.jobs.store.records import ClaimedJob, SegmentBatch
 from serve_app.jobs.stored import JobRequest, dump_transcript
 from serve_app.request.progress import Transcribe
 from serve_app.transcript import Progress
 
 logger = logging.getLogger("ray.serve")
 
-# Not the job's doing. What else a stage is overloaded with, such as too little memory, may well be.
+# The job does not cause these. It may cause other overload of a stage, such as too little memory.
 NO_ATTEMPT = (NoRoom, RateLimited, StoreBusy, SpoolUnavailable)
-MAX_BEAT_S = 2.0  # between two heartbeats: so old may the progress be that clients see
-PAUSE = wait_random_exponential(multiplier=0.5, max=5.0)  # seconds, where the store fails
+MAX_BEAT_S = 2.0  # between two heartbeats; the progress that clients see is at most this old
+PAUSE = wait_random_exponential(multiplier=0.5, max=5.0)  # seconds, while the store fails
 LOST = "Job %s was given to another worker, or deleted; this attempt is dropped."
 
 Interruption = Literal["cancel", "lost", "drain"]
@@ -46,7 +46,7 @@ class Attempt:
     def __init__(self, jobs: Jobs, transcribe: Transcribe, claimed: ClaimedJob) -> None:
         self._jobs, self._store, self._lease_s = jobs, jobs.store, jobs.settings.lease_s
         self._transcribe = transcribe
-        self._claimed = claimed
+        self.claimed = claimed
         self._held = claimed.job.id, claimed.job.attempt
         self._progress: dict[str, Any] = {}
         self._segments: list[dict[str, Any]] = []  # as they become final
@@ -78,14 +78,14 @@ class Attempt:
                 if told.done() and not told.result():
                     logger.warning(LOST, self._held[0])
             with suppress(NoSuchJob, StoreBusy):  # else the sweep does it
-                await self._jobs.remove_upload(await self._jobs.get(self._held[0], self._claimed.job.key))
+                await self._jobs.remove_upload(await self._jobs.get(self._held[0], self.claimed.job.key))
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _result(self) -> bytes:
-        """The transcript, for the store. Notes how far it is."""
+        """The transcript as JSON; its progress is noted meanwhile."""
 
         def report(news: Progress) -> None:
             self._progress = {
@@ -98,11 +98,11 @@ class Attempt:
                 for each in news.segments
             ]
 
-        options = JobRequest.load(self._claimed.request).to_run
+        options = JobRequest.load(self.claimed.request).to_run
         async with AsyncExitStack() as held:
-            held.enter_context(self._jobs.audio_quota(self._claimed.job.key))
+            held.enter_context(self._jobs.audio_quota(self.claimed.job.key))
             try:
-                source = await held.enter_async_context(self._jobs.source(self._claimed))
+                source = await held.enter_async_context(self._jobs.source(self.claimed))
             except FileNotFoundError:
                 message = "The job's audio is no longer in the server's spool; submit it again."
                 raise UploadLost(message) from None
@@ -110,7 +110,7 @@ class Attempt:
         return await asyncio.to_thread(dump_transcript, transcript)
 
     async def _beat(self) -> None:
-        """Prolongs the lease until it is lost; tells clients' wish to cancel."""
+        """Prolongs the lease until it is lost, and interrupts the work if the client cancels it."""
         lease_s, written, first = self._lease_s, dict[str, Any](), 0
         while True:
             await asyncio.sleep(min(MAX_BEAT_S, lease_s / 3))
@@ -120,7 +120,7 @@ class Attempt:
                 said = await self._store.heartbeat(
                     *self._held, lease_s, None if news == written else news, batch
                 )
-            except Exception as error:  # noqa: BLE001  (if somebody else takes the job, a later beat says so)
+            except Exception as error:  # noqa: BLE001  (if the lease is lost, a later heartbeat says so)
                 logger.warning("The lease of job %s is not prolonged: %s", self._held[0], in_one_line(error))
                 continue
             written, first = news, first + len(new)
@@ -138,7 +138,7 @@ class Attempt:
         return None
 
     def _ending(self, working: "asyncio.Task[bytes]") -> Ending:
-        """How to store what the work has come to."""
+        """How to store the outcome of the work."""
         error = asyncio.CancelledError() if working.cancelled() else working.exception()
         if error is None:
             return partial(self._finish, working.result())
@@ -152,7 +152,7 @@ class Attempt:
             return await self._store.finish(*self._held, result)
         except StoreBusy:
             raise
-        except Exception as error:  # noqa: BLE001  (a result that cannot be stored is a failure as others)
+        except Exception as error:  # noqa: BLE001  (if the result cannot be stored, the attempt failed)
             return await self._fail(error)
 
     async def _fail(self, error: BaseException) -> bool:
@@ -169,13 +169,13 @@ async def _until_stored(ending: Ending) -> bool:
 
 
 def _may_pass(error: TranscriptionError) -> bool:
-    """Whether another attempt may end otherwise."""
+    """Whether another attempt may succeed."""
     is_ours = error.status >= 500 and not isinstance(error, ModelCrashed | DeadlineExceeded)
     return is_ours or error.type == "source_error"
 
 
 def in_one_line(error: BaseException | None) -> str:
-    """What an error says, for a line of the log; with the reason where a store is busy."""
+    """The message of an error on one line, for the log; with the reason if the store is busy."""
     if isinstance(error, StoreBusy) and error.__cause__ is not None:
         return f"{error.message} {in_one_line(error.__cause__)}"
     if isinstance(error, TranscriptionError):

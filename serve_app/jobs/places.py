@@ -8,12 +8,12 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from serve_app.jobs import migration
-from serve_app.jobs.database import parsed_url, sqlite_file
-from serve_app.jobs.migration import SchemaMismatch
 from serve_app.jobs.secrets import FetchSecrets
-from serve_app.jobs.signatures import UnusableSecrets, read_secrets
 from serve_app.jobs.spool import Spool
+from serve_app.jobs.store import migration
+from serve_app.jobs.store.database import parsed_url, sqlite_file
+from serve_app.jobs.store.migration import SchemaMismatch
+from serve_app.jobs.webhooks.signatures import UnusableSecrets, read_secrets
 from serve_app.settings.jobs import JobsSettings
 
 OFF = "off"
@@ -56,7 +56,7 @@ class JobsUnusable(Exception):
 
 
 async def prepare(settings: JobsSettings) -> None:
-    """Makes what is missing here, a key and the tables of SQLite, if there are to be jobs.
+    """Unless jobs are off, creates a missing key and missing tables of SQLite, and checks the other places.
 
     Raises JobsUnusable.
     """

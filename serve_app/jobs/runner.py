@@ -1,6 +1,6 @@
 """Takes jobs and webhooks from the store while there are places for them, and erases old ones.
 
-All of it goes on whatever happens to the store: what it cannot do now it tries again.
+A store that fails ends none of this: each step is tried again until it succeeds.
 """
 
 import asyncio
@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 
 from tenacity import AsyncRetrying, RetryCallState
 
-from serve_app.jobs import webhooks
 from serve_app.jobs.attempt import PAUSE, Attempt, in_one_line
-from serve_app.jobs.records import ClaimedJob, Delivery, Job
 from serve_app.jobs.service import Jobs
+from serve_app.jobs.store.records import Delivery, Job
+from serve_app.jobs.webhooks import sending
 from serve_app.options import Options
 from serve_app.request.progress import Transcribe
 from serve_app.transcript import Transcript
@@ -43,10 +43,10 @@ class Runner:
         on_count: Callable[[Mapping[str, int], Mapping[str, int], float], None] | None = None,
         on_begin: Callable[[str], None] = lambda job_id: None,
     ) -> None:
-        """`answer` makes of a transcript what `/predict` would have answered, for webhooks.
+        """`answer` turns a transcript into the answer of `/predict`, for webhooks.
 
-        `on_count` hears now and then how many jobs and webhooks of each status there are, and how many
-        seconds the oldest job has waited. `on_begin` hears a job's id in the task that works on it.
+        `on_count` gets the number of jobs and of webhooks of each status, and how many seconds the oldest
+        job has waited, every few seconds. `on_begin` gets a job's id, in the task that works on the job.
         """
         self._on_count, self._on_begin = on_count, on_begin
         self._jobs, self._store, self._settings = jobs, jobs.store, jobs.settings
@@ -55,7 +55,7 @@ class Runner:
         self._worker = worker
         self._draining = asyncio.Event()
         self._drained = asyncio.Event()
-        self._attempts: dict[Attempt, ClaimedJob] = {}  # one for each job that is held
+        self._attempts: set[Attempt] = set()  # one for each job that is held
         self._sending = Counter[str]()  # webhooks, by API key
 
     async def run(self) -> None:
@@ -119,7 +119,7 @@ class Runner:
             await self._pause(COUNT_S)
 
     async def _persistently(self, call: Callable[[], Awaitable[T]]) -> T | None:
-        """What the call gives, when it succeeds at last; None where the runner drains before that."""
+        """The result of the call, once it succeeds; None if the runner drains before that."""
         retrying = AsyncRetrying(
             wait=PAUSE,
             sleep=self._pause,
@@ -135,9 +135,9 @@ class Runner:
                 await self._draining.wait()
 
     async def _claim_job(self) -> Attempt | None:
-        if any(claimed.runs_alone for claimed in self._attempts.values()):
+        if any(attempt.claimed.runs_alone for attempt in self._attempts):
             return None
-        held = [claimed.job.id for claimed in self._attempts.values()]
+        held = [attempt.claimed.job.id for attempt in self._attempts]
         claimed = await self._store.claim(
             self._worker,
             self._settings.lease_s,
@@ -147,29 +147,29 @@ class Runner:
         if claimed is None:
             return None
         attempt = Attempt(self._jobs, self._transcribe, claimed)
-        self._attempts[attempt] = claimed
+        self._attempts.add(attempt)
         return attempt
 
     async def _work_on(self, attempt: Attempt) -> None:
-        self._on_begin(self._attempts[attempt].job.id)
+        self._on_begin(attempt.claimed.job.id)
         if self._draining.is_set():
             attempt.interrupt("drain")
         try:
             await attempt.run()
         finally:
-            del self._attempts[attempt]
+            self._attempts.remove(attempt)
 
-    async def _claim_webhook(self) -> tuple[Delivery, webhooks.Signers] | None:
-        busy = [key for key, sending in self._sending.items() if sending >= MAX_WEBHOOKS_OF_A_KEY]
-        claimed = await webhooks.claim(self._store, self._settings.webhooks, busy)
+    async def _claim_webhook(self) -> tuple[Delivery, sending.Signers] | None:
+        busy = [key for key, count in self._sending.items() if count >= MAX_WEBHOOKS_OF_A_KEY]
+        claimed = await sending.claim(self._store, self._settings.webhooks, busy)
         if claimed is not None:
             self._sending[claimed[0].job.key] += 1
         return claimed
 
-    async def _deliver(self, claimed: tuple[Delivery, webhooks.Signers]) -> None:
+    async def _deliver(self, claimed: tuple[Delivery, sending.Signers]) -> None:
         delivery, signers = claimed
         try:
-            await webhooks.deliver(self._store, delivery, signers, self._answer_of, self._settings.webhooks)
+            await sending.deliver(self._store, delivery, signers, self._answer_of, self._settings.webhooks)
         finally:
             self._sending[delivery.job.key] -= 1
 

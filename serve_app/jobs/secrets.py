@@ -1,4 +1,4 @@
-"""What fetches a job's audio, at rest: encrypted with a key that lies in a file, not in the database."""
+"""Encrypts the URL and headers that fetch a job's audio; the key is in a file, not in the database."""
 
 import json
 import os

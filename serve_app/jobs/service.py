@@ -1,4 +1,4 @@
-"""What clients do with jobs, whichever API they speak: submit, follow, fetch, cancel, delete."""
+"""What clients of all APIs do with jobs: submit, follow, fetch, cancel, delete."""
 
 import asyncio
 import hashlib
@@ -10,12 +10,12 @@ from typing import Any, BinaryIO, TypeVar
 
 from serve_app.errors import InvalidRequest, StoreBusy, TranscriptionError
 from serve_app.jobs.places import key_file, spool_url, store_url
-from serve_app.jobs.records import ClaimedJob, Job, NewJob, Status, WebhookStyle
 from serve_app.jobs.secrets import FetchSecrets
 from serve_app.jobs.spool import Spool
-from serve_app.jobs.store import JobStore
+from serve_app.jobs.store.job_store import JobStore
+from serve_app.jobs.store.records import ClaimedJob, Job, NewJob, Status, WebhookStyle
 from serve_app.jobs.stored import JobRequest, load_transcript
-from serve_app.jobs.webhooks import checked_url
+from serve_app.jobs.webhooks.sending import checked_url
 from serve_app.options import Options
 from serve_app.request.warnings import wants_speakers
 from serve_app.settings import IntakeSettings
@@ -45,7 +45,7 @@ class Submission:
     max_delay_s: float = 60.0
     webhook_url: str | None = None
     webhook_style: WebhookStyle = "standard"
-    webhook_param: str = "webhook_url"  # what the client calls it
+    webhook_param: str = "webhook_url"  # the client's name for that field
     place: str = ""  # in a request for several jobs, such as items.3
     echo: dict[str, Any] = field(default_factory=dict)
 
@@ -102,7 +102,7 @@ class Jobs:
                 [replace(each, body_hash=digest) for each in new], self.settings.max_queued
             )
         except Exception as error:
-            # The jobs of a busy store or of a client that left may yet be stored; else `sweep` does this.
+            # After StoreBusy or a cancellation the jobs may be stored; if not, `sweep` removes the uploads.
             if not isinstance(error, StoreBusy):
                 await self.spool.remove(*names)
             raise
@@ -181,12 +181,12 @@ class Jobs:
         return job
 
     async def remove_upload(self, job: Job) -> None:
-        """Removes the audio of a job that has ended; another one's next attempt needs it."""
+        """Removes the audio of a job if it has ended; if not, its next attempt needs the audio."""
         if job.is_final and job.input_ref is not None:
             await self.spool.remove(job.input_ref)
 
     async def retry_webhook(self, job_id: str, key: str) -> Job | None:
-        """Has the webhook sent now, with a new schedule; None where there is none, or not yet."""
+        """Has the webhook sent now, with a new schedule; None if there is none, or the job has not ended."""
         await self.get(job_id, key)
         is_due = await self.store.retry_delivery(job_id, key)
         return await self.get(job_id, key) if is_due else None

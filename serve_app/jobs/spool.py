@@ -1,4 +1,4 @@
-"""Uploads of jobs that wait: files in a folder or in whatever fsspec has a driver for, such as S3."""
+"""Uploads of jobs that wait: files in a folder, or in a store that fsspec has a driver for, such as S3."""
 
 import asyncio
 import os
@@ -18,8 +18,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from serve_app.errors import Overloaded
 
-TIMEOUT_S = 600.0  # of a call; where a file server or a bucket hangs, it goes on in its thread
-NAME = re.compile(r"job-[0-9a-f]{32}")  # of our files; what is called otherwise is never removed
+TIMEOUT_S = 600.0  # of a call; one that hangs in a file server or a bucket goes on in its thread
+NAME = re.compile(r"job-[0-9a-f]{32}")  # of our files; files with other names are never removed
 ORPHAN_AGE_S = 3600.0  # an upload that is older and has no job was left by a server that died
 
 T = TypeVar("T")
@@ -30,7 +30,7 @@ class SpoolUnavailable(Overloaded, code="job_spool_unavailable"):
 
 
 class Spool:
-    """The files of one folder. A file that `put` has given survives a power cut."""
+    """The files of one folder. A file that `put` has stored survives a power cut."""
 
     def __init__(self, url: str) -> None:
         """Raises ValueError for a URL that no installed driver of fsspec can use."""
@@ -69,7 +69,7 @@ class Spool:
             yield file
 
     async def remove(self, *names: str) -> None:
-        """Removes files; what is gone already, or cannot be removed now, is left to `sweep`."""
+        """Removes files; `sweep` later removes those that cannot be removed now."""
         if names:
             with suppress(TimeoutError):
                 await _in_time(self._threads.submit(self._remove, names))
@@ -109,7 +109,7 @@ class Spool:
 
     def _remove(self, names: Collection[str]) -> None:
         for name in names:
-            with suppress(Exception):
+            with suppress(Exception):  # it is gone, or `sweep` removes it later
                 self._files.rm_file(self._path(name))
 
     def _sweep(self, known: Collection[str]) -> None:

@@ -17,7 +17,7 @@ _TRANSCRIPT: TypeAdapter[Transcript] = TypeAdapter(Transcript)
 
 @dataclass(frozen=True, slots=True)
 class JobRequest:
-    """What a job was submitted with, but for what fetches its audio, which is stored encrypted."""
+    """A job's request without the URL and headers that fetch its audio, which are stored encrypted."""
 
     options: Options
     audio: str  # the URL as it may be shown, without its query; or "upload"
@@ -25,7 +25,7 @@ class JobRequest:
 
     @property
     def to_run(self) -> Options:
-        """The options of the work: with speakers also for a format without them, as another may be shown."""
+        """The options to run with: speakers are found for any format, because clients can change it later."""
         if FORMATS[self.options.response_format].has_speakers:
             return self.options
         return self.options.model_copy(update={"response_format": "json"})

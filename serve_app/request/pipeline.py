@@ -204,7 +204,7 @@ class _Request:
                 aligned = await self.stages.align(call)
             # A text with more letters than the audio has frames comes back without words.
             return aligned if any(segment.words for segment in aligned) else segments
-        except Exception as error:  # noqa: BLE001  (whatever went wrong, the text is not lost)
+        except Exception as error:  # noqa: BLE001  (no error of alignment may lose the text)
             if not text.sentences:
                 self.warn(degraded("alignment", error, "Segments have window times and no words."))
             elif getattr(error, "code", None) not in NO_ALIGNER_YET:

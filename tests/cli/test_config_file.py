@@ -1,4 +1,4 @@
-"""serve_config.yaml is read strictly: the first wrong key, wherever it is, is named."""
+"""serve_config.yaml is read strictly: the error names the first wrong key."""
 
 import re
 from pathlib import Path
@@ -180,7 +180,7 @@ def test_hosts_and_origins_in_their_right_form_are_taken() -> None:
 def test_no_public_address_without_keys(
     tmp_path: Path, http_options: dict[str, Any] | None, access: dict[str, Any], refused: bool
 ) -> None:
-    """It is refused in one sentence that says what to do, unless there are keys or the operator says so."""
+    """A public host is refused with advice, unless there are keys or the operator allows it."""
     raw = yaml.safe_load((PROJECT / "serve_config.yaml").read_text())
     raw["http_options"] = http_options or {}
     raw["applications"][0]["args"]["access"] = access
@@ -194,14 +194,17 @@ def test_no_public_address_without_keys(
 
 
 def test_files_that_are_no_config_say_so(tmp_path: Path) -> None:
-    """A missing file, broken YAML and a list each get their sentence."""
+    """A missing file, broken YAML, audio and a list each have a sentence of their own."""
     broken = tmp_path / "broken.yaml"
     broken.write_text("a: [")
     listing = tmp_path / "list.yaml"
     listing.write_text("- a")
+    audio = tmp_path / "talk.wav"
+    audio.write_bytes(b"RIFF\xff\xff")
     for path, says in (
         (tmp_path / "none.yaml", "No such file"),
         (broken, "not valid YAML"),
+        (audio, "not valid YAML"),
         (listing, "mapping"),
     ):
         with pytest.raises(CommandFailed, match=says):
@@ -223,7 +226,7 @@ def test_settings_refuse_what_they_do_not_know() -> None:
 
 
 def test_the_settings_table_has_a_row_for_each_setting() -> None:
-    """Names have the dots of the config file; an empty default is an empty cell."""
+    """Names of nested settings have dots; an empty default is an empty cell."""
     rows = dict(row.strip("| ").split(" | ", 1) for row in settings_table().splitlines()[2:])
     assert rows["`model`"].startswith("large-v2 | ")
     assert rows["`asr.temperature_fallback`"].startswith("[0.2, 0.4, 0.6, 0.8, 1.0] | ")

@@ -30,9 +30,9 @@ from serve_app.cli.doctor.checks import Application, Check, Finding, State, fine
 from serve_app.cli.doctor.devices import Devices, Gpu, probe
 from serve_app.cli.doctor.gpu import ASR_AUTO, compute_types, driver
 from serve_app.cli.launcher import free_port
-from serve_app.jobs.database import parsed_url
-from serve_app.jobs.migration import VERSION_TABLE, migrate
 from serve_app.jobs.places import kept_from_others
+from serve_app.jobs.store.database import parsed_url
+from serve_app.jobs.store.migration import VERSION_TABLE, migrate
 from serve_app.models import hub
 from serve_app.models.hub import COMMUNITY
 from serve_app.models.store import RECORD, Record, sha256

@@ -12,8 +12,8 @@ from serve_app.__main__ import cli
 from serve_app.cli import CommandFailed
 from serve_app.cli.config_file import IMPORT_PATH
 from serve_app.cli.launcher import _reason, free_port, running
-from serve_app.jobs.migration import check
 from serve_app.jobs.places import JobsUnusable
+from serve_app.jobs.store.migration import check
 from serve_app.models import hub
 
 
@@ -29,7 +29,7 @@ def migrate(folder: Path, raw: dict[str, Any]) -> Any:
 
 
 def test_the_store_that_a_config_file_names_is_migrated(empty_url: str, tmp_path: Path) -> None:
-    """The first time and again, in one line that shows no driver's noise."""
+    """The first run and later ones print one line, without names of drivers."""
     for _ in range(2):
         done = migrate(tmp_path, config(tmp_path, store=empty_url, state_dir=str(tmp_path / "state")))
         assert (done.exit_code, done.output.count("\n")) == (0, 1)
@@ -52,15 +52,16 @@ def test_a_store_that_cannot_be_migrated(raw: dict[str, Any], says: str, tmp_pat
 
 
 def test_a_file_without_an_application_of_this_service(tmp_path: Path) -> None:
-    """There is no store to migrate."""
+    """Without an application of this service there is no store to migrate."""
     done = migrate(tmp_path, {"applications": []})
     assert isinstance(done.exception, CommandFailed)
+    assert "has no application of this service" in str(done.exception)
 
 
 def test_a_server_that_cannot_keep_jobs_does_not_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It says so before Ray starts."""
+    """The command fails with that reason before Ray starts."""
     monkeypatch.setenv(hub.OFFLINE, "1")  # starting sets it where no hub answers, for all that comes after
     (tmp_path / "model.bin").touch()
     (tmp_path / "state").write_text("no folder")
@@ -70,7 +71,7 @@ def test_a_server_that_cannot_keep_jobs_does_not_start(
 
 
 def test_what_serve_says_of_such_a_server() -> None:
-    """The sentence at the end of Serve's traceback is ours."""
+    """The command finds this project's sentence at the end of Serve's traceback."""
     message = "Traceback (most recent call last):\n  in build\nserve_app.jobs.places.JobsUnusable: No store."
     assert f"{JobsUnusable.__module__}.{JobsUnusable.__name__}" in message
     assert _reason(message) == "No store."

@@ -1,6 +1,5 @@
 """The launcher keeps audio on disk private, finds a free port, and stops in sentences."""
 
-import shutil
 import socket
 import tempfile
 from pathlib import Path
@@ -35,7 +34,7 @@ def test_spilled_audio_is_private_and_removed(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_link_in_its_place_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everybody may write to the temporary directory, so a name there proves nothing."""
+    """Every user may write to the temporary directory, so a name there does not prove who made it."""
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     precious = tmp_path / "precious"
@@ -43,11 +42,10 @@ def test_a_link_in_its_place_is_left_alone(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "tmp" / f"{SPILL_PREFIX}link").symlink_to(precious)
     with spill_folder():
         assert precious.exists()
-    shutil.rmtree(tmp_path)
 
 
 def test_a_port_that_somebody_listens_on_is_not_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is never given; where no other is left, the start fails."""
+    """A taken port is never chosen; where all are taken, the start fails."""
     port = free_port()
     with socket.create_server(("127.0.0.1", port)):
         monkeypatch.setattr(launcher, "PORTS", range(port, port + 1))
@@ -59,7 +57,7 @@ def test_a_port_that_somebody_listens_on_is_not_free(monkeypatch: pytest.MonkeyP
 def test_a_silent_hub_is_asked_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One line where the hub takes no connection, none where it does; then nothing is asked any more."""
+    """A hub that takes no connection is reported in one line, and then no hub is asked any more."""
     monkeypatch.setenv(hub.OFFLINE, "")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -82,7 +80,7 @@ GRACE_S = 7.0
 
 
 class Application:
-    """A handle whose Ingresses give these answers to a broadcast, or which raises."""
+    """Stands in for a handle whose Ingresses give these answers to a broadcast, or for one that raises."""
 
     def __init__(self, answers: list[Any] | Exception) -> None:
         self.answers = answers
@@ -122,7 +120,7 @@ class Application:
 def test_stopping_ends_in_sentences(
     answers: Any, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Every Ingress is asked once; one that is dead or hangs gets a sentence and delays no other."""
+    """Every Ingress is asked once; a dead or hanging one is reported and delays no other."""
     applications = {"first": Application(answers), "second": Application([True])}
     monkeypatch.setattr("serve_app.cli.launcher.serve.get_app_handle", lambda name: applications[name])
     _drain(["gone", *applications], GRACE_S)

@@ -1,4 +1,4 @@
-"""A Ray that cannot start says so in one sentence, one that is slow is waited for: real starts and faults."""
+"""A Ray that cannot start is reported in one sentence, a slow one is waited for: real starts and faults."""
 
 import os
 import re
@@ -36,7 +36,7 @@ if any("dashboard/agent.py" in argument for argument in sys.orig_argv):
 
 
 def start(*before: str, **environment: str) -> str:
-    """What is said while a Ray of our own starts, by a process that runs with this environment."""
+    """The output of a process that starts a local Ray with this environment."""
     done = subprocess.run(
         [*before, sys.executable, "-c", START],
         capture_output=True,
@@ -61,7 +61,7 @@ def start(*before: str, **environment: str) -> str:
 def test_a_place_that_cannot_be_written_to_is_one_sentence(
     variable: str, place: str, says: str, tmp_path: Path
 ) -> None:
-    """Which place it is, what is wrong with it and where Ray writes."""
+    """The sentence names the place, the error and the places to which Ray writes."""
     (tmp_path / "file").touch()
     (tmp_path / ("a" * 100)).mkdir()
     said = start(**{variable: str(tmp_path / place)})
@@ -83,7 +83,7 @@ def test_a_machine_without_loopback_is_one_sentence() -> None:
     """Ray would try for a quarter of an hour, in lines that name no cause."""
     said = start(*in_namespaces("--net"))
     reason = "127.0.0.1 does not answer (Network is unreachable)"
-    assert said == f"error: {reason}; Ray needs it, so have the interface lo up.\n"
+    assert said == f"error: {reason}; Ray needs it, so bring the interface lo up.\n"
 
 
 def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("is_slow", ["once", "always"])
 def test_a_slow_machine_is_waited_for(is_slow: str, tmp_path: Path) -> None:
-    """It is told that it takes long, started again, and given up in one sentence; nothing is left running."""
+    """The start is reported as slow, repeated, and given up in one sentence; no process is left running."""
     (tmp_path / "sitecustomize.py").write_text(SLOW_AGENT)
     mark = f"whisperx-test-{uuid.uuid4().hex}"
     environment = {"PYTHONPATH": f"{tmp_path}:{PROJECT}", "WHISPERX_TEST_MARK": mark}

@@ -12,7 +12,7 @@ from serve_app.models.store import RECORD, Record, sha256
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder of models in which somebody has fetched the smallest of files as wav2vec2-de."""
+    """A folder of models with one fetched model, wav2vec2-de, of a tiny file."""
     place = tmp_path / "wav2vec2-de"
     place.mkdir()
     (place / "weights.pt").write_bytes(b"weights")
@@ -25,12 +25,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 def run(folder: Path, *arguments: str) -> None:
-    """The command; raises CommandFailed as it does."""
+    """Runs the command in this process; raises its CommandFailed."""
     cli(["prefetch", "--to", str(folder), *arguments], standalone_mode=False)
 
 
 def test_the_list_has_every_model_and_where_it_is(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Name, size, licence, author and place, those that a fetch has found out included."""
+    """The list has name, size, licence, author and place, also where only the fetch has found them out."""
     run(folder, "--list")
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     assert set(lines) == {"name", *(model.name for model in catalogue())}
@@ -44,7 +44,7 @@ def test_the_list_has_every_model_and_where_it_is(folder: Path, capsys: pytest.C
 
 
 def test_a_damaged_file_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Everything that is there is checked; the command ends with 1, as all that raise CommandFailed."""
+    """Every model on this machine is checked; a damaged one makes the command fail."""
     run(folder, "--check")
     assert "wav2vec2-de is complete" in capsys.readouterr().err
     (folder / "wav2vec2-de" / "weights.pt").write_bytes(b"WEIGHTS")
@@ -57,7 +57,7 @@ def test_a_damaged_file_is_named(folder: Path, capsys: pytest.CaptureFixture[str
 def test_each_model_that_cannot_be_had_has_its_sentence(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The others are there or fetched all the same."""
+    """The other models are still fetched."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(CommandFailed) as failed:
         run(folder, "smal", "small", "--language", "de")
@@ -68,6 +68,6 @@ def test_each_model_that_cannot_be_had_has_its_sentence(
 
 
 def test_nothing_to_do_is_said(folder: Path) -> None:
-    """A command without names is a question."""
+    """A command without names fails with a sentence that asks for them."""
     with pytest.raises(CommandFailed, match="name models"):
         run(folder)

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
+from clients import until
 from played_service import KEY, Played, played
 from transcripts import FIXED
 from typer.main import get_command
@@ -43,7 +44,7 @@ def service(tmp_path: Path) -> Iterator[Played]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Twenty recordings, some in a folder within."""
+    """Twenty recordings, some in a subfolder."""
     for number in range(FILES):
         path = tmp_path / "in" / ("more" if number % 5 == 0 else ".") / f"{number:02d}.mp3"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,15 +60,21 @@ def talk(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def started(service: Played, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """The configs of services that the command has started, each of which is the played one."""
+def stop() -> threading.Event:
+    """The event that the launcher sets on SIGTERM and SIGINT."""
+    return threading.Event()
+
+
+@pytest.fixture
+def started(service: Played, stop: threading.Event, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The configs of the services that the command has started; `service` stands in for each of them."""
     configs: list[dict[str, Any]] = []
 
     @contextmanager
     def fake_running(raw: dict[str, Any], *, show_logs: bool) -> Iterator[threading.Event]:
         configs.append(raw)
         assert Path(raw["applications"][0]["args"]["jobs"]["state_dir"]).is_dir()
-        yield threading.Event()
+        yield stop
 
     monkeypatch.setattr(launcher, "running", fake_running)
     monkeypatch.setattr(launcher, "free_port", lambda: int(service.url.rpartition(":")[2]))
@@ -75,7 +82,7 @@ def started(service: Played, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, 
 
 
 def run(service: Played, *arguments: object) -> Any:
-    """The command in this process: its exit code, and what it printed."""
+    """Runs the command in this process; the result has its exit code and its output."""
     done = CliRunner().invoke(cli, ["transcribe", *map(str, arguments), "--server", service.url])
     if done.exception and not isinstance(done.exception, SystemExit):
         raise done.exception
@@ -86,7 +93,7 @@ def run(service: Played, *arguments: object) -> Any:
 def running(
     service: Played, *arguments: object, program: tuple[str, ...] = ("-m", "serve_app")
 ) -> Iterator[subprocess.Popen[str]]:
-    """The command in a process of its own."""
+    """Runs the command in a separate process."""
     command = [sys.executable, *program, "transcribe", *map(str, arguments)]
     environment = {**os.environ, "WHISPERX_URL": service.url, "PYTHONPATH": str(PROJECT)}
     process = subprocess.Popen(
@@ -104,7 +111,7 @@ def outputs(folder: Path) -> list[str]:
 
 
 def test_a_folder_comes_out_as_of_whisperx(service: Played, folder: Path, tmp_path: Path) -> None:
-    """In all its formats, a few files at a time; what is hidden and others are left alone."""
+    """All default formats are written, a few files at a time; hidden files and other files are skipped."""
     (folder / ".trash").mkdir()
     for name in ("notes.txt", "program.ts", ".hidden.mp3", ".trash/old.mp3"):
         (folder / name).write_text("no audio")
@@ -123,16 +130,16 @@ def test_a_folder_comes_out_as_of_whisperx(service: Played, folder: Path, tmp_pa
         for form in ALL:
             written = (tmp_path / "out" / f"{base}.{form}").read_bytes()
             assert written == (tmp_path / "whisperx" / f"talk.{form}").read_bytes()
-    assert len(outputs(tmp_path / "out")) == FILES * len(ALL) + 1  # and what was done
+    assert len(outputs(tmp_path / "out")) == FILES * len(ALL) + 1  # and the record of outputs
 
 
 def test_a_killed_run_goes_on(service: Played, folder: Path, tmp_path: Path) -> None:
-    """Nothing is transcribed twice: what was done is skipped, and jobs at work are found again."""
+    """Nothing is transcribed twice: finished files are skipped, and running jobs are found again."""
     out = tmp_path / "out"
     service.free = 5
     service.opened.clear()
     with running(service, folder, "-o", out, "-f", "srt,json", "--jobs", 4) as process:
-        service.until(lambda: out.exists() and len(outputs(out)) == 5 * 2 + 1 and service.running == 4)
+        until(lambda: out.exists() and len(outputs(out)) == 5 * 2 + 1 and service.running == 4)
         process.send_signal(signal.SIGKILL)
         process.wait(60)
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.srt")}
@@ -147,7 +154,7 @@ def test_a_killed_run_goes_on(service: Played, folder: Path, tmp_path: Path) -> 
 
 
 def test_done_is_what_was_asked_for_of_this_audio(service: Played, tmp_path: Path) -> None:
-    """Other formats of it need no new transcription; other options and other audio do."""
+    """Other formats need no new transcription; other options and other audio do."""
     talk, out = tmp_path / "talk.mp3", tmp_path / "out"
     talk.write_bytes(b"first")
     for _ in range(2):
@@ -172,7 +179,7 @@ def test_done_is_what_was_asked_for_of_this_audio(service: Played, tmp_path: Pat
 
 
 def test_what_another_run_has_overwritten_is_not_done(service: Played, tmp_path: Path) -> None:
-    """Two files of one name, by two runs into one folder."""
+    """Two runs write files of the same name into one folder."""
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "talk.mp3").write_bytes(name.encode())
@@ -184,7 +191,7 @@ def test_what_another_run_has_overwritten_is_not_done(service: Played, tmp_path:
 
 
 def test_options_reach_the_service(service: Played, tmp_path: Path) -> None:
-    """By whisperx's flags, in either spelling; speakers only where they are asked for."""
+    """Whisperx's flags work in either spelling; speakers are only labelled with --diarize."""
     talk = tmp_path / "talk.mp3"
     talk.write_bytes(b"audio")
     flags = [
@@ -217,7 +224,7 @@ def test_options_reach_the_service(service: Played, tmp_path: Path) -> None:
 
 
 def test_urls_and_files_of_one_name(service: Played, tmp_path: Path) -> None:
-    """Each has outputs of its own; a URL is fetched by the service."""
+    """Each file and URL has its own outputs; the service fetches the URLs."""
     names = [f"{folder}/talk.{suffix}" for folder in "abc" for suffix in ("mp3", "wav")]
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -232,7 +239,7 @@ def test_urls_and_files_of_one_name(service: Played, tmp_path: Path) -> None:
 
 
 def test_a_file_that_fails(service: Played, folder: Path, tmp_path: Path) -> None:
-    """The others are done, the exit code says so, and the next run tries it again."""
+    """The other files are transcribed, the exit code is 1, and the next run tries the failed file again."""
     service.failures[b"audio 7"] = UnusableAudio("This is no audio.")
     done = run(service, folder, "-o", tmp_path / "out", "-f", "txt")
     assert done.exit_code == 1
@@ -246,7 +253,7 @@ def test_a_file_that_fails(service: Played, folder: Path, tmp_path: Path) -> Non
 
 
 def test_files_of_the_same_audio_that_fail(service: Played, tmp_path: Path) -> None:
-    """Each says why, also where a run before has failed of it, and none that its job was deleted."""
+    """Each file has its own error in every run; none reports a deleted job."""
     (tmp_path / "in").mkdir()
     for name in ("1", "2", "3", ":smile:"):
         (tmp_path / "in" / f"{name}.mp3").write_bytes(b"bad")
@@ -261,7 +268,7 @@ def test_files_of_the_same_audio_that_fail(service: Played, tmp_path: Path) -> N
 def test_a_folder_that_cannot_be_read(
     service: Played, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is said and counts as failed, and the others are done."""
+    """The folder is reported and counts as failed; the other files are transcribed."""
     real = os.scandir
 
     def scandir(path: Any) -> Any:
@@ -277,7 +284,7 @@ def test_a_folder_that_cannot_be_read(
 
 
 def test_what_cannot_be_written(service: Played, folder: Path, tmp_path: Path) -> None:
-    """It is said of each file, the others go on, and nothing unfinished is left."""
+    """Each such file is reported, the others go on, and no partial file is left."""
     out = tmp_path / "out"
     (out / "01.txt").mkdir(parents=True)
     done = run(service, folder, "-o", out, "-f", "txt")
@@ -289,7 +296,7 @@ def test_what_cannot_be_written(service: Played, folder: Path, tmp_path: Path) -
     service.opened.clear()
 
     def end() -> None:
-        service.until(lambda: service.running)
+        until(lambda: service.running)
         (out / ".whisperx-serve").mkdir()
         service.opened.set()
 
@@ -299,7 +306,7 @@ def test_what_cannot_be_written(service: Played, folder: Path, tmp_path: Path) -
     ending.join()
     assert done.exit_code == 1
     assert f"0 transcribed, {FILES} failed." in done.output
-    with pytest.raises(CommandFailed, match="what was done before cannot be read: Is a directory"):
+    with pytest.raises(CommandFailed, match="the record of earlier runs cannot be read: Is a directory"):
         run(service, folder, "-o", out, "-f", "txt")
     (tmp_path / "file").touch()
     with pytest.raises(CommandFailed, match="--output_dir: the folder cannot be made"):
@@ -307,7 +314,7 @@ def test_what_cannot_be_written(service: Played, folder: Path, tmp_path: Path) -
 
 
 def test_long_names(service: Played, tmp_path: Path) -> None:
-    """The longest that a file can have; an output that would have a longer one fails before the work."""
+    """The longest file name works; an output whose name is too long fails before anything is sent."""
     (tmp_path / f"{'x' * 251}.mp3").write_bytes(b"audio")
     done = run(service, tmp_path, "-o", tmp_path / "out", "-f", "txt,words")
     assert "File name too long" in done.output
@@ -316,7 +323,7 @@ def test_long_names(service: Played, tmp_path: Path) -> None:
 
 
 def test_a_full_service(service: Played, talk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is said once that it is asked again, and then it takes the file."""
+    """The wait is reported once, and then the file is transcribed."""
     real, refused = Jobs.submit, 0
 
     async def submit(*arguments: Any) -> Any:
@@ -333,13 +340,13 @@ def test_a_full_service(service: Played, talk: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_service_for_everybody(talk: Path, tmp_path: Path) -> None:
-    """It lists no jobs, and takes them."""
+    """A public service without keys lists no jobs, but the command works with it."""
     with played(tmp_path / "state", is_public=True) as service:
         assert run(service, talk, "-o", tmp_path, "-f", "txt").exit_code == 0
 
 
-def test_a_service_that_cannot_be_one(talk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is said by the names of the flags, and no secret is."""
+def test_a_service_that_cannot_be_one(talk: Path) -> None:
+    """The error names the flag, and shows no secret."""
     for server, key, says in (
         (
             "http://[::1",
@@ -358,7 +365,7 @@ def test_a_service_that_cannot_be_one(talk: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_folder_is_watched(service: Played, tmp_path: Path) -> None:
-    """What comes into it is transcribed, until Ctrl-C; what changes afterwards is transcribed again."""
+    """New files are transcribed until Ctrl-C, and changed files again."""
     watched, out = tmp_path / "in", tmp_path / "out"
     watched.mkdir()
     service.failures[b"hal"] = UnusableAudio("This is no audio.")
@@ -367,11 +374,11 @@ def test_a_folder_is_watched(service: Played, tmp_path: Path) -> None:
     with running(service, "--watch", watched, "-o", out, "-f", "txt", program=program) as process:
         for name in ("one", "two"):
             (watched / f"{name}.mp3").write_bytes(name.encode())
-            service.until((out / f"{name}.txt").exists)
+            until((out / f"{name}.txt").exists)
         (watched / "half.mp3").write_bytes(b"hal")
-        service.until(lambda: service.heard[2:] == [b"hal"])
+        until(lambda: service.heard[2:] == [b"hal"])
         (watched / "half.mp3").write_bytes(b"half")
-        service.until((out / "half.txt").exists)
+        until((out / "half.txt").exists)
         process.send_signal(signal.SIGINT)
         said, _ = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -395,6 +402,7 @@ def test_a_folder_is_watched(service: Played, tmp_path: Path) -> None:
         (["--task", "translate", "-f", "words", "."], "needs word times"),
         (["--task", "translate", "--highlight_words", "True", "."], "needs word times"),
         (["--model", "large-v2", "."], "leave out --server"),
+        (["--vad_onset", "0", "."], "leave out --server"),
         (["--no_align", "."], "leave out --server"),
         (["--hf_token", "hf_x", "."], "HF_TOKEN"),
         (["--batch_size=8", "."], "--jobs"),
@@ -405,7 +413,7 @@ def test_a_folder_is_watched(service: Played, tmp_path: Path) -> None:
     ],
 )
 def test_wrong_usage(arguments: list[str], says: str, service: Played) -> None:
-    """It is said in a sentence, before anything is sent."""
+    """The error is one sentence, before anything is sent."""
     done = run(service, *arguments)
     assert done.exit_code == 2
     assert says in " ".join(done.output.replace("│", " ").split())
@@ -414,20 +422,21 @@ def test_wrong_usage(arguments: list[str], says: str, service: Played) -> None:
 
 
 def test_each_flag_of_whisperx_is_known_or_refused_with_a_reason() -> None:
-    """So that nobody is left with "No such option"."""
+    """No flag of whisperx ends in "No such option"."""
     spec = find_spec("whisperx")
     assert spec is not None
     assert spec.origin is not None
     source = (Path(spec.origin).parent / "__main__.py").read_text()
     flags = {each.replace("-", "_") for each in re.findall(r'add_argument\(.*?"--([\w-]+)"', source)}
     assert len(flags) > 40
-    (command,) = (each for name, each in get_command(cli).commands.items() if name == "transcribe")  # type: ignore[attr-defined]
-    known = {name.removeprefix("--") for each in command.params for name in each.opts}
+    group: Any = get_command(cli)
+    params = group.commands["transcribe"].params
+    known = {name.removeprefix("--") for each in params for name in each.opts}
     assert flags - known - set(REFUSED) == set()
 
 
 def test_switches_and_formats_as_people_write_them(service: Played, talk: Path) -> None:
-    """True and False in any case; formats by commas, by several flags, and beside `all`."""
+    """True and False work in any case; formats work with commas, in several flags, and with `all`."""
     for off in (["--highlight_words=false"], ["--highlight_words", "FALSE"]):
         run(service, talk, "-o", talk.parent / "off", "-f", "srt", *off)
         assert "<u>" not in (talk.parent / "off" / "talk.srt").read_text()
@@ -439,20 +448,20 @@ def test_switches_and_formats_as_people_write_them(service: Played, talk: Path) 
 
 
 def test_a_folder_without_audio(service: Played, tmp_path: Path) -> None:
-    """It is said."""
+    """The error says that there is nothing to transcribe."""
     with pytest.raises(CommandFailed, match="no audio or video file"):
         run(service, tmp_path, "-o", tmp_path / "out")
 
 
 def test_a_wrong_option_ends_the_run(service: Played, folder: Path, tmp_path: Path) -> None:
-    """All files would fail of it, so it is said once."""
+    """All files would fail for the same reason, so the run ends with one error."""
     with pytest.raises(CommandFailed, match="language"):
         run(service, folder, "-o", tmp_path / "out", "--language", "Klingon")
     assert service.heard == []
 
 
 def test_a_service_that_is_not_there_or_does_not_know_the_key(folder: Path, tmp_path: Path) -> None:
-    """The command ends with 1 and one sentence, soon."""
+    """The command soon ends with exit code 1 and one sentence."""
     with played(tmp_path / "state", with_keys=True) as service:
         for url, key, says in (
             (service.url, "wx_bob", "error: The server does not know this API key.\n"),
@@ -467,12 +476,12 @@ def test_a_service_that_is_not_there_or_does_not_know_the_key(folder: Path, tmp_
 
 
 def test_a_service_of_its_own(talk: Path, tmp_path: Path, started: list[dict[str, Any]]) -> None:
-    """Without --server it starts one with what the flags say, whose jobs are kept for so long only."""
+    """Without --server the command starts a service as the flags say, and removes its jobs at the end."""
     flags = (
         "--model tiny --model_dir models --vad_method silero --beam_size 3 --jobs 2 --compute_type default"
     )
     for more in ([], ["--diarize", "--no_align"]):
-        arguments = [str(tmp_path / "talk.mp3"), "-o", str(tmp_path), "-f", "txt", *flags.split(), "--jobs=2"]
+        arguments = [str(talk), "-o", str(tmp_path), "-f", "txt", *flags.split()]
         done = CliRunner().invoke(cli, ["transcribe", *arguments, *more], catch_exceptions=False)
         assert done.exit_code == 0, done.output
     first, second = (raw["applications"][0]["args"] for raw in started)
@@ -489,7 +498,7 @@ def test_a_service_of_its_own(talk: Path, tmp_path: Path, started: list[dict[str
 
 
 def test_other_settings_of_its_own_service(talk: Path, tmp_path: Path, started: list[dict[str, Any]]) -> None:
-    """With another model, config file or without alignment a file is not yet done."""
+    """With another model or config file, or without alignment, a file is transcribed again."""
     config = tmp_path / "config.yaml"
     applications = [{"name": "w", "import_path": "serve_app.app:build", "args": {"model": "base"}}]
     raw = {"http_options": {"host": "127.0.0.1"}, "applications": applications}
@@ -513,7 +522,7 @@ def test_other_settings_of_its_own_service(talk: Path, tmp_path: Path, started: 
 def test_no_service_is_needed_where_nothing_is_left(
     service: Played, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """None is asked, and none is started."""
+    """No service is asked or started."""
     arguments = [str(folder), "-o", str(tmp_path / "out"), "-f", "txt"]
     run(service, *arguments)
     service.paths.clear()
@@ -525,7 +534,7 @@ def test_no_service_is_needed_where_nothing_is_left(
 
 
 def test_a_config_file_of_ones_own(tmp_path: Path) -> None:
-    """What the flags make of it is checked as the file is."""
+    """The file is checked again after the flags have changed it."""
     (tmp_path / "talk.mp3").write_bytes(b"audio")
     applications = [{"name": "w", "import_path": "serve_app.app:build", "args": {"model": "base"}}]
     config = tmp_path / "config.yaml"
@@ -543,32 +552,24 @@ def test_a_config_file_of_ones_own(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_ends_a_service_of_its_own(
-    service: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    service: Played, talk: Path, stop: threading.Event, started: list[dict[str, Any]]
 ) -> None:
-    """The signal sets the event that the launcher gives."""
-    stop = threading.Event()
-
-    @contextmanager
-    def fake_running(raw: dict[str, Any], *, show_logs: bool) -> Iterator[threading.Event]:
-        yield stop
-
-    monkeypatch.setattr(launcher, "running", fake_running)
-    monkeypatch.setattr(launcher, "free_port", lambda: int(service.url.rpartition(":")[2]))
-    (tmp_path / "talk.mp3").write_bytes(b"audio")
+    """The run ends with 130 when the launcher's event is set."""
     service.opened.clear()
 
     def end() -> None:
-        service.until(lambda: service.running)
+        until(lambda: service.running)
         stop.set()
 
     ending = threading.Thread(target=end)
     ending.start()
-    done = CliRunner().invoke(cli, ["transcribe", str(tmp_path / "talk.mp3"), "-o", str(tmp_path)])
+    done = CliRunner().invoke(cli, ["transcribe", str(talk), "-o", str(talk.parent)])
     ending.join()
     assert done.exit_code == 130
+    assert len(started) == 1
 
 
-def test_the_command_needs_no_package_of_the_server(figure: Callable[[str], None]) -> None:
+def test_the_command_needs_no_package_of_the_server() -> None:
     """`transcribe --server`, the help and shell completion are quick, and work without the extra `server`."""
     code = "import sys, serve_app.__main__\nprint(*{name.partition('.')[0] for name in sys.modules})"
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""What is in the wheel, and what works where only a part of its packages is installed."""
+"""The wheel's content, and what works with only a part of its dependencies."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(packed: Path) -> Path:
-    """It, unpacked."""
+    """The folder of the unpacked wheel."""
     with zipfile.ZipFile(packed) as archive:
         archive.extractall(packed.parent / "site")
     return packed.parent / "site"
@@ -38,7 +38,7 @@ def wheel(packed: Path) -> Path:
 
 @pytest.fixture
 def installed(packed: Path, tmp_path: Path) -> Path:
-    """The folder of commands of an environment that has this wheel, with what it needs and nothing else."""
+    """The folder of commands of an environment with this wheel and its dependencies only."""
     environment = tmp_path / "environment"
     uv = [sys.executable, "-m", "uv"]
     python = str(environment / "bin" / "python")
@@ -105,7 +105,7 @@ def test_only_the_extra_server_brings_ray_and_torch(wheel: Path) -> None:
 
 
 def test_the_demo_has_its_config(wheel: Path, tmp_path: Path) -> None:
-    """From anywhere; it is that of the repository."""
+    """The demo's config is found from any folder, and is that of the repository."""
     code = "from serve_app.cli import config_file as c; c.read(c.DEMO_CONFIG); print(c.DEMO_CONFIG)"
     done = python(wheel, tmp_path / "elsewhere", "-c", code)
     assert done.stdout.strip() == str(wheel / "serve_app" / "cli" / "serve_config.demo.yaml"), done.stderr
@@ -123,7 +123,7 @@ def test_the_demo_has_its_config(wheel: Path, tmp_path: Path) -> None:
     ],
 )
 def test_without_the_servers_packages(wheel: Path, tmp_path: Path, arguments: list[str], says: str) -> None:
-    """A command that needs them says in a sentence how to get them."""
+    """A command that needs the server's packages says in a sentence how to install them."""
     missing = ["ray", "yaml", "filelock", "pydantic_settings"]
     code = f"""if True:
         import sys

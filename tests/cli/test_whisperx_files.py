@@ -49,7 +49,7 @@ def test_a_file_is_whisperx_own(form: str, has_words: bool, tmp_path: Path) -> N
 def test_any_transcript(
     tmp_path_factory: pytest.TempPathFactory, transcript: Transcript, layout: Layout, has_words: bool
 ) -> None:
-    """Also where it has no segments, or Chinese, or words that overlap."""
+    """The files are the same without segments, in Chinese, and with overlapping words."""
     folder = tmp_path_factory.mktemp("files")
     result = whisperx_result(answered(transcript, word_timestamps=has_words))
     for form in WRITERS:
@@ -57,7 +57,7 @@ def test_any_transcript(
 
 
 def test_what_is_not_known_is_left_out() -> None:
-    """As whisperx does; it has no null."""
+    """Unknown values are left out, as whisperx does, and not null."""
     result = whisperx_result(answered(FIXED, word_timestamps=True))
     assert list(result) == ["segments", "word_segments", "language"]
     first, *_, unaligned, late = result["segments"]
@@ -76,7 +76,7 @@ def test_what_is_not_known_is_left_out() -> None:
 
 
 def test_all_are_the_formats_that_whisperx_calls_all(tmp_path: Path) -> None:
-    """No more and no fewer."""
+    """`all` has exactly the formats of whisperx's."""
     layout = {"max_line_width": None, "max_line_count": None, "highlight_words": False}
     get_writer("all", str(tmp_path))(whisperx_result(answered(FIXED)), "talk.mp3", layout)
     assert {path.suffix[1:] for path in tmp_path.iterdir()} == set(ALL)

@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+from clients import until
 from played_service import KEY, Played, played
 from transcripts import FIXED
 
@@ -38,7 +39,7 @@ def service(tmp_path: Path) -> Iterator[Played]:
 
 
 class Both:
-    """Calls a client's method by both clients, the async one first, and gives both answers."""
+    """Makes a call with both clients, the async one first, and gives both answers."""
 
     def __init__(self, url: str, **settings: Any) -> None:
         self.url, self.settings = url, settings
@@ -62,7 +63,7 @@ def both(service: Played) -> Both:
 
 
 def test_every_kind_of_audio_is_transcribed(service: Played, both: Both, tmp_path: Path) -> None:
-    """A path, its str, bytes of any kind, an open file, one that cannot be rewound, a URL, with options."""
+    """Audio can be a path, a str, any kind of bytes, an open file, an unseekable file or a URL."""
     path = tmp_path / "talk.mp3"
     path.write_bytes(b"audio")
 
@@ -88,7 +89,7 @@ def test_every_kind_of_audio_is_transcribed(service: Played, both: Both, tmp_pat
 
 
 def test_lists_are_sent_in_forms(service: Played, both: Both) -> None:
-    """Names of known speakers, in their order."""
+    """Names of known speakers arrive in their order."""
     voices = ["data:audio/wav;base64,AAAA", "data:audio/wav;base64,BBBB"]
     both(
         lambda client: client.transcribe(
@@ -109,7 +110,7 @@ def test_text_comes_while_it_becomes_final(service: Played) -> None:
 
 
 def test_text_comes_while_it_becomes_final_asynchronously(service: Played) -> None:
-    """By the other client."""
+    """The async client gives the first sentence as early."""
     service.opened.clear()
 
     async def story() -> None:
@@ -123,20 +124,20 @@ def test_text_comes_while_it_becomes_final_asynchronously(service: Played) -> No
 
 
 def test_a_url_is_not_streamed(both: Both) -> None:
-    """The client says what takes one."""
+    """The error names the calls that take a URL."""
     with pytest.raises(InvalidRequest, match="transcribe"):
         both(lambda client: client.stream("https://example.com/a.mp3"))
 
 
 def test_an_error_in_a_stream(service: Played, both: Both) -> None:
-    """It is the typed one, although the answer had begun."""
+    """An error after the answer has begun is typed too."""
     service.failures[b"audio"] = UnusableAudio("This is no audio.")
     with pytest.raises(UnusableAudio, match="This is no audio"):
         both(lambda client: client.stream(b"audio"))
 
 
 def test_a_job_from_its_beginning_to_its_end(service: Played, both: Both) -> None:
-    """Submitted, listed, followed, fetched in two formats, erased."""
+    """A job is submitted, listed, followed, fetched in two formats and deleted."""
     submitted = both(lambda client: client.jobs.submit(b"audio", language="en", priority=1))
     ids = {job["id"] for job in submitted}
     rendering = {"response_format": "text", "word_timestamps": None}
@@ -165,7 +166,7 @@ def test_a_job_from_its_beginning_to_its_end(service: Played, both: Both) -> Non
 
 
 def test_a_job_is_canceled(service: Played, both: Both) -> None:
-    """Its result says so."""
+    """Asking for its result is an error that says so."""
     service.opened.clear()
     for job in both(lambda client: client.jobs.submit(b"audio")):
         both(lambda client, job=job: client.jobs.cancel(job["id"]))
@@ -176,7 +177,7 @@ def test_a_job_is_canceled(service: Played, both: Both) -> None:
 
 
 def test_waiting_has_an_end(service: Played, both: Both) -> None:
-    """The job goes on."""
+    """The job goes on after TimeoutError."""
     service.opened.clear()
     for job in both(lambda client: client.jobs.submit(b"audio")):
         with pytest.raises(TimeoutError, match="goes on"):
@@ -188,7 +189,7 @@ def test_waiting_has_an_end(service: Played, both: Both) -> None:
 
 
 def test_waiting_ends_in_time_where_no_service_answers() -> None:
-    """With TimeoutError, and not after the client's patience with services."""
+    """TimeoutError comes after `timeout_s`, not after `retry_for_s`."""
     begun_s = time.monotonic()
     with pytest.raises(TimeoutError, match="goes on"), Client("http://127.0.0.1:1") as client:
         client.jobs.wait("1", timeout_s=0.3)
@@ -203,7 +204,7 @@ def test_waiting_ends_in_time_where_no_service_answers() -> None:
 
 
 def test_a_submission_whose_answer_was_lost_makes_one_job(service: Played) -> None:
-    """The same idempotency key goes with each attempt."""
+    """Each attempt has the same idempotency key."""
 
     class Losing(httpx.HTTPTransport):
         lost = 0
@@ -223,7 +224,7 @@ def test_a_submission_whose_answer_was_lost_makes_one_job(service: Played) -> No
 
 
 def test_events_go_on_after_a_broken_connection(service: Played) -> None:
-    """From where they were: no change is told twice."""
+    """They go on after the last event that arrived: no change is told twice."""
 
     class Breaking(httpx.HTTPTransport):
         breaks = 1
@@ -247,7 +248,7 @@ def test_events_go_on_after_a_broken_connection(service: Played) -> None:
     service.opened.clear()
     with Client(service.url, transport=Breaking()) as client:
         job = client.jobs.submit(b"audio")
-        service.until(lambda: client.jobs.get(job["id"])["progress"])
+        until(lambda: client.jobs.get(job["id"])["progress"])
         states = client.jobs.events(job["id"])
         first = next(states)
         service.opened.set()
@@ -288,7 +289,7 @@ OK = (200, {"Content-Type": "application/json"}, '{"id": "1"}')
 def test_what_passes_is_tried_again(
     status: int, headers: dict[str, str], content: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By both clients, after a pause; who wants to know is told."""
+    """Both clients retry after a pause, and call `on_retry`."""
     pauses: list[float] = []
     monkeypatch.setattr("time.sleep", pauses.append)
 
@@ -306,7 +307,7 @@ def test_what_passes_is_tried_again(
 
 
 def test_retry_after_is_heeded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where it is longer than the client's patience the error comes at once, with it."""
+    """A pause longer than `retry_for_s` makes the call fail at once, with the pause in the error."""
     pauses: list[float] = []
     monkeypatch.setattr("time.sleep", pauses.append)
     full = (503, {"Retry-After": "7"}, error("overloaded"))
@@ -322,7 +323,7 @@ def test_retry_after_is_heeded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def stranger(answer: str) -> str:
-    """What is said of an answer that is not one of the service."""
+    """The message about an answer that does not come from this service."""
     return f"http://x.example/predict answered {answer}; this does not seem to be a whisperx service."
 
 
@@ -351,7 +352,7 @@ def stranger(answer: str) -> str:
     ],
 )
 def test_errors_are_typed(status: int, content: str, kind: type[Exception], code: str, message: str) -> None:
-    """As those of the deployment handle are, with the status of the answer; they are not tried again."""
+    """Errors have the classes of a deployment handle's and the status of the answer; none here is retried."""
     with (
         Client("http://x.example", transport=Answering((status, {}, content))) as client,
         pytest.raises(kind) as caught,
@@ -363,7 +364,7 @@ def test_errors_are_typed(status: int, content: str, kind: type[Exception], code
 
 @pytest.mark.parametrize("media_type", ["text/html", "application/json"])
 def test_a_success_of_something_else(media_type: str) -> None:
-    """Another web server's page is no transcript, no job and no stream of events; it is not asked again."""
+    """Another web server's page is not taken for a transcript, a job or events; the call is not retried."""
     page = (200, {"Content-Type": media_type}, "<html>")
     calls: list[Callable[[Any], Any]] = [
         lambda client: client.transcribe(b"audio"),
@@ -382,14 +383,14 @@ def test_a_success_of_something_else(media_type: str) -> None:
 
 
 def test_a_service_that_is_not_there() -> None:
-    """It is said in a sentence, after the client's patience."""
+    """The error is one sentence, after `retry_for_s`."""
     answers = Both("http://127.0.0.1:1", retry_for_s=0.3)
     with pytest.raises(Unreachable, match=r"127\.0\.0\.1:1/predict does not answer"):
         answers(lambda client: client.transcribe(b"audio"))
 
 
 def test_keys_and_urls_come_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the program gives none."""
+    """The environment counts where the program gives no URL or key."""
     with played(tmp_path / "state", with_keys=True) as service:
         monkeypatch.setenv("WHISPERX_URL", service.url)
         with pytest.raises(Unauthorized), Client() as client:
@@ -414,7 +415,7 @@ def test_keys_and_urls_come_from_the_environment(tmp_path: Path, monkeypatch: py
     ],
 )
 def test_a_wrong_base_url(url: str) -> None:
-    """It is refused when the client is made, without showing what may be secret in it."""
+    """A wrong URL is refused when the client is made, without showing secrets in it."""
     with pytest.raises(InvalidRequest, match=r"base_url: .* http://127\.0\.0\.1:8000") as caught:
         Client(url)
     assert "secret" not in caught.value.message
@@ -422,14 +423,14 @@ def test_a_wrong_base_url(url: str) -> None:
 
 @pytest.mark.parametrize("key", ["wx_se\ncret", "wx_sécret"])
 def test_a_key_that_cannot_be_one(key: str) -> None:
-    """It is refused at once and not shown; blanks and line ends around a key are no part of it."""
+    """A key with impossible characters is refused at once and not shown."""
     with pytest.raises(InvalidRequest, match="api_key: ") as caught:
         Client(api_key=key)
     assert "cret" not in caught.value.message
 
 
 def test_a_key_with_a_line_end(tmp_path: Path) -> None:
-    """As `cat` gives it."""
+    """Spaces and line ends around a key are dropped."""
     with (
         played(tmp_path / "state", with_keys=True) as service,
         Client(service.url, f" {KEY}\n") as client,
@@ -438,17 +439,15 @@ def test_a_key_with_a_line_end(tmp_path: Path) -> None:
 
 
 def test_a_key_and_a_user_in_the_url() -> None:
-    """Only one of them could be sent; a user alone is for a proxy that wants one."""
+    """Only one of them can be sent, so both are refused; a user alone works, for example for a proxy."""
     with pytest.raises(InvalidRequest, match=r"http://127\.0\.0\.1 has a user") as caught:
         Client("http://ann:secret@127.0.0.1", KEY)
     assert "secret" not in caught.value.message
     Client("http://ann:secret@127.0.0.1").close()
 
 
-def test_a_proxy_is_not_asked_for_this_machine(
-    service: Played, both: Both, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It would look for the service on its own machine."""
+def test_a_proxy_is_not_asked_for_this_machine(both: Both, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy would look for a loopback address on its own machine."""
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
     for name in ("NO_PROXY", "no_proxy"):
@@ -460,7 +459,7 @@ def test_a_proxy_is_not_asked_for_this_machine(
 
 
 def test_rate_limits_carry_their_pause() -> None:
-    """So that a caller without patience can wait itself."""
+    """A caller that does not retry learns how long to wait."""
     limited = (429, {"Retry-After": "30"}, error("too_many_requests", "rate_limit_error"))
     with (
         Client("http://x.example", transport=Answering(limited), retry_for_s=0) as client,
@@ -471,7 +470,7 @@ def test_rate_limits_carry_their_pause() -> None:
 
 
 def test_importing_the_client_is_cheap(figure: Callable[[str], None]) -> None:
-    """Neither Ray nor torch nor any other package of the server comes with it."""
+    """The import loads neither Ray nor torch nor any other package of the server."""
     code = """if True:
         import json, sys, time
         def rss_kb():

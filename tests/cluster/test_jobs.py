@@ -26,9 +26,9 @@ from sounds import wav
 from serve_app.app import graph
 from serve_app.deployments.job_runner import JobsElsewhere, reachable
 from serve_app.jobs.places import prepare
-from serve_app.jobs.records import Job
 from serve_app.jobs.service import Jobs, Submission
-from serve_app.jobs.signatures import new_secret
+from serve_app.jobs.store.records import Job
+from serve_app.jobs.webhooks.signatures import new_secret
 from serve_app.models.loaders import Loaders
 from serve_app.options import Options
 from serve_app.settings import IntakeSettings, Settings

@@ -32,7 +32,7 @@ from measured_graph import REQUESTS, UNLIKELY, Faults, write_config
 from sounds import wav
 
 from serve_app.cli.launcher import free_port
-from serve_app.jobs.signatures import new_secret
+from serve_app.jobs.webhooks.signatures import new_secret
 
 PROJECT = Path(__file__).parents[2]
 DEPLOY = PROJECT / "deploy"

@@ -15,8 +15,8 @@ from test_ingress import FILE_S, Graph, Handle
 
 from benchmarks.private_postgres import Postgres
 from serve_app import deployments
-from serve_app.jobs.records import Job
 from serve_app.jobs.service import Jobs, Submission
+from serve_app.jobs.store.records import Job
 from serve_app.options import Options
 from serve_app.settings import Settings
 from serve_app.transcript import Source

@@ -1,4 +1,4 @@
-"""Every block of README.md, docs/, examples/*.md and benchmarks/README.md is run as it stands there.
+"""Every block of README.md, docs/, examples/*.md and benchmarks/README.md is run unchanged.
 
 The service is the one of played_service.py: the real API, jobs and their runner with a transcription that is
 made up, no Ray and no models. Blocks that need more are listed in ELSEWHERE with the test that runs them, or
@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -22,15 +22,15 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from clients import until
 from played_service import KEY, Played, played
-from transcripts import FIXED
+from transcripts import WITH_SOURCES
 
 from serve_app.cli.config_file import DEMO_CONFIG, check
 from serve_app.cli.demo import sample
 from serve_app.cli.launcher import free_port
 from serve_app.errors import UnusableAudio
-from serve_app.jobs.signatures import VARIABLE, new_secret
-from serve_app.transcript import Window, WindowText
+from serve_app.jobs.webhooks.signatures import VARIABLE, new_secret
 
 PROJECT = Path(__file__).parents[2]
 DOCUMENTS = [
@@ -103,7 +103,7 @@ RUN_HERE = [block for block in BLOCKS if not any(map(block.is_elsewhere, ELSEWHE
 
 
 def blocks_of(*kinds: str) -> pytest.MarkDecorator:
-    """A parameter of a test: the blocks of these kinds that are not listed."""
+    """Parametrizes a test with the blocks of these kinds that are not in ELSEWHERE."""
     chosen = [block for block in RUN_HERE if block.kind in kinds]
     ids = [f"{block.document}: {block.text.splitlines()[0][:60]}" for block in chosen]
     return pytest.mark.parametrize("block", chosen, ids=ids)
@@ -123,7 +123,7 @@ class Receiver(BaseHTTPRequestHandler):
 
 @dataclass(frozen=True)
 class Services:
-    """What blocks talk to: a service without keys, one with a key, and a receiver of webhooks."""
+    """The servers for the blocks: a service without keys, one with a key, and a receiver of webhooks."""
 
     free: Played
     keyed: Played
@@ -136,11 +136,8 @@ class Services:
 
 
 def prepared(service: Played) -> Played:
-    """With all that an answer can have, and one file that is none."""
-    heard = WindowText("four score", "en", 0.9, -0.2, 0.01, 1.0)
-    window = Window(0.0, 30.0)
-    segments = tuple(replace(each, source_text=heard, window=window) for each in FIXED.segments)
-    service.transcript = replace(FIXED, segments=segments)
+    """Gives the service an answer with every field, and a file that is not audio."""
+    service.transcript = WITH_SOURCES
     service.failures[b"no audio"] = UnusableAudio("This is no audio.")
     return service
 
@@ -170,7 +167,7 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
 
 @pytest.fixture
 def folder(tmp_path: Path, services: Services) -> Path:
-    """The project's folder as far as blocks need it, with recordings."""
+    """A folder with recordings and the files of the project that blocks use."""
     for path in ("talk.wav", "talk.mp3", "anna.wav", "recordings/deep/talk.mp3", "inbox/meeting.mp3"):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(sample(), tmp_path / path)
@@ -185,11 +182,11 @@ def folder(tmp_path: Path, services: Services) -> Path:
 
 
 def environment(services: Services, service: Played) -> dict[str, str]:
-    """No variable of the developer's but the path."""
+    """The environment of a block: of the developer's variables only the path."""
     url = service.url
     headers = {"Authorization": f"Bearer {KEY}"}
     job = httpx.post(f"{url}/v1/jobs", files={"file": b"audio"}, headers=headers).json()["id"]
-    service.until(lambda: httpx.get(f"{url}/v1/jobs/{job}", headers=headers).json()["status"] == "succeeded")
+    until(lambda: httpx.get(f"{url}/v1/jobs/{job}", headers=headers).json()["status"] == "succeeded")
     commands = [services.home / "bin", Path(sys.executable).parent]
     return {
         "HOME": str(services.home),
@@ -205,7 +202,7 @@ def environment(services: Services, service: Played) -> dict[str, str]:
 
 
 def here(text: str, services: Services, environment: dict[str, str]) -> str:
-    """The block with addresses that lead to this machine."""
+    """The block with its addresses replaced by those of this machine."""
     for written, real in {
         "http://127.0.0.1:8000": environment["WHISPERX_URL"],
         "https://example.com/hook": services.hook,
@@ -217,7 +214,7 @@ def here(text: str, services: Services, environment: dict[str, str]) -> str:
 
 @blocks_of("bash", "python")
 def test_a_block_runs(block: Block, services: Services, folder: Path) -> None:
-    """It ends with 0, and so does every curl, which ends otherwise for a status of 400 and above."""
+    """The block ends with 0, and so does each curl; a curl fails for a status of 400 or more."""
     service = services.of(block)
     variables = environment(services, service)
     command = ["bash", "-euo", "pipefail", "-c"] if block.kind == "bash" else [sys.executable, "-c"]
@@ -231,8 +228,8 @@ def test_a_block_runs(block: Block, services: Services, folder: Path) -> None:
         start_new_session=True,
     )
     try:
-        if "--watch" in block.text:  # which ends by Ctrl-C alone
-            service.until(lambda: [*folder.rglob("meeting.txt")] or process.poll() is not None)
+        if "--watch" in block.text:  # only Ctrl-C ends it
+            until(lambda: [*folder.rglob("meeting.txt")] or process.poll() is not None)
             os.killpg(process.pid, signal.SIGINT)
         said, errors = process.communicate(timeout=120)
     finally:
@@ -247,13 +244,13 @@ def test_a_block_runs(block: Block, services: Services, folder: Path) -> None:
 
 @blocks_of("json")
 def test_json_can_be_read(block: Block) -> None:
-    """By any parser."""
+    """The block is valid JSON."""
     json.loads(block.text)
 
 
 @blocks_of("yaml")
 def test_a_config_is_valid(block: Block) -> None:
-    """By `whisperx-serve check`, inside the demo's file where it is a part; others' settings are YAML."""
+    """`whisperx-serve check` accepts it, a part within the demo's file; other programs' settings are YAML."""
     shown = yaml.safe_load(block.text.replace("9f86d0...", "9f" * 32))
     if block.document == "examples/clients.md":
         return
@@ -264,7 +261,7 @@ def test_a_config_is_valid(block: Block) -> None:
 
 
 def test_nothing_is_left_out() -> None:
-    """Every fence is found, every block is of a kind that is run, and what is listed exists."""
+    """Every fence is found, every block is of a kind that is run, and what ELSEWHERE lists exists."""
     fences = sum(len(re.findall(r"^\s*(?:```|~~~)", path.read_text(), re.M)) for path in DOCUMENTS)
     assert fences == 2 * len(FENCED)
     assert {block.kind for block in RUN_HERE} <= {"bash", "python", "json", "yaml"}
@@ -275,7 +272,7 @@ def test_nothing_is_left_out() -> None:
 
 
 def test_what_is_said_to_be_missing_is(services: Services) -> None:
-    """docs/migrate.md: the paths of whisper-asr-webservice, and Baseten's synchronous one with a prefix."""
+    """docs/migrate.md names paths of whisper-asr-webservice and Baseten as missing; they are 404."""
     for path in ("/asr", "/detect-language", "/production/predict"):
         answered = httpx.post(services.free.url + path, files={"audio_file": b"audio"})
         assert answered.status_code == 404, path

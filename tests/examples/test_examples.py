@@ -7,7 +7,6 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,11 @@ import httpx
 import pytest
 import yaml
 from played_service import KEY, Played, played
-from transcripts import FIXED
+from transcripts import FIXED, WITH_SOURCES
 
 from serve_app.http.responses import answer
-from serve_app.jobs.signatures import VARIABLE, new_secret
+from serve_app.jobs.webhooks.signatures import VARIABLE, new_secret
 from serve_app.options import Options
-from serve_app.transcript import Window, WindowText
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TEXT = str(answer(FIXED, Options(response_format="text")))
@@ -41,7 +39,7 @@ def talk(tmp_path: Path) -> Path:
 
 
 def run(service: Played, name: str, *arguments: object, expect: int = 0, **environment: str) -> str:
-    """What it prints."""
+    """Runs an example and gives its output."""
     done = subprocess.run(
         [sys.executable, str(EXAMPLES / name), *map(str, arguments)],
         env={**os.environ, "WHISPERX_URL": service.url, "PYTHONPATH": str(EXAMPLES.parent), **environment},
@@ -55,7 +53,7 @@ def run(service: Played, name: str, *arguments: object, expect: int = 0, **envir
 
 
 def test_plain_http(service: Played, talk: Path) -> None:
-    """A file, URLs, and an error."""
+    """The example transcribes a file and URLs, and prints the message of an error."""
     assert "0.42     2.25 SPEAKER_00: four score" in run(service, "plain_http.py", talk)
     urls = ["https://example.com/talk.mp3", "http://example.com/talk.mp3"]
     for url in urls:
@@ -66,7 +64,7 @@ def test_plain_http(service: Played, talk: Path) -> None:
 
 
 def test_plain_http_with_a_key(talk: Path, tmp_path: Path) -> None:
-    """That of the environment."""
+    """The example sends the key in the environment."""
     with played(tmp_path / "state", with_keys=True) as service:
         for audio in (talk, "https://example.com/talk.mp3"):
             assert "four score" in run(service, "plain_http.py", audio, WHISPERX_API_KEY=KEY)
@@ -74,7 +72,7 @@ def test_plain_http_with_a_key(talk: Path, tmp_path: Path) -> None:
 
 
 def test_streaming(service: Played, talk: Path) -> None:
-    """All of the text."""
+    """The example prints the whole text."""
     assert (
         run(service, "streaming.py", talk).split() == " ".join(each.text for each in FIXED.segments).split()
     )
@@ -90,7 +88,7 @@ def test_a_job_with_a_webhook(service: Played, talk: Path, monkeypatch: pytest.M
 
 
 def test_a_folder(service: Played, talk: Path) -> None:
-    """A text for each recording, also where others cannot be read or written."""
+    """Each recording gets a text, also where others cannot be read or written."""
     (talk.parent / "other.mp3").write_bytes(b"other")
     (talk.parent / "folder.mp3").mkdir()
     (talk.parent / "locked.mp3").write_bytes(b"locked")
@@ -102,16 +100,13 @@ def test_a_folder(service: Played, talk: Path) -> None:
 
 
 def test_openais_package(service: Played, talk: Path) -> None:
-    """Segments with times."""
-    heard = WindowText("four score", "en", 0.9, -0.2, 0.01, 1.0)
-    window = Window(0.0, 30.0)
-    segments = tuple(replace(each, source_text=heard, window=window) for each in FIXED.segments)
-    service.transcript = replace(FIXED, segments=segments)
+    """The example prints segments with times."""
+    service.transcript = WITH_SOURCES
     assert "0.42     2.25 four score & seven years ago." in run(service, "openai_client.py", talk)
 
 
 class Handle:
-    """What serve.get_app_handle gives, as far as the example uses it."""
+    """Stands in for the handle of serve.get_app_handle."""
 
     def __init__(self, given: Any = None) -> None:
         self.given = given
@@ -132,7 +127,7 @@ class Handle:
 def test_a_deployment_handle(
     talk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Up to Ray: a stream, then subtitles; tests/cluster has real handles."""
+    """The example prints a stream, then subtitles; tests/cluster has real handles."""
     handle = Handle()
     monkeypatch.setattr("ray.init", lambda address: None)
     monkeypatch.setattr("ray.serve.get_app_handle", {"whisperx": handle}.__getitem__)
@@ -148,7 +143,7 @@ def blocks(kind: str) -> list[str]:
 
 
 def test_the_settings_of_other_programs(tmp_path: Path, talk: Path) -> None:
-    """What they send with them, built from what is written there, is answered."""
+    """The service answers requests built from the settings in clients.md."""
     with played(tmp_path / "state", with_keys=True) as service:
         where = {"http://whisperx.internal:8000": service.url, "wx_...": KEY}
 

@@ -1,4 +1,4 @@
-"""Whatever clients, workers and time do in any order: a job ends once, with one result and one webhook."""
+"""In any order of events a job ends once, with one result and one webhook."""
 
 import asyncio
 from collections import Counter
@@ -17,8 +17,8 @@ from hypothesis.stateful import (
 )
 from job_stores import LEASE_S, Clock, new_job, submit
 
-from serve_app.jobs.records import FINAL, Status
-from serve_app.jobs.store import JobStore
+from serve_app.jobs.store.job_store import JobStore
+from serve_app.jobs.store.records import FINAL, Status
 
 T = TypeVar("T")
 
@@ -222,7 +222,7 @@ class Life(RuleBasedStateMachine):
                 assert (job.webhook is not None) == (expected.has_webhook and job.status in FINAL)
 
     def finish_all(self) -> None:
-        """In the end time passes and one good worker does what is left."""
+        """In the end time passes, and one worker that does not fail does the rest."""
         self.clock.advance(LEASE_S + 1)
         self.sweep()
         while any(job.status not in FINAL for job in self.jobs.values()):
@@ -241,7 +241,7 @@ class Life(RuleBasedStateMachine):
 
 
 def test_a_job_ends_once(store_url: str) -> None:
-    """With the result of the worker that held it, and one webhook if it has a URL."""
+    """It has the result of the worker that held it, and one webhook if it has a URL."""
 
     class OfThisStore(Life):
         def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What fetches a job's audio, at rest."""
+"""The URL and headers that fetch a job's audio are stored encrypted."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +12,7 @@ HEADERS = {"Authorization": "Bearer s3cret", "X-Größe": "1"}
 
 
 def test_headers_come_back_and_cannot_be_read_without_the_key(tmp_path: Path) -> None:
-    """Also by another process with the same file."""
+    """Another process with the same key file can decrypt them, too."""
     sealed = FetchSecrets(tmp_path / "state" / "key").encrypt(URL, HEADERS)
     assert b"s3cret" not in sealed
     assert b"pa55word" not in sealed

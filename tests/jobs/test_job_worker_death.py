@@ -11,13 +11,13 @@ from pathlib import Path
 
 from job_stores import LEASE_S, claimed, new_job, submit, using
 
-from serve_app.jobs.store import JobStore
+from serve_app.jobs.store.job_store import JobStore
 
 WORKER = Path(__file__).parents[1] / "job_worker.py"
 
 
 def later() -> float:
-    """The time when the leases of now have run out."""
+    """A time at which all leases have run out."""
     return time.time() + LEASE_S + 1
 
 
@@ -40,7 +40,7 @@ def worker(url: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
 
 
 def test_the_job_of_a_killed_worker_is_claimed_again(store_url: str) -> None:
-    """When its lease has run out, not before."""
+    """It is claimed when the lease has run out, not before."""
     job, _ = using(store_url, lambda store: submit(store, new_job()))
     with worker(store_url) as (process, job_id):
         assert job_id == job.id

@@ -1,4 +1,4 @@
-"""Where jobs are kept, and in which one sentence a server says that they cannot be kept there."""
+"""Where jobs are kept, and how a server says in one sentence that they cannot be kept there."""
 
 import asyncio
 import re
@@ -11,8 +11,6 @@ import pytest
 from job_stores import new_job, submit, using
 
 from benchmarks.private_postgres import Postgres
-from serve_app.jobs.database import parsed_url
-from serve_app.jobs.migration import MIGRATE, VERSION_TABLE, migrate
 from serve_app.jobs.places import (
     JobsUnusable,
     kept_from_others,
@@ -21,7 +19,9 @@ from serve_app.jobs.places import (
     state_directory,
     store_url,
 )
-from serve_app.jobs.store import JobStore
+from serve_app.jobs.store.database import parsed_url
+from serve_app.jobs.store.job_store import JobStore
+from serve_app.jobs.store.migration import MIGRATE, VERSION_TABLE, migrate
 from serve_app.settings.jobs import JobsSettings
 
 
@@ -30,7 +30,7 @@ def settings(folder: Path, **changes: Any) -> JobsSettings:
 
 
 def refused(found: JobsSettings) -> str:
-    """The sentence."""
+    """The sentence with which the server refuses these settings."""
     with pytest.raises(JobsUnusable) as caught:
         asyncio.run(prepare(found))
     message = str(caught.value)
@@ -40,7 +40,7 @@ def refused(found: JobsSettings) -> str:
 
 
 def test_a_new_sqlite_file_is_made(tmp_path: Path) -> None:
-    """In a folder that is closed to others; a server that starts again finds its jobs."""
+    """Its folder is closed to other users, and a server that starts again finds its jobs."""
     found = settings(tmp_path)
     url = store_url(found)
     assert url is not None
@@ -71,7 +71,7 @@ def test_jobs_that_are_off_leave_nothing(off: object, tmp_path: Path) -> None:
 
 
 def test_tables_of_a_newer_version_are_refused(empty_url: str, tmp_path: Path) -> None:
-    """They are left as they are."""
+    """The server does not start with them."""
     asyncio.run(migrate(empty_url))
 
     async def upgrade(store: JobStore) -> None:
@@ -141,7 +141,7 @@ def test_two_servers_do_not_share_a_sqlite_file(tmp_path: Path, postgres: Postgr
 
 
 def test_each_store_has_a_spool_of_its_own(tmp_path: Path) -> None:
-    """Else one would remove the other's uploads; whoever logs in with another password finds them."""
+    """Else one would remove the other's uploads. Another login at the same database has the same spool."""
     found = settings(tmp_path)
     stores = ["sqlite:////a/jobs.db", "sqlite:////b/jobs.db"]
     stores += [f"postgresql+asyncpg://db.internal/{name}" for name in ("one", "two")]

@@ -1,4 +1,4 @@
-"""Runners on a real store, with a transcription that the test holds: what becomes of jobs."""
+"""Runners on a real store, with a transcription that the test can hold up."""
 
 import asyncio
 import io
@@ -38,11 +38,11 @@ from serve_app.errors import (
 )
 from serve_app.http.responses import answer
 from serve_app.jobs import runner as runner_module
-from serve_app.jobs.records import SUSPECT_DEATHS, Job, Status
 from serve_app.jobs.runner import Runner
 from serve_app.jobs.service import Jobs, NoSuchJob, Submission
 from serve_app.jobs.spool import SpoolUnavailable
-from serve_app.jobs.store import JobStore
+from serve_app.jobs.store.job_store import JobStore
+from serve_app.jobs.store.records import SUSPECT_DEATHS, Job, Status
 from serve_app.options import Options
 from serve_app.request.progress import Report, ignore_progress
 from serve_app.request.warnings import wants_speakers
@@ -95,7 +95,7 @@ class Graph:
             self.news.notify_all()
 
     async def runs(self, jobs: int) -> None:
-        """Waits until it works on so many at once."""
+        """Waits until it works on this many at once."""
         async with self.news:
             await asyncio.wait_for(self.news.wait_for(lambda: self.running == jobs), 60)
 
@@ -127,7 +127,7 @@ class Service:
         return job
 
     async def until(self, job: Job, holds: Callable[[Job], Any]) -> Job:
-        """The job, once this holds for it."""
+        """The job, once `holds` is true of it."""
         again = retry_if_not_result(holds) | retry_if_exception_type(StoreBusy)
         asking = AsyncRetrying(retry=again, wait=wait_fixed(0.02), stop=stop_after_delay(60), reraise=True)
         return await asking(self.jobs.get, job.id, KEY)
@@ -206,7 +206,7 @@ def test_speakers_are_found_for_formats_that_are_chosen_later(tell: Callable[...
 
 
 def test_what_may_pass_is_tried_again_later(tell: Callable[..., None]) -> None:
-    """Each time twice as long, and only as often as the client wants."""
+    """Each pause is twice as long, and the client limits the number of attempts."""
 
     async def story(service: Service, graph: Graph) -> None:
         job = await service.submit(initial_delay_s=0.2, max_attempts=4)
@@ -344,7 +344,7 @@ def test_a_job_that_was_stored_without_an_answer_keeps_its_audio(
 
 @pytest.mark.parametrize("error", [None, UnusableAudio("No audio."), ModelUnavailable("No model.")])
 def test_an_upload_goes_with_the_end_of_its_job(error: Exception | None, tell: Callable[..., None]) -> None:
-    """Whatever the end is, but not between two attempts; what is kept of the job is its result."""
+    """It is removed after any end of the job, but not between two attempts."""
 
     async def story(service: Service, graph: Graph) -> None:
         job = await service.submit(max_attempts=2)
@@ -357,7 +357,7 @@ def test_an_upload_goes_with_the_end_of_its_job(error: Exception | None, tell: C
 
 
 def test_an_upload_goes_with_a_canceled_job(tell: Callable[..., None]) -> None:
-    """Queued or running."""
+    """This holds for a queued and for a running job."""
 
     async def story(service: Service, graph: Graph) -> None:
         async with service.runner(graph):
@@ -448,7 +448,7 @@ def test_two_runners_share_the_jobs(tell: Callable[..., None]) -> None:
 
 
 def test_a_job_whose_runner_died_does_not_wait_for_a_place(tell: Callable[..., None]) -> None:
-    """Others do; and it is taken also where the runner has as many jobs as it may have."""
+    """Other jobs wait, but a full runner takes this one, too."""
 
     async def story(service: Service, graph: Graph) -> None:
         orphan = await service.submit(b"orphan")
@@ -489,7 +489,7 @@ def test_a_job_that_several_workers_died_of_runs_alone(tell: Callable[..., None]
 
 
 def test_a_runner_that_drains_gives_its_jobs_back(tell: Callable[..., None]) -> None:
-    """The next one need not wait for the lease to run out; no attempt and no death is counted."""
+    """The next runner need not wait for the end of the lease; no failure and no death is counted."""
 
     async def story(service: Service, graph: Graph) -> None:
         async with service.runner(graph) as first:
@@ -509,7 +509,7 @@ def test_a_runner_that_drains_gives_its_jobs_back(tell: Callable[..., None]) -> 
 
 
 def test_progress_is_told(tell: Callable[..., None]) -> None:
-    """While the job runs."""
+    """Clients see progress while the job runs."""
 
     async def story(service: Service, graph: Graph) -> None:
         async with service.runner(graph):
@@ -523,7 +523,7 @@ def test_progress_is_told(tell: Callable[..., None]) -> None:
 
 
 def test_old_jobs_are_erased(tell: Callable[..., None]) -> None:
-    """And their audio with them, by whichever runner looks next."""
+    """The next runner that looks erases them, with their audio."""
 
     async def story(service: Service, graph: Graph) -> None:
         job = await service.submit()
@@ -538,7 +538,7 @@ def test_old_jobs_are_erased(tell: Callable[..., None]) -> None:
 
 
 def test_webhooks_carry_what_predict_would_have_answered(tell: Callable[..., None]) -> None:
-    """With the options that the job was submitted with; a failed job's says why."""
+    """They follow the options of the submission; the webhook of a failed job says why it failed."""
     bodies: dict[str, Any] = {}
 
     async def accept(request: web.Request) -> web.StreamResponse:
@@ -604,7 +604,7 @@ def test_receivers_that_hang_hold_up_their_own_key_alone(tell: Callable[..., Non
 
 
 def test_operators_learn_why_the_store_is_busy(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """In one line, without a password; what clients are told says nothing of the database."""
+    """The log has one line without a password; clients are told nothing of the database."""
     url = f"postgresql://jobs:hidden@/jobs?host={tmp_path}"
 
     async def run() -> None:
@@ -650,7 +650,7 @@ def test_the_database_is_restarted(postgres: Postgres, tmp_path: Path) -> None:
 
 
 def test_work_goes_on_while_the_database_is_away(postgres: Postgres, tmp_path: Path) -> None:
-    """For longer than the lease, too: only another worker that has the job ends the attempt."""
+    """It goes on for longer than the lease: only another worker that has the job ends the attempt."""
 
     url = postgres.emptied_database()
 

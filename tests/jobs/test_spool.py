@@ -1,4 +1,4 @@
-"""Uploads of jobs: what one process keeps, others find, and what is removed."""
+"""Uploads of jobs: other processes find them, and old ones are removed."""
 
 import asyncio
 import io
@@ -59,7 +59,7 @@ def test_a_file_of_another_process_is_found_after_a_sweep() -> None:
 
 
 def test_only_our_own_old_uploads_are_swept(tmp_path: Path) -> None:
-    """Neither an operator's files nor what a job still needs, nor what was just stored."""
+    """An operator's files, files that a job needs and new files stay."""
 
     async def run() -> None:
         spool = Spool(str(tmp_path))

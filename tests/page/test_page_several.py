@@ -30,7 +30,7 @@ def sizes(site: Site) -> list[int]:
 
 
 def settle(page: Page) -> None:
-    """Waits until the page has shown what it was answered."""
+    """Waits until the page has shown the last answer."""
     page.evaluate(
         "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done))))"
     )
@@ -45,7 +45,7 @@ def record(page: Page) -> None:
 
 
 def test_a_refused_file_stops_no_other(serve: Serve, open_page: OpenPage, files: list[Path]) -> None:
-    """It is named with the reason until the user discards it, also when a transcript is opened meanwhile."""
+    """The page names the file and the reason until the user discards it, also after opening a transcript."""
     site = serve(max_bytes=1_000_000)
     site.graph.may_end.set()
     page = open_page(site)
@@ -60,10 +60,10 @@ def test_a_refused_file_stops_no_other(serve: Serve, open_page: OpenPage, files:
     expect(page.get_by_role("alert")).to_be_empty()
 
 
-def test_what_the_next_file_would_meet_too_is_met_once(
+def test_a_missing_key_is_noticed_once_for_all_files(
     serve: Serve, open_page: OpenPage, files: list[Path]
 ) -> None:
-    """Without a key one file is tried; with it, all are sent by themselves."""
+    """Without a key only the first file is sent; after the user enters the key, all are sent."""
     site = serve(with_key=True)
     site.graph.may_end.set()
     page = open_page(site)
@@ -82,7 +82,7 @@ def test_what_the_next_file_would_meet_too_is_met_once(
 def test_a_server_without_jobs_takes_one_file_at_a_time(
     serve: Serve, open_page: OpenPage, files: list[Path]
 ) -> None:
-    """The page is to be kept open meanwhile; the others are named, and no transcript replaces another."""
+    """The page asks to be kept open, names the files that wait, and replaces no transcript by another."""
     site = serve(with_jobs=False)
     page = open_page(site)
     page.set_input_files("#files", [files[0], *files[2:4]])
@@ -108,7 +108,7 @@ def test_a_server_without_jobs_takes_one_file_at_a_time(
 
 
 def test_a_key_is_enough_for_a_server_without_jobs(serve: Serve, open_page: OpenPage) -> None:
-    """The form goes once the key is right, although there are no jobs to list."""
+    """The form disappears once the key is right, although there are no jobs to list."""
     page = open_page(serve(with_key=True, with_jobs=False))
     page.get_by_label("This server asks for an API key").fill(KEY)
     page.keyboard.press("Enter")
@@ -117,7 +117,7 @@ def test_a_key_is_enough_for_a_server_without_jobs(serve: Serve, open_page: Open
 
 
 def test_a_recording_waits_for_the_key(serve: Serve, open_page: OpenPage) -> None:
-    """What was recorded before the key was entered is sent by itself."""
+    """A recording made before the key was entered is sent afterwards, without another click."""
     site = serve(with_key=True)
     site.graph.may_end.set()
     page = open_page(site)
@@ -132,7 +132,7 @@ def test_a_recording_waits_for_the_key(serve: Serve, open_page: OpenPage) -> Non
 
 
 def test_a_recording_that_was_not_sent_can_be_saved(serve: Serve, open_page: OpenPage) -> None:
-    """Also when the user ended its upload; and it can be sent after all."""
+    """After the user cancels its upload, a recording can be saved, and sent again."""
     site = serve()
     site.graph.may_end.set()
     page = open_page(site)
@@ -172,7 +172,7 @@ def test_a_second_click_starts_no_second_recording(serve: Serve, open_page: Open
 
 
 def test_the_last_of_two_quick_clicks_wins(serve: Serve, open_page: OpenPage, files: list[Path]) -> None:
-    """A transcript that is slow to come does not replace the one that was opened after it."""
+    """A transcript that arrives late does not replace one that was opened after it."""
     site = serve()
     site.graph.may_end.set()
     page = open_page(site)
@@ -181,7 +181,7 @@ def test_the_last_of_two_quick_clicks_wins(serve: Serve, open_page: OpenPage, fi
     page.reload()
     slow = page.get_by_role("button", name="Open: f2.mp3")
     held: list[Route] = []
-    page.route(f"**/{slow.get_attribute('data-job')}/result*", lambda route: held.append(route))  # noqa: PLW0108 -- Playwright marks it
+    page.route(f"**/{slow.get_attribute('data-job')}/result*", lambda route: held.append(route))  # noqa: PLW0108 -- Playwright sets attributes on it, which `held.append` has no room for
     with page.expect_request("**/result*"):
         slow.click()
     page.get_by_role("button", name="Open: f3.mp3").click()
@@ -192,7 +192,9 @@ def test_the_last_of_two_quick_clicks_wins(serve: Serve, open_page: OpenPage, fi
     expect(page.locator("#transcript-title")).to_have_text("f3.mp3")
 
 
-def test_a_job_that_ends_interrupts_nobody(serve: Serve, open_page: OpenPage, files: list[Path]) -> None:
+def test_a_job_that_ends_does_not_interrupt_editing(
+    serve: Serve, open_page: OpenPage, files: list[Path]
+) -> None:
     """While one transcript is edited, another one is only announced, with a button."""
     site = serve()
     site.graph.may_end.set()
@@ -220,7 +222,7 @@ def test_a_job_that_ends_interrupts_nobody(serve: Serve, open_page: OpenPage, fi
 
 
 def test_more_jobs_stay(serve: Serve, open_page: OpenPage) -> None:
-    """The list is asked for again while a job runs, and does not become shorter by that."""
+    """The list keeps its length when it is fetched again while a job runs."""
     site = serve()
     for number in range(25):
         httpx.post(f"{site.url}v1/jobs", files={"file": b"audio %d" % number}).raise_for_status()
@@ -236,7 +238,7 @@ def test_more_jobs_stay(serve: Serve, open_page: OpenPage) -> None:
 
 
 def test_a_deleted_job_is_silent(serve: Serve, open_page: OpenPage, recording: Path) -> None:
-    """Its audio does not go on without a player."""
+    """Deleting a job stops its audio, because the player disappears."""
     site = serve()
     site.graph.may_end.set()
     page = open_page(site)

@@ -37,6 +37,41 @@ def transcribed(page: Page, site: Site, path: Path) -> None:
     expect(page.locator("#segments > li")).to_have_count(len(site.graph.transcript.segments))
 
 
+@pytest.fixture
+def site(serve: Serve) -> Site:
+    """The service."""
+    return serve()
+
+
+@pytest.fixture
+def page(open_page: OpenPage, site: Site, recording: Path) -> Page:
+    """The page with the transcript of the recording."""
+    page = open_page(site)
+    transcribed(page, site, recording)
+    return page
+
+
+def reopen(page: Page) -> None:
+    """Loads the page again, and opens the transcript from the list of jobs."""
+    page.reload()
+    page.get_by_role("button", name="Open: sample.wav").click()
+
+
+def rewrite(page: Page, segment: Locator, text: str) -> None:
+    """Replaces the text of a segment by keyboard."""
+    segment.get_by_role("button", name="Edit").click()
+    page.keyboard.press("Control+A")
+    page.keyboard.type(text)
+    page.keyboard.press("Enter")
+
+
+def begin_s(segment: int, place: int) -> float:
+    """When a word of the talk begins."""
+    start_s = TALK.segments[segment].words[place].start_s
+    assert start_s is not None
+    return start_s
+
+
 def word(page: Page, text: str) -> Locator:
     return page.locator("#segments .word", has_text=re.compile(f"^{re.escape(text)}$")).first
 
@@ -68,26 +103,18 @@ def test_a_recording_becomes_a_transcript(serve: Serve, open_page: OpenPage, rec
     assert site.graph.heard[0][0] == recording.read_bytes()
 
 
-def test_a_click_on_a_word_plays_from_there(serve: Serve, open_page: OpenPage, recording: Path) -> None:
+def test_a_click_on_a_word_plays_from_there(page: Page) -> None:
     """The audio is at the word at once, and the word that is heard is marked."""
-    site = serve()
-    page = open_page(site)
-    transcribed(page, site, recording)
     page.locator("#speed").select_option("0.5")
     word(page, "Texas,").click()
-    begun_s = TALK.segments[1].words[4].start_s
-    assert begun_s is not None
-    assert abs(audio_s(page) - begun_s) < 0.1
+    assert abs(audio_s(page) - begin_s(1, 4)) < 0.1
     expect(word(page, "Texas,")).to_have_class(re.compile("playing"))
     expect(page.locator("#segments .word.playing")).to_have_text("originally")
     assert not page.evaluate("document.getElementById('audio').paused")
 
 
-def test_a_speaker_is_renamed_once(serve: Serve, open_page: OpenPage, recording: Path) -> None:
+def test_a_speaker_is_renamed_once(page: Page, site: Site) -> None:
     """The name changes in all of the text, in downloads, and is still there when the page is opened again."""
-    site = serve()
-    page = open_page(site)
-    transcribed(page, site, recording)
     page.get_by_label("Name of SPEAKER_00").fill("Diane <D>")
     names = ["Diane <D>", "SPEAKER_01", "Diane <D>", "SPEAKER_01"]
     expect(page.locator("#segments .speaker option:checked")).to_have_text(names)
@@ -95,17 +122,13 @@ def test_a_speaker_is_renamed_once(serve: Serve, open_page: OpenPage, recording:
         spoken = "Diane_<D>" if name == "rttm" else "Diane &lt;D&gt;" if name == "vtt" else "Diane <D>"
         expected = in_format(site, name).replace("SPEAKER_00", spoken)
         assert same(downloaded(page, name), expected), name
-    page.reload()
-    page.get_by_role("button", name="Open: sample.wav").click()
+    reopen(page)
     expect(page.locator("#segments .speaker option:checked")).to_have_text(names)
 
 
-def test_a_segment_is_given_to_another_speaker(serve: Serve, open_page: OpenPage, recording: Path) -> None:
-    """To one there is or a new one, by keyboard too; all downloads follow, and the page remembers."""
-    site = serve()
-    page = open_page(site)
-    transcribed(page, site, recording)
-    # The fourth segment is the third's speaker again: its label comes with its pencil.
+def test_a_segment_is_given_to_another_speaker(page: Page) -> None:
+    """The speaker may be new, and the keyboard works too; all downloads follow, and the page remembers it."""
+    # The third segment has the same speaker, so the fourth shows its list of speakers after a click on Edit.
     fourth = page.locator("#segments > li").nth(3)
     fourth.get_by_role("button", name="Edit").click()
     page.keyboard.press("Escape")
@@ -141,39 +164,27 @@ def test_a_segment_is_given_to_another_speaker(serve: Serve, open_page: OpenPage
         ("14.200", "4.360", "Sheila"),
         ("20.000", "3.000", "SPEAKER_01"),
     ]
-    page.reload()
-    page.get_by_role("button", name="Open: sample.wav").click()
+    reopen(page)
     expect(labels).to_have_text(["SPEAKER_00", "Sheila", "SPEAKER_01"])
 
 
-def test_text_is_edited_in_place(serve: Serve, open_page: OpenPage, recording: Path) -> None:
-    """What was edited is in downloads; words that stayed play from where they are; Escape changes nothing."""
-    site = serve()
-    page = open_page(site)
-    transcribed(page, site, recording)
+def test_text_is_edited_in_place(page: Page, site: Site) -> None:
+    """Downloads have the new text, unchanged words keep their times, and Escape discards an edit."""
     second = page.locator("#segments > li").nth(1)
-    second.get_by_role("button", name="Edit").click()
-    page.keyboard.press("Control+A")
-    page.keyboard.type("I am Sheila in Dallas, Texas, originally from Chicago.")
-    page.keyboard.press("Enter")
+    rewrite(page, second, "I am Sheila in Dallas, Texas, originally from Chicago.")
     expect(second.locator(".text")).to_have_text("I am Sheila in Dallas, Texas, originally from Chicago.")
     expected = in_format(site, "srt").replace("And I'm Sheila in Texas,", "I am Sheila in Dallas, Texas,")
     assert downloaded(page, "srt") == expected
     word(page, "originally").click()
-    begun_s = TALK.segments[1].words[5].start_s
-    assert begun_s is not None
-    assert abs(audio_s(page) - begun_s) < 0.1
+    assert abs(audio_s(page) - begin_s(1, 5)) < 0.1
     second.get_by_role("button", name="Edit").click()
     page.keyboard.type("no, not this")
     page.keyboard.press("Escape")
     expect(second.locator(".text")).to_have_text("I am Sheila in Dallas, Texas, originally from Chicago.")
 
 
-def test_subtitles_are_laid_out(serve: Serve, open_page: OpenPage, recording: Path) -> None:
-    """By the server, with the user's names; an edited text has lines of the same width and as many."""
-    site = serve()
-    page = open_page(site)
-    transcribed(page, site, recording)
+def test_subtitles_are_laid_out(page: Page, site: Site) -> None:
+    """The server lays out the lines, with the user's names; edited text has the same limits."""
     page.get_by_text("Layout of subtitles").click()
     page.get_by_label("Characters in a line").fill("20")
     page.get_by_label("Lines at a time").fill("2")
@@ -187,10 +198,8 @@ def test_subtitles_are_laid_out(serve: Serve, open_page: OpenPage, recording: Pa
     page.get_by_label("Name of SPEAKER_00").fill("Diane")
     assert downloaded(page, "srt") == highlighted.replace("SPEAKER_00", "Diane")
     page.get_by_label("Underline the word").uncheck()
-    page.locator("#segments .edit").last.click()
-    page.keyboard.press("Control+A")
-    page.keyboard.type("Well, there is really not so much of a difference.")
-    page.keyboard.press("Enter")
+    last = page.locator("#segments > li").last
+    rewrite(page, last, "Well, there is really not so much of a difference.")
     edited = [cue.content.split("\n") for cue in srt.parse(downloaded(page, "srt"))]
     assert edited[-2:] == [
         ["[SPEAKER_01]: Well, there is", "really not so much"],
@@ -199,20 +208,14 @@ def test_subtitles_are_laid_out(serve: Serve, open_page: OpenPage, recording: Pa
     assert all(len(line.partition("]: ")[2] or line) <= 20 for cue in edited for line in cue)
 
 
-def test_downloads_are_the_servers(serve: Serve, open_page: OpenPage, recording: Path) -> None:
-    """Where nothing was changed, each format is byte for byte what the API gives."""
-    site = serve()
-    page = open_page(site)
-    transcribed(page, site, recording)
+def test_downloads_are_the_servers(page: Page, site: Site) -> None:
+    """Without changes, each format is byte for byte what the API gives."""
     for name in ("srt", "vtt", "text", "json", "words", "tsv", "rttm"):
         assert downloaded(page, name) == in_format(site, name)
 
 
-def test_text_is_found(serve: Serve, open_page: OpenPage, recording: Path) -> None:
-    """Matches are counted whatever their case, and visited in a circle."""
-    site = serve()
-    page = open_page(site)
-    transcribed(page, site, recording)
+def test_text_is_found(page: Page) -> None:
+    """Matches are counted in upper and lower case, and the one after the last is the first."""
     page.keyboard.press("/")
     page.keyboard.type("chicago")
     expect(page.locator("#found")).to_have_text("1 of 2")
@@ -225,11 +228,8 @@ def test_text_is_found(serve: Serve, open_page: OpenPage, recording: Path) -> No
     expect(page.locator("#found")).to_have_text("not found")
 
 
-def test_the_keyboard_plays(serve: Serve, open_page: OpenPage, recording: Path) -> None:
+def test_the_keyboard_plays(page: Page) -> None:
     """Space plays and pauses, arrows skip five seconds; typing into a field does neither."""
-    site = serve()
-    page = open_page(site)
-    transcribed(page, site, recording)
     page.locator("#transcript-title").focus()
     page.keyboard.press("ArrowRight")
     assert abs(audio_s(page) - 5) < 0.1
@@ -242,11 +242,8 @@ def test_the_keyboard_plays(serve: Serve, open_page: OpenPage, recording: Path) 
     expect(page.locator("#play .word")).to_have_text("Play")
 
 
-def test_uncertain_words_are_shaded(serve: Serve, open_page: OpenPage, recording: Path) -> None:
-    """Words of a low score, unless the reader does not want it."""
-    site = serve()
-    page = open_page(site)
-    transcribed(page, site, recording)
+def test_uncertain_words_are_shaded(page: Page) -> None:
+    """Words with a low score are shaded, until the reader turns that off."""
     shaded = page.locator("#segments .low")
     expect(shaded).to_have_text(["is", "Sheila", "originally", "New", "is"])
     colour = "e => getComputedStyle(e).backgroundColor"
@@ -256,27 +253,24 @@ def test_uncertain_words_are_shaded(serve: Serve, open_page: OpenPage, recording
 
 
 def test_a_job_of_another_day_is_heard(serve: Serve, open_page: OpenPage, recording: Path) -> None:
-    """This browser has kept its audio, which the server has erased."""
+    """The browser has kept the job's audio, which the server has erased."""
     site = serve()
     page = open_page(site, bypass_csp=True)
     transcribed(page, site, recording)
     wait_for_kept(page, 1)
-    page.reload()
-    page.get_by_role("button", name="Open: sample.wav").click()
+    reopen(page)
     expect(page.locator("#play")).to_be_enabled()
     expect(page.locator("#no-audio")).to_be_hidden()
     word(page, "Texas,").click()
     expect(page.locator("#play .word")).to_have_text("Pause")
-    begun_s = TALK.segments[1].words[4].start_s
-    assert begun_s is not None
-    assert abs(audio_s(page) - begun_s) < 0.5
+    assert abs(audio_s(page) - begin_s(1, 4)) < 0.5
 
 
 @pytest.mark.parametrize("why", ["other browser", "no storage", "full"])
 def test_audio_that_is_not_here_can_be_chosen(
     why: str, serve: Serve, open_page: OpenPage, recording: Path
 ) -> None:
-    """The page says that it is not in this browser; the waveform is there before and after the choice."""
+    """The page says that the audio is missing, and draws the waveform before and after a file is chosen."""
     site = serve()
     page = open_page(site, bypass_csp=True)
     if why != "other browser":
@@ -306,7 +300,7 @@ def test_audio_that_is_not_here_can_be_chosen(
 
 
 def test_audio_is_kept_as_long_as_its_job(serve: Serve, open_page: OpenPage, recording: Path) -> None:
-    """Deleting a job deletes its audio here; that of a job erased elsewhere goes at the next visit."""
+    """Deleting a job deletes its audio here; a job erased elsewhere loses its audio at the next visit."""
     site = serve()
     page = open_page(site)
     for count in (1, 2):
@@ -317,8 +311,7 @@ def test_audio_is_kept_as_long_as_its_job(serve: Serve, open_page: OpenPage, rec
     wait_for_kept(page, 1)
     (job,) = httpx.get(f"{site.url}v1/jobs").json()["jobs"]
     assert page.evaluate(KEPT) == [site.url + job["id"]]
-    page.reload()
-    page.get_by_role("button", name="Open: sample.wav").click()
+    reopen(page)
     page.get_by_label("Name of SPEAKER_00").fill("Diane")
     changes = "Object.keys(localStorage).filter((name) => name.startsWith('whisperx.changes.')).length"
     assert page.evaluate(changes) == 1
@@ -331,11 +324,8 @@ def test_audio_is_kept_as_long_as_its_job(serve: Serve, open_page: OpenPage, rec
     assert page.evaluate(changes) == 0
 
 
-def test_changes_that_cannot_be_kept_are_told(serve: Serve, open_page: OpenPage, recording: Path) -> None:
+def test_a_warning_says_that_changes_cannot_be_kept(page: Page) -> None:
     """Where the browser's storage is full, the user can still download what was changed."""
-    site = serve()
-    page = open_page(site)
-    transcribed(page, site, recording)
     set_item = "Storage.prototype.setItem"
     full = "() => { throw new DOMException('', 'QuotaExceededError') }"
     page.evaluate(f"() => {{ window.original = {set_item}; {set_item} = {full}; }}")
@@ -352,8 +342,8 @@ KEPT = "async () => (await (await caches.open('audio')).keys()).map((key) => key
 
 
 def wait_for_kept(page: Page, count: int) -> None:
-    """Waits until the browser keeps the audio of so many jobs."""
-    # `wait_for_function` would take a promise for true.
+    """Waits until the browser keeps the audio of this many jobs."""
+    # `wait_for_function` cannot be used: it would count the unresolved promise as true.
     page.evaluate(
         f"""async (count) => {{
           for (const end = Date.now() + 15000; (await ({KEPT})()).length !== count; ) {{
@@ -381,7 +371,7 @@ def test_the_waveform_is_drawn(serve: Serve, open_page: OpenPage, recording: Pat
 
 
 def assert_drawn(page: Page) -> None:
-    """The waveform is quiet and loud where PEAKS is. The page must not have its policy."""
+    """The waveform is quiet and loud where PEAKS is. The page must be opened with `bypass_csp`."""
     expect(page.locator("#wave canvas").first).to_be_visible()
     page.wait_for_function(IS_DRAWN, arg=page.locator("#wave canvas").first.element_handle())
 

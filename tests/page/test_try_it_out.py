@@ -1,4 +1,4 @@
-"""The page /docs in a real browser: "Try it out" works as it stands, and asks for the defaults."""
+"""The page /docs in a real browser: "Try it out" works without changes, and uses the defaults."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -82,7 +82,7 @@ def test_predict_takes_an_address_and_nothing_else(site: Site, open_page: OpenPa
 
 @pytest.mark.parametrize("media_type", [FORM, JSON])
 def test_a_job_is_submitted(media_type: str, site: Site, open_page: OpenPage, recording: Path) -> None:
-    """With the defaults of the transcription, and of the job."""
+    """The job has the defaults of options and of jobs."""
     about = tried(open_page, site, "/v1/jobs")
     if media_type == FORM:
         choose(about, FORM)
@@ -101,7 +101,7 @@ def test_a_job_is_submitted(media_type: str, site: Site, open_page: OpenPage, re
 def test_openai_transcriptions_take_a_file_and_nothing_else(
     site: Site, open_page: OpenPage, recording: Path
 ) -> None:
-    """Only what is required or has a name as its default is filled in; the options are as without it."""
+    """Only `model` and `chunking_strategy` are filled in, and the options are as with `model` alone."""
     about = tried(open_page, site, "/v1/audio/transcriptions")
     assert filled_in(about) == ["whisper-1", "auto"]
     assert send_file(about, "/v1/audio/transcriptions", recording).status == 200

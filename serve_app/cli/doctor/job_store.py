@@ -9,12 +9,13 @@ from filelock import FileLock, Timeout
 from serve_app.cli.doctor.checks import Check, Finding, Subject, fine, skipped, warning, wrong
 from serve_app.cli.doctor.machine import GB, nearest, why_not_writable
 from serve_app.errors import StoreBusy
-from serve_app.jobs import migration, places
-from serve_app.jobs.database import sqlite_file
-from serve_app.jobs.migration import SchemaMismatch
+from serve_app.jobs import places
 from serve_app.jobs.secrets import FetchSecrets
-from serve_app.jobs.signatures import UnusableSecrets, read_secrets
 from serve_app.jobs.spool import Spool
+from serve_app.jobs.store import migration
+from serve_app.jobs.store.database import sqlite_file
+from serve_app.jobs.store.migration import SchemaMismatch
+from serve_app.jobs.webhooks.signatures import UnusableSecrets, read_secrets
 from serve_app.settings.jobs import JobsSettings
 
 OFF = "jobs.store: off keeps no jobs."

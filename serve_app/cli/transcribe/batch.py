@@ -1,7 +1,7 @@
-"""Transcribes many files by jobs of a service, a few at a time, and writes what comes of them.
+"""Transcribes many files by jobs of a service, a few at a time, and writes their transcripts.
 
-A job has an idempotency key made of its audio and its options. So a run that was killed finds its jobs again,
-done or at work, when it is started again.
+A job has an idempotency key made of its audio and its options. So a run that was killed and is started
+again finds its jobs, finished or running.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
@@ -27,8 +27,8 @@ from serve_app.errors import InvalidRequest, NoApiKeys, TranscriptionError, Unau
 FIRST_ANSWER_S = 5.0  # for a service that is just starting
 RETRY_FOR_S = 600.0
 STOP_POLL_S = 0.2
-NO_JOB = "0"
-FLAGS = {"base_url": "--server", "api_key": "--api-key"}  # what is called otherwise in the client
+NO_JOB = "0"  # an id that no job has
+FLAGS = {"base_url": "--server", "api_key": "--api-key"}  # flags for these parameters of the client
 
 
 class Interrupted(Exception):
@@ -37,10 +37,10 @@ class Interrupted(Exception):
 
 @dataclass
 class Batch:
-    """One run."""
+    """One run of the command."""
 
     wanted: Wanted
-    stop: threading.Event | None = None  # set when a run with a service of its own is to end
+    stop: threading.Event | None = None  # set when the user stops a run that has started its own service
     tally: Tally = field(default_factory=Tally)
     client: AsyncClient = field(init=False)
 
@@ -56,14 +56,14 @@ class Batch:
         self._total = self._progress.add_task("all", total=0, state="")
 
     def tell_retry(self, error: TranscriptionError) -> None:
-        """Says, once for each kind of error, that the service is asked again."""
+        """Prints, once for each kind of error, that the request is sent again."""
         self._progress.update(self._total, state="waiting for the service")
         if error.code not in self._told:
             self._told.add(error.code)
             self._print(f"{error.message} Trying again for up to {RETRY_FOR_S / 60:g} minutes.")
 
     async def run(self, client: AsyncClient, paths: Sequence[str], watched: Path | None) -> Tally:
-        """Transcribes all of it. Raises CommandFailed where nothing can be transcribed, and Interrupted."""
+        """Transcribes all inputs. Raises CommandFailed where none can be transcribed, and Interrupted."""
         self.client = client
         free = asyncio.Semaphore(self.wanted.concurrency)
         try:
@@ -76,8 +76,8 @@ class Batch:
                             task = files.create_task(self._in_turn(each))
                             task.add_done_callback(partial(self._advance, free))
                     stopping.cancel()
-        except BaseExceptionGroup as group:
-            _raise_first(group)
+        except ExceptionGroup as group:
+            raise _first_of(group) from None
         return self.tally
 
     async def _inputs(self, paths: Sequence[str], watched: Path | None) -> AsyncIterator[Input]:
@@ -87,7 +87,7 @@ class Batch:
         for each in found:
             yield each
         if watched is not None:
-            async for new in inputs.watched(watched, asyncio.sleep):
+            async for new in inputs.watched(watched):
                 known += len(new)
                 self._progress.update(self._total, total=len(found) + known)
                 for each in new:
@@ -106,14 +106,14 @@ class Batch:
                 raise Interrupted
 
     async def _in_turn(self, each: Input) -> None:
-        async with self._locks[each.output]:  # a file that has changed meanwhile comes again
+        async with self._locks[each.output]:  # a file that changes meanwhile is transcribed again
             await self._transcribed(each)
 
     async def _transcribed(self, each: Input) -> None:
-        """Transcribes one file; says so, or why not. Raises CommandFailed for what would stop all of them."""
+        """Transcribes one file and reports it. Raises CommandFailed for an error that all files share."""
         try:
             mark = await asyncio.to_thread(self.wanted.mark, each)
-            if await asyncio.to_thread(self.wanted.is_done, each, self._done):
+            if await asyncio.to_thread(self.wanted.is_done, each, mark, self._done):
                 self.tally.done_before += 1
                 return
             task = self._progress.add_task(each.output, total=None, state="sending")
@@ -146,7 +146,7 @@ class Batch:
             return await self._written(each, job["id"])
 
     async def _job(self, each: Input, key: str) -> dict[str, Any]:
-        """A new job, or that of an earlier run, unless that one came to nothing."""
+        """A new job, or that of an earlier run unless it ended without a transcript."""
         submit = partial(self.client.jobs.submit, each.source, idempotency_key=key, **self.wanted.options)
         job = await submit()
         if has_ended(job) and job["status"] != "succeeded":
@@ -205,10 +205,10 @@ async def transcribe_all(
     watched: Path | None = None,
     stop: threading.Event | None = None,
 ) -> Tally:
-    """Transcribes all of it by the service at this URL. Raises CommandFailed and Interrupted."""
+    """Transcribes all inputs by the service at this URL. Raises CommandFailed and Interrupted."""
     try:
         async with AsyncClient(url, api_key, retry_for_s=FIRST_ANSWER_S) as client:
-            await _if_found(client.jobs.get(NO_JOB))  # whether it is there, knows the key and keeps jobs
+            await _if_found(client.jobs.get(NO_JOB))  # does the service run, accept the key and keep jobs?
         batch = Batch(wanted, stop)
         async with AsyncClient(url, api_key, retry_for_s=RETRY_FOR_S, on_retry=batch.tell_retry) as client:
             return await batch.run(client, paths, watched)
@@ -218,7 +218,7 @@ async def transcribe_all(
 
 
 async def _if_found(call: Awaitable[Any]) -> None:
-    """Waits for a call; that there is no such job is no error."""
+    """Waits for a call; a missing job is not an error."""
     try:
         await call
     except InvalidRequest as error:
@@ -227,7 +227,7 @@ async def _if_found(call: Awaitable[Any]) -> None:
 
 
 def _write(path: Path, text: str) -> Path:
-    """Writes a file so that it is there as a whole or not at all."""
+    """Writes a file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{hash_of(path.name)[:16]}.part")  # no longer than other names may be
     try:
@@ -237,8 +237,8 @@ def _write(path: Path, text: str) -> Path:
         part.unlink(missing_ok=True)
 
 
-def _raise_first(group: BaseExceptionGroup[BaseException]) -> NoReturn:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
+def _first_of(error: Exception) -> Exception:
+    """The first error in a group and in the groups within it."""
+    while isinstance(error, ExceptionGroup):
         error = error.exceptions[0]
-    raise error
+    return error

@@ -20,7 +20,7 @@ from serve_app.client.calls import is_url
 FORMATS = (*WRITERS, "rttm", "words")
 INTERRUPTED = 130
 
-# Of the service.
+# Flags that are options of the service's requests.
 SPEAKERS = ("num_speakers", "min_speakers", "max_speakers")
 OPTIONS = ("language", "task", "diarize", *SPEAKERS, "initial_prompt", "hotwords", "temperature")
 
@@ -36,7 +36,7 @@ _local = _options_of("The service that is started where no --server is given")
 
 def transcribe(
     paths: Annotated[
-        list[str] | None, typer.Argument(help="Files, URLs and folders; of a folder, all audio and video.")
+        list[str] | None, typer.Argument(help="Files, URLs and folders; all audio and video in a folder.")
     ] = None,
     server: Annotated[
         str | None,
@@ -57,7 +57,7 @@ def transcribe(
             help=f"With commas: {', '.join(FORMATS)}; or all, the default: {', '.join(ALL)}.",
         ),
     ] = None,
-    output_dir: Annotated[Path, _general("--output_dir", "-o", help="Folder for what is written.")] = Path(),
+    output_dir: Annotated[Path, _general("--output_dir", "-o", help="Folder for the outputs.")] = Path(),
     jobs: Annotated[
         int, _general("--jobs", min=1, max=256, help="How many files to transcribe at the same time.")
     ] = 4,
@@ -124,7 +124,7 @@ def transcribe(
 ) -> None:
     """Transcribes files, URLs and folders into text and subtitles, with the flags of whisperx.
 
-    A repeated run skips what is done and continues with the rest.
+    A repeated run skips finished files and continues with the rest.
 
     Exit codes: 0 all done, 1 some failed, 2 wrong usage, 130 stopped.
     """
@@ -132,9 +132,10 @@ def transcribe(
     chosen = {name: given[name] for name in SETTINGS if given[name] is not None}
     formats = _formats(output_format or ["all"])
     _refuse_contradictions(given, formats)
-    for name in ("config", *(("no_align",) if no_align else ()), *chosen):
-        if server and given[name]:
-            raise typer.BadParameter(f"--{name} is for a service that is started here; leave out --server.")
+    for_own_service = [*(name for name in ("config", "no_align") if given[name]), *chosen]
+    if server and for_own_service:
+        name = for_own_service[0]
+        raise typer.BadParameter(f"--{name} is for a service that is started here; leave out --server.")
     for path in paths or ():
         _refuse_what_is_not_there(path)
     options = {name: given[name] for name in OPTIONS if given[name] is not None}
@@ -177,7 +178,7 @@ def _formats(asked: list[str]) -> tuple[str, ...]:
 
 
 def _settings(config: Path | None, chosen: dict[str, Any]) -> dict[str, str]:
-    """What is asked of the service that is started, for the mark of what is done."""
+    """The settings of a service that is started for this run, as a part of the mark of each file."""
     values = {name: str(each.absolute() if isinstance(each, Path) else each) for name, each in chosen.items()}
     if config:
         values["config"] = hash_of(str(config.absolute()), config.read_text(errors="replace"))
@@ -215,9 +216,8 @@ def _refuse_contradictions(given: dict[str, Any], formats: tuple[str, ...]) -> N
         raise typer.BadParameter("--output_format rttm needs --diarize.")
     if given["max_line_count"] and not given["max_line_width"]:
         raise typer.BadParameter("--max_line_count needs --max_line_width.")
-    for flag in ("--task translate", "--no_align"):
-        if not (given["no_align"] if flag == "--no_align" else given["task"] == "translate"):
-            continue
+    without_words = {"--task translate": given["task"] == "translate", "--no_align": given["no_align"]}
+    for flag in (flag for flag, is_given in without_words.items() if is_given):
         for name in ("max_line_width", "highlight_words"):
             if given[name]:
                 raise typer.BadParameter(f"--{name} needs word times, which {flag} does not give.")

@@ -4,13 +4,13 @@ from typing import Any
 
 from typer.core import TyperCommand
 
-# Flags of whisperx that nothing here can honour, and what to do instead.
+# Flags of whisperx that have no counterpart here, and what to do instead.
 _CONFIG = "set it in a config file (whisperx-serve settings) and name that with --config"
-_ALWAYS = "leave it out, it is always so"
+_ALWAYS = "leave it out, this is always on"
 _NEVER = "leave it out, there is no such choice here"
 REFUSED = {
     "hf_token": "put the token into the environment variable HF_TOKEN, where other users cannot see it",
-    "batch_size": "leave it out, batches are formed of all files at work; --jobs is how many that are",
+    "batch_size": "leave it out, batches mix pieces of all running files; --jobs sets how many run at once",
     "device_index": "choose GPUs by the environment variable CUDA_VISIBLE_DEVICES",
     "model_cache_only": "leave it out, models that are on this machine are used without asking a hub",
     "align_model": _CONFIG,
@@ -33,8 +33,8 @@ REFUSED = {
     "verbose": _NEVER,
     "log_level": _NEVER,
     "threads": _CONFIG,
-    "version": "leave it out, `pip show whisperx-serve` says it",
-    "python_version": "leave it out, `python --version` says it",
+    "version": "leave it out, `pip show whisperx-serve` shows it",
+    "python_version": "leave it out, `python --version` shows it",
 }
 _SWITCH = ("true", "false")
 
@@ -43,7 +43,7 @@ class WhisperxCommand(TyperCommand):
     """A command whose flags may be written with `_` or `-`, and as `--highlight_words True`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Puts the flags as typer knows them; those that nothing can honour are refused."""
+        """Rewrites the flags for typer; refuses those that have no counterpart."""
         names = {name.replace("_", "-"): (name, param) for param in self.params for name in param.opts}
         out: list[str] = []
         left = list(args)

@@ -1,4 +1,4 @@
-"""What is to be transcribed: files, URLs, and what lies in folders; and what of it was done before."""
+"""The files and URLs to transcribe, also those in folders, and the record of those done before."""
 
 import asyncio
 import hashlib
@@ -22,25 +22,25 @@ _SUFFIX = re.compile(
     r"|opus|tta|w64|wave?|webm|wm[av]|wv)",
     re.IGNORECASE,
 )
-WATCH_S = 5.0  # a file of a watched folder is whole when it has not changed for so long
+WATCH_S = 5.0  # a file in a watched folder is complete when it has not changed for this long
 
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """A file or URL, and the path of its outputs in their folder, without a suffix."""
+    """A file or URL, and the path of its outputs in the output folder, without a suffix."""
 
     source: str
     output: str
 
     def version(self) -> list[Any]:
-        """What changes when the audio does. Raises OSError for a file that cannot be read."""
+        """Values that change when the audio changes. Raises OSError for a file that cannot be read."""
         if is_url(self.source):
             return [self.source]
         status = Path(self.source).stat()
         return [self.source, status.st_size, status.st_mtime_ns]
 
     def digest(self, *more: Any) -> str:
-        """The hash of the audio, or of its URL, and of this. Raises OSError."""
+        """The hash of the audio, or of its URL, and of `more`. Raises OSError."""
         if is_url(self.source):
             return hash_of(self.source, *more)
         with Path(self.source).open("rb") as file:
@@ -48,24 +48,24 @@ class Input:
 
 
 def hash_of(*parts: Any) -> str:
-    """One hash of all of these."""
+    """The hash of these values."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def said(error: OSError) -> str:
-    """What has failed, and with which file."""
+    """The error in words, with its file."""
     return f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
 
 
 def url_name(url: str) -> str:
-    """What a file fetched from there would be called. Raises ValueError for what is not a URL."""
+    """The name of a file fetched from this URL. Raises ValueError if it is not a URL."""
     address = urlsplit(url)
     name = PurePosixPath(unquote(address.path)).name or address.hostname or "audio"
     return re.sub(r"[\0-\x1f\x7f]", "_", name)
 
 
 class Inputs:
-    """Gives each file once, and again when it has changed; each has a path of its own for its outputs.
+    """Gives each file once, and again when it has changed; no two files share a path for outputs.
 
     `on_error` is called with the error of each folder that cannot be read.
     """
@@ -78,7 +78,7 @@ class Inputs:
         self._unreadable: set[str] = set()
 
     def found(self, paths: Sequence[str]) -> Iterator[Input]:
-        """Those of these paths and URLs; of a folder its audio and video files, by suffix, in any depth."""
+        """The inputs at these paths and URLs; for a folder its audio and video files at any depth."""
         for path in paths:
             if is_url(path):
                 yield from self._new(path, PurePosixPath(url_name(path)))
@@ -88,8 +88,8 @@ class Inputs:
             else:
                 yield from self._new(path, PurePosixPath(Path(path).name))
 
-    async def watched(self, folder: Path, pause: Callable[[float], Any]) -> AsyncIterator[list[Input]]:
-        """The new and changed files of a folder, for ever, each when it is no longer written to."""
+    async def watched(self, folder: Path) -> AsyncIterator[list[Input]]:
+        """The new and changed files of a folder, without end, each when it is no longer written to."""
         before: dict[Path, tuple[int, int]] = {}
         while True:
             now = {path: _size_and_time(path) for path in await asyncio.to_thread(list, self._media(folder))}
@@ -102,7 +102,7 @@ class Inputs:
             if new:
                 yield new
             before = now
-            await pause(WATCH_S)
+            await asyncio.sleep(WATCH_S)
 
     def _new(self, source: str, name: PurePosixPath) -> Iterator[Input]:
         source = source if is_url(source) else str(Path(source).absolute())
@@ -133,15 +133,15 @@ class Inputs:
 def _size_and_time(path: Path) -> tuple[int, int]:
     try:
         status = path.stat()
-    except OSError:  # it was there a moment ago
+    except OSError:  # it has just been removed
         return 0, 0
     return status.st_size, status.st_mtime_ns
 
 
 class Done:
-    """What was written into a folder, and as of which request: a line for each output in a hidden file.
+    """The record of a folder's outputs: a hidden file with the name of each output and its request's mark.
 
-    A later line of an output replaces those before. Raises CommandFailed where the file cannot be read.
+    The last line of an output counts. Raises CommandFailed where the file cannot be read.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -152,18 +152,18 @@ class Done:
         except FileNotFoundError:
             text = ""
         except OSError as error:
-            raise CommandFailed(f"what was done before cannot be read: {said(error)}.") from None
+            raise CommandFailed(f"the record of earlier runs cannot be read: {said(error)}.") from None
         for line in text.splitlines():
             with suppress(ValueError, TypeError):  # a line that was cut off
                 output, mark = json.loads(line)
                 self._marks[output] = mark
 
     def has(self, path: Path, mark: str) -> bool:
-        """Whether the last that was written there is this."""
+        """Whether the output at this path was last written for this mark."""
         return self._marks.get(self._name(path)) == mark
 
     def add(self, paths: Sequence[Path], mark: str) -> None:
-        """Notes what was written, for later runs. Raises OSError."""
+        """Records outputs for later runs. Raises OSError."""
         new = {self._name(path): mark for path in paths}
         with self._file.open("a") as file:
             file.write("".join(f"{json.dumps(pair)}\n" for pair in new.items()))

@@ -1,4 +1,4 @@
-"""The service that `transcribe` starts where it is given none."""
+"""The service that `transcribe` starts when no --server is given."""
 
 import tempfile
 import threading
@@ -10,7 +10,7 @@ from typing import Any
 
 from serve_app.cli import CommandFailed
 
-# Flags for the service that this command starts itself, and where they stand in the args of its config.
+# Flags for the service that this command starts, and their keys in the args of its config.
 SETTINGS = {
     "model": ("model",),
     "model_dir": ("models_dir",),
@@ -29,9 +29,9 @@ SETTINGS = {
 def own_service(
     config: Path | None, chosen: Mapping[str, Any], *, is_aligning: bool, is_diarizing: bool, jobs: int
 ) -> Iterator[tuple[str, threading.Event]]:
-    """Starts it; gives its URL, and the event that is set when the user wants it to stop.
+    """Starts the service; yields its URL, and the event that is set when the user stops the run.
 
-    `chosen` has values of flags of SETTINGS. Raises CommandFailed.
+    `chosen` has the values of flags of SETTINGS. Raises CommandFailed.
     """
     if find_spec("ray") is None:
         raise CommandFailed(
@@ -43,12 +43,12 @@ def own_service(
 
     path = config or config_file.DEMO_CONFIG
     raw = config_file.read(path)
-    ours = [each for each in raw.get("applications") or () if each["import_path"] == config_file.IMPORT_PATH]
+    ours = config_file.own_applications(raw)
     if len(ours) != 1:
         raise CommandFailed(f"{path} has {len(ours)} applications of this service; one is needed.")
     with tempfile.TemporaryDirectory(prefix="whisperx-serve-jobs-") as state:
         args = ours[0].setdefault("args", {})
-        args.pop("access", None)  # it answers this machine only
+        args.pop("access", None)  # only this machine can reach it
         args["jobs"] = {"state_dir": state, "concurrency": jobs}
         if not is_aligning:
             args["alignment"] = {"method": "off"}

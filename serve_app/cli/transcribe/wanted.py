@@ -1,4 +1,4 @@
-"""What a run is to make of every file, whether it was done before, and how it went."""
+"""The request of a run for every file, the check whether an earlier run has done it, and the counts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from serve_app.cli.transcribe.writers import Layout
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is asked for every file."""
+    """The request of a run for every file."""
 
     options: dict[str, Any]  # of the service
     formats: tuple[str, ...]
     layout: Layout
     folder: Path
     concurrency: int
-    has_words: bool  # with times
+    has_words: bool  # words with times
     settings: dict[str, str]  # of a service that is started for this run
 
     def path(self, each: Input, form: str) -> Path:
@@ -28,41 +28,41 @@ class Wanted:
         return self.folder / f"{each.output}.{suffix}"
 
     def mark(self, each: Input) -> str:
-        """What stands for this file, in this version, with all that is asked for it. Raises OSError."""
+        """The hash of this version of the file and of the whole request for it. Raises OSError."""
         layout = self.layout
         lines = [layout.max_line_width, layout.max_line_count, layout.highlight_words]
         return hash_of(each.version(), self.options, lines, self.has_words, self.settings)
 
-    def is_done(self, each: Input, done: Done) -> bool:
-        """Whether all of it was done before and is there. Raises OSError, also for too long names."""
-        mark, paths = self.mark(each), [self.path(each, form) for form in self.formats]
+    def is_done(self, each: Input, mark: str, done: Done) -> bool:
+        """Whether all outputs of this mark were written before and exist. Raises OSError for long names."""
+        paths = [self.path(each, form) for form in self.formats]
         are_there = [path.exists() for path in paths]
         return all(are_there) and all(done.has(path, mark) for path in paths)
 
 
 @dataclass(slots=True)
 class Tally:
-    """How it went."""
+    """The counts of a run."""
 
     transcribed: int = 0
     done_before: int = 0
     failed: int = 0
 
     def summary(self) -> str:
-        """One line."""
+        """The counts in one line."""
         before = f", {self.done_before} done before" if self.done_before else ""
         return f"{self.transcribed} transcribed{before}, {self.failed} failed."
 
 
 def done_before(wanted: Wanted, paths: Sequence[str]) -> Tally | None:
-    """How it went, where nothing is left to do: then no service is needed. Raises CommandFailed."""
+    """The counts if earlier runs have done all files, so that no service is needed. Raises CommandFailed."""
     unreadable: list[OSError] = []
     done, files = Done(wanted.folder), [*Inputs(unreadable.append).found(paths)]
     if not files:
         reasons = [f" {said(error)}." for error in unreadable]
         raise CommandFailed(f"there is no audio or video file in {', '.join(paths)}.{''.join(reasons)}")
     try:
-        is_done = not unreadable and all(wanted.is_done(each, done) for each in files)
-    except OSError:  # it is said when it is that file's turn
+        is_done = not unreadable and all(wanted.is_done(each, wanted.mark(each), done) for each in files)
+    except OSError:  # the run reports it when it comes to that file
         is_done = False
     return Tally(done_before=len(files)) if is_done else None

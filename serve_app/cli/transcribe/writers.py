@@ -1,6 +1,6 @@
-"""A transcript in whisperx's own files, character for character as its writers have them. Pure.
+"""Writes a transcript in whisperx's file formats, exactly as whisperx's writers do. Pure.
 
-The service's srt and vtt are other ones, without what readers of subtitles stumble over: docs/formats.md.
+The service's own srt and vtt differ: they are easier to read as subtitles (docs/formats.md).
 """
 
 import json
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-Result = dict[str, Any]  # as whisperx has it
+Result = dict[str, Any]  # in whisperx's form
 Words = list[dict[str, Any]]
 
 UNSPACED = ("ja", "zh")
@@ -27,7 +27,7 @@ class Layout:
 
 
 def whisperx_result(answer: dict[str, Any]) -> Result:
-    """What whisperx would have, of an answer of `/predict`: what is not known is left out, and not null.
+    """An answer of `/predict` in whisperx's form: unknown values are left out instead of null.
 
     A segment that could not be aligned has its words without times: whisperx would write nothing of it.
     """
@@ -74,7 +74,7 @@ def aud(result: Result, _: Layout) -> str:
 
 
 def as_json(result: Result, _: Layout) -> str:
-    """All that is known."""
+    """The whole result."""
     return json.dumps(result, ensure_ascii=False)
 
 
@@ -130,7 +130,7 @@ def _cues(result: Result, layout: Layout, clock: Callable[[float], str]) -> Iter
 
 
 def _subtitles(segments: Words, layout: Layout) -> Iterator[tuple[Words, dict[str, Any]]]:
-    """The words of each subtitle, with line ends in them, and the segment of the first one."""
+    """The words of each subtitle, with line ends in them, and the segment of its first word."""
     width = layout.max_line_width or DEFAULT_LINE_CHARS
     keeps_segments = layout.max_line_count is None or layout.max_line_width is None
     subtitle: Words = []

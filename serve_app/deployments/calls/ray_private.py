@@ -79,7 +79,7 @@ def gpus_may_join() -> bool | None:
         url = f"https://kubernetes.default/apis/ray.io/v1/namespaces/{namespace}/rayclusters/{name}"
         request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
         tls = ssl.create_default_context(cafile=ACCOUNT / "ca.crt")
-        with urllib.request.urlopen(request, timeout=10, context=tls) as response:  # noqa: S310
+        with urllib.request.urlopen(request, timeout=10, context=tls) as response:  # noqa: S310  (https)
             spec = json.load(response)["spec"]
     except OSError as error:
         logger.warning("Whether GPU nodes may join is not known: RayCluster %s: %s", name, error)

@@ -25,10 +25,10 @@ from serve_app.http.openai.response import speaker_names, text_pieces
 from serve_app.http.other_apis import MAX_BODY_BYTES, renaming
 from serve_app.http.responses import text_response
 from serve_app.http.uploads import options_in_body_only, received_json
-from serve_app.jobs.payloads import ENDS
-from serve_app.jobs.records import Job
 from serve_app.jobs.service import Jobs
+from serve_app.jobs.store.records import Job
 from serve_app.jobs.stored import JobRequest
+from serve_app.jobs.webhooks.payloads import ENDS
 from serve_app.options import parse_options
 from serve_app.transcript import Segment, Transcript
 
@@ -70,7 +70,7 @@ def assemblyai_routes(jobs: Jobs) -> APIRouter:
 
     @router.delete("/{transcript_id}", **_TRANSCRIPT)
     async def delete(transcript_id: str, request: Request) -> Response:
-        """Erases the transcript in any state, with its audio; the answer is what it was, without its text."""
+        """Erases the transcript in any state, with its audio; the answer shows it without its text."""
         asked = await jobs.request(transcript_id, key_name(request))
         job = await jobs.delete(transcript_id, key_name(request))
         return JSONResponse(_shown(job, asked, None))
@@ -157,10 +157,10 @@ def _shown(job: Job, asked: JobRequest, transcript: Transcript | None) -> dict[s
 
 
 def _words(segment: Segment, language: str | None, names: Mapping[str | None, str]) -> list[dict[str, Any]]:
-    """The words. One that was not aligned has the time between its neighbours, and no confidence.
+    """The words. One that was not aligned has the time between its neighbours, and confidence 0.
 
-    That is all that is known of it. Without it the words would not give the text; null breaks AssemblyAI's
-    clients.
+    It cannot be left out, because the words have to give the whole text; and AssemblyAI's clients cannot
+    read null.
     """
     words = [word for word in words_of(segment, language) if word.text.strip()]
     starts_s, ends_s = [], []

@@ -93,7 +93,7 @@ def submission(body: dict[str, Any]) -> Submission:
     if unknown := sorted(given.keys() - TranscriptRequest.model_fields.keys()):
         raise InvalidRequest(f"{unknown[0]}: not supported here; leave it out.", unknown[0])
     asked = validate_or_400(TranscriptRequest, given)
-    # `best` asks for the most accurate model that there is, and here is one. The other names are of
+    # `best` asks for the most accurate model, and here is only one. The other names are of
     # AssemblyAI's own models: taking them would claim that those were used.
     for name, models in (("speech_model", [asked.speech_model]), ("speech_models", asked.speech_models)):
         if any(model != "best" for model in models):
@@ -104,7 +104,7 @@ def submission(body: dict[str, Any]) -> Submission:
         raise conflict("word_boost", "cannot be combined with keyterms_prompt, which is the same")
     if asked.speakers_expected and not asked.speaker_labels:
         raise conflict("speakers_expected", "needs speaker_labels to be true")
-    # AssemblyAI takes the audio for English where nothing is said, and a request should mean the same here.
+    # AssemblyAI's default is English, and a request should mean the same here.
     language = None if asked.language_detection else asked.language_code or "en"
     with renaming(THEIR_NAMES):
         options = parse_options(

@@ -12,12 +12,12 @@ from serve_app.http.auth import key_name
 from serve_app.http.jobs.submission import described_json, idempotency_key
 from serve_app.http.other_apis import BASETEN_PREFIXES, MAX_BODY_BYTES, renaming
 from serve_app.http.uploads import PredictRequest, options_in_body_only, received_json
-from serve_app.jobs.payloads import DEPLOYMENT_ID, MODEL_ID, baseten_errors, iso
-from serve_app.jobs.records import Job
 from serve_app.jobs.service import Jobs, Submission, within
+from serve_app.jobs.store.records import Job
+from serve_app.jobs.webhooks.payloads import DEPLOYMENT_ID, MODEL_ID, baseten_errors, iso
 from serve_app.options import validate_or_400
 
-_STATUSES = {"running": "IN_PROGRESS"}  # others are ours in capitals
+_STATUSES = {"running": "IN_PROGRESS"}  # the others are our own in capitals
 
 
 class RetryConfig(BaseModel):
@@ -57,7 +57,7 @@ class AsyncRequest(TypedDict):
     status: Literal["QUEUED", "IN_PROGRESS", "SUCCEEDED", "FAILED", "EXPIRED", "CANCELED", "WEBHOOK_FAILED"]
     webhook_status: Literal["PENDING", "SUCCEEDED", "FAILED", "NO_WEBHOOK_PROVIDED"]
     created_at: str
-    status_at: Annotated[str, Field(description="When `status` became what it is.")]
+    status_at: Annotated[str, Field(description="When `status` last changed.")]
     errors: Annotated[list[dict[str, str]], Field(description="`code` and `message`; empty without errors.")]
 
 
@@ -147,9 +147,8 @@ def _submission(fields: dict[str, Any]) -> Submission:
 
 def _shown(job: Job) -> dict[str, Any]:
     """An AsyncRequest."""
-    is_awaited = job.webhook_url is not None
     webhook_status = "NO_WEBHOOK_PROVIDED"
-    if is_awaited:
+    if job.webhook_url is not None:
         webhook_status = job.webhook.status.upper() if job.webhook else "PENDING"
     changed_at_s = job.finished_at_s or job.started_at_s or job.created_at_s
     return {

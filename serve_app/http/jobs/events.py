@@ -1,4 +1,4 @@
-"""A job's changes as server-sent events. Their ids are the job's versions, so a client can take up again."""
+"""A job's changes as server-sent events. Their ids are the job's versions, so a client can resume."""
 
 import asyncio
 import json
@@ -14,8 +14,8 @@ from serve_app.errors import StoreBusy
 from serve_app.http.jobs.shown import JobOut
 from serve_app.http.openai import stream
 from serve_app.http.responses import error_body
-from serve_app.jobs.records import Job, SegmentBatch
 from serve_app.jobs.service import NoSuchJob
+from serve_app.jobs.store.records import Job, SegmentBatch
 
 POLL_S = 1.0  # a running job's progress is written every two
 
@@ -57,7 +57,7 @@ async def _events(
                 return
             await asyncio.sleep(POLL_S)
             job = await read()
-        except StoreBusy:  # it passes, and the client would only come back sooner
+        except StoreBusy:  # it passes; without the stream the client would only ask more often
             await asyncio.sleep(POLL_S)
         except NoSuchJob as error:  # it was deleted
             yield b"event: error\ndata: " + json.dumps(error_body(error)).encode() + b"\n\n"

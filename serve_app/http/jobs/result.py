@@ -1,7 +1,4 @@
-"""What there is of a job's transcript besides its JSON: other formats, and the peaks of the waveform.
-
-Which options may be chosen late, and when there is nothing to show.
-"""
+"""A job's transcript: the options that can be chosen after submission, and the peaks of the waveform."""
 
 from typing import Annotated, Any
 
@@ -10,11 +7,11 @@ from pydantic import Field
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from serve_app.errors import InvalidRequest, StoreBusy, TranscriptionError
+from serve_app.http.auth import key_name
 from serve_app.http.forms import collect_fields
 from serve_app.http.responses import OTHER_ERRORS, described_errors
-from serve_app.jobs.payloads import ENDS
-from serve_app.jobs.records import Job
 from serve_app.jobs.service import Jobs, NoSuchJob
+from serve_app.jobs.webhooks.payloads import ENDS
 from serve_app.options import LINE_OPTIONS, Options, conflict, parse_options
 from serve_app.transcript import PEAKS_PER_S, Transcript
 
@@ -25,12 +22,16 @@ class WrongState(TranscriptionError, status=409, type="invalid_request_error", c
     """The job's state does not allow it; also `job_failed`, `job_canceled`, `job_expired`, `no_webhook`."""
 
 
-def no_transcript(job: Job) -> WrongState:
-    """Why there is no transcript of this job."""
+async def transcript_of(jobs: Jobs, job_id: str, key: str) -> Transcript:
+    """The transcript of a job. Raises WrongState where there is none, with the reason."""
+    transcript = await jobs.transcript(job_id, key)
+    if transcript is not None:
+        return transcript
+    job = await jobs.get(job_id, key)
     if not job.is_final:
-        return WrongState(f"The job is {job.status}; ask again when it has succeeded, or follow its events.")
+        raise WrongState(f"The job is {job.status}; ask again when it has succeeded, or follow its events.")
     why = f": {job.error_message}" if job.error_message else "; there is no transcript."
-    return WrongState(f"The job {ENDS[job.status]}{why}", None, f"job_{job.status}")
+    raise WrongState(f"The job {ENDS[job.status]}{why}", None, f"job_{job.status}")
 
 
 def rendering(request: Request, submitted: Options) -> Options:
@@ -53,7 +54,7 @@ def rendering(request: Request, submitted: Options) -> Options:
 
 
 def check_shows(transcript: Transcript, options: Options) -> None:
-    """Raises InvalidRequest where the format would have nothing of the transcript in it."""
+    """Raises InvalidRequest if the format would show nothing of the transcript."""
     if options.response_format == "rttm" and transcript.segments and not transcript.turns:
         raise conflict(
             "response_format",
@@ -77,10 +78,7 @@ def peaks_routes(jobs: Jobs) -> APIRouter:
     @router.get("/peaks", response_model=PeaksOut, responses=described_errors(NoSuchJob, WrongState))
     async def get_peaks(request: Request, job_id: str) -> PeaksOut:
         """The peaks of the waveform, for drawing it without the audio. Empty for jobs of older versions."""
-        key = request.scope["api_key_name"]
-        transcript = await jobs.transcript(job_id, key)
-        if transcript is None:
-            raise no_transcript(await jobs.get(job_id, key))
+        transcript = await transcript_of(jobs, job_id, key_name(request))
         return {"per_second": PEAKS_PER_S, "peaks": transcript.peaks}
 
     return router

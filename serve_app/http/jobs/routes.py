@@ -13,8 +13,8 @@ from serve_app.formats.table import FORMATS
 from serve_app.http.auth import key_name
 from serve_app.http.forms import collect_fields, described_body
 from serve_app.http.jobs.events import event_stream
-from serve_app.http.jobs.result import RENDERING, WrongState, check_shows, no_transcript, rendering
-from serve_app.http.jobs.shown import JobList, JobOut, JobPage, path_of, shown, shown_with_place
+from serve_app.http.jobs.result import RENDERING, WrongState, check_shows, rendering, transcript_of
+from serve_app.http.jobs.shown import JobList, JobOut, JobPage, job_path, shown, shown_with_place
 from serve_app.http.jobs.submission import (
     IDEMPOTENCY_HEADER,
     JobBody,
@@ -32,9 +32,9 @@ from serve_app.http.responses import (
     transcript_response,
 )
 from serve_app.http.uploads import received
-from serve_app.jobs.records import Job, Status
 from serve_app.jobs.service import Jobs, NoSuchJob
 from serve_app.jobs.spool import SpoolUnavailable
+from serve_app.jobs.store.records import Job, Status
 from serve_app.options import Options, validate_or_400
 
 
@@ -63,14 +63,14 @@ class ListQuery(BaseModel):
 def job_routes(jobs: Jobs, max_bytes: int, max_json_bytes: int, *, has_list: bool = True) -> APIRouter:
     """The routes in front of these jobs; each API key has its own.
 
-    Where strangers share the jobs of no key, there is no list: a job's id is the only key to it.
+    Where strangers share the jobs, there is no list: only who knows a job's id can see it.
     """
     known = described_errors(errors.StoreBusy) | OTHER_ERRORS
     router = APIRouter(prefix=JOBS, tags=["Jobs"], responses=known)
 
     async def answer(request: Request, job: Job, status: int = 200) -> JSONResponse:
         root_path = _root_path(request)
-        headers = {"Location": path_of(job, root_path)} if status == 201 else None
+        headers = {"Location": job_path(job, root_path)} if status == 201 else None
         return JSONResponse(await shown_with_place(jobs, job, root_path), status, headers)
 
     @router.post("", status_code=201, **_described_submission())
@@ -112,13 +112,11 @@ def job_routes(jobs: Jobs, max_bytes: int, max_json_bytes: int, *, has_list: boo
     async def get_result(request: Request, job_id: str) -> Response:
         """The transcript, in the format asked for at submission or in any other that can show it.
 
-        With `response_format` here, what was asked for at submission about rendering no longer counts.
+        With `response_format` here, the rendering options of the submission no longer count.
         """
         key = key_name(request)
         options = rendering(request, (await jobs.request(job_id, key)).options)
-        transcript = await jobs.transcript(job_id, key)
-        if transcript is None:
-            raise no_transcript(await jobs.get(job_id, key))
+        transcript = await transcript_of(jobs, job_id, key)
         check_shows(transcript, options)
         return await asyncio.to_thread(transcript_response, transcript, options)
 
@@ -139,7 +137,7 @@ def job_routes(jobs: Jobs, max_bytes: int, max_json_bytes: int, *, has_list: boo
 
     @router.post("/{job_id}/cancel", **_described(JobOut, NoSuchJob))
     async def cancel(request: Request, job_id: str) -> Response:
-        """Ends a job that waits; one that runs stops between two windows. One that has ended stays so."""
+        """Ends a queued job; a running one stops between two windows. One that has ended does not change."""
         return await answer(request, await jobs.cancel(job_id, key_name(request)))
 
     @router.delete("/{job_id}", status_code=204, responses=described_errors(NoSuchJob))
@@ -175,7 +173,7 @@ def routes_without_jobs() -> APIRouter:
 
 
 def _root_path(request: Request) -> str:
-    """Where the client reaches the service."""
+    """The path under which the client reaches the service."""
     return str(request.scope.get("root_path", ""))
 
 

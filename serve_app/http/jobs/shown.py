@@ -5,10 +5,10 @@ from typing import Annotated, NotRequired, cast
 from pydantic import Field
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
-from serve_app.jobs.payloads import iso
-from serve_app.jobs.records import Job, Status, WebhookStatus
-from serve_app.jobs.schema import WEBHOOK_ID_PREFIX
 from serve_app.jobs.service import Jobs
+from serve_app.jobs.store.records import Job, Status, WebhookStatus
+from serve_app.jobs.store.schema import WEBHOOK_ID_PREFIX
+from serve_app.jobs.webhooks.payloads import iso
 from serve_app.stages.audio import address
 
 
@@ -84,8 +84,8 @@ class JobPage(TypedDict):
     next: Annotated[str | None, Field(description="`after` of the next page; null on the last one.")]
 
 
-def path_of(job: Job, root_path: str) -> str:
-    """Where the job is, for a client that reaches the service at `root_path`."""
+def job_path(job: Job, root_path: str) -> str:
+    """The path of the job, for a client that reaches the service at `root_path`."""
     return f"{root_path}/v1/jobs/{job.id}"
 
 
@@ -110,7 +110,7 @@ def shown(job: Job, root_path: str) -> JobOut:
         "progress": cast(ProgressOut, job.progress) if is_running and job.progress else None,
         "error": {"code": job.error_code, "message": job.error_message} if has_error else None,
         "webhook": _webhook(job),
-        "result_url": f"{path_of(job, root_path)}/result" if job.status == "succeeded" else None,
+        "result_url": f"{job_path(job, root_path)}/result" if job.status == "succeeded" else None,
     }
 
 

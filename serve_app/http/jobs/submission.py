@@ -36,7 +36,7 @@ class JobOptions(Options):
         None, description="The job expires if it has not started after this many seconds."
     )
     max_attempts: Annotated[int, Field(ge=1, le=10)] = Field(
-        3, description="How often it is tried, where another try can help."
+        3, description="Attempts in all; another one is made only where it can help."
     )
 
 
@@ -91,7 +91,7 @@ class Asked:
     is_list: bool = False
 
     def with_source(self, source: Source) -> Sequence[Submission]:
-        """The jobs; one that came alone has the source that came with it."""
+        """The jobs; a single one has the source that came with the request."""
         return self.jobs if self.is_list else [replace(self.jobs[0], source=source)]
 
 

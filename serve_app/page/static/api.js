@@ -16,7 +16,7 @@ export const key = {
 export class ApiError extends Error {
   constructor(status, error = {}, retryAfterS = null) {
     super(error.message ?? "");
-    Object.assign(this, { status, code: error.code ?? "", param: error.param ?? null, retryAfterS });
+    Object.assign(this, { status, code: error.code ?? "", retryAfterS });
   }
 }
 

@@ -1,7 +1,7 @@
 /** The audio of jobs, kept in this browser, because the server erases an upload when its job ends. */
 import { address } from "./api.js";
 
-// Browsers have no Cache Storage for pages that come by plain http from another host.
+// Browsers offer no Cache Storage to pages loaded by plain http from another host.
 const opened = async () => globalThis.caches?.open("audio");
 const ROOT = address("");
 const placeOf = (jobId) => ROOT + jobId; // its name in the cache; nothing is fetched from there
@@ -11,7 +11,7 @@ export async function keepAudio(jobId, audio) {
   try {
     await (await opened())?.put(placeOf(jobId), new Response(audio));
   } catch {
-    // There is no room. The page says so when the job is opened again.
+    // There is no room. When the job is opened again, the page says that its audio is missing.
   }
 }
 

@@ -17,7 +17,7 @@ const KINDS = {
       lines.push("-H 'Content-Type: application/json'");
       lines.push(`-d ${quoted(JSON.stringify({ audio_file: source, ...typed(options) }))}`);
     } else {
-      // In other forms curl reads `;`, `,`, `@` and `<` as more than text.
+      // Unquoted, and with -F, curl gives `;`, `,`, `@` and `<` a special meaning.
       lines.push(`-F ${quoted(`file=@"${source.replace(/["\\]/g, "\\$&")}"`)}`);
       lines.push(...options.map(([name, value]) => `--form-string ${quoted(`${name}=${value}`)}`));
     }

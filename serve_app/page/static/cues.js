@@ -1,15 +1,15 @@
-/** The cues of an edited transcript's subtitles. `serve_app/formats/subtitles.py` lays out all others. */
+/** The subtitles of an edited transcript. `serve_app/formats/subtitles.py` lays out unedited ones. */
 import { timed } from "./retime.js";
 
 // Line ends of any kind, other control characters and lone surrogates.
 const CONTROL = /[\x00-\x1f\x7f-\x9f\u2028\u2029\p{Cs}]+/gu;
 export const oneLine = (text) => text.replace(CONTROL, " ").trim();
-const milliseconds = (seconds) => Math.round(seconds * 1000);
+export const milliseconds = (seconds) => Math.round(seconds * 1000);
 const joined = (words) => words.map(({ text, hasSpace }, place) => (hasSpace && place ? " " : "") + text).join("");
 
 /**
- * The cues, in milliseconds: one for each segment, unless its lines are more than `max_line_count`. `escaped` is
- * applied to what is text.
+ * The cues, in milliseconds: one for each segment, or several if it has more than `max_line_count` lines. `escaped`
+ * is applied to each word.
  */
 export function cues(transcript, layout, escaped = (text) => text) {
   const { max_line_width: width = 1000, max_line_count: count = Infinity, highlight_words: isHighlighted = false } = layout;
@@ -47,7 +47,7 @@ function highlighted(words, startMs, textWith) {
   });
 }
 
-/** The words of a segment as its text has them, all with times where none had any. */
+/** The words of a segment, and whether a space is before each in its text. If none has times, they share the segment's. */
 function wordsOf(segment, language) {
   let at = 0;
   const words = timed(segment, language).map((word) => {
@@ -59,7 +59,7 @@ function wordsOf(segment, language) {
   return words.filter(({ text }) => text);
 }
 
-/** Words in lines that hold as many as fit. What has no space before it, such as a full stop, begins no line. */
+/** Fills lines with as many words as fit. Punctuation without a space before it begins no line. */
 function linesOf(words, width) {
   const units = [];
   for (const word of words) {

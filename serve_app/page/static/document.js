@@ -28,7 +28,7 @@ export class Transcript {
     this.isKept = true; // whether the browser has room for the changes
     this.names = changes.names ?? {};
     this.texts = changes.texts ?? {};
-    this.moved = changes.moved ?? {}; // the speakers of segments that were given to another one
+    this.moved = changes.moved ?? {}; // by segment, the speaker to whom the user gave it
     this.segments = answer.model_output.map((segment, index) => this.#segment(segment, index));
     const spoken = answer.model_output.flatMap(({ speaker, words }) => [speaker, ...(words ?? []).map((word) => word.speaker)]);
     this.speakers = [...new Set([...spoken, ...Object.values(this.moved)].filter(Boolean))];
@@ -44,12 +44,12 @@ export class Transcript {
     return Object.keys(this.names).length > 0 || this.isEdited;
   }
 
-  /** Whether it differs from the server's in more than names. */
+  /** Whether the user has changed more than names. */
   get isEdited() {
     return [this.texts, this.moved].some((changes) => Object.keys(changes).length > 0);
   }
 
-  /** Gives a speaker another name; an empty one is the server's. */
+  /** Gives a speaker another name; an empty one restores the server's. */
   rename(speaker, name) {
     if (name.trim() && name.trim() !== speaker) this.names[speaker] = name.trim();
     else delete this.names[speaker];
@@ -82,7 +82,7 @@ export class Transcript {
     return ids.find((id) => !this.speakers.includes(id));
   }
 
-  /** The times that were given to another speaker. */
+  /** The stretches of time that the user gave to another speaker. */
   moves() {
     return Object.entries(this.moved).map(([index, to]) => {
       const { start, end } = this.segments[index];
@@ -102,7 +102,7 @@ export class Transcript {
     return low ? this.places[low - 1] : null;
   }
 
-  /** Stretches of one speaker, `{start, end, speaker}`, and how long each one speaks. */
+  /** The speaker turns: `{start, end, speaker}`. */
   turns() {
     const turns = [];
     for (const { start, end, speaker, words } of this.segments) {
@@ -125,7 +125,7 @@ export class Transcript {
     return { ...segment, speaker, text, words: index in this.moved ? words.map((word) => ({ ...word, speaker })) : words };
   }
 
-  /** What `at` searches: when each word begins, or a segment that has no timed words. */
+  /** Lists when each word begins, for `at`; of a segment without timed words, when the segment begins. */
   #index() {
     const found = [];
     this.segments.forEach(({ start, words }, segment) => {

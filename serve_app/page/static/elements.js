@@ -9,7 +9,7 @@ export function make(tag, properties = {}, ...children) {
   for (const [name, value] of Object.entries(properties)) {
     if (value === undefined || value === null || value === false) continue;
     if (name in element && typeof value !== "string") element[name] = value;
-    else element.setAttribute(name === "className" ? "class" : name, value === true ? "" : value);
+    else element.setAttribute(name, value === true ? "" : value);
   }
   element.append(...children);
   return element;
@@ -26,7 +26,7 @@ export function clock(seconds) {
 /** Lets the browser paint and answer the user before long work goes on. */
 export const pause = () => new Promise((resume) => setTimeout(resume));
 
-/** Something kept in this browser; `fallback` where it is missing or cannot be read. */
+/** A value kept in this browser, or `fallback` if it is missing or cannot be read. */
 export function kept(name, fallback) {
   try {
     return JSON.parse(localStorage.getItem(`whisperx.${name}`)) ?? fallback;
@@ -35,7 +35,7 @@ export function kept(name, fallback) {
   }
 }
 
-/** Keeps something in this browser; `undefined` removes it. Gives false where that fails: full storage, private windows. */
+/** Keeps a value in this browser; `undefined` removes it. Gives false if the browser refuses: full storage, private window. */
 export function keep(name, value) {
   try {
     if (value === undefined) localStorage.removeItem(`whisperx.${name}`);

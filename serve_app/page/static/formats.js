@@ -1,6 +1,6 @@
-/** The writers of an edited transcript; the layout is that of `serve_app/formats`, which writes all others. */
+/** Writes edited transcripts as `serve_app/formats` writes unedited ones. */
 
-import { cues, oneLine } from "./cues.js";
+import { cues, milliseconds, oneLine } from "./cues.js";
 import { retimed } from "./retime.js";
 
 /** Formats by name: the end of the file's name, and its type. */
@@ -15,31 +15,31 @@ export const FORMATS = {
 };
 
 const escaped = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
-const milliseconds = (seconds) => Math.round(seconds * 1000);
+const withoutArrows = (text) => text.replace(/-{2,}>/g, "->"); // `-->` stands between the times of SRT
 
 /** The server's subtitles with the user's names for the speakers. */
 export function renamed(transcript, format, servers) {
-  const label = (speaker) => (format === "srt" ? prefix(speaker).replace(/-{2,}>/g, "->") : voice(speaker));
+  const label = (speaker) => (format === "srt" ? withoutArrows(prefix(speaker)) : voice(speaker));
   const labels = new Map(transcript.speakers.map((speaker) => [label(speaker), label(transcript.nameOf(speaker))]));
   return servers.replace(/( --> .*\n)(\[.*?\]: |<v .*?>)/g, (whole, times, before) => {
     return labels.has(before) ? times + labels.get(before) : whole;
   });
 }
 
-/** The transcript in a format. `rttm` needs the server's; `layout` is that of subtitle lines. */
+/** The transcript in a format. `rttm` needs the server's RTTM; `layout` holds the options for subtitle lines. */
 export function written(transcript, format, { serversRttm = "", layout = {} } = {}) {
-  return WRITERS[format](transcript, format === "rttm" ? serversRttm : layout);
+  return WRITERS[format](transcript, { serversRttm, layout });
 }
 
 const WRITERS = {
-  srt: (transcript, layout) =>
+  srt: (transcript, { layout }) =>
     cues(transcript, layout)
       .map(({ start, end, text, speaker }, index) => {
-        const lines = (prefix(speaker) + text).replace(/-{2,}>/g, "->");
+        const lines = withoutArrows(prefix(speaker) + text);
         return `${index + 1}\n${clock(start, ",")} --> ${clock(end, ",")}\n${lines}\n\n`;
       })
       .join(""),
-  vtt: (transcript, layout) =>
+  vtt: (transcript, { layout }) =>
     ["WEBVTT\n\n"]
       .concat(
         cues(transcript, layout, escaped).map(({ start, end, text, speaker }) => {
@@ -65,8 +65,8 @@ const WRITERS = {
     const words = transcript.segments.flatMap((segment) => wordsOf(transcript, segment));
     return JSON.stringify({ words, ...about }, null, 2);
   },
-  rttm: (transcript, servers) =>
-    turns(transcript, servers)
+  rttm: (transcript, { serversRttm }) =>
+    turns(transcript, serversRttm)
       .map(({ start, end, field }) => {
         const speaker = transcript.speakers.find((each) => inField(each) === field);
         const times = `${(start / 1000).toFixed(3)} ${((end - start) / 1000).toFixed(3)}`;
@@ -77,7 +77,7 @@ const WRITERS = {
 
 const inField = (name) => oneLine(name ?? "").replace(/\s/g, "_");
 
-/** The server's speaker turns, with what was given to another speaker taken from the one who had it. */
+/** The server's speaker turns, with segments that the user gave to another speaker moved to that one. */
 function turns(transcript, servers) {
   let found = servers.split("\n").filter(Boolean).map((line) => {
     const fields = line.split(" ");
@@ -98,7 +98,7 @@ function turns(transcript, servers) {
 
 const named = (transcript, part) => ({ ...part, speaker: transcript.nameOf(part.speaker) });
 const wordsOf = (transcript, segment) => {
-  // Of a segment that was not aligned, the words have no times.
+  // The words of a segment that was not aligned have no times.
   const words = segment.words.length ? segment.words : retimed(segment.text, [], segment, transcript.language);
   return words.map((word) => named(transcript, word));
 };

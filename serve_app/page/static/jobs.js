@@ -7,8 +7,8 @@ import { explain, locale, t } from "./words.js";
 
 const POLL_MS = 4000; // while something waits or runs
 const MAX_NAMES = 200;
-const PAGE = 20; // jobs that are shown first, and more at each click
-const MAX_PAGE = 100; // of the API
+const PAGE = 20; // jobs that are shown at first, and added by each click on "More"
+const MAX_PAGE = 100; // the API's limit
 
 /** Keeps the name of a job's audio. */
 export function nameJob(id, name) {
@@ -29,7 +29,7 @@ export class JobList {
     this.actions = actions;
     this.jobs = [];
     this.wanted = PAGE;
-    this.areOff = false; // a server that keeps no jobs
+    this.areOff = false; // whether the server keeps no jobs
     byId("refresh").addEventListener("click", () => this.refresh());
     byId("more-jobs").addEventListener("click", () => {
       this.wanted += PAGE;
@@ -39,7 +39,7 @@ export class JobList {
     document.addEventListener("visibilitychange", () => !document.hidden && this.jobs.length && this.refresh());
   }
 
-  /** Asks the server again. Gives false where it does not let us, after `failed` was told why. */
+  /** Fetches the list again. Gives false if that failed; then `actions.failed` has the error. */
   async refresh() {
     clearTimeout(this.timer);
     try {
@@ -96,13 +96,13 @@ export class JobList {
   }
 }
 
-/** A page of jobs. A server that answers everybody lists nobody's: then those that this browser has sent. */
+/** A page of jobs. A server that is open without keys lists none; then, the jobs that this browser has sent. */
 async function list(after, limit) {
   try {
     return await json(`v1/jobs?limit=${limit}${after ? `&after=${after}` : ""}`);
   } catch (error) {
     if (error.status !== 403) throw error;
-    await json("v1/models").catch(() => Promise.reject(error)); // refused as well: we are strangers
+    await json("v1/models").catch(() => Promise.reject(error)); // this is refused too, so the server refuses this machine
     const ids = Object.keys(kept("names", {})).slice(-PAGE).reverse();
     const jobs = await Promise.all(ids.map((id) => json(`v1/jobs/${id}`).catch(() => null)));
     return { jobs: jobs.filter(Boolean), next: null };

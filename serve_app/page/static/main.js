@@ -16,12 +16,12 @@ import { language, languageName, locale, setLanguage, t, translate } from "./wor
 
 const LANGUAGES = ["de", "en", "es", "fr", "it", "ja", "ko", "nl", "pl", "pt", "ru", "tr", "uk", "zh"];
 
-const LOOKING_MS = 5000; // who scrolls is not taken back to the playing word for a while
+const LOOKING_MS = 5000; // after scrolling, the page does not follow the playing word for this time
 
 const audioOf = new Map(); // job id -> its File, as long as the page is open
 let transcript = null;
-let source = "talk.mp3"; // of the last request, for the commands
-let opening = null; // the job that is being opened; the one that was asked for last wins
+let source = "talk.mp3"; // the file or URL that was sent last, for the commands
+let opening = null; // the job whose transcript is being fetched; a later click replaces it
 let scrolledAt = 0;
 
 const player = new Player((timeS) => {
@@ -71,7 +71,7 @@ const sender = new Sender(jobs, {
 });
 const recorder = new Recorder((file) => sender.take([file], { isRecording: true }));
 
-/** Shows what a change to the transcript changes besides the text. */
+/** Updates lanes, shares and the storage warning after a change to the transcript. */
 function changed() {
   player.turns = transcript.turns();
   player.draw();
@@ -80,7 +80,7 @@ function changed() {
   tellUnkept();
 }
 
-/** Says so when the browser cannot keep the user's changes. */
+/** Warns the user when the browser cannot keep changes, and removes the warning when it can. */
 function tellUnkept() {
   if (transcript.isKept) unsay("changes");
   else say(t("changes_not_kept"), "changes");
@@ -88,7 +88,7 @@ function tellUnkept() {
 
 // --- The key ---
 
-/** Asks the server for the jobs, which it shows with the right key only. */
+/** Fetches the list of jobs, which checks the key. With the right one it sends again what lacked a key. */
 async function enter() {
   const isIn = await jobs.refresh();
   if (isIn) {
@@ -108,11 +108,11 @@ async function forgetErased() {
     for (const id of new Set([...(await jobsWithAudio()), ...changedJobs()])) {
       const error = listed.includes(id) ? null : await json(`v1/jobs/${id}`).then(() => null, (refusal) => refusal);
       if (error?.code !== "job_not_found") continue;
-      if (!key.get()) forgetChanges(id); // with a key the job may be another key's, and changes are work
+      if (!key.get()) forgetChanges(id); // with a key, the job may belong to another key, and its changes must stay
       await forgetAudio(id);
     }
   } catch {
-    // A browser that keeps nothing.
+    // This browser has no storage, so there is nothing to remove.
   }
 }
 
@@ -138,7 +138,7 @@ function options() {
 
 // --- Showing a transcript ---
 
-/** Shows a transcript that is there; while another one is shown, only says so, with a button. */
+/** Shows a finished transcript by `act`; while another one is open, shows a button for it instead. */
 function offer(name, act, jobId = "") {
   if (byId("transcript").hidden && !opening) {
     byId("spoken").textContent = t("said_done", { name });
@@ -164,7 +164,7 @@ async function open(job) {
   try {
     const answer = await result("&word_timestamps=true").catch((error) => {
       if (error.status !== 400) throw error;
-      isTranslation = true; // it has no words with times
+      isTranslation = true; // a translation has no word times, so the server refuses to give them
       return result("");
     });
     if (opening !== job) return;
@@ -191,7 +191,7 @@ async function drawWaveform() {
   if (transcript === shown) player.showPeaks(Float32Array.from(atob(peaks), (peak) => peak.charCodeAt(0) / 128));
 }
 
-/** Has the player play this audio, or else what this browser has kept. */
+/** Loads this audio into the player; without any, the audio that this browser has kept. */
 async function listen(audio) {
   const shown = transcript;
   const { jobId } = shown;
@@ -216,11 +216,7 @@ async function show(opened, audio) {
   showShares();
   byId("transcript-title").focus({ preventScroll: true });
   byId("transcript").scrollIntoView({ block: "start" });
-  const isWhole = await segments.show(transcript);
-  if (isWhole) {
-    segments.marked = "";
-    search.run();
-  }
+  if (await segments.show(transcript)) search.run();
 }
 
 function showAbout() {
@@ -292,7 +288,7 @@ byId("downloads").addEventListener("click", async ({ target }) => {
   }
 });
 
-/** The transcript in a format: the server's, unless the user has changed something that is in it. */
+/** The transcript in a format: the server's, unless the format shows something that the user has changed. */
 async function inFormat(format) {
   const { jobId } = transcript;
   const hasLines = format === "srt" || format === "vtt";
@@ -306,7 +302,7 @@ async function inFormat(format) {
   return hasLines ? renamed(transcript, format, servers) : written(transcript, format, { serversRttm: servers });
 }
 
-/** How the user wants the lines of subtitles, as the API has it. */
+/** The chosen layout of subtitles, as options of the API. */
 function subtitleLayout() {
   if (transcript.isTranslation) return {};
   return Object.fromEntries([...new FormData(byId("subtitles-form"))].filter(([, value]) => value));
@@ -318,9 +314,12 @@ function saveAs(text, format) {
   save(new Blob([text], { type: `${type};charset=utf-8` }), `${name}.${end}`);
 }
 
-byId("copy-text").addEventListener("click", async () => {
-  byId("text-copied").textContent = t((await copy(written(transcript, "text"))) ? "copied" : "not_copied");
-});
+/** Copies text, and says in an element whether that worked. */
+async function copyAndSay(text, output) {
+  output.textContent = t((await copy(text)) ? "copied" : "not_copied");
+}
+
+byId("copy-text").addEventListener("click", () => copyAndSay(written(transcript, "text"), byId("text-copied")));
 
 byId("shade").addEventListener("change", ({ target }) => byId("segments").classList.toggle("plain", !target.checked));
 byId("attach").addEventListener("change", ({ target }) => {
@@ -374,9 +373,7 @@ function showCommand() {
   byId("command").textContent = command(byId("command-kind").value, url || source, options());
 }
 
-byId("copy-command").addEventListener("click", async () => {
-  byId("copied").textContent = t((await copy(byId("command").textContent)) ? "copied" : "not_copied");
-});
+byId("copy-command").addEventListener("click", () => copyAndSay(byId("command").textContent, byId("copied")));
 for (const id of ["command-kind", "options-form", "url-form", "commands"]) {
   for (const name of ["input", "toggle"]) byId(id).addEventListener(name, showCommand);
 }
@@ -398,7 +395,7 @@ byId("interface-language").addEventListener("change", ({ target }) => {
   showAll();
 });
 
-/** Shows in the chosen language what is not a fixed text. */
+/** Shows texts that scripts have made in the chosen language; `translate` does so for those of the HTML. */
 function showAll() {
   byId("o-language").placeholder = t("o_language_auto");
   byId("languages").replaceChildren(...LANGUAGES.map((code) => make("option", { value: code }, languageName(code))));

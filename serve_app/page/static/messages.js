@@ -3,26 +3,26 @@ import { ApiError } from "./api.js";
 import { byId, make } from "./elements.js";
 import { explain, t } from "./words.js";
 
-let sayer = "";
+let sayer = ""; // the part of the page that said the sentence
 
-/** Says a sentence in the place of the last one; an empty text only removes that. `by` is for `unsay`. */
+/** Shows a sentence instead of the last one; an empty text only removes the last one. `by` is for `unsay`. */
 export function say(text, by = "") {
   sayer = by;
   byId("said").replaceChildren(...(text ? [make("p", {}, text)] : []));
 }
 
-/** Removes what is said, if it was said by this part of the page. */
+/** Removes the sentence if this part of the page said it. */
 export function unsay(by) {
   if (sayer === by) say("");
 }
 
-/** What went wrong, as a sentence. What is not known to happen is in the browser's console too. */
+/** What went wrong, as a sentence. Unexpected errors go to the browser's console too. */
 export function reasonOf(error) {
   if (!(error instanceof ApiError) && !("code" in error)) console.error(error);
   return explain(error) || t("error_500");
 }
 
-/** Says what went wrong, unless the user has ended it or the page does without. */
+/** Says what went wrong, unless the user canceled it or the server only has no jobs, which the page can do without. */
 export function tell(error, by) {
   if (error.name === "AbortError" || error.code === "jobs_off") return;
   if (error.status === 401) askForKey();

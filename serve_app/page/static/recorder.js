@@ -9,7 +9,7 @@ export class Recorder {
   constructor(onRecorded) {
     this.onRecorded = onRecorded;
     this.recording = null;
-    this.isBusy = false; // between a click and what it does
+    this.isBusy = false; // while a click is being handled
     byId("record").addEventListener("click", () => this.#clicked());
   }
 
@@ -55,7 +55,7 @@ export class Recorder {
   }
 }
 
-/** Starts; gives `stop()`, which ends the recording and gives it as a File. Throws an Error whose message names a text. */
+/** Starts a recording; `stop()` ends it and gives it as a File. The message of an Error is the name of a text. */
 async function record(name) {
   if (!navigator.mediaDevices?.getUserMedia) throw new Error("microphone_insecure");
   const stream = await navigator.mediaDevices.getUserMedia({ audio: true }).catch((error) => {

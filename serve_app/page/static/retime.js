@@ -27,7 +27,7 @@ export function retimed(text, before, segment, language) {
   return words;
 }
 
-/** The words of a segment. Of one that was not aligned, they share its time. */
+/** The words of a segment. If it was not aligned, they share its time. */
 export function timed(segment, language) {
   const words = segment.words.length ? segment.words : retimed(segment.text, [], segment, language);
   if (words.some((word) => word.start !== null)) return words;

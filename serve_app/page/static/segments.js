@@ -4,7 +4,7 @@ import { t } from "./words.js";
 
 const UNCERTAIN = 0.5; // a lower score shades the word, a much lower one more so
 const VERY_UNCERTAIN = 0.3;
-const SEGMENTS_AT_ONCE = 60; // between two of them the page answers its user
+const SEGMENTS_AT_ONCE = 60; // after so many the page pauses to react to its user
 const COLOURS = 8;
 const NEW = " new"; // no id of a speaker begins with a space
 
@@ -15,7 +15,7 @@ export function colourOf(transcript, speaker) {
 }
 
 export class SegmentList {
-  /** `actions`: `play(timeS)`, `edited()`, `moved()` (a segment, to another speaker). */
+  /** `actions`: `play(timeS)`, `edited()`, and `moved()` when a segment was given to another speaker. */
   constructor(list, actions) {
     this.list = list;
     this.actions = actions;
@@ -30,7 +30,7 @@ export class SegmentList {
     list.addEventListener("focusout", (event) => event.target.isContentEditable && this.#stopEditing(event.target, true));
   }
 
-  /** Shows a transcript, part by part; another one that comes in between ends this. */
+  /** Shows a transcript, part by part. Gives false if another call has replaced it meanwhile. */
   async show(transcript) {
     const mine = ++this.shown;
     this.transcript = transcript;
@@ -45,6 +45,7 @@ export class SegmentList {
       await pause();
       if (mine !== this.shown) return false;
     }
+    this.marked = ""; // parts that were not there yet could not be marked
     return true;
   }
 
@@ -92,7 +93,7 @@ export class SegmentList {
     return this.transcript.nameOf(speaker) ?? t("speaker_unknown");
   }
 
-  /** Who says a segment, to choose another one. The others are filled in when the user turns to it: many lists are slow. */
+  /** The list to choose a segment's speaker. It is filled when the user focuses it, because many full lists are slow. */
   #speaker(index) {
     const { speaker, start } = this.transcript.segments[index];
     const label = t("speaker_at", { time: clock(start) });
@@ -107,7 +108,7 @@ export class SegmentList {
     if (!select.matches(".speaker")) return;
     const { value } = select;
     const ids = [...new Set([...this.transcript.speakers, value])];
-    if (select.options.length === ids.length + 1) return; // they are there
+    if (select.options.length === ids.length + 1) return; // it is filled already
     select.replaceChildren(
       ...ids.map((id) => make("option", { value: id, selected: id === value }, this.#nameOf(id))),
       make("option", { value: NEW }, t("speaker_new")),

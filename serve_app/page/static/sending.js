@@ -1,4 +1,4 @@
-/** Sending audio to the server, following the job that comes of it, and keeping what could not be sent. */
+/** Sending audio to the server, following its job, and keeping audio that could not be sent. */
 import { ApiError, follow, request, send } from "./api.js";
 import { Transcript } from "./document.js";
 import { byId, make, save } from "./elements.js";
@@ -6,32 +6,32 @@ import { askForKey, reasonOf, say, tell, unsay } from "./messages.js";
 import { Running } from "./running.js";
 import { explain, t } from "./words.js";
 
-const ALIKE = [401, 403, 429, 503]; // the next file would be answered the same
+const ALIKE = [401, 403, 429, 503]; // the server would refuse the next file for the same reason
 
 const nameFrom = (audio) => (typeof audio === "string" ? audio.split(/[?#]/)[0].split("/").filter(Boolean).at(-1) : audio.name);
 
 export class Sender {
   /**
    * `jobs` is the list of jobs. `actions`: `options()`, `sending(source)`, `accepted(job, name, audio)`,
-   * `succeeded(job, name)` (a job), `answered(transcript, audio)` (by a server without jobs).
+   * `succeeded(job, name)`, and `answered(transcript, audio)` where the server keeps no jobs.
    */
   constructor(jobs, actions) {
     this.jobs = jobs;
     this.actions = actions;
     this.running = new Running();
-    this.uploads = new Set(); // what ends each of those that are on their way
+    this.uploads = new Set(); // an AbortController for each running upload
     this.unsent = []; // {audio, error, why}
-    this.recordings = new Set(); // those that are in this page only
-    this.followed = null; // what ends the following of a job
-    this.shownNumber = 0; // of what is shown as running: an upload that it was before goes on unseen
+    this.recordings = new Set(); // recordings that are neither sent nor saved
+    this.followed = null; // the AbortController of the job that is followed
+    this.shownNumber = 0; // counts what was shown as running; an upload with an older number goes on unseen
   }
 
-  /** Whether something is lost when the page is closed now. */
+  /** Whether closing the page now would lose an upload or a recording. */
   get isBusy() {
     return this.uploads.size > 0 || this.recordings.size > 0;
   }
 
-  /** Sends Files or URLs, one after the other, and shows the first; what is refused can be tried again. */
+  /** Sends Files or URLs, one after the other, and shows the first one. The user can retry those that are refused. */
   async take(audios, { isRecording = false } = {}) {
     if (!this.uploads.size) say("");
     if (isRecording) for (const audio of audios) this.recordings.add(audio);
@@ -46,7 +46,7 @@ export class Sender {
     }
   }
 
-  /** Sends again what could not be sent: all, or what had such an error. */
+  /** Sends refused audio again: all of it, or that whose error `isWanted` accepts. */
   retry(isWanted = () => true) {
     const again = this.unsent.filter(({ error }) => isWanted(error));
     if (!again.length) return;
@@ -55,7 +55,7 @@ export class Sender {
     this.take(again.map(({ audio }) => audio));
   }
 
-  /** Sends one File or URL. Gives the error where it was refused. */
+  /** Sends one File or URL. Gives the error if it was not sent. */
   async #send(audio, isShown) {
     if (this.jobs.areOff && (!isShown || this.uploads.size)) return new ApiError(0, { code: "one_at_a_time" });
     const name = nameFrom(audio);
@@ -94,7 +94,7 @@ export class Sender {
     }
   }
 
-  /** For a server that keeps no jobs: one long request. */
+  /** Transcribes in one long request, for a server that keeps no jobs. */
   async #sendAtOnce(audio, name, options, post) {
     const isTranslation = options.task === "translate";
     say(t("error_jobs_off"), "at once");

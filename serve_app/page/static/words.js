@@ -53,7 +53,6 @@ const WORDS = {
     state_done: "done",
     state_now: "running",
     state_todo: "to come",
-    transcribing: "{name}",
     canceling: "It stops within some seconds.",
     said_progress: "{name}: {stage}, {percent} %",
     said_stage: "{name}: {stage}",
@@ -94,7 +93,6 @@ const WORDS = {
     play_from: "Play from {time}",
     edit: "Edit",
     edit_label: "Edit the text; Enter saves, Escape cancels",
-    edited: "edited",
     about: "{language} · {duration} · {words} words · model {model}",
     no_speech: "No speech was found in this recording.",
     recent: "Recent jobs",
@@ -206,7 +204,6 @@ const WORDS = {
     state_done: "fertig",
     state_now: "läuft",
     state_todo: "kommt noch",
-    transcribing: "{name}",
     canceling: "Der Auftrag endet in einigen Sekunden.",
     said_progress: "{name}: {stage}, {percent} %",
     said_stage: "{name}: {stage}",
@@ -247,7 +244,6 @@ const WORDS = {
     play_from: "Ab {time} abspielen",
     edit: "Bearbeiten",
     edit_label: "Text bearbeiten; Eingabe speichert, Escape verwirft",
-    edited: "bearbeitet",
     about: "{language} · {duration} · {words} Wörter · Modell {model}",
     no_speech: "In dieser Aufnahme wurde keine Sprache gefunden.",
     recent: "Letzte Aufträge",
@@ -325,7 +321,7 @@ export function t(name, values = {}) {
 }
 
 /** Whether there is a text with this name. */
-export const has = (name) => name in WORDS[shown];
+const has = (name) => name in WORDS[shown];
 
 /** Shows the page in a language, and keeps the choice. */
 export function setLanguage(chosen) {
@@ -351,7 +347,7 @@ export function languageName(code) {
   }
 }
 
-/** What went wrong, in plain words: ours where we have some, and what the server said about the case. */
+/** What went wrong, in plain words: the page's own sentence if it has one, and the server's details. */
 export function explain(error) {
   const { status = null, code = "", message = "", retryAfterS } = error;
   let name = [`error_${code}`, `error_${status}`].find(has) ?? (status >= 500 ? "error_500" : "");

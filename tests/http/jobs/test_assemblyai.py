@@ -9,7 +9,7 @@ import srt
 import webvtt
 from job_api import ANN, BOB, URL, Service, using
 
-from serve_app.jobs.records import Try
+from serve_app.jobs.store.records import Try
 from serve_app.jobs.stored import dump_transcript
 from serve_app.options import Options
 from serve_app.transcript import Segment, Transcript, Word
@@ -69,7 +69,7 @@ async def completed(service: Service, **fields: Any) -> str:
 def test_what_is_asked_for_becomes_our_options(
     fields: dict[str, Any], options: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Without a language it is English, as at AssemblyAI; fields that ask for nothing change nothing."""
+    """The default language is English, as at AssemblyAI; fields that ask for nothing change nothing."""
 
     async def story(service: Service) -> None:
         job_id = await submitted(service, **fields)
@@ -101,7 +101,7 @@ def test_what_is_asked_for_becomes_our_options(
     ],
 )
 def test_what_cannot_be_honoured_is_a_400(changes: dict[str, Any], names: str, tmp_path: Path) -> None:
-    """It names the field; nothing is queued."""
+    """The error names the field, and nothing is queued."""
 
     async def story(service: Service) -> None:
         told = (await service.ask("POST", "/v2/transcript", 400, json={**BODY, **changes})).json()
@@ -114,7 +114,7 @@ def test_what_cannot_be_honoured_is_a_400(changes: dict[str, Any], names: str, t
 
 @pytest.mark.usefixtures("each_store")
 def test_the_life_of_a_transcript(tmp_path: Path) -> None:
-    """Queued, processing, completed; the query of its URL, which may be a password, is shown nowhere."""
+    """It is queued, processing, completed; no answer shows the query of its URL, which may be a password."""
 
     async def story(service: Service) -> None:
         body = {"audio_url": f"{URL}?token=hidden", "webhook_url": HOOK, "language_code": "en_us"}
@@ -133,7 +133,7 @@ def test_the_life_of_a_transcript(tmp_path: Path) -> None:
         assert ended["webhook_status_code"] is None
         due = await service.jobs.store.claim_delivery(60)
         assert due is not None
-        assert due.style == "assemblyai"
+        assert due.job.webhook_style == "assemblyai"
         await service.jobs.store.record_try(due.id, due.claim_no, Try(1.0, 503, "No.", 0.1), 60.0)
         assert (await shown(service, told["id"]))["webhook_status_code"] == 503
 
@@ -141,7 +141,7 @@ def test_the_life_of_a_transcript(tmp_path: Path) -> None:
 
 
 def test_text_and_words(tmp_path: Path) -> None:
-    """Times are whole milliseconds; a word that was not aligned is between its neighbours, unsure."""
+    """Times are whole milliseconds; an unaligned word is between its neighbours, with confidence 0."""
 
     async def story(service: Service) -> None:
         told = await shown(service, await completed(service, language_detection=True))
@@ -163,7 +163,7 @@ def test_text_and_words(tmp_path: Path) -> None:
 
 
 def test_utterances(tmp_path: Path) -> None:
-    """One per turn of a speaker; speakers are letters in the order in which they speak."""
+    """There is one for each speaker turn; speakers are letters in the order in which they speak."""
 
     async def story(service: Service) -> None:
         told = await shown(service, await completed(service, speaker_labels=True))
@@ -206,7 +206,7 @@ def test_a_transcript_that_failed(tmp_path: Path) -> None:
 
 
 def test_captions(tmp_path: Path) -> None:
-    """As subtitles without speakers, each of so many characters at most, when the transcript is there."""
+    """A completed transcript gives subtitles without speakers; `chars_per_caption` limits each of them."""
 
     async def story(service: Service) -> None:
         job_id = await submitted(service, speaker_labels=True)
@@ -233,7 +233,7 @@ def test_captions(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("each_store")
 def test_deleting(tmp_path: Path) -> None:
-    """Nothing of it is left."""
+    """After it, the transcript is unknown."""
 
     async def story(service: Service) -> None:
         job_id = await completed(service)
@@ -262,7 +262,7 @@ def test_a_transcript_is_its_keys_alone(tmp_path: Path) -> None:
 
 
 def test_the_documentation_names_each_field(tmp_path: Path) -> None:
-    """Of the transcript, its utterances and its words."""
+    """It names those of the transcript, of its utterances and of its words."""
 
     async def story(service: Service) -> None:
         told = await shown(service, await completed(service, speaker_labels=True))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from job_api import ANN, BOB, URL, Service, using
 
-from serve_app.jobs.records import Try
+from serve_app.jobs.store.records import Try
 from serve_app.jobs.stored import dump_transcript
 from serve_app.options import Options
 from serve_app.transcript import Transcript
@@ -27,7 +27,7 @@ async def status(service: Service, request_id: str) -> dict[str, Any]:
     "prefix", ["", "/production", "/development", "/environments/staging", "/deployment/abcd1234"]
 )
 def test_a_request_becomes_a_job(prefix: str, tmp_path: Path) -> None:
-    """With the source, the options, the place in the queue and the retries that were asked for."""
+    """The job has the source, the options, the priority and the retries that were asked for."""
 
     async def story(service: Service) -> None:
         source = {"audio_file": f"{URL}?token=1", "headers": {"Authorization": "Bearer x"}}
@@ -60,7 +60,7 @@ def test_a_request_becomes_a_job(prefix: str, tmp_path: Path) -> None:
 
 
 def test_audio_in_the_body(tmp_path: Path) -> None:
-    """It is what the runner gets."""
+    """The runner gets it."""
 
     async def story(service: Service) -> None:
         body = {"model_input": {"audio_b64": base64.b64encode(b"RIFF").decode()}}
@@ -110,7 +110,7 @@ def test_the_life_of_a_request(tmp_path: Path) -> None:
 @pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.usefixtures("each_store")
 def test_a_webhook_that_never_arrives(fails: bool, tmp_path: Path) -> None:
-    """The result is not lost, but its client must learn that it was not told; a failure stays one."""
+    """Its client must learn that the result was not delivered; a request that failed stays FAILED."""
 
     async def story(service: Service) -> None:
         await service.ask("POST", "/async_predict", 201, json={**INPUT, **HOOK})
@@ -178,7 +178,7 @@ def test_only_waiting_requests_are_canceled(tmp_path: Path) -> None:
 def test_a_wrong_request_is_a_400_that_names_the_field(
     changes: dict[str, Any], names: str, tmp_path: Path
 ) -> None:
-    """In Baseten's shape; nothing is queued."""
+    """The error has Baseten's shape, and nothing is queued."""
 
     async def story(service: Service) -> None:
         told = (await service.ask("POST", "/async_predict", 400, json={**INPUT, **changes})).json()
@@ -200,7 +200,7 @@ def test_a_wrong_request_is_a_400_that_names_the_field(
     ],
 )
 def test_bodies_that_are_not_read(status: int, code: str, sent: dict[str, Any], tmp_path: Path) -> None:
-    """Too large, no JSON object, not declared as JSON, or with options in the URL."""
+    """These are too large, no JSON object, not declared as JSON, or have options in the URL."""
 
     async def story(service: Service) -> None:
         told = (await service.ask("POST", "/async_predict", status, **sent)).json()

@@ -33,7 +33,7 @@ def predicted(**options: Any) -> bytes:
 
 
 def test_a_result_is_what_predict_would_have_answered(tmp_path: Path) -> None:
-    """In the format and the layout of the submission, with the same warnings."""
+    """It has the format and the layout of the submission, and the same warnings."""
 
     async def story(service: Service) -> None:
         for asked in (
@@ -68,7 +68,7 @@ def test_a_result_is_what_predict_would_have_answered(tmp_path: Path) -> None:
     ids=["plain", "with everything", "words", "subtitles", "turns", "table"],
 )
 def test_every_format_can_be_had_of_one_transcript(submitted: dict[str, Any], tmp_path: Path) -> None:
-    """Whatever was asked for at submission: `tsv` leaves the speakers out, `json` the subtitles' lines."""
+    """The submission's format does not limit this, such as `tsv`, which shows no speakers."""
 
     async def story(service: Service) -> None:
         path = await service.finished(FIXED, **submitted)
@@ -86,7 +86,7 @@ def test_every_format_can_be_had_of_one_transcript(submitted: dict[str, Any], tm
 
 
 def test_without_a_format_the_url_changes_that_of_the_submission(tmp_path: Path) -> None:
-    """What it does not name stays."""
+    """Options that the URL does not name stay."""
 
     async def story(service: Service) -> None:
         subtitles = {"response_format": "srt", "max_line_width": 20, "max_line_count": 1}
@@ -121,7 +121,7 @@ def test_without_a_format_the_url_changes_that_of_the_submission(tmp_path: Path)
 def test_what_a_transcript_cannot_show_is_a_400(
     submitted: dict[str, Any], query: str, param: str, says: str, tmp_path: Path
 ) -> None:
-    """As in a request to /predict, and before the job has ended."""
+    """It is refused as in a request to /predict, even before the job has ended."""
 
     async def story(service: Service) -> None:
         path = await service.finished(FIXED, **submitted)
@@ -156,7 +156,7 @@ def test_turns_that_are_not_known_are_no_empty_answer(
 
 
 def test_a_job_without_a_transcript_says_why(tmp_path: Path) -> None:
-    """It has not ended, or not well."""
+    """The job has not ended, or it failed, was canceled or expired."""
 
     async def story(service: Service) -> None:
         async def refused(path: str, code: str, *says: str) -> None:
@@ -203,7 +203,7 @@ def test_results_are_written_off_the_event_loop(tmp_path: Path, monkeypatch: pyt
 
 
 def test_peaks_are_those_of_the_transcript(tmp_path: Path) -> None:
-    """Once there is one."""
+    """They are there once the transcript is."""
 
     async def story(service: Service) -> None:
         path = await service.finished(replace(FIXED, peaks="AAF/gA=="))

@@ -11,7 +11,7 @@ from transcripts import FIXED
 
 from serve_app.errors import StoreBusy
 from serve_app.http.app import create_app
-from serve_app.jobs.records import Try
+from serve_app.jobs.store.records import Try
 from serve_app.jobs.stored import dump_transcript
 
 pytestmark = pytest.mark.usefixtures("each_store")
@@ -75,7 +75,7 @@ def test_a_job_s_life(tmp_path: Path) -> None:
 
 
 def test_a_job_that_cannot_succeed_says_why(tmp_path: Path) -> None:
-    """With the code of the error that /predict would have answered."""
+    """It has the code of the error that /predict would have answered."""
 
     async def story(service: Service) -> None:
         path = await service.submitted()
@@ -89,7 +89,7 @@ def test_a_job_that_cannot_succeed_says_why(tmp_path: Path) -> None:
 
 
 def test_a_list_has_pages(tmp_path: Path) -> None:
-    """Newest first; following `next` finds each job once, although new ones come and old ones go."""
+    """Jobs come newest first; following `next` finds each job once, although others are added and deleted."""
 
     async def story(service: Service) -> None:
         paths = [await service.submitted() for _ in range(7)]
@@ -110,7 +110,7 @@ def test_a_list_has_pages(tmp_path: Path) -> None:
 
 
 def test_a_list_can_be_of_some_states(tmp_path: Path) -> None:
-    """Several of them with commas, or with the parameter repeated."""
+    """Several states have commas between them, or the parameter is repeated."""
 
     async def story(service: Service) -> None:
         canceled = await service.submitted()
@@ -157,7 +157,7 @@ def test_a_list_takes_nothing_else(tmp_path: Path) -> None:
 
 
 def test_a_server_for_everybody_lists_nobodys_jobs(tmp_path: Path) -> None:
-    """All its clients share them, so only who has a job's id sees it."""
+    """All its clients share the jobs, so a job is seen only by its id."""
 
     async def story(service: Service) -> None:
         path = await service.submitted()
@@ -168,7 +168,7 @@ def test_a_server_for_everybody_lists_nobodys_jobs(tmp_path: Path) -> None:
 
 
 def test_a_key_sees_its_own_jobs_only(tmp_path: Path) -> None:
-    """Those of another are as if they were not there, whatever is tried."""
+    """Every call about another key's job is answered as if there were no such job."""
 
     async def story(service: Service) -> None:
         path = await service.submitted(ANN, **HOOK)
@@ -186,7 +186,7 @@ def test_a_key_sees_its_own_jobs_only(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("job_id", ["0" * 32, "x", "%00", "a%2Fb"])
 def test_an_unknown_job_is_a_404(job_id: str, tmp_path: Path) -> None:
-    """On every route."""
+    """This holds on every route."""
 
     async def story(service: Service) -> None:
         for method, rest in ROUTES:
@@ -197,7 +197,7 @@ def test_an_unknown_job_is_a_404(job_id: str, tmp_path: Path) -> None:
 
 
 def test_a_job_can_be_canceled_at_any_time(tmp_path: Path) -> None:
-    """One that waits ends at once, one that runs is told to stop; again is no error, nor is too late."""
+    """A queued job ends at once, a running one is told to stop; canceling twice or too late is no error."""
 
     async def story(service: Service) -> None:
         waiting = await service.submitted()
@@ -225,7 +225,7 @@ def test_a_job_can_be_canceled_at_any_time(tmp_path: Path) -> None:
 
 
 def test_deleting_a_running_job_leaves_nothing(tmp_path: Path) -> None:
-    """Its runner finds that it has lost it."""
+    """Its runner finds that its lease is lost."""
 
     async def story(service: Service) -> None:
         path = (await service.post(files={"file": b"x"})).headers["location"]
@@ -241,7 +241,7 @@ def test_deleting_a_running_job_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_a_webhook_s_tries_are_shown(tmp_path: Path) -> None:
-    """Its address without the query, which may be a password; its id is that of the header webhook-id."""
+    """The URL has no query, which may be a password; the id is that of the header webhook-id."""
 
     async def story(service: Service) -> None:
         path = await service.submitted(**HOOK)
@@ -276,7 +276,7 @@ def test_a_webhook_s_tries_are_shown(tmp_path: Path) -> None:
 
 
 def test_a_webhook_can_be_sent_again(tmp_path: Path) -> None:
-    """At once and under the same id, also where it was delivered."""
+    """It is sent at once under the same id, also if it was delivered before."""
 
     async def story(service: Service) -> None:
         store = service.jobs.store
@@ -300,7 +300,7 @@ def test_a_webhook_can_be_sent_again(tmp_path: Path) -> None:
 
 
 def test_without_jobs_their_routes_say_so(tmp_path: Path) -> None:
-    """A 404 that names the setting and the way to do without."""
+    """A 404 names the setting, and the route that needs no jobs."""
 
     async def story(service: Service) -> None:
         service.app = create_app(None, None, model="none", max_bytes=1)  # type: ignore[arg-type]
@@ -314,7 +314,7 @@ def test_without_jobs_their_routes_say_so(tmp_path: Path) -> None:
 
 
 def test_a_node_without_the_store_says_so(tmp_path: Path) -> None:
-    """Whatever the route, the error is the one that the node knows."""
+    """All routes answer with the node's error."""
 
     async def unreachable() -> None:
         raise StoreBusy("The jobs are on another node; ask that one.", None, "jobs_elsewhere")
@@ -349,7 +349,7 @@ def test_all_that_a_path_can_do_is_in_allow(path: str, allowed: str, tmp_path: P
 
 
 def test_web_pages_may_delete_and_read_where_a_job_is(tmp_path: Path) -> None:
-    """Those of the configured origins."""
+    """This holds for pages of the configured origins."""
 
     async def story(service: Service) -> None:
         page = {"Origin": "https://page.example"}

@@ -71,7 +71,7 @@ def test_a_file_is_kept_until_the_job_is_deleted(kind: str, tmp_path: Path) -> N
 
 
 def test_several_jobs_in_one_request(tmp_path: Path) -> None:
-    """Each has the other fields of the body, and what is its own instead."""
+    """Each has the fields of the body, unless it has its own."""
 
     async def story(service: Service) -> None:
         items: list[dict[str, Any]] = [
@@ -96,7 +96,7 @@ def test_several_jobs_in_one_request(tmp_path: Path) -> None:
 
 
 def test_a_thousand_jobs_fit_into_one_request(tmp_path: Path) -> None:
-    """And no more; a long list of the same megabytes is refused."""
+    """More are refused, and so is a list whose jobs would each store the same megabytes."""
 
     async def story(service: Service) -> None:
         items = [{"audio_file": f"{URL}?{number}"} for number in range(1001)]
@@ -159,7 +159,7 @@ REFUSED: list[tuple[dict[str, Any], str | None, str]] = [
 
 
 def test_a_wrong_request_is_a_400_that_names_the_field(tmp_path: Path) -> None:
-    """Nothing of it is stored, also where other jobs of the request are right."""
+    """Nothing is stored, although other jobs of the request are right."""
 
     async def story(service: Service) -> None:
         for arguments, param, says in REFUSED:
@@ -234,7 +234,7 @@ def test_the_same_request_again_is_the_same_job(
 
 
 def test_of_several_jobs_only_those_that_are_gone_are_made_again(tmp_path: Path) -> None:
-    """The answer is then a 201, as something is new."""
+    """The answer is then a 201, because a job is new."""
 
     async def story(service: Service) -> None:
         body = {"items": [PLAIN, {"audio_file": f"{URL}?2"}]}
@@ -261,7 +261,7 @@ def test_idempotency_keys_of_one_client_are_nothing_to_another(tmp_path: Path) -
 
 
 def test_a_key_may_have_so_many_jobs_waiting(tmp_path: Path) -> None:
-    """More get 429, and all of a request or none; another key's jobs do not count."""
+    """A request that would add more gets 429 and stores nothing; another key's jobs do not count."""
 
     async def story(service: Service) -> None:
         assert (await service.post(files=FILE, headers=ANN)).status_code == 201
@@ -281,7 +281,7 @@ def test_a_key_may_have_so_many_jobs_waiting(tmp_path: Path) -> None:
 
 
 def test_a_locked_store_is_a_503_that_says_when_to_come_back(tmp_path: Path) -> None:
-    """The upload stays until a sweep, as nobody can say whether the job was stored."""
+    """The upload stays until a sweep, because the job may have been stored."""
 
     async def story(service: Service) -> None:
         path = await service.submitted()
@@ -308,7 +308,7 @@ def test_a_locked_store_is_a_503_that_says_when_to_come_back(tmp_path: Path) -> 
 def test_a_client_that_leaves_while_its_job_is_stored_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The job may be there by then, and then its audio is, too."""
+    """If the job was stored, its audio is there, too."""
 
     async def story(service: Service) -> None:
         storing = asyncio.Event()
@@ -331,7 +331,7 @@ def test_a_client_that_leaves_while_its_job_is_stored_loses_nothing(
 
 
 def test_the_documentation_shows_both_kinds_of_body(tmp_path: Path) -> None:
-    """The example for JSON works as it stands."""
+    """A client can send the example for JSON without a change."""
 
     async def story(service: Service) -> None:
         document = (await service.get("/openapi.json")).json()

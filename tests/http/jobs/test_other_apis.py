@@ -1,4 +1,4 @@
-"""What Baseten's, AssemblyAI's and our own paths of jobs share: admission, errors, bodies, repetition."""
+"""What our own, Baseten's and AssemblyAI's job routes share: admission, errors, bodies, idempotency."""
 
 import asyncio
 import base64
@@ -53,7 +53,7 @@ async def all_calls_pass(service: Service, **kwargs: Any) -> None:
 
 
 def test_a_server_that_is_full_of_transcriptions_takes_jobs(tmp_path: Path) -> None:
-    """They wait in turn: full of requests, or of audio."""
+    """This holds for a server that is full of requests, and for one that is full of audio."""
     admission = Admission(1, HOUR_S)
 
     async def story(service: Service) -> None:
@@ -67,7 +67,7 @@ def test_a_server_that_is_full_of_transcriptions_takes_jobs(tmp_path: Path) -> N
 
 
 def test_uploads_of_jobs_have_their_own_limit(tmp_path: Path) -> None:
-    """So that they cannot fill the disk; calls that bring no audio have none."""
+    """The limit keeps them from filling the disk; calls that bring no audio have no limit."""
     admission = Admission(1, HOUR_S)
 
     async def story(service: Service) -> None:
@@ -110,7 +110,7 @@ def test_the_limits_of_a_key_are_not_for_jobs(tmp_path: Path) -> None:
 
 
 def test_a_server_that_ends_takes_nothing(tmp_path: Path) -> None:
-    """Jobs can still be looked at."""
+    """Clients can still ask for their jobs."""
     admission = Admission(1, HOUR_S)
 
     async def story(service: Service) -> None:
@@ -137,7 +137,7 @@ def test_a_server_that_ends_takes_nothing(tmp_path: Path) -> None:
 def test_errors_from_in_front_of_a_route_have_the_shape_of_its_api(
     path: str, wrong_path: str, tmp_path: Path
 ) -> None:
-    """A wrong key, a server that takes nothing, an unknown path, a wrong method."""
+    """These are a wrong key, a wrong method, an unknown path and a server that is shutting down."""
     admission = Admission(1, HOUR_S)
 
     async def story(service: Service) -> None:
@@ -159,7 +159,7 @@ def test_errors_from_in_front_of_a_route_have_the_shape_of_its_api(
 
 @pytest.mark.parametrize("path", [BASETEN, ASSEMBLYAI])
 def test_strangers_are_refused_in_the_shape_of_the_api(path: str, tmp_path: Path) -> None:
-    """Those who ask a server without keys by another name than its machine's."""
+    """A server without keys refuses requests that name another host."""
 
     async def story(service: Service) -> None:
         refused = await service.post(path, json={}, headers={"Host": "example.com"})
@@ -170,7 +170,7 @@ def test_strangers_are_refused_in_the_shape_of_the_api(path: str, tmp_path: Path
 
 @pytest.mark.parametrize("rest", ["upload", "realtime/token", "transcript/x/sentences", "transcript/x/y/z"])
 def test_what_is_missing_of_assemblyai_s_api_is_said(rest: str, tmp_path: Path) -> None:
-    """With what there is instead."""
+    """The error names the routes that there are."""
 
     async def story(service: Service) -> None:
         answer = await service.get(f"/v2/{rest}")
@@ -181,7 +181,7 @@ def test_what_is_missing_of_assemblyai_s_api_is_said(rest: str, tmp_path: Path) 
 
 
 def test_without_jobs_other_apis_say_so(tmp_path: Path) -> None:
-    """In their shapes, with the name of the setting."""
+    """The errors have the shape of each API, and name the setting."""
 
     async def story(service: Service) -> None:
         service.app = create_app(None, None, model="none", max_bytes=1)  # type: ignore[arg-type]
@@ -214,7 +214,7 @@ def test_without_jobs_other_apis_say_so(tmp_path: Path) -> None:
     ],
 )
 def test_json_is_read_by_the_same_rules(path: str, status: int, sent: dict[str, Any], tmp_path: Path) -> None:
-    """Whichever API it is for."""
+    """The rules are the same for all APIs."""
 
     async def story(service: Service) -> None:
         content = sent.get("content", b"{}")
@@ -225,7 +225,7 @@ def test_json_is_read_by_the_same_rules(path: str, status: int, sent: dict[str, 
 
 
 def test_unusual_but_clear_bodies_are_taken(tmp_path: Path) -> None:
-    """`Content-Encoding: none`, a vendor's type of JSON, a BOM, base64 with line breaks."""
+    """They have `Content-Encoding: none`, a vendor's type of JSON, a BOM, or base64 with line breaks."""
 
     async def story(service: Service) -> None:
         text = base64.encodebytes(bytes(200)).decode()
@@ -241,7 +241,7 @@ def test_unusual_but_clear_bodies_are_taken(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", BODIES)
 def test_the_same_key_and_body_give_the_same_job(path: str, tmp_path: Path) -> None:
-    """Whichever API it is sent to; a key counts for one API only."""
+    """This holds for each API; the same key at another API is refused."""
 
     async def story(service: Service) -> None:
         key = {"Idempotency-Key": "order 66"}
@@ -260,7 +260,7 @@ def test_the_same_key_and_body_give_the_same_job(path: str, tmp_path: Path) -> N
 
 
 def test_the_order_of_headers_is_no_difference(tmp_path: Path) -> None:
-    """Clients keep them in maps."""
+    """Clients keep headers in maps, which have no order."""
 
     async def story(service: Service) -> None:
         pairs = [("X-A", "1"), ("X-B", "2")]
@@ -302,7 +302,7 @@ def test_speakers_that_cannot_be_had_are_refused_at_once(
 
 @pytest.mark.parametrize("with_keys", [True, False])
 def test_the_documentation_describes_what_is_answered(with_keys: bool, tmp_path: Path) -> None:
-    """No 422 that never comes, no 409 of /predict, 401 where there are keys, and what bodies have inside."""
+    """It has no 422, which never comes, 401 only where there are keys, and the fields inside bodies."""
 
     async def story(service: Service) -> None:
         paths = (await service.get("/openapi.json")).json()["paths"]

@@ -13,13 +13,13 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from serve_app.jobs.database import to_the_end
-from serve_app.jobs.outbox import Outbox, end_jobs
-from serve_app.jobs.queue import PRIORITIES, is_due, is_orphaned, next_of, orphans, queue, waiting_keys
-from serve_app.jobs.records import SUSPECT_DEATHS, ClaimedJob, Heartbeat, SegmentBatch
-from serve_app.jobs.schema import JOB_COLUMNS, job_of, jobs, requests, results, segments
+from serve_app.jobs.store.database import to_the_end
+from serve_app.jobs.store.outbox import Outbox, end_jobs
+from serve_app.jobs.store.queue import PRIORITIES, is_due, is_orphaned, next_of, orphans, queue, waiting_keys
+from serve_app.jobs.store.records import SUSPECT_DEATHS, ClaimedJob, Heartbeat, SegmentBatch
+from serve_app.jobs.store.schema import JOB_COLUMNS, job_of, jobs, requests, results, segments
 
-MAX_DEATHS = 20  # a job whose workers die is not at fault in a rolling restart, only when it always happens
+MAX_DEATHS = 20  # of a job's workers; a rolling restart causes some, but not this many
 CRASHED = ("model_crashed", "Every worker that took this job died of it; it is not tried again.")
 
 
@@ -38,11 +38,11 @@ class Claims(Outbox):
     ) -> ClaimedJob | None:
         """The next job: first those whose worker died, then the highest priority, API keys in turn.
 
-        A worker without a free place takes `only_orphans`, so that those need not wait once more.
+        A worker without a free place takes `only_orphans`, so that those do not wait a second time.
         `held` are the ids of the jobs that the worker runs: it is not given them again, although an outage
         of the store may have let their leases run out. A job that several workers died of would take others
-        with it, so only a worker that holds none gets it. While it waits, those that hold some get nothing:
-        else, under load, no worker would ever hold none.
+        with it, so only a worker that holds none gets it. While it waits, workers that hold jobs get nothing:
+        else, under load, no worker would ever be free.
         """
         now = self.now()
         questions = [sa.exists().where(is_so(jobs, now)) for is_so in (is_due, is_orphaned)]
@@ -149,7 +149,7 @@ class Claims(Outbox):
 
 
 async def _take(connection: AsyncConnection, pick: sa.Select[str], **changes: Any) -> ClaimedJob | None:
-    """Gives the first job of `pick` that no other transaction is about to take."""
+    """Claims the first job of `pick` that no other transaction is about to claim."""
     picked = pick.limit(1).with_for_update(skip_locked=True).scalar_subquery()
     taken = await connection.execute(
         jobs.update()
@@ -177,9 +177,9 @@ async def _queue_again(connection: AsyncConnection, is_held: sa.ColumnElement[bo
 
 
 async def _add_segments(connection: AsyncConnection, job_id: str, batch: SegmentBatch) -> None:
-    """Adds those that are not stored yet: a heartbeat may have been stored although its answer was lost.
+    """Adds the segments that are not stored yet: the answer to a heartbeat that stored them may be lost.
 
-    Rows do not change, so a follower who has read some of them goes on behind the last.
+    Rows do not change, so a client that has read some of them continues after the last.
     """
     last = (
         sa.select(segments.c.first, segments.c.body)

@@ -4,8 +4,8 @@ import asyncio
 
 from job_stores import LEASE_S, Clock, claimed, finished, new_job, submit, using
 
-from serve_app.jobs.records import Delivery, Try
-from serve_app.jobs.store import JobStore
+from serve_app.jobs.store.job_store import JobStore
+from serve_app.jobs.store.records import Delivery, Try
 
 URL = "https://example.com/hook"
 
@@ -18,7 +18,7 @@ async def claimed_delivery(store: JobStore) -> Delivery:
 
 
 def test_a_webhook_is_due_when_its_job_ends(store_url: str, clock: Clock) -> None:
-    """Not before, and only for jobs that have a URL."""
+    """It is not due before, and only jobs that have a URL have one."""
 
     async def story(store: JobStore) -> None:
         await submit(store, new_job(webhook_url=URL, webhook_style="baseten"))
@@ -27,7 +27,12 @@ def test_a_webhook_is_due_when_its_job_ends(store_url: str, clock: Clock) -> Non
         await store.finish(held.id, held.attempt, b"")
         await finished(store)
         due = await claimed_delivery(store)
-        assert (due.job.id, due.job.status, due.url, due.style) == (held.id, "succeeded", URL, "baseten")
+        assert (due.job.id, due.job.status, due.url, due.job.webhook_style) == (
+            held.id,
+            "succeeded",
+            URL,
+            "baseten",
+        )
         assert due.tries == 0
         assert await store.claim_delivery(LEASE_S) is None
 
@@ -35,7 +40,7 @@ def test_a_webhook_is_due_when_its_job_ends(store_url: str, clock: Clock) -> Non
 
 
 def test_a_failed_try_comes_again_with_the_same_id(store_url: str, clock: Clock) -> None:
-    """Not before it is due; all tries are logged on the job, and the last one ends it."""
+    """The next try waits until it is due; the job's log has all tries, and the last one ends them."""
 
     async def story(store: JobStore) -> None:
         job_id = await finished(store, webhook_url=URL)
@@ -60,7 +65,7 @@ def test_a_failed_try_comes_again_with_the_same_id(store_url: str, clock: Clock)
 
 
 def test_webhooks_of_busy_keys_wait(store_url: str, clock: Clock) -> None:
-    """However long they have been due."""
+    """They wait however long they have been due."""
 
     async def story(store: JobStore) -> None:
         for key in ("slow", "slow", "quick"):
@@ -98,7 +103,7 @@ def test_a_sender_that_dies_is_replaced(store_url: str, clock: Clock) -> None:
 
 
 def test_a_client_may_have_it_sent_again(store_url: str, clock: Clock) -> None:
-    """With a whole new schedule under the same id, by the job's own key only, and once the job has ended."""
+    """It has a new schedule and the same id; only the job's own key can do this, once the job has ended."""
 
     async def story(store: JobStore) -> None:
         job_id = await finished(store, webhook_url=URL)
@@ -118,7 +123,7 @@ def test_a_client_may_have_it_sent_again(store_url: str, clock: Clock) -> None:
 
 
 def test_the_log_of_tries_is_bounded(store_url: str, clock: Clock) -> None:
-    """A client that has it sent again and again does not fill the database."""
+    """A client that asks for the webhook again and again does not fill the database."""
 
     async def story(store: JobStore) -> int:
         job_id = await finished(store, webhook_url=URL)

@@ -1,12 +1,12 @@
-"""The order of the queue: priorities, then API keys in turn, then the oldest job, though it was tried before.
+"""The order of the queue: priorities, then API keys in turn, then the oldest job, even one that was tried.
 
 In turn means: the key with the fewest running jobs, then the one whose last job began longest ago.
 """
 
 import sqlalchemy as sa
 
-from serve_app.jobs.records import Job
-from serve_app.jobs.schema import jobs
+from serve_app.jobs.store.records import Job
+from serve_app.jobs.store.schema import jobs
 
 PRIORITIES = range(3)  # 0 first
 
@@ -32,10 +32,10 @@ def is_orphaned(table: sa.FromClause, now: Time) -> sa.ColumnElement[bool]:
 
 
 def waiting_keys(priority: int, now: Time) -> sa.Select[str]:
-    """The keys that have a due job of this priority, whose turn it is first.
+    """The keys that have a due job of this priority, in the order of their turns.
 
     Each key is found by one seek of the index ("loose index scan" in PostgreSQL's wiki), so the cost grows
-    with the keys that wait, not with their jobs, but for those that wait for another attempt.
+    with the keys that wait, not with their jobs, except for jobs that wait for another attempt.
     """
     is_queued = sa.and_(queue.c.status == "queued", queue.c.priority == priority)
 
@@ -66,7 +66,7 @@ def next_of(key: str | sa.ColumnElement[str], priority: int, now: Time) -> sa.Se
 
 
 def orphans(now: Time) -> sa.Select[str]:
-    """The ids of jobs whose worker is dead; last those that were there when many workers died."""
+    """The ids of jobs whose worker is dead; those that many workers died of come last."""
     return (
         sa.select(queue.c.id).where(is_orphaned(queue, now)).order_by(queue.c.deaths, queue.c.lease_until_s)
     )

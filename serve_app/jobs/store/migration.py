@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 import sqlalchemy as sa
 
-from serve_app.jobs.database import Database, sqlite_file
+from serve_app.jobs.store.database import Database, sqlite_file
 
 if TYPE_CHECKING:
     from alembic.config import Config
 
-VERSION_TABLE = "job_store_version"  # a database may hold other tables of alembic's users
+VERSION_TABLE = "job_store_version"  # not Alembic's default: other users of Alembic may share the database
 MIGRATE = "python -m serve_app jobs migrate CONFIG"
 LOCK_ID = 0x77686A6F  # of PostgreSQL's advisory lock: two processes that migrate do it one after the other
 

@@ -1,16 +1,16 @@
-"""What webhooks say: the event of Standard Webhooks, and the bodies of Baseten's and AssemblyAI's APIs."""
+"""The bodies of webhooks: the event of Standard Webhooks, and those of Baseten's and AssemblyAI's APIs."""
 
 from datetime import UTC, datetime
 from typing import Any
 
 from pydantic_core import to_json
 
-from serve_app.jobs.records import Job
+from serve_app.jobs.store.records import Job
 
 MAX_EMBEDDED_BYTES = 16_384  # of a result; the specification advises to keep the whole body under 20 kB
 MODEL_ID = DEPLOYMENT_ID = "whisperx"  # Baseten's clients expect both
 
-_EVENTS = {"succeeded": "completed"}  # other events are called as the status is
+_EVENTS = {"succeeded": "completed"}  # other events are named after the status
 
 ENDS = {"failed": "has failed", "canceled": "was canceled", "expired": "has expired"}
 
@@ -48,7 +48,7 @@ def standard_body(job: Job, answer: Any) -> bytes:
 
 
 def baseten_body(job: Job, answer: Any, now_s: float) -> bytes:
-    """Baseten's body, whole, because its clients look for the result here and nowhere else.
+    """Baseten's body has the whole result, because its clients look for it nowhere else.
 
     Compact and in the order of its fields: some receivers verify what they have parsed and written again.
     """
@@ -75,7 +75,7 @@ def baseten_errors(job: Job) -> list[dict[str, str]]:
 
 
 def assemblyai_body(job: Job) -> bytes:
-    """AssemblyAI's body: its clients fetch the transcript when they have it."""
+    """AssemblyAI's body: its clients fetch the transcript when this arrives."""
     return to_json({"transcript_id": job.id, "status": "completed" if job.status == "succeeded" else "error"})
 
 

@@ -12,13 +12,13 @@ from job_stores import LEASE_S, Clock, claimed, finished, new_job, submit, using
 
 from benchmarks.private_postgres import Postgres
 from serve_app.errors import IdempotencyConflict, StoreBusy
-from serve_app.jobs.migration import migrate
-from serve_app.jobs.records import Try
-from serve_app.jobs.store import JobStore
+from serve_app.jobs.store.job_store import JobStore
+from serve_app.jobs.store.migration import migrate
+from serve_app.jobs.store.records import Try
 
 
 def test_a_submitted_job_is_found_as_it_was_sent(store_url: str, clock: Clock) -> None:
-    """With everything that a client may ask for, and by no other key."""
+    """It has everything that a client may ask for, and no other key finds it."""
 
     async def story(store: JobStore) -> None:
         new = new_job(
@@ -75,7 +75,7 @@ def test_operators_see_how_many_jobs_and_webhooks_there_are(store_url: str, cloc
 
 
 def test_the_same_idempotency_key_gives_the_same_job(store_url: str, clock: Clock) -> None:
-    """Also when it has ended; another body is refused; other API keys have idempotency keys of their own."""
+    """This holds also after its end; another body is refused; each API key has its own idempotency keys."""
 
     async def story(store: JobStore) -> None:
         new = new_job(idempotency_key="order 1")
@@ -161,7 +161,7 @@ def test_lists_are_filtered_by_status(store_url: str, clock: Clock) -> None:
 
 
 def test_a_version_rises_with_every_change(store_url: str, clock: Clock) -> None:
-    """So that a client that follows a job, and comes back, gets what it has not seen."""
+    """A client that follows a job, and comes back, then gets what it has not seen."""
 
     async def story(store: JobStore) -> None:
         job, _ = await submit(store, new_job())
@@ -186,7 +186,7 @@ def test_a_version_rises_with_every_change(store_url: str, clock: Clock) -> None
 
 
 def test_a_result_of_20_mb_comes_back(store_url: str, clock: Clock) -> None:
-    """Byte by byte, although it does not compress well."""
+    """It is the same byte by byte, although it does not compress well."""
     result = os.urandom(10_000_000).hex().encode()
 
     async def story(store: JobStore) -> bool:
@@ -216,7 +216,7 @@ def test_texts_that_no_database_can_hold(store_url: str, clock: Clock, odd: str)
 
 
 def test_errors_do_not_show_what_clients_sent(store_url: str) -> None:
-    """They end in logs."""
+    """Errors of the database end in logs."""
 
     async def story(store: JobStore) -> str:
         with pytest.raises(sa.exc.DBAPIError) as raised:
@@ -246,7 +246,7 @@ def test_heartbeats_do_not_write_a_long_request_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("has_ended", [True, False])
 def test_deletion_takes_everything(store_url: str, clock: Clock, has_ended: bool) -> None:
-    """Request, result and webhook are gone, and the caller is told where the audio is; once."""
+    """Request, result and webhook are gone; the caller is told once where the audio is."""
 
     async def story(store: JobStore) -> None:
         new = new_job(idempotency_key="1", input_ref="spool/1", webhook_url="https://example.com")
@@ -283,7 +283,7 @@ def test_deleted_text_is_not_in_the_file(tmp_path: Path) -> None:
 
 
 def test_jobs_are_kept_for_their_time(store_url: str, clock: Clock) -> None:
-    """From their end on; a sweep then erases them and names their audio, but not while a webhook is due."""
+    """The time begins with their end; then a sweep erases them, but not while a webhook is due."""
 
     async def story(store: JobStore) -> None:
         kept = await finished(store, keep_s=100, input_ref="spool/1")
@@ -410,7 +410,7 @@ def test_a_postgresql_that_cannot_write_now_is_busy(postgres: Postgres, setting:
 
 
 def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
-    """Missing tables do not pass by waiting, so they are not told as busy."""
+    """Waiting does not bring missing tables, so the store is not called busy."""
     file = tmp_path / "jobs.db"
     sqlite3.connect(file).close()
     with pytest.raises(Exception, match="no such table") as raised:
@@ -431,7 +431,7 @@ def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
     ],
 )
 def test_other_stores_are_refused(url: str) -> None:
-    """In memory nothing is durable, a relative file is another one for each process; no password is shown."""
+    """SQLite in memory keeps nothing, a relative path is another file elsewhere; no password is shown."""
     with pytest.raises(ValueError, match="sqlite:////a/file") as raised:
         JobStore(url)
     assert "hidden" not in str(raised.value)

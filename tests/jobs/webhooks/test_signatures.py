@@ -1,4 +1,4 @@
-"""What is signed, and how: verified by the package of Standard Webhooks and as Baseten's samples do."""
+"""Signatures, verified by the package of Standard Webhooks and as Baseten's samples do."""
 
 import hmac
 import json
@@ -14,9 +14,9 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from typer.testing import CliRunner
 
 from serve_app.__main__ import cli
-from serve_app.jobs.payloads import baseten_body, standard_body
-from serve_app.jobs.signatures import UnusableSecrets, read_secrets
-from serve_app.jobs.webhooks import signed
+from serve_app.jobs.webhooks.payloads import baseten_body, standard_body
+from serve_app.jobs.webhooks.sending import signed
+from serve_app.jobs.webhooks.signatures import UnusableSecrets, read_secrets
 
 ANSWER = {
     "model_output": [{"start": 0.1, "end": 1e-05, "text": "„Grüße“ \u2028", "speaker": None}],
@@ -64,7 +64,7 @@ def test_what_stays_from_try_to_try() -> None:
 
 
 def test_baseten_signatures() -> None:
-    """A signature by each secret, the newest first: the newest sample looks at no other."""
+    """There is a signature by each secret, the newest first: Baseten's newest sample looks at no other."""
     headers, body = signed(delivery(style="baseten"), ANSWER, (NEW, OLD), 1000.0)
     signatures = headers["X-BASETEN-SIGNATURE"].replace("v1=", "").split(",")
     assert signatures == [hmac.new(key.encode(), body, "sha256").hexdigest() for key in (NEW, OLD)]
@@ -73,7 +73,7 @@ def test_baseten_signatures() -> None:
 
 @pytest.mark.parametrize(("status", "told"), [("succeeded", "completed"), ("failed", "error")])
 def test_assemblyais_webhook(status: str, told: str) -> None:
-    """It has the two fields of AssemblyAI's, and a signature, which AssemblyAI's has not."""
+    """It has AssemblyAI's two fields, and a signature, which AssemblyAI does not send."""
     ended = delivery(style="assemblyai", status=status)
     headers, body = signed(ended, {"text": "x"}, (NEW,), time.time())
     assert Webhook(NEW).verify(body, headers) == {"transcript_id": ended.job.id, "status": told}
@@ -123,7 +123,7 @@ ENDED = {"canceled": "The request was canceled.", "expired": "The request has ex
     ],
 )
 def test_other_ends(status: str, event: str, code: str | None, baseten_code: str) -> None:
-    """A job that gave no result is told as well, with the reason."""
+    """A job without a result has a webhook, too, with the reason."""
     ended = job(status=status, error_code=code, error_message=code and "It was too much.")
     told = json.loads(standard_body(ended, None))
     assert told["type"] == event
@@ -137,7 +137,7 @@ def test_other_ends(status: str, event: str, code: str | None, baseten_code: str
 
 
 def test_where_secrets_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the environment, or from a file where one is named, newest first; there may be none."""
+    """Secrets are in the environment, or in a file if one is named, newest first; there may be none."""
     monkeypatch.delenv("WEBHOOK_SECRETS", raising=False)
     assert read_secrets(None) == ()
     monkeypatch.setenv("WEBHOOK_SECRETS", f" {OLD}  {NEW}")
@@ -161,7 +161,7 @@ def test_secrets_that_are_none(second: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [None, b"", b"\xff\xfe"])
 def test_files_without_secrets(content: bytes | None, tmp_path: Path) -> None:
-    """A file that was named and is missing, empty or no text is not taken for a wish to sign nothing."""
+    """A named file that is missing, empty or not text is an error; webhooks do not go out unsigned."""
     if content is not None:
         (tmp_path / "secrets").write_bytes(content)
     with pytest.raises(UnusableSecrets, match="secrets_file"):
@@ -169,7 +169,7 @@ def test_files_without_secrets(content: bytes | None, tmp_path: Path) -> None:
 
 
 def test_the_command_makes_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another one each time, which the server takes; only the secret goes to standard output."""
+    """It makes another one each time, which the server accepts; standard output has nothing else."""
     made = [CliRunner().invoke(cli, ["webhook-secret"]).stdout.strip() for _ in range(2)]
     monkeypatch.setenv("WEBHOOK_SECRETS", " ".join(made))
     assert read_secrets(None) == tuple(made)

@@ -1,7 +1,7 @@
-"""Sends webhooks: what they say, where they may go, when they are tried again.
+"""Sends webhooks: where they may go, and when they are tried again.
 
-A webhook is sent at least once. Who claimed it may die after the request and before its record, and then it
-is sent again under the same id.
+A webhook is sent at least once. A sender may die after the request and before it is recorded; then the
+webhook is sent again under the same id.
 """
 
 import asyncio
@@ -21,10 +21,10 @@ import aiohttp
 from yarl import URL
 
 from serve_app.errors import InvalidRequest
-from serve_app.jobs.outbox import Outbox
-from serve_app.jobs.payloads import assemblyai_body, baseten_body, standard_body
-from serve_app.jobs.records import Delivery, Job, Try
-from serve_app.jobs.signatures import baseten_headers, read_secrets, standard_headers
+from serve_app.jobs.store.outbox import Outbox
+from serve_app.jobs.store.records import Delivery, Job, Try
+from serve_app.jobs.webhooks.payloads import assemblyai_body, baseten_body, standard_body
+from serve_app.jobs.webhooks.signatures import baseten_headers, read_secrets, standard_headers
 from serve_app.settings.jobs import MAX_DELAY_S, WebhookSettings
 from serve_app.stages.audio import address, ssrf
 
@@ -66,7 +66,7 @@ async def deliver(
     try:
         answer = await answer_of(delivery.job) if delivery.job.status == "succeeded" else None
         made, asked_s = await send(delivery, answer, signers, settings, clock)
-    except Exception:  # such a webhook must wait as any other does, not be claimed again and again
+    except Exception:  # it must wait like others, else it would be claimed again and again
         logger.exception("The webhook of job %s could not be made.", delivery.job.id)
         made = Try(clock(), None, "The server could not make the webhook; its log says why.", 0.0)
     if made.error is not None and made.status != HTTPStatus.GONE:
@@ -79,9 +79,9 @@ async def deliver(
 def next_try_in_s(
     tries_before: int, settings: WebhookSettings, asked_s: float | None, jitter: float
 ) -> float | None:
-    """How long to wait after one more failed try, None for ever; `jitter` is from 0 to 1.
+    """How long to wait after one more failed try; None if it was the last one. `jitter` is from 0 to 1.
 
-    A receiver that asked for `asked_s` puts its next try off, by a day at most; it cannot have it earlier.
+    A receiver can ask to wait for `asked_s`, a day at most; the next try is never earlier than planned.
     """
     if tries_before >= len(settings.retry_delays_s):
         return None
@@ -144,12 +144,13 @@ def checked_url(url: str, settings: WebhookSettings, param: str = "webhook_url")
 
 def signed(delivery: Delivery, answer: Any, signers: Signers, now_s: float) -> tuple[dict[str, str], bytes]:
     """Headers and body of a try at `now_s`; `answer` is what `/predict` would have answered, or None."""
-    if delivery.style == "baseten":
+    style = delivery.job.webhook_style
+    if style == "baseten":
         body = baseten_body(delivery.job, answer, now_s)
         headers = baseten_headers(delivery.job.id, body, signers)
     else:
-        is_standard = delivery.style == "standard"
-        body = standard_body(delivery.job, answer) if is_standard else assemblyai_body(delivery.job)
+        job = delivery.job
+        body = standard_body(job, answer) if style == "standard" else assemblyai_body(job)
         headers = standard_headers(delivery.id, now_s, body, signers)
     return {"Content-Type": "application/json", **headers}, body
 

@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from serve_app.jobs.schema import metadata
+from serve_app.jobs.store.schema import metadata
 
 context.configure(
     connection=context.config.attributes["connection"],

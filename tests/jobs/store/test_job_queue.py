@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from job_stores import LEASE_S, Clock, claimed, new_job, submit, using
 
-from serve_app.jobs.store import JobStore
+from serve_app.jobs.store.job_store import JobStore
 
 
 async def claim_keys(store: JobStore, number: int, *, is_finished: bool) -> list[str]:
@@ -55,7 +55,7 @@ def test_keys_take_turns_on_one_worker(store_url: str, clock: Clock) -> None:
 
 
 def test_a_higher_priority_goes_first(store_url: str, clock: Clock) -> None:
-    """Also before older jobs of keys that have nothing running."""
+    """It goes also before older jobs of keys that have nothing running."""
 
     async def story(store: JobStore) -> list[int]:
         for priority in (2, 1, 0, 2, 0):
@@ -67,7 +67,7 @@ def test_a_higher_priority_goes_first(store_url: str, clock: Clock) -> None:
 
 
 def test_jobs_of_a_key_go_in_order(store_url: str, clock: Clock) -> None:
-    """First in, first out, also those that came in one request."""
+    """Jobs are first in, first out, also those of one request."""
 
     async def story(store: JobStore) -> None:
         ids = []
@@ -101,7 +101,7 @@ def test_a_job_keeps_its_place(store_url: str, clock: Clock, how: str) -> None:
 
 
 def test_what_waits_too_long_expires(store_url: str, clock: Clock) -> None:
-    """It is never claimed, jobs behind it go on, and a sweep ends it and makes its webhook due."""
+    """It is never claimed; jobs behind it are; a sweep ends it and makes its webhook due."""
 
     async def story(store: JobStore) -> None:
         late, _ = await submit(store, new_job(max_queue_s=10, webhook_url="https://example.com"))
@@ -141,7 +141,7 @@ ARRIVALS = st.lists(st.tuples(st.integers(0, 2), st.sampled_from("abcd")), min_s
 
 
 def test_claims_are_fair_in_any_queue(store_url: str, clock: Clock) -> None:
-    """Each claim serves the lowest number of priority that waits, and of its keys one with fewest running."""
+    """Each claim takes the first priority that waits, and there a key with the fewest running jobs."""
 
     @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(ARRIVALS)

@@ -15,10 +15,10 @@ import pytest
 from deliveries import NEW, OLD, delivery, job, settings
 from standardwebhooks import WebhookVerificationError
 
-from serve_app.jobs.signatures import new_secret
-from serve_app.jobs.webhooks import send, signed
+from serve_app.jobs.webhooks.sending import send, signed
+from serve_app.jobs.webhooks.signatures import new_secret
 
-PAGE = (Path(__file__).parents[2] / "docs" / "jobs.md").read_text()
+PAGE = (Path(__file__).parents[3] / "docs" / "jobs.md").read_text()
 EXAMPLE, RECEIVER, WITH_PACKAGE, IN_NODE, BASETEN = re.findall(
     r"^```(?:python|js|json)\n(.*?)^```$", PAGE, re.M | re.S
 )
@@ -44,7 +44,7 @@ def receiver(request: pytest.FixtureRequest) -> Iterator[tuple[int, Any]]:
 
 
 def test_receivers(receiver: tuple[int, Any]) -> None:
-    """One that has the old secret takes what both sign; not what others sign, nor what is an hour old."""
+    """A receiver with the old secret accepts what both secrets sign, nothing else and nothing an hour old."""
     port, output = receiver
     url = f"http://127.0.0.1:{port}/"
 
@@ -63,7 +63,7 @@ def test_receivers(receiver: tuple[int, Any]) -> None:
 
 
 def test_with_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It gives the event, or raises what the page says."""
+    """The package's function gives the event, or raises the error that the page names."""
     monkeypatch.setenv("WEBHOOK_SECRET", OLD)
     names: dict[str, Any] = {}
     exec(WITH_PACKAGE, names)

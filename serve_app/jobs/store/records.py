@@ -1,4 +1,4 @@
-"""What the job store takes and gives. Frozen, no I/O. Times are the store's, in seconds of the epoch."""
+"""Records that the job store takes and gives. Frozen, no I/O. Times are seconds of the store's clock."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ STATUSES: tuple[Status, ...] = get_args(Status)
 WEBHOOK_COUNTS = (*get_args(WebhookStatus), "retrying")  # what operators see them counted as
 Heartbeat = Literal["ok", "cancel", "lost"]
 
-SUSPECT_DEATHS = 4  # fewer may be anything's fault: updates, a machine that is short of memory
+SUSPECT_DEATHS = 4  # fewer may have other causes: updates, a machine that is short of memory
 
 FINAL: tuple[Status, ...] = ("succeeded", "failed", "canceled", "expired")
 
@@ -20,17 +20,17 @@ FINAL: tuple[Status, ...] = ("succeeded", "failed", "canceled", "expired")
 class NewJob:
     """A job to submit."""
 
-    key: str  # name of the API key: whose job it is, and who shares the workers fairly
+    key: str  # name of the API key that owns the job; keys share the workers fairly
     request: str  # what to do, as text that the store does not read; it can have megabytes
     body_hash: str  # of what the client sent; with the same idempotency key it must be the same again
     keep_s: float  # how long after its end the job is kept
-    audio: str | None = None  # what clients may see of where it comes from
+    priority: int  # 0 to 2, 0 first
+    max_attempts: int
+    initial_delay_s: float  # before the second attempt; doubles from attempt to attempt
+    max_delay_s: float
+    audio: str | None = None  # its URL as clients may see it, or `upload`
     idempotency_key: str | None = None
-    priority: int = 0  # 0 to 2, 0 first
-    max_queue_s: float | None = None  # it expires where work on it has not begun by then
-    max_attempts: int = 3
-    initial_delay_s: float = 1.0  # before the second attempt; doubles from attempt to attempt
-    max_delay_s: float = 5.0
+    max_queue_s: float | None = None  # it expires if work on it has not begun by then
     input_ref: str | None = None  # where the caller keeps the audio
     secrets: bytes | None = None  # encrypted; erased when the job ends
     webhook_url: str | None = None
@@ -41,7 +41,7 @@ class NewJob:
 class SegmentBatch:
     """Some consecutive segments of a running job, as they become final; without speakers."""
 
-    attempt: int  # whose they are
+    attempt: int  # the one that transcribed them
     first: int  # number of the first one in the transcript
     segments: tuple[Mapping[str, Any], ...]  # start, end, text
 
@@ -109,7 +109,7 @@ class ClaimedJob:
 
     @property
     def runs_alone(self) -> bool:
-        """Whether the worker may hold no other job meanwhile: this one may have killed those before."""
+        """Whether the worker may hold no other job: this one may have killed earlier workers."""
         return self.job.deaths >= SUSPECT_DEATHS
 
 
@@ -120,6 +120,5 @@ class Delivery:
     id: str  # the same on every try
     job: Job
     url: str
-    style: WebhookStyle
     claim_no: int  # the fencing token of the lease
     tries: int  # before this one, since the job's end or the client's wish to try again

@@ -1,4 +1,4 @@
-"""The job store: what clients ask of it, beside what workers and senders do (claims.py, outbox.py).
+"""The job store: the methods for clients; those for workers and senders are in claims.py and outbox.py.
 
 Every method but `close` raises StoreBusy where the database is locked or cannot be reached.
 """
@@ -6,6 +6,7 @@ Every method but `close` raises StoreBusy where the database is locked or cannot
 import asyncio
 import json
 import secrets
+import sys
 import time
 import zlib
 from collections.abc import Collection, Sequence
@@ -16,12 +17,12 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve_app.errors import IdempotencyConflict, RateLimited, StoreBusy
-from serve_app.jobs.claims import Claims
-from serve_app.jobs.database import to_the_end
-from serve_app.jobs.outbox import end_jobs
-from serve_app.jobs.queue import ahead_of, is_overdue, queued_of
-from serve_app.jobs.records import STATUSES, WEBHOOK_COUNTS, Job, NewJob, SegmentBatch, Status
-from serve_app.jobs.schema import (
+from serve_app.jobs.store.claims import Claims
+from serve_app.jobs.store.database import to_the_end
+from serve_app.jobs.store.outbox import end_jobs
+from serve_app.jobs.store.queue import ahead_of, is_overdue, queued_of
+from serve_app.jobs.store.records import STATUSES, WEBHOOK_COUNTS, Job, NewJob, SegmentBatch, Status
+from serve_app.jobs.store.schema import (
     JOB_COLUMNS,
     SELECT_JOBS,
     job_of,
@@ -37,11 +38,11 @@ MAX_DELETED = 500  # in one transaction, so that others do not wait
 
 
 class JobStore(Claims):
-    """All of it. A client's methods take the name of its API key, and see and change no other key's jobs."""
+    """The store. Methods for clients take the name of an API key, and see and change only its jobs."""
 
     @to_the_end
     async def submit_all(
-        self, new: Sequence[NewJob], max_queued: int | None = None
+        self, new: Sequence[NewJob], max_queued: int = sys.maxsize
     ) -> list[tuple[Job, bool]]:
         """The jobs, each with whether it is new: the same idempotency key and body give the same job.
 
@@ -57,9 +58,9 @@ class JobStore(Claims):
             ]
             if asked:
                 await connection.execute(requests.insert(), asked)
-            for key in {job.key for job, is_new in submitted if is_new and max_queued is not None}:
+            for key in {job.key for job, is_new in submitted if is_new}:
                 waiting = await connection.execute(queued_of(key))
-                if waiting.scalar_one() > (max_queued or 0):
+                if waiting.scalar_one() > max_queued:
                     whose = "of this API key " if key else ""
                     message = f"{max_queued} jobs {whose}may wait at once; wait for some to end."
                     raise RateLimited(message, None, "too_many_jobs", RETRY_AFTER_S)
@@ -95,7 +96,7 @@ class JobStore(Claims):
 
     @to_the_end
     async def get(self, job_id: str, key: str) -> Job | None:
-        """A client that follows a job asks again, and looks whether `version` has risen."""
+        """The job. A client that follows it asks again, and sees by `version` whether it has changed."""
         async with self.read() as connection:
             found = await connection.execute(SELECT_JOBS.where(_is_own(job_id, key)))
             row = found.one_or_none()
@@ -107,7 +108,7 @@ class JobStore(Claims):
     ) -> list[Job]:
         """A page, newest first. `after` is the id of the last job of the page before.
 
-        All jobs that were there at the first page come once, whatever is submitted or deleted meanwhile.
+        Over all pages each job comes once, also if others are submitted or deleted meanwhile.
         """
         page = SELECT_JOBS.where(jobs.c.key == key).order_by(jobs.c.id.desc()).limit(limit)
         if statuses:
@@ -133,7 +134,7 @@ class JobStore(Claims):
 
     @to_the_end
     async def segments_so_far(self, job_id: str, key: str, attempt: int, first: int) -> list[SegmentBatch]:
-        """What this attempt of a running job has, from segment `first` on; nothing after its end."""
+        """The segments of this attempt, from number `first` on; none once the job has ended."""
         batches = (
             sa.select(segments.c.first, segments.c.body)
             .join_from(segments, jobs)
@@ -233,5 +234,5 @@ def _is_own(job_id: str, key: str) -> sa.ColumnElement[bool]:
 
 
 def _new_id() -> str:
-    """32 hex digits: nanoseconds, then chance. Sorted by id, jobs are sorted by age."""
+    """32 hex digits: nanoseconds, then random ones. Sorted by id, jobs are sorted by age."""
     return f"{time.time_ns():016x}{secrets.token_hex(8)}"

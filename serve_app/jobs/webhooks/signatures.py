@@ -1,4 +1,4 @@
-"""Secrets of webhooks, and the headers that prove a body to who has one: Standard Webhooks' and Baseten's."""
+"""Secrets of webhooks, and the headers by which receivers verify a body: Standard Webhooks' and Baseten's."""
 
 import base64
 import binascii
@@ -15,7 +15,7 @@ _KEY_BYTES = range(24, 65)  # of the specification
 
 
 class UnusableSecrets(Exception):
-    """The operator's secrets cannot be read or are none; the message is one sentence without them."""
+    """The operator's secrets cannot be read or are not valid; the message is one sentence without them."""
 
 
 def new_secret() -> str:
@@ -24,7 +24,7 @@ def new_secret() -> str:
 
 
 def read_secrets(file: str | None) -> tuple[str, ...]:
-    """The secrets in a file, or in the environment where none is named; none means unsigned webhooks.
+    """The secrets in `file`, or without it in the environment; without any, webhooks are not signed.
 
     Raises UnusableSecrets.
     """

@@ -1,4 +1,4 @@
-"""One database for all nodes: connections, transactions, the clock, and what a busy store looks like."""
+"""One database for all nodes: connections, transactions, the clock, and the errors of a busy store."""
 
 import asyncio
 import contextvars
@@ -42,7 +42,7 @@ def to_the_end(
 
     @wraps(method)
     async def run(self: D, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        # In a context of its own: Serve cancels tasks made in that of a request when its client leaves.
+        # In its own context: Serve cancels the tasks of a request's context when the client leaves.
         task = asyncio.create_task(method(self, *args, **kwargs), context=contextvars.Context())
         self.running.add(task)
         task.add_done_callback(self.running.discard)
@@ -128,7 +128,7 @@ class Database:
                 yield connection
 
     async def close(self) -> None:
-        """Closes all connections, when what runs has ended."""
+        """Closes all connections, once the methods that run have ended."""
         await asyncio.gather(*self.running, return_exceptions=True)
         await self._reader.dispose()
         await self._writer.dispose()

@@ -7,8 +7,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from job_stores import LEASE_S, Clock, claimed, new_job, submit, using
 
-from serve_app.jobs.records import SUSPECT_DEATHS, ClaimedJob, Status
-from serve_app.jobs.store import JobStore
+from serve_app.jobs.store.job_store import JobStore
+from serve_app.jobs.store.records import SUSPECT_DEATHS, ClaimedJob, Status
 
 
 def test_a_claim_gives_the_attempt_that_writes_are_accepted_with(store_url: str, clock: Clock) -> None:
@@ -95,7 +95,7 @@ def test_a_job_that_kills_every_worker_fails(store_url: str, clock: Clock) -> No
 def test_a_job_that_kills_its_worker_takes_no_others_with_it(
     store_url: str, keys: list[str], later: int, places: int
 ) -> None:
-    """It fails; those that ran beside it succeed, and so do those that come meanwhile."""
+    """The job fails; the jobs that ran at the same time succeed, and so do new ones."""
 
     async def story(store: JobStore, clock: Clock) -> None:
         async with store.write() as connection:
@@ -130,7 +130,7 @@ def test_a_job_that_kills_its_worker_takes_no_others_with_it(
 
 
 def test_a_worker_is_not_given_what_it_runs(store_url: str, clock: Clock) -> None:
-    """After an outage of the store its lease may have run out, before its heartbeat comes through."""
+    """After an outage of the store the lease may have run out before a heartbeat gets through."""
 
     async def story(store: JobStore) -> None:
         await submit(store, new_job())
@@ -144,7 +144,7 @@ def test_a_worker_is_not_given_what_it_runs(store_url: str, clock: Clock) -> Non
 
 
 def test_a_job_that_workers_died_of_waits_for_one_that_holds_none(store_url: str, clock: Clock) -> None:
-    """Not for ever: workers that hold some get nothing else until one of them has none left."""
+    """It does not wait for ever: busy workers get no new job until one of them is free."""
 
     async def story(store: JobStore) -> None:
         suspect, _ = await submit(store, new_job())
@@ -204,7 +204,7 @@ def test_what_cannot_succeed_is_not_tried_again(store_url: str, clock: Clock) ->
 
 
 def test_a_released_job_costs_no_attempt_and_keeps_its_place(store_url: str, clock: Clock) -> None:
-    """What a draining worker gives back is the next to be claimed, unless it asks for a delay."""
+    """A job that a draining worker gives back is claimed next, unless the worker asks for a delay."""
 
     async def story(store: JobStore) -> None:
         first, _ = await submit(store, new_job(max_queue_s=10))
@@ -249,7 +249,7 @@ def test_a_running_job_learns_of_its_cancellation_by_heartbeat(store_url: str, c
 
 @pytest.mark.parametrize("how", ["dies", "fails", "drains"])
 def test_a_job_that_is_to_be_canceled_is_not_begun_again(store_url: str, clock: Clock, how: str) -> None:
-    """Whatever becomes of the worker that did not hear of it."""
+    """This holds also where the worker dies or gives the job back before it hears of the wish."""
 
     async def story(store: JobStore) -> Status:
         await submit(store, new_job())
@@ -285,7 +285,7 @@ def test_a_deleted_job_is_lost_to_its_worker(store_url: str, clock: Clock) -> No
 
 
 def test_secrets_are_erased(store_url: str, clock: Clock) -> None:
-    """When a job ends, and not before."""
+    """They are erased when the job ends, and not before."""
 
     async def story(store: JobStore) -> None:
         await submit(store, new_job(secrets=b"sealed"))
@@ -327,7 +327,7 @@ def test_workers_that_claim_at_once_never_share_a_job(store_url: str, clock: Clo
 
 
 def test_the_store_has_a_clock_of_its_own(store_url: str) -> None:
-    """Without a clock of the test's, leases run out by themselves."""
+    """Without the test's clock, leases run out by themselves."""
 
     async def story(store: JobStore) -> None:
         await submit(store, new_job())

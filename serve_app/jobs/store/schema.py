@@ -9,7 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from serve_app.jobs.records import Job, Try, Webhook
+from serve_app.jobs.store.records import Job, Try, Webhook
 
 metadata = sa.MetaData()
 
@@ -73,13 +73,13 @@ def _job_id() -> sa.Column[str]:
     return sa.Column("job_id", Text, sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
 
 
-# What can have megabytes stands apart: lists never read it, no heartbeat makes SQLite write it again.
+# A request can have megabytes. Here no list reads it, and no heartbeat makes SQLite write it again.
 requests = sa.Table("job_requests", metadata, _job_id(), sa.Column("request", Text, nullable=False))
 
 # One row a job: a second result is refused.
 results = sa.Table("job_results", metadata, _job_id(), sa.Column("body", sa.LargeBinary, nullable=False))
 
-# The segments of a running job so far, in batches, for those who follow it; erased when it ends.
+# The segments of a running job so far, in batches, for clients that follow it; erased when it ends.
 segments = sa.Table(
     "job_segments",
     metadata,
@@ -96,14 +96,14 @@ webhooks = sa.Table(
     _job_id(),
     sa.Column("key", Text, nullable=False),  # the job's
     sa.Column("status", sa.String(12), nullable=False, default="pending"),
-    sa.Column("due_at_s", sa.Double, nullable=False),  # of the next try; a claim moves it on: its lease
+    sa.Column("due_at_s", sa.Double, nullable=False),  # of the next try; while claimed, the end of the lease
     sa.Column("claim_no", sa.Integer, nullable=False, default=0),
     sa.Column("tries", sa.Integer, nullable=False, default=0),
     sa.Column("log", Text, nullable=False, default="[]"),  # JSON
     sa.Index("job_webhooks_due", "status", "due_at_s", "key"),
 )
 
-WEBHOOK_ID_PREFIX = "msg_"  # a job has one webhook, whose id is the job's with this before it
+WEBHOOK_ID_PREFIX = "msg_"  # a webhook's id is this and the id of its job
 
 JOB_COLUMNS = [jobs.c[field.name] for field in fields(Job) if field.name != "webhook"]
 # With these a row becomes a job that has its webhook.

@@ -20,16 +20,16 @@ from standardwebhooks import Webhook
 from test_ssrf import CONFUSING, LOOPBACK, NAMES, NOT_HTTP, PRIVATE, REDIRECTS, in_url, reached
 
 from serve_app.errors import InvalidRequest
-from serve_app.jobs import webhooks
-from serve_app.jobs.records import Job, Try
-from serve_app.jobs.records import Webhook as Sent
-from serve_app.jobs.schema import WEBHOOK_ID_PREFIX
-from serve_app.jobs.store import JobStore
-from serve_app.jobs.webhooks import checked_url, next_try_in_s, retry_after_s
+from serve_app.jobs.store.job_store import JobStore
+from serve_app.jobs.store.records import Job, Try
+from serve_app.jobs.store.records import Webhook as Sent
+from serve_app.jobs.store.schema import WEBHOOK_ID_PREFIX
+from serve_app.jobs.webhooks import sending
+from serve_app.jobs.webhooks.sending import checked_url, next_try_in_s, retry_after_s
 from serve_app.settings.jobs import WebhookSettings
 
 HOUR_S = 3600.0
-SELF_SIGNED = Path(__file__).parents[1] / "stages" / "audio" / "self_signed.pem"
+SELF_SIGNED = Path(__file__).parents[2] / "stages" / "audio" / "self_signed.pem"
 
 
 async def no_answer(job: Job) -> Any:
@@ -72,7 +72,7 @@ def verifying(requests: list[dict[str, str]], clock: Clock, answer: Callable[...
 
 
 def test_a_receiver_with_troubles(store_url: str, secrets_file: str, clock: Clock) -> None:
-    """Down, slow, faulty, busy, moved inside and back: six tries of one webhook, each rightly signed."""
+    """The receiver is down, slow, faulty, busy, moved inside and back: six tries with valid signatures."""
     requests: list[dict[str, str]] = []
 
     async def story(store: JobStore) -> tuple[str, Sent]:
@@ -128,7 +128,7 @@ def test_a_receiver_with_troubles(store_url: str, secrets_file: str, clock: Cloc
 
 
 def test_a_receiver_that_never_works(store_url: str, secrets_file: str, clock: Clock) -> None:
-    """Ten tries in a bit more than 75 hours, and then none."""
+    """There are ten tries in a bit more than 75 hours, and then none."""
     start_s = clock()
 
     async def story(store: JobStore) -> Sent:
@@ -171,7 +171,7 @@ def test_a_receiver_that_is_gone(store_url: str, secrets_file: str, clock: Clock
 
 
 def test_a_new_secret_needs_no_restart(store_url: str, secrets_file: str, clock: Clock) -> None:
-    """What is written in front of the old secret signs the next webhook, and so does the old one."""
+    """A secret that is written before the old one signs the next webhook, and so does the old one."""
     requests: list[web.Request] = []
     bodies: list[bytes] = []
 
@@ -194,7 +194,7 @@ def test_a_new_secret_needs_no_restart(store_url: str, secrets_file: str, clock:
 
 
 def test_a_webhook_that_cannot_be_made(store_url: str, secrets_file: str, clock: Clock) -> None:
-    """It waits as one that failed, so that it does not come up again and again before all others."""
+    """It waits like one that failed, so that it does not come again and again before all others."""
 
     async def broken(job: Job) -> Any:
         raise OSError("the store does not answer")
@@ -224,7 +224,7 @@ def test_a_webhook_that_cannot_be_made(store_url: str, secrets_file: str, clock:
     ],
 )
 def test_what_retry_after_says(header: str | None, wait_s: float | None) -> None:
-    """Whole seconds or a date, as HTTP has it; everything else is as if it were not there."""
+    """It is whole seconds or a date, as HTTP has it; anything else is ignored."""
     assert retry_after_s(header, 1_000_000.0) == wait_s
 
 
@@ -244,14 +244,14 @@ def test_what_retry_after_says(header: str | None, wait_s: float | None) -> None
 def test_when_the_next_try_is(
     tries_before: int, asked_s: float | None, jitter: float, wait_s: float | None
 ) -> None:
-    """As the schedule has it, later where the receiver asks for that, by a day at most."""
+    """The schedule says when; a receiver can ask for a later time, by a day at most."""
     found_s = next_try_in_s(tries_before, WebhookSettings(), asked_s, jitter)
     assert found_s == (None if wait_s is None else pytest.approx(wait_s))
 
 
 @pytest.mark.parametrize("status", [200, 201, 202, 204, 299, 300, 301, 302, 304, 308, 400, 404, 500, 599])
 def test_only_2xx_is_success(status: int) -> None:
-    """Every other answer is a failure that is told by its number."""
+    """Any other answer is a failure, whose message has the status code."""
 
     async def run() -> Try:
         async with serving(answering(b"", status=status)) as port:
@@ -264,7 +264,7 @@ def test_only_2xx_is_success(status: int) -> None:
 
 
 def test_an_endless_answer() -> None:
-    """The status is enough; the rest is not read."""
+    """Only the status is read."""
     endless = iter(lambda: b"x" * 65_536, b"")
 
     async def run() -> Try:
@@ -284,7 +284,7 @@ def test_an_endless_answer() -> None:
     ],
 )
 def test_answers_that_are_no_http(answer: bytes, error: str) -> None:
-    """They are failures as any other."""
+    """They are failures like any other."""
 
     async def run() -> Try:
         async with raw_serving(answer) as port:
@@ -317,7 +317,7 @@ def test_a_long_body_arrives_whole() -> None:
     async def run() -> Try:
         async with serving(accept) as port:
             long = delivery(f"http://127.0.0.1:{port}/", "baseten")
-            return (await webhooks.send(long, "x" * 5_000_000, (NEW,), settings()))[0]
+            return (await sending.send(long, "x" * 5_000_000, (NEW,), settings()))[0]
 
     assert asyncio.run(run()).error is None
     assert 5_000_000 < sizes[0] < 5_001_000
@@ -328,7 +328,7 @@ async def attack(url: str, monkeypatch: pytest.MonkeyPatch, *, live_host: str = 
     async with Canary() as canary:
         if live_host and not await reached(canary, live_host):
             pytest.skip(f"{live_host} does not lead to this machine")
-        monkeypatch.setattr(webhooks, "PORTS", frozenset({443, canary.port}))
+        monkeypatch.setattr(sending, "PORTS", frozenset({443, canary.port}))
         made, _ = await tried(url.format(port=canary.port), allowed_hosts=())
         assert canary.hits == 0
     assert made.status is None
@@ -354,7 +354,7 @@ def test_names_that_lead_inside(host: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("host", PRIVATE.split())
 def test_addresses_inside(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Private, local, reserved, multicast and metadata addresses, wrapped in IPv6 too: not even tried."""
+    """Private, local, reserved, multicast and metadata addresses are not even tried, also inside IPv6."""
     error = asyncio.run(attack(f"https://{in_url(host)}/", monkeypatch))
     assert "is not on the public internet" in error
 
@@ -386,7 +386,7 @@ def test_redirects_inside(location: str) -> None:
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_a_host_that_the_operator_opened_is_reached(scheme: str) -> None:
-    """The canary can be hit by a webhook, if its host is opened; another one's port is not opened with it."""
+    """A webhook can reach the canary if its host is opened; this opens no other host."""
 
     async def run() -> int:
         async with Canary() as canary:

@@ -7,9 +7,9 @@ from dataclasses import asdict
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from serve_app.jobs.database import Database, to_the_end
-from serve_app.jobs.records import Delivery, Status, Try
-from serve_app.jobs.schema import JOB_COLUMNS, WEBHOOK_ID_PREFIX, job_of, jobs, segments, webhooks
+from serve_app.jobs.store.database import Database, to_the_end
+from serve_app.jobs.store.records import Delivery, Status, Try
+from serve_app.jobs.store.schema import JOB_COLUMNS, WEBHOOK_ID_PREFIX, job_of, jobs, segments, webhooks
 
 MAX_LOGGED_TRIES = 20
 
@@ -84,16 +84,15 @@ class Outbox(Database):
             id=WEBHOOK_ID_PREFIX + job.id,
             job=job,
             url=job.webhook_url,
-            style=job.webhook_style,
             claim_no=row.claim_no,
             tries=row.tries,
         )
 
     @to_the_end
     async def record_try(self, delivery_id: str, claim_no: int, made: Try, retry_in_s: float | None) -> bool:
-        """Logs a try. The next one is due in `retry_in_s`, or the delivery has ended as the try did.
+        """Logs a try. The next one is due in `retry_in_s`; with None, the delivery ends with this try.
 
-        False where the lease was lost: then somebody else delivers it, or the job was deleted.
+        False where the lease was lost: then another sender delivers it, or the job was deleted.
         """
         held = sa.and_(
             webhooks.c.job_id == delivery_id.removeprefix(WEBHOOK_ID_PREFIX),

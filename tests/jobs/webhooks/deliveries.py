@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from serve_app.jobs.records import Delivery, Job, Try, Webhook, WebhookStyle
-from serve_app.jobs.signatures import new_secret
-from serve_app.jobs.store import JobStore
-from serve_app.jobs.webhooks import AnswerOf, claim, deliver, send
+from serve_app.jobs.store.job_store import JobStore
+from serve_app.jobs.store.records import Delivery, Job, Try, Webhook, WebhookStyle
+from serve_app.jobs.webhooks.sending import AnswerOf, claim, deliver, send
+from serve_app.jobs.webhooks.signatures import new_secret
 from serve_app.settings.jobs import WebhookSettings
 
 NEW, OLD = new_secret(), new_secret()
@@ -14,7 +14,7 @@ HIDDEN = "hidden-in-the-url"
 
 
 def job(**changes: Any) -> Job:
-    """A job that has ended well."""
+    """A job that has succeeded."""
     ended_at_s = 1_795_860_000.25
     plain: dict[str, Any] = {
         "id": "0c6f4b1e9d3a4c55b6d1a2f3e4c5d6e7",
@@ -44,7 +44,7 @@ def job(**changes: Any) -> Job:
 
 
 def delivery(url: str = "https://example.com", style: WebhookStyle = "standard", **of_job: Any) -> Delivery:
-    return Delivery("msg_1", job(**of_job), url, style, claim_no=0, tries=0)
+    return Delivery("msg_1", job(webhook_style=style, **of_job), url, claim_no=0, tries=0)
 
 
 def settings(**changes: Any) -> WebhookSettings:
@@ -55,7 +55,7 @@ def settings(**changes: Any) -> WebhookSettings:
 async def tried(
     url: str, answer: Any = None, signers: Sequence[str] = (NEW, OLD), **changes: Any
 ) -> tuple[Try, float | None]:
-    """One try at a URL; whatever comes of it, its error shows neither secrets nor what the URL hides."""
+    """One try at a URL; its error never shows a secret or the hidden part of the URL."""
     made, wait_s = await send(delivery(url), answer, signers, settings(**changes))
     assert not [hidden for hidden in (HIDDEN, NEW, OLD, "secret@") if hidden in (made.error or "")]
     return made, wait_s
@@ -64,7 +64,7 @@ async def tried(
 async def deliver_due(
     store: JobStore, answer_of: AnswerOf, settings: WebhookSettings, clock: Callable[[], float]
 ) -> bool:
-    """Sends the webhook that is due; False where none is."""
+    """Sends a webhook that is due; False if there is none."""
     claimed = await claim(store, settings)
     if claimed is None:
         return False
@@ -73,7 +73,7 @@ async def deliver_due(
 
 
 async def webhook_of(store: JobStore, job_id: str) -> Webhook:
-    """How far it is."""
+    """The state of this job's webhook."""
     job = await store.get(job_id, "alice")
     assert job is not None
     assert job.webhook is not None

@@ -18,12 +18,12 @@ from tenacity import AsyncRetrying, stop_after_delay, wait_fixed
 
 from serve_app.errors import StoreBusy
 from serve_app.http.responses import answer
-from serve_app.jobs.migration import VERSION_TABLE, NotMigrated, SchemaTooNew, check, migrate
-from serve_app.jobs.records import FINAL
 from serve_app.jobs.runner import Runner
-from serve_app.jobs.schema import WEBHOOK_ID_PREFIX, metadata
 from serve_app.jobs.service import Jobs
-from serve_app.jobs.store import JobStore
+from serve_app.jobs.store.job_store import JobStore
+from serve_app.jobs.store.migration import VERSION_TABLE, NotMigrated, SchemaTooNew, check, migrate
+from serve_app.jobs.store.records import FINAL
+from serve_app.jobs.store.schema import WEBHOOK_ID_PREFIX, metadata
 from serve_app.options import Options
 from serve_app.request.progress import Report, ignore_progress
 from serve_app.settings import IntakeSettings
@@ -93,7 +93,7 @@ RESULT = Transcript(
 
 
 def test_a_new_database_is_migrated_and_fits(empty_url: str) -> None:
-    """Until then the service refuses it; the tables are those that the code expects; again is no error."""
+    """Before, the service refuses it; then it has the tables of the code, and can be migrated again."""
     with pytest.raises(NotMigrated, match="jobs migrate"):
         asyncio.run(check(empty_url))
     for _ in range(2):
@@ -183,7 +183,7 @@ def test_jobs_of_the_first_version_finish(empty_url: str, tmp_path: Path) -> Non
 
 
 def test_a_newer_database_is_refused(empty_url: str) -> None:
-    """By the service and by the migration, which leaves it as it is."""
+    """The service and the migration both refuse it."""
     asyncio.run(migrate(empty_url))
 
     async def upgrade(store: JobStore) -> None:
@@ -197,7 +197,7 @@ def test_a_newer_database_is_refused(empty_url: str) -> None:
 
 
 def test_a_migration_that_fails_leaves_nothing(empty_url: str) -> None:
-    """A table that is in the way is told, and no half of the others is made."""
+    """The error names the table that is in the way, and no other table is created."""
 
     async def obstruct(store: JobStore) -> None:
         async with store.write() as connection:
@@ -216,9 +216,10 @@ def test_a_migration_that_fails_leaves_nothing(empty_url: str) -> None:
 
 
 def test_two_processes_may_migrate_at_once(empty_url: str) -> None:
-    """Nodes that start together."""
+    """Nodes that start together do this."""
     code = (
-        f"import asyncio; from serve_app.jobs.migration import migrate; asyncio.run(migrate({empty_url!r}))"
+        "import asyncio; from serve_app.jobs.store.migration import migrate; "
+        f"asyncio.run(migrate({empty_url!r}))"
     )
     started = [
         subprocess.Popen(
@@ -232,6 +233,6 @@ def test_two_processes_may_migrate_at_once(empty_url: str) -> None:
 
 
 def test_a_database_that_cannot_be_reached_is_busy(tmp_path: Path) -> None:
-    """Whoever starts the service before its database is told so, in one sentence."""
+    """An operator who starts the service before its database is told so, in one sentence."""
     with pytest.raises(StoreBusy, match="reached"):
         asyncio.run(check(f"postgresql://jobs@/jobs?host={tmp_path}"))

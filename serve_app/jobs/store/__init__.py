@@ -1,0 +1,1 @@
+"""The jobs in a database: tables, queue, leases, outbox of webhooks, migrations."""

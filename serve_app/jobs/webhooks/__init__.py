@@ -1,0 +1,1 @@
+"""Webhooks: what they say, how they are signed, where they may go, when they are tried again."""
