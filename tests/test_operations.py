@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from serve_app.cli.config_file import settings_table
+
 PROJECT = Path(__file__).parents[1]
 PAGE = (PROJECT / "docs" / "operations.md").read_text()
 DEPLOY = PROJECT / "deploy"
@@ -66,6 +68,15 @@ def test_prometheus_takes_the_files(name: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert f"{len(ALERTS)} rules found" in done.stdout
+
+
+def test_every_setting_that_is_named_exists() -> None:
+    """Those of the security checklist above all."""
+    known = set(re.findall(r"^\| `([\w.]+)` \|", settings_table(), re.MULTILINE))
+    sections = {name.partition(".")[0] for name in known if "." in name}
+    named = {name for name in re.findall(r"`(\w+\.[\w.]+)[`:]", PAGE) if name.partition(".")[0] in sections}
+    assert len(named) >= 20
+    assert named - known - {"jobs.key"} == set()
 
 
 def test_grafana_finds_what_it_is_provided_with() -> None:

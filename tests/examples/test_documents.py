@@ -64,6 +64,7 @@ ELSEWHERE = {  # document and first line -> a test, or a reason
     ("docs/models.md", "python -m serve_app prefetch base"): _DOWNLOADS,
     ("docs/howto.md", "python -m serve_app prefetch base"): _DOWNLOADS,
     ("docs/howto.md", "whisperx-serve serve"): _COMMANDS,
+    ("docs/operations.md", "make gpu-check"): _GPU_CHECK,
     ("docs/operations.md", "python -m serve_app serve serve_config.yaml --metrics-port"): _METRICS,
     ("docs/operations.md", "ray start --head"): "a cluster of several nodes",
     ("docs/operations.md", "export OTEL_EXPORTER_OTLP_ENDPOINT"): _METRICS,

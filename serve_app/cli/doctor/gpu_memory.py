@@ -15,6 +15,12 @@ GB = 1e9
 WINDOWS = 16  # of a batch on a GPU, where `user_config` says nothing else
 FIXED_GB, WINDOW_GB = 1.2, 0.224  # of large-v2; a window's part is the decoder's cache
 LARGE_GB = 3.09  # large-v2's file, which is float16
+# Layers times width of the decoder, which a window's cache grows with; other models count as large-v2.
+LARGE_DECODER = 32 * 1280
+DECODERS = {
+    "tiny": 4 * 384, "base": 6 * 512, "small": 12 * 768, "medium": 24 * 1024, "large-v3-turbo": 4 * 1280,
+    "distil-small": 4 * 768, "distil-medium": 2 * 1024, "distil-large": 2 * 1280,
+}  # fmt: skip
 WEIGHTS = {"int8": 0.5, "float16": 1.0, "bfloat16": 1.0, "float32": 2.0}  # of the file's size
 DETECTOR_GB, DIARIZER_GB = 0.5, 2.3
 ALIGNER_GB, LARGE_ALIGNER_GB = 1.7, 2.9
@@ -92,7 +98,9 @@ def recognizer_gb(model: str, compute_type: str, windows: int) -> float:
     known = catalogue().get(model)
     file_gb = known.size / GB if known else LARGE_GB
     kind = "int8" if compute_type in ("auto", "default") else compute_type.partition("_")[0]
-    return file_gb * WEIGHTS.get(kind, 1.0) + FIXED_GB + windows * WINDOW_GB * file_gb / LARGE_GB
+    sizes = [size for name, size in DECODERS.items() if known and known.name.startswith(name)]
+    window_gb = WINDOW_GB * (sizes[0] if sizes else LARGE_DECODER) / LARGE_DECODER
+    return file_gb * WEIGHTS.get(kind, 1.0) + FIXED_GB + windows * window_gb
 
 
 def _aligner_gb(languages: tuple[str, ...]) -> float:
