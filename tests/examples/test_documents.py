@@ -41,7 +41,7 @@ DOCUMENTS = [
 PICTURES = ("", "text", "mermaid")  # and settings without a syntax of their own
 
 _COMMANDS = "tests/models/test_commands.py"
-_RECEIVERS = "tests/jobs/test_webhook_receivers.py"
+_RECEIVERS = "tests/jobs/webhooks/test_webhook_receivers.py"
 _DOWNLOADS = "downloads models: tests/cli/test_prefetch_command.py"
 _OWN_SERVICE = "starts a service of its own: tests/cli/test_transcribe.py"
 _OTHERS = "another service or program, from which one migrates"
