@@ -8,6 +8,7 @@ import importlib.metadata
 import logging
 import os
 import signal
+import socket
 import time
 import wave
 from collections.abc import Callable, Iterator
@@ -214,6 +215,8 @@ def spool(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def cluster(spool: Path) -> Iterator[None]:
     """Ray and Serve's HTTP proxy, up once for the session."""
+    # Two Serves would share the port, and each would get some of the other's requests.
+    socket.create_server(("127.0.0.1", HTTP_PORT)).close()
     os.environ[PROXY_HOOK] = AT_PROXY_START  # as the launcher does
     # Replicas unpickle the fakes by name, so they must find the tests too; the launcher sets the last one.
     environment = {

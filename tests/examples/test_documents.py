@@ -43,7 +43,7 @@ PICTURES = ("", "text", "mermaid")  # and settings without a syntax of their own
 
 _COMMANDS = "tests/models/test_commands.py"
 _METRICS = "tests/cluster/test_metrics.py"
-_RECEIVERS = "tests/jobs/test_webhook_receivers.py"
+_RECEIVERS = "tests/jobs/webhooks/test_webhook_receivers.py"
 _DOWNLOADS = "downloads models: tests/cli/test_prefetch_command.py"
 _OWN_SERVICE = "starts a service of its own: tests/cli/test_transcribe.py"
 _GPU_CHECK = "tests/benchmarks/test_gpu_check.py"
