@@ -75,11 +75,14 @@ chaos: setup .venv/.test-models
 gpu-check: setup .venv/.test-models
 	@.venv/bin/python -m benchmarks.gpu $(OPTIONS)
 
-# Writes docs/reference.md, and the table of settings into docs/configuration.md, below its last comment.
+# Writes docs/reference.md, the table of settings into docs/configuration.md, below its last comment, and the alerts
+# for the Prometheus operator, below the line `spec:`.
 docs: setup
 	@.venv/bin/python -m tools.reference
 	@sed -i '/^<!-- make docs/q' docs/configuration.md
 	@.venv/bin/python -m serve_app settings >> docs/configuration.md
+	@sed -i '/^spec:/q' deploy/kubernetes/prometheusrule.yaml
+	@sed '/^#/d; s/^./  &/' deploy/prometheus/alerts.yml >> deploy/kubernetes/prometheusrule.yaml
 
 # After changing dependencies in pyproject.toml: pins with hashes, without addresses.
 lock: setup
