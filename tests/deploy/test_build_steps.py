@@ -9,9 +9,8 @@ import sys
 import zipfile
 from pathlib import Path
 
-import httpx
 import pytest
-from deploy_files import DEPLOY, PROJECT
+from deploy_files import DEPLOY, PROJECT, answers
 
 pytestmark = pytest.mark.slow
 
@@ -50,14 +49,6 @@ def stand_ins(folder: Path, requirements: Path) -> str:
     return folder.as_uri()
 
 
-def torch_index(url: str) -> str | None:
-    """PyTorch's index, where it answers."""
-    try:
-        return url if httpx.head(url, timeout=10, follow_redirects=True).is_success else None
-    except httpx.HTTPError:
-        return None
-
-
 def test_the_variant_cpu_is_installed_and_runs(tmp_path: Path) -> None:
     """Every package is found and has its hash, torch stays the one without CUDA, and the command works."""
     source, tools = tmp_path / "src", tmp_path / "bin"
@@ -79,7 +70,7 @@ def test_the_variant_cpu_is_installed_and_runs(tmp_path: Path) -> None:
                 copy = shutil.copytree if (PROJECT / file).is_dir() else shutil.copy
                 place.parent.mkdir(exist_ok=True)
                 copy(PROJECT / file, place)
-                if place.name == "torch-cpu.txt" and not torch_index(environment["TORCH_CPU_INDEX"]):
+                if place.name == "torch-cpu.txt" and not answers(environment["TORCH_CPU_INDEX"]):
                     environment["TORCH_CPU_INDEX"] = stand_ins(tmp_path / "index", place)
         elif "apt-get" not in text:  # Debian's packages are those of this machine
             script = text.replace("/opt/", f"{tmp_path}/opt/")

@@ -36,7 +36,7 @@ OWN = {"access", "jobs", "placement"}  # settings that only a cluster has
 
 OBJECT_STORE_SHARE = ray_constants.DEFAULT_OBJECT_STORE_MEMORY_PROPORTION  # of a node's memory
 RESTRICTED = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
-ALLOCATABLE = {"cpu": 3.9, "memory": "12.3Gi"}  # of GKE's n1-standard-4, the smallest machine with a T4
+ALLOCATABLE_CPUS, ALLOCATABLE_MEMORY = 3.9, "12.3Gi"  # of GKE's n1-standard-4, the smallest machine with a T4
 
 
 def all_documents(source: str) -> list[dict[str, Any]]:
@@ -166,8 +166,8 @@ def test_a_gpu_pod_fits_the_smallest_machine_with_a_t4(source: str) -> None:
         if group["groupName"] == "gpu"
     )
     wanted = spec["containers"][0]["resources"]["requests"]
-    assert size_bytes(wanted["memory"]) <= size_bytes(ALLOCATABLE["memory"])
-    assert float(wanted["cpu"]) <= ALLOCATABLE["cpu"]
+    assert size_bytes(wanted["memory"]) <= size_bytes(ALLOCATABLE_MEMORY)
+    assert float(wanted["cpu"]) <= ALLOCATABLE_CPUS
 
 
 @SOURCES
