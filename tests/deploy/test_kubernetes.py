@@ -330,6 +330,7 @@ def test_the_tables_of_jobs_are_made_where_jobs_are_kept(source: str) -> None:
     prepared = yaml.safe_load(
         of_kind("ConfigMap", all_documents(source), "whisperx-jobs")["data"]["jobs.yaml"]
     )
+    check(prepared, Path("jobs.yaml"))
     (settings,) = settings_of(prepared)
     assert settings.jobs.store == application(serve_config(source))["args"]["jobs"]["store"]
     address = of_kind("ConfigMap", all_documents(source), "whisperx-env")["data"]
@@ -348,8 +349,8 @@ def test_the_tables_of_jobs_are_made_where_jobs_are_kept(source: str) -> None:
 def test_the_head_starts_although_its_tables_cannot_be_migrated(source: str, tmp_path: Path) -> None:
     """PostgreSQL is away, or a newer version has been here: neither needs to keep a head away."""
     (init,) = cluster(source)["headGroupSpec"]["template"]["spec"]["initContainers"]
-    (tmp_path / "entrypoint").write_text('#!/bin/sh\necho "$@"\nexit 1\n')
-    (tmp_path / "entrypoint").chmod(0o755)
+    (tmp_path / "whisperx-serve").write_text('#!/bin/sh\necho "$@"\nexit 1\n')
+    (tmp_path / "whisperx-serve").chmod(0o755)
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     done = subprocess.run(
         [*init["command"], *init["args"]], env=environment, capture_output=True, text=True, check=True
