@@ -75,12 +75,12 @@ chaos: setup .venv/.test-models
 gpu-check: setup .venv/.test-models
 	@.venv/bin/python -m benchmarks.gpu $(OPTIONS)
 
-# Writes docs/reference.md, the table of settings into docs/configuration.md, below its last comment, and the alerts
-# for the Prometheus operator, below the line `spec:`.
+# Writes docs/reference.md, and the table of settings into docs/configuration.md, below its last comment.
 docs: setup
 	@.venv/bin/python -m tools.reference
 	@sed -i '/^<!-- make docs/q' docs/configuration.md
 	@.venv/bin/python -m serve_app settings >> docs/configuration.md
+	@# The alerts for the Prometheus operator, below the line `spec:`.
 	@sed -i '/^spec:/q' deploy/kubernetes/prometheusrule.yaml
 	@sed '/^#/d; s/^./  &/' deploy/prometheus/alerts.yml >> deploy/kubernetes/prometheusrule.yaml
 
