@@ -82,6 +82,9 @@ docs: setup
 	@.venv/bin/python -m benchmarks.sizing
 	@sed -i '/^<!-- make docs/q' docs/configuration.md
 	@.venv/bin/python -m serve_app settings >> docs/configuration.md
+	@# The alerts for the Prometheus operator, below the line `spec:`.
+	@sed -i '/^spec:/q' deploy/kubernetes/prometheusrule.yaml
+	@sed '/^#/d; s/^./  &/' deploy/prometheus/alerts.yml >> deploy/kubernetes/prometheusrule.yaml
 
 # After changing dependencies in pyproject.toml: pins with hashes, without addresses.
 lock: setup

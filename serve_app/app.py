@@ -16,6 +16,7 @@ from serve_app import deployments as untyped_deployments
 from serve_app.deployments.calls import ray_private
 from serve_app.deployments.replica import (
     LARGE_PAGES,
+    NO_DATABASE,
     NO_MODEL_TOKENS,
     NO_SECRETS,
     NO_WEBHOOK_SECRETS,
@@ -61,14 +62,17 @@ def graph(settings: Settings, load: Loaders, device: str) -> Application:
 
     def on(device: str, gpu_share: float, *, keeps_memory: bool = True) -> dict[str, Any]:
         if device == "cuda":
-            return actor_options(gpu_share, NO_WEBHOOK_SECRETS, placement)
-        variables = NO_WEBHOOK_SECRETS | (LARGE_PAGES if keeps_memory else {})
+            return actor_options(gpu_share, NO_DATABASE | NO_WEBHOOK_SECRETS, placement)
+        variables = NO_DATABASE | NO_WEBHOOK_SECRETS | (LARGE_PAGES if keeps_memory else {})
         return actor_options(0.0, variables, placement)
 
     # When AudioLoaders, JobRunners or Ingresses are replaced, the new one starts before the old one ends:
     # they are small, and without them requests and jobs would wait.
     surge = {"ray_actor_options": actor_options(0.0, NO_SECRETS, placement), "max_surge_percent": 100}
-    loader = deployments.AudioLoader.options(**surge).bind(settings.intake)
+    loader = deployments.AudioLoader.options(
+        # It reads what strangers send.
+        **surge | {"ray_actor_options": actor_options(0.0, NO_DATABASE | NO_SECRETS, placement)}
+    ).bind(settings.intake)
     detector = deployments.SpeechDetector.options(
         ray_actor_options=on(speech_device, settings.speech.gpu_share)
     ).bind(load.detector, _call_timeout(settings, speech_device))

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 
@@ -74,3 +75,11 @@ def size_bytes(text: str) -> float:
     assert found, text
     power = 1 + "kmgt".index(found[2]) if found[2] else 0
     return float(found[1]) * float(1024**power)
+
+
+def answers(url: str) -> bool:
+    """Whether this address can be reached from here."""
+    try:
+        return httpx.head(url, timeout=10, follow_redirects=True).is_success
+    except httpx.HTTPError:
+        return False

@@ -7,6 +7,7 @@ A command prints what it has done in one line, or in one sentence why it failed.
 """
 
 import asyncio
+from typing import Annotated
 
 import typer
 
@@ -21,20 +22,33 @@ def _group() -> None:
 
 
 @jobs.command()
-def migrate(config: ConfigPath) -> None:
+def migrate(
+    config: ConfigPath,
+    wait_s: Annotated[
+        float, typer.Option(min=0, help="How long to try again while the database does not answer.")
+    ] = 0.0,
+) -> None:
     """Creates the tables of the store of jobs, or upgrades them to those of this version.
 
     Running it again changes nothing.
     """
+    from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+
     from serve_app.cli.config_file import read, settings_of
     from serve_app.jobs import places
 
     found = settings_of(read(config))
     if not found:
         raise CommandFailed(f"{config} has no application of this service.")
+    trying = Retrying(
+        retry=retry_if_exception_type(places.StoreUnreachable),
+        stop=stop_after_delay(wait_s),
+        wait=wait_fixed(2.0),
+        reraise=True,
+    )
     for settings in found:
         try:
-            url = asyncio.run(places.migrate(settings.jobs))
+            url = trying(lambda jobs=settings.jobs: asyncio.run(places.migrate(jobs)))
         except places.JobsUnusable as error:
             raise CommandFailed(str(error)) from None
         note.print(f"The job store {url} has the tables of this version.", markup=False)

@@ -48,6 +48,7 @@ LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # a glibc that has n
 NO_MODEL_TOKENS = {"HF_TOKEN": "", "HUGGING_FACE_HUB_TOKEN": ""}
 NO_WEBHOOK_SECRETS = {VARIABLE: ""}
 NO_SECRETS = NO_MODEL_TOKENS | NO_WEBHOOK_SECRETS
+NO_DATABASE = {"PGPASSWORD": ""}  # only the Ingress and the JobRunner ask the store of jobs
 
 
 def actor_options(

@@ -55,6 +55,10 @@ class JobsUnusable(Exception):
     """Jobs cannot be kept as the settings say; the message is one sentence that says what to do."""
 
 
+class StoreUnreachable(JobsUnusable):
+    """The database does not answer, or not as it should; it may do so later."""
+
+
 async def prepare(settings: JobsSettings) -> None:
     """Unless jobs are off, creates a missing key and missing tables of SQLite, and checks the other places.
 
@@ -70,7 +74,10 @@ async def prepare(settings: JobsSettings) -> None:
 
 
 async def migrate(settings: JobsSettings) -> str:
-    """Creates or upgrades the tables of the store; gives its URL without a password. Raises JobsUnusable."""
+    """Creates or upgrades the tables of the store; gives its URL without a password.
+
+    Raises JobsUnusable, StoreUnreachable.
+    """
     with _refusing(settings):
         url = store_url(settings)
         if url is None:
@@ -118,7 +125,7 @@ def _refusing(settings: JobsSettings) -> Iterator[None]:
         reason = error.__cause__ or error
         first_line = str(getattr(reason, "orig", None) or reason).partition("\n")[0]
         message = f"The job store {_shown(url)} cannot be used ({first_line.rstrip('.')})"
-        raise JobsUnusable(f"{message}; have it running, or set jobs.store.") from error
+        raise StoreUnreachable(f"{message}; have it running, or set jobs.store.") from error
 
 
 def _shown(url: str) -> str:

@@ -1,19 +1,24 @@
 """`python -m serve_app jobs`, and a server that cannot keep jobs."""
 
 import asyncio
+import time
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import pytest
 import yaml
+from sqlalchemy import make_url
 from typer.testing import CliRunner
 
+from benchmarks.private_postgres import Postgres
 from serve_app.__main__ import cli
 from serve_app.cli import CommandFailed
 from serve_app.cli.config_file import IMPORT_PATH
 from serve_app.cli.launcher import _reason, free_port, running
 from serve_app.jobs.places import JobsUnusable
-from serve_app.jobs.store.migration import check
+from serve_app.jobs.store.database import Database
+from serve_app.jobs.store.migration import VERSION_TABLE, check
 from serve_app.models import hub
 
 
@@ -23,9 +28,9 @@ def config(folder: Path, **jobs: Any) -> dict[str, Any]:
     return {"http_options": {"host": "127.0.0.1", "port": free_port()}, "applications": [application]}
 
 
-def migrate(folder: Path, raw: dict[str, Any]) -> Any:
+def migrate(folder: Path, raw: dict[str, Any], *options: str) -> Any:
     (folder / "config.yaml").write_text(yaml.safe_dump(raw))
-    return CliRunner().invoke(cli, ["jobs", "migrate", str(folder / "config.yaml")])
+    return CliRunner().invoke(cli, ["jobs", "migrate", str(folder / "config.yaml"), *options])
 
 
 def test_the_store_that_a_config_file_names_is_migrated(empty_url: str, tmp_path: Path) -> None:
@@ -75,3 +80,30 @@ def test_what_serve_says_of_such_a_server() -> None:
     message = "Traceback (most recent call last):\n  in build\nserve_app.jobs.places.JobsUnusable: No store."
     assert f"{JobsUnusable.__module__}.{JobsUnusable.__name__}" in message
     assert _reason(message) == "No store."
+
+
+def test_a_database_that_starts_late_is_waited_for(
+    postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its address is in PostgreSQL's own variables, as on Kubernetes. Newer tables are not waited for."""
+    address = make_url(postgres.new_database())
+    monkeypatch.setenv("PGHOST", str(address.query["host"]))
+    monkeypatch.setenv("PGUSER", str(address.username))
+    monkeypatch.setenv("PGDATABASE", str(address.database))
+    raw = config(tmp_path, store="postgresql+asyncpg://")
+    postgres.stop()
+    late = Timer(1.0, postgres.start)
+    late.start()
+    assert migrate(tmp_path, raw, "--wait-s", "60").exit_code == 0
+    late.join()
+
+    async def upgrade() -> None:
+        database = Database(raw["applications"][0]["args"]["jobs"]["store"])
+        async with database.write() as connection:
+            await connection.exec_driver_sql(f"UPDATE {VERSION_TABLE} SET version_num = '9999'")
+        await database.close()
+
+    asyncio.run(upgrade())
+    started_s = time.monotonic()
+    assert "newer version (9999)" in str(migrate(tmp_path, raw, "--wait-s", "600").exception)
+    assert time.monotonic() - started_s < 60

@@ -1,22 +1,26 @@
-"""An image that was built from deploy/Dockerfile runs as deploy/README.md says, where there is one."""
+"""An image is built from deploy/Dockerfile where it can be, and runs as deploy/README.md says.
+
+WHISPERX_IMAGE names one that was built already. tests/deploy/test_build_steps.py needs no builder.
+"""
 
 import os
+import re
 import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import httpx
 import pytest
-from deploy_files import DEPLOY
+from deploy_files import DEPLOY, PROJECT, answers
 from tenacity import Retrying, stop_after_delay, wait_fixed
 
 from serve_app.cli.demo import sample
 from serve_app.http.auth import new_key
 
-IMAGE = os.environ.get("WHISPERX_IMAGE", "")
-ENGINE = shutil.which("docker") or shutil.which("podman") or ""
+BUILD_S = 3600.0
 START_S = 900.0  # it may fetch models first
 GUARDED = [
     "--read-only",
@@ -27,17 +31,55 @@ GUARDED = [
     "--shm-size=4g",
 ]
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not (IMAGE and ENGINE), reason="WHISPERX_IMAGE names no image, or nothing runs it"),
-]
+pytestmark = pytest.mark.slow
+
+
+@cache
+def program() -> str:
+    """Docker where its daemon answers, or podman."""
+    for name in ("docker", "podman"):
+        if (
+            shutil.which(name)
+            and not subprocess.run([name, "info"], capture_output=True, check=False).returncode
+        ):
+            return name
+    pytest.skip("Neither Docker nor podman runs here.")
 
 
 def engine(*arguments: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
     """Runs Docker, or podman."""
     return subprocess.run(
-        [ENGINE, *arguments], capture_output=True, text=True, timeout=timeout_s, check=False
+        [program(), *arguments], capture_output=True, text=True, timeout=timeout_s, check=False
     )
+
+
+@pytest.fixture(scope="module")
+def image() -> str:
+    """The image of WHISPERX_IMAGE, or the variant `cpu`, which is built here."""
+    if given := os.environ.get("WHISPERX_IMAGE"):
+        return given
+    arguments = dict(re.findall(r"^ARG (\w+)=(\S+)", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE))
+    if (
+        engine("image", "inspect", arguments["BASE"]).returncode
+        and engine("pull", arguments["BASE"]).returncode
+    ):
+        pytest.skip(f"There is no image {arguments['BASE']}, and no registry that has it.")
+    if not answers(arguments["TORCH_CPU_INDEX"]):
+        pytest.skip(f"{arguments['TORCH_CPU_INDEX']} does not answer.")
+    name = "whisperx-serve:test"
+    build = [
+        "build",
+        "-f",
+        str(DEPLOY / "Dockerfile"),
+        "-t",
+        name,
+        "--build-arg",
+        "VARIANT=cpu",
+        str(PROJECT),
+    ]
+    done = engine(*build, timeout_s=BUILD_S)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return name
 
 
 @dataclass(frozen=True)
@@ -50,7 +92,7 @@ class Running:
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def service(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """The image with a key in its config file, a published port, and all restrictions."""
     key, sha256 = new_key()
     config = tmp_path_factory.mktemp("config") / "config.yaml"
@@ -66,7 +108,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     models = os.environ.get("MODELS_DIR")  # belongs to user 10001
     mounts = [f"-v={config}:/etc/whisperx/config.yaml:ro", *([f"-v={models}:/models"] if models else [])]
     ports = f"-p=127.0.0.1:{port}:8000"
-    started = engine("run", "-d", f"--name={name}", ports, *GUARDED, *mounts, IMAGE)
+    started = engine("run", "-d", f"--name={name}", ports, *GUARDED, *mounts, image)
     assert started.returncode == 0, started.stderr
     url = f"http://127.0.0.1:{port}"
     try:
@@ -79,9 +121,9 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         engine("rm", "-f", "-v", name)
 
 
-def test_without_keys_it_ends_and_says_why() -> None:
+def test_without_keys_it_ends_and_says_why(image: str) -> None:
     """An operator who has only started the image reads what to do."""
-    done = engine("run", "--rm", *GUARDED, IMAGE)
+    done = engine("run", "--rm", *GUARDED, image)
     assert done.returncode == 1
     assert "there are no API keys" in done.stderr + done.stdout
 

@@ -1,7 +1,9 @@
 """The manifests for KubeRay: they fit its API and that of Kubernetes, and agree with everything else."""
 
 import copy
+import os
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,11 @@ from deploy_files import (
     size_bytes,
     with_key,
 )
+from ray._private import ray_constants
+from typer.core import TyperGroup
+from typer.main import get_command
 
+from serve_app.__main__ import cli
 from serve_app.cli import CommandFailed
 from serve_app.cli.config_file import check, settings_of
 
@@ -28,13 +34,16 @@ OVERLAY = DEPLOY / "kustomize" / "cpu"
 SCHEMA = yaml.safe_load(Path(__file__).with_name("rayservice.schema.yaml").read_text())
 OWN = {"access", "jobs", "placement"}  # settings that only a cluster has
 
-OBJECT_STORE_SHARE = 0.3  # of a node's memory, which Ray takes unless it is told otherwise
+OBJECT_STORE_SHARE = ray_constants.DEFAULT_OBJECT_STORE_MEMORY_PROPORTION  # of a node's memory
+RESTRICTED = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+ALLOCATABLE_CPUS, ALLOCATABLE_MEMORY = 3.9, "12.3Gi"  # of GKE's n1-standard-4, the smallest machine with a T4
 
 
 def all_documents(source: str) -> list[dict[str, Any]]:
     """The manifests as files, or as kubectl makes them for GPUs or without."""
     if source == "files":
-        return [each for name in ("stores", "rayservice") for each in documents(FOLDER / f"{name}.yaml")]
+        (kustomization,) = documents(FOLDER / "kustomization.yaml")
+        return [each for name in kustomization["resources"] for each in documents(FOLDER / name)]
     return kustomized({"gpu": FOLDER, "cpu": OVERLAY}[source])
 
 
@@ -96,14 +105,125 @@ def test_pods_and_other_objects_fit_kubernetes(source: str) -> None:
 
 @pytest.mark.parametrize(
     ("source", "name"),
-    [("gpu", "serve_config.yaml"), ("cpu", "serve_config.demo.yaml"), ("files", "serve_config.yaml")],
+    [
+        ("gpu", "deploy/serve_config.autoscaling.yaml"),
+        ("cpu", "serve_config.demo.yaml"),
+        ("files", "deploy/serve_config.autoscaling.yaml"),
+    ],
 )
 def test_the_application_is_that_of_the_project(source: str, name: str) -> None:
-    """What was tried with `serve_app serve` is what runs on Kubernetes."""
+    """What was tried with `serve_app serve` is what runs on Kubernetes, but for the least replicas."""
     here = application(serve_config(source))
     project = application(yaml.safe_load((PROJECT / name).read_text()))
     assert {key: value for key, value in here["args"].items() if key not in OWN} == project.pop("args")
+    for each in (here, project):
+        for deployment in each.get("deployments", ()):
+            deployment["autoscaling_config"].pop("min_replicas")
     assert {key: value for key, value in here.items() if key != "args"} == project
+
+
+@pytest.mark.parametrize("source", ["files", "gpu"])
+def test_no_single_pod_or_changed_replica_stops_the_service(source: str) -> None:
+    """All that a request needs is there twice, in two pods of each group; the shares fit on two GPUs."""
+    config = application(serve_config(source))
+    fewest = {each["name"]: each["autoscaling_config"]["min_replicas"] for each in config["deployments"]}
+    assert fewest.pop("Diarizer") == 0  # it starts at the first request with speakers
+    assert set(fewest.values()) == {2}
+    args = config["args"]
+    assert sum(args[stage]["gpu_share"] for stage in ("asr", "speech", "alignment", "diarization")) <= 1.0
+    groups = {group["groupName"]: group for group in cluster(source)["workerGroupSpecs"]}
+    assert all(group["minReplicas"] == 2 for group in groups.values())
+    most = {each["name"]: each["autoscaling_config"]["max_replicas"] for each in config["deployments"]}
+    assert groups["gpu"]["maxReplicas"] == most["Transcriber"]
+
+
+@SOURCES
+def test_a_pod_that_is_taken_away_ends_its_requests(source: str) -> None:
+    """Ray moves replicas after SIGTERM, Kubernetes kills later, and one pod of each group stays."""
+    found = all_documents(source)
+    drain_s = float(
+        of_kind("ConfigMap", found, "whisperx-env")["data"]["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"]
+    )
+    groups = cluster(source)["workerGroupSpecs"]
+    for group in groups:
+        assert group["template"]["spec"]["terminationGracePeriodSeconds"] >= drain_s + 30
+        (container,) = group["template"]["spec"]["containers"]
+        assert all(
+            each["name"] != "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S" for each in container.get("env", ())
+        )
+    budgets = [each["spec"] for each in found if each["kind"] == "PodDisruptionBudget"]
+    kept = {each["selector"]["matchLabels"]["ray.io/group"]: each["minAvailable"] for each in budgets}
+    assert kept == {group["groupName"]: 1 for group in groups}
+    assert all(kept[group["groupName"]] < group["minReplicas"] for group in groups)
+
+
+@pytest.mark.parametrize("source", ["files", "gpu"])
+def test_a_gpu_pod_fits_the_smallest_machine_with_a_t4(source: str) -> None:
+    """One that asks for more would wait for ever, and nothing would say why."""
+    (spec,) = (
+        group["template"]["spec"]
+        for group in cluster(source)["workerGroupSpecs"]
+        if group["groupName"] == "gpu"
+    )
+    wanted = spec["containers"][0]["resources"]["requests"]
+    assert size_bytes(wanted["memory"]) <= size_bytes(ALLOCATABLE_MEMORY)
+    assert float(wanted["cpu"]) <= ALLOCATABLE_CPUS
+
+
+@SOURCES
+def test_a_restricted_namespace_takes_every_pod(source: str) -> None:
+    """Pod Security "restricted": no root, no capabilities, the default seccomp profile."""
+    templates = [*pod_templates(all_documents(source))]
+    assert len(templates) > 3
+    for template in templates:
+        spec = template["spec"]
+        assert spec["securityContext"]["runAsNonRoot"]
+        assert spec["securityContext"]["runAsUser"] > 0
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert spec["securityContext"]["fsGroupChangePolicy"] == "OnRootMismatch"
+        for container in [*spec.get("initContainers", ()), *spec["containers"]]:
+            assert RESTRICTED.items() <= container["securityContext"].items()
+
+
+@SOURCES
+def test_only_the_operator_and_the_pods_reach_rays_own_ports(source: str) -> None:
+    """Clients reach Serve's port, Prometheus the one of metrics; the stores are for the pods of Ray alone."""
+    found = all_documents(source)
+    rules = of_kind("NetworkPolicy", found)["spec"]["ingress"]
+    anyone = {port["port"] for rule in rules if not rule.get("from") for port in rule["ports"]}
+    assert anyone == {serve_config(source)["http_options"]["port"]}
+    inside = {
+        port["port"]
+        for rule in rules
+        if rule.get("from") == [{"namespaceSelector": {}}]
+        for port in rule["ports"]
+    }
+    assert inside == {int(cluster(source)["headGroupSpec"]["rayStartParams"]["metrics-export-port"])}
+    everything = [rule["from"] for rule in rules if "ports" not in rule]
+    labels = cluster(source)["headGroupSpec"]["template"]["metadata"]["labels"]
+    assert everything == [[{"podSelector": {"matchLabels": labels}}]]
+    (stores,) = of_kind("NetworkPolicy", found, "whisperx-stores")["spec"]["ingress"]
+    assert [stores["from"]] == everything
+    guarded = of_kind("NetworkPolicy", found, "whisperx-stores")["spec"]["podSelector"]["matchExpressions"][0]
+    assert set(guarded["values"]) == {
+        each["spec"]["template"]["metadata"]["labels"]["app.kubernetes.io/name"]
+        for each in found
+        if each["kind"] == "StatefulSet"
+    }
+
+
+def test_alerts_are_those_of_prometheus() -> None:
+    """The Prometheus operator loads the same rules: `make docs` writes them."""
+    (rule,) = documents(FOLDER / "prometheusrule.yaml")
+    (alerts,) = documents(DEPLOY / "prometheus" / "alerts.yml")
+    assert rule["spec"] == alerts, "run `make docs`"
+
+
+def test_grafanas_sidecar_finds_the_dashboard() -> None:
+    """One ConfigMap with the label that it looks for, and the file as it is."""
+    (config,) = kustomized(DEPLOY / "grafana")
+    assert config["metadata"]["labels"] == {"grafana_dashboard": "1"}
+    assert config["data"] == {"whisperx.json": (DEPLOY / "grafana" / "dashboard.json").read_text()}
 
 
 @SOURCES
@@ -158,8 +278,8 @@ def test_everything_that_is_written_has_a_volume(source: str) -> None:
             assert container["securityContext"]["readOnlyRootFilesystem"]
             mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
             assert set(mounts.values()) <= set(volumes)
-            assert str(Path(settings.jobs.key_file or "").parent) in mounts
             if container in spec["containers"]:
+                assert str(Path(settings.jobs.key_file or "").parent) in mounts
                 assert written <= set(mounts)
                 memory = size_bytes(container["resources"]["limits"]["memory"])
                 shared = size_bytes(volumes[mounts["/dev/shm"]]["emptyDir"]["sizeLimit"])
@@ -203,15 +323,45 @@ def test_metrics_are_where_the_monitor_looks(source: str) -> None:
 
 @SOURCES
 def test_the_tables_of_jobs_are_made_where_jobs_are_kept(source: str) -> None:
-    """What the head prepares before it starts is the store that the application names."""
+    """What the head prepares before it starts is the store that the application names.
+
+    The address is in the environment of both.
+    """
     prepared = yaml.safe_load(
         of_kind("ConfigMap", all_documents(source), "whisperx-jobs")["data"]["jobs.yaml"]
     )
     check(prepared, Path("jobs.yaml"))
-    assert application(prepared)["args"]["jobs"] == application(serve_config(source))["args"]["jobs"]
-    store = application(serve_config(source))["args"]["jobs"]["store"]
-    service = of_kind("Service", all_documents(source), "whisperx-postgres")
-    assert f"@{service['metadata']['name']}:{service['spec']['ports'][0]['port']}/" in store
+    (settings,) = settings_of(prepared)
+    assert settings.jobs.store == application(serve_config(source))["args"]["jobs"]["store"]
+    address = of_kind("ConfigMap", all_documents(source), "whisperx-env")["data"]
+    (container,) = of_kind("StatefulSet", all_documents(source), "whisperx-postgres")["spec"]["template"][
+        "spec"
+    ]["containers"]
+    made = {each["name"]: each.get("value") for each in container["env"]}
+    assert (
+        address["PGHOST"]
+        == of_kind("Service", all_documents(source), "whisperx-postgres")["metadata"]["name"]
+    )
+    assert (address["PGUSER"], address["PGDATABASE"]) == (made["POSTGRES_USER"], made["POSTGRES_DB"])
+
+
+@SOURCES
+def test_the_head_starts_although_its_tables_cannot_be_migrated(source: str, tmp_path: Path) -> None:
+    """PostgreSQL is away, or a newer version has been here: neither needs to keep a head away."""
+    (init,) = cluster(source)["headGroupSpec"]["template"]["spec"]["initContainers"]
+    (tmp_path / "whisperx-serve").write_text('#!/bin/sh\necho "$@"\nexit 1\n')
+    (tmp_path / "whisperx-serve").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        [*init["command"], *init["args"]], env=environment, capture_output=True, text=True, check=True
+    )
+    first, second = done.stdout.splitlines()
+    assert "starts all the same" in second
+    name, *arguments = first.split()
+    command: Any = get_command(cli)
+    while isinstance(command := command.commands[name], TyperGroup):
+        name, *arguments = arguments
+    assert command.make_context(name, arguments).params["wait_s"] > 60
 
 
 def test_the_secrets_that_pods_read_are_made_as_documented() -> None:

@@ -53,11 +53,14 @@ def test_no_environment_depends_on_where_the_graph_is_built(monkeypatch: pytest.
 
 
 def test_secrets_reach_only_those_that_need_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replicas inherit their node's: webhooks' secrets are for the JobRunner, tokens for models."""
+    """Replicas inherit their node's: webhooks' secrets are for the JobRunner, tokens for models, and
+    the password of the database is for those that ask the store of jobs."""
     found = environments(monkeypatch, 2)
     models = {"SpeechDetector", "Transcriber", "Aligner", "Diarizer"}
     assert {name for name, variables in found.items() if "WEBHOOK_SECRETS" not in variables} == {"JobRunner"}
     assert {name for name, variables in found.items() if "HF_TOKEN" not in variables} == models
+    store = {"Ingress", "JobRunner"}
+    assert {name for name, variables in found.items() if "PGPASSWORD" not in variables} == store
     assert all(variables.get("WEBHOOK_SECRETS", "") == "" for variables in found.values())
 
 
