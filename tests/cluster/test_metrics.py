@@ -336,6 +336,23 @@ def test_one_trace_has_the_proxy_and_every_stage(service: Service) -> None:
     assert {span.attributes.get("request_id", "traced") for span in spans} == {"traced"}
 
 
+def test_traces_hold_no_address_of_a_file(service: Service) -> None:
+    """Where a file cannot be fetched, its trace has the kind of the error, in Serve's own spans too."""
+    trace_id = TRACE_ID[::-1]
+    headers = {"traceparent": f"00-{trace_id}-b7ad6b7169203331-01"}
+    asked = {"audio_file": "http://127.0.0.1:9/private.mp3"}  # where nobody listens
+    answer = httpx.post(f"http://127.0.0.1:{service.port}/predict", json=asked, headers=headers, timeout=60)
+    assert answer.status_code == 424
+
+    def errors() -> str:
+        return " ".join(span.error for span in service.collector.of(trace_id))
+
+    until(lambda: "SourceUnavailable" in errors(), 30)
+    sent = errors() + str([span.attributes for span in service.collector.of(trace_id)])
+    assert "private" not in sent
+    assert ":9" not in sent
+
+
 def test_a_job_is_one_trace(service: Service) -> None:
     """Although no request waits for it; its calls have the job's id."""
     job_id = service.submit()
