@@ -222,7 +222,7 @@ def test_a_metric_that_fails_ends_no_transcription(caplog: pytest.LogCaptureFixt
 
     async def scenario() -> None:
         device = Device()
-        batcher: Batcher[Any, Any] = Batcher(device.run, max_batch_size=1, on_run=lambda run: 1 / 0)  # type: ignore[arg-type,return-value]
+        batcher: Batcher[Any, Any] = Batcher(device.run, max_batch_size=1, on_run=lambda run: 1 / 0)  # type: ignore[arg-type]
         device.free(2)
         assert await asyncio.gather(*await submitted(batcher, 1, 2)) == ["<1>", "<2>"]
         batcher.check()

@@ -29,7 +29,7 @@ from fakes import recording
 from inside import processes_with
 from measured_graph import REQUESTS, UNLIKELY, Faults, write_config
 from sounds import wav
-from tenacity import Retrying, retry_if_not_result, stop_after_delay, wait_fixed
+from tenacity import RetryError, Retrying, retry_if_not_result, stop_after_delay, wait_fixed
 
 from serve_app.cli.launcher import free_port
 from serve_app.jobs.webhooks.signatures import new_secret
@@ -61,13 +61,9 @@ STAGES = {
 
 def until(condition: Callable[[], Any], within_s: float, every_s: float = 0.2) -> Any:
     """What the condition gives, once it is true."""
-    asking = Retrying(
-        retry=retry_if_not_result(bool),
-        wait=wait_fixed(every_s),
-        stop=stop_after_delay(within_s),
-        retry_error_cls=AssertionError,
-    )
-    return asking(condition)
+    return Retrying(
+        retry=retry_if_not_result(bool), wait=wait_fixed(every_s), stop=stop_after_delay(within_s)
+    )(condition)
 
 
 @dataclass
@@ -303,7 +299,7 @@ def test_every_panel_has_data(prometheus: Prometheus, job_id: str) -> None:
         return {title for title, query in queries if not prometheus.query(query)}
 
     assert len(queries) > 30
-    with suppress(AssertionError):
+    with suppress(RetryError):
         until(lambda: empty() == NEEDS_GPU, SEEN_S)
     assert empty() == NEEDS_GPU
 

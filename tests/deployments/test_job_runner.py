@@ -124,7 +124,7 @@ def test_a_store_that_is_away_is_counted_and_its_last_numbers_stay(
 ) -> None:
     """Ray forgets gauges that are not set, and an alert on the oldest job would end with the database."""
 
-    async def until(has: str) -> None:
+    async def until(service: Service, has: str) -> None:
         async for attempt in AsyncRetrying(
             retry=retry_if_exception_type(AssertionError), wait=wait_fixed(0.02), stop=stop_after_delay(60)
         ):
@@ -132,18 +132,15 @@ def test_a_store_that_is_away_is_counted_and_its_last_numbers_stay(
                 await service.runner.check_health()
                 assert has in measured
 
-    async def story(running: Service, graph: Graph) -> None:
-        nonlocal service
-        service = running
-        await until("whisperx_jobs_oldest_queued_seconds")
+    async def story(service: Service, graph: Graph) -> None:
+        await until(service, "whisperx_jobs_oldest_queued_seconds")
         assert "whisperx_job_store_errors" not in measured
         with monkeypatch.context() as patched:
             patched.setattr(Database, "read", _away)
-            await until("whisperx_job_store_errors")
+            await until(service, "whisperx_job_store_errors")
             measured.clear()  # as Ray forgets them
-            await until("whisperx_jobs_oldest_queued_seconds")
+            await until(service, "whisperx_jobs_oldest_queued_seconds")
 
-    service: Any = None
     tell(story)
 
 

@@ -1,4 +1,4 @@
-"""What the tests of deployments share: the metrics that would go to Ray's registry."""
+"""The fixture `measured`: the metrics that would go to Ray's registry."""
 
 from typing import Any
 
