@@ -329,7 +329,8 @@ def test_one_trace_has_the_proxy_and_every_stage(service: Service) -> None:
 
     def is_whole() -> bool:
         names = {span.name for span in service.collector.of(TRACE_ID)}
-        return names >= {f"replica_handle_request {stage}" for stage in STAGES} and len(roots()) == 1
+        has_stages = names >= {f"replica_handle_request {stage}" for stage in STAGES}
+        return has_stages and [span.parent_id for span in roots()] == [parent]
 
     until(is_whole, 30)
     (root,) = roots()
