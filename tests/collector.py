@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Status
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,8 @@ class Span:
     parent_id: str
     service: str
     attributes: dict[str, str]
+    is_error: bool
+    error: str  # the description of its status, and what its events hold
 
 
 @dataclass
@@ -50,7 +53,12 @@ class Collector:
                 for span in scope.spans:
                     attributes = {each.key: each.value.string_value for each in span.attributes}
                     ids = (span.trace_id.hex(), span.span_id.hex(), span.parent_span_id.hex())
-                    self.spans.append(Span(span.name, *ids, told.get("service.name", ""), attributes))
+                    error = f"{span.status.message} {' '.join(map(str, span.events))}"
+                    service, is_error = (
+                        told.get("service.name", ""),
+                        span.status.code == Status.STATUS_CODE_ERROR,
+                    )
+                    self.spans.append(Span(span.name, *ids, service, attributes, is_error, error))
 
     def of(self, trace_id: str) -> list[Span]:
         return [span for span in self.spans if span.trace_id == trace_id]

@@ -39,7 +39,8 @@ from serve_app.settings import IntakeSettings, Settings
 from serve_app.settings.jobs import JobsSettings
 from serve_app.transcript import SAMPLE_RATE_HZ, Samples
 
-pytest_plugins = ["page_browser"]  # the fixtures of tests/page: a second conftest.py has no name for mypy
+# The fixtures of tests/page and of metrics: a second conftest.py has no name for mypy.
+pytest_plugins = ["page_browser", "measured"]
 
 HTTP_PORT = 18_000  # below the range Ray takes its workers' ports from
 

@@ -41,7 +41,6 @@ SMALL_MODULES = {
     "jobs/store/migrations/env.py": "alembic wants a file of this name",
     "jobs/store/migrations/versions/v0002_segments.py": "one migration is one file",
     "proxy.py": "Serve's proxy and the Ingress import it, neither may import anything else with it",
-    "tracing.py": "Serve's proxy imports it, without anything else of the service",
 }
 
 

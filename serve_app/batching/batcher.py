@@ -33,7 +33,7 @@ class BatchCounters:
 
     batches: int = 0
     items: int = 0
-    slots: int = 0  # places that these batches had
+    slots: int = 0  # places that these batches had: see `BatchRun`
     dropped: int = 0  # items whose callers had gone
     wait_s: float = 0.0  # of all items together, in the queue
     busy_s: float = 0.0
@@ -46,7 +46,7 @@ class BatchRun:
 
     waits_s: tuple[float, ...]  # of each item, in the queue
     run_s: float
-    slots: int  # places that it had
+    slots: int  # items like these that it could have held
 
 
 def ignore_run(run: BatchRun) -> None:
@@ -164,22 +164,31 @@ class Batcher(Generic[Item, Result]):
             for waiting in batch:
                 waiting.answer.cancel()
             raise
-        run = BatchRun(
-            tuple(begun_s - waiting.since_s for waiting in batch),
-            time.monotonic() - begun_s,
-            self.max_batch_size,
-        )
+        ended_s = time.monotonic()
+        for waiting, result in zip(batch, results, strict=True):
+            waiting.end(result)
+        self._batch = []
+        audio_s = sum(self._audio_s(waiting.item) for waiting in batch)
+        slots = self._slots(len(batch), audio_s)
+        waits_s = tuple(begun_s - waiting.since_s for waiting in batch)
+        run = BatchRun(waits_s, ended_s - begun_s, slots)
         counters = self.counters
         counters.batches += 1
         counters.items += len(batch)
         counters.slots += run.slots
         counters.wait_s += sum(run.waits_s)
         counters.busy_s += run.run_s
-        counters.audio_s += sum(self._audio_s(waiting.item) for waiting in batch)
-        self._on_run(run)
-        for waiting, result in zip(batch, results, strict=True):
-            waiting.end(result)
-        self._batch = []
+        counters.audio_s += audio_s
+        try:
+            self._on_run(run)
+        except Exception:  # a metric that fails ends no transcription
+            logger.exception("A batch was not counted.")
+
+    def _slots(self, items: int, audio_s: float) -> int:
+        """How many items of this mean length a batch may have."""
+        if self.max_batch_audio_s is None or audio_s <= 0:
+            return self.max_batch_size
+        return min(self.max_batch_size, max(items, int(self.max_batch_audio_s * items / audio_s)))
 
     def _run_batch(self, batch: list[Waiting[Item, Result]]) -> Sequence[Result | BaseException]:
         try:

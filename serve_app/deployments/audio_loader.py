@@ -71,11 +71,14 @@ class AudioLoader:
                     async with _one_of(self._decoders), aclosing(parts):
                         decoding_s = time.monotonic()
                         self._metrics.waited(decoding_s - fetched_s)
-                        async for info, samples in parts:
-                            timings = {"fetch": fetched_s - begun_s, "decode": time.monotonic() - fetched_s}
-                            yield replace(info, timings=timings, checksum=found)
-                            yield samples
-                        self._metrics.ran_alone(time.monotonic() - decoding_s)
+                        try:
+                            async for info, samples in parts:
+                                decode_s = time.monotonic() - fetched_s
+                                timings = {"fetch": fetched_s - begun_s, "decode": decode_s}
+                                yield replace(info, timings=timings, checksum=found)
+                                yield samples
+                        finally:  # also where the file is broken, or its client leaves
+                            self._metrics.ran_alone(time.monotonic() - decoding_s)
         finally:
             # Serve leaves a failed call's arguments to the garbage collector: this list, but not the upload.
             pieces.clear()

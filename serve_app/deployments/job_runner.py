@@ -62,11 +62,14 @@ class JobRunner:
                     "Ray has several nodes: set jobs.spool and jobs.key_file to what all of them share."
                 )
         worker = serve.get_replica_context().replica_tag
-        self._runner = Runner(jobs, graph.run, answer, worker, JobMetrics().holds, log_as)
+        self._metrics = JobMetrics()
+        counts = (self._metrics.counted, self._metrics.store_failed)
+        self._runner = Runner(jobs, graph.run, answer, worker, *counts, log_as)
         self._running = Context().run(asyncio.create_task, self._runner.run())  # in no call's context
 
     async def check_health(self) -> None:
-        """Raises where the runner has died, so that Serve replaces the replica."""
+        """Raises where the runner has died, so that Serve replaces the replica. Sets the gauges."""
+        self._metrics.show()
         if self._running.done():
             self._running.result()
 

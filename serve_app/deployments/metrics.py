@@ -76,7 +76,7 @@ class RequestMetrics:
         )
         self._rtf = _histogram(
             "real_time_factor",
-            "Time from the request to its transcript, over the audio's length.",
+            "Time from the whole body to the transcript, over the audio's length.",
             TIMES_REAL,
             "kind",
         )
@@ -137,8 +137,21 @@ class JobMetrics:
         self._oldest_s = _gauge(
             "jobs_oldest_queued_seconds", "How long the job has waited that has waited longest."
         )
+        self._errors = _counter("job_store_errors", "Times that a JobRunner could not use the store.")
+        self._counts: tuple[Mapping[str, int], Mapping[str, int], float] | None = None
 
-    def holds(self, jobs: Mapping[str, int], webhooks: Mapping[str, int], oldest_queued_s: float) -> None:
+    def counted(self, jobs: Mapping[str, int], webhooks: Mapping[str, int], oldest_queued_s: float) -> None:
+        """Keeps what was counted, which `show` shows until the next count."""
+        self._counts = (jobs, webhooks, oldest_queued_s)
+
+    def store_failed(self) -> None:
+        self._errors.inc()
+
+    def show(self) -> None:
+        """Sets the gauges, also while the store is away: Ray forgets one that has not been set for 20 s."""
+        if self._counts is None:
+            return
+        jobs, webhooks, oldest_queued_s = self._counts
         for gauge, counts in ((self._jobs, jobs), (self._webhooks, webhooks)):
             for status, count in counts.items():
                 gauge.set(count, {"status": status})
@@ -146,7 +159,7 @@ class JobMetrics:
 
 
 class StageMetrics:
-    """A replica with a model."""
+    """A replica of a stage; only those with a model have the gauges."""
 
     def __init__(self, stage: str) -> None:
         self._stage, self._loading_s = stage, 0.0
@@ -156,11 +169,13 @@ class StageMetrics:
         self._run_s = _histogram("stage_run_seconds", "How long a batch ran.", SECONDS, "stage")
         self._busy_s = _counter("stage_busy_seconds", "Time in which batches ran.", "stage")
         self._items = _counter("batch_items", "Calls that ran in batches.", "stage")
-        self._slots = _counter("batch_slots", "Places that these batches had.", "stage")
+        self._slots = _counter("batch_slots", "Calls like these that the batches could have held.", "stage")
         self._queued = _gauge("stage_queued", "Calls that wait in a replica.", "stage")
         self._unfinished_s = _gauge("stage_unfinished_audio_seconds", "Audio that waits or runs.", "stage")
         self._load_s = _gauge("model_load_seconds", "How long the models took to load.", "stage")
-        self._fallbacks = _counter("fallbacks", "Windows that were decoded again at higher temperatures.")
+        self._gpu_bytes = _gauge("gpu_memory_bytes", "What torch has of the GPU in this replica.", "stage")
+        self._windows = _counter("windows", "Windows that were recognised.")
+        self._fallbacks = _counter("fallbacks", "Those that were decoded again at higher temperatures.")
 
     def ran(self, name: str, run: BatchRun) -> None:
         """Notes a batch; `name` is the batcher's, of which a stage may have several."""
@@ -180,18 +195,23 @@ class StageMetrics:
         self._run_s.observe(seconds, {"stage": self._stage})
         _add(self._busy_s, seconds, {"stage": self._stage})
 
-    def fell_back(self) -> None:
-        self._fallbacks.inc()
+    def recognized(self, attempts: int) -> None:
+        """Counts a window that has its text."""
+        self._windows.inc()
+        if attempts > 1:
+            self._fallbacks.inc()
 
     def loaded(self, seconds: float) -> None:
         self._loading_s += seconds
 
-    def holds(self, queued: int, unfinished_audio_s: float) -> None:
+    def holds(self, queued: int, unfinished_audio_s: float, gpu_bytes: int | None) -> None:
         """Sets the gauges; Ray forgets one that has not been set for 20 s."""
         tags = {"stage": self._stage}
         self._load_s.set(self._loading_s, tags)
         self._queued.set(queued, tags)
         self._unfinished_s.set(unfinished_audio_s, tags)
+        if gpu_bytes is not None:
+            self._gpu_bytes.set(gpu_bytes, tags)
 
 
 def _add(counter: metrics.Counter, value: float, tags: dict[str, str]) -> None:

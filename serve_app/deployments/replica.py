@@ -13,6 +13,7 @@ from serve_app.deployments.metrics import Retries, StageMetrics, log_errors_in_o
 from serve_app.deployments.watchdog import CallTimeout, Watchdog, with_halved_batches
 from serve_app.jobs.webhooks.signatures import VARIABLE
 from serve_app.settings import PlacementSettings
+from serve_app.stages import devices
 
 Model = TypeVar("Model")
 
@@ -135,7 +136,7 @@ class ModelReplica:
         for batcher in self._batchers:
             batcher.check()
         queued, unfinished_s = self._workload()
-        self._metrics.holds(queued, unfinished_s)
+        self._metrics.holds(queued, unfinished_s, devices.gpu_memory_bytes())
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What `autoscaling.ByAudio` goes by; Serve asks for it every few seconds."""

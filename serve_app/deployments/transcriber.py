@@ -69,8 +69,7 @@ class Transcriber(ModelReplica):
             if self._fallback.is_believable(text):
                 break
             language, certain_at = text.language, None
-        if len(attempts) > 1:
-            self._metrics.fell_back()
+        self._metrics.recognized(len(attempts))
         best = self._fallback.best_attempt(attempts)
         if not (best.text.strip() and best.tokens):
             return best

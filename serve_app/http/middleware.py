@@ -83,6 +83,8 @@ class Gate:
 
         async def send_and_note(message: Message) -> None:
             nonlocal has_started
+            if message["type"] == "http.response.start" and message["status"] >= 400 and self.on_error:
+                self.on_error(f"http_{message['status']}", message["status"])  # such as a path unknown to us
             has_started = True
             await send(message)
 

@@ -22,7 +22,7 @@ from serve_app.transcript import Transcript
 
 logger = logging.getLogger("ray.serve")
 
-COUNT_S = 10.0  # between two counts of what is in the store
+COUNT_S = 30.0  # between two counts of what is in the store
 POLL_S = 0.5  # between two looks for work, which only read
 SWEEP_S = 60.0
 WITH_ORPHANS = 2  # a full runner still takes a dead runner's jobs, up to this many times `concurrency`
@@ -41,14 +41,16 @@ class Runner:
         answer: Callable[[Transcript, Options], Any],
         worker: str,
         on_count: Callable[[Mapping[str, int], Mapping[str, int], float], None] | None = None,
+        on_store_error: Callable[[], None] = lambda: None,
         on_begin: Callable[[str], None] = lambda job_id: None,
     ) -> None:
         """`answer` turns a transcript into the answer of `/predict`, for webhooks.
 
         `on_count` gets the number of jobs and of webhooks of each status, and how many seconds the oldest
-        job has waited, every few seconds. `on_begin` gets a job's id, in the task that works on the job.
+        job has waited, every half minute. `on_store_error` is called each time that the store fails.
+        `on_begin` gets a job's id, in the task that works on the job.
         """
-        self._on_count, self._on_begin = on_count, on_begin
+        self._on_count, self._on_store_error, self._on_begin = on_count, on_store_error, on_begin
         self._jobs, self._store, self._settings = jobs, jobs.store, jobs.settings
         self._transcribe = transcribe
         self._answer = answer
@@ -124,10 +126,15 @@ class Runner:
             wait=PAUSE,
             sleep=self._pause,
             stop=lambda _: self._draining.is_set(),
-            before_sleep=_log_failure,
+            before_sleep=self._note_failure,
             retry_error_callback=lambda _: None,
         )
         return await retrying(call)
+
+    def _note_failure(self, failed: RetryCallState) -> None:
+        self._on_store_error()
+        error = failed.outcome.exception() if failed.outcome else None
+        logger.warning("Jobs wait: %s", in_one_line(error))
 
     async def _pause(self, seconds: float) -> None:
         with suppress(TimeoutError):
@@ -179,8 +186,3 @@ class Runner:
             return None
         request = await self._jobs.request(job.id, job.key)
         return await asyncio.to_thread(self._answer, transcript, request.options)
-
-
-def _log_failure(failed: RetryCallState) -> None:
-    error = failed.outcome.exception() if failed.outcome else None
-    logger.warning("Jobs wait: %s", in_one_line(error))

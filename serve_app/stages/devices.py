@@ -1,12 +1,14 @@
 """What the model packages find on this machine, printed as JSON: `python -m serve_app.stages.devices`.
 
-`doctor` runs it as a process of its own: a broken CUDA library may end it, and imports can hang.
+`doctor` runs it as a process of its own: a broken CUDA library may end it, and imports can hang. So nothing
+is imported until it is needed.
 """
 
 import ctypes
 import json
 import mmap
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,17 @@ def describe() -> dict[str, Any]:
         except Exception as error:  # noqa: BLE001
             found["cuda_error"] = _first_line(error)
     return found
+
+
+def gpu_memory_bytes() -> int | None:
+    """What torch has reserved of the GPU in this process; None where it computes on none.
+
+    This is what `limit_gpu_memory` bounds. CTranslate2 says of its own memory nothing.
+    """
+    torch: Any = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return None
+    return int(torch.cuda.memory_reserved())
 
 
 def _gpus() -> list[dict[str, Any]]:

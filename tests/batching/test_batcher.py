@@ -198,6 +198,40 @@ def test_every_batch_is_told_with_what_waited_for_it() -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize(
+    ("lengths_s", "slots"), [([30.0], 1), ([5.0, 7.0, 3.0], 6), ([45.0], 1), ([1.0], 16)]
+)
+def test_a_batch_that_holds_all_the_audio_it_may_is_full(lengths_s: list[float], slots: int) -> None:
+    """Its places are the items of their mean length that fit, whether size or audio is the limit."""
+
+    async def scenario() -> None:
+        device, runs = Device(), list[BatchRun]()
+        batcher: Batcher[Any, Any] = Batcher(
+            device.run, max_batch_size=16, max_batch_audio_s=30.0, audio_s=float, on_run=runs.append
+        )
+        device.free()
+        await asyncio.gather(*await submitted(batcher, *lengths_s))
+        assert [(len(run.waits_s), run.slots) for run in runs] == [(len(lengths_s), slots)]
+        batcher.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_metric_that_fails_ends_no_transcription(caplog: pytest.LogCaptureFixture) -> None:
+    """Callers get their results, later batches run, and the log has the error."""
+
+    async def scenario() -> None:
+        device = Device()
+        batcher: Batcher[Any, Any] = Batcher(device.run, max_batch_size=1, on_run=lambda run: 1 / 0)  # type: ignore[arg-type]
+        device.free(2)
+        assert await asyncio.gather(*await submitted(batcher, 1, 2)) == ["<1>", "<2>"]
+        batcher.check()
+        batcher.close()
+
+    asyncio.run(scenario())
+    assert "ZeroDivisionError" in caplog.text
+
+
 def test_an_error_belongs_to_its_item_alone() -> None:
     """An exception standing in the result list is raised for that item; the others get results."""
 

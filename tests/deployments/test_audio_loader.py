@@ -4,6 +4,7 @@ import asyncio
 import os
 import tempfile
 from collections.abc import AsyncGenerator, Awaitable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from sounds import wav
 
 from serve_app import deployments
 from serve_app.deployments import audio_loader as loader_module
-from serve_app.errors import Overloaded, SourceUnavailable
+from serve_app.errors import Overloaded, SourceUnavailable, UnusableAudio
 from serve_app.transcript import AudioInfo, Samples
 
 
@@ -107,6 +108,21 @@ def test_a_long_file_comes_part_by_part() -> None:
         assert all({"fetch", "decode"} <= set(info.timings) for info in infos)
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("is_broken", [True, False])
+def test_time_that_a_decoder_worked_in_vain_counts(measured: dict[str, float], is_broken: bool) -> None:
+    """Where the file is none that can be decoded, and where the client leaves after the first part."""
+
+    async def run() -> None:
+        file = b"no audio" * 1000 if is_broken else wav(samples(*[1] * 61))
+        parts = loader().load(None, {}, [stored(file)])
+        with suppress(UnusableAudio):
+            await anext(parts)
+        await parts.aclose()
+
+    asyncio.run(run())
+    assert measured["whisperx_stage_busy_seconds"] > 0
 
 
 def test_a_url_that_is_fetched_again_must_give_the_same() -> None:

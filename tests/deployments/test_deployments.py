@@ -1,10 +1,12 @@
 """The deployments' classes without a cluster: what shares a batch, what waits, what changes at run time."""
 
 import asyncio
+import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -242,8 +244,8 @@ def transcribed(
     return asyncio.run(run())
 
 
-def test_doubtful_windows_are_decoded_again_at_higher_temperatures() -> None:
-    """Only those that fail, in the language first heard, until their text is believable."""
+def test_doubtful_windows_are_decoded_again_at_higher_temperatures(measured: dict[str, float]) -> None:
+    """Only those that fail, in the language first heard, until their text is believable. Each counts once."""
     model = DoubtfulRecognizer()
     texts = transcribed(
         model, (1, 2, 3, 4), Decoding(), Fallback(AsrSettings(temperature_fallback=(0.2, 0.4, 0.6)))
@@ -254,6 +256,7 @@ def test_doubtful_windows_are_decoded_again_at_higher_temperatures() -> None:
     assert [(text.attempts, text.temperature) for text in texts] == [(1, 0.0), (4, 0.6)] * 2
     assert [text.text for text in texts] == [" word1", " word2", " word3", " word4"]
     assert all(text.language_probability == 0.9 for text in texts)
+    assert (measured["whisperx_windows"], measured["whisperx_fallbacks"]) == (4, 2)
 
 
 def test_windows_are_decoded_again_only_where_a_fallback_is_wanted() -> None:
@@ -267,3 +270,16 @@ def test_windows_are_decoded_again_only_where_a_fallback_is_wanted() -> None:
         assert len(model.decoded_at(decoding.temperature or 0.0)) == 2
         assert sum(len(items) for _, items in model.batches) == 2
         assert [text.attempts for text in texts] == [1, 1]
+
+
+@pytest.mark.parametrize(("is_initialized", "shown"), [(True, 3 << 30), (False, None)])
+def test_a_replica_on_a_gpu_shows_what_torch_has_of_it(
+    monkeypatch: pytest.MonkeyPatch, measured: dict[str, float], is_initialized: bool, shown: int | None
+) -> None:
+    """And one that computes on none shows nothing; health checks keep it up to date."""
+    cuda = SimpleNamespace(is_initialized=lambda: is_initialized, memory_reserved=lambda: 3 << 30)
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    aligner = replica("Aligner", FakeAligner(), deployments.AlignerConfig())
+    asyncio.run(aligner.check_health())
+    assert measured.get("whisperx_gpu_memory_bytes") == shown
+    assert measured["whisperx_stage_queued"] == 0

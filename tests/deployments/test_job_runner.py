@@ -10,12 +10,20 @@ from typing import Any
 import pytest
 import ray
 from ray import serve
-from tenacity import AsyncRetrying, retry_if_not_result, stop_after_delay, wait_fixed
+from tenacity import (
+    AsyncRetrying,
+    retry_if_exception_type,
+    retry_if_not_result,
+    stop_after_delay,
+    wait_fixed,
+)
 from test_ingress import FILE_S, Graph, Handle
 
 from benchmarks.private_postgres import Postgres
 from serve_app import deployments
+from serve_app.errors import StoreBusy
 from serve_app.jobs.service import Jobs, Submission
+from serve_app.jobs.store.database import Database
 from serve_app.jobs.store.records import Job
 from serve_app.options import Options
 from serve_app.settings import Settings
@@ -57,6 +65,10 @@ class Service:
             retry=retry_if_not_result(holds), wait=wait_fixed(0.02), stop=stop_after_delay(60), reraise=True
         )
         return await asking(self.jobs.get, job.id, job.key)
+
+
+def _away(store: Database) -> Any:
+    raise StoreBusy("The database is away.")
 
 
 @pytest.fixture
@@ -105,6 +117,31 @@ def test_jobs_count_on_the_audio_of_their_key(tell: Callable[..., None]) -> None
         assert graph.loading == 2
 
     tell(story, access=access)
+
+
+def test_a_store_that_is_away_is_counted_and_its_last_numbers_stay(
+    tell: Callable[..., None], measured: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray forgets gauges that are not set, and an alert on the oldest job would end with the database."""
+
+    async def until(service: Service, has: str) -> None:
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception_type(AssertionError), wait=wait_fixed(0.02), stop=stop_after_delay(60)
+        ):
+            with attempt:
+                await service.runner.check_health()
+                assert has in measured
+
+    async def story(service: Service, graph: Graph) -> None:
+        await until(service, "whisperx_jobs_oldest_queued_seconds")
+        assert "whisperx_job_store_errors" not in measured
+        with monkeypatch.context() as patched:
+            patched.setattr(Database, "read", _away)
+            await until(service, "whisperx_job_store_errors")
+            measured.clear()  # as Ray forgets them
+            await until(service, "whisperx_jobs_oldest_queued_seconds")
+
+    tell(story)
 
 
 @pytest.mark.parametrize(

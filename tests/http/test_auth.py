@@ -63,7 +63,12 @@ class Server:
     """The application with a pipeline that finds `audio_s` seconds and waits while `gate` is closed."""
 
     def __init__(
-        self, *keys: ApiKey, receive_timeout_s: float = 60.0, admission: Any = None, **settings: Any
+        self,
+        *keys: ApiKey,
+        receive_timeout_s: float = 60.0,
+        admission: Any = None,
+        on_error: Any = None,
+        **settings: Any,
     ) -> None:
         self.audio_s = 0.0
         self.error: Exception | None = None
@@ -78,6 +83,7 @@ class Server:
             access=AccessSettings(keys=keys, **settings),
             receive_timeout_s=receive_timeout_s,
             admission=admission,
+            on_error=on_error,
         )
 
     async def transcribe(self, source: Source, options: Options, report: object = None) -> Transcript:
@@ -216,7 +222,7 @@ def test_the_key_goes_no_further() -> None:
 
 
 def test_operators_count_errors_by_code_and_status() -> None:
-    """Every answer that is an error, whoever raised it, also an error that nobody expected."""
+    """Those that were raised anywhere, expected or not, and answers to unknown paths and methods."""
     errors: list[tuple[str, int]] = []
     raised: list[Exception] = [RateLimited("Wait.", None, "too_many_jobs"), ValueError("a bug")]
 
@@ -229,6 +235,12 @@ def test_operators_count_errors_by_code_and_status() -> None:
     statuses = [server.post(headers=headers).status_code for headers in (BEARER, BEARER, {})]
     assert statuses == [429, 500, 401]
     assert errors == [("too_many_jobs", 429), ("internal_error", 500), ("missing_api_key", 401)]
+    errors.clear()
+    server = Server(on_error=lambda *error: errors.append(error))
+    asked = [("GET", "/nothing"), ("PUT", "/predict"), ("GET", "/healthz"), ("OPTIONS", "/predict")]
+    statuses = [server.request(method, path).status_code for method, path in asked]
+    assert statuses == [404, 405, 200, 204]
+    assert errors == [("http_404", 404), ("http_405", 405)]
 
 
 def test_a_key_has_a_limit_of_requests_at_once() -> None:
