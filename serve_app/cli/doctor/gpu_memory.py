@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from serve_app.cli.config_file import least_replicas
 from serve_app.cli.doctor.checks import Finding, fine, skipped, warning, wrong
 from serve_app.cli.doctor.devices import Devices, Gpu
 from serve_app.models.catalogue import catalogue
@@ -82,7 +83,7 @@ def needs_of(settings: Settings, deployments: dict[str, dict[str, Any]]) -> list
     if diarization.model != "off":
         found.append(("Diarizer", "diarization", diarization.gpu_share, DIARIZER_GB))
     return [
-        Need(stage, f"{section}.gpu_share", share, memory_gb, _replicas(deployments.get(stage, {})))
+        Need(stage, f"{section}.gpu_share", share, memory_gb, least_replicas(deployments.get(stage, {})))
         for stage, section, share, memory_gb in found
     ]
 
@@ -99,14 +100,6 @@ def _aligner_gb(languages: tuple[str, ...]) -> float:
     models = [catalogue().get(f"wav2vec2-{language}") for language in languages]
     is_large = any(model is not None and model.size / 1e6 > LARGE_ALIGNER_MB for model in models)
     return LARGE_ALIGNER_GB if is_large else ALIGNER_GB
-
-
-def _replicas(deployment: dict[str, Any]) -> int:
-    """How many replicas there are at least."""
-    replicas = deployment.get("num_replicas")
-    if isinstance(replicas, int):
-        return replicas
-    return int((deployment.get("autoscaling_config") or {}).get("min_replicas", 1))
 
 
 def _named(gpus: tuple[Gpu, ...]) -> str:
