@@ -95,8 +95,8 @@ def _check_deployment(deployment: dict[str, Any], place: str) -> None:
         config = _validate(AutoscalingConfig, scaling, f"{place}.autoscaling_config")
         if not config.min_replicas and name != "Diarizer":
             raise CommandFailed(
-                f"{place}: min_replicas must be at least 1; only the Diarizer may go to zero, because only it "
-                "is not always needed."
+                f"{place}: min_replicas must be at least 1; only the Diarizer may go to zero, because only "
+                "it is not always needed."
             )
     if (user_config := deployment.get("user_config")) is not None:
         if not (model := USER_CONFIGS[name]):

@@ -9,7 +9,6 @@ from typing import Any
 
 from ray.serve.config import AutoscalingContext
 
-
 BUSY = 0.9  # the part of its time in which a full replica runs batches; with more its queue grows
 
 
@@ -36,8 +35,7 @@ class ByAudio:
         needed = math.ceil(sum(unfinished_s.values()) / self.audio_s_per_replica)
         counter, full = ("busy_s", BUSY) if self.speed is None else ("done_audio_s", self.speed)
         work: dict[Any, Any] = (state.raw_metrics or {}).get(counter, {})
-        full_replicas = math.ceil(sum(min(1.0, _per_s(each) / full) for each in work.values()))
-        needed = max(needed, min(target, full_replicas))
+        needed = max(needed, min(target, math.ceil(sum(map(_per_s, work.values())) / full)))
         needed = min(needed, math.ceil(calls)) if calls else needed  # a call runs on one replica
         if calls or any(unfinished_s.values()):
             needed = max(needed, 1)
