@@ -13,7 +13,7 @@ from ray.serve import autoscaling_policy
 from ray.serve._private.common import DeploymentID, TimeStampedValue
 from ray.serve.config import AutoscalingConfig, AutoscalingContext
 
-from benchmarks.virtual_day import live
+from benchmarks.virtual_day import simulate
 from serve_app.deployments.autoscaling import ByAudio
 
 PER_REPLICA_S = 960.0
@@ -225,7 +225,7 @@ def test_the_last_replica_has_its_own_delay(deployment: Deployment) -> None:
 
 def test_six_hours_of_load_cost_little_more_than_they_must() -> None:
     """Simulated T4s and a model that loads for a minute: no refusal, and no windows left behind."""
-    found = live(6 * 3600.0)
+    found = simulate(6 * 3600.0)
     assert found["refused"] == 0
     assert found["over_ideal"] <= 1.25
     assert found["stopped"] > 0
