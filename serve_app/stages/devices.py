@@ -7,8 +7,16 @@ import ctypes
 import json
 import mmap
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
+
+
+def auto_compute_type(device: str, offered: Collection[str]) -> str:
+    """What `asr.compute_type: auto` is; some GPUs (Blackwell) have no int8 in CTranslate2."""
+    if device == "cpu":
+        return "int8"
+    return "int8_float16" if "int8_float16" in offered else "float16"
 
 
 def describe() -> dict[str, Any]:
