@@ -142,6 +142,11 @@ class Graph:
         found: ApplicationStatus = self._status().status
         return found
 
+    def says(self, deployment: str) -> str:
+        """Serve's message about it."""
+        found: str = self._status().deployments[deployment].message
+        return found
+
     def _status(self) -> Any:
         return serve.status().applications[self.application["name"]]
 
