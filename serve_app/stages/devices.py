@@ -19,6 +19,15 @@ def auto_compute_type(device: str, offered: Collection[str]) -> str:
     return "int8_float16" if "int8_float16" in offered else "float16"
 
 
+def choose_compute_type(compute_type: str, device: str) -> str:
+    """CTranslate2's name for "auto" on this device; a named type stays."""
+    import ctranslate2
+
+    if compute_type != "auto":
+        return compute_type
+    return auto_compute_type(device, ctranslate2.get_supported_compute_types(device))
+
+
 def describe() -> dict[str, Any]:
     """The versions of torch and CTranslate2, their errors, and the GPUs that they can use."""
     found: dict[str, Any] = {"gpus": [], "cpu_types": []}

@@ -17,7 +17,7 @@ MANY, FEW = 12, 3  # clients: some 1,000 s and at most 360 s of unfinished audio
 SCALING = {
     "min_replicas": 1,
     "max_replicas": 3,
-    "look_back_period_s": 10.0,
+    "look_back_period_s": 15.0,
     "upscale_delay_s": 1.0,
     "downscale_delay_s": 5.0,
     "policy": {

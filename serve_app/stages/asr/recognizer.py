@@ -23,7 +23,7 @@ from serve_app.errors import InvalidRequest, ModelUnavailable, TranscriptionErro
 from serve_app.settings import AsrSettings
 from serve_app.stages.alignment import attention, sound
 from serve_app.stages.asr.prompts import Prompts
-from serve_app.stages.devices import auto_compute_type
+from serve_app.stages.devices import choose_compute_type
 from serve_app.transcript import SAMPLE_RATE_HZ, AsrRequest, Samples, Segment, Token, Window, WindowText
 
 ENCODER_SAMPLES = 30 * SAMPLE_RATE_HZ  # Whisper's encoder always sees 30 s
@@ -216,13 +216,6 @@ def _choose_language(request: AsrRequest, ranking: Ranking) -> tuple[str, Rankin
     likeliest, probability = ranking[0]
     is_certain = request.certain_at is not None and probability >= request.certain_at
     return (likeliest if is_certain else request.language or likeliest), ranking
-
-
-def choose_compute_type(compute_type: str, device: str) -> str:
-    """CTranslate2's name for "auto" on this device; a named type stays."""
-    if compute_type != "auto":
-        return compute_type
-    return auto_compute_type(device, ctranslate2.get_supported_compute_types(device))
 
 
 def load_recognizer(

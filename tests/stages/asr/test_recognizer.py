@@ -15,9 +15,9 @@ from serve_app.settings import AsrSettings
 from serve_app.stages.asr.recognizer import (
     ENCODER_SAMPLES,
     Recognizer,
-    choose_compute_type,
     load_recognizer,
 )
+from serve_app.stages.devices import choose_compute_type
 from serve_app.transcript import AsrRequest, Decoding, WindowText
 
 TOKENIZER = whisper_tokenizer()
