@@ -151,7 +151,7 @@ def _free(host: str, number: int, setting: str) -> Finding:
 def cluster_ports() -> Finding:
     """Ray's usual ports are free for `ray start`; `serve`, whose Ray is its own, needs none of them."""
     if any(process.name() == "raylet" for process in psutil.process_iter(["name"])):
-        return skipped("Ray runs on this machine, so its ports are taken.")
+        return skipped("Ray runs on this machine already, so they are not tried.")
     if taken := [f"{number} ({option})" for number, option in RAY_PORTS.items() if _why_taken("", number)]:
         return warning(
             f"Something else listens on {', '.join(taken)}; where this machine is to be a node of a cluster, "
