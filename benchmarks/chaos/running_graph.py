@@ -143,8 +143,8 @@ class Graph:
         return found
 
     def says(self, deployment: str) -> str:
-        """Serve's message about it."""
-        found: str = self._status().deployments[deployment].message
+        """Serve's message about it; nothing while a new version of the application is being built."""
+        found: str = getattr(self._status().deployments.get(deployment), "message", "")
         return found
 
     def _status(self) -> Any:
