@@ -42,6 +42,7 @@ from rich.table import Table
 
 from benchmarks.bench import PROJECT, Goal
 from benchmarks.chaos.models import checksum
+from benchmarks.days import NIGHT, NOON, capacity, load
 from benchmarks.simulated import (
     WINDOW_S,
     SimulatedDetector,
@@ -64,8 +65,7 @@ SLOWER = 2.0  # than a T4, so that two cores can feed several of them
 FILE_S = 120.0
 WITH_SPEAKERS = 0.2  # of the files by day
 MAX_REPLICAS = 6
-CAPACITY = BATCH * WINDOW_S / (SLOWER * asr_s([WINDOW_S] * BATCH))  # audio seconds a second, full batches
-NIGHT, NOON = 0.5, 4.2  # load, in Transcribers with full batches
+CAPACITY = capacity(BATCH, SLOWER)
 STEPS_S = 1.0  # between two looks
 
 # A day is minutes here, so are the delays; by day they are those of deploy/serve_config.autoscaling.yaml.
@@ -168,18 +168,14 @@ class Day:
     name: str
     length_s: float
 
-    def load(self, at_s: float) -> float:
-        """In Transcribers with full batches."""
-        return NIGHT + (NOON - NIGHT) * (1 - math.cos(2 * math.pi * at_s / self.length_s)) / 2
-
     def is_bright(self, at_s: float) -> bool:
-        return self.load(at_s) > (NIGHT + NOON) / 2
+        return load(at_s, self.length_s) > (NIGHT + NOON) / 2
 
     def arrivals(self, rng: random.Random) -> list[float]:
         """When files come: at random, as many as the load says, by thinning."""
         most_per_s, at_s, found = NOON * CAPACITY / FILE_S, 0.0, list[float]()
         while (at_s := at_s + rng.expovariate(most_per_s)) < self.length_s:
-            if rng.random() < self.load(at_s) / NOON:
+            if rng.random() < load(at_s, self.length_s) / NOON:
                 found.append(at_s)
         return found
 
@@ -223,7 +219,7 @@ class Files:
         return wav(samples), [f"{checksum(samples[at : at + step]):08x}" for at in range(0, length, step)]
 
 
-async def live(day: Day, files: Files, rng: random.Random) -> Found:
+async def run_day(day: Day, files: Files, rng: random.Random) -> Found:
     """Sends the day's files when they are due, and looks every second, until all have been answered."""
     handle, found = serve.get_app_handle("autoscaling"), Found()
     begun_s = time.monotonic()
@@ -289,12 +285,12 @@ async def _look(day: Day, found: Found, begun_s: float) -> None:
             answers = await transcriber.broadcast("record_autoscaling_stats").results_async(
                 timeout_s=5.0, return_exceptions=True
             )
-        load = day.load(min(at_s, day.length_s))
+        now = load(min(at_s, day.length_s), day.length_s)
         found.looks.append(
             Look(
                 at_s,
-                load,
-                max(1, math.ceil(load)),
+                now,
+                max(1, math.ceil(now)),
                 {name: sum(of.values()) for name, of in states.items()},
                 states["Transcriber"].get("RUNNING", 0),
                 found.open_files,
@@ -373,7 +369,7 @@ def main(
         ready_at_zero = asyncio.run(is_ready_at_zero())
         for day in (Day("day", day_s), Day("twice as steep", day_s / 2)):
             say.print(f"{day.name}: {day.length_s:g} s")
-            days[day.name] = found = asyncio.run(live(day, files, rng))
+            days[day.name] = found = asyncio.run(run_day(day, files, rng))
             rows[day.name] = figures(day, found, ready_at_zero=ready_at_zero)
             say.print(f"  {json.dumps(rows[day.name])}")
             _write(out, days, rows)

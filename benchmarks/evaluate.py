@@ -39,7 +39,7 @@ from serve_app.cli import CommandFailed, config_file
 from serve_app.cli.launcher import free_port
 from serve_app.models import names as models
 from serve_app.settings import Settings
-from serve_app.stages.asr.recognizer import choose_compute_type
+from serve_app.stages.devices import choose_compute_type
 
 PROJECT = Path(__file__).parents[1]
 AT_ONCE = 4  # recordings sent to the service at the same time

@@ -19,14 +19,14 @@ import typer
 from ray.serve import autoscaling_policy
 from ray.serve.config import AutoscalingConfig
 
+from benchmarks.days import capacity, load
 from benchmarks.simulated import WINDOW_S, asr_s
 from serve_app.deployments.autoscaling import ByAudio
 from serve_app.settings import Settings
 
 BATCH = 16
-CAPACITY = BATCH * WINDOW_S / asr_s([WINDOW_S] * BATCH)  # audio seconds a second
+CAPACITY = capacity(BATCH)
 WINDOWS_OF_A_FILE = 10
-NIGHT, NOON = 0.3, 4.2  # load, in Transcribers with full batches
 LOAD_S = 60.0  # of a model, or of a node with it
 SAMPLE_S, PUSH_S = 6.0, 10.0  # Serve's defaults for the look-back of 30 s
 CONFIG = AutoscalingConfig(min_replicas=1, max_replicas=6, upscale_delay_s=10.0, downscale_delay_s=300.0)
@@ -72,55 +72,47 @@ class Replica:
             self.pushed = list(self.samples)
 
 
-def load(at_s: float, day_s: float) -> float:
-    return NIGHT + (NOON - NIGHT) * (1 - math.cos(2 * math.pi * at_s / day_s)) / 2
-
-
-def live(day_s: float, seed: int = 1) -> dict[str, float]:
+def simulate(day_s: float, seed: int = 1) -> dict[str, float]:
     """What became of the day."""
     rng, settings = random.Random(seed), Settings()
-    module: Any = autoscaling_policy
-    clock = SimpleNamespace(now_s=0.0)
-    clock.time, module.time, before = lambda: clock.now_s, clock, module.time
-    decide = module._apply_autoscaling_config(ByAudio(**POLICY))
+    after_delays: Any = autoscaling_policy._apply_delay_logic
+    policy = ByAudio(**POLICY)
     kept: dict[str, Any] = {}
     replicas, gate, target = [Replica(0.0)], deque[float](), 1
     had_s = ideal_s = files = refused = most_waiting = stopped = 0.0
     waits_s: list[float] = []
-    try:
-        for second in range(int(day_s)):
-            clock.now_s = now_s = float(second)
-            working = [each for each in replicas if each.works_from_s <= now_s and not each.is_ending]
-            arriving = _poisson(load(now_s, day_s) * CAPACITY / WINDOW_S / WINDOWS_OF_A_FILE, rng)
-            files += arriving
-            for _ in range(arriving):
-                open_files = (len(gate) + sum(each.windows for each in replicas)) / WINDOWS_OF_A_FILE
-                if open_files >= settings.requests_in_flight:
-                    refused += 1
-                else:
-                    gate += [now_s] * WINDOWS_OF_A_FILE
-            inside = sum(each.windows for each in replicas)
-            while gate and inside < settings.windows_in_flight and working:
-                some = rng.sample(working, min(2, len(working)))  # Serve's router chooses from two
-                min(some, key=lambda each: each.windows).waiting.append(gate.popleft())
-                inside += 1
-            for each in replicas:
-                waits_s += [now_s - begun_s for begun_s in each.step(now_s)]
-                if each.works_from_s <= now_s:
-                    each.measure(now_s)
-            replicas = [each for each in replicas if each.windows or not each.is_ending]
-            target, kept = decide(_state(working, target, kept))
-            target = max(CONFIG.min_replicas, min(CONFIG.max_replicas, target))
-            alive = [each for each in replicas if not each.is_ending]
-            replicas += [Replica(now_s + LOAD_S) for _ in range(target - len(alive))]
-            for each in alive[target:]:  # the newest, as Serve does
-                each.is_ending = True
-                stopped += 1
-            had_s += len(replicas)
-            ideal_s += max(1, math.ceil(load(now_s, day_s)))
-            most_waiting = max(most_waiting, len(gate))
-    finally:
-        module.time = before
+    for second in range(int(day_s)):
+        now_s = float(second)
+        working = [each for each in replicas if each.works_from_s <= now_s and not each.is_ending]
+        arriving = _poisson(load(now_s, day_s) * CAPACITY / WINDOW_S / WINDOWS_OF_A_FILE, rng)
+        files += arriving
+        for _ in range(arriving):
+            open_files = (len(gate) + sum(each.windows for each in replicas)) / WINDOWS_OF_A_FILE
+            if open_files >= settings.requests_in_flight:
+                refused += 1
+            else:
+                gate += [now_s] * WINDOWS_OF_A_FILE
+        inside = sum(each.windows for each in replicas)
+        while gate and inside < settings.windows_in_flight and working:
+            some = rng.sample(working, min(2, len(working)))  # Serve's router chooses from two
+            min(some, key=lambda each: each.windows).waiting.append(gate.popleft())
+            inside += 1
+        for each in replicas:
+            waits_s += [now_s - begun_s for begun_s in each.step(now_s)]
+            if each.works_from_s <= now_s:
+                each.measure(now_s)
+        replicas = [each for each in replicas if each.windows or not each.is_ending]
+        wanted, _ = policy(_state(working, target))
+        target, kept = after_delays(wanted, target, CONFIG, kept, now_s)
+        target = max(CONFIG.min_replicas, min(CONFIG.max_replicas, target))
+        alive = [each for each in replicas if not each.is_ending]
+        replicas += [Replica(now_s + LOAD_S) for _ in range(target - len(alive))]
+        for each in alive[target:]:  # the newest, as Serve does
+            each.is_ending = True
+            stopped += 1
+        had_s += len(replicas)
+        ideal_s += max(1, math.ceil(load(now_s, day_s)))
+        most_waiting = max(most_waiting, len(gate))
     waits_s.sort()
     return {
         "files": files,
@@ -136,7 +128,7 @@ def live(day_s: float, seed: int = 1) -> dict[str, float]:
     }
 
 
-def _state(working: list[Replica], target: int, kept: dict[str, Any]) -> Any:
+def _state(working: list[Replica], target: int) -> Any:
     reported = {n: each.pushed for n, each in enumerate(working) if each.pushed}
     return SimpleNamespace(
         current_num_replicas=len(working),
@@ -151,8 +143,6 @@ def _state(working: list[Replica], target: int, kept: dict[str, Any]) -> Any:
                 for n, seen in reported.items()
             }
         },
-        policy_state=kept,
-        config=CONFIG,
     )
 
 
@@ -171,7 +161,11 @@ def main(
 ) -> None:
     print(
         json.dumps(
-            {"simulated": True, "day": live(3600 * hours, seed), "twice as steep": live(1800 * hours, seed)}
+            {
+                "simulated": True,
+                "day": simulate(3600 * hours, seed),
+                "twice as steep": simulate(1800 * hours, seed),
+            }
         )
     )
 

@@ -26,9 +26,9 @@ DOCUMENTS = [*READMES, *(PROJECT / "docs").glob("*.md")]
 # 4,200 for durable jobs: leases, fair queue, outbox, migrations, webhooks, three APIs; 1,950 for the client,
 # the command transcribe and segments of running jobs; 300 for the page: its files, and the sound of jobs;
 # 150 for what the reference, /docs and --help say: groups, fields of answers, examples;
-# 1,250 for doctor: the checks of a machine, of which each says what to do; 500 for metrics, traces,
+# 1,350 for doctor: checks of a machine, each with what to do; 600 for metrics, traces,
 # autoscaling and placement.
-MAX_LINES = 20_000
+MAX_LINES = 20_200
 # Without the packages' own __init__.py: 68, 9 for real models, 12 for files, URLs, clients, 33 for jobs,
 # 12 for client and command line, 2 for the page, 11 for doctor: a subject each,
 # 2 for traces and autoscaling.

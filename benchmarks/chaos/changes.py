@@ -15,9 +15,12 @@ BETWEEN_S = 1.0  # of undisturbed load before each change, so that requests of t
 say = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def broken_update(graph: Graph, load: Load, clients: int = CLIENTS) -> dict[str, Any]:
+def broken_update(
+    graph: Graph, load: Load, clients: int = CLIENTS, *, until_given_up: bool = True
+) -> dict[str, Any]:
     """An update to a version whose recogniser does not start, and back: no request may notice.
 
+    Serve tries for minutes before it gives up; without `until_given_up` its first failure is enough.
     The Transcriber must have two replicas, or room for one more: Serve stops one before it starts another.
     """
     load.learn()
@@ -28,7 +31,13 @@ def broken_update(graph: Graph, load: Load, clients: int = CLIENTS) -> dict[str,
         graph.application["args"]["is_broken"] = True
         graph.apply()
         failed = (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY)
-        given_up_s = wait_for(lambda: graph.status in failed, "Serve gives the new version up")
+        given_up_s = wait_for(
+            lambda: (
+                graph.status in failed
+                or (not until_given_up and "failed to start" in graph.says("Transcriber"))
+            ),
+            "Serve gives the new version up",
+        )
         say.print(f"  given up after {given_up_s:.1f} s, {len(outcomes)} requests so far")
         before = len(outcomes)
         time.sleep(10 * BETWEEN_S)

@@ -28,8 +28,14 @@ from serve_app.cli.launcher import free_port, url_of
 from serve_app.cli.local_ray import ENVIRONMENT
 from serve_app.deployments.replica import BOOKED_CPUS
 
-BRIDGE = "wx-nodes"
-NETWORK = "10.231.7"  # .1 is the head, which stays in this process's namespace
+BRIDGE = f"wx-{os.getpid()}"  # another run, or what a killed one left, has another name
+NETWORK = f"10.231.{os.getpid() % 256}"  # .1 is the head, which stays in this process's namespace
+NOT_ALLOWED = (
+    "not permitted",
+    "Permission denied",
+    "not supported",
+    "Unknown device type",
+)  # as `ip` says it
 STORE_BYTES = 200 << 20
 JOIN_S = 120.0
 
@@ -155,7 +161,7 @@ def _listens(address: str, port: int) -> bool:
 
 @contextmanager
 def _network(pools: int) -> Iterator[bool]:
-    """A bridge and a namespace for each node but the head. Gives False where that is not allowed."""
+    """A bridge and a namespace for each node but the head. Gives False where the kernel allows none."""
     with ExitStack() as made:
         try:
             _ip(f"link add {BRIDGE} type bridge")
@@ -166,20 +172,25 @@ def _network(pools: int) -> Iterator[bool]:
                 name = _namespace(f"{NETWORK}.{number}")
                 _ip(f"netns add {name}")
                 made.callback(_ip, f"netns del {name}")
-                _ip(f"link add wx-{number} type veth peer name eth0 netns {name}")
-                _ip(f"link set wx-{number} master {BRIDGE} up")
+                _ip(f"link add {name} type veth peer name eth0 netns {name}")
+                _ip(f"link set {name} master {BRIDGE} up")
                 _ip(f"-n {name} addr add {NETWORK}.{number}/24 dev eth0")
                 _ip(f"-n {name} link set eth0 up")
                 _ip(f"-n {name} link set lo up")
-        except (OSError, subprocess.CalledProcessError):
+        except FileNotFoundError:  # there is no `ip`
+            yield False
+            return
+        except subprocess.CalledProcessError as error:
             made.close()
+            if not any(reason in error.stderr for reason in NOT_ALLOWED):
+                raise RuntimeError(f"{' '.join(error.cmd)}: {error.stderr}") from None
             yield False
             return
         yield True
 
 
 def _ip(arguments: str) -> None:
-    subprocess.run(["ip", *arguments.split()], check=True, capture_output=True)
+    subprocess.run(["ip", *arguments.split()], check=True, capture_output=True, text=True)
 
 
 POOLS: dict[str, dict[str, float]] = {

@@ -142,6 +142,11 @@ class Graph:
         found: ApplicationStatus = self._status().status
         return found
 
+    def says(self, deployment: str) -> str:
+        """Serve's message about it; nothing while a new version of the application is being built."""
+        found: str = getattr(self._status().deployments.get(deployment), "message", "")
+        return found
+
     def _status(self) -> Any:
         return serve.status().applications[self.application["name"]]
 

@@ -78,7 +78,7 @@ class Ours:
 def load_whisperx(check: Check) -> Any:
     from benchmarks.plain_whisperx import PlainWhisperx
     from serve_app.models.names import Models
-    from serve_app.stages.asr.recognizer import choose_compute_type
+    from serve_app.stages.devices import choose_compute_type
 
     models = Models(
         name="random",

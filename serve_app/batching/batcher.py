@@ -37,7 +37,7 @@ class BatchCounters:
     dropped: int = 0  # items whose callers had gone
     wait_s: float = 0.0  # of all items together, in the queue
     busy_s: float = 0.0
-    audio_s: float = 0.0  # of all items together
+    audio_s: float = 0.0  # of all items together that did not fail
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ class Batcher(Generic[Item, Result]):
         self._on_run = on_run
         self._queue: FairQueue[Item, Result] = FairQueue(audio_s)
         self._batch: list[Waiting[Item, Result]] = []  # on the device
+        self._batch_since_s = 0.0
         self._has_news = asyncio.Event()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
         self._loop_task: asyncio.Task[None] | None = None
@@ -127,6 +128,11 @@ class Batcher(Generic[Item, Result]):
         """How many items are on the device."""
         return len(self._batch)
 
+    @property
+    def busy_s(self) -> float:
+        """For how long batches have run so far, the present one included."""
+        return self.counters.busy_s + (time.monotonic() - self._batch_since_s if self._batch else 0.0)
+
     def close(self) -> None:
         """Stops cutting batches, and frees the thread once the present batch is done."""
         if self._loop_task is not None:
@@ -156,8 +162,7 @@ class Batcher(Generic[Item, Result]):
         return self._queue.cut(self.max_batch_size, max_audio_s)
 
     async def _serve_batch(self, batch: list[Waiting[Item, Result]]) -> None:
-        begun_s = time.monotonic()
-        self._batch = batch
+        self._batch, self._batch_since_s = batch, (begun_s := time.monotonic())
         try:
             results = await asyncio.get_running_loop().run_in_executor(self._thread, self._run_batch, batch)
         except asyncio.CancelledError:  # `close`, or the event loop is ending
@@ -168,8 +173,8 @@ class Batcher(Generic[Item, Result]):
         for waiting, result in zip(batch, results, strict=True):
             waiting.end(result)
         self._batch = []
-        audio_s = sum(self._audio_s(waiting.item) for waiting in batch)
-        slots = self._slots(len(batch), audio_s)
+        lengths_s = [self._audio_s(waiting.item) for waiting in batch]
+        slots = self._slots(len(batch), sum(lengths_s))
         waits_s = tuple(begun_s - waiting.since_s for waiting in batch)
         run = BatchRun(waits_s, ended_s - begun_s, slots)
         counters = self.counters
@@ -178,7 +183,11 @@ class Batcher(Generic[Item, Result]):
         counters.slots += run.slots
         counters.wait_s += sum(run.waits_s)
         counters.busy_s += run.run_s
-        counters.audio_s += audio_s
+        counters.audio_s += sum(
+            length_s
+            for length_s, result in zip(lengths_s, results, strict=True)
+            if not isinstance(result, BaseException)
+        )
         try:
             self._on_run(run)
         except Exception:  # a metric that fails ends no transcription

@@ -92,7 +92,12 @@ def _check_deployment(deployment: dict[str, Any], place: str) -> None:
         )
     if isinstance(scaling := deployment.get("autoscaling_config"), dict):  # Serve accepts any mapping
         _policy(scaling, f"{place}.autoscaling_config")
-        _validate(AutoscalingConfig, scaling, f"{place}.autoscaling_config")
+        config = _validate(AutoscalingConfig, scaling, f"{place}.autoscaling_config")
+        if not config.min_replicas and name != "Diarizer":
+            raise CommandFailed(
+                f"{place}: min_replicas must be at least 1; only the Diarizer may go to zero, because only "
+                "it is not always needed."
+            )
     if (user_config := deployment.get("user_config")) is not None:
         if not (model := USER_CONFIGS[name]):
             raise CommandFailed(f"{place}: {name} has no user_config.")
@@ -122,9 +127,8 @@ def _refuse_replicas_that_never_start(
     config = entries.get("Transcriber", {}).get("autoscaling_config")
     if not config or not hasattr(policy := _policy(config, place), "audio_s_per_replica"):
         return
-    ingress = entries.get("Ingress", {})
-    ingresses = (ingress.get("autoscaling_config") or {}).get("max_replicas") or ingress.get("num_replicas")
-    ingresses = ingresses if isinstance(ingresses, int) else 1
+    # More Ingresses start for more requests, which a few long files are not.
+    ingresses = least_replicas(entries.get("Ingress", {}))
     per_replica_s, replicas = policy.audio_s_per_replica, config.get("max_replicas", 1)
     needed = math.ceil(replicas * per_replica_s / PADDED_S / ingresses)
     if windows_in_flight < needed:
@@ -132,6 +136,14 @@ def _refuse_replicas_that_never_start(
             f"{place}: windows_in_flight: {windows_in_flight} lets in too little audio for {replicas} "
             f"Transcribers of {per_replica_s:g} s each; set it to at least {needed}."
         )
+
+
+def least_replicas(deployment: dict[str, Any]) -> int:
+    """How many replicas a deployment of the file always has."""
+    replicas = deployment.get("num_replicas")
+    if isinstance(replicas, int):
+        return replicas
+    return int((deployment.get("autoscaling_config") or {}).get("min_replicas", 1))
 
 
 def _validate(model: type[Model], data: Any, place: str) -> Model:

@@ -9,13 +9,15 @@ from typing import Any
 
 from ray.serve.config import AutoscalingContext
 
+BUSY = 0.9  # the part of its time in which a full replica runs batches; with more its queue grows
+
 
 class ByAudio:
     """`policy_function` of a stage with a model. Serve applies the bounds and the delays of the config.
 
     The stage gets a replica for each `audio_s_per_replica` of audio that waits or runs. A short queue does
     not say how many replicas keep it short: so the stage keeps one for each `speed` seconds of audio that it
-    did in a second lately or, where `speed` is not given, stops one at a time.
+    did in a second lately or, where `speed` is not given, as many as were busy.
     """
 
     def __init__(self, audio_s_per_replica: float, speed: float | None = None) -> None:
@@ -31,11 +33,9 @@ class ByAudio:
             return max(target, min(1, math.ceil(calls))), {}
         unfinished_s: dict[Any, float] = (state.aggregated_metrics or {}).get("unfinished_audio_s", {})
         needed = math.ceil(sum(unfinished_s.values()) / self.audio_s_per_replica)
-        if self.speed is None:
-            needed = max(needed, target - 1)
-        else:
-            done_s: dict[Any, Any] = (state.raw_metrics or {}).get("done_audio_s", {})
-            needed = max(needed, min(target, math.ceil(sum(map(_per_s, done_s.values())) / self.speed)))
+        counter, full = ("busy_s", BUSY) if self.speed is None else ("done_audio_s", self.speed)
+        work: dict[Any, Any] = (state.raw_metrics or {}).get(counter, {})
+        needed = max(needed, min(target, math.ceil(sum(map(_per_s, work.values())) / full)))
         needed = min(needed, math.ceil(calls)) if calls else needed  # a call runs on one replica
         if calls or any(unfinished_s.values()):
             needed = max(needed, 1)

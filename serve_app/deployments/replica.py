@@ -140,8 +140,11 @@ class ModelReplica:
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What `autoscaling.ByAudio` goes by; Serve asks for it every few seconds."""
-        done_s = sum(each.counters.audio_s for each in self._batchers)
-        return {"unfinished_audio_s": self._workload()[1], "done_audio_s": done_s}
+        return {
+            "unfinished_audio_s": self._workload()[1],
+            "done_audio_s": sum(each.counters.audio_s for each in self._batchers),
+            "busy_s": sum(each.busy_s for each in self._batchers),
+        }
 
     def _workload(self) -> tuple[int, float]:
         """How many calls wait, and the seconds of audio that wait or run."""

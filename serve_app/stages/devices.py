@@ -9,8 +9,25 @@ import json
 import mmap
 import re
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
+
+
+def auto_compute_type(device: str, offered: Collection[str]) -> str:
+    """What `asr.compute_type: auto` is; some GPUs (Blackwell) have no int8 in CTranslate2."""
+    if device == "cpu":
+        return "int8"
+    return "int8_float16" if "int8_float16" in offered else "float16"
+
+
+def choose_compute_type(compute_type: str, device: str) -> str:
+    """CTranslate2's name for "auto" on this device; a named type stays."""
+    import ctranslate2
+
+    if compute_type != "auto":
+        return compute_type
+    return auto_compute_type(device, ctranslate2.get_supported_compute_types(device))
 
 
 def describe() -> dict[str, Any]:

@@ -380,3 +380,45 @@ def test_a_closed_batcher_ends_quietly(ticks: int, caplog: pytest.LogCaptureFixt
 
     asyncio.run(scenario())
     assert "A batcher has ended" not in caplog.text
+
+
+def test_only_audio_that_did_not_fail_is_done() -> None:
+    """A stage that fails everything at once does nothing that would need its replicas."""
+
+    async def main() -> None:
+        batcher: Batcher[float, str] = Batcher(
+            lambda lengths_s: ["done" if each < 10 else ValueError("too long") for each in lengths_s],
+            max_batch_size=4,
+            audio_s=lambda length_s: length_s,
+        )
+        answers = [batcher.submit(length_s, 1) for length_s in (3.0, 20.0, 4.0)]
+        assert len(await asyncio.gather(*answers, return_exceptions=True)) == 3
+        assert batcher.counters.audio_s == 7.0
+        batcher.close()
+
+    asyncio.run(main())
+
+
+def test_a_batch_that_runs_is_busy_time_already() -> None:
+    """A file of hours is one batch: its replica is busy long before it ends."""
+    started, release = threading.Event(), threading.Event()
+
+    def run(items: list[int]) -> list[int]:
+        started.set()
+        release.wait(30)
+        return items
+
+    async def main() -> None:
+        batcher = Batcher(run, max_batch_size=1)
+        assert batcher.busy_s == 0.0
+        answer = asyncio.create_task(batcher.submit(1, 1))
+        await asyncio.to_thread(started.wait, 30)
+        first = batcher.busy_s
+        await asyncio.sleep(0.01)
+        assert 0.0 <= first < batcher.busy_s
+        release.set()
+        await answer
+        assert batcher.busy_s == batcher.counters.busy_s > first
+        batcher.close()
+
+    asyncio.run(main())

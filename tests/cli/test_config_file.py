@@ -25,6 +25,38 @@ def scale(raw: Any, max_replicas: int = 2, **policy: Any) -> None:
     del entry["num_replicas"]
 
 
+def test_each_ingress_lets_in_what_the_last_transcriber_is_started_for(tmp_path: Path) -> None:
+    """More Ingresses start for more requests, not for long files: only those that always run count."""
+    raw = yaml.safe_load((PROJECT / "deploy" / "serve_config.autoscaling.yaml").read_text())
+    application, path = raw["applications"][0], tmp_path / "config.yaml"
+    ingress = next(each for each in application["deployments"] if each["name"] == "Ingress")
+    assert ingress["autoscaling_config"]["max_replicas"] == 2
+    for least, enough in ((1, 128), (2, 64)):  # 4 times 960 s, in windows of 30 s
+        ingress["autoscaling_config"]["min_replicas"] = least
+        application["args"]["windows_in_flight"] = enough
+        path.write_text(yaml.safe_dump(raw))
+        read(path)
+        application["args"]["windows_in_flight"] = enough - 1
+        path.write_text(yaml.safe_dump(raw))
+        with pytest.raises(CommandFailed, match=f"set it to at least {enough}"):
+            read(path)
+
+
+@pytest.mark.parametrize(
+    "name", ["Ingress", "AudioLoader", "SpeechDetector", "Transcriber", "Aligner", "JobRunner"]
+)
+def test_only_the_diarizer_may_go_to_zero(tmp_path: Path, name: str) -> None:
+    """Requests, jobs and /readyz need the others: they would stop and start without any load."""
+    raw = yaml.safe_load((PROJECT / "deploy" / "serve_config.autoscaling.yaml").read_text())
+    deployments = raw["applications"][0]["deployments"]
+    deployments[:] = [each for each in deployments if each["name"] != name]
+    deployments.append({"name": name, "autoscaling_config": {"min_replicas": 0, "max_replicas": 2}})
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    with pytest.raises(CommandFailed, match=rf"\[{name}\]: min_replicas must be at least 1"):
+        read(path)
+
+
 @pytest.mark.parametrize(
     "name", ["serve_config.yaml", "serve_config.demo.yaml", "deploy/serve_config.autoscaling.yaml"]
 )

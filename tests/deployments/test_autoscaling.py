@@ -13,7 +13,7 @@ from ray.serve import autoscaling_policy
 from ray.serve._private.common import DeploymentID, TimeStampedValue
 from ray.serve.config import AutoscalingConfig, AutoscalingContext
 
-from benchmarks.virtual_day import live
+from benchmarks.virtual_day import simulate
 from serve_app.deployments.autoscaling import ByAudio
 
 PER_REPLICA_S = 960.0
@@ -31,15 +31,19 @@ def state(
     running: int | None = None,
     calls: float = 0.0,
     speeds: Sequence[float] = (),
+    busy: Sequence[float] = (),
     config: AutoscalingConfig | None = None,
     kept: dict[str, Any] | None = None,
 ) -> AutoscalingContext:
     """What Serve tells a policy; one replica for each value, unless some have not reported."""
     unfinished: Any = {"unfinished_audio_s": dict(enumerate(unfinished_s))} if unfinished_s else {}
-    done_s = [
-        [TimeStampedValue(0.0, 5.0), TimeStampedValue(WINDOW_S, 5.0 + WINDOW_S * speed)] for speed in speeds
-    ]
-    done: Any = {"done_audio_s": dict(enumerate(done_s))}
+    counters: Any = {
+        name: {
+            number: [TimeStampedValue(0.0, 5.0), TimeStampedValue(WINDOW_S, 5.0 + WINDOW_S * per_s)]
+            for number, per_s in enumerate(slopes)
+        }
+        for name, slopes in (("done_audio_s", speeds), ("busy_s", busy))
+    }
     return AutoscalingContext(
         deployment_id=DeploymentID("Transcriber", "whisperx"),
         deployment_name="Transcriber",
@@ -50,7 +54,7 @@ def state(
         total_num_requests=calls,
         total_queued_requests=None,
         aggregated_metrics=unfinished,
-        raw_metrics=done,
+        raw_metrics=counters,
         capacity_adjusted_min_replicas=0,
         capacity_adjusted_max_replicas=100,
         policy_state=kept or {},
@@ -99,10 +103,13 @@ def test_only_a_queue_starts_replicas() -> None:
     assert wanted(ByAudio(PER_REPLICA_S, SPEED), [500.0], calls=20.0, speeds=[3 * SPEED]) == 1
 
 
-@given(st.integers(1, 20))
-def test_without_a_known_speed_one_replica_at_a_time_is_stopped(target: int) -> None:
-    """Also when there is nothing to do."""
-    assert wanted(ByAudio(PER_REPLICA_S), [0.0] * target, target=target) == target - 1
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=10))
+def test_without_a_known_speed_busy_replicas_stay(busy: list[float]) -> None:
+    """As many as can do the work of all of them; idle ones are stopped."""
+    idle = [0.0] * len(busy)
+    found = wanted(ByAudio(PER_REPLICA_S), idle, target=len(idle), calls=1e9, busy=busy)
+    assert found >= sum(busy) * (1 - 1e-9)
+    assert wanted(ByAudio(PER_REPLICA_S), idle, target=len(idle), busy=idle) == 0
 
 
 @given(counts, st.integers(1, 20))
@@ -141,12 +148,13 @@ class Deployment:
     """One whose load is what the test says, scaled by the policy behind Serve's own delays, on a clock."""
 
     config: AutoscalingConfig
+    policy: ByAudio
     clock_s: float = 0.0
     replicas: int = 1
 
     def __post_init__(self) -> None:
         behind_delays: Any = autoscaling_policy._apply_autoscaling_config
-        self._policy = behind_delays(ByAudio(PER_REPLICA_S, SPEED))
+        self._policy = behind_delays(self.policy)
         self._kept: dict[str, Any] = {}
 
     def after(self, for_s: float, speed: float, unfinished_s: float = 0.0) -> int:
@@ -158,6 +166,7 @@ class Deployment:
                 target=self.replicas,
                 calls=100.0 * bool(speed or unfinished_s),
                 speeds=[speed / max(1, self.replicas)] * self.replicas,
+                busy=[min(1.0, speed / SPEED / max(1, self.replicas))] * self.replicas,
                 config=self.config,
                 kept=self._kept,
             )
@@ -166,10 +175,12 @@ class Deployment:
         return self.replicas
 
 
-@pytest.fixture
-def deployment(monkeypatch: pytest.MonkeyPatch) -> Deployment:
+@pytest.fixture(params=[SPEED, None])
+def deployment(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Deployment:
+    """With a known speed and without."""
     found = Deployment(
-        AutoscalingConfig(min_replicas=1, max_replicas=4, upscale_delay_s=10.0, downscale_delay_s=60.0)
+        AutoscalingConfig(min_replicas=1, max_replicas=4, upscale_delay_s=10.0, downscale_delay_s=60.0),
+        ByAudio(PER_REPLICA_S, request.param),
     )
     monkeypatch.setattr(autoscaling_policy, "time", SimpleNamespace(time=lambda: found.clock_s))
     return found
@@ -190,6 +201,12 @@ def test_load_that_goes_up_and_down_starts_and_stops_nothing(deployment: Deploym
     assert {deployment.after(5, *wave) for wave in waves} == {3}
 
 
+def test_a_steady_load_keeps_its_replicas(deployment: Deployment) -> None:
+    """A short queue for an hour, while the work is that of two and a half replicas."""
+    assert deployment.after(20, speed=250.0, unfinished_s=2500.0) == 3
+    assert {deployment.after(60, speed=250.0, unfinished_s=100.0) for _ in range(60)} == {3}
+
+
 def test_the_bounds_hold(deployment: Deployment) -> None:
     """With a queue of hours, and with nothing to do."""
     assert deployment.after(30, speed=400.0, unfinished_s=1e5) == 4
@@ -208,7 +225,7 @@ def test_the_last_replica_has_its_own_delay(deployment: Deployment) -> None:
 
 def test_six_hours_of_load_cost_little_more_than_they_must() -> None:
     """Simulated T4s and a model that loads for a minute: no refusal, and no windows left behind."""
-    found = live(6 * 3600.0)
+    found = simulate(6 * 3600.0)
     assert found["refused"] == 0
     assert found["over_ideal"] <= 1.25
     assert found["stopped"] > 0

@@ -92,6 +92,7 @@ class Subject:
     devices: Callable[[], "Devices"]
     clock_url: str | None = None
     found: Application | None = None  # None: the config file is wrong
+    metrics_port: int = 0  # that `serve` will be given; 0: a free one
 
     @property
     def application(self) -> Application:

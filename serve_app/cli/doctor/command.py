@@ -52,6 +52,9 @@ def doctor(
         str | None,
         typer.Option(help="Address of a server whose clock is right. Without it, the hub's is asked."),
     ] = None,
+    metrics_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="The one that `serve` will be given; 0: a free port.")
+    ] = 0,
 ) -> None:
     """Checks whether this machine can run the service of a config file; starts and changes nothing.
 
@@ -59,7 +62,7 @@ def doctor(
     """
     if find_spec("ray") is None:
         raise ModuleNotFoundError("No module named 'ray'", name="ray")
-    results = examine(config, clock_url)
+    results = examine(config, clock_url, metrics_port)
     if json:
         typer.echo(json_format.dumps([asdict(result) for result in results], indent=2))
     else:
@@ -67,12 +70,12 @@ def doctor(
     raise typer.Exit(int(any(result.state == State.ERROR for result in results)))
 
 
-def examine(config: Path | None, clock_url: str | None = None) -> list[Result]:
+def examine(config: Path | None, clock_url: str | None = None, metrics_port: int = 0) -> list[Result]:
     """The results of all checks for this file."""
     until_s = monotonic() + TOTAL_S
     devices = probing()  # first, because it takes longest
     finding, applications = _read(config)
-    subjects = [Subject(devices, clock_url, found) for found in applications.values() or [None]]
+    subjects = [Subject(devices, clock_url, found, metrics_port) for found in applications.values() or [None]]
     checks = [known("Config file", finding), *_checks(OF_MACHINE, subjects[0])]
     for name, subject in zip(applications or [""], subjects, strict=True):
         prefix = f"{name}: " if len(applications) > 1 else ""
@@ -126,4 +129,4 @@ def _show(results: Sequence[Result]) -> None:
         table.add_row(Text(result.state, colour), Text(result.name, "bold"), Text(result.message))
     Console(highlight=False).print(table)
     counts = [sum(result.state == state for result in results) for state in (State.ERROR, State.WARNING)]
-    note.print(f"{len(results)} checks: {counts[0]} errors, {counts[1]} warnings.")
+    note.print(f"Of {len(results)} checks, errors: {counts[0]}, warnings: {counts[1]}.")

@@ -6,11 +6,11 @@ from serve_app.cli.doctor.checks import Check, Finding, Subject, fine, skipped, 
 from serve_app.cli.doctor.devices import Devices, Gpu
 from serve_app.cli.doctor.gpu_memory import memory
 from serve_app.settings import Settings
+from serve_app.stages.devices import auto_compute_type
 
 # NVIDIA's table "Minor Version Compatibility": the oldest driver for each major version of CUDA.
 MIN_DRIVERS = {"11": 450, "12": 525, "13": 580}
 
-ASR_AUTO = {"cuda": "int8_float16", "cpu": "int8"}  # what asr.compute_type: auto is
 WITHOUT_BFLOAT16 = (8, 0)  # GPUs before this capability compute it in float32, slowly
 
 # CTranslate2 before this version offers int8 on this capability, and then fails: its issue 1865.
@@ -40,7 +40,8 @@ def driver(devices: Devices, settings: Settings) -> Finding:
     if settings.device == "cpu":
         return skipped("device: cpu needs no GPU.")
     if devices.torch is None:
-        return skipped(f"Whether a GPU can be used is not known: {devices.torch_error}.")
+        not_known = f"Whether a GPU can be used is not known: {devices.torch_error}."
+        return warning(not_known) if settings.device == "cuda" else skipped(not_known)
     if devices.driver_error and not devices.gpus:
         said = f"NVIDIA's driver does not work ({devices.driver_error})"
         if settings.device == "auto":
@@ -54,9 +55,10 @@ def driver(devices: Devices, settings: Settings) -> Finding:
             "with GPUs (--gpus all), or set device: auto."
         )
     names = ", ".join(dict.fromkeys(gpu.name for gpu in devices.gpus)) or ", ".join(devices.driver_gpus)
-    if devices.cuda is None:
+    if devices.cuda is None:  # also an error for device: auto: Ray counts the GPU, so the models go there
         return wrong(
-            f"{names} cannot be used: torch {devices.torch} is built for CPUs; install one for CUDA."
+            f"{names} cannot be used: torch {devices.torch} is built for CPUs; install one for CUDA, or set "
+            "device: cpu."
         )
     oldest = MIN_DRIVERS.get(devices.cuda.partition(".")[0])
     if devices.driver and oldest and int(devices.driver.partition(".")[0]) < oldest:
@@ -82,8 +84,12 @@ def compute_types(devices: Devices, settings: Settings) -> Finding:
         return skipped(f"What CTranslate2 can compute is not known: {devices.ctranslate2_error}.")
     device = device_of(devices, settings)
     asked = settings.asr.compute_type
-    wanted = ASR_AUTO[device] if asked == "auto" else asked
+
+    def on(offered: frozenset[str]) -> str:
+        return auto_compute_type(device, offered) if asked == "auto" else asked
+
     if device == "cpu":
+        wanted = on(devices.cpu_types)
         if wanted in {"default", *devices.cpu_types}:
             return fine(f"asr.compute_type: {asked} is {wanted} on this CPU.")
         return wrong(
@@ -92,19 +98,21 @@ def compute_types(devices: Devices, settings: Settings) -> Finding:
         )
     if not devices.gpus:
         return skipped("No GPU can be used, so what it can compute is not known.")
-    if lacking := next((gpu for gpu in devices.gpus if not _has(gpu, wanted, devices.ctranslate2)), None):
+    version = devices.ctranslate2
+    if lacking := next((gpu for gpu in devices.gpus if not _has(gpu, on(gpu.compute_types), version)), None):
         others = sorted(lacking.compute_types)
-        usable = [kind for kind in others if _has(lacking, kind, devices.ctranslate2)]
+        usable = [kind for kind in others if _has(lacking, kind, version)]
         best = "float16" if "float16" in usable else "float32"
         return wrong(
-            f"{lacking.name} has no {wanted} in CTranslate2 {devices.ctranslate2} (it has "
+            f"{lacking.name} has no {on(lacking.compute_types)} in CTranslate2 {version} (it has "
             f"{', '.join(usable)}); set asr.compute_type: {best}, or install a newer CTranslate2."
         )
     if slow := [*_slow_bfloat16(devices.gpus, settings)]:
         return warning(
             f"{', '.join(slow)}: bfloat16 is slow on a GPU before Ampere; set float16 or auto there."
         )
-    return fine(f"asr.compute_type: {asked} is {wanted} on {devices.gpus[0].name}.")
+    first = devices.gpus[0]
+    return fine(f"asr.compute_type: {asked} is {on(first.compute_types)} on {first.name}.")
 
 
 def _has(gpu: Gpu, kind: str, ctranslate2: str) -> bool:

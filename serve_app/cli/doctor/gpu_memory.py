@@ -1,12 +1,15 @@
 """GPU memory: what each stage needs beside the share of a GPU that its replicas book."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+from serve_app.cli.config_file import least_replicas
 from serve_app.cli.doctor.checks import Finding, fine, skipped, warning, wrong
 from serve_app.cli.doctor.devices import Devices, Gpu
 from serve_app.models.catalogue import catalogue
 from serve_app.settings import Settings
+from serve_app.stages.devices import auto_compute_type
 
 GB = 1e9
 
@@ -40,10 +43,14 @@ class Need:
 
 def memory(devices: Devices, settings: Settings, deployments: dict[str, dict[str, Any]]) -> Finding:
     """The shares fit on the GPUs, and what the models need fits in them."""
-    if settings.device == "cpu" or not devices.gpus:
+    if settings.device == "cpu":
         return skipped("No model runs on a GPU here.")
+    if devices.torch is None:
+        return skipped(f"Which GPUs there are is not known: {devices.torch_error}.")
+    if not devices.gpus:
+        return skipped("No GPU can be used here.")
     smallest = min(devices.gpus, key=lambda gpu: gpu.memory_bytes)
-    needs = needs_of(settings, deployments)
+    needs = needs_of(settings, deployments, smallest.compute_types)
     total_gb = sum(need.memory_gb * need.replicas for need in needs)
     all_gb = sum(gpu.memory_bytes for gpu in devices.gpus) / GB
     asked = f"The models need about {total_gb:.1f} GB (computed, not measured)"
@@ -75,12 +82,15 @@ def memory(devices: Devices, settings: Settings, deployments: dict[str, dict[str
     return fine(f"{asked}, and {_named(devices.gpus)} has {all_gb:.1f} GB.")
 
 
-def needs_of(settings: Settings, deployments: dict[str, dict[str, Any]]) -> list[Need]:
-    """The stages that run on a GPU."""
+def needs_of(
+    settings: Settings, deployments: dict[str, dict[str, Any]], offered: Collection[str]
+) -> list[Need]:
+    """The stages that run on a GPU, for which CTranslate2 offers these compute types."""
     asr, speech = settings.asr, settings.speech
     alignment, diarization = settings.alignment, settings.diarization
     windows = (deployments.get("Transcriber", {}).get("user_config") or {}).get("max_batch_size", WINDOWS)
-    found = [("Transcriber", "asr", asr.gpu_share, recognizer_gb(settings.model, asr.compute_type, windows))]
+    kind = auto_compute_type("cuda", offered) if asr.compute_type == "auto" else asr.compute_type
+    found = [("Transcriber", "asr", asr.gpu_share, recognizer_gb(settings.model, kind, windows))]
     if speech.gpu_share:
         found.append(("SpeechDetector", "speech", speech.gpu_share, DETECTOR_GB))
     if alignment.method in ("auto", "wav2vec2"):
@@ -88,7 +98,7 @@ def needs_of(settings: Settings, deployments: dict[str, dict[str, Any]]) -> list
     if diarization.model != "off":
         found.append(("Diarizer", "diarization", diarization.gpu_share, DIARIZER_GB))
     return [
-        Need(stage, f"{section}.gpu_share", share, memory_gb, _replicas(deployments.get(stage, {})))
+        Need(stage, f"{section}.gpu_share", share, memory_gb, least_replicas(deployments.get(stage, {})))
         for stage, section, share, memory_gb in found
     ]
 
@@ -107,14 +117,6 @@ def _aligner_gb(languages: tuple[str, ...]) -> float:
     models = [catalogue().get(f"wav2vec2-{language}") for language in languages]
     is_large = any(model is not None and model.size / 1e6 > LARGE_ALIGNER_MB for model in models)
     return LARGE_ALIGNER_GB if is_large else ALIGNER_GB
-
-
-def _replicas(deployment: dict[str, Any]) -> int:
-    """How many replicas there are at least."""
-    replicas = deployment.get("num_replicas")
-    if isinstance(replicas, int):
-        return replicas
-    return int((deployment.get("autoscaling_config") or {}).get("min_replicas", 1))
 
 
 def _named(gpus: tuple[Gpu, ...]) -> str:

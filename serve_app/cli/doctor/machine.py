@@ -1,4 +1,4 @@
-"""The machine: limits of the kernel, shared memory, the decoder, the HTTP port, the temporary folder."""
+"""The machine: limits of the kernel, shared memory, the decoder, ports, the temporary folder."""
 
 import os
 import resource
@@ -31,6 +31,12 @@ GOOD_THREADS = 4096  # each of Ray's processes has dozens
 
 FFMPEG_S = 8.0
 
+RAY_PORTS = {  # Ray 2.60's, and the options that change them
+    6379: "--port",
+    8265: "--dashboard-port",
+    52365: "--dashboard-agent-listen-port",
+}
+
 
 def checks(subject: Subject) -> list[Check]:
     return [
@@ -38,6 +44,8 @@ def checks(subject: Subject) -> list[Check]:
         Check("Shared memory", lambda: shared_memory(subject.settings)),
         Check("ffmpeg", decoder),
         Check("HTTP port", lambda: port(subject.application)),
+        Check("Metrics port", lambda: metrics_port(subject.metrics_port)),
+        Check("Cluster ports", cluster_ports),
         Check("Temporary folder", lambda: temporary_folder(subject.settings.intake.max_bytes)),
     ]
 
@@ -120,16 +128,45 @@ def port(application: Application) -> Finding:
     """Nobody listens on the HTTP port yet."""
     if not application.has_proxy:
         return skipped("proxy_location: Disabled has no HTTP port.")
-    place = f"{application.host}:{application.port}"
-    try:
-        socket.create_server((application.host, application.port)).close()
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else "no such host"
+    return _free(application.host, application.port, "http_options")
+
+
+def metrics_port(number: int) -> Finding:
+    """Nobody listens on the port of Ray's exporter yet."""
+    if not number:
+        return skipped("Without --metrics-port Ray takes a free one.")
+    return _free("0.0.0.0", number, "--metrics-port")  # noqa: S104  (where Ray listens)
+
+
+def _free(host: str, number: int, setting: str) -> Finding:
+    place = f"{host}:{number}"
+    if why := _why_taken(host, number):
         return wrong(
-            f"Nothing can listen on {place} ({reason}); stop what uses it, which may be this service itself, "
-            "or set http_options."
+            f"Nothing can listen on {place} ({why}); stop what uses it, which may be this service itself, "
+            f"or set {setting}."
         )
     return fine(f"{place} is free.")
+
+
+def cluster_ports() -> Finding:
+    """Ray's usual ports are free for `ray start`; `serve`, whose Ray is its own, needs none of them."""
+    if any(process.name() == "raylet" for process in psutil.process_iter(["name"])):
+        return skipped("Ray runs on this machine already, so they are not tried.")
+    if taken := [f"{number} ({option})" for number, option in RAY_PORTS.items() if _why_taken("", number)]:
+        return warning(
+            f"Something else listens on {', '.join(taken)}; where this machine is to be a node of a cluster, "
+            "stop it or give `ray start` that option."
+        )
+    return fine(f"{', '.join(map(str, RAY_PORTS))} are free, should this be a node of a cluster.")
+
+
+def _why_taken(host: str, number: int) -> str:
+    """Why nothing can listen there, or nothing where something can."""
+    try:
+        socket.create_server((host, number)).close()
+    except OSError as error:
+        return os.strerror(error.errno) if error.errno and error.errno > 0 else "no such host"
+    return ""
 
 
 def temporary_folder(needed_bytes: int) -> Finding:

@@ -39,10 +39,10 @@ def hub_answers() -> Finding:
     if hub.answers(hub.endpoint()):
         return fine(f"{name} answers.")
     if constants.HF_HUB_OFFLINE or os.environ.get(hub.OFFLINE) == "1":
-        return skipped(f"{hub.OFFLINE} is set, so only models on this machine are used.")
+        return skipped(f"{hub.OFFLINE} is set, so the hub is not asked.")
     return warning(
-        f"{name} does not answer, so only models on this machine are used; prefetch those that are missing "
-        "elsewhere (docs/models.md), or open the way to it."
+        f"{name} does not answer, so nothing of it can be fetched; prefetch elsewhere what is missing "
+        "(docs/models.md), or open the way to it."
     )
 
 

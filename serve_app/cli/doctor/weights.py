@@ -4,11 +4,12 @@ from pathlib import Path
 from shutil import disk_usage
 
 from serve_app.cli.doctor.checks import Check, Finding, Subject, fine, skipped, warning, wrong
-from serve_app.cli.doctor.machine import GB, nearest
+from serve_app.cli.doctor.machine import GB, nearest, why_not_writable
 from serve_app.errors import ModelUnavailable
 from serve_app.models import hub, names
 from serve_app.models.catalogue import MAIN_FILES, Model
 from serve_app.models.names import Models
+from serve_app.models.prefetch import can_be_fetched
 from serve_app.models.store import open_store
 from serve_app.settings import Settings
 
@@ -47,6 +48,17 @@ def weights(settings: Settings) -> Finding:
     if damaged:
         command = f"whisperx-serve prefetch {damaged[0].partition(' ')[0]}"
         return wrong(f"Damaged in {store.root}: {', '.join(damaged)}; `{command}` mends it.")
+    if absent and (why := why_not_writable(store.root)):
+        names = ", ".join(model.name for model in absent)
+        return wrong(
+            f"{names} must be fetched, and {store.root} cannot be written ({why}); make it "
+            "writable, or choose another place with models_dir or MODELS_DIR."
+        )
+    if missing := [model.name for model in absent if not can_be_fetched(model)]:
+        return wrong(
+            f"{', '.join(missing)} must be fetched, and no source answers; open the way to the hub or the "
+            f"package index, or copy {missing[0]} from a machine that has it (docs/models.md)."
+        )
     if absent:
         said = ", ".join(f"{model.name} ({model.size / 1e6:.0f} MB)" for model in absent)
         command = f"whisperx-serve prefetch {' '.join(model.name for model in absent)}"

@@ -23,6 +23,7 @@ from serve_app.errors import InvalidRequest, ModelUnavailable, TranscriptionErro
 from serve_app.settings import AsrSettings
 from serve_app.stages.alignment import attention, sound
 from serve_app.stages.asr.prompts import Prompts
+from serve_app.stages.devices import choose_compute_type
 from serve_app.transcript import SAMPLE_RATE_HZ, AsrRequest, Samples, Segment, Token, Window, WindowText
 
 ENCODER_SAMPLES = 30 * SAMPLE_RATE_HZ  # Whisper's encoder always sees 30 s
@@ -215,12 +216,6 @@ def _choose_language(request: AsrRequest, ranking: Ranking) -> tuple[str, Rankin
     likeliest, probability = ranking[0]
     is_certain = request.certain_at is not None and probability >= request.certain_at
     return (likeliest if is_certain else request.language or likeliest), ranking
-
-
-def choose_compute_type(compute_type: str, device: str) -> str:
-    """CTranslate2's name for "auto": int8 weights, with float16 arithmetic on a GPU."""
-    auto = "int8_float16" if device == "cuda" else "int8"
-    return auto if compute_type == "auto" else compute_type
 
 
 def load_recognizer(

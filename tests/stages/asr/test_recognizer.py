@@ -15,9 +15,9 @@ from serve_app.settings import AsrSettings
 from serve_app.stages.asr.recognizer import (
     ENCODER_SAMPLES,
     Recognizer,
-    choose_compute_type,
     load_recognizer,
 )
+from serve_app.stages.devices import choose_compute_type
 from serve_app.transcript import AsrRequest, Decoding, WindowText
 
 TOKENIZER = whisper_tokenizer()
@@ -79,11 +79,21 @@ def recognizer(model: FakeCTranslate2) -> Recognizer:
     return recognizer_of(model)
 
 
-def test_compute_type_auto_depends_on_the_device() -> None:
-    """`auto` is int8 with float16 arithmetic on a GPU and plain int8 on a CPU; a named type stays."""
-    assert choose_compute_type("auto", "cuda") == "int8_float16"
-    assert choose_compute_type("auto", "cpu") == "int8"
-    assert choose_compute_type("float32", "cuda") == "float32"
+@pytest.mark.parametrize(
+    ("device", "offered", "chosen"),
+    [
+        ("cuda", {"int8_float16", "float16", "float32"}, "int8_float16"),
+        ("cuda", {"float16", "bfloat16", "float32"}, "float16"),  # Blackwell
+        ("cpu", {"int8", "float32"}, "int8"),
+    ],
+)
+def test_compute_type_auto_is_one_that_the_device_has(
+    device: str, offered: set[str], chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`auto` is int8 where a GPU has that, else float16, and int8 on a CPU; a named type stays."""
+    monkeypatch.setattr("ctranslate2.get_supported_compute_types", lambda on: offered if on == device else {})
+    assert choose_compute_type("auto", device) == chosen
+    assert choose_compute_type("float32", device) == "float32"
 
 
 def test_mixed_batch_is_one_call_of_each_kind(model: FakeCTranslate2, recognizer: Recognizer) -> None:
