@@ -196,7 +196,7 @@ class Batcher(Generic[Item, Result]):
     def _slots(self, items: int, audio_s: float) -> int:
         """How many items of this mean length a batch may have."""
         if self.max_batch_audio_s is None or audio_s <= 0:
-            return self.max_batch_size
+            return max(items, self.max_batch_size)
         return min(self.max_batch_size, max(items, int(self.max_batch_audio_s * items / audio_s)))
 
     def _run_batch(self, batch: list[Waiting[Item, Result]]) -> Sequence[Result | BaseException]:

@@ -17,7 +17,7 @@ class ByAudio:
 
     The stage gets a replica for each `audio_s_per_replica` of audio that waits or runs. A short queue does
     not say how many replicas keep it short: so the stage keeps one for each `speed` seconds of audio that it
-    did in a second lately or, where `speed` is not given, as many as were busy.
+    did in a second lately or, where `speed` is not given, as many as its busy time fills to 90 %.
     """
 
     def __init__(self, audio_s_per_replica: float, speed: float | None = None) -> None:

@@ -143,7 +143,7 @@ class ModelReplica:
         return {
             "unfinished_audio_s": self._workload()[1],
             "done_audio_s": sum(each.counters.audio_s for each in self._batchers),
-            "busy_s": sum(each.busy_s for each in self._batchers),
+            "busy_s": max(each.busy_s for each in self._batchers),  # each has a thread of its own
         }
 
     def _workload(self) -> tuple[int, float]:

@@ -1,6 +1,7 @@
 """The ASGI middlewares."""
 
 import asyncio
+import logging
 import re
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -16,6 +17,8 @@ from serve_app.http.other_apis import counts_as, path_of
 from serve_app.http.responses import error_response
 from serve_app.request.admission import Admission
 from serve_app.settings import AccessSettings
+
+logger = logging.getLogger("ray.serve")
 
 LOW_SPEED_WINDOW_S = 30.0  # a body must bring at least LOW_SPEED_BYTES in this much waiting, as when fetching
 LOW_SPEED_BYTES = 30 << 10
@@ -83,8 +86,8 @@ class Gate:
 
         async def send_and_note(message: Message) -> None:
             nonlocal has_started
-            if message["type"] == "http.response.start" and message["status"] >= 400 and self.on_error:
-                self.on_error(f"http_{message['status']}", message["status"])  # such as a path unknown to us
+            if message["type"] == "http.response.start" and message["status"] >= 400:
+                self._count(f"http_{message['status']}", message["status"])  # such as an unknown path
             has_started = True
             await send(message)
 
@@ -95,10 +98,16 @@ class Gate:
         except Exception as error:
             if has_started:
                 raise  # the web server logs it and closes the connection
-            if self.on_error:
-                known = error if isinstance(error, TranscriptionError) else TranscriptionError
-                self.on_error(known.code, known.status)
+            known = error if isinstance(error, TranscriptionError) else TranscriptionError
+            self._count(known.code, known.status)
             await error_response(error, path)(scope, receive, send)
+
+    def _count(self, code: str, status: int) -> None:
+        try:
+            if self.on_error:
+                self.on_error(code, status)
+        except Exception:  # a metric that fails changes no answer
+            logger.exception("An error was not counted.")
 
 
 def _without_body(send: Send) -> Send:

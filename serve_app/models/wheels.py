@@ -6,6 +6,7 @@ installed), the named members are copied out, and its code is never imported.
 
 import errno
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -81,8 +82,12 @@ def download(wheel: Wheel, scratch: Path) -> Path:
 def is_offered(wheel: Wheel) -> bool:
     """Whether a package index, by the machine's own configuration of pip, has it; nothing is downloaded."""
     command = [*_pip("index", wheel), "--retries=0", f"--timeout={ASK_S:g}", "versions", wheel.name]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
-    return done.returncode == 0 and wheel.version in done.stdout
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=2 * ASK_S)  # noqa: S603
+    except subprocess.TimeoutExpired:
+        return False
+    offered = re.search("^Available versions: (.*)", done.stdout, re.MULTILINE)
+    return offered is not None and wheel.version in offered[1].split(", ")
 
 
 def _pip(command: str, wheel: Wheel) -> list[str]:

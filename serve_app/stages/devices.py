@@ -1,7 +1,7 @@
-"""What the model packages find on this machine, printed as JSON: `python -m serve_app.stages.devices`.
+"""The compute type and the memory of GPUs, and what the model packages find on this machine.
 
-`doctor` runs it as a process of its own: a broken CUDA library may end it, and imports can hang. So nothing
-is imported until it is needed.
+`python -m serve_app.stages.devices` prints the latter as JSON. `doctor` runs it as a separate process: a
+broken CUDA library may end it, and imports can hang. So nothing is imported until it is needed.
 """
 
 import ctypes
@@ -13,12 +13,14 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+GPU_COMPUTE_TYPES = ("int8_float16", "float16", "int8_float32", "float32")  # the first that there is
+
 
 def auto_compute_type(device: str, offered: Collection[str]) -> str:
-    """What `asr.compute_type: auto` is; some GPUs (Blackwell) have no int8 in CTranslate2."""
+    """What `asr.compute_type: auto` is: CTranslate2 has no int8 on Blackwell, and no float16 on Pascal."""
     if device == "cpu":
         return "int8"
-    return "int8_float16" if "int8_float16" in offered else "float16"
+    return next((kind for kind in GPU_COMPUTE_TYPES if kind in offered), "float16")
 
 
 def choose_compute_type(compute_type: str, device: str) -> str:

@@ -243,6 +243,17 @@ def test_operators_count_errors_by_code_and_status() -> None:
     assert errors == [("http_404", 404), ("http_405", 405)]
 
 
+def test_errors_that_cannot_be_counted_are_answered_all_the_same() -> None:
+    """A metric that fails changes neither an error of the service nor one of its framework."""
+
+    def fail(code: str, status: int) -> None:
+        raise OSError
+
+    server = Server(key(), on_error=fail)
+    assert server.request("GET", "/nothing", headers=BEARER).status_code == 404
+    assert server.post().status_code == 401
+
+
 def test_a_key_has_a_limit_of_requests_at_once() -> None:
     """One request more is a 429 with Retry-After; other keys and GET requests are not affected."""
 

@@ -1,4 +1,4 @@
-"""GPU memory: what each stage needs beside the share of a GPU that its replicas book."""
+"""GPU memory: what each stage needs, and whether the share of a GPU that its replicas book holds that."""
 
 from collections.abc import Collection
 from dataclasses import dataclass

@@ -34,6 +34,7 @@ FFMPEG_S = 8.0
 RAY_PORTS = {  # Ray 2.60's, and the options that change them
     6379: "--port",
     8265: "--dashboard-port",
+    10001: "--ray-client-server-port",
     52365: "--dashboard-agent-listen-port",
 }
 
@@ -150,7 +151,7 @@ def _free(host: str, number: int, setting: str) -> Finding:
 
 def cluster_ports() -> Finding:
     """Ray's usual ports are free for `ray start`; `serve`, whose Ray is its own, needs none of them."""
-    if any(process.name() == "raylet" for process in psutil.process_iter(["name"])):
+    if any(process.info["name"] == "raylet" for process in psutil.process_iter(["name"])):
         return skipped("Ray runs on this machine already, so they are not tried.")
     if taken := [f"{number} ({option})" for number, option in RAY_PORTS.items() if _why_taken("", number)]:
         return warning(

