@@ -26,6 +26,7 @@ import pytest
 import yaml
 from collector import Collector, Span
 from fakes import recording
+from faulty_graph import MOST_ITEMS
 from inside import processes_with
 from measured_graph import REQUESTS, UNLIKELY, Faults, write_config
 from sounds import wav
@@ -42,6 +43,13 @@ ALERTS = [
     for group in yaml.safe_load((DEPLOY / "prometheus" / "alerts.yml").read_text())["groups"]
     for rule in group["rules"]
 ]
+# Of the dashboard's panels; a store that works has no errors.
+COUNTERS = {
+    name
+    for panel in DASHBOARD["panels"]
+    for target in panel.get("targets", ())
+    for name in re.findall(r"ray_whisperx_\w+_(?:total|bucket)\b", target["expr"])
+} - {"ray_whisperx_job_store_errors_total"}
 GAUGES = {"ray_whisperx_requests_open", "ray_serve_deployment_replica_healthy"}  # which alerts miss
 NEEDS_GPU = {"GPU memory of processes", "GPU memory of nodes"}
 GONE = {"WhisperxDown", "WhisperxNodeDown"}
@@ -87,6 +95,11 @@ class Service:
     @property
     def metrics(self) -> str:
         return httpx.get(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=60).text
+
+    def queued(self, stage: str) -> float:
+        """How many calls wait for the stage, as the exporter says."""
+        found = re.findall(rf'^ray_whisperx_stage_queued{{.*stage="{stage}".* (\S+)$', self.metrics, re.M)
+        return sum(map(float, found))
 
     @property
     def log(self) -> list[dict[str, Any]]:
@@ -252,6 +265,7 @@ def refused(service: Service) -> httpx.Response:
         with fault(service, "asr.closed"):
             asked = [pool.submit(service.post, LONG_FILE) for _ in range(REQUESTS + 1)]
             until(lambda: any(each.done() for each in asked), 60)
+            until(lambda: service.queued("asr") > MOST_ITEMS, SEEN_S)  # so a batch is too large
         answers = sorted((each.result() for each in asked), key=lambda answer: answer.status_code)
     assert [answer.status_code for answer in answers] == [200] * REQUESTS + [503]
     return answers[-1]
@@ -268,15 +282,28 @@ def use(service: Service, hook: str) -> str:
     return job_id
 
 
+def await_all(prometheus: Prometheus, query: str) -> None:
+    """Waits until the query has an answer for each of the counters."""
+
+    def missing() -> set[str]:
+        return {name for name in COUNTERS if not prometheus.query(query.format(name))}
+
+    with suppress(RetryError):
+        until(lambda: not missing(), SEEN_S, every_s=2)
+    assert missing() == set()
+
+
 @pytest.fixture(scope="module")
 def job_id(service: Service, prometheus: Prometheus, hook: str) -> str:
-    """A job; it and requests have run twice, so that counters have risen since they were first seen."""
+    """A job; it and requests have run twice, so that counters have risen since they were first seen.
+
+    Each process exports its metrics at another time, and a rate needs two different values.
+    """
     use(service, hook)
     until(lambda: prometheus.query("ray_whisperx_jobs_oldest_queued_seconds"), SEEN_S)
-    until(lambda: prometheus.query('ray_whisperx_errors_total{code="overloaded"}'), SEEN_S)
+    await_all(prometheus, "{}")
     found = use(service, hook)
-    rising = "rate(ray_whisperx_fallbacks_total[5m]) > 0"
-    until(lambda: prometheus.query(rising), SEEN_S)
+    await_all(prometheus, "sum(increase({}[5m])) > 0")
     return found
 
 
