@@ -402,10 +402,10 @@ SMALL = replace(T4, name="GTX 1650", memory_bytes=4 * GB, free_bytes=4 * GB)
         (with_gpus(SMALL), {"model": "base"}, {}, State.ERROR, "choose a smaller model"),
         (
             WITH_T4,
-            {"asr": {"gpu_share": 0.3}},
+            {"asr": {"gpu_share": 0.4}},
             {},
             State.WARNING,
-            "asr.gpu_share: 0.3 is 4.7 GB of Tesla T4, and the Transcriber needs about 6.3 GB",
+            "asr.gpu_share: 0.4 is 6.32 GB of Tesla T4, and the Transcriber needs about 6.33 GB",
         ),
         (
             with_gpus(H100),
