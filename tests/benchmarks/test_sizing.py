@@ -49,7 +49,7 @@ def test_doctor_takes_the_shares_on_every_card(name: str, choice: str) -> None:
 
 
 def test_memory_is_that_of_published_measurements() -> None:
-    """faster-whisper's README, for large-v2 and beam 5 on an RTX 3070 Ti: two constants are fitted to them."""
+    """faster-whisper's README, for large-v2 and beam 5 on an RTX 3070 Ti. Two constants are fitted to it."""
     published_gb = {("float16", 1): 4.525, ("float16", 8): 6.090, ("int8", 1): 2.926, ("int8", 8): 4.500}
     for (kind, windows), gb in published_gb.items():
         assert recognizer_gb("large-v2", kind, windows) == pytest.approx(gb, rel=0.03)
