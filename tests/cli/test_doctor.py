@@ -428,7 +428,7 @@ SMALL = replace(T4, name="GTX 1650", memory_bytes=4 * GB, free_bytes=4 * GB)
             {},
             {},
             State.WARNING,
-            "about 7.9 GB",
+            "about 7.87 GB",
         ),
         (ON_CPU, {}, {}, State.SKIPPED, "No GPU can be used"),
         (WITH_T4, {"device": "cpu"}, {}, State.SKIPPED, "No model runs on a GPU"),
