@@ -22,7 +22,8 @@ from serve_app.cli.doctor.gpu_memory import (
 FILE = Path(__file__).parents[1] / "docs" / "operations.md"
 
 USED_FLOPS, USED_BANDWIDTH = 0.4, 0.75  # assumed parts of what a card has
-PLANNED = 0.25  # assumed part of the computed speed, over a day
+ATTAINED = 0.35  # assumed part of the computed speed, while a card is busy
+USED = 0.5  # assumed part of the hours in which it is
 POSITIONS = 1500  # of a window in the encoder
 VOCABULARY = 51_865
 
@@ -53,10 +54,20 @@ class Whisper:
 class Card:
     """A card by NVIDIA's datasheet: float16 on tensor cores, without sparsity."""
 
-    memory_gb: int
+    memory_gb: float  # that the driver leaves
     tflops: float
     bandwidth_gb: float  # a second
     batch: int
+
+    def shares(self) -> dict[str, float]:
+        """The least `gpu_share` of each stage, in steps of 0.05, for large-v2 in int8 and a large Aligner."""
+        needs_gb = {
+            "asr": recognizer_gb("large-v2", "int8", self.batch),
+            "alignment": LARGE_ALIGNER_GB,
+            "diarization": DIARIZER_GB,
+            "speech": DETECTOR_GB,
+        }
+        return {stage: math.ceil(20 * gb / self.memory_gb) / 20 for stage, gb in needs_gb.items()}
 
     def recognizer_speed(self, model: Whisper) -> float:
         """Seconds of audio a second, with full batches of full windows."""
@@ -79,12 +90,12 @@ MODELS = {
     "large-v3-turbo": Whisper(32, 4, 1280),
 }
 CARDS = {
-    "T4": Card(16, 65, 320, 16),
-    "L4": Card(24, 121, 300, 32),
-    "A10": Card(24, 125, 600, 32),
-    "A100": Card(80, 312, 2039, 64),
-    "H100": Card(80, 989, 3350, 64),
-    "H200": Card(141, 989, 4800, 64),
+    "T4": Card(15.6, 65, 320, 16),
+    "L4": Card(23.6, 121, 300, 32),
+    "A10": Card(23.6, 125, 600, 32),
+    "A100": Card(84.9, 312, 2039, 64),
+    "H100": Card(84.9, 989, 3350, 64),
+    "H200": Card(149, 989, 4800, 64),
 }
 DOLLARS_AN_HOUR = {  # by provider; the page has the sources
     "Hugging Face": {"T4": 0.50, "L4": 0.80, "A100": 2.50},
@@ -102,9 +113,8 @@ def tables() -> dict[str, str]:
         memory.append([names, batch, *(f"{half:.1f} / {int8:.1f}" for half, int8 in kinds), *others])
     shares = []
     for name, card in CARDS.items():
-        needs = [recognizer_gb("large-v2", "int8", card.batch), LARGE_ALIGNER_GB, DIARIZER_GB, DETECTOR_GB]
-        known = [f"{card.memory_gb} GB", f"{card.tflops:g}", f"{card.bandwidth_gb:,}", card.batch]
-        shares.append([name, *known, *(f"{math.ceil(20 * gb / card.memory_gb) / 20:g}" for gb in needs)])
+        known = [f"{card.memory_gb:g} GB", f"{card.tflops:g}", f"{card.bandwidth_gb:,}", card.batch]
+        shares.append([name, *known, *card.shares().values()])
     both = ("large-v2", "large-v3-turbo")
     speed = [
         [name, *(two_digits(card.recognizer_speed(model)) for model in MODELS.values())]
@@ -113,17 +123,20 @@ def tables() -> dict[str, str]:
     ]
     cost = [
         [name, where, f"{price:.2f}"]
-        + [f"{price / (PLANNED * CARDS[name].speed(MODELS[model])):.3f}" for model in both]
+        + [f"{price / (ATTAINED * USED * CARDS[name].speed(MODELS[model])):.3f}" for model in both]
         for where, prices in DOLLARS_AN_HOUR.items()
         for name, price in prices.items()
     ]
-    known_titles = ["memory", "TFLOP/s", "GB/s", "windows a batch"]
+    planned = f"{ATTAINED} attained, {USED} used"
+    known_titles = ["usable memory", "TFLOP/s", "GB/s", "windows a batch"]
     stages = ["Aligner: base; large", "Diarizer", "SpeechDetector"]
     return {
-        "memory": table(["GB; float16 / int8", "windows a batch", *MODELS, *stages], memory),
+        "memory": table(["card", "windows a batch", *MODELS, *stages], memory),
         "shares": table(["card", *known_titles, "Transcriber", "Aligner", *stages[1:]], shares),
         "speed": table(["card", *MODELS, *(f"all stages, {model}" for model in both)], speed),
-        "cost": table(["card", "from", "$ an hour", *(f"$ an audio hour, {model}" for model in both)], cost),
+        "cost": table(
+            ["card", "from", "$ an hour", *(f"$ an audio hour, {model}: {planned}" for model in both)], cost
+        ),
     }
 
 

@@ -190,10 +190,12 @@ def evaluate(context: typer.Context) -> None:
 
 def main() -> None:
     """Runs a command; prints in one sentence why it cannot work."""
+    exit_code = 1
     try:
         cli(prog_name="whisperx-serve")
     except CommandFailed as error:
         note.print(f"error: {error}", markup=False)
+        exit_code = error.exit_code
     except ModuleNotFoundError as error:
         if find_spec("ray"):
             raise
@@ -202,7 +204,7 @@ def main() -> None:
             "pip install 'whisperx-serve[server]'.",
             markup=False,
         )
-    sys.exit(1)
+    sys.exit(exit_code)
 
 
 if __name__ == "__main__":

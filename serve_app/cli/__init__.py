@@ -15,3 +15,5 @@ GRACE_S = 30.0  # how long running requests may take to end after SIGTERM
 
 class CommandFailed(Exception):
     """A command cannot work; the message is one sentence that says why."""
+
+    exit_code = 1

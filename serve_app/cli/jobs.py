@@ -13,6 +13,13 @@ import typer
 
 from serve_app.cli import CommandFailed, ConfigPath, note
 
+
+class CannotMigrateNow(CommandFailed):
+    """The database is away, or a newer version of the service has its tables."""
+
+    exit_code = 3
+
+
 jobs = typer.Typer(no_args_is_help=True, help="Maintains the store of jobs of a service.")
 
 
@@ -30,7 +37,8 @@ def migrate(
 ) -> None:
     """Creates the tables of the store of jobs, or upgrades them to those of this version.
 
-    Running it again changes nothing.
+    Running it again changes nothing. The exit code is 3 where the database is away, or has the tables of a
+    newer version already, and 1 for any other failure.
     """
     from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
@@ -49,6 +57,8 @@ def migrate(
     for settings in found:
         try:
             url = trying(lambda jobs=settings.jobs: asyncio.run(places.migrate(jobs)))
+        except (places.StoreUnreachable, places.StoreTooNew) as error:
+            raise CannotMigrateNow(str(error)) from None
         except places.JobsUnusable as error:
             raise CommandFailed(str(error)) from None
         note.print(f"The job store {url} has the tables of this version.", markup=False)

@@ -179,7 +179,8 @@ def _wait_until_running(names: list[str], stop: threading.Event) -> None:
 
 def _reason(message: str) -> str:
     """This project's own sentence at the end of a traceback, or the whole message if there is none."""
-    own = re.search("(?:ModelUnavailable: |UnknownRay: |JobsUnusable: |Value error, )(.*)", message)
+    names = "ModelUnavailable: |UnknownRay: |JobsUnusable: |StoreUnreachable: |StoreTooNew: |Value error, "
+    own = re.search(f"(?:{names})(.*)", message)
     return own[1] if own else f"the graph did not start.\n{message}"
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from serve_app.errors import StoreBusy
 from serve_app.jobs.secrets import FetchSecrets
 from serve_app.jobs.spool import Spool
 from serve_app.jobs.store import migration
 from serve_app.jobs.store.database import parsed_url, sqlite_file
-from serve_app.jobs.store.migration import SchemaMismatch
+from serve_app.jobs.store.migration import SchemaMismatch, SchemaTooNew
 from serve_app.jobs.webhooks.signatures import UnusableSecrets, read_secrets
 from serve_app.settings.jobs import JobsSettings
 
@@ -56,7 +57,11 @@ class JobsUnusable(Exception):
 
 
 class StoreUnreachable(JobsUnusable):
-    """The database does not answer, or not as it should; it may do so later."""
+    """The database does not answer, or is busy; it may answer later."""
+
+
+class StoreTooNew(JobsUnusable):
+    """A newer version of the service has migrated the tables."""
 
 
 async def prepare(settings: JobsSettings) -> None:
@@ -76,7 +81,7 @@ async def prepare(settings: JobsSettings) -> None:
 async def migrate(settings: JobsSettings) -> str:
     """Creates or upgrades the tables of the store; gives its URL without a password.
 
-    Raises JobsUnusable, StoreUnreachable.
+    Raises JobsUnusable, among them StoreUnreachable and StoreTooNew.
     """
     with _refusing(settings):
         url = store_url(settings)
@@ -112,6 +117,8 @@ def _refusing(settings: JobsSettings) -> Iterator[None]:
         yield
     except JobsUnusable:
         raise
+    except SchemaTooNew as error:
+        raise StoreTooNew(str(error)) from None
     except (ValueError, SchemaMismatch, UnusableSecrets) as error:
         raise JobsUnusable(str(error)) from None
     except OSError as error:
@@ -125,7 +132,9 @@ def _refusing(settings: JobsSettings) -> Iterator[None]:
         reason = error.__cause__ or error
         first_line = str(getattr(reason, "orig", None) or reason).partition("\n")[0]
         message = f"The job store {_shown(url)} cannot be used ({first_line.rstrip('.')})"
-        raise StoreUnreachable(f"{message}; have it running, or set jobs.store.") from error
+        if isinstance(error, StoreBusy):
+            raise StoreUnreachable(f"{message}; have it running, or set jobs.store.") from error
+        raise JobsUnusable(f"{message}; correct that, or set jobs.store.") from error
 
 
 def _shown(url: str) -> str:

@@ -6,7 +6,10 @@ import yaml
 from benchmarks.gpu.cost import CONFIG
 from benchmarks.simulated import WINDOW_S, asr_s
 from benchmarks.sizing import CARDS, FILE, MODELS, tables
-from serve_app.cli.doctor.gpu_memory import DETECTOR_GB, DIARIZER_GB, LARGE_ALIGNER_GB, recognizer_gb
+from serve_app.cli.doctor.checks import State
+from serve_app.cli.doctor.devices import Devices, Gpu
+from serve_app.cli.doctor.gpu_memory import memory, recognizer_gb
+from serve_app.settings import Settings
 
 
 @pytest.mark.parametrize("name", tables())
@@ -23,22 +26,30 @@ def test_a_t4_is_as_fast_as_the_simulated_one() -> None:
 
 
 @pytest.mark.parametrize("name", CARDS)
-def test_the_shipped_shares_hold_on_every_card(name: str) -> None:
-    """The page says so, for large-v2 in int8 and a large alignment model."""
+@pytest.mark.parametrize("choice", ["least", "shipped", "float16"])
+def test_doctor_takes_the_shares_on_every_card(name: str, choice: str) -> None:
+    """The page says so, for large-v2 and a large alignment model, with the table's batches."""
     card = CARDS[name]
     [application] = yaml.safe_load(CONFIG.read_text())["applications"]
-    needs_gb = {
-        "asr": recognizer_gb("large-v2", "int8", card.batch),
-        "alignment": LARGE_ALIGNER_GB,
-        "diarization": DIARIZER_GB,
-        "speech": DETECTOR_GB,
-    }
-    for stage, need_gb in needs_gb.items():
-        assert need_gb <= application["args"][stage]["gpu_share"] * card.memory_gb, stage
+    shipped = {stage: application["args"][stage]["gpu_share"] for stage in card.shares()}
+    shares = {
+        "least": card.shares(),
+        "shipped": shipped,
+        "float16": shipped | {"asr": 0.55, "diarization": 0.2},
+    }[choice]
+    settings = Settings.model_validate(
+        {"model": "large-v2", **{stage: {"gpu_share": share} for stage, share in shares.items()}}
+        | {"alignment": {"gpu_share": shares["alignment"], "preload": ["pt"]}}
+    )
+    memory_bytes = round(card.memory_gb * 1e9)
+    kinds = frozenset({"float16"} if choice == "float16" else {"float16", "int8_float16"})
+    devices = Devices(torch="2.8.0", gpus=(Gpu(name, memory_bytes, memory_bytes, (8, 0), kinds),))
+    found = memory(devices, settings, {"Transcriber": {"user_config": {"max_batch_size": card.batch}}})
+    assert found.state is State.OK, found.message
 
 
 def test_memory_is_that_of_published_measurements() -> None:
-    """faster-whisper's README, for large-v2 and beam 5 on an RTX 3070 Ti; within a tenth."""
+    """faster-whisper's README, for large-v2 and beam 5 on an RTX 3070 Ti. Two constants are fitted to it."""
     published_gb = {("float16", 1): 4.525, ("float16", 8): 6.090, ("int8", 1): 2.926, ("int8", 8): 4.500}
     for (kind, windows), gb in published_gb.items():
-        assert recognizer_gb("large-v2", kind, windows) == pytest.approx(gb, rel=0.1)
+        assert recognizer_gb("large-v2", kind, windows) == pytest.approx(gb, rel=0.03)

@@ -408,10 +408,10 @@ SMALL = replace(T4, name="GTX 1650", memory_bytes=4 * GB, free_bytes=4 * GB)
         (with_gpus(SMALL), {"model": "base"}, {}, State.ERROR, "choose a smaller model"),
         (
             WITH_T4,
-            {"asr": {"gpu_share": 0.3}},
+            {"asr": {"gpu_share": 0.4}},
             {},
             State.WARNING,
-            "asr.gpu_share: 0.3 is 4.7 GB of Tesla T4, and the Transcriber needs about 6.3 GB",
+            "asr.gpu_share: 0.4 is 6.32 GB of Tesla T4, and the Transcriber needs about 6.33 GB",
         ),
         (
             with_gpus(H100),
@@ -434,7 +434,7 @@ SMALL = replace(T4, name="GTX 1650", memory_bytes=4 * GB, free_bytes=4 * GB)
             {},
             {},
             State.WARNING,
-            "about 7.9 GB",
+            "about 7.87 GB",
         ),
         (ON_CPU, {}, {}, State.SKIPPED, "No GPU can be used"),
         (WITH_T4, {"device": "cpu"}, {}, State.SKIPPED, "No model runs on a GPU"),

@@ -1,9 +1,11 @@
 """`python -m serve_app jobs`, and a server that cannot keep jobs."""
 
 import asyncio
+import socketserver
+import struct
 import time
 from pathlib import Path
-from threading import Timer
+from threading import Thread, Timer
 from typing import Any
 
 import pytest
@@ -12,11 +14,11 @@ from sqlalchemy import make_url
 from typer.testing import CliRunner
 
 from benchmarks.private_postgres import Postgres
-from serve_app.__main__ import cli
+from serve_app.__main__ import cli, main
 from serve_app.cli import CommandFailed
 from serve_app.cli.config_file import IMPORT_PATH
 from serve_app.cli.launcher import _reason, free_port, running
-from serve_app.jobs.places import JobsUnusable
+from serve_app.jobs.places import JobsUnusable, StoreTooNew, StoreUnreachable
 from serve_app.jobs.store.database import Database
 from serve_app.jobs.store.migration import VERSION_TABLE, check
 from serve_app.models import hub
@@ -56,6 +58,17 @@ def test_a_store_that_cannot_be_migrated(raw: dict[str, Any], says: str, tmp_pat
     assert says in str(done.exception)
 
 
+def test_the_program_ends_with_the_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody listens at the database's address."""
+    (tmp_path / "config.yaml").write_text(
+        yaml.safe_dump(config(tmp_path, store="postgresql://a@127.0.0.1:1/b"))
+    )
+    monkeypatch.setattr("sys.argv", ["whisperx-serve", "jobs", "migrate", str(tmp_path / "config.yaml")])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 3
+
+
 def test_a_file_without_an_application_of_this_service(tmp_path: Path) -> None:
     """Without an application of this service there is no store to migrate."""
     done = migrate(tmp_path, {"applications": []})
@@ -75,11 +88,33 @@ def test_a_server_that_cannot_keep_jobs_does_not_start(
         raise AssertionError("it runs")
 
 
-def test_what_serve_says_of_such_a_server() -> None:
+@pytest.mark.parametrize("error", [JobsUnusable, StoreUnreachable, StoreTooNew])
+def test_what_serve_says_of_such_a_server(error: type[Exception]) -> None:
     """The command finds this project's sentence at the end of Serve's traceback."""
-    message = "Traceback (most recent call last):\n  in build\nserve_app.jobs.places.JobsUnusable: No store."
-    assert f"{JobsUnusable.__module__}.{JobsUnusable.__name__}" in message
-    assert _reason(message) == "No store."
+    name = f"{error.__module__}.{error.__name__}"
+    assert _reason(f"Traceback (most recent call last):\n  in build\n{name}: No store.") == "No store."
+
+
+@pytest.mark.parametrize(("state", "exit_code"), [(b"57P03", 3), (b"28P01", 1), (b"3D000", 1), (b"42501", 1)])
+def test_what_passes_has_an_exit_code_of_its_own(state: bytes, exit_code: int, tmp_path: Path) -> None:
+    """A database that still starts is waited for; a wrong password or name, or a missing right, is not."""
+    fields = b"SFATAL\0C" + state + b"\0Mrefused\0\0"
+
+    class Refusing(socketserver.BaseRequestHandler):
+        """PostgreSQL's side of a connection that it refuses."""
+
+        def handle(self) -> None:
+            self.request.recv(1024)
+            self.request.sendall(b"E" + struct.pack("!i", len(fields) + 4) + fields)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Refusing) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        store = f"postgresql+asyncpg://jobs@127.0.0.1:{server.server_address[1]}/jobs?ssl=disable"
+        done = migrate(tmp_path, config(tmp_path, store=store))
+        server.shutdown()
+    assert isinstance(done.exception, CommandFailed)
+    assert "cannot be used (refused)" in str(done.exception)
+    assert done.exception.exit_code == exit_code
 
 
 def test_a_database_that_starts_late_is_waited_for(
@@ -105,5 +140,7 @@ def test_a_database_that_starts_late_is_waited_for(
 
     asyncio.run(upgrade())
     started_s = time.monotonic()
-    assert "newer version (9999)" in str(migrate(tmp_path, raw, "--wait-s", "600").exception)
+    newer = migrate(tmp_path, raw, "--wait-s", "600").exception
+    assert "newer version (9999)" in str(newer)
+    assert newer.exit_code == 3
     assert time.monotonic() - started_s < 60

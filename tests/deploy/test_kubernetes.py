@@ -27,7 +27,8 @@ from typer.main import get_command
 
 from serve_app.__main__ import cli
 from serve_app.cli import CommandFailed
-from serve_app.cli.config_file import check, settings_of
+from serve_app.cli.config_file import check, least_replicas, settings_of
+from serve_app.cli.jobs import CannotMigrateNow
 
 FOLDER = DEPLOY / "kubernetes"
 OVERLAY = DEPLOY / "kustomize" / "cpu"
@@ -112,29 +113,45 @@ def test_pods_and_other_objects_fit_kubernetes(source: str) -> None:
     ],
 )
 def test_the_application_is_that_of_the_project(source: str, name: str) -> None:
-    """What was tried with `serve_app serve` is what runs on Kubernetes, but for the least replicas."""
+    """What was tried with `serve_app serve` is what runs on Kubernetes, but for the least replicas, and where
+    they are.
+    """
     here = application(serve_config(source))
     project = application(yaml.safe_load((PROJECT / name).read_text()))
     assert {key: value for key, value in here["args"].items() if key not in OWN} == project.pop("args")
     for each in (here, project):
         for deployment in each.get("deployments", ()):
-            deployment["autoscaling_config"].pop("min_replicas")
+            deployment.pop("max_replicas_per_node", None)
+            deployment.get("autoscaling_config", {}).pop("min_replicas", None)
+            if deployment["name"] == "Ingress":
+                deployment.pop("num_replicas", deployment.pop("autoscaling_config", None))
     assert {key: value for key, value in here.items() if key != "args"} == project
 
 
 @pytest.mark.parametrize("source", ["files", "gpu"])
 def test_no_single_pod_or_changed_replica_stops_the_service(source: str) -> None:
-    """All that a request needs is there twice, in two pods of each group; the shares fit on two GPUs."""
+    """All that a request needs is there twice, in two pods of each group; the shares fit on two GPUs.
+
+    Of the stages that take long to start, and of Ingresses, each pod has one: Serve does not move them later.
+    """
     config = application(serve_config(source))
-    fewest = {each["name"]: each["autoscaling_config"]["min_replicas"] for each in config["deployments"]}
+    fewest = {each["name"]: least_replicas(each) for each in config["deployments"]}
     assert fewest.pop("Diarizer") == 0  # it starts at the first request with speakers
     assert set(fewest.values()) == {2}
+    alone = {each["name"] for each in config["deployments"] if each.get("max_replicas_per_node") == 1}
+    assert alone == {"Ingress", "SpeechDetector", "Transcriber", "Aligner", "Diarizer"}
     args = config["args"]
     assert sum(args[stage]["gpu_share"] for stage in ("asr", "speech", "alignment", "diarization")) <= 1.0
     groups = {group["groupName"]: group for group in cluster(source)["workerGroupSpecs"]}
     assert all(group["minReplicas"] == 2 for group in groups.values())
-    most = {each["name"]: each["autoscaling_config"]["max_replicas"] for each in config["deployments"]}
-    assert groups["gpu"]["maxReplicas"] == most["Transcriber"]
+    most = {
+        each["autoscaling_config"]["max_replicas"]
+        for each in config["deployments"]
+        if each["name"] in alone - {"Ingress"}
+    }
+    assert most == {groups["gpu"]["maxReplicas"]}
+    # New Ingresses start before the old ones end.
+    assert groups["cpu"]["maxReplicas"] >= 2 * fewest["Ingress"]
 
 
 @SOURCES
@@ -199,6 +216,13 @@ def test_only_the_operator_and_the_pods_reach_rays_own_ports(source: str) -> Non
         for port in rule["ports"]
     }
     assert inside == {int(cluster(source)["headGroupSpec"]["rayStartParams"]["metrics-export-port"])}
+    component = {"app.kubernetes.io/component": "kuberay-operator"}  # however it was installed
+    (operator,) = (
+        {port["port"] for port in rule["ports"]}
+        for rule in rules
+        if rule.get("from") == [{"namespaceSelector": {}, "podSelector": {"matchLabels": component}}]
+    )
+    assert operator == {8000, 8265, 52365}
     everything = [rule["from"] for rule in rules if "ports" not in rule]
     labels = cluster(source)["headGroupSpec"]["template"]["metadata"]["labels"]
     assert everything == [[{"podSelector": {"matchLabels": labels}}]]
@@ -346,17 +370,27 @@ def test_the_tables_of_jobs_are_made_where_jobs_are_kept(source: str) -> None:
 
 
 @SOURCES
-def test_the_head_starts_although_its_tables_cannot_be_migrated(source: str, tmp_path: Path) -> None:
-    """PostgreSQL is away, or a newer version has been here: neither needs to keep a head away."""
+def test_the_head_starts_where_tables_cannot_be_migrated_now(source: str, tmp_path: Path) -> None:
+    """PostgreSQL is away, or a newer version has been here: neither needs to keep a head away. A failure that
+    does not pass by itself does.
+    """
     (init,) = cluster(source)["headGroupSpec"]["template"]["spec"]["initContainers"]
-    (tmp_path / "whisperx-serve").write_text('#!/bin/sh\necho "$@"\nexit 1\n')
-    (tmp_path / "whisperx-serve").chmod(0o755)
+    program = tmp_path / "whisperx-serve"
+    program.touch(mode=0o755)
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    done = subprocess.run(
-        [*init["command"], *init["args"]], env=environment, capture_output=True, text=True, check=True
-    )
-    first, second = done.stdout.splitlines()
+
+    def head_starts(exit_code: int) -> tuple[bool, str]:
+        program.write_text(f'#!/bin/sh\necho "$@"\nexit {exit_code}\n')
+        command = [*init["command"], *init["args"]]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        return done.returncode == 0, done.stdout
+
+    starts, printed = head_starts(CannotMigrateNow.exit_code)
+    assert starts
+    first, second = printed.splitlines()
     assert "starts all the same" in second
+    assert head_starts(0) == (True, f"{first}\n")
+    assert head_starts(CommandFailed.exit_code) == (False, f"{first}\n")
     name, *arguments = first.split()
     command: Any = get_command(cli)
     while isinstance(command := command.commands[name], TyperGroup):

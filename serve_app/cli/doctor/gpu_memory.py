@@ -1,4 +1,4 @@
-"""GPU memory: what each stage needs, and whether the share of a GPU that its replicas book holds that."""
+"""GPU memory: what each stage needs, and whether it fits into the share of a GPU that its replicas book."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -68,8 +68,8 @@ def memory(devices: Devices, settings: Settings, deployments: dict[str, dict[str
         )
     if tight:
         said = ", ".join(
-            f"{need.setting}: {need.share:g} is {need.share * smallest.memory_bytes / GB:.1f} GB of "
-            f"{smallest.name}, and the {need.stage} needs about {need.memory_gb:.1f} GB"
+            f"{need.setting}: {need.share:g} is {need.share * smallest.memory_bytes / GB:.2f} GB of "
+            f"{smallest.name}, and the {need.stage} needs about {need.memory_gb:.2f} GB"
             for need in tight
         )
         return warning(f"{said}; raise that share, and lower one that has room.")
