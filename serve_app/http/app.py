@@ -96,10 +96,10 @@ def create_app(
 
     `transcribe` runs a request; `readiness` says for each stage whether its models are loaded. OpenAI's
     clients call the model `model`, or by a name of `openai`. `max_bytes` limits the file in any kind of body.
-    `admission` counts requests and refuses too many. Without `jobs` their routes say that there are none; `jobs_reachable`
-    raises the error of a node that cannot reach them. `on_error` hears the code and status of every error
-    that is answered. Serve adds request ids itself: behind it, `outermost`
-    has the middlewares that need the `receive` that Serve gives.
+    `admission` counts requests and refuses too many. Without `jobs` their routes say that there are none;
+    `jobs_reachable` raises the error of a node that cannot reach them. `on_error` hears the code and status
+    of every error that is answered. Serve adds request ids itself: behind it, `outermost` has the
+    middlewares that need the `receive` that Serve gives.
     """
     cors = Middleware(
         CORSMiddleware,

@@ -129,7 +129,8 @@ class ParsedForm:
 def parse(sent: Sequence[FormField], task: Task, models: Models, deployment: str | None = None) -> ParsedForm:
     """Parses the fields of a form that asks one of `models` for this task.
 
-    `deployment` is the one that the path names, if it does. Raises InvalidRequest naming the field that is wrong, and ModelNotFound.
+    `deployment` is the one that the path names, if it does. Raises InvalidRequest naming the field that is
+    wrong, and ModelNotFound.
     """
     given = collect_fields(sent, ARRAYS)
     strategy = given.pop("chunking_strategy[type]", None)  # as OpenAI's SDK sends an object in a form

@@ -19,6 +19,7 @@ from serve_app.options import Options
 from serve_app.request import pipeline
 from serve_app.request.calls import TranscribeCall
 from serve_app.request.progress import Report, ignore_progress
+from serve_app.settings.openai import SHIPPED, OpenAISettings
 from serve_app.transcript import Source, Transcript, WindowText
 
 SPOKEN = (1, 2, 0, 3)
@@ -30,7 +31,7 @@ TRANSCRIBE, TRANSLATE = "/v1/audio/transcriptions", "/v1/audio/translations"
 class Server:
     """The app in front of the pipeline, with the options that arrived there."""
 
-    def __init__(self, *spoken: int, diarizes: bool = True) -> None:
+    def __init__(self, *spoken: int, diarizes: bool = True, **settings: Any) -> None:
         self.file = ("speech.wav", recording(*(spoken or SPOKEN)).tobytes(), "audio/wav")
         self.fakes = FakeStages(recording())
         self.stages = self.fakes.stages(diarizes=diarizes)
@@ -38,7 +39,14 @@ class Server:
         self.files: list[BinaryIO | None] = []
         self.running = 0
         self.ready = True
-        self.app = create_app(self.transcribe, self.readiness, model="large-v2", max_bytes=1 << 20)
+        self.app = create_app(
+            self.transcribe,
+            self.readiness,
+            model="large-v2",
+            max_bytes=1 << 20,
+            openai=OpenAISettings.model_validate(settings.pop("openai", {})),
+            **settings,
+        )
 
     async def transcribe(
         self, source: Source, options: Options, report: Report = ignore_progress
@@ -388,7 +396,10 @@ KNOWN = {"known_speaker_names__": "Ann", "known_speaker_references__": "data:aud
         ({"language": "klingon"}, "language", "language code"),
         ({"temperature": "1.5"}, "temperature", "less than or equal to 1"),
         ({"temperature": "warm"}, "temperature", "number"),
-        ({"include__": "logprobs"}, "include", "logprobs"),
+        ({"include__": "logprobs", "response_format": "text"}, "include", "json"),
+        ({"include__": "usage"}, "include", "logprobs"),
+        ({"logprobs": "true", "response_format": "verbose_json"}, "logprobs", "json"),
+        ({"include__": "logprobs", "logprobs": "true"}, "include", "same"),
         ({"chunking_strategy": "none"}, "chunking_strategy", "auto"),
         ({"chunking_strategy": "auto", "chunking_strategy[type]": "server_vad"}, "chunking_strategy", "once"),
         ({"chunking_strategy": '{"type": "server_vad", "threshold": 0.7}'}, "chunking_strategy", "auto"),
@@ -415,9 +426,14 @@ KNOWN = {"known_speaker_names__": "Ann", "known_speaker_references__": "data:aud
         ({"keywords__": ["a" * 3000, "b" * 3000]}, "keywords", "4000"),
         ({"max_line_width": "40"}, "max_line_width", "srt"),
         ({"highlight_words": "true", "response_format": "diarized_json"}, "highlight_words", "srt"),
-        ({"languages__": "en"}, "languages[]", "unknown field"),
+        ({"languages__": ["en", "klingon"]}, "languages", "language code"),
+        ({"languages__": ["en", "de"], "language": "en"}, "languages", "language"),
         ({"word_timestamps": "true"}, "word_timestamps", "timestamp_granularities"),
-        ({"task": "translate"}, "task", "unknown field"),
+        ({"task": "translate"}, "task", "task=transcribe"),
+        ({"vad_filter": "false"}, "vad_filter", "only be true"),
+        ({"without_timestamps": "false"}, "without_timestamps", "only be true"),
+        ({"condition_on_previous_text": "true"}, "condition_on_previous_text", "only be false"),
+        ({"temperature_inc": "0.05"}, "temperature_inc", "0.1"),
         ({"beam": "3"}, "beam", "unknown field"),
     ],
 )
@@ -446,9 +462,9 @@ def test_translations_have_fewer_fields(fields: dict[str, Any], param: str) -> N
 
 def test_a_model_that_is_not_there_is_a_404() -> None:
     """The message has the names that can be used."""
-    status, param, message = Server().error(model="gpt-4o-transcribe")
+    status, param, message = Server().error(model="large-v3")
     assert (status, param) == (404, "model")
-    assert "large-v2 or whisper-1" in message
+    assert "large-v2, whisper-1, " in message
     assert Server().post(model="large-v2").status_code == 200
 
 
@@ -468,11 +484,11 @@ def test_only_forms_with_a_file(kwargs: dict[str, Any], param: str | None) -> No
 
 
 def test_models() -> None:
-    """The list has the configured name and its alias; a name may have a slash."""
+    """The list has the configured name and its aliases; a name may have a slash."""
     server = Server()
     listed = server.request("GET", "/v1/models").json()
     check("models", listed)
-    assert [item["id"] for item in listed["data"]] == ["large-v2", "whisper-1"]
+    assert [item["id"] for item in listed["data"]] == ["large-v2", *SHIPPED]
     check("model", server.request("GET", "/v1/models/large-v2").json())
     missing = server.request("GET", "/v1/models/openai/none")
     check("error", missing.json())
