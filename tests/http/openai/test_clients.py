@@ -1,6 +1,6 @@
 """Requests as real clients send them, by their source, and what those clients read of the answers.
 
-Each docstring names the client, the file and its commit, all of 2026. The `openai` package runs itself.
+Each docstring names the client, its file and the commit that was read. The `openai` package runs itself.
 """
 
 import asyncio
