@@ -101,7 +101,7 @@ def openai_routes(answer_to: AnswerTo, models: Models) -> APIRouter:
         """Transcribes an uploaded file into English."""
         return await answer_to(request, partial(parse, task="translate", models=models))
 
-    @router.post("/inference", **_described("translate", InferenceFields.model_json_schema()["properties"]))
+    @router.post("/inference", **_described("transcribe", InferenceFields.model_json_schema()["properties"]))
     async def inference(request: Request) -> Response:
         """Transcribes an uploaded file, as the server of whisper.cpp does."""
         return await answer_to(request, partial(parse_inference, models=models))
