@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pydantic import BaseModel, ConfigDict, Field
 
 from serve_app.http.forms import Field as FormField
+from serve_app.http.forms import collect_fields
 from serve_app.http.openai.aliases import Models
 from serve_app.http.openai.request import ParsedForm, parse
 from serve_app.options import conflict, validate_or_400
@@ -28,13 +29,10 @@ def parse_inference(sent: Sequence[FormField], models: Models) -> ParsedForm:
     Raises InvalidRequest naming the field that is wrong, and ModelNotFound.
     """
     names = InferenceFields.model_fields.keys()
-    own: dict[str, str] = {}
-    for name, value in sent:
-        if name in names and own.setdefault(name, value) != value:
-            raise conflict(name, "given more than once; send it once")
-    fields = validate_or_400(InferenceFields, {name: value for name, value in own.items() if value})
-    others = [(name, value) for name, value in sent if name not in names]
-    if not any(name == "model" and value for name, value in others):
+    own = collect_fields([each for each in sent if each[0] in names], ())
+    fields = validate_or_400(InferenceFields, own)
+    others = [each for each in sent if each[0] not in names and each != ("model", "")]
+    if not any(name == "model" for name, _ in others):
         others.append(("model", models.own))
     task: Task = "translate" if fields.translate else "transcribe"
     form = parse(others, task, models)

@@ -284,13 +284,15 @@ def test_azures_path_says_which_model() -> None:
     [
         ({"no_timestamps": "true", "response_format": "srt"}, "no_timestamps"),
         ({"translate": "maybe"}, "translate"),
+        ({"translate": ["true", "false"]}, "translate"),
+        ({"translate": "true", "task": "transcribe"}, "task"),
         ({"temperature_inc": "3"}, "temperature_inc"),
         ({"best_of": "2"}, "best_of"),
         ({"offset_t": "1000"}, "offset_t"),
         ({"language": "xx"}, "language"),
     ],
 )
-def test_whisper_cpps_route_refuses_by_name(fields: dict[str, str], param: str) -> None:
+def test_whisper_cpps_route_refuses_by_name(fields: dict[str, Any], param: str) -> None:
     """What would change the answer and cannot be done is a 400."""
     server = Server()
     response = server.request("POST", "/inference", files={"file": server.file}, data=fields)
