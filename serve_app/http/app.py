@@ -164,9 +164,12 @@ def create_app(
 
     refused = described_errors(Unauthorized) if access.keys else {}
     answer_to, models = answering(transcribe, max_bytes), Models(model, openai.names())
-    for routes, in_url in ((openai_routes, ()), (azure_routes, ("api-version",))):
+    for made, in_url in (
+        (openai_routes(answer_to, models), ()),
+        (azure_routes(answer_to, models), ("api-version",)),
+    ):
         checked = [Depends(options_in_body_only(Options, Fields, but=in_url)), *key_field]
-        app.include_router(routes(answer_to, models), dependencies=checked, responses=refused)
+        app.include_router(made, dependencies=checked, responses=refused)
 
     if jobs is None:
         app.include_router(routes_without_jobs())

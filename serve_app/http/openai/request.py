@@ -136,11 +136,11 @@ def parse(sent: Sequence[FormField], task: Task, models: Models, deployment: str
     strategy = given.pop("chunking_strategy[type]", None)  # as OpenAI's SDK sends an object in a form
     if strategy and given.setdefault("chunking_strategy", strategy) != strategy:
         raise conflict("chunking_strategy", "given in two ways; send it once")
-    # Azure's clients send a model, too, and their users write anything there: it must mean the same.
-    named = given.setdefault("model", deployment) if deployment else given.get("model")
-    if deployment and models.defaults(named) != models.defaults(deployment):
+    if deployment:
+        given.setdefault("model", deployment)  # Azure's clients send one, too: it must stand for the same
+    defaults = models.defaults(given["model"]) if "model" in given else {}
+    if deployment and models.defaults(deployment) != defaults:
         raise conflict("model", f"the path asks for {deployment}, which is another one; leave it out")
-    defaults = models.defaults(named) if named else {}
     form, used = with_defaults(defaults, given, partial(_read, task))
     return replace(form, of_model=used)
 

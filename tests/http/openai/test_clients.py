@@ -65,14 +65,20 @@ class InProcess(httpx.BaseTransport):
 
 
 def openai_client(server: Server) -> OpenAI:
-    http = httpx.Client(transport=InProcess(server))
+    http: Any = httpx.Client(transport=InProcess(server))
     return OpenAI(base_url="http://127.0.0.1/v1", api_key=KEY, http_client=http, max_retries=0)
 
 
-def azure_client(server: Server, **kwargs: Any) -> AzureOpenAI:
-    http = httpx.Client(transport=InProcess(server))
-    kwargs = {"azure_endpoint": "http://127.0.0.1", "api_version": "2024-10-21", **kwargs}
-    return AzureOpenAI(api_key=KEY, http_client=http, max_retries=0, **kwargs)
+def azure_client(server: Server, azure_deployment: str | None = None) -> AzureOpenAI:
+    http: Any = httpx.Client(transport=InProcess(server))
+    return AzureOpenAI(
+        azure_endpoint="http://127.0.0.1",
+        azure_deployment=azure_deployment,
+        api_version="2024-10-21",
+        api_key=KEY,
+        http_client=http,
+        max_retries=0,
+    )
 
 
 def test_open_webui() -> None:
@@ -223,10 +229,8 @@ def test_the_package_asynchronously() -> None:
     server = guarded()
 
     async def run() -> list[TranscriptionVerbose]:
-        transport = httpx.ASGITransport(server.app)
-        async with AsyncOpenAI(
-            base_url="http://127.0.0.1/v1", api_key=KEY, http_client=httpx.AsyncClient(transport=transport)
-        ) as client:
+        http: Any = httpx.AsyncClient(transport=httpx.ASGITransport(server.app))
+        async with AsyncOpenAI(base_url="http://127.0.0.1/v1", api_key=KEY, http_client=http) as client:
             create: Any = client.audio.transcriptions.create
             words = {"response_format": "verbose_json", "timestamp_granularities": ["word"]}
             asked = [create(file=server.file, model="whisper-1", **words) for _ in range(3)]
@@ -258,12 +262,10 @@ def test_the_package_at_azure_asynchronously() -> None:
     server = guarded()
 
     async def run() -> None:
-        transport = httpx.ASGITransport(server.app)
+        http: Any = httpx.AsyncClient(transport=httpx.ASGITransport(server.app))
+        version = "2025-04-01-preview"
         async with AsyncAzureOpenAI(
-            azure_endpoint="http://127.0.0.1",
-            api_version="2025-04-01-preview",
-            api_key=KEY,
-            http_client=httpx.AsyncClient(transport=transport),
+            azure_endpoint="http://127.0.0.1", api_version=version, api_key=KEY, http_client=http
         ) as client:
             whole = await client.audio.translations.create(file=server.file, model="whisper")
             assert whole.text == TEXT
