@@ -34,15 +34,25 @@ def with_defaults(
 ) -> tuple[Read, frozenset[str]]:
     """What `read` makes of the fields sent and of those defaults that fit them, and the names of the latter.
 
-    A request that is valid by itself is valid with any defaults: one of which `read` says that it is wrong
-    gives way, and, where the error names a field that was sent, the last one does.
+    A request that is valid by itself is valid with any defaults: the one that `read` says is wrong gives
+    way, or the one without which it would be right, and if there is none, the last.
     """
     taken = sent.keys() | {name for group in GROUPS if group & sent.keys() for name in group}
     left = {name: value for name, value in defaults.items() if name not in taken}
-    while True:
+
+    def without(name: str) -> dict[str, Any]:
+        return {other: value for other, value in left.items() if other != name}
+
+    def attempt(defaults: Mapping[str, Any]) -> Read | InvalidRequest:
         try:
-            return read({**left, **sent}), frozenset(left)
+            return read({**defaults, **sent})
         except InvalidRequest as error:
-            if not left:
-                raise
-            left.pop(error.param if error.param in left else list(left)[-1])
+            return error
+
+    while isinstance(found := attempt(left), InvalidRequest):
+        if not left:
+            raise found
+        wrong = [found.param] if found.param in left else []
+        wrong += [name for name in left if not isinstance(attempt(without(name)), InvalidRequest)]
+        left = without(wrong[0] if wrong else [*left][-1])
+    return found, frozenset(left)

@@ -83,6 +83,14 @@ def test_what_a_format_cannot_show_is_left_out() -> None:
     assert found == [(False, None, "de"), (True, 40, "de")]
 
 
+def test_only_what_is_in_the_way_is_left_out() -> None:
+    """A format that cannot be streamed, say, though the error would name `stream`."""
+    options = {"response_format": "verbose_json", "language": "de", "hotwords": "Ada"}
+    server = Server(openai=aliased(**options))
+    assert server.post(model="mine", stream="true").status_code == 200
+    assert (server.asked[0].language, server.asked[0].hotwords) == ("de", "Ada")
+
+
 def test_a_server_that_cannot_do_it_names_the_model() -> None:
     """Its name asked for speakers, the request did not."""
     response = Server(diarizes=False).post(model="gpt-4o-transcribe-diarize", response_format="srt")
