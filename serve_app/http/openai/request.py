@@ -117,13 +117,14 @@ class ParsedForm:
 
     def renamed(self, error: InvalidRequest) -> InvalidRequest:
         """The error with the name of the field that the client sent."""
-        if error.param in self.of_model:
-            why = f"The model {self.fields.model} stands for {error.param}; send that, or another model."
-            return InvalidRequest(f"{error.message} {why}", "model", error.code)
-        if error.param is None or error.param not in self.sent_as:
+        if error.param is None:
             return error
-        sent = self.sent_as[error.param]
-        return InvalidRequest(error.message.replace(error.param, sent), sent, error.code)
+        sent = self.sent_as.get(error.param, error.param)
+        message = error.message.replace(error.param, sent)
+        if sent in self.of_model:
+            why = f"The model {self.fields.model} stands for {sent}; send another {sent}, or another model."
+            return InvalidRequest(f"{message} {why}", "model", error.code)
+        return InvalidRequest(message, sent, error.code)
 
 
 def parse(sent: Sequence[FormField], task: Task, models: Models, deployment: str | None = None) -> ParsedForm:

@@ -97,6 +97,9 @@ def test_a_server_that_cannot_do_it_names_the_model() -> None:
     error = response.json()["error"]
     assert (response.status_code, error["param"], error["code"]) == (400, "model", "diarization_unavailable")
     assert "gpt-4o-transcribe-diarize stands for diarize" in error["message"]
+    server = Server(diarizes=False, openai=aliased(response_format="diarized_json"))
+    error = server.post(model="mine").json()["error"]
+    assert (error["param"], "mine stands for response_format" in error["message"]) == ("model", True)
 
 
 OPTIONS: dict[str, st.SearchStrategy[Any]] = {
