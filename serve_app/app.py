@@ -23,6 +23,8 @@ from serve_app.deployments.replica import (
     actor_options,
 )
 from serve_app.errors import ModelUnavailable
+from serve_app.http.openai.aliases import Models
+from serve_app.http.openai.request import check_aliases
 from serve_app.jobs.places import prepare, store_url
 from serve_app.models import names as model_names
 from serve_app.models.loaders import Loaders, detector_device, loaders, max_padded_s
@@ -45,8 +47,10 @@ CALL_TIMEOUT_PER_AUDIO_S = {"cpu": 20.0, "cuda": 1.0}
 def build(settings: Settings) -> Application:
     """The application for these settings.
 
-    Raises ModelUnavailable for a model that cannot be had, JobsUnusable where jobs could not be kept.
+    Raises ModelUnavailable for a model that cannot be had, JobsUnusable where jobs could not be kept,
+    InvalidRequest for the options of an alias.
     """
+    check_aliases(Models(settings.model, settings.openai.names()))
     asyncio.run(prepare(settings.jobs))
     device = choose_device(settings)
     return graph(settings, loaders(settings, model_names.resolve(settings), device), device)

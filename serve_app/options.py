@@ -25,6 +25,7 @@ Model = TypeVar("Model", bound=BaseModel)
 MAX_PROMPT_CHARS = 4000  # Whisper keeps 223 tokens, about 1000 letters of English
 MAX_NAME_CHARS = 64
 KNOWN_SPEAKERS = ("known_speaker_names", "known_speaker_references")
+LISTS = ("languages", *KNOWN_SPEAKERS)
 SPEAKER_COUNTS = ("num_speakers", "min_speakers", "max_speakers")
 SPEAKER_OPTIONS = ("diarize", *SPEAKER_COUNTS, *KNOWN_SPEAKERS, "split_at_speaker_change")
 LINE_OPTIONS = ("max_line_width", "max_line_count", "highlight_words")
@@ -34,6 +35,7 @@ _SHOWN: tuple[tuple[Sequence[str], str, Callable[[Format], bool]], ...] = (
     (SPEAKER_OPTIONS, "speakers", lambda form: form.has_speakers),
     (LINE_OPTIONS, "subtitle lines", lambda form: form.has_lines),
     (("word_timestamps",), "words with times", lambda form: form.has_words),
+    (("logprobs",), "log-probabilities of tokens", lambda form: form.name == "json"),
 )
 
 SpeakerCount = Annotated[int, Field(ge=1, le=50)]
@@ -50,12 +52,22 @@ Temperature = Annotated[
 ]
 
 
+def _few_attempts(step: float) -> float:
+    if 0 < step < 0.1:
+        raise ValueError("must be 0 or at least 0.1, as each attempt costs as much as the first")
+    return step
+
+
+TemperatureInc = Annotated[Temperature, AfterValidator(_few_attempts)]
+
+
 class Options(BaseModel):
     """What a caller can choose for one request."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     language: str | None = Field(None, description="Code, locale or name. Empty or `auto`: it is detected.")
+    languages: tuple[str, ...] = Field((), description="The only languages that are spoken, if known.")
     task: Task = Field("transcribe", description="`translate` gives English text, without word times.")
     diarize: bool | None = Field(None, description="Label speakers. Empty: yes, if the server can.")
     num_speakers: SpeakerCount | None = Field(None, description="Exact number of speakers, if known.")
@@ -69,6 +81,7 @@ class Options(BaseModel):
         "json", description="`tsv` has times in ms, `rttm` who speaks when, `words` a flat list of words."
     )
     word_timestamps: bool = Field(False, description="Add `words` with times and scores to `json`.")
+    logprobs: bool = Field(False, description="Add `logprobs`, those of all tokens of the text, to `json`.")
     max_line_width: Annotated[int, Field(ge=1, le=1000)] | None = Field(
         None, description="Longest line in characters, without the speaker; only in `srt` and `vtt`."
     )
@@ -84,6 +97,9 @@ class Options(BaseModel):
     temperature: Temperature | None = Field(
         None, description="Above 0: sample at it, in hundredths. Else: beam search; bad text is retried."
     )
+    temperature_inc: TemperatureInc | None = Field(
+        None, description="Bad text is retried at so much more, up to 1. 0: never. Empty: as configured."
+    )
     split_at_speaker_change: bool | None = Field(
         None, description="Split a sentence where the speaker changes. Empty: yes, if words have times."
     )
@@ -93,13 +109,12 @@ class Options(BaseModel):
     def _is_known_language(cls, value: object) -> object:
         if value is None or (isinstance(value, str) and value.strip().lower() in ("", "auto")):
             return None
-        code = language_code(value) if isinstance(value, str) else None
-        if code is None:
-            raise ValueError(
-                "must be a language that Whisper knows, by a language code or by name, such as en, pt-BR, "
-                "German or Deutsch; or auto, to detect it"
-            )
-        return code
+        return known_language(value, "; or auto, to detect it")
+
+    @field_validator("languages", mode="before")
+    @classmethod
+    def _are_known_languages(cls, values: object) -> object:
+        return tuple(dict.fromkeys(known_language(value) for value in items_of(values)))
 
     @field_validator("known_speaker_names")
     @classmethod
@@ -117,6 +132,8 @@ class Options(BaseModel):
     def _agree(self) -> Self:
         """Refuses options that contradict each other, so that none is accepted and ignored."""
         chosen = FORMATS[self.response_format]
+        if self.languages and self.language:
+            raise conflict("languages", "cannot be combined with language, which is the only one then")
         if len(self.known_speaker_references) != (count := len(self.known_speaker_names)):
             raise conflict("known_speaker_references", f"give one for each of the {count} names")
         if self.diarize is False:
@@ -152,11 +169,46 @@ class Options(BaseModel):
 
     def decoding(self) -> Decoding:
         """How windows are decoded."""
-        return Decoding(self.task, self.initial_prompt, self.hotwords, self.temperature)
+        return Decoding(
+            self.task,
+            self.initial_prompt,
+            self.hotwords,
+            self.temperature,
+            self.temperature_inc,
+            self.languages,
+            self.logprobs,
+        )
+
+    def named_language(self) -> str | None:
+        """The language, where there is one only that it may be."""
+        return self.languages[0] if len(self.languages) == 1 else self.language
 
     def speaker_bounds(self) -> SpeakerBounds:
         """How many speakers the caller expects."""
         return SpeakerBounds(self.num_speakers, self.min_speakers, self.max_speakers)
+
+
+def known_language(value: object, also: str = "") -> str:
+    """Whisper's code for a language. Raises ValueError."""
+    code = language_code(value) if isinstance(value, str) else None
+    if code is None:
+        raise ValueError(
+            "must be a language that Whisper knows, by a language code or by name, such as en, pt-BR, "
+            f"German or Deutsch{also}"
+        )
+    return code
+
+
+def items_of(values: object) -> list[object]:
+    """The items of a list of plain words, however it is written: also `a,b` and `["a", "b"]` in a text."""
+    given: Sequence[object] = values if isinstance(values, list | tuple) else [values]
+    items: list[object] = []
+    for value in given:
+        if isinstance(value, str):
+            items += [item for word in value.strip("[] ").split(",") if (item := word.strip(" \"'"))]
+        else:
+            items.append(value)
+    return items
 
 
 def conflict(name: str, why: str) -> InvalidRequest:

@@ -1,7 +1,4 @@
-"""What flows between the stages: source, audio, windows, words, segments, turns. Frozen, no I/O.
-
-All times are seconds from the start of the file.
-"""
+"""What flows between the stages, frozen, without I/O. All times are seconds from the start of the file."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -98,6 +95,9 @@ class Decoding:
     initial_prompt: str | None = None
     hotwords: str | None = None
     temperature: float | None = None  # None is 0: beam search
+    temperature_inc: float | None = None  # to the next attempt at a bad text; None: the server's own attempts
+    languages: tuple[str, ...] = ()  # those that a language is chosen from; none: all
+    logprobs: bool = False  # the text is to keep its tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ class AsrRequest:
     language: str | None = None
     decoding: Decoding = Decoding()
     certain_at: float | None = None  # another language that is at least so probable is taken instead
-    times_until_s: float = 0.0  # the window's length where the times of its tokens are wanted, else 0
+    times_until_s: float = 0.0  # the window's length where its tokens are wanted, else 0
 
 
 class Token(NamedTuple):
@@ -118,6 +118,7 @@ class Token(NamedTuple):
     end_s: float
     score: float  # its probability
     text_end: int  # characters of the text that are complete after it
+    said: tuple[int, ...] = ()  # its bytes: a character may have several tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +138,7 @@ class WindowText:
     is_over_silence: bool = False  # the text was kept, although there sounds to be no speech
     prompt_tokens_cut: int = 0  # from the start of `initial_prompt`
     languages: tuple[tuple[str, float], ...] = ()  # detected: the probable ones, likeliest first
-    tokens: tuple[Token, ...] = ()  # where their times were wanted
+    tokens: tuple[Token, ...] = ()  # where they or their times were wanted
     sentences: tuple["Segment", ...] = ()  # with their words, where times were wanted
 
 

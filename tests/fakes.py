@@ -32,6 +32,7 @@ from serve_app.transcript import (
     SpeakerBounds,
     Speech,
     SpeechRequest,
+    Token,
     Turn,
     Window,
     WindowText,
@@ -145,6 +146,8 @@ class FakeStages:
         await asyncio.sleep(0)
         self._in_flight -= 1
         own, certainty = self.languages.get(window.start_s), self.certainties.get(window.start_s, 0.8)
+        if (allowed := call.decoding.languages) and own not in allowed:
+            own, certainty = allowed[0], 0.1
         if call.certain_at is not None and own and certainty >= call.certain_at:
             language = None
         heard = language or own
@@ -153,11 +156,14 @@ class FakeStages:
             told = one_word_segment(window.start_s + 0.1, window.end_s, text.text)
             text = replace(text, sentences=(told,))
         if language is None:
-            heard, certainty = heard or "en", self.certainties.get(window.start_s, 0.8)
-            return replace(
+            heard = heard or "en"
+            text = replace(
                 text, language=heard, language_probability=certainty, languages=((heard, certainty),)
             )
-        return text
+        # One token of each letter, the later ones less likely.
+        letters = enumerate(text.text, start=1) if call.decoding.logprobs else ()
+        tokens = (Token(0.0, 0.0, 1 / place, place, (*letter.encode(),)) for place, letter in letters)
+        return replace(text, tokens=tuple(tokens))
 
     async def _align(self, call: AlignCall) -> tuple[Segment, ...]:
         self._called("align")

@@ -56,6 +56,8 @@ DIARIZED_SEGMENT = has(
         "speaker": STRING,
     }
 )
+LANGUAGES = {**array(has({"code": STRING})), "minItems": 1}  # ours in verbose_json and diarized_json
+LOGPROBS = array(has({"token": STRING, "logprob": {**NUMBER, "maximum": 0}, "bytes": array(INTEGER)}))
 MODEL = has({"id": STRING, "object": {"const": "model"}, "created": INTEGER, "owned_by": STRING})
 VERBOSE = has(
     {"language": STRING, "duration": NUMBER, "text": STRING},
@@ -63,11 +65,14 @@ VERBOSE = has(
     words=array(WORD),
     segments=array(SEGMENT),
     usage=DURATION,
+    languages=LANGUAGES,
     warnings=WARNINGS,
 )
 
 SCHEMAS: dict[str, Any] = {
-    "json": has({"text": STRING, "usage": DURATION}, warnings=WARNINGS),
+    "json": has(
+        {"text": STRING, "usage": DURATION}, languages=LANGUAGES, logprobs=LOGPROBS, warnings=WARNINGS
+    ),
     "verbose_json": VERBOSE,
     "diarized_json": has(
         {
@@ -77,6 +82,7 @@ SCHEMAS: dict[str, Any] = {
             "segments": array(DIARIZED_SEGMENT),
             "usage": DURATION,
         },
+        languages=LANGUAGES,
         warnings=WARNINGS,
     ),
     "transcript.text.delta": has(
@@ -84,7 +90,10 @@ SCHEMAS: dict[str, Any] = {
     ),
     "transcript.text.segment": DIARIZED_SEGMENT,
     "transcript.text.done": has(
-        {"type": {"const": "transcript.text.done"}, "text": STRING}, warnings=WARNINGS
+        {"type": {"const": "transcript.text.done"}, "text": STRING},
+        languages=LANGUAGES,
+        logprobs=LOGPROBS,
+        warnings=WARNINGS,
     ),
     "error": has(
         {

@@ -181,8 +181,34 @@ def test_stages_get_their_part_of_the_options() -> None:
         {"task": "translate", "initial_prompt": "a", "hotwords": "b", "temperature": 0.25, "min_speakers": 2}
     )
     assert options.decoding() == Decoding("translate", "a", "b", 0.25)
+    given = {"temperature_inc": 0.3, "languages": ["de", "en"], "logprobs": True}
+    assert parse_options(given).decoding() == Decoding(
+        temperature_inc=0.3, languages=("de", "en"), logprobs=True
+    )
     assert options.speaker_bounds() == SpeakerBounds(min_speakers=2)
     assert parse_options({"num_speakers": 3}).speaker_bounds() == SpeakerBounds(num_speakers=3)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [["de", "en"], "de, en", '["de","en"]', ["German", "en-US", "de"], ["de,en"], ("Deutsch", "English")],
+)
+def test_languages_are_written_in_many_ways(given: object) -> None:
+    """Each in any of a language's names, and each once."""
+    assert parse_options({"languages": given}).languages == ("de", "en")
+
+
+@pytest.mark.parametrize("given", ["klingon", ["en", "auto"], 3, [None]])
+def test_an_allowed_language_is_one_that_whisper_knows(given: object) -> None:
+    """The error names the option."""
+    assert refused(languages=given).param == "languages"
+
+
+def test_the_only_allowed_language_is_named() -> None:
+    """There is nothing to detect then."""
+    assert parse_options({"languages": "de"}).named_language() == "de"
+    assert parse_options({"languages": "de,en"}).named_language() is None
+    assert parse_options({"language": "de"}).named_language() == "de"
 
 
 def test_no_list_of_odd_languages_fills_the_memory() -> None:

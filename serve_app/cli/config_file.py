@@ -15,7 +15,10 @@ from ray.serve.schema import ServeDeploySchema
 from serve_app.cli import CommandFailed
 from serve_app.deployments import USER_CONFIGS
 from serve_app.deployments.transcriber import PADDED_S
+from serve_app.errors import InvalidRequest
 from serve_app.http.auth import is_loopback
+from serve_app.http.openai.aliases import Models
+from serve_app.http.openai.request import check_aliases
 from serve_app.settings import AccessSettings, Settings
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -54,6 +57,7 @@ def check(raw: dict[str, Any], path: Path) -> None:
             application["import_path"] = IMPORT_PATH
         if application["import_path"] == IMPORT_PATH:  # args of other applications are not ours to check
             settings = _validate(Settings, application.get("args") or {}, f"{place}.args")
+            _check_aliases(settings, place)
             if schema.proxy_location != ProxyLocation.Disabled:
                 _refuse_public_without_keys(schema.http_options.host, settings.access, path)
             found = application.get("deployments") or ()
@@ -70,6 +74,13 @@ def settings_of(raw: dict[str, Any]) -> list[Settings]:
 def own_applications(raw: dict[str, Any]) -> list[dict[str, Any]]:
     """The applications of this service in a file's content."""
     return [each for each in raw.get("applications") or () if each["import_path"] == IMPORT_PATH]
+
+
+def _check_aliases(settings: Settings, place: str) -> None:
+    try:
+        check_aliases(Models(settings.model, settings.openai.names()))
+    except InvalidRequest as error:
+        raise CommandFailed(f"{place}.args.{error.message}") from None
 
 
 def _refuse_public_without_keys(host: str, access: AccessSettings, path: Path) -> None:

@@ -76,6 +76,7 @@ class Ingress:
             max_bytes=intake.max_bytes,
             max_json_bytes=intake.max_json_bytes,
             access=self._settings.access,
+            openai=self._settings.openai,
             receive_timeout_s=intake.receive_timeout_s,
             admission=self._admission,
             on_error=self._metrics.refused,

@@ -57,7 +57,8 @@ class Transcriber(ModelReplica):
         """Recognises one window; a text that is not believable is decoded again at higher temperatures."""
         samples = await call.audio.cut(call.window)
         features = await self._features.submit(samples, call.request_id, is_first=call.is_first)
-        times_until_s = call.window.end_s - call.window.start_s if call.word_times else 0.0
+        has_tokens = call.word_times or call.decoding.logprobs
+        times_until_s = call.window.end_s - call.window.start_s if has_tokens else 0.0
         language, certain_at, attempts = call.language, call.certain_at, list[WindowText]()
         for temperature in self._fallback.schedule(call.decoding):
             decoding = replace(call.decoding, temperature=temperature)
@@ -71,7 +72,8 @@ class Transcriber(ModelReplica):
             language, certain_at = text.language, None
         self._metrics.recognized(len(attempts))
         best = self._fallback.best_attempt(attempts)
-        if not (best.text.strip() and best.tokens):
-            return best
-        found = await asyncio.to_thread(self._model.sentences, best, call.window, features)
-        return replace(best, tokens=(), sentences=found)
+        tokens = best.tokens if best.text.strip() else ()
+        found: tuple[Segment, ...] = ()
+        if tokens and call.word_times:
+            found = await asyncio.to_thread(self._model.sentences, best, call.window, features)
+        return replace(best, tokens=tokens if call.decoding.logprobs else (), sentences=found)

@@ -28,8 +28,9 @@ from serve_app.http.jobs.result import peaks_routes
 from serve_app.http.jobs.routes import job_routes, routes_without_jobs
 from serve_app.http.jobs.submission import JobBody
 from serve_app.http.middleware import Gate, RequestId
+from serve_app.http.openai.aliases import Models
 from serve_app.http.openai.request import Fields
-from serve_app.http.openai.routes import openai_routes
+from serve_app.http.openai.routes import answering, azure_routes, openai_routes
 from serve_app.http.other_apis import ASSEMBLYAI_HAS, BASETEN_PREFIXES, path_of, shaped, vendor_of
 from serve_app.http.responses import (
     ERRORS_AT_ONCE,
@@ -47,8 +48,10 @@ from serve_app.page.routes import page_routes
 from serve_app.request.admission import Admission
 from serve_app.request.progress import Transcribe
 from serve_app.settings import AccessSettings
+from serve_app.settings.openai import OpenAISettings
 
 OWN_MACHINE_ONLY = AccessSettings()
+SHIPPED_NAMES = OpenAISettings()
 
 TAGS = {  # the groups of /docs, in this order
     "Transcribe": "Audio in, transcript out, over one connection.",
@@ -81,6 +84,7 @@ def create_app(
     max_bytes: int,
     max_json_bytes: int = 64 << 20,
     access: AccessSettings = OWN_MACHINE_ONLY,
+    openai: OpenAISettings = SHIPPED_NAMES,
     receive_timeout_s: float = 600.0,
     admission: Admission | None = None,
     jobs: Jobs | None = None,
@@ -91,11 +95,11 @@ def create_app(
     """The application.
 
     `transcribe` runs a request; `readiness` says for each stage whether its models are loaded. OpenAI's
-    clients call the model `model`. `max_bytes` limits the file in any kind of body. `admission` counts
-    requests and refuses too many. Without `jobs` their routes say that there are none; `jobs_reachable`
-    raises the error of a node that cannot reach them. `on_error` hears the code and status of every error
-    that is answered. Serve adds request ids itself: behind it, `outermost`
-    has the middlewares that need the `receive` that Serve gives.
+    clients call the model `model`, or by a name of `openai`. `max_bytes` limits the file in any kind of body.
+    `admission` counts requests and refuses too many. Without `jobs` their routes say that there are none;
+    `jobs_reachable` raises the error of a node that cannot reach them. `on_error` hears the code and status
+    of every error that is answered. Serve adds request ids itself: behind it, `outermost` has the
+    middlewares that need the `receive` that Serve gives.
     """
     cors = Middleware(
         CORSMiddleware,
@@ -159,8 +163,13 @@ def create_app(
         return JSONResponse({"status": status, "stages": stages}, 200 if is_ready else 503)
 
     refused = described_errors(Unauthorized) if access.keys else {}
-    checked = [Depends(options_in_body_only(Options, Fields)), *key_field]
-    app.include_router(openai_routes(transcribe, model, max_bytes), dependencies=checked, responses=refused)
+    answer_to, models = answering(transcribe, max_bytes), Models(model, openai.names())
+    for made, in_url in (
+        (openai_routes(answer_to, models), ()),
+        (azure_routes(answer_to, models), ("api-version",)),
+    ):
+        checked = [Depends(options_in_body_only(Options, Fields, but=in_url)), *key_field]
+        app.include_router(made, dependencies=checked, responses=refused)
 
     if jobs is None:
         app.include_router(routes_without_jobs())

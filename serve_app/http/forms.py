@@ -10,7 +10,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from serve_app.errors import InvalidRequest, PayloadTooLarge
-from serve_app.options import KNOWN_SPEAKERS, Options, parse_options
+from serve_app.options import LISTS, Options, parse_options
 from serve_app.spool import LimitedFile
 from serve_app.transcript import Source
 
@@ -137,7 +137,7 @@ class FormBody:
 
 def form_options(fields: Sequence[Field]) -> Options:
     """The options of /predict, or InvalidRequest naming the one that is wrong."""
-    return parse_options(collect_fields(fields, KNOWN_SPEAKERS))
+    return parse_options(collect_fields(fields, LISTS))
 
 
 def collect_fields(fields: Sequence[Field], arrays: Collection[str]) -> dict[str, Any]:

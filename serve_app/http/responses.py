@@ -21,6 +21,8 @@ from serve_app.transcript import Progress, Segment, StageWarning, Transcript, Wo
 
 logger = logging.getLogger("ray.serve")
 
+IMPOSSIBLE = -9999.0
+
 _HEADERS = {
     401: {"WWW-Authenticate": "Bearer"},
     408: {"Connection": "close"},  # else the client could go on sending
@@ -57,10 +59,19 @@ class _About(TypedDict):
     timings: Annotated[dict[str, float], Field(description="Wall seconds per stage; stages overlap.")]
 
 
+class LogprobOut(TypedDict):
+    """One token of the recogniser's text."""
+
+    token: Annotated[str, Field(description="Its text; a part of a character is shown as U+FFFD.")]
+    logprob: float
+    bytes: list[int]
+
+
 class PredictResponse(_About):
     """The answer of `POST /predict`: the segments, in order; times in seconds."""
 
     model_output: list[SegmentOut]
+    logprobs: NotRequired[Annotated[list[LogprobOut], Field(description="Only with `logprobs`.")]]
 
 
 class WordsResponse(_About):
@@ -145,6 +156,8 @@ def answer(transcript: Transcript, options: Options) -> dict[str, Any] | str:
         shown["words"] = [_word_out(word) for word in words]
     else:
         shown["model_output"] = [_segment_out(each, words=options.word_timestamps) for each in segments]
+    if options.logprobs:
+        shown["logprobs"] = logprobs(transcript)
     return shown | {
         "language": transcript.language,
         "duration": round(transcript.duration_s, 3),
@@ -152,6 +165,20 @@ def answer(transcript: Transcript, options: Options) -> dict[str, Any] | str:
         "warnings": warnings_out(transcript),
         "timings": {stage: round(seconds, 3) for stage, seconds in transcript.timings.items()},
     }
+
+
+def logprobs(transcript: Transcript) -> list[LogprobOut]:
+    """The tokens of the text of each window, in order. Of a token that cannot be, OpenAI says -9999."""
+    texts = {each.window: each.source_text for each in transcript.segments}  # segments share their window's
+    return [
+        LogprobOut(
+            token=bytes(token.said).decode(errors="replace"),
+            logprob=math.log(token.score) if token.score > 0 else IMPOSSIBLE,
+            bytes=list(token.said),
+        )
+        for text in texts.values()
+        for token in (text.tokens if text else ())
+    ]
 
 
 def warnings_out(transcript: Transcript) -> list[dict[str, str]]:

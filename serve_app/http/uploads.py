@@ -5,7 +5,7 @@ import io
 import json
 import re
 from codecs import BOM_UTF8
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any, BinaryIO, Self, TypeVar
@@ -156,17 +156,20 @@ def _wrong_type(request: Request, right: str) -> InvalidRequest:
     return InvalidRequest(f"Send {right}, {not_given}.", None, "unsupported_content_type")
 
 
-def options_in_body_only(*models: type[pydantic.BaseModel]) -> Callable[[Request], Awaitable[None]]:
+def options_in_body_only(
+    *models: type[pydantic.BaseModel], but: Collection[str] = ()
+) -> Callable[[Request], Awaitable[None]]:
     """A check that raises InvalidRequest for options of these models that are sent where they have no effect.
 
-    Other headers pass, because clients and proxies add their own. A GET has no options.
+    Other headers pass, because clients and proxies add their own. So do parameters of the URL in `but`. A GET
+    has no options.
     """
     names = {name for model in models for name in model.model_fields} - {"priority"}  # browsers send it
 
     async def check(request: Request) -> None:
         if request.method != "POST":
             return
-        for name in request.query_params:
+        for name in request.query_params.keys() - set(but):
             raise InvalidRequest(f"{name}: the URL takes no parameters; send options in the body.", name)
         for header in request.headers:
             if (name := header.replace("-", "_")) in names:

@@ -117,7 +117,7 @@ class _Request:
         self.diarization_error: Exception | None = None
         self.duration_s, self.peaks = 0.0, b""
         self.windows_found, self.all_found = 0, False
-        self.language = LanguageVote(options.language)
+        self.language = LanguageVote(options.named_language())
         self.done: dict[int, tuple[Segment, ...]] = {}  # number of the window -> its segments
         self.texts: dict[int, tuple[Window, WindowText]] = {}
         self.windows_reported = 0
@@ -132,7 +132,8 @@ class _Request:
         if len(self.done) < self.windows_found:
             raise RuntimeError("a window ended without its text")  # nothing is lost silently
         texts = [self.texts[number] for number in sorted(self.texts)]
-        self.warnings += decoding_warnings(texts, self.language.result())
+        language, logprobs = self.language.result(), self.options.logprobs
+        self.warnings += decoding_warnings(texts, language, logprobs=logprobs)
         return tuple(segment for number in sorted(self.done) for segment in self.done[number])
 
     async def _search(self, audio: Audio, windows: asyncio.TaskGroup) -> None:

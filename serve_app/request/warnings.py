@@ -20,10 +20,13 @@ NO_SPEAKERS_FOUND = StageWarning(
 )
 
 
-def decoding_warnings(heard: Sequence[tuple[Window, WindowText]], language: str | None) -> list[StageWarning]:
+def decoding_warnings(
+    heard: Sequence[tuple[Window, WindowText]], language: str | None, *, logprobs: bool = False
+) -> list[StageWarning]:
     """One warning for each unusual way in which windows of a file, mostly in `language`, were decoded.
 
-    And one if more speech has no text than noise would explain.
+    And one if more speech has no text than noise would explain, or tokens are missing whose `logprobs` are
+    wanted.
     """
     cut = max((text.prompt_tokens_cut for _, text in heard), default=0)
     retried = [window for window, text in heard if text.attempts > 1]
@@ -53,6 +56,9 @@ def decoding_warnings(heard: Sequence[tuple[Window, WindowText]], language: str 
         "every window in it.",
         "no_speech": silent
         and f"Unlikely text over what sounds like silence was left out, in {_windows(silent)}.",
+        "logprobs_missing": logprobs
+        and any(text.text.strip() and not text.tokens for _, text in heard)
+        and "The recogniser's model gives no log-probabilities of tokens.",
         # Less is often noise or music that was taken for speech.
         "speech_without_text": lost_s >= max(5.0, 0.2 * speech_s)
         and f"{lost_s:.0f} of {speech_s:.0f} s of speech came to no text; it may be noise, or another "

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from serve_app.settings.jobs import JobsSettings
+from serve_app.settings.openai import OpenAISettings
 from serve_app.settings.types import ComputeType, Host, Origin, Probability, Seconds, Share, Strict, Threads
 
 MAX_DEFAULT_THREADS = 8  # of a replica that is not told otherwise; these models gain little beyond
@@ -221,6 +222,7 @@ class Settings(Strict):
     placement: PlacementSettings = PlacementSettings()
     intake: IntakeSettings = IntakeSettings()
     access: AccessSettings = AccessSettings()
+    openai: OpenAISettings = OpenAISettings()
     jobs: JobsSettings = JobsSettings()
 
     @model_validator(mode="after")

@@ -140,6 +140,12 @@ def test_the_shipped_files_are_right(name: str) -> None:
             ),
             "alignment.preload",
         ),
+        (
+            lambda raw: raw["applications"][0]["args"].update(
+                openai={"aliases": {"mine": {"diarise": True}}}
+            ),
+            "args.openai.aliases: mine: diarise: unknown field",
+        ),
     ],
 )
 def test_a_wrong_key_is_named(tmp_path: Path, change: Any, says: str) -> None:

@@ -36,6 +36,7 @@ from serve_app.transcript import (
     Samples,
     Segment,
     SpeechRequest,
+    Token,
     Window,
     WindowText,
 )
@@ -198,6 +199,35 @@ def test_a_short_file_does_not_wait_for_the_speakers_of_a_long_one() -> None:
     waited, short, long = asyncio.run(both())
     assert waited
     assert (len(short.turns), len(long.turns)) == (10, 61)
+
+
+class TokenRecognizer(FakeRecognizer):
+    """Gives a token where the window's tokens are wanted, and a sentence of it."""
+
+    def text(self, request: AsrRequest) -> WindowText:
+        token = Token(0.0, request.times_until_s, 0.5, 6, (32,))
+        return replace(super().text(request), tokens=(token,) if request.times_until_s else ())
+
+    def sentences(self, text: WindowText, window: Window, features: Any) -> tuple[Segment, ...]:
+        return (Segment(window.start_s, window.end_s, text.text),)
+
+
+@pytest.mark.parametrize("word_times", [True, False])
+@pytest.mark.parametrize("logprobs", [True, False])
+def test_tokens_travel_only_where_they_are_wanted(word_times: bool, logprobs: bool) -> None:
+    """They are made for word times, too, of which only the sentences are kept."""
+    transcriber = replica(
+        "Transcriber", TokenRecognizer(Path("/nowhere")), deployments.BatchConfig(), Fallback()
+    )
+    call = TranscribeCall(
+        audio=audio(recording(1)),
+        request_id="a",
+        window=Window(0.0, 1.0),
+        decoding=Decoding(logprobs=logprobs),
+        word_times=word_times,
+    )
+    text = asyncio.run(transcriber.transcribe(call))
+    assert (len(text.tokens), len(text.sentences)) == (logprobs, word_times)
 
 
 class DoubtfulRecognizer(FakeRecognizer):

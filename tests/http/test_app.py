@@ -319,6 +319,8 @@ def test_head_is_get_without_the_body(path: str, ready: bool) -> None:
         ("/predict", "OPTIONS, POST"),
         ("/v1/models/whisperx:predict", "OPTIONS, POST"),
         ("/v1/audio/translations", "OPTIONS, POST"),
+        ("/openai/deployments/whisper/audio/transcriptions", "OPTIONS, POST"),
+        ("/inference", "OPTIONS, POST"),
         ("/v1/models/whisper-1", "GET, HEAD, OPTIONS"),
         *((path, "GET, HEAD, OPTIONS") for path in PAGES),
     ],
@@ -358,6 +360,7 @@ def swaggers_value(field: dict[str, Any]) -> str:
     ("path", "needed"),
     [
         ("/predict", {}),
+        ("/inference", {}),
         *((f"/v1/audio/{name}", {"model": "whisper-1"}) for name in ("transcriptions", "translations")),
     ],
 )

@@ -1,6 +1,7 @@
 """Word times by Whisper's attention on a real telephone call, with the real weights."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import jiwer
@@ -15,7 +16,7 @@ from benchmarks.people import words_of as labelled_words_of
 from serve_app.models.catalogue import catalogue
 from serve_app.settings import AsrSettings
 from serve_app.stages.asr.recognizer import Recognizer, load_recognizer
-from serve_app.transcript import SAMPLE_RATE_HZ, AsrRequest, Samples, Window, WindowText, Word
+from serve_app.transcript import SAMPLE_RATE_HZ, AsrRequest, Decoding, Samples, Window, WindowText, Word
 
 WINDOWS = (Window(6.4, 17.78), Window(17.78, 30.0))  # cut between two speakers
 
@@ -51,6 +52,18 @@ def words_in(recognizer: Recognizer, request: AsrRequest, window: Window, text: 
         assert at_s <= word.start_s <= word.end_s <= window.end_s
         at_s = word.start_s
     return words
+
+
+def test_tokens_have_the_probabilities_that_the_search_found(sample: Samples, tiny_en: Path) -> None:
+    """Read a second time, the text is as likely as when it was found; the tokens' bytes are its."""
+    recognizer = recognizer_of(tiny_en)
+    plain = [request_of(recognizer, sample, window) for window in WINDOWS]
+    for text in recognizer.transcribe([replace(each, decoding=Decoding(logprobs=True)) for each in plain]):
+        assert isinstance(text, WindowText)
+        assert bytes(byte for token in text.tokens for byte in token.said).decode() == text.text
+        assert all(0.0 < token.score <= 1.0 for token in text.tokens)
+        mean = float(np.mean([np.log(token.score) for token in text.tokens]))
+        assert mean == pytest.approx(text.avg_logprob, abs=0.05)
 
 
 def test_words_of_a_call_are_where_they_are_spoken(sample: Samples, tiny_en: Path) -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from fakes import FakeStages, data_url, recording
+from fakes import FakeStages, data_url, recording, window_text
 
 from serve_app.errors import DeadlineExceeded, InvalidRequest, ModelUnavailable, Overloaded, UnusableAudio
 from serve_app.options import Options
@@ -128,6 +128,31 @@ def test_a_named_language_is_that_of_every_window() -> None:
     transcript = run(fake, language="en")
     assert [s.source_text and s.source_text.language for s in transcript.segments] == ["en", "en"]
     assert transcript.warnings == ()
+
+
+def test_only_allowed_languages_are_written() -> None:
+    """A voter and a later window that sound like another one included; the file's is one of them, too."""
+    heard = {0.0: "nl", 1.0: "de", 2.0: "en", 3.0: "de", 5.0: "nl"}
+    fake = FakeStages(recording(1, 2, 3, 4, 5, 6), languages=heard, certainties={5.0: 1.0})
+    transcript = run(fake, languages=["de", "en"])
+    assert transcript.language == "de"
+    assert {s.source_text.language for s in transcript.segments if s.source_text} <= {"de", "en"}
+
+
+def test_log_probabilities_that_are_missing_are_a_warning() -> None:
+    """They stay with the text of their window; a model may have none."""
+    transcript = run(FakeStages(recording(1)), logprobs=True)
+    [segment] = transcript.segments
+    assert segment.source_text
+    assert len(segment.source_text.tokens) == len(" word1")
+    assert transcript.warnings == ()
+
+    async def without(call: TranscribeCall) -> WindowText:
+        return window_text(1, "en")
+
+    stages = replace(FakeStages(recording(1)).stages(), transcribe=without)
+    warned = asyncio.run(transcribe(stages, SOURCE, Options(logprobs=True)))
+    assert [warning.code for warning in warned.warnings] == ["logprobs_missing"]
 
 
 def test_an_uncertain_language_comes_with_a_warning() -> None:

@@ -15,7 +15,7 @@ from serve_app.jobs.webhooks.payloads import ENDS
 from serve_app.options import LINE_OPTIONS, Options, conflict, parse_options
 from serve_app.transcript import PEAKS_PER_S, Transcript
 
-RENDERING = ("response_format", "word_timestamps", *LINE_OPTIONS)
+RENDERING = ("response_format", "word_timestamps", "logprobs", *LINE_OPTIONS)
 
 
 class WrongState(TranscriptionError, status=409, type="invalid_request_error", code="job_not_finished"):
@@ -50,7 +50,10 @@ def rendering(request: Request, submitted: Options) -> Options:
         chosen = {**submitted.model_dump(include=set(RENDERING), exclude_defaults=True), **chosen}
     # Of the other options only these limit what can be shown: speakers that were wanted may be left out.
     diarize = False if submitted.diarize is False else None
-    return parse_options({**chosen, "task": submitted.task, "diarize": diarize})
+    options = parse_options({**chosen, "task": submitted.task, "diarize": diarize})
+    if options.logprobs and not submitted.logprobs:
+        raise conflict("logprobs", "they are kept only of a job that was submitted with logprobs=true")
+    return options
 
 
 def check_shows(transcript: Transcript, options: Options) -> None:

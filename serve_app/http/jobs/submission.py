@@ -13,7 +13,7 @@ from serve_app.http.forms import MAX_TEXT_BYTES, collect_fields, too_much_text
 from serve_app.http.forms import Field as FormField
 from serve_app.http.uploads import PredictRequest
 from serve_app.jobs.service import Submission, within
-from serve_app.options import KNOWN_SPEAKERS, Options, conflict, validate_or_400
+from serve_app.options import LISTS, Options, conflict, validate_or_400
 from serve_app.transcript import Source
 
 IDEMPOTENCY_KEY = "Idempotency-Key"
@@ -97,7 +97,7 @@ class Asked:
 
 def form_job(fields: Sequence[FormField]) -> Asked:
     """The job that a form asks for. Raises InvalidRequest naming the field that is wrong."""
-    return Asked((_submission(validate_or_400(JobOptions, collect_fields(fields, KNOWN_SPEAKERS))),))
+    return Asked((_submission(validate_or_400(JobOptions, collect_fields(fields, LISTS))),))
 
 
 def idempotency_key(request: Request) -> str | None:

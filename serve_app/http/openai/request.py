@@ -1,73 +1,109 @@
 """What a request to OpenAI's audio routes asks for: its form fields, checked and made into our options."""
 
 import re
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, Self
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from serve_app.errors import InvalidRequest, ModelNotFound
+from serve_app.errors import InvalidRequest
 from serve_app.http.forms import Field as FormField
 from serve_app.http.forms import collect_fields
+from serve_app.http.openai.aliases import Models, with_defaults
 from serve_app.options import (
     KNOWN_SPEAKERS,
+    LISTS,
     MAX_PROMPT_CHARS,
     SPEAKER_OPTIONS,
     Options,
     conflict,
+    items_of,
     parse_options,
     validate_or_400,
 )
 from serve_app.transcript import Task
 
-ALIAS = "whisper-1"  # for clients that know only OpenAI's models
-
 OpenAIFormat = Literal["json", "text", "srt", "vtt", "verbose_json", "diarized_json"]
 SHOW_SPEAKERS = ("diarized_json", "verbose_json", "srt", "vtt")
 CAN_BE_STREAMED = ("json", "text", "diarized_json")
+HAVE_SEGMENTS = ("srt", "vtt", "diarized_json")  # with times, besides verbose_json
 
-ARRAYS = ("timestamp_granularities", "include", "keywords", *KNOWN_SPEAKERS)
+ARRAYS = ("timestamp_granularities", "include", "keywords", *LISTS)
 _STRATEGY = re.compile(r'auto|server_vad|\{\s*"type"\s*:\s*"server_vad"\s*\}')
 
 
+def _only(right: bool, why: str) -> AfterValidator:
+    def check(value: bool) -> bool:
+        if value is not right:
+            raise ValueError(f"can only be {str(right).lower()}: {why}")
+        return value
+
+    return AfterValidator(check)
+
+
 class Fields(BaseModel):
-    """OpenAI's form fields, except `file`."""
+    """OpenAI's form fields, except `file`, and those of other Whisper servers that say what is so anyway."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: str = Field(description="The configured model's name, or `whisper-1`.")
+    model: str = Field(description="The configured model's name, or one that stands for it.")
     response_format: OpenAIFormat = Field("json", description="`diarized_json` has speakers.")
     prompt: str = Field("", description="Same as `initial_prompt`; only the end of a long one is read.")
     stream: bool = Field(False, description="Server-sent events; for json, text and diarized_json.")
-    timestamp_granularities: tuple[Literal["word", "segment"], ...] = Field(
-        ("segment",), description="With verbose_json: `segment`, `word`, or both."
+    timestamp_granularities: Annotated[tuple[Literal["word", "segment"], ...], BeforeValidator(items_of)] = (
+        Field(("segment",), description="With verbose_json: `segment`, `word`, or both.")
     )
     chunking_strategy: str = Field("auto", description="`auto`, or `server_vad` without parameters.")
-    include: tuple[str, ...] = Field((), description="Must be empty: `logprobs` are not available.")
+    include: Annotated[tuple[Literal["logprobs"], ...], BeforeValidator(items_of)] = Field(
+        (), description="`logprobs`, with json: same as that option."
+    )
     keywords: tuple[str, ...] = Field((), description="Same as `hotwords`.")
+    task: Task | None = Field(None, description="Only that of the route.")
+    vad_filter: Annotated[bool, _only(True, "speech is always looked for before it is transcribed")] = Field(
+        True, description="Only `true`."
+    )
+    without_timestamps: Annotated[bool, _only(True, "Whisper's own timestamps are not used")] = Field(
+        True, description="Only `true`; times come from alignment."
+    )
+    condition_on_previous_text: Annotated[
+        bool, _only(False, "windows of speech are transcribed side by side, without the text before them")
+    ] = Field(False, description="Only `false`.")
+    word_timestamps: bool | None = Field(
+        None, description="Only what `timestamp_granularities` asks for, or does not."
+    )
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
         chosen = self.response_format
         if self.stream and chosen not in CAN_BE_STREAMED:
             raise conflict("stream", f"{chosen} cannot be streamed; {', '.join(CAN_BE_STREAMED)} can")
-        if "timestamp_granularities" in self.model_fields_set and chosen != "verbose_json":
+        granularities = set(self.timestamp_granularities)
+        has_words = chosen == "verbose_json" and "word" in granularities
+        is_so = chosen == "verbose_json" or (chosen in HAVE_SEGMENTS and granularities == {"segment"})
+        if "timestamp_granularities" in self.model_fields_set and not is_so:
             raise conflict("timestamp_granularities", "needs response_format=verbose_json")
+        if self.word_timestamps and not has_words:
+            asked = "timestamp_granularities[]=word with response_format=verbose_json"
+            raise conflict("word_timestamps", f"ask for {asked}")
+        if self.word_timestamps is False and has_words:
+            raise conflict("word_timestamps", "timestamp_granularities asks for words")
         if not _STRATEGY.fullmatch(self.chunking_strategy):
             raise conflict("chunking_strategy", "must be auto, or server_vad without parameters")
-        if self.include:
-            raise conflict("include", "logprobs are not available: the recogniser gives none per token")
+        if self.include and chosen != "json":
+            raise conflict("include", "logprobs are in response_format=json only")
         if len(", ".join(self.keywords)) > MAX_PROMPT_CHARS:
             raise conflict("keywords", f"together they may have {MAX_PROMPT_CHARS} characters")
         return self
 
 
+ELSEWHERE = ("task", "vad_filter", "without_timestamps", "condition_on_previous_text", "word_timestamps")
 FIELDS_OF: Mapping[Task, Sequence[str]] = {
     "transcribe": tuple(Fields.model_fields),
-    "translate": ("model", "response_format", "prompt"),
+    "translate": ("model", "response_format", "prompt", *ELSEWHERE),
 }
-OUR_FIELDS = Options.model_fields.keys() - Fields.model_fields.keys() - {"task", "word_timestamps"}
+OUR_FIELDS = Options.model_fields.keys() - Fields.model_fields.keys()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,32 +113,62 @@ class ParsedForm:
     options: Options
     fields: Fields
     sent_as: Mapping[str, str]  # our option -> the field that it came from
+    of_model: frozenset[str] = frozenset()  # the options that the model's name stands for
 
     def renamed(self, error: InvalidRequest) -> InvalidRequest:
         """The error with the name of the field that the client sent."""
-        if error.param is None or error.param not in self.sent_as:
+        if error.param is None:
             return error
-        sent = self.sent_as[error.param]
-        return InvalidRequest(error.message.replace(error.param, sent), sent, error.code)
+        sent = self.sent_as.get(error.param, error.param)
+        message = error.message.replace(error.param, sent)
+        if sent in self.of_model:
+            why = f"The model {self.fields.model} stands for {sent}; send another {sent}, or another model."
+            return InvalidRequest(f"{message} {why}", "model", error.code)
+        return InvalidRequest(message, sent, error.code)
 
 
-def parse(sent: Sequence[FormField], task: Task, models: Collection[str]) -> ParsedForm:
+def parse(sent: Sequence[FormField], task: Task, models: Models, deployment: str | None = None) -> ParsedForm:
     """Parses the fields of a form that asks one of `models` for this task.
 
-    Raises InvalidRequest naming the field that is wrong, and ModelNotFound.
+    `deployment` is the one that the path names, if it does. Raises InvalidRequest naming the field that is
+    wrong, and ModelNotFound.
     """
     given = collect_fields(sent, ARRAYS)
     strategy = given.pop("chunking_strategy[type]", None)  # as OpenAI's SDK sends an object in a form
     if strategy and given.setdefault("chunking_strategy", strategy) != strategy:
         raise conflict("chunking_strategy", "given in two ways; send it once")
+    if deployment:
+        given.setdefault("model", deployment)  # Azure's clients send one, too: it must stand for the same
+    defaults = models.defaults(given["model"]) if "model" in given else {}
+    if deployment and models.defaults(deployment) != defaults:
+        raise conflict("model", f"the path asks for {deployment}, which is another one; leave it out")
+    form, used = with_defaults(defaults, given, partial(_read, task))
+    return replace(form, of_model=used)
+
+
+def check_aliases(models: Models) -> None:
+    """Raises InvalidRequest naming the first option of an alias that no request could have."""
+    for name, defaults in models.aliases.items():
+        wrong = []
+        for chosen in ("verbose_json", "srt", "json"):
+            try:
+                _read("transcribe", {"response_format": chosen, **defaults, "model": name})
+                break
+            except InvalidRequest as error:
+                wrong.append(error)
+        else:
+            raise InvalidRequest(f"openai.aliases: {name}: {wrong[0].message}", wrong[0].param)
+
+
+def _read(task: Task, given: dict[str, Any]) -> ParsedForm:
     theirs = FIELDS_OF[task]
     if unknown := sorted(given.keys() - OUR_FIELDS - set(theirs)):
         raise conflict(
             unknown[0], f"unknown field; known are {', '.join(sorted({'file', *theirs, *OUR_FIELDS}))}"
         )
     fields = validate_or_400(Fields, {name: given.pop(name) for name in theirs if name in given})
-    if fields.model not in models:
-        raise unknown_model(fields.model, models)
+    if fields.task not in (None, task):
+        raise conflict("task", f"this path is for task={task}")
     if task == "translate" and fields.response_format == "diarized_json":
         raise conflict("response_format", "translations are json, text, srt, vtt or verbose_json")
     # The client did not send a task: a model that cannot translate is the wrong choice of model.
@@ -111,6 +177,7 @@ def parse(sent: Sequence[FormField], task: Task, models: Collection[str]) -> Par
         # Clients send all text so far; Whisper reads the end of it, as OpenAI documents.
         ("prompt", "initial_prompt", fields.prompt[-MAX_PROMPT_CHARS:]),
         ("keywords", "hotwords", ", ".join(filter(None, fields.keywords))),
+        ("include", "logprobs", bool(fields.include)),
     ):
         if value and option in given:
             raise conflict(name, f"cannot be combined with {option}, which is the same")
@@ -118,6 +185,8 @@ def parse(sent: Sequence[FormField], task: Task, models: Collection[str]) -> Par
             given[option], sent_as[option] = value, name
     own_format = fields.response_format.removeprefix("verbose_").removeprefix("diarized_")
     options = parse_options({**given, "task": task, "response_format": own_format})
+    if options.logprobs and fields.response_format != "json":
+        raise conflict("logprobs", "they are in response_format=json only")
     asking = _field_asking_for_speakers(fields.response_format, options)
     if options.diarize is None:
         options = options.model_copy(update={"diarize": asking is not None})
@@ -125,10 +194,6 @@ def parse(sent: Sequence[FormField], task: Task, models: Collection[str]) -> Par
     if fields.response_format == "diarized_json" and not options.diarize:
         raise conflict("diarize", "diarized_json needs it to be true")
     return ParsedForm(options, fields, sent_as)
-
-
-def unknown_model(name: str, models: Collection[str]) -> ModelNotFound:
-    return ModelNotFound(f"There is no model {name!r} here; use {' or '.join(models)}.", "model")
 
 
 def _field_asking_for_speakers(response_format: OpenAIFormat, options: Options) -> str | None:

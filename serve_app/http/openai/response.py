@@ -1,6 +1,7 @@
 """A transcript as OpenAI's audio API answers it."""
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 from string import ascii_uppercase
@@ -11,7 +12,7 @@ from typing_extensions import TypedDict  # pydantic needs this one before Python
 
 from serve_app.formats.cue_words import words_of
 from serve_app.http.openai.request import ParsedForm
-from serve_app.http.responses import warnings_out
+from serve_app.http.responses import LogprobOut, logprobs, warnings_out
 from serve_app.languages import LANGUAGES, NO_SPACE_BETWEEN_SENTENCES
 from serve_app.transcript import Segment, StageWarning, Task, Transcript
 
@@ -54,8 +55,14 @@ class DiarizedSegment(TypedDict):
     speaker: Annotated[str, Field(description="A known speaker's name, or A, B, C in order of appearance.")]
 
 
+class LanguageOut(TypedDict):
+    """A language that is spoken."""
+
+    code: Annotated[str, Field(description="Whisper's code.")]
+
+
 class Transcription(TypedDict):
-    """In `json`, text and usage alone; in `verbose_json`, words or segments or both, as asked for."""
+    """In `json`, the first four alone; in `verbose_json`, words or segments or both, as asked for."""
 
     text: str
     usage: Annotated[
@@ -65,6 +72,10 @@ class Transcription(TypedDict):
             examples=[{"type": "duration", "seconds": 4.2}],
         ),
     ]
+    languages: NotRequired[
+        Annotated[list[LanguageOut], Field(description="In which text was found, most first; if any was.")]
+    ]
+    logprobs: NotRequired[Annotated[list[LogprobOut], Field(description="With `include[]=logprobs`.")]]
     warnings: NotRequired[Annotated[list[StageWarning], Field(description="If any. Not OpenAI's.")]]
     task: NotRequired[Task]
     language: NotRequired[Annotated[str, Field(description="English name; `english` for translations.")]]
@@ -86,13 +97,13 @@ def answer(transcript: Transcript, form: ParsedForm, text: str) -> dict[str, Any
     """The answer in one of OpenAI's JSON formats. `text` is the whole text in one line."""
     duration_s = round(transcript.duration_s, 3)
     usage = {"type": "duration", "seconds": duration_s}
-    whole: dict[str, Any] = {"text": text, "usage": usage, **warnings_of(transcript)}
+    whole: dict[str, Any] = {"text": text, "usage": usage, **extras(transcript, form)}
     if form.fields.response_format == "json":
         return whole
     whole |= {"task": form.options.task, "duration": duration_s}
     if form.fields.response_format == "diarized_json":
         return {**whole, "segments": diarized(transcript, form)}
-    spoken = LANGUAGES.get(transcript.language or form.options.language or "", UNKNOWN)
+    spoken = LANGUAGES.get(transcript.language or form.options.named_language() or "", UNKNOWN)
     whole["language"] = "english" if form.options.task == "translate" else spoken
     if "word" in form.fields.timestamp_granularities:
         whole["words"] = list(_words(transcript))
@@ -101,9 +112,23 @@ def answer(transcript: Transcript, form: ParsedForm, text: str) -> dict[str, Any
     return whole
 
 
-def warnings_of(transcript: Transcript) -> dict[str, Any]:
-    """The field `warnings`, if there are any."""
-    return {"warnings": warnings_out(transcript)} if transcript.warnings else {}
+def extras(transcript: Transcript, form: ParsedForm) -> dict[str, Any]:
+    """The fields `languages`, `logprobs` and `warnings`, where there are any."""
+    found = {
+        "languages": [LanguageOut(code=code) for code in languages_of(transcript)],
+        "logprobs": logprobs(transcript) if form.options.logprobs else [],
+        "warnings": warnings_out(transcript),
+    }
+    return {name: value for name, value in found.items() if value}
+
+
+def languages_of(transcript: Transcript) -> list[str]:
+    """The languages that text was found in, the one of most speech first."""
+    spoken_s: defaultdict[str, float] = defaultdict(float)
+    for segment in transcript.segments:
+        if segment.source_text:
+            spoken_s[segment.source_text.language] += segment.end_s - segment.start_s
+    return sorted(spoken_s, key=lambda code: -spoken_s[code])
 
 
 def diarized(transcript: Transcript, form: ParsedForm) -> list[DiarizedSegment]:

@@ -13,7 +13,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from serve_app.http.openai.request import ParsedForm
-from serve_app.http.openai.response import diarized, text_pieces, warnings_of
+from serve_app.http.openai.response import diarized, extras, text_pieces
 from serve_app.http.responses import error_body
 from serve_app.request.progress import News
 from serve_app.transcript import Progress, Transcript
@@ -56,7 +56,7 @@ async def events(news: News, form: ParsedForm) -> AsyncGenerator[bytes, None]:
 def _last_events(transcript: Transcript, form: ParsedForm, text: str) -> bytes:
     segments = diarized(transcript, form) if form.fields.response_format == "diarized_json" else []
     # Without `usage`: OpenAI's type for this event takes only tokens.
-    done = {"type": "transcript.text.done", "text": text, **warnings_of(transcript)}
+    done = {"type": "transcript.text.done", "text": text, **extras(transcript, form)}
     return b"".join(_event(item) for item in (*segments, done))
 
 

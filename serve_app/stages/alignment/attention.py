@@ -6,7 +6,7 @@ The method is openai/whisper's (whisper/timing.py) and faster-whisper's. Differe
 languages share a batch, each model's constant error is taken off, and words begin and end in sound.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -21,6 +21,10 @@ from serve_app.transcript import Segment, Token, Window, WindowText, Word
 
 FRAME_S = 0.02  # of the encoder
 MAX_TOKENS = 440  # the decoder reads 448, and some stand before and after the text
+
+_PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))  # these stand for themselves
+_OTHERS = (byte for byte in range(0x100) if byte not in _PRINTABLE)
+_BYTES = {chr(byte): byte for byte in _PRINTABLE} | {chr(0x100 + n): byte for n, byte in enumerate(_OTHERS)}
 
 
 def token_times(
@@ -62,6 +66,14 @@ def token_times(
 def characters_complete(tokens: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[int]:
     """How many characters are complete after each token; some characters have several tokens."""
     return [len(decode(tokens[:count]).rstrip("\ufffd")) for count in range(1, len(tokens) + 1)]
+
+
+def spelled(tokens: Sequence[Token], names: Iterable[str]) -> tuple[Token, ...]:
+    """The tokens with their bytes. A name has a character of GPT-2's alphabet for each of its bytes."""
+    return tuple(
+        token._replace(said=tuple(_BYTES[letter] for letter in name))
+        for token, name in zip(tokens, names, strict=False)  # a very long text has fewer tokens than names
+    )
 
 
 def _rows(encoded: Any, items: Sequence[int]) -> Any:

@@ -27,8 +27,16 @@ class Fallback:
     limits: AsrSettings = AsrSettings()  # noqa: RUF009  (frozen)
 
     def schedule(self, decoding: Decoding) -> tuple[float, ...]:
-        """The temperatures for a window: the request's own alone, or 0 and those of the fallback."""
-        return (decoding.temperature,) if decoding.temperature else (0.0, *self.limits.temperature_fallback)
+        """The temperatures for a window: the request's own alone, or 0 and those of the fallback.
+
+        A request may give the step from one to the next instead.
+        """
+        first, step = decoding.temperature or 0.0, decoding.temperature_inc
+        if step:
+            attempts = int((1 - first) / step + 1e-6) + 1
+            return tuple(round(first + step * number, 2) for number in range(attempts))
+        others = () if first or step is not None else self.limits.temperature_fallback
+        return (first, *others)
 
     def is_believable(self, text: WindowText) -> bool:
         """Whether there is no need to decode again: the text is likely and fluent, or there is only silence.

@@ -108,12 +108,13 @@ class Recognizer:
                 "or use a server with a multilingual model.",
                 "task",
             )
-        if request.language is not None and request.language not in self.languages:
+        asked = request.decoding.languages or ((request.language,) if request.language else ())
+        if unknown := [code for code in asked if code not in self.languages]:
             known = f"one of its {len(self.languages)} languages" if self.multilingual else "en"
             return InvalidRequest(
-                f"The model {self._name} does not know the language {request.language!r}: give {known}, "
+                f"The model {self._name} does not know the language {unknown[0]!r}: give {known}, "
                 "or leave it out.",
-                "language",
+                "languages" if request.decoding.languages else "language",
             )
         try:
             self._prompts.context(request.decoding)
@@ -152,19 +153,22 @@ class Recognizer:
     def _token_times(
         self, encoded: Any, requests: list[AsrRequest], found: list[tuple[WindowText, list[int]]]
     ) -> list[tuple[Token, ...]]:
-        """The times of each text's tokens where they are wanted."""
+        """Each text's tokens where they are wanted."""
         if not any(request.times_until_s for request in requests):
             return [()] * len(requests)
         pairs = list(zip(requests, found, strict=True))
         starts = [self._prompts.start(text.language, request.decoding) for request, (text, _) in pairs]
         texts = [ids if request.times_until_s else [] for request, (_, ids) in pairs]
         lengths_s = [request.times_until_s for request in requests]
-        decode = self._tokenizer.decode
+        decode, name_of = self._tokenizer.decode, self._tokenizer.id_to_token
         try:
-            return attention.token_times(self._model, encoded, starts, texts, lengths_s, decode)
+            times = attention.token_times(self._model, encoded, starts, texts, lengths_s, decode)
         except RuntimeError as error:  # of a conversion without alignment_heads, say: the text is there
             _warn_once("The model gives no word times: %s", str(error).partition("\n")[0])
             return [()] * len(requests)
+        return [
+            attention.spelled(*each) for each in zip(times, (map(name_of, ids) for ids in texts), strict=True)
+        ]
 
     def _best_text(
         self, result: Any, request: AsrRequest, language: str, ranking: Ranking
@@ -174,8 +178,7 @@ class Recognizer:
         faster-whisper takes the likeliest in any case, which is a loop if there is one among them: repeated
         words are always likely. Of a beam search there is only one.
         """
-        # CTranslate2's score is the sum of log-probabilities divided by the tokens alone; the mean of
-        # faster-whisper and whisperx counts the end token, too.
+        # CTranslate2 divides the sum of log-probabilities by the tokens alone, whisperx counts the end token.
         texts = []
         for ids, score in zip(result.sequences_ids, result.scores, strict=True):
             spoken = [token for token in ids if token < self._end_token]
@@ -189,7 +192,7 @@ class Recognizer:
                 compression_ratio=get_compression_ratio(said.strip()),
                 temperature=request.decoding.temperature or 0.0,
                 prompt_tokens_cut=self._prompts.context(request.decoding)[1],
-                languages=tuple((code, value) for code, value in ranking if value >= PROBABLE),
+                languages=tuple(each for each in ranking if each[1] >= PROBABLE or each == ranking[0]),
             )
             if text.compression_ratio <= self._settings.compression_ratio_threshold:
                 return text, spoken
@@ -210,9 +213,11 @@ class Recognizer:
 
 
 def _choose_language(request: AsrRequest, ranking: Ranking) -> tuple[str, Ranking]:
-    """The likeliest language, unless the request has one, and the window is not certain of another."""
+    """The likeliest language that the request allows, unless it has one and is not certain of another."""
     if request.language and request.certain_at is None:
         return request.language, ()
+    if allowed := request.decoding.languages:
+        ranking = tuple(each for each in ranking if each[0] in allowed)
     likeliest, probability = ranking[0]
     is_certain = request.certain_at is not None and probability >= request.certain_at
     return (likeliest if is_certain else request.language or likeliest), ranking

@@ -14,7 +14,7 @@ from transcripts import FIXED
 from serve_app.formats.table import FORMATS
 from serve_app.http.responses import transcript_response
 from serve_app.options import Options
-from serve_app.transcript import Transcript
+from serve_app.transcript import Segment, Token, Transcript, Window, WindowText
 
 EVERY_SPEAKER_OPTION = {
     "diarize": True,
@@ -24,6 +24,7 @@ EVERY_SPEAKER_OPTION = {
     "known_speaker_references": ["data:audio/wav;base64,AAAA"],
     "split_at_speaker_change": True,
 }
+TOKENS = (Token(0.0, 0.5, 1.0, 1, (32, 0xE4)), Token(0.5, 1.0, 0.0, 3, (0xB8, 0xAD, 97)))
 EVERY_OTHER_OPTION = {"language": "en", "initial_prompt": "Hm.", "hotwords": "Kant", "temperature": 0.2}
 
 
@@ -85,6 +86,25 @@ def test_every_format_can_be_had_of_one_transcript(submitted: dict[str, Any], tm
     using(tmp_path, story)
 
 
+def test_log_probabilities_are_kept_with_the_transcript(tmp_path: Path) -> None:
+    """The job's result has what /predict would have answered; another format can still be had of it."""
+    text = WindowText(" 中a", "zh", None, -0.1, 0.0, 1.0, tokens=TOKENS)
+    segment = Segment(0.0, 1.0, "中a", window=Window(0.0, 1.0), source_text=text)
+    spoken = replace(FIXED, segments=(segment, replace(segment, start_s=1.0)))
+
+    async def story(service: Service) -> None:
+        path = await service.finished(spoken, logprobs=True)
+        answer = (await service.get(f"{path}/result")).json()
+        assert answer["logprobs"] == [
+            {"token": " \ufffd", "logprob": 0.0, "bytes": [32, 0xE4]},
+            {"token": "\ufffd\ufffda", "logprob": -9999.0, "bytes": [0xB8, 0xAD, 97]},
+        ]
+        assert "logprobs" not in (await service.get(f"{path}/result?logprobs=false")).json()
+        assert (await service.get(f"{path}/result?response_format=srt")).status_code == 200
+
+    using(tmp_path, story)
+
+
 def test_without_a_format_the_url_changes_that_of_the_submission(tmp_path: Path) -> None:
     """Options that the URL does not name stay."""
 
@@ -108,6 +128,8 @@ def test_without_a_format_the_url_changes_that_of_the_submission(tmp_path: Path)
         ({}, "response_format=srt&max_line_width=0", "max_line_width", "greater than or equal to 1"),
         ({}, "response_format=srt&max_line_count=2", "max_line_count", "needs max_line_width"),
         ({}, "response_format=text&word_timestamps=true", "word_timestamps", "no words with times"),
+        ({}, "logprobs=true", "logprobs", "submitted with logprobs=true"),
+        ({"logprobs": True}, "response_format=srt&logprobs=true", "logprobs", "no log-probabilities"),
         ({}, "language=de", "language", "only response_format"),
         ({}, "format=srt", "format", "only response_format"),
         ({}, "format", "format", "only response_format"),

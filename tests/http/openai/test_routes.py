@@ -4,90 +4,24 @@ import asyncio
 import json
 import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
-from typing import Any, BinaryIO
+from contextlib import suppress
+from typing import Any
 
 import httpx
 import pytest
-from fakes import FakeStages, data_url, recording
-from openai_contract import check, check_event
+from fakes import data_url, recording
+from openai_api import TEXT, TRANSCRIBE, TRANSLATE, Server, events_of
+from openai_contract import check
 
 from serve_app.errors import DeadlineExceeded, InvalidRequest, UnusableAudio
 from serve_app.http.app import create_app
 from serve_app.http.openai import stream as openai_stream
 from serve_app.options import Options
-from serve_app.request import pipeline
 from serve_app.request.calls import TranscribeCall
-from serve_app.request.progress import Report, ignore_progress
-from serve_app.transcript import Source, Transcript, WindowText
+from serve_app.settings.openai import SHIPPED
+from serve_app.transcript import WindowText
 
-SPOKEN = (1, 2, 0, 3)
-TEXT = "word1 word2 word3"
 REFERENCES = ["data:audio/wav;base64,AAAA", "data:audio/wav;base64,BBBB"]
-TRANSCRIBE, TRANSLATE = "/v1/audio/transcriptions", "/v1/audio/translations"
-
-
-class Server:
-    """The app in front of the pipeline, with the options that arrived there."""
-
-    def __init__(self, *spoken: int, diarizes: bool = True) -> None:
-        self.file = ("speech.wav", recording(*(spoken or SPOKEN)).tobytes(), "audio/wav")
-        self.fakes = FakeStages(recording())
-        self.stages = self.fakes.stages(diarizes=diarizes)
-        self.asked: list[Options] = []
-        self.files: list[BinaryIO | None] = []
-        self.running = 0
-        self.ready = True
-        self.app = create_app(self.transcribe, self.readiness, model="large-v2", max_bytes=1 << 20)
-
-    async def transcribe(
-        self, source: Source, options: Options, report: Report = ignore_progress
-    ) -> Transcript:
-        self.asked.append(options)
-        self.files.append(source.file)
-        self.running += 1
-        try:
-            return await pipeline.transcribe(self.stages, source, options, report)
-        finally:
-            self.running -= 1
-
-    async def readiness(self) -> dict[str, bool]:
-        return {"asr": self.ready}
-
-    @asynccontextmanager
-    async def client(self) -> AsyncIterator[httpx.AsyncClient]:
-        transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
-            yield client
-
-    def request(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
-        async def send() -> httpx.Response:
-            async with self.client() as client:
-                return await client.request(method, path, **kwargs)
-
-        return asyncio.run(send())
-
-    def post(self, path: str = TRANSCRIBE, **fields: Any) -> httpx.Response:
-        sent = [(name.replace("__", "[]"), value) for name, value in {"model": "whisper-1", **fields}.items()]
-        return self.request("POST", path, files={"file": self.file}, data=dict(sent))
-
-    def error(self, path: str = TRANSCRIBE, **fields: Any) -> tuple[int, str | None, str]:
-        """Status, parameter and message of a request that is refused before anything has run."""
-        response = self.post(path, **fields)
-        check("error", response.json())
-        assert self.asked == []
-        error = response.json()["error"]
-        return response.status_code, error["param"], error["message"]
-
-
-def events_of(response: httpx.Response) -> list[dict[str, Any]]:
-    """The events of a stream that ended as it should, each checked against OpenAI's schema."""
-    *lines, end = [line for line in response.text.split("\n\n") if line and not line.startswith(":")]
-    assert end == "data: [DONE]"
-    events = [json.loads(line.removeprefix("data: ")) for line in lines]
-    for event in events:
-        check_event(event)
-    return events
 
 
 @pytest.mark.parametrize("response_format", ["json", "verbose_json", "diarized_json"])
@@ -388,7 +322,10 @@ KNOWN = {"known_speaker_names__": "Ann", "known_speaker_references__": "data:aud
         ({"language": "klingon"}, "language", "language code"),
         ({"temperature": "1.5"}, "temperature", "less than or equal to 1"),
         ({"temperature": "warm"}, "temperature", "number"),
-        ({"include__": "logprobs"}, "include", "logprobs"),
+        ({"include__": "logprobs", "response_format": "text"}, "include", "json"),
+        ({"include__": "usage"}, "include", "logprobs"),
+        ({"logprobs": "true", "response_format": "verbose_json"}, "logprobs", "json"),
+        ({"include__": "logprobs", "logprobs": "true"}, "include", "same"),
         ({"chunking_strategy": "none"}, "chunking_strategy", "auto"),
         ({"chunking_strategy": "auto", "chunking_strategy[type]": "server_vad"}, "chunking_strategy", "once"),
         ({"chunking_strategy": '{"type": "server_vad", "threshold": 0.7}'}, "chunking_strategy", "auto"),
@@ -415,9 +352,14 @@ KNOWN = {"known_speaker_names__": "Ann", "known_speaker_references__": "data:aud
         ({"keywords__": ["a" * 3000, "b" * 3000]}, "keywords", "4000"),
         ({"max_line_width": "40"}, "max_line_width", "srt"),
         ({"highlight_words": "true", "response_format": "diarized_json"}, "highlight_words", "srt"),
-        ({"languages__": "en"}, "languages[]", "unknown field"),
+        ({"languages__": ["en", "klingon"]}, "languages", "language code"),
+        ({"languages__": ["en", "de"], "language": "en"}, "languages", "language"),
         ({"word_timestamps": "true"}, "word_timestamps", "timestamp_granularities"),
-        ({"task": "translate"}, "task", "unknown field"),
+        ({"task": "translate"}, "task", "task=transcribe"),
+        ({"vad_filter": "false"}, "vad_filter", "only be true"),
+        ({"without_timestamps": "false"}, "without_timestamps", "only be true"),
+        ({"condition_on_previous_text": "true"}, "condition_on_previous_text", "only be false"),
+        ({"temperature_inc": "0.05"}, "temperature_inc", "0.1"),
         ({"beam": "3"}, "beam", "unknown field"),
     ],
 )
@@ -446,9 +388,9 @@ def test_translations_have_fewer_fields(fields: dict[str, Any], param: str) -> N
 
 def test_a_model_that_is_not_there_is_a_404() -> None:
     """The message has the names that can be used."""
-    status, param, message = Server().error(model="gpt-4o-transcribe")
+    status, param, message = Server().error(model="large-v3")
     assert (status, param) == (404, "model")
-    assert "large-v2 or whisper-1" in message
+    assert "large-v2, whisper-1, " in message
     assert Server().post(model="large-v2").status_code == 200
 
 
@@ -468,11 +410,11 @@ def test_only_forms_with_a_file(kwargs: dict[str, Any], param: str | None) -> No
 
 
 def test_models() -> None:
-    """The list has the configured name and its alias; a name may have a slash."""
+    """The list has the configured name and its aliases; a name may have a slash."""
     server = Server()
     listed = server.request("GET", "/v1/models").json()
     check("models", listed)
-    assert [item["id"] for item in listed["data"]] == ["large-v2", "whisper-1"]
+    assert [item["id"] for item in listed["data"]] == ["large-v2", *SHIPPED]
     check("model", server.request("GET", "/v1/models/large-v2").json())
     missing = server.request("GET", "/v1/models/openai/none")
     check("error", missing.json())

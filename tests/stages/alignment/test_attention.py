@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.stages.alignment.attention import characters_complete, sentences, token_times
+from benchmarks.random_whisper import whisper_tokenizer
+from serve_app.stages.alignment.attention import characters_complete, sentences, spelled, token_times
 from serve_app.stages.alignment.sound import FRAMES_PER_S, Loudness, loudness
 from serve_app.transcript import Segment, Token, Window, WindowText, Word
 
@@ -156,6 +157,15 @@ def test_a_character_of_several_tokens_is_complete_after_the_last() -> None:
         return b"".join(pieces[token] for token in tokens).decode(errors="replace")
 
     assert characters_complete([1, 2, 3, 4], decode) == [1, 1, 2, 3]
+
+
+@given(st.text(max_size=8))
+def test_tokens_have_the_bytes_of_their_text(text: str) -> None:
+    """Whatever GPT-2's tokenizer makes of a text, parts of characters too."""
+    tokenizer = whisper_tokenizer()
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    tokens = spelled([Token(0, 0, 1, 0)] * len(ids), [tokenizer.id_to_token(token) for token in ids])
+    assert bytes(byte for token in tokens for byte in token.said) == text.encode()
 
 
 class FakeWhisper:

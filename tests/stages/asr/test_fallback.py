@@ -92,6 +92,27 @@ def test_a_requests_own_temperature_is_the_only_one() -> None:
     assert Fallback(AsrSettings(temperature_fallback=())).schedule(Decoding()) == (0.0,)
 
 
+@pytest.mark.parametrize(
+    ("temperature", "step", "tried"),
+    [
+        (None, 0.2, TEMPERATURES),
+        (0.0, 0.3, (0.0, 0.3, 0.6, 0.9)),
+        (0.4, 0.2, (0.4, 0.6, 0.8, 1.0)),
+        (None, 0.1, tuple(n / 10 for n in range(11))),
+        (0.0, 1.0, (0.0, 1.0)),
+        (0.95, 0.1, (0.95,)),
+        (0.0, 0.0, (0.0,)),
+        (0.3, 0.0, (0.3,)),
+    ],
+)
+def test_a_request_may_give_the_step(
+    temperature: float | None, step: float, tried: tuple[float, ...]
+) -> None:
+    """From its own temperature up to 1, as whisper.cpp's `temperature_inc`; 0 is no fallback."""
+    decoding = Decoding(temperature=temperature, temperature_inc=step)
+    assert FALLBACK.schedule(decoding) == pytest.approx(tried)
+
+
 def test_without_a_fallback_a_text_stays_as_it_is() -> None:
     """An operator who wants whisperx's text gets it, be it ever so repetitive."""
     never = Fallback(AsrSettings(temperature_fallback=(), no_speech_threshold=1.0))

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from faster_whisper import WhisperModel
+from hypothesis import given
+from hypothesis import strategies as st
 
 from benchmarks.random_whisper import whisper_tokenizer
 from serve_app.errors import InvalidRequest, ModelUnavailable
@@ -134,6 +136,44 @@ def test_a_window_may_be_certain_of_another_language(
     [named, _] = recognizer.transcribe([AsrRequest(FEATURES, "de"), AsrRequest(FEATURES)])
     assert isinstance(named, WindowText)
     assert (named.language, named.languages) == ("de", ())
+
+
+CODES = ("en", "de", "fr")
+rankings = st.permutations(CODES).flatmap(
+    lambda codes: st.lists(st.floats(0, 1), min_size=3, max_size=3).map(
+        lambda values: [(f"<|{code}|>", p) for code, p in zip(codes, sorted(values)[::-1], strict=True)]
+    )
+)
+
+
+@given(
+    rankings, st.sets(st.sampled_from(CODES), min_size=1), st.sampled_from([None, *CODES]), st.floats(0, 1)
+)
+def test_a_window_has_one_of_the_languages_that_are_allowed(
+    ranking: list[tuple[str, float]], allowed: set[str], file_has: str | None, certain_at: float
+) -> None:
+    """The likeliest of them, unless the file's is another one of them and this one is not certain."""
+    model = FakeCTranslate2(multilingual=True)
+    model.detect_language = lambda encoded: [ranking for _ in encoded]  # type: ignore[method-assign]
+    named = file_has if file_has in allowed else None
+    decoding = Decoding(languages=tuple(sorted(allowed)))
+    request = AsrRequest(FEATURES, named, decoding, certain_at=certain_at if named else None)
+    [heard] = recognizer_of(model).transcribe([request])
+    assert isinstance(heard, WindowText)
+    likeliest, probability = next(
+        (code.strip("<|>"), p) for code, p in ranking if code.strip("<|>") in allowed
+    )
+    assert heard.language == (named if named and probability < certain_at else likeliest)
+    assert {code for code, _ in heard.languages} <= allowed
+    assert heard.languages
+
+
+def test_a_language_that_the_model_lacks_cannot_be_allowed() -> None:
+    """It is refused by the option's name, also beside one that the model has."""
+    english = recognizer_of(FakeCTranslate2(multilingual=False))
+    [answer] = english.transcribe([AsrRequest(FEATURES, decoding=Decoding(languages=("en", "de")))])
+    assert isinstance(answer, InvalidRequest)
+    assert (answer.param, "'de'" in answer.message) == ("languages", True)
 
 
 def test_text_keeps_its_leading_space_and_loses_special_tokens(recognizer: Recognizer) -> None:

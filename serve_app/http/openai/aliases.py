@@ -1,0 +1,58 @@
+"""The names that a request may give as its model, and the fields that each of them stands for."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from serve_app.errors import InvalidRequest, ModelNotFound
+from serve_app.settings.openai import ANY, Defaults
+
+Read = TypeVar("Read")
+
+# A client that sends one of a group wants no other of it.
+GROUPS = ({"prompt", "initial_prompt"}, {"keywords", "hotwords"}, {"language", "languages"})
+
+
+class Models:
+    """The configured model and its aliases."""
+
+    def __init__(self, own: str, aliases: Mapping[str, Defaults]) -> None:
+        self.own, self.aliases = own, aliases
+        self._defaults: dict[str, Defaults] = {own: {}, **aliases}
+        self.names = tuple(name for name in self._defaults if name != ANY)
+
+    def defaults(self, name: str) -> Defaults:
+        """What the name stands for. Raises ModelNotFound."""
+        found = self._defaults.get(name, self._defaults.get(ANY))
+        if found is None:
+            names = ", ".join(self.names)
+            raise ModelNotFound(f"There is no model {name!r} here; use one of {names}.", "model")
+        return found
+
+
+def with_defaults(
+    defaults: Defaults, sent: Mapping[str, Any], read: Callable[[dict[str, Any]], Read]
+) -> tuple[Read, frozenset[str]]:
+    """What `read` makes of the fields sent and of those defaults that fit them, and the names of the latter.
+
+    A request that is valid by itself is valid with any defaults: the one that `read` says is wrong gives
+    way, or the one without which it would be right, and if there is none, the last.
+    """
+    taken = sent.keys() | {name for group in GROUPS if group & sent.keys() for name in group}
+    left = {name: value for name, value in defaults.items() if name not in taken}
+
+    def without(name: str) -> dict[str, Any]:
+        return {other: value for other, value in left.items() if other != name}
+
+    def attempt(defaults: Mapping[str, Any]) -> Read | InvalidRequest:
+        try:
+            return read({**defaults, **sent})
+        except InvalidRequest as error:
+            return error
+
+    while isinstance(found := attempt(left), InvalidRequest):
+        if not left:
+            raise found
+        wrong = [found.param] if found.param in left else []
+        wrong += [name for name in left if not isinstance(attempt(without(name)), InvalidRequest)]
+        left = without(wrong[0] if wrong else [*left][-1])
+    return found, frozenset(left)
