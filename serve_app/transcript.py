@@ -10,13 +10,12 @@ from typing import Any, BinaryIO, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from serve_app.raw_audio import RawAudio
+
 SAMPLE_RATE_HZ = 16_000
 PEAKS_PER_S = 20  # of a waveform to look at
-
 Task = Literal["transcribe", "translate"]
-
 Segments = Sequence[tuple[float, float]]  # start and end of speech, in seconds, in order
-
 Samples = npt.NDArray[np.int16]  # mono, 16 kHz; read-only once it has crossed a replica
 
 
@@ -37,6 +36,8 @@ class Source:
     headers: dict[str, str] = field(default_factory=dict)
     file: BinaryIO | None = None
     max_audio_s: float | None = None  # where less than the server takes is enough
+    raw: RawAudio | None = None  # what its bytes are, where they have no header
+    name: str = field(default="", compare=False)  # of an uploaded file, as its client calls it
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +110,7 @@ class AsrRequest:
     decoding: Decoding = Decoding()
     certain_at: float | None = None  # another language that is at least so probable is taken instead
     times_until_s: float = 0.0  # the window's length where the times of its tokens are wanted, else 0
+    only_language: bool = False  # the language is detected, and nothing recognised
 
 
 class Token(NamedTuple):

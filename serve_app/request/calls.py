@@ -59,6 +59,7 @@ class TranscribeCall(StageCall):
     certain_at: float | None = None  # another language that is at least so probable is taken instead
     is_first: bool = False  # the request's first window, or one that votes on the language: it goes first
     word_times: bool = False  # the text is to have sentences with the times of their words
+    only_language: bool = False  # detect the language and recognise nothing: the text is empty
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
