@@ -34,7 +34,7 @@ from benchmarks.malformed import leftovers
 from serve_app.errors import SourceUnavailable
 from serve_app.http.app import create_app
 from serve_app.options import Options
-from serve_app.settings import AccessSettings
+from serve_app.settings.access import AccessSettings
 from serve_app.transcript import Source, Transcript
 
 MAX_BYTES = 1 << 20

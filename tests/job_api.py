@@ -17,7 +17,8 @@ from serve_app.jobs.store.records import ClaimedJob
 from serve_app.jobs.stored import dump_transcript
 from serve_app.options import Options
 from serve_app.request.progress import Transcribe
-from serve_app.settings import AccessSettings, ApiKey, IntakeSettings
+from serve_app.settings import IntakeSettings
+from serve_app.settings.access import AccessSettings, ApiKey
 from serve_app.settings.jobs import JobsSettings
 from serve_app.transcript import Source, Transcript
 

@@ -21,7 +21,8 @@ from serve_app.jobs.service import Jobs
 from serve_app.jobs.store.migration import migrate
 from serve_app.options import Options
 from serve_app.request.progress import Report, ignore_progress
-from serve_app.settings import AccessSettings, ApiKey, IntakeSettings
+from serve_app.settings import IntakeSettings
+from serve_app.settings.access import AccessSettings, ApiKey
 from serve_app.settings.jobs import JobsSettings, WebhookSettings
 from serve_app.transcript import Progress, Source, Transcript
 

@@ -13,7 +13,8 @@ from serve_app.__main__ import cli
 from serve_app.http.app import create_app
 from serve_app.jobs.service import Jobs
 from serve_app.options import Options
-from serve_app.settings import AccessSettings, ApiKey, IntakeSettings
+from serve_app.settings import IntakeSettings
+from serve_app.settings.access import AccessSettings, ApiKey
 from serve_app.settings.jobs import JobsSettings
 
 Schema = dict[str, Any]
@@ -86,7 +87,9 @@ def application() -> FastAPI:
 
     access = AccessSettings(keys=(ApiKey(name="nobody", sha256="0" * 64),))
     jobs = Jobs(JobsSettings(), IntakeSettings())
-    return create_app(unused, unused, model="large-v2", max_bytes=1, access=access, jobs=jobs)
+    return create_app(
+        unused, unused, model="large-v2", max_bytes=1, access=access, detect_language=unused, jobs=jobs
+    )
 
 
 def _operations(document: Schema, tag: str) -> Iterator[tuple[str, str, Schema]]:

@@ -16,7 +16,8 @@ from serve_app.cli import CommandFailed
 from serve_app.deployments import USER_CONFIGS
 from serve_app.deployments.transcriber import PADDED_S
 from serve_app.http.auth import is_loopback
-from serve_app.settings import AccessSettings, Settings
+from serve_app.settings import Settings
+from serve_app.settings.access import AccessSettings
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -55,7 +56,7 @@ def check(raw: dict[str, Any], path: Path) -> None:
         if application["import_path"] == IMPORT_PATH:  # args of other applications are not ours to check
             settings = _validate(Settings, application.get("args") or {}, f"{place}.args")
             if schema.proxy_location != ProxyLocation.Disabled:
-                _refuse_public_without_keys(schema.http_options.host, settings.access, path)
+                _refuse_wrong_host(schema.http_options.host, settings.access, path)
             found = application.get("deployments") or ()
             for deployment in found:
                 _check_deployment(deployment, place)
@@ -72,12 +73,19 @@ def own_applications(raw: dict[str, Any]) -> list[dict[str, Any]]:
     return [each for each in raw.get("applications") or () if each["import_path"] == IMPORT_PATH]
 
 
-def _refuse_public_without_keys(host: str, access: AccessSettings, path: Path) -> None:
-    if not (access.keys or access.public_without_keys or is_loopback(host)):
+def _refuse_wrong_host(host: str, access: AccessSettings, path: Path) -> None:
+    others = [network for network in access.trusted_networks if not is_loopback(network.partition("/")[0])]
+    if others and is_loopback(host):
+        raise CommandFailed(
+            f"{path}: args.access.trusted_networks: no machine of {others[0]} reaches http_options.host "
+            f"{host}; set it to 0.0.0.0."
+        )
+    if not (access.keys or access.trusted_networks or access.public_without_keys or is_loopback(host)):
         raise CommandFailed(
             f"{path}: http_options.host {host} lets other machines in, and there are no API keys. Set it to "
-            "127.0.0.1, or add args.access.keys (python -m serve_app key NAME makes one), or, to let "
-            "everybody in, set args.access.public_without_keys: true."
+            "127.0.0.1, or add args.access.keys (python -m serve_app key NAME makes one) or "
+            "args.access.trusted_networks, or, to let everybody in, set "
+            "args.access.public_without_keys: true."
         )
 
 

@@ -15,7 +15,7 @@ from serve_app.http.auth import Access
 from serve_app.http.other_apis import counts_as, path_of
 from serve_app.http.responses import error_response
 from serve_app.request.admission import Admission
-from serve_app.settings import AccessSettings
+from serve_app.settings.access import AccessSettings
 
 LOW_SPEED_WINDOW_S = 30.0  # a body must bring at least LOW_SPEED_BYTES in this much waiting, as when fetching
 LOW_SPEED_BYTES = 30 << 10

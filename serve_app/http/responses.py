@@ -3,7 +3,8 @@
 import json
 import logging
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Annotated, Any, NotRequired
 
@@ -20,6 +21,8 @@ from serve_app.options import Options
 from serve_app.transcript import Progress, Segment, StageWarning, Transcript, Word
 
 logger = logging.getLogger("ray.serve")
+
+MAX_HEADER_CHARS = 1000
 
 _HEADERS = {
     401: {"WWW-Authenticate": "Bearer"},
@@ -144,7 +147,7 @@ def answer(transcript: Transcript, options: Options) -> dict[str, Any] | str:
         words = [word for segment in segments for word in words_of(segment, transcript.language)]
         shown["words"] = [_word_out(word) for word in words]
     else:
-        shown["model_output"] = [_segment_out(each, words=options.word_timestamps) for each in segments]
+        shown["model_output"] = [segment_out(each, words=options.word_timestamps) for each in segments]
     return shown | {
         "language": transcript.language,
         "duration": round(transcript.duration_s, 3),
@@ -166,7 +169,7 @@ def progress_response(progress: Progress, options: Options) -> dict[str, Any]:
         "windows_done": progress.windows_done,
         "windows_found": progress.windows_found,
         "all_found": progress.all_found,
-        "segments": [_segment_out(segment, words=words) for segment in progress.segments],
+        "segments": [segment_out(segment, words=words) for segment in progress.segments],
     }
 
 
@@ -195,16 +198,27 @@ def error_body(error: Exception) -> dict[str, Any]:
     return {"error": body}
 
 
-def error_response(error: Exception, path: str = "") -> JSONResponse:
+def error_response(error: Exception, path: str = "") -> Response:
     """The response for an error, in the shape of this path's API, with Retry-After where that can help."""
     known = error if isinstance(error, TranscriptionError) else TranscriptionError("")
     headers = _HEADERS.get(known.status, {})
     if known.retry_after_s is not None:
         headers = {**headers, "Retry-After": str(known.retry_after_s)}
-    return JSONResponse(shaped(path, known.status, error_body(error)), known.status, headers)
+    return shaped_response(path, known.status, error_body(error), headers)
 
 
-def _segment_out(segment: Segment, *, words: bool) -> SegmentOut:
+def shaped_response(path: str, status: int, body: dict[str, Any], headers: Mapping[str, str]) -> Response:
+    """An error in the shape of this path's API. Where that is no text at all, headers say what it is."""
+    shape = shaped(path, status, body)
+    if shape is not None:
+        return JSONResponse(shape, status, headers)
+    message = re.sub("[^ -~]", "?", body["error"]["message"])[:MAX_HEADER_CHARS]
+    told = {"X-Error-Code": body["error"]["code"], "X-Error-Message": message}
+    return Response(status_code=status, headers={**headers, **told})
+
+
+def segment_out(segment: Segment, *, words: bool) -> SegmentOut:
+    """One segment, JSON-ready."""
     start_s, end_s = round(segment.start_s, 3), round(segment.end_s, 3)
     out = SegmentOut(start=start_s, end=end_s, text=segment.text, speaker=segment.speaker)
     if words:

@@ -99,10 +99,12 @@ async def received(
     parse: Callable[[list[Field]], Parsed],
     max_json_bytes: int = 0,
     json_model: type[PredictRequest] = PredictRequest,
+    part: str = "file",
 ) -> AsyncIterator[tuple[Source, Parsed]]:
     """Receives the file or URL of a request, and what `parse` makes of the text fields of a form.
 
-    A route that takes JSON too has `max_json_bytes`; `json_model` makes of it what `parse` makes of a form.
+    The file of a form is in `part`. A route that takes JSON too has `max_json_bytes`; `json_model` makes of
+    it what `parse` makes of a form.
     An uploaded file is closed at the end. Raises InvalidRequest, EncodedBody, PayloadTooLarge, Overloaded.
     """
     kind, parameters = _content_type(request)
@@ -115,12 +117,12 @@ async def received(
         body: FormBody | JsonBody
         if kind == b"multipart/form-data":
             boundary = parameters.get(b"boundary", b"")
-            body = FormBody(boundary, file, max_file_bytes, or_json=max_json_bytes > 0)
+            body = FormBody(boundary, file, max_file_bytes, part=part, or_json=max_json_bytes > 0)
         elif _JSON.fullmatch(kind) and max_json_bytes:
             body = JsonBody(file, max_json_bytes, read)
         else:
             or_json = ", or application/json with audio_file or audio_b64" if max_json_bytes else ""
-            raise _wrong_type(request, f"multipart/form-data with a part named file{or_json}")
+            raise _wrong_type(request, f"multipart/form-data with a part named {part}{or_json}")
         source, parsed = await _receive(request, body)
         if isinstance(body, FormBody):
             parsed = parse(parsed)
@@ -156,7 +158,9 @@ def _wrong_type(request: Request, right: str) -> InvalidRequest:
     return InvalidRequest(f"Send {right}, {not_given}.", None, "unsupported_content_type")
 
 
-def options_in_body_only(*models: type[pydantic.BaseModel]) -> Callable[[Request], Awaitable[None]]:
+def options_in_body_only(
+    *models: type[pydantic.BaseModel], or_in_url: bool = False
+) -> Callable[[Request], Awaitable[None]]:
     """A check that raises InvalidRequest for options of these models that are sent where they have no effect.
 
     Other headers pass, because clients and proxies add their own. A GET has no options.
@@ -166,11 +170,12 @@ def options_in_body_only(*models: type[pydantic.BaseModel]) -> Callable[[Request
     async def check(request: Request) -> None:
         if request.method != "POST":
             return
-        for name in request.query_params:
+        for name in () if or_in_url else request.query_params:
             raise InvalidRequest(f"{name}: the URL takes no parameters; send options in the body.", name)
         for header in request.headers:
             if (name := header.replace("-", "_")) in names:
-                raise InvalidRequest(f"{name}: send it in the body, not as the header {header}.", name)
+                place = "URL" if or_in_url else "body"
+                raise InvalidRequest(f"{name}: send it in the {place}, not as the header {header}.", name)
 
     return check
 

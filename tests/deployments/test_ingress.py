@@ -27,7 +27,8 @@ from serve_app.deployments.calls import audio_ref as loading_module
 from serve_app.deployments.calls import handles as handles_module
 from serve_app.errors import InvalidRequest, Overloaded
 from serve_app.request.calls import DetectCall
-from serve_app.settings import AccessSettings, ApiKey, IntakeSettings, Settings
+from serve_app.settings import IntakeSettings, Settings
+from serve_app.settings.access import AccessSettings, ApiKey
 from serve_app.transcript import AudioInfo, Speech, Transcript
 
 FILE_S = 2.0

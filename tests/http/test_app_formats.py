@@ -17,7 +17,7 @@ from serve_app.formats.table import FORMATS
 from serve_app.http.app import create_app
 from serve_app.options import Options
 from serve_app.request.progress import Report, ignore_progress
-from serve_app.settings import AccessSettings
+from serve_app.settings.access import AccessSettings
 from serve_app.transcript import Source, Transcript, Window, WindowText
 
 URL = {"audio_file": "https://example.com/x.mp3"}

@@ -29,7 +29,8 @@ from serve_app.http.app import create_app
 from serve_app.http.middleware import Gate, in_time
 from serve_app.options import Options
 from serve_app.request.admission import Admission
-from serve_app.settings import AccessSettings, ApiKey, Settings
+from serve_app.settings import Settings
+from serve_app.settings.access import AccessSettings, ApiKey
 from serve_app.transcript import Source, Transcript
 
 KEY, OTHER = "wx_of-acme", "wx_of-others"

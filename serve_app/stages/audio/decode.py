@@ -55,10 +55,11 @@ async def decode(
     that holds less than it declares is decoded as far as it goes. The last part has the warnings. The
     position of `file` is neither used nor changed. A file without a header is read as `raw` says.
 
-    Raises InvalidRequest (`raw` cannot be true) and EncryptedAudio before the first part, and maybe after some
-    EmptyAudio, NoAudioStream, AudioTooLong (over `max_audio_s` of decoded sound), AudioTooCostly (too slow, or
-    more memory than a file needs), UnusableAudio, Overloaded (no process or descriptor left). A file that
-    declares to be longer than `max_audio_s` gives no part before its end has shown that this is not true.
+    Raises InvalidRequest (`raw` cannot be true) and EncryptedAudio before the first part, and maybe after
+    some EmptyAudio, NoAudioStream, AudioTooLong (over `max_audio_s` of decoded sound), AudioTooCostly (too
+    slow, or more memory than a file needs), UnusableAudio, Overloaded (no process or descriptor left). A file
+    that declares to be longer than `max_audio_s` gives no part before its end has shown that this is not
+    true.
     """
     file.flush()
     size_bytes = os.fstat(file.fileno()).st_size
