@@ -136,7 +136,7 @@ class FakeStages:
         return Speech(tuple(windows), None, end_s)
 
     async def _transcribe(self, call: TranscribeCall) -> WindowText:
-        self._called("asr")
+        self._called("language" if call.only_language else "asr")
         window, language = call.window, call.language
         self.transcribed_in.append((window.start_s, language))
         self.decodings.append(call.decoding)
@@ -154,6 +154,7 @@ class FakeStages:
             text = replace(text, sentences=(told,))
         if language is None:
             heard, certainty = heard or "en", self.certainties.get(window.start_s, 0.8)
+            text = replace(text, text="") if call.only_language else text
             return replace(
                 text, language=heard, language_probability=certainty, languages=((heard, certainty),)
             )

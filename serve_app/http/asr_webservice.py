@@ -37,7 +37,7 @@ from serve_app.options import KNOWN_SPEAKERS, Options, conflict, parse_options, 
 from serve_app.raw_audio import RawAudio
 from serve_app.request.detect_language import DetectedLanguage
 from serve_app.request.progress import Transcribe
-from serve_app.transcript import Source, Transcript
+from serve_app.transcript import Source, StageWarning, Transcript
 
 PART = "audio_file"
 ENGINE = "whisperx"
@@ -45,6 +45,12 @@ NO_LANGUAGE = "und"  # undetermined, in ISO 639-2; Bazarr knows it
 MAX_NAME_CHARS = 200
 NO_SPEAKERS_IN = "tsv"
 BOUNDS = ("min_speakers", "max_speakers", "num_speakers")
+
+# `false` is the default there, and many clients send it as an example has it; there too, the engine whisperx
+# detects speech all the same.
+ALWAYS_FILTERED = StageWarning(
+    "speech", "vad_filter_always", "vad_filter=false has no effect: speech is always detected first."
+)
 
 DetectLanguage = Callable[[Source], Awaitable[DetectedLanguage]]
 Encode = Annotated[
@@ -61,7 +67,9 @@ class AsrFields(BaseModel):
     output: Literal["txt", "text", "vtt", "srt", "tsv", "json"] = Field(
         "txt", description="The format of the answer; `text` is `txt`."
     )
-    vad_filter: bool = Field(True, description="Must be true: speech is always detected first.")
+    vad_filter: bool | None = Field(
+        None, description="Speech is always detected first; `false` is taken with a warning."
+    )
     word_timestamps: bool = Field(False, description="Add `words` to `json`; other outputs show none.")
     diarize: bool | None = Field(None, description="Label speakers, in all outputs but `tsv`. Empty: no.")
     enable_diarization: bool | None = Field(None, description="The same as `diarize`.")
@@ -124,9 +132,11 @@ def asr_routes(
         Query names that are not listed are ignored. The body of an error is empty, because Bazarr would keep
         it as the subtitles: `X-Error-Code` and `X-Error-Message` say what is wrong. `POST //asr` is the same.
         """
-        parse = partial(_parse_asr, request.query_params.multi_items(), models)
+        parse = partial(parse_asr, request.query_params.multi_items(), models)
         async with received(request, max_bytes, parse, part=PART) as (source, asked):
             transcript = await transcribe(_as_said(source, encode=asked.fields.encode), asked.options)
+        if asked.fields.vad_filter is False:
+            transcript = replace(transcript, warnings=(*transcript.warnings, ALWAYS_FILTERED))
         return await asyncio.to_thread(_response, transcript, asked, source.name)
 
     errors = described_errors(*ERRORS_AT_ONCE)
@@ -164,15 +174,13 @@ def _as_said(source: Source, *, encode: bool) -> Source:
     return source if encode or is_wav else replace(source, raw=RawAudio())
 
 
-def _parse_asr(query: Sequence[FormField], models: Collection[str], form: Sequence[FormField]) -> AsrAsked:
+def parse_asr(query: Sequence[FormField], models: Collection[str], form: Sequence[FormField]) -> AsrAsked:
     """Parses the query, with the form's text fields, in which some clients send options too."""
     given = _known(AsrFields.model_fields.keys() | Options.model_fields.keys(), [*query, *form])
     theirs = {name: given.pop(name) for name in AsrFields.model_fields if name in given}
     fields = validate_or_400(AsrFields, theirs)
     if "response_format" in given:
         raise conflict("response_format", "is called output here")
-    if not fields.vad_filter:
-        raise conflict("vad_filter", "speech is always detected first; leave it out, or send true")
     if fields.return_speaker_embeddings:
         raise conflict("return_speaker_embeddings", "this server gives none; leave it out, or send false")
     if fields.model not in models:

@@ -179,12 +179,9 @@ class Access:
 
         A proxy's own address says nothing about its clients, so what has come through one is not trusted.
         """
-        client, headers = scope.get("client"), scope["headers"]
-        if (
-            not (self._trusted and client)
-            or _hides_clients()
-            or any(name in FORWARDED for name, _ in headers)
-        ):
+        client = scope.get("client")
+        is_forwarded = any(name in FORWARDED for name, _ in scope["headers"])
+        if not (self._trusted and client) or is_forwarded or _hides_clients():
             return False
         address, hosts = _address(client[0]), _host_names(scope)
         is_local_name = all(_address(host) or _LOCAL_NAME.fullmatch(host) for host in hosts)
