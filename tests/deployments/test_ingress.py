@@ -204,6 +204,29 @@ def test_a_handle_takes_a_language_by_any_name() -> None:
     asyncio.run(run())
 
 
+def test_a_handle_detects_a_language() -> None:
+    """Of a file's bytes or a URL, as `POST /detect-language`; a full server refuses it, too."""
+
+    async def run() -> None:
+        graph = Graph()
+        server = Server(graph, requests_in_flight=1)
+        silent = {"detected_language": "unknown", "language_code": "und", "confidence": 0.0}
+        assert await server.ingress.detect_language(b"x") == silent
+        assert await server.ingress.detect_language("https://example.com/x.mp3") == silent
+        files = {"audio_file": b"x"}
+        assert (await server.http.post("/detect-language", files=files)).json() == silent
+        graph.worked.clear()
+        first = asyncio.create_task(server.ingress.detect_language(b"x"))
+        await graph.until_loading(4)
+        with pytest.raises(Overloaded):
+            await server.ingress.detect_language(b"x")
+        assert (await server.http.post("/asr", files=files)).status_code == 503
+        graph.worked.set()
+        assert await first == silent
+
+    asyncio.run(run())
+
+
 def test_a_full_server_takes_no_more_requests() -> None:
     """One too many is refused before its body is read, over HTTP and from handles; health is still told."""
 
