@@ -20,6 +20,7 @@ from serve_app.jobs.runner import Runner
 from serve_app.jobs.service import Jobs
 from serve_app.jobs.store.migration import migrate
 from serve_app.options import Options
+from serve_app.request.detect_language import DetectedLanguage
 from serve_app.request.progress import Report, ignore_progress
 from serve_app.settings import IntakeSettings
 from serve_app.settings.access import AccessSettings, ApiKey
@@ -80,7 +81,19 @@ class Played:
 
         jobs = self.jobs()
         access = AccessSettings(keys=self.keys, public_without_keys=self.is_public)
-        app = create_app(self.transcribe, ready, model="fixed", max_bytes=1 << 20, access=access, jobs=jobs)
+
+        async def detect_language(_: Source) -> DetectedLanguage:
+            return DetectedLanguage("en", 0.9)
+
+        app = create_app(
+            self.transcribe,
+            ready,
+            model="fixed",
+            max_bytes=1 << 20,
+            access=access,
+            detect_language=detect_language,
+            jobs=jobs,
+        )
 
         async def recorded(scope: Any, receive: Any, send: Any) -> None:
             if scope["type"] == "http":

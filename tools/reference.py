@@ -39,8 +39,8 @@ repeated."""
 ERRORS = """## Errors
 
 The body of an error is `{"error": {"message", "type", "param", "code"}}`; on the paths of Baseten and \
-AssemblyAI it has their shape. [api.md](api.md#errors) says when to send a request again. A 424 has \
-further codes: [intake.md](intake.md#urls)."""
+AssemblyAI it has their shape, on `/asr` there is none. [api.md](api.md#errors) says when to send a \
+request again. A 424 has further codes: [intake.md](intake.md#urls)."""
 
 COMMANDS = """## Commands
 

@@ -205,9 +205,8 @@ class StageCalls:
 
         async def start(checksum: int | None) -> Any:
             pieces[:] = await asyncio.to_thread(put_upload, source.file) if source.file else []
-            return self._load.remote(
-                source.url, source.headers, pieces, source.max_audio_s, checksum, source.raw
-            )
+            more = source.max_audio_s, checksum, source.raw
+            return self._load.remote(source.url, source.headers, pieces, *more)
 
         pieces: list[Any] = []
         audio = LoadedAudio(start, self._retries, self._note_length)
