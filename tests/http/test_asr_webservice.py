@@ -113,7 +113,7 @@ def test_bazarr_may_send_the_videos_name_and_two_slashes() -> None:
     LavX/bazarr, the same file at 9108ee0: `video_file`; subgen has the routes `//asr` for older ones.
     """
     params = {"task": "translate", "language": "de", "output": "srt", "encode": "false"}
-    answer = bazarr(Server(), "//asr", **params, video_file="/tv/Show/S01E01 [x&y].mkv")
+    answer = bazarr(Server(), "//asr", S16LE, **params, video_file="/tv/Show/S01E01 [x&y].mkv")
     assert answer.status_code == 200
     assert answer.text.startswith("1\n00:00:00,000 --> ")
 

@@ -32,7 +32,7 @@ def test_windows_of_speech_vote_not_the_beginning() -> None:
 def test_nothing_is_recognised_aligned_or_diarized() -> None:
     """A language costs an encoder's pass for each voter, and no text."""
     fake = FakeStages(recording(1, 2, 0, 3))
-    assert detect(fake) == DetectedLanguage("en", pytest.approx(0.8))
+    assert detect(fake).code == "en"
     assert fake.calls == {"load": 1, "speech": 4, "language": 3}
 
 

@@ -158,8 +158,8 @@ def test_one_file_decodes_twice_at_once() -> None:
 
     async def both() -> list[tuple[AudioInfo, Samples]]:
         with stored(encode(tone(5.0), 16_000, ".m4a")) as file:
-            limits = {"max_audio_s": 60.0, "timeout_s": 30.0}
-            return await asyncio.gather(*(decode_whole(file, **limits) for _ in range(2)))
+            decoding = (decode_whole(file, max_audio_s=60.0, timeout_s=30.0) for _ in range(2))
+            return await asyncio.gather(*decoding)
 
     (info, first), (_, second) = asyncio.run(both())
     assert np.array_equal(first, second)
