@@ -35,7 +35,7 @@ OPEN_FOLDERS = ("/page/", "/static-offline-docs/")
 
 KEY_HEADERS = (b"authorization", b"api-key", b"x-api-key")
 # What a proxy adds. From 127.0.0.1 uvicorn believes X-Forwarded-For, which a client may have written.
-FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-real-ip")
+FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via")
 # The names of a local network, which public DNS has not.
 _LOCAL_NAME = re.compile(r"[^.]+|.*\.(local|lan|home|home\.arpa|internal|intranet|localhost|svc)")
 
