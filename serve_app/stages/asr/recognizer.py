@@ -92,7 +92,7 @@ class Recognizer:
         An item whose language or task the model does not have, or whose prompt it cannot follow, becomes an
         InvalidRequest. A failure of the model itself is raised: it concerns all items.
         """
-        if requests[0].only_language:
+        if any(request.only_language for request in requests):  # then all do
             return self._detect_languages(requests)
         refusals = [self._refusal(request) for request in requests]
         accepted = [request for request, refusal in zip(requests, refusals, strict=True) if refusal is None]
