@@ -6,13 +6,16 @@ from typing import BinaryIO
 
 import numpy as np
 
+from serve_app.audio import AudioInfo, RawAudio
 from serve_app.stages.audio.decode import decode
-from serve_app.transcript import AudioInfo, Samples
+from serve_app.transcript import Samples
 
 
-async def decode_whole(file: BinaryIO, *, max_audio_s: float, timeout_s: float) -> tuple[AudioInfo, Samples]:
+async def decode_whole(
+    file: BinaryIO, *, max_audio_s: float, timeout_s: float, raw: RawAudio | None = None
+) -> tuple[AudioInfo, Samples]:
     """All parts of `decode` as one."""
-    async with aclosing(decode(file, max_audio_s=max_audio_s, timeout_s=timeout_s)) as parts:
+    async with aclosing(decode(file, max_audio_s=max_audio_s, timeout_s=timeout_s, raw=raw)) as parts:
         found = [part async for part in parts]
     whole = np.concatenate([samples for _, samples in found])
     whole.flags.writeable = False

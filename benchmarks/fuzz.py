@@ -31,11 +31,12 @@ from schemathesis.core.result import Ok
 from benchmarks.decoding import decode_whole
 from benchmarks.hostile_files import mutated, whole_files
 from benchmarks.malformed import leftovers
+from serve_app.audio import Source
 from serve_app.errors import SourceUnavailable
 from serve_app.http.app import create_app
 from serve_app.options import Options
-from serve_app.settings import AccessSettings
-from serve_app.transcript import Source, Transcript
+from serve_app.settings.access import AccessSettings
+from serve_app.transcript import Transcript
 
 MAX_BYTES = 1 << 20
 CONTENT_TYPES = ("application/json", "multipart/form-data; boundary=x", "multipart/form-data", "audio/wav")

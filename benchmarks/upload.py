@@ -29,9 +29,10 @@ import typer
 import uvicorn
 from rich.console import Console
 
+from serve_app.audio import Source
 from serve_app.http.app import create_app
 from serve_app.options import Options
-from serve_app.transcript import Source, Transcript
+from serve_app.transcript import Transcript
 
 BLOCK = random.Random(0).randbytes(3_000_000)  # a multiple of 3: base64 of blocks can be joined
 BLOCK_BASE64 = base64.b64encode(BLOCK)

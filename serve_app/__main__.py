@@ -140,7 +140,7 @@ def key(name: Annotated[str, typer.Argument(help="The user of the key; logs show
     from pydantic import ValidationError
 
     from serve_app.http.auth import new_key
-    from serve_app.settings import ApiKey
+    from serve_app.settings.access import ApiKey
 
     secret, sha256 = new_key()
     try:

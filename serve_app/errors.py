@@ -42,7 +42,7 @@ class Unauthorized(TranscriptionError, status=401, type="authentication_error", 
 
 
 class NoApiKeys(TranscriptionError, status=403, type="permission_error", code="no_api_keys"):
-    """The server has no API keys, so it answers its own machine only."""
+    """The server has no API keys, so it answers its own machine and trusted networks only."""
 
 
 class ModelNotFound(TranscriptionError, status=404, type="invalid_request_error", code="model_not_found"):

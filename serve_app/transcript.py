@@ -2,18 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 SAMPLE_RATE_HZ = 16_000
-PEAKS_PER_S = 20  # of a waveform to look at
-
 Task = Literal["transcribe", "translate"]
-
 Segments = Sequence[tuple[float, float]]  # start and end of speech, in seconds, in order
-
 Samples = npt.NDArray[np.int16]  # mono, 16 kHz; read-only once it has crossed a replica
 
 
@@ -24,30 +20,6 @@ class StageWarning:
     stage: str
     code: str
     message: str
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Where the audio comes from: a URL with fetch headers, or an open file."""
-
-    url: str | None = None
-    headers: dict[str, str] = field(default_factory=dict)
-    file: BinaryIO | None = None
-    max_audio_s: float | None = None  # where less than the server takes is enough
-
-
-@dataclass(frozen=True, slots=True)
-class AudioInfo:
-    """What the loader knows when one more part of a file is decoded. It travels beside the part's samples."""
-
-    start_s: float  # of the part, in the file
-    end_s: float
-    is_last: bool
-    expected_s: float = 0.0  # length that the file declares; 0 where it is not known
-    warnings: tuple[StageWarning, ...] = ()  # about the whole file, with its last part
-    timings: dict[str, float] = field(default_factory=dict)  # stage -> wall seconds so far
-    peaks: bytes = b""  # of the part's waveform: the loudest samples, in 128ths
-    checksum: int = 0  # CRC-32 of what a URL gave: whether it gives the same when it is fetched again
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +81,7 @@ class AsrRequest:
     decoding: Decoding = Decoding()
     certain_at: float | None = None  # another language that is at least so probable is taken instead
     times_until_s: float = 0.0  # the window's length where its tokens are wanted, else 0
+    only_language: bool = False  # the language is detected, and nothing recognised
 
 
 class Token(NamedTuple):

@@ -16,19 +16,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from serve_app.audio import AudioInfo, Source
 from serve_app.request.admission import WindowGate
 from serve_app.request.calls import AlignCall, DetectCall, DiarizeCall, Stages, TranscribeCall
 from serve_app.transcript import (
     SAMPLE_RATE_HZ,
     AlignRequest,
     AsrRequest,
-    AudioInfo,
     Decoding,
     Diarization,
     KnownSpeaker,
     Samples,
     Segment,
-    Source,
     SpeakerBounds,
     Speech,
     SpeechRequest,
@@ -137,7 +136,7 @@ class FakeStages:
         return Speech(tuple(windows), None, end_s)
 
     async def _transcribe(self, call: TranscribeCall) -> WindowText:
-        self._called("asr")
+        self._called("language" if call.only_language else "asr")
         window, language = call.window, call.language
         self.transcribed_in.append((window.start_s, language))
         self.decodings.append(call.decoding)
@@ -152,6 +151,8 @@ class FakeStages:
             language = None
         heard = language or own
         text = window_text(int(window.cut(call.audio.samples)[0]), heard)
+        if call.only_language:
+            text = replace(text, text="")
         if call.word_times:
             told = one_word_segment(window.start_s + 0.1, window.end_s, text.text)
             text = replace(text, sentences=(told,))

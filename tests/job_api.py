@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import httpx
 
+from serve_app.audio import Source
 from serve_app.http.app import create_app
 from serve_app.jobs.service import Jobs
 from serve_app.jobs.store.job_store import JobStore
@@ -17,9 +18,10 @@ from serve_app.jobs.store.records import ClaimedJob
 from serve_app.jobs.stored import dump_transcript
 from serve_app.options import Options
 from serve_app.request.progress import Transcribe
-from serve_app.settings import AccessSettings, ApiKey, IntakeSettings
+from serve_app.settings import IntakeSettings
+from serve_app.settings.access import AccessSettings, ApiKey
 from serve_app.settings.jobs import JobsSettings
-from serve_app.transcript import Source, Transcript
+from serve_app.transcript import Transcript
 
 T = TypeVar("T")
 

@@ -13,12 +13,13 @@ from typing import Any
 import httpx
 from aiohttp import web
 
+from serve_app.audio import Source
 from serve_app.errors import TranscriptionError
 from serve_app.http.app import create_app
 from serve_app.options import Options
 from serve_app.settings import IntakeSettings
 from serve_app.stages.audio.fetch import fetch
-from serve_app.transcript import Source, Transcript
+from serve_app.transcript import Transcript
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

@@ -10,12 +10,13 @@ import httpx
 from fakes import FakeStages, recording
 from openai_contract import check, check_event
 
+from serve_app.audio import Source
 from serve_app.http.app import create_app
 from serve_app.options import Options
 from serve_app.request import pipeline
 from serve_app.request.progress import Report, ignore_progress
 from serve_app.settings.openai import OpenAISettings
-from serve_app.transcript import Source, Transcript
+from serve_app.transcript import Transcript
 
 SPOKEN = (1, 2, 0, 3)
 TEXT = "word1 word2 word3"

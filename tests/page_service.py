@@ -13,6 +13,7 @@ from pathlib import Path
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
+from serve_app.audio import Source
 from serve_app.http.app import create_app
 from serve_app.http.responses import answer
 from serve_app.jobs.runner import Runner
@@ -21,9 +22,10 @@ from serve_app.jobs.store.migration import migrate
 from serve_app.options import Options
 from serve_app.request.admission import Admission
 from serve_app.request.progress import Report, ignore_progress
-from serve_app.settings import AccessSettings, ApiKey, IntakeSettings
+from serve_app.settings import IntakeSettings
+from serve_app.settings.access import AccessSettings, ApiKey
 from serve_app.settings.jobs import JobsSettings
-from serve_app.transcript import Progress, Segment, Source, StageWarning, Transcript, Turn, Word
+from serve_app.transcript import Progress, Segment, StageWarning, Transcript, Turn, Word
 
 KEY = "wx_page"
 

@@ -11,6 +11,7 @@ from typing import Any
 import uvicorn
 from transcripts import FIXED
 
+from serve_app.audio import Source
 from serve_app.errors import TranscriptionError
 from serve_app.http.app import create_app
 from serve_app.http.jobs import events
@@ -20,10 +21,12 @@ from serve_app.jobs.runner import Runner
 from serve_app.jobs.service import Jobs
 from serve_app.jobs.store.migration import migrate
 from serve_app.options import Options
+from serve_app.request.detect_language import DetectedLanguage
 from serve_app.request.progress import Report, ignore_progress
-from serve_app.settings import AccessSettings, ApiKey, IntakeSettings
+from serve_app.settings import IntakeSettings
+from serve_app.settings.access import AccessSettings, ApiKey
 from serve_app.settings.jobs import JobsSettings, WebhookSettings
-from serve_app.transcript import Progress, Source, Transcript
+from serve_app.transcript import Progress, Transcript
 
 KEY = "wx_ann"
 
@@ -79,7 +82,19 @@ class Played:
 
         jobs = self.jobs()
         access = AccessSettings(keys=self.keys, public_without_keys=self.is_public)
-        app = create_app(self.transcribe, ready, model="fixed", max_bytes=1 << 20, access=access, jobs=jobs)
+
+        async def detect_language(_: Source) -> DetectedLanguage:
+            return DetectedLanguage("en", 0.9)
+
+        app = create_app(
+            self.transcribe,
+            ready,
+            model="fixed",
+            max_bytes=1 << 20,
+            access=access,
+            detect_language=detect_language,
+            jobs=jobs,
+        )
 
         async def recorded(scope: Any, receive: Any, send: Any) -> None:
             if scope["type"] == "http":

@@ -13,7 +13,8 @@ from serve_app.__main__ import cli
 from serve_app.http.app import create_app
 from serve_app.jobs.service import Jobs
 from serve_app.options import Options
-from serve_app.settings import AccessSettings, ApiKey, IntakeSettings
+from serve_app.settings import IntakeSettings
+from serve_app.settings.access import AccessSettings, ApiKey
 from serve_app.settings.jobs import JobsSettings
 
 Schema = dict[str, Any]
@@ -38,8 +39,8 @@ repeated."""
 ERRORS = """## Errors
 
 The body of an error is `{"error": {"message", "type", "param", "code"}}`; on the paths of Baseten and \
-AssemblyAI it has their shape. [api.md](api.md#errors) says when to send a request again. A 424 has \
-further codes: [intake.md](intake.md#urls)."""
+AssemblyAI it has their shape, on `/asr` there is none. [api.md](api.md#errors) says when to send a \
+request again. A 424 has further codes: [intake.md](intake.md#urls)."""
 
 COMMANDS = """## Commands
 
@@ -86,7 +87,9 @@ def application() -> FastAPI:
 
     access = AccessSettings(keys=(ApiKey(name="nobody", sha256="0" * 64),))
     jobs = Jobs(JobsSettings(), IntakeSettings())
-    return create_app(unused, unused, model="large-v2", max_bytes=1, access=access, jobs=jobs)
+    return create_app(
+        unused, unused, model="large-v2", max_bytes=1, access=access, detect_language=unused, jobs=jobs
+    )
 
 
 def _operations(document: Schema, tag: str) -> Iterator[tuple[str, str, Schema]]:

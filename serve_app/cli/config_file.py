@@ -19,7 +19,8 @@ from serve_app.errors import InvalidRequest
 from serve_app.http.auth import is_loopback
 from serve_app.http.openai.aliases import Models
 from serve_app.http.openai.request import check_aliases
-from serve_app.settings import AccessSettings, Settings
+from serve_app.settings import Settings
+from serve_app.settings.access import AccessSettings
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -59,7 +60,7 @@ def check(raw: dict[str, Any], path: Path) -> None:
             settings = _validate(Settings, application.get("args") or {}, f"{place}.args")
             _check_aliases(settings, place)
             if schema.proxy_location != ProxyLocation.Disabled:
-                _refuse_public_without_keys(schema.http_options.host, settings.access, path)
+                _refuse_wrong_host(schema.http_options.host, settings.access, path)
             found = application.get("deployments") or ()
             for deployment in found:
                 _check_deployment(deployment, place)
@@ -83,12 +84,19 @@ def _check_aliases(settings: Settings, place: str) -> None:
         raise CommandFailed(f"{place}.args.{error.message}") from None
 
 
-def _refuse_public_without_keys(host: str, access: AccessSettings, path: Path) -> None:
-    if not (access.keys or access.public_without_keys or is_loopback(host)):
+def _refuse_wrong_host(host: str, access: AccessSettings, path: Path) -> None:
+    others = [network for network in access.trusted_networks if not is_loopback(network.partition("/")[0])]
+    if others and is_loopback(host):
+        raise CommandFailed(
+            f"{path}: args.access.trusted_networks: no machine of {others[0]} reaches http_options.host "
+            f"{host}; set it to 0.0.0.0."
+        )
+    if not (access.keys or access.trusted_networks or access.public_without_keys or is_loopback(host)):
         raise CommandFailed(
             f"{path}: http_options.host {host} lets other machines in, and there are no API keys. Set it to "
-            "127.0.0.1, or add args.access.keys (python -m serve_app key NAME makes one), or, to let "
-            "everybody in, set args.access.public_without_keys: true."
+            "127.0.0.1, or add args.access.keys (python -m serve_app key NAME makes one) or "
+            "args.access.trusted_networks, or, to let everybody in, set "
+            "args.access.public_without_keys: true."
         )
 
 

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 
 from ray import serve
 
+from serve_app.audio import AudioInfo, RawAudio
 from serve_app.deployments.metrics import StageMetrics, log_errors_in_one_line
 from serve_app.deployments.replica import OPTIONS
 from serve_app.errors import NoRoom, SourceUnavailable
@@ -18,7 +19,7 @@ from serve_app.settings import IntakeSettings
 from serve_app.spool import anonymous_temp_file, disk_full_error
 from serve_app.stages.audio.decode import decode
 from serve_app.stages.audio.fetch import fetch
-from serve_app.transcript import AudioInfo, Samples
+from serve_app.transcript import Samples
 
 MAX_FILES = 64  # on the disk of one replica, being fetched or waiting for a decoder
 MAX_WAIT_S = 600.0  # for a place among them, and again for a decoder
@@ -44,12 +45,13 @@ class AudioLoader:
         pieces: list[Any],
         max_audio_s: float | None = None,
         checksum: int | None = None,
+        raw: RawAudio | None = None,
     ) -> AsyncIterator[AudioInfo | Samples]:
         """Fetches the URL, or joins the upload's pieces (references to arrays of bytes), and decodes it.
 
         Gives, for each part of the file, an AudioInfo and then the part's samples. More than `max_audio_s` of
         sound, or more than the server takes, is AudioTooLong. With `checksum`, a URL that gives another file
-        is refused: half of the transcript is of the one before.
+        is refused: half of the transcript is of the one before. `raw` says what a file without a header is.
         """
         begun_s = time.monotonic()
         try:
@@ -67,7 +69,8 @@ class AudioLoader:
                         raise SourceUnavailable(message, None, "source_changed")
                     fetched_s = time.monotonic()
                     limit_s = min(self._intake.max_audio_s, max_audio_s or self._intake.max_audio_s)
-                    parts = decode(file, max_audio_s=limit_s, timeout_s=self._intake.decode_timeout_s)
+                    timeout_s = self._intake.decode_timeout_s
+                    parts = decode(file, max_audio_s=limit_s, timeout_s=timeout_s, raw=raw)
                     async with _one_of(self._decoders), aclosing(parts):
                         decoding_s = time.monotonic()
                         self._metrics.waited(decoding_s - fetched_s)

@@ -15,6 +15,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from serve_app import proxy
+from serve_app.audio import Source
 from serve_app.deployments.calls.graph import Graph
 from serve_app.deployments.calls.handles import has_replica, invoke, is_scaled_to_zero
 from serve_app.deployments.job_runner import reachable
@@ -22,13 +23,14 @@ from serve_app.deployments.metrics import IngressMetrics, log_errors_in_one_line
 from serve_app.deployments.replica import OPTIONS
 from serve_app.errors import InvalidRequest
 from serve_app.http.app import create_app
+from serve_app.http.asr_webservice.routes import language_answer
 from serve_app.http.responses import answer, progress_response
 from serve_app.jobs.service import Jobs
 from serve_app.languages import LANGUAGES
 from serve_app.options import parse_options
 from serve_app.request.progress import followed
 from serve_app.settings import Settings
-from serve_app.transcript import Progress, Source
+from serve_app.transcript import Progress
 
 READY_TIMEOUT_S = 2.0
 READY_MEMORY_S = 60.0  # how long a stage that is slow to answer stays ready, if it has a replica
@@ -59,6 +61,7 @@ class Ingress:
         )
         self._metrics, self._gate = IngressMetrics(), graph.gate
         self._run, self._admission, self._retries = graph.run, graph.admission, graph.retries
+        self._detect_language = graph.detect_language
         self._handles = graph.handles
         self._job_runner = job_runner
         self._readiness: asyncio.Task[dict[str, bool]] | None = None
@@ -81,6 +84,7 @@ class Ingress:
             admission=self._admission,
             on_error=self._metrics.refused,
             outermost=proxy.ingress_middlewares(),
+            detect_language=self._detect_language,
             jobs=jobs,
             jobs_reachable=reachable(runner, jobs.store) if runner and jobs else None,
         )
@@ -111,6 +115,13 @@ class Ingress:
                 while isinstance(item := await news.get(), Progress):
                     yield progress_response(item, parsed)
                 yield await asyncio.to_thread(answer, item.result(), parsed)
+
+    async def detect_language(
+        self, source: str | bytes, *, headers: dict[str, str] | None = None
+    ) -> dict[str, Any]:
+        """For Python handles: what `POST /detect-language` answers, of a URL or a file's bytes."""
+        with self._admission.admit():
+            return {**language_answer(await self._detect_language(_source(source, headers)))}
 
     async def check_health(self) -> None:
         """Sets the gauges. Serve calls this every few seconds."""

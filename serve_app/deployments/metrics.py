@@ -11,9 +11,10 @@ from collections.abc import Mapping
 
 from ray.serve import metrics
 
+from serve_app.audio import AudioInfo
 from serve_app.batching.batcher import BatchRun
 from serve_app.errors import TranscriptionError
-from serve_app.transcript import AudioInfo, Transcript
+from serve_app.transcript import Transcript
 
 logger = logging.getLogger("ray.serve")  # Serve's logger adds the request id to every line
 
@@ -86,8 +87,11 @@ class RequestMetrics:
         """Counts a part of a file, once, even if it has to be loaded again."""
         _add(self._in_s, part.end_s - part.start_s, self._kind)
 
-    def succeeded(self, transcript: Transcript, wall_s: float) -> None:
+    def succeeded(self, transcript: Transcript | None, wall_s: float) -> None:
+        """Without a transcript the request was for less than that, and tells nothing about speed."""
         self._ended.inc(1, self._kind | {"outcome": "ok", "status": "200"})
+        if transcript is None:
+            return
         if transcript.duration_s > 0:
             self._done_s.inc(transcript.duration_s, self._kind)
             self._rtf.observe(wall_s / transcript.duration_s, self._kind)

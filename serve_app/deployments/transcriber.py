@@ -54,18 +54,22 @@ class Transcriber(ModelReplica):
         )
 
     async def transcribe(self, call: TranscribeCall) -> WindowText:
-        """Recognises one window; a text that is not believable is decoded again at higher temperatures."""
+        """Recognises one window; a text that is not believable is decoded again at higher temperatures.
+
+        Where the language alone is wanted, it is detected and nothing else.
+        """
         samples = await call.audio.cut(call.window)
         features = await self._features.submit(samples, call.request_id, is_first=call.is_first)
+        if call.only_language:
+            request = AsrRequest(features, decoding=call.decoding, only_language=True)
+            return await self._heard(request, call)
         has_tokens = call.word_times or call.decoding.logprobs
         times_until_s = call.window.end_s - call.window.start_s if has_tokens else 0.0
         language, certain_at, attempts = call.language, call.certain_at, list[WindowText]()
         for temperature in self._fallback.schedule(call.decoding):
             decoding = replace(call.decoding, temperature=temperature)
             request = AsrRequest(features, language, decoding, certain_at, times_until_s)
-            text: WindowText = await self._windows.submit(
-                request, call.request_id, is_first=call.is_first, runs_alone=call.runs_alone
-            )
+            text = await self._heard(request, call)
             attempts.append(text)
             if self._fallback.is_believable(text):
                 break
@@ -77,3 +81,9 @@ class Transcriber(ModelReplica):
         if tokens and call.word_times:
             found = await asyncio.to_thread(self._model.sentences, best, call.window, features)
         return replace(best, tokens=tokens if call.decoding.logprobs else (), sentences=found)
+
+    async def _heard(self, request: AsrRequest, call: TranscribeCall) -> WindowText:
+        text: WindowText = await self._windows.submit(
+            request, call.request_id, is_first=call.is_first, runs_alone=call.runs_alone
+        )
+        return text

@@ -21,6 +21,9 @@ from typing_extensions import TypedDict  # pydantic needs this one before Python
 from serve_app import __version__
 from serve_app.errors import InvalidRequest, Unauthorized
 from serve_app.formats.table import FORMATS
+from serve_app.http.asr_webservice.request import AsrFields
+from serve_app.http.asr_webservice.routes import DetectLanguage, asr_routes
+from serve_app.http.errors import ERRORS_AT_ONCE, described_errors, error_body, shaped_response
 from serve_app.http.forms import described_body, form_options
 from serve_app.http.jobs.assemblyai import assemblyai_routes
 from serve_app.http.jobs.baseten import baseten_routes
@@ -31,23 +34,15 @@ from serve_app.http.middleware import Gate, RequestId
 from serve_app.http.openai.aliases import Models
 from serve_app.http.openai.request import Fields
 from serve_app.http.openai.routes import answering, azure_routes, openai_routes
-from serve_app.http.other_apis import ASSEMBLYAI_HAS, BASETEN_PREFIXES, path_of, shaped, vendor_of
-from serve_app.http.responses import (
-    ERRORS_AT_ONCE,
-    PredictResponse,
-    WordsResponse,
-    described_answers,
-    described_errors,
-    error_body,
-    transcript_response,
-)
+from serve_app.http.other_apis import ASSEMBLYAI_HAS, BASETEN_PREFIXES, path_of, vendor_of
+from serve_app.http.responses import PredictResponse, WordsResponse, described_answers, transcript_response
 from serve_app.http.uploads import PredictRequest, options_in_body_only, received
 from serve_app.jobs.service import Jobs
 from serve_app.options import Options
 from serve_app.page.routes import page_routes
 from serve_app.request.admission import Admission
 from serve_app.request.progress import Transcribe
-from serve_app.settings import AccessSettings
+from serve_app.settings.access import AccessSettings
 from serve_app.settings.openai import OpenAISettings
 
 OWN_MACHINE_ONLY = AccessSettings()
@@ -61,6 +56,7 @@ TAGS = {  # the groups of /docs, in this order
     + ", ".join(f"`{prefix}/async_predict`" for prefix in BASETEN_PREFIXES if prefix)
     + ".",
     "AssemblyAI": "AssemblyAI's transcripts, for clients that are written for it.",
+    "whisper-asr-webservice": "Its API, for clients that are written for it, such as Bazarr and Speakr.",
     "Health": "Whether the service lives, and whether it is ready. Open without a key.",
 }
 
@@ -87,6 +83,7 @@ def create_app(
     openai: OpenAISettings = SHIPPED_NAMES,
     receive_timeout_s: float = 600.0,
     admission: Admission | None = None,
+    detect_language: DetectLanguage | None = None,
     jobs: Jobs | None = None,
     jobs_reachable: Callable[[], Awaitable[None]] | None = None,
     on_error: Callable[[str, int], None] | None = None,
@@ -96,17 +93,21 @@ def create_app(
 
     `transcribe` runs a request; `readiness` says for each stage whether its models are loaded. OpenAI's
     clients call the model `model`, or by a name of `openai`. `max_bytes` limits the file in any kind of body.
-    `admission` counts requests and refuses too many. Without `jobs` their routes say that there are none;
-    `jobs_reachable` raises the error of a node that cannot reach them. `on_error` hears the code and status
-    of every error that is answered. Serve adds request ids itself: behind it, `outermost` has the
-    middlewares that need the `receive` that Serve gives.
+    `admission` counts requests and refuses too many. Without `detect_language` there are no routes of
+    whisper-asr-webservice. Without `jobs` their routes say that there are none; `jobs_reachable` raises the
+    error of a node that cannot reach them. `on_error` hears the code and status of every error that is
+    answered. Serve adds request ids itself: behind it, `outermost` has the middlewares that need the
+    `receive` that Serve gives.
     """
     cors = Middleware(
         CORSMiddleware,
         allow_origins=access.cors_origins,
         allow_methods=["GET", "HEAD", "POST", "DELETE"],
         allow_headers=["*"],
-        expose_headers=["Location", "Retry-After", "X-Request-ID", "X-Warnings"],
+        expose_headers=[
+            *("Location", "Retry-After", "X-Request-ID", "X-Warnings"),
+            *("X-Error-Code", "X-Error-Message"),
+        ],
     )
     gate = Middleware(Gate, access, receive_timeout_s, admission, on_error)
     app: FastAPI = FastAPIOffline(  # the documentation page loads nothing from other hosts
@@ -164,12 +165,17 @@ def create_app(
 
     refused = described_errors(Unauthorized) if access.keys else {}
     answer_to, models = answering(transcribe, max_bytes), Models(model, openai.names())
-    for made, in_url in (
+    for routes, in_url in (
         (openai_routes(answer_to, models), ()),
         (azure_routes(answer_to, models), ("api-version",)),
     ):
-        checked = [Depends(options_in_body_only(Options, Fields, but=in_url)), *key_field]
-        app.include_router(made, dependencies=checked, responses=refused)
+        checked = [Depends(options_in_body_only(Options, Fields, in_url=in_url)), *key_field]
+        app.include_router(routes, dependencies=checked, responses=refused)
+
+    if detect_language is not None:
+        checked = [Depends(options_in_body_only(Options, AsrFields, in_url="all")), *key_field]
+        routes = asr_routes(transcribe, detect_language, models, max_bytes)
+        app.include_router(routes, dependencies=checked, responses=refused)
 
     if jobs is None:
         app.include_router(routes_without_jobs())
@@ -182,9 +188,13 @@ def create_app(
         for routes in (peaks_routes(jobs), baseten_routes(jobs), assemblyai_routes(jobs)):
             app.include_router(routes, dependencies=reached, responses=refused)
 
+    @app.get("/health", include_in_schema=False)  # where Speakr asks
     @app.get("/healthz", tags=["Health"])
     async def healthz() -> dict[str, str]:
-        """Whether the process answers; this says nothing about models or queues."""
+        """Whether the process answers; this says nothing about models or queues.
+
+        `GET /health` is the same.
+        """
         return {"status": "ok"}
 
     app.include_router(page_routes())
@@ -206,7 +216,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
     elif error.status_code == 404 and vendor_of(path) == "AssemblyAI":
         message = ASSEMBLYAI_HAS
     body = error_body(InvalidRequest(message, None, f"http_{error.status_code}"))
-    return JSONResponse(shaped(path, error.status_code, body), error.status_code, headers)
+    return shaped_response(path, error.status_code, body, headers)
 
 
 def _of_its_router(request: Request) -> set[str]:

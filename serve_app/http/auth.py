@@ -1,4 +1,4 @@
-"""Who may use the API: keys with their quotas, and, where there are no keys, this machine only.
+"""Who may use the API: keys with their quotas, trusted networks, and, without keys, this machine only.
 
 All of it is decided from a request's headers, before any of its body is read. Quotas are counted in this
 process: with several Ingress replicas, each of them allows a key its full quota.
@@ -21,16 +21,23 @@ from starlette.requests import Request
 from starlette.types import Scope
 
 from serve_app.errors import NoApiKeys, RateLimited, Unauthorized
-from serve_app.settings import AccessSettings, ApiKey
+from serve_app.settings.access import AccessSettings, ApiKey
 
 logger = logging.getLogger("ray.serve")
 
 # Load balancers have no key; the page and the documentation hold no secrets. "" is "/" without its slash,
 # where there is a prefix.
-OPEN_PATHS = ("", "/", "/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json")
+OPEN_PATHS = (
+    *("", "/", "/healthz", "/health", "/readyz", "/docs", "/docs/oauth2-redirect", "/redoc"),
+    "/openapi.json",
+)
 OPEN_FOLDERS = ("/page/", "/static-offline-docs/")
 
 KEY_HEADERS = (b"authorization", b"api-key", b"x-api-key")
+# What a proxy adds. From 127.0.0.1 uvicorn believes X-Forwarded-For, which a client may have written.
+FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via")
+# The names of a local network, which public DNS has not.
+_LOCAL_NAME = re.compile(r"[^.]+|.*\.(local|lan|home|home\.arpa|internal|intranet|localhost|svc)")
 
 
 def new_key() -> tuple[str, str]:
@@ -41,13 +48,17 @@ def new_key() -> tuple[str, str]:
 
 def is_loopback(host: str) -> bool:
     """Whether this address or name can only be reached from this machine."""
-    if host == "localhost":
-        return True
+    address = _address(host)
+    return host == "localhost" or (address is not None and address.is_loopback)
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The address; one of IPv4 also where it is written as IPv6. None for a name."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
-        return False
-    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
 
 
 def key_name(request: Request) -> str:
@@ -141,32 +152,52 @@ class Access:
     def __init__(self, settings: AccessSettings) -> None:
         self._is_public = settings.public_without_keys
         self._quotas = {key.sha256: Quota(key) for key in settings.keys}
+        self._trusted = [ipaddress.ip_network(network) for network in settings.trusted_networks]
 
     @contextmanager
     def admit(self, scope: Scope, path: str, *, is_counted: bool) -> Iterator[Scope]:
         """Gives the request without its key, and counts it; or Unauthorized, NoApiKeys, RateLimited.
 
-        The key's name is then in the scope as `api_key_name`, empty where there are no keys.
+        The key's name is then in the scope as `api_key_name`, empty where there are no keys, and for a client
+        of a trusted network that sends none.
         """
         headers = scope["headers"]
         quota = None
         if path not in OPEN_PATHS and not path.startswith(OPEN_FOLDERS):
+            is_trusted = self._trusts(scope)
             if self._quotas:
-                quota = self._owner(headers)
-            elif not self._is_public:
+                quota = self._owner(headers, is_needed=not is_trusted)
+            elif not (self._is_public or is_trusted):
                 _refuse_strangers(scope)
         with quota.count_request() if quota and is_counted else nullcontext():
             # Nothing behind this can log the key or send it on.
             without_key = [pair for pair in headers if pair[0] not in KEY_HEADERS]
             yield {**scope, "headers": without_key, "api_key_name": quota.key_name if quota else ""}
 
-    def _owner(self, headers: Iterable[tuple[bytes, bytes]]) -> Quota:
+    def _trusts(self, scope: Scope) -> bool:
+        """Whether the request comes straight from a trusted network, and is addressed to this server.
+
+        A proxy's own address says nothing about its clients, so what has come through one is not trusted.
+        """
+        client = scope.get("client")
+        is_forwarded = any(name in FORWARDED for name, _ in scope["headers"])
+        if not (self._trusted and client) or is_forwarded or _hides_clients():
+            return False
+        address, hosts = _address(client[0]), _host_names(scope)
+        is_local_name = all(_address(host) or _LOCAL_NAME.fullmatch(host) for host in hosts)
+        is_inside = address is not None and any(address in network for network in self._trusted)
+        return is_inside and len(hosts) == 1 and is_local_name
+
+    def _owner(self, headers: Iterable[tuple[bytes, bytes]], *, is_needed: bool) -> Quota | None:
+        """Whose key it is; None where none is sent and none `is_needed`."""
         given = dict(headers)
         scheme, space, key = given.get(b"authorization", b"").partition(b" ")
         bare = b""
         if scheme.lower() not in (b"bearer", b"api-key"):  # of OpenAI's clients, and of Baseten's
             bare, key = (b"" if space else scheme), b""  # AssemblyAI's send the key alone
         key = key.strip() or given.get(b"api-key") or given.get(b"x-api-key", b"") or bare
+        if not (key or is_needed):
+            return None
         if not key:
             raise Unauthorized("Send an API key: `Authorization: Bearer KEY`.", None, "missing_api_key")
         digest = hashlib.sha256(key).hexdigest()
@@ -179,15 +210,25 @@ class Access:
 
 def _refuse_strangers(scope: Scope) -> None:
     """Raises NoApiKeys unless the request comes from this machine and is addressed to it."""
-    # Serve's HAProxy runs on this machine and hides the client's address.
-    is_hidden = os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1"
-    client = scope.get("client")
-    # DNS rebinding: a web page can make its own site's name point to this machine, and read the answers.
-    hosts = [value.decode("latin-1").lower() for name, value in scope["headers"] if name == b"host"]
-    names = [re.sub(r":\d*$", "", host).removeprefix("[").removesuffix("]") for host in hosts]
-    if is_hidden or not client or len(names) != 1 or not all(map(is_loopback, (client[0], *names))):
+    client, names = scope.get("client"), _host_names(scope)
+    if _hides_clients() or not client or len(names) != 1 or not all(map(is_loopback, (client[0], *names))):
         raise NoApiKeys(
             "This server has no API keys and answers its own machine only, asked for as 127.0.0.1, [::1] or "
-            "localhost. Its operator can add keys (python -m serve_app key NAME) or set "
-            "access.public_without_keys."
+            "localhost, and access.trusted_networks, asked for by an address or a local name, without a "
+            "proxy. Its operator can add those, or keys (python -m serve_app key NAME), or set "
+            f"access.public_without_keys. This request came from {client[0] if client else 'nowhere'}."
         )
+
+
+def _hides_clients() -> bool:
+    """Whether Serve's HAProxy is used: it runs on this machine, so all clients look like this machine."""
+    return os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1"
+
+
+def _host_names(scope: Scope) -> list[str]:
+    """By what name or address the server is asked for, in lower case, without a port.
+
+    It tells DNS rebinding: a web page can make its own site's name lead here, and read the answers.
+    """
+    hosts = [value.decode("latin-1").lower() for name, value in scope["headers"] if name == b"host"]
+    return [re.sub(r":\d*$", "", host).removeprefix("[").removesuffix("]") for host in hosts]

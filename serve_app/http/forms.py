@@ -1,4 +1,4 @@
-"""Multipart forms: the part `file` goes to disk as it arrives, every other part is a short text field."""
+"""Multipart forms: the part with the file goes to disk as it arrives, others are short text fields."""
 
 import codecs
 import logging
@@ -9,10 +9,10 @@ from pydantic import BaseModel
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
+from serve_app.audio import Source
 from serve_app.errors import InvalidRequest, PayloadTooLarge
 from serve_app.options import LISTS, Options, parse_options
 from serve_app.spool import LimitedFile
-from serve_app.transcript import Source
 
 Field = tuple[str, str]  # the name as the client sent it, and the value
 
@@ -36,11 +36,18 @@ class FormBody:
     too_large_advice = "Send a shorter or smaller file."
 
     def __init__(
-        self, boundary: bytes, file: BinaryIO, max_file_bytes: int, *, or_json: bool = False
+        self,
+        boundary: bytes,
+        file: BinaryIO,
+        max_file_bytes: int,
+        *,
+        part: str = "file",
+        or_json: bool = False,
     ) -> None:
-        """Raises InvalidRequest for a boundary that is not valid."""
+        """The file is in `part`. Raises InvalidRequest for a boundary that is not valid."""
         self.max_bytes = max_file_bytes + MAX_TEXT_BYTES
-        self._file = LimitedFile(file, max_file_bytes, "file")
+        self._part, self._file_name = part, ""
+        self._file = LimitedFile(file, max_file_bytes, part)
         self._fields: list[Field] = []
         self._received_bytes, self._or_json = 0, or_json
         self._header_name, self._header_value = bytearray(), bytearray()
@@ -74,7 +81,7 @@ class FormBody:
         try:
             self._parser.write(piece)
         except UnicodeDecodeError:
-            what = f"{self._name}: not text in UTF-8; upload the audio as a file part named file."
+            what = f"{self._name}: not text in UTF-8; upload the audio as a file part named {self._part}."
             raise InvalidRequest(what, self._name) from None
         except FormParserError:
             raise _invalid_form() from None
@@ -89,8 +96,9 @@ class FormBody:
         if not self._has_file:
             where = "this path" if self._or_json else "POST /predict"
             also = f"{where} also takes a URL in JSON, as audio_file"
-            raise InvalidRequest(f"file: upload the audio as a file part named file; {also}.", "file")
-        return Source(file=self._file.from_start()), self._fields
+            message = f"{self._part}: upload the audio as a file part named {self._part}; {also}."
+            raise InvalidRequest(message, self._part)
+        return Source(file=self._file.from_start(), name=self._file_name), self._fields
 
     def _begin_part(self) -> None:
         self._headers, self._text = {}, []
@@ -105,7 +113,9 @@ class FormBody:
             raise InvalidRequest("A part of the form has no name.")
         # The name alone decides: some clients send no file name, others send one with every part.
         self._name = parameters[b"name"].decode(errors="backslashreplace")
-        self._is_file = self._name == "file"
+        self._is_file = self._name == self._part
+        if self._is_file:
+            self._file_name = parameters.get(b"filename", b"").decode(errors="replace")
         for header in ("content-transfer-encoding", "content-encoding"):
             if (coding := self._headers.get(header, "")).strip().lower() not in _AS_THEY_ARE:
                 raise InvalidRequest(
@@ -117,7 +127,7 @@ class FormBody:
             raise InvalidRequest(f"{self._name}: send text in UTF-8.", self._name)
         self._decoder = codecs.getincrementaldecoder(codec or "utf-8")()
         if self._is_file and self._has_file:
-            raise InvalidRequest("file: given more than once; send it once.", "file")
+            raise InvalidRequest(f"{self._part}: given more than once; send it once.", self._part)
         self._has_file |= self._is_file
 
     def _add_data(self, data: bytes, start: int, end: int) -> None:
@@ -168,15 +178,18 @@ def collect_fields(fields: Sequence[Field], arrays: Collection[str]) -> dict[str
 
 
 def described_body(
-    fields: dict[str, Any], *required: str, json_model: type[BaseModel] | None = None
+    fields: dict[str, Any],
+    *required: str,
+    json_model: type[BaseModel] | None = None,
+    part: str = "file",
 ) -> dict[str, Any]:
     """The OpenAPI description of a form with a file and these fields, or else of this model in JSON.
 
     JSON is the first: Swagger UI keeps the values of a form when its user goes on to JSON.
     """
     file = {"type": "string", "format": "binary", "description": "The audio or video file."}
-    properties = {"file": file, **{name: _with_example(field) for name, field in fields.items()}}
-    form = {"type": "object", "properties": properties, "required": ["file", *required]}
+    properties = {part: file, **{name: _with_example(field) for name, field in fields.items()}}
+    form = {"type": "object", "properties": properties, "required": [part, *required]}
     # Else Swagger UI joins the values of a list with commas.
     arrays = [name for name, field in fields.items() if field.get("type") == "array"]
     encoding = {name: {"style": "form", "explode": True} for name in arrays}
@@ -186,6 +199,16 @@ def described_body(
         content["application/json"] = {"schema": json_model.model_json_schema(), "example": example}
     content["multipart/form-data"] = {"schema": form, "encoding": encoding}
     return {"requestBody": {"required": True, "content": content}}
+
+
+def described_query(model: type[BaseModel], names: Any = ()) -> list[dict[str, Any]]:
+    """The OpenAPI description of a query with these fields of a model."""
+    fields = model.model_json_schema()["properties"]
+    about = {"in": "query", "required": False}
+    return [
+        {"name": name, **about, "description": fields[name]["description"], "schema": fields[name]}
+        for name in names or fields
+    ]
 
 
 def _with_example(field: dict[str, Any]) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.errors import TranscriptionError, UploadTooSlow
 from serve_app.http.auth import Access
+from serve_app.http.errors import error_response
 from serve_app.http.other_apis import counts_as, path_of
-from serve_app.http.responses import error_response
 from serve_app.request.admission import Admission
-from serve_app.settings import AccessSettings
+from serve_app.settings.access import AccessSettings
 
 logger = logging.getLogger("ray.serve")
 

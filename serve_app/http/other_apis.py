@@ -18,6 +18,7 @@ BASETEN_PREFIXES = ("", "/production", "/development", "/environments/{name}", "
 _PREDICT = "|".join(re.sub(r"\{\w+\}", "[^/]+", prefix) for prefix in BASETEN_PREFIXES)
 _BASETEN = re.compile(rf"({_PREDICT})/async_predict|/async_request(/.*)?")
 _ASSEMBLYAI = re.compile(r"/v2(/.*)?")
+_WITHOUT_ERROR_TEXT = re.compile(r"/{1,2}asr")  # Bazarr keeps any text that it is sent as the subtitles
 
 ASSEMBLYAI_HAS = (
     "Of AssemblyAI's API this server has POST /v2/transcript, GET and DELETE /v2/transcript/ID, and its /srt "
@@ -56,8 +57,10 @@ def counts_as(method: str, path: str) -> Kind | None:
     return "call" if path.startswith(f"{JOBS}/") or vendor_of(path) else "request"
 
 
-def shaped(path: str, status: int, body: dict[str, Any]) -> dict[str, Any]:
-    """The body of one of our errors as the API of this path has it."""
+def shaped(path: str, status: int, body: dict[str, Any]) -> dict[str, Any] | None:
+    """The body of one of our errors as the API of this path has it; None: no body at all."""
+    if _WITHOUT_ERROR_TEXT.fullmatch(path):
+        return None
     told, vendor = body["error"], vendor_of(path)
     if vendor == "Baseten":
         code = _BASETEN_CODES.get(status, "client_error")

@@ -1,7 +1,6 @@
-"""Answers: the JSON of our own API, the formats that are text, and errors, which all routes answer alike."""
+"""Transcripts as answers: the JSON of our own API, and the formats that are text."""
 
 import json
-import logging
 import math
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -11,24 +10,14 @@ from pydantic import Field
 from starlette.responses import JSONResponse, Response
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
-from serve_app import errors
 from serve_app.errors import TranscriptionError
 from serve_app.formats.cue_words import words_of
 from serve_app.formats.table import FORMATS
-from serve_app.http.other_apis import shaped
+from serve_app.http.errors import described_errors
 from serve_app.options import Options
 from serve_app.transcript import Progress, Segment, StageWarning, Transcript, Word
 
-logger = logging.getLogger("ray.serve")
-
 IMPOSSIBLE = -9999.0
-
-_HEADERS = {
-    401: {"WWW-Authenticate": "Bearer"},
-    408: {"Connection": "close"},  # else the client could go on sending
-    415: {"Accept-Encoding": "identity"},  # RFC 7694
-    504: {"x-should-retry": "false"},  # else the `openai` package sends it twice more
-}
 
 
 class WordOut(TypedDict):
@@ -80,39 +69,6 @@ class WordsResponse(_About):
     words: list[WordOut]
 
 
-class ErrorResponse(TypedDict):
-    """The body of every answer that is not 2xx."""
-
-    error: Annotated[dict[str, str | None], Field(description="`message`, `type`, `param`, `code`.")]
-
-
-OTHER_ERRORS: dict[int | str, dict[str, Any]] = {
-    "default": {"model": ErrorResponse, "description": "Any other error."}
-}
-
-# What a request that transcribes at once may be answered.
-ERRORS_AT_ONCE = (
-    errors.InvalidRequest,
-    errors.Unauthorized,
-    errors.NoApiKeys,
-    errors.UploadTooSlow,
-    errors.PayloadTooLarge,
-    errors.EncodedBody,
-    errors.UnusableAudio,
-    errors.EmptyAudio,
-    errors.NoAudioStream,
-    errors.EncryptedAudio,
-    errors.AudioTooLong,
-    errors.AudioTooCostly,
-    errors.SourceUnavailable,
-    errors.RateLimited,
-    errors.ModelCrashed,
-    errors.Overloaded,
-    errors.ModelUnavailable,
-    errors.DeadlineExceeded,
-)
-
-
 def described_answers(
     model: Any, media_types: Iterable[str], *known: type[TranscriptionError]
 ) -> dict[int | str, dict[str, Any]]:
@@ -130,17 +86,6 @@ def described_answers(
     }
 
 
-def described_errors(*known: type[TranscriptionError]) -> dict[int | str, dict[str, Any]]:
-    """The OpenAPI description of answers with these errors: for each status the codes and what they mean."""
-    meanings: dict[int, dict[str, str]] = {}
-    for each in known:
-        meanings.setdefault(each.status, {})[each.code] = f"`{each.code}`: {each.__doc__}"
-    return {
-        status: {"model": ErrorResponse, "description": "\n\n".join(of_codes.values())}
-        for status, of_codes in meanings.items()
-    }
-
-
 def answer(transcript: Transcript, options: Options) -> dict[str, Any] | str:
     """The answer to a request: JSON-ready data for json and words, else text.
 
@@ -155,7 +100,7 @@ def answer(transcript: Transcript, options: Options) -> dict[str, Any] | str:
         words = [word for segment in segments for word in words_of(segment, transcript.language)]
         shown["words"] = [_word_out(word) for word in words]
     else:
-        shown["model_output"] = [_segment_out(each, words=options.word_timestamps) for each in segments]
+        shown["model_output"] = [segment_out(each, words=options.word_timestamps) for each in segments]
     if options.logprobs:
         shown["logprobs"] = logprobs(transcript)
     return shown | {
@@ -193,7 +138,7 @@ def progress_response(progress: Progress, options: Options) -> dict[str, Any]:
         "windows_done": progress.windows_done,
         "windows_found": progress.windows_found,
         "all_found": progress.all_found,
-        "segments": [_segment_out(segment, words=words) for segment in progress.segments],
+        "segments": [segment_out(segment, words=words) for segment in progress.segments],
     }
 
 
@@ -213,25 +158,8 @@ def text_response(text: str, media_type: str, transcript: Transcript) -> Respons
     return response
 
 
-def error_body(error: Exception) -> dict[str, Any]:
-    """`{"error": {message, type, param, code}}`. An unexpected error is logged; its text is not sent."""
-    if not isinstance(error, TranscriptionError):
-        logger.error("request failed", exc_info=error)
-        error = TranscriptionError("The server failed; the operator's log has the details.")
-    body = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
-    return {"error": body}
-
-
-def error_response(error: Exception, path: str = "") -> JSONResponse:
-    """The response for an error, in the shape of this path's API, with Retry-After where that can help."""
-    known = error if isinstance(error, TranscriptionError) else TranscriptionError("")
-    headers = _HEADERS.get(known.status, {})
-    if known.retry_after_s is not None:
-        headers = {**headers, "Retry-After": str(known.retry_after_s)}
-    return JSONResponse(shaped(path, known.status, error_body(error)), known.status, headers)
-
-
-def _segment_out(segment: Segment, *, words: bool) -> SegmentOut:
+def segment_out(segment: Segment, *, words: bool) -> SegmentOut:
+    """One segment, JSON-ready."""
     start_s, end_s = round(segment.start_s, 3), round(segment.end_s, 3)
     out = SegmentOut(start=start_s, end=end_s, text=segment.text, speaker=segment.speaker)
     if words:

@@ -8,17 +8,17 @@ from codecs import BOM_UTF8
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import Any, BinaryIO, Self, TypeVar
+from typing import Any, BinaryIO, Literal, Self, TypeVar
 
 import pydantic
 from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
+from serve_app.audio import Source
 from serve_app.errors import EncodedBody, InvalidRequest, PayloadTooLarge
 from serve_app.http.forms import MAX_TEXT_BYTES, Field, FormBody, too_much_text
 from serve_app.options import Options, validate_or_400
 from serve_app.spool import LimitedFile, anonymous_temp_file, decode_base64, disk_full_error
-from serve_app.transcript import Source
 
 Parsed = TypeVar("Parsed")
 
@@ -99,10 +99,12 @@ async def received(
     parse: Callable[[list[Field]], Parsed],
     max_json_bytes: int = 0,
     json_model: type[PredictRequest] = PredictRequest,
+    part: str = "file",
 ) -> AsyncIterator[tuple[Source, Parsed]]:
     """Receives the file or URL of a request, and what `parse` makes of the text fields of a form.
 
-    A route that takes JSON too has `max_json_bytes`; `json_model` makes of it what `parse` makes of a form.
+    The file of a form is in `part`. A route that takes JSON too has `max_json_bytes`; `json_model` makes of
+    it what `parse` makes of a form.
     An uploaded file is closed at the end. Raises InvalidRequest, EncodedBody, PayloadTooLarge, Overloaded.
     """
     kind, parameters = _content_type(request)
@@ -115,12 +117,12 @@ async def received(
         body: FormBody | JsonBody
         if kind == b"multipart/form-data":
             boundary = parameters.get(b"boundary", b"")
-            body = FormBody(boundary, file, max_file_bytes, or_json=max_json_bytes > 0)
+            body = FormBody(boundary, file, max_file_bytes, part=part, or_json=max_json_bytes > 0)
         elif _JSON.fullmatch(kind) and max_json_bytes:
             body = JsonBody(file, max_json_bytes, read)
         else:
             or_json = ", or application/json with audio_file or audio_b64" if max_json_bytes else ""
-            raise _wrong_type(request, f"multipart/form-data with a part named file{or_json}")
+            raise _wrong_type(request, f"multipart/form-data with a part named {part}{or_json}")
         source, parsed = await _receive(request, body)
         if isinstance(body, FormBody):
             parsed = parse(parsed)
@@ -157,23 +159,23 @@ def _wrong_type(request: Request, right: str) -> InvalidRequest:
 
 
 def options_in_body_only(
-    *models: type[pydantic.BaseModel], but: Collection[str] = ()
+    *models: type[pydantic.BaseModel], in_url: Collection[str] | Literal["all"] = ()
 ) -> Callable[[Request], Awaitable[None]]:
     """A check that raises InvalidRequest for options of these models that are sent where they have no effect.
 
-    Other headers pass, because clients and proxies add their own. So do parameters of the URL in `but`. A GET
-    has no options.
+    The URL may have the parameters `in_url`. Other headers pass: proxies add theirs. A GET has no options.
     """
     names = {name for model in models for name in model.model_fields} - {"priority"}  # browsers send it
 
     async def check(request: Request) -> None:
         if request.method != "POST":
             return
-        for name in request.query_params.keys() - set(but):
+        for name in () if in_url == "all" else request.query_params.keys() - set(in_url):
             raise InvalidRequest(f"{name}: the URL takes no parameters; send options in the body.", name)
         for header in request.headers:
             if (name := header.replace("-", "_")) in names:
-                raise InvalidRequest(f"{name}: send it in the body, not as the header {header}.", name)
+                place = "URL" if in_url == "all" else "body"
+                raise InvalidRequest(f"{name}: send it in the {place}, not as the header {header}.", name)
 
     return check
 

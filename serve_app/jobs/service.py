@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, asynccontextmanager, contextmanag
 from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO, TypeVar
 
+from serve_app.audio import Source
 from serve_app.errors import InvalidRequest, StoreBusy, TranscriptionError
 from serve_app.jobs.places import key_file, spool_url, store_url
 from serve_app.jobs.secrets import FetchSecrets
@@ -21,7 +22,7 @@ from serve_app.request.warnings import wants_speakers
 from serve_app.settings import IntakeSettings
 from serve_app.settings.jobs import JobsSettings
 from serve_app.stages.audio import address, fetch
-from serve_app.transcript import Source, Transcript
+from serve_app.transcript import Transcript
 
 UPLOAD = "upload"
 

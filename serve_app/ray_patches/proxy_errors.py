@@ -12,8 +12,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.errors import Overloaded
+from serve_app.http.errors import error_response
 from serve_app.http.middleware import RequestId
-from serve_app.http.responses import error_response
 
 OUR_ROUTE = "/v1/models/whisperx:predict"  # no other application has it
 ALLOWED_ORIGIN = "Access-Control-Allow-Origin"
@@ -63,14 +63,14 @@ class RewriteServe503:
             nonlocal started, rewritten
             if message["type"] == "http.response.start" and _is_serves_own(message):
                 started = rewritten = True
-                await _answer(scope, receive, send_readable)
+                await _answer(scope)(scope, receive, send_readable)
             elif not rewritten:
                 started = True
                 await send_readable(message)
 
         await self.app(scope, receive, send_or_rewrite)
         if not started:
-            await _answer(scope, receive, send_readable)
+            await _answer(scope)(scope, receive, send_readable)
 
 
 def _find_router(app: Any) -> Any:
@@ -86,5 +86,7 @@ def _is_serves_own(message: Message) -> bool:
     return message["status"] == 503 and is_plain_text and b"retry-after" not in headers
 
 
-_MESSAGE = "The process that worked on this request ended, or none can take the request; send it again."
-_answer = error_response(Overloaded(_MESSAGE, None, "ingress_lost"))
+def _answer(scope: Scope) -> ASGIApp:
+    """In the shape of the path. By its last part: the proxy does not know the route_prefix."""
+    message = "The process that worked on this request ended, or none can take the request; send it again."
+    return error_response(Overloaded(message, None, "ingress_lost"), "/" + scope["path"].rpartition("/")[2])

@@ -9,15 +9,14 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from serve_app.audio import AudioInfo, Source
 from serve_app.languages import LANGUAGES
 from serve_app.request.admission import WindowGate
 from serve_app.transcript import (
-    AudioInfo,
     Decoding,
     Diarization,
     KnownSpeaker,
     Segment,
-    Source,
     SpeakerBounds,
     Speech,
     Window,
@@ -59,6 +58,7 @@ class TranscribeCall(StageCall):
     certain_at: float | None = None  # another language that is at least so probable is taken instead
     is_first: bool = False  # the request's first window, or one that votes on the language: it goes first
     word_times: bool = False  # the text is to have sentences with the times of their words
+    only_language: bool = False  # detect the language and recognise nothing: the text is empty
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,11 +11,12 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any
 
+from serve_app.audio import Source
 from serve_app.errors import AudioTooLong, TranscriptionError
 from serve_app.options import Options
 from serve_app.spool import DATA_URL, decode_base64
 from serve_app.stages.diarization.diarizer import REFERENCES, reference_error
-from serve_app.transcript import Diarization, KnownSpeaker, Source, StageWarning
+from serve_app.transcript import Diarization, KnownSpeaker, StageWarning
 
 MIN_CLIP_S, MAX_CLIP_S = 2.0, 10.0
 TOLERANCE_S = 0.1  # encoders add some samples at the ends, or cut some off

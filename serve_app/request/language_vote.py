@@ -25,6 +25,7 @@ class LanguageVote:
         self._votes: list[tuple[float, WindowText]] = []  # seconds and what they voted for
         self._voters = MAX_VOTERS
         self.certain_at = CERTAIN_AT if named is None else None
+        self.share = 0.0  # of the votes, for the language that they have decided on
         if named is not None:
             self._decided.set_result(named)
 
@@ -61,10 +62,11 @@ class LanguageVote:
             for language, probability in text.languages or ((text.language, 1.0),):
                 spoken_s[language] += probability * seconds
         language = max(spoken_s, key=lambda code: spoken_s[code])
+        self.share = spoken_s[language] / sum(seconds for seconds, _ in self._votes)
         self._decided.set_result(language)
         if not any(text.languages for _, text in self._votes):
             return self._doubtful_english()
-        if spoken_s[language] >= 0.5 * sum(seconds for seconds, _ in self._votes):
+        if self.share >= 0.5:
             return None
         message = f"The language was taken to be {language}, with little certainty; name it with `language`."
         return StageWarning("asr", "language_uncertain", message)

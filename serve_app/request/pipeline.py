@@ -13,6 +13,7 @@ from base64 import b64encode
 from dataclasses import replace
 from typing import Any
 
+from serve_app.audio import Source
 from serve_app.formats.table import FORMATS
 from serve_app.options import Options
 from serve_app.request.assign_speakers import assign_speakers, split_at_speaker_change
@@ -34,7 +35,6 @@ from serve_app.transcript import (
     KnownSpeaker,
     Progress,
     Segment,
-    Source,
     Speech,
     StageWarning,
     Transcript,

@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Protocol
 
+from serve_app.audio import Source
 from serve_app.options import Options
-from serve_app.transcript import Progress, Source, Transcript
+from serve_app.transcript import Progress, Transcript
 
 Report = Callable[[Progress], None]
 

@@ -7,9 +7,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from serve_app.settings.access import AccessSettings
 from serve_app.settings.jobs import JobsSettings
 from serve_app.settings.openai import OpenAISettings
-from serve_app.settings.types import ComputeType, Host, Origin, Probability, Seconds, Share, Strict, Threads
+from serve_app.settings.types import ComputeType, Host, Probability, Seconds, Share, Strict, Threads
 
 MAX_DEFAULT_THREADS = 8  # of a replica that is not told otherwise; these models gain little beyond
 
@@ -144,38 +145,6 @@ class IntakeSettings(Strict):
     allowed_hosts: tuple[Host, ...] = Field(
         (), description="host or host:port that may be fetched although private or on an unusual port."
     )
-
-
-class ApiKey(Strict):
-    """A client. The key itself stands nowhere; `python -m serve_app key NAME` makes one."""
-
-    name: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")  # shown in logs
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")  # of the key, in hex
-    max_requests: int | None = Field(None, ge=1)  # at once
-    max_audio_s_per_minute: Seconds | None = None
-
-
-class AccessSettings(Strict):
-    """Who may ask."""
-
-    keys: tuple[ApiKey, ...] = Field(
-        (),
-        description="API keys: name, sha256, and if you like max_requests (at once) and "
-        "max_audio_s_per_minute, both per Ingress replica; jobs have as much audio again per JobRunner.",
-    )
-    public_without_keys: bool = Field(False, description="Without keys, answer other machines too.")
-    cors_origins: tuple[Origin, ...] = Field(
-        (), description="Web pages of these origins may use the API; * for all of them needs keys."
-    )
-
-    @model_validator(mode="after")
-    def _agrees(self) -> Self:
-        for values in ({key.name for key in self.keys}, {key.sha256 for key in self.keys}):
-            if len(values) < len(self.keys):
-                raise ValueError("access.keys: each key needs a name and a sha256 of its own")
-        if "*" in self.cors_origins and not self.keys:
-            raise ValueError("access.cors_origins: * would let every web page in, so it needs access.keys")
-        return self
 
 
 class PlacementSettings(Strict):

@@ -1,5 +1,6 @@
 """What settings are made of: a model that refuses unknown keys, and fields with bounds."""
 
+import ipaddress
 import re
 from typing import Annotated, Literal
 
@@ -23,6 +24,24 @@ def _origin(entry: str) -> str:
     return entry
 
 
+def _network(entry: str) -> str:
+    try:
+        network = ipaddress.ip_network(entry)
+    except ValueError:
+        raise ValueError(
+            "write a network as its first address and the bits that all its addresses share, such as "
+            "192.168.1.0/24, or one address"
+        ) from None
+    if network.prefixlen < (8 if network.version == 4 else 7):
+        raise ValueError(
+            "this is much of the internet; name smaller networks, or, to let everybody in, set "
+            "access.public_without_keys"
+        )
+    if network.is_multicast or network.network_address in ipaddress.ip_network("::ffff:0:0/96"):
+        raise ValueError("no client has such an address; write those of IPv4 as 192.168.1.0/24")
+    return str(network)
+
+
 Seconds = Annotated[float, Field(gt=0, le=1e9)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Probability = Annotated[float, Field(gt=0, lt=1)]
@@ -32,6 +51,7 @@ ComputeType = Literal["auto", "float32", "float16", "bfloat16"]  # torch's; CTra
 # As operators write them into lists of what is allowed.
 Host = Annotated[str, AfterValidator(_host)]
 Origin = Annotated[str, AfterValidator(_origin)]
+Network = Annotated[str, AfterValidator(_network)]
 
 
 class Strict(BaseModel):

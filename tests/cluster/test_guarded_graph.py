@@ -16,7 +16,8 @@ from sounds import encode, noise, silence, wav
 
 from serve_app.app import graph
 from serve_app.models.loaders import Loaders
-from serve_app.settings import AccessSettings, ApiKey, IntakeSettings, Settings
+from serve_app.settings import IntakeSettings, Settings
+from serve_app.settings.access import AccessSettings, ApiKey
 from serve_app.settings.jobs import JobsSettings
 
 ADDRESS = ("127.0.0.1", 18_000)

@@ -24,6 +24,7 @@ from ray.serve.context import _get_global_client
 from sounds import wav
 
 from serve_app.app import graph
+from serve_app.audio import Source
 from serve_app.deployments.job_runner import JobsElsewhere, reachable
 from serve_app.jobs.places import prepare
 from serve_app.jobs.service import Jobs, Submission
@@ -33,7 +34,6 @@ from serve_app.models.loaders import Loaders
 from serve_app.options import Options
 from serve_app.settings import IntakeSettings, Settings
 from serve_app.settings.jobs import JobsSettings, WebhookSettings
-from serve_app.transcript import Source
 
 NAME = "jobs"
 KEY = ""  # of a server without API keys

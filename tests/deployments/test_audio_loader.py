@@ -15,9 +15,10 @@ from loopback import SlowFile, answering, intake, recording, serving
 from sounds import wav
 
 from serve_app import deployments
+from serve_app.audio import AudioInfo, RawAudio
 from serve_app.deployments import audio_loader as loader_module
 from serve_app.errors import Overloaded, SourceUnavailable, UnusableAudio
-from serve_app.transcript import AudioInfo, Samples
+from serve_app.transcript import Samples
 
 
 def loader() -> Any:
@@ -175,5 +176,18 @@ def test_files_that_wait_are_few_and_do_not_wait_for_ever(
             decoded.set()
             assert (await first)[0].end_s == 1.0
             await loaded(f"http://127.0.0.1:{port}/", replica=replica)
+
+    asyncio.run(run())
+
+
+def test_samples_without_a_header_are_loaded() -> None:
+    """As their sender says they are; nothing in them is asked for that."""
+
+    async def run() -> None:
+        talk = samples(1, 2)
+        parts = loader().load(None, {}, [stored(talk.tobytes())], raw=RawAudio())
+        info, found = [each async for each in parts]
+        assert info.end_s == 2.0
+        assert np.array_equal(found, talk)
 
     asyncio.run(run())

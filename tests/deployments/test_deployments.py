@@ -24,13 +24,13 @@ from fakes import (
 from pydantic import ValidationError
 
 from serve_app import deployments
+from serve_app.audio import AudioInfo
 from serve_app.deployments.calls.audio_ref import AudioSlice
 from serve_app.request.calls import AlignCall, DetectCall, DiarizeCall, TranscribeCall
 from serve_app.settings import AsrSettings
 from serve_app.stages.asr.fallback import Fallback
 from serve_app.transcript import (
     AsrRequest,
-    AudioInfo,
     Decoding,
     Diarization,
     Samples,
@@ -287,6 +287,28 @@ def test_doubtful_windows_are_decoded_again_at_higher_temperatures(measured: dic
     assert [text.text for text in texts] == [" word1", " word2", " word3", " word4"]
     assert all(text.language_probability == 0.9 for text in texts)
     assert (measured["whisperx_windows"], measured["whisperx_fallbacks"]) == (4, 2)
+
+
+def test_a_language_alone_is_asked_once(measured: dict[str, float]) -> None:
+    """No fallback decodes it again, and it is no window that was recognised."""
+    model = DoubtfulRecognizer()
+
+    async def run() -> WindowText:
+        fallback = Fallback(AsrSettings(temperature_fallback=(0.2, 0.4)))
+        transcriber = replica("Transcriber", model, deployments.BatchConfig(), fallback)
+        call = TranscribeCall(
+            audio=audio(recording(2)),
+            request_id="request",
+            window=Window(0.0, 1.0),
+            decoding=Decoding(),
+            only_language=True,
+        )
+        text: WindowText = await transcriber.transcribe(call)
+        return text
+
+    assert asyncio.run(run()).language_probability == 0.9
+    assert sum(len(items) for _, items in model.batches) == 1
+    assert "whisperx_windows" not in measured
 
 
 def test_windows_are_decoded_again_only_where_a_fallback_is_wanted() -> None:

@@ -22,13 +22,15 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from transcripts import FIXED, watched
 
 from serve_app import deployments
+from serve_app.audio import AudioInfo
 from serve_app.deployments import ingress as ingress_module
 from serve_app.deployments.calls import audio_ref as loading_module
 from serve_app.deployments.calls import handles as handles_module
 from serve_app.errors import InvalidRequest, Overloaded
 from serve_app.request.calls import DetectCall
-from serve_app.settings import AccessSettings, ApiKey, IntakeSettings, Settings
-from serve_app.transcript import AudioInfo, Speech, Transcript
+from serve_app.settings import IntakeSettings, Settings
+from serve_app.settings.access import AccessSettings, ApiKey
+from serve_app.transcript import Speech, Transcript
 
 FILE_S = 2.0
 PAGE = "https://page.example"
@@ -199,6 +201,29 @@ def test_a_handle_takes_a_language_by_any_name() -> None:
         with pytest.raises(InvalidRequest, match="German or Deutsch"):
             await server.ingress.transcribe(b"x", language="klingon")
         assert graph.loading == 6
+
+    asyncio.run(run())
+
+
+def test_a_handle_detects_a_language() -> None:
+    """Of a file's bytes or a URL, as `POST /detect-language`; a full server refuses it, too."""
+
+    async def run() -> None:
+        graph = Graph()
+        server = Server(graph, requests_in_flight=1)
+        silent = {"detected_language": "unknown", "language_code": "und", "confidence": 0.0}
+        assert await server.ingress.detect_language(b"x") == silent
+        assert await server.ingress.detect_language("https://example.com/x.mp3") == silent
+        files = {"audio_file": b"x"}
+        assert (await server.http.post("/detect-language", files=files)).json() == silent
+        graph.worked.clear()
+        first = asyncio.create_task(server.ingress.detect_language(b"x"))
+        await graph.until_loading(4)
+        with pytest.raises(Overloaded):
+            await server.ingress.detect_language(b"x")
+        assert (await server.http.post("/asr", files=files)).status_code == 503
+        graph.worked.set()
+        assert await first == silent
 
     asyncio.run(run())
 

@@ -21,13 +21,13 @@ from test_ingress import FILE_S, Graph, Handle
 
 from benchmarks.private_postgres import Postgres
 from serve_app import deployments
+from serve_app.audio import Source
 from serve_app.errors import StoreBusy
 from serve_app.jobs.service import Jobs, Submission
 from serve_app.jobs.store.database import Database
 from serve_app.jobs.store.records import Job
 from serve_app.options import Options
 from serve_app.settings import Settings
-from serve_app.transcript import Source
 
 KEY = "acme"
 

@@ -18,6 +18,7 @@ from ray.exceptions import (
 )
 from tenacity import wait_none
 
+from serve_app.audio import AudioInfo
 from serve_app.batching.batcher import BatcherDied
 from serve_app.deployments.calls import stage_calls
 from serve_app.deployments.calls.audio_ref import MAX_LOADINGS, AudioSlice, LoadedAudio
@@ -27,7 +28,7 @@ from serve_app.deployments.metrics import RequestMetrics, Retries
 from serve_app.errors import ModelCrashed, OutOfMemory, Overloaded, UnusableAudio
 from serve_app.request.admission import Admission
 from serve_app.request.calls import AlignCall, DiarizeCall, StageCall
-from serve_app.transcript import AudioInfo, KnownSpeaker, Window, WindowText
+from serve_app.transcript import KnownSpeaker, Window, WindowText
 
 TEXT = WindowText("a", "en", None, -0.1, 0.0, 1.0)
 LOST = ObjectLostError("ab", None, "")

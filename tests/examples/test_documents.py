@@ -273,7 +273,7 @@ def test_nothing_is_left_out() -> None:
 
 
 def test_what_is_said_to_be_missing_is(services: Services) -> None:
-    """docs/migrate.md names paths of whisper-asr-webservice and Baseten as missing; they are 404."""
-    for path in ("/asr", "/detect-language", "/production/predict"):
+    """docs/migrate.md names paths of SubGen and Baseten as missing; they are 404."""
+    for path in ("/status", "/production/predict"):
         answered = httpx.post(services.free.url + path, files={"audio_file": b"audio"})
         assert answered.status_code == 404, path

@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from serve_app.audio import Source
 from serve_app.errors import (
     AudioTooLong,
     DeadlineExceeded,
@@ -17,7 +18,7 @@ from serve_app.errors import (
 )
 from serve_app.http.app import create_app
 from serve_app.options import Options
-from serve_app.transcript import Segment, Source, StageWarning, Transcript, Word
+from serve_app.transcript import Segment, StageWarning, Transcript, Word
 
 
 class Server:

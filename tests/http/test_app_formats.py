@@ -12,13 +12,14 @@ import pytest
 from starlette.responses import JSONResponse
 from transcripts import FIXED, watched
 
+from serve_app.audio import Source
 from serve_app.formats.subtitles import SubtitleLayout
 from serve_app.formats.table import FORMATS
 from serve_app.http.app import create_app
 from serve_app.options import Options
 from serve_app.request.progress import Report, ignore_progress
-from serve_app.settings import AccessSettings
-from serve_app.transcript import Source, Transcript, Window, WindowText
+from serve_app.settings.access import AccessSettings
+from serve_app.transcript import Transcript, Window, WindowText
 
 URL = {"audio_file": "https://example.com/x.mp3"}
 OPENAI = "/v1/audio/transcriptions"

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from serve_app.__main__ import cli
+from serve_app.audio import Source
 from serve_app.cli import local_ray
 from serve_app.errors import (
     DeadlineExceeded,
@@ -29,8 +30,9 @@ from serve_app.http.app import create_app
 from serve_app.http.middleware import Gate, in_time
 from serve_app.options import Options
 from serve_app.request.admission import Admission
-from serve_app.settings import AccessSettings, ApiKey, Settings
-from serve_app.transcript import Source, Transcript
+from serve_app.settings import Settings
+from serve_app.settings.access import AccessSettings, ApiKey
+from serve_app.transcript import Transcript
 
 KEY, OTHER = "wx_of-acme", "wx_of-others"
 BEARER = {"Authorization": f"Bearer {KEY}"}

@@ -17,12 +17,13 @@ from typing import Any
 import pytest
 
 from serve_app import spool
+from serve_app.audio import Source
 from serve_app.errors import InvalidRequest
 from serve_app.http import uploads
 from serve_app.http.app import create_app
 from serve_app.http.forms import MAX_TEXT_BYTES, form_options
 from serve_app.options import Options
-from serve_app.transcript import Source, Transcript
+from serve_app.transcript import Transcript
 
 MAX_BYTES = 3 << 20
 MAX_JSON_BYTES = 10 << 20

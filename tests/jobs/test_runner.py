@@ -24,6 +24,7 @@ from tenacity import (
 from transcripts import FIXED
 
 from benchmarks.private_postgres import Postgres
+from serve_app.audio import Source
 from serve_app.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -48,7 +49,7 @@ from serve_app.request.progress import Report, ignore_progress
 from serve_app.request.warnings import wants_speakers
 from serve_app.settings import IntakeSettings
 from serve_app.settings.jobs import JobsSettings, WebhookSettings
-from serve_app.transcript import Progress, Source, Transcript
+from serve_app.transcript import Progress, Transcript
 
 LEASE_S = 2.0
 KEY = "alice"

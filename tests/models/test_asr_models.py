@@ -142,10 +142,13 @@ def test_detected_language_is_whisperx_own(
     whisper = WhisperModel(str(multilingual), device="cpu", compute_type="int8", cpu_threads=2)
     encoded = whisper.encode(recognizer.features(window))
     token, probability = whisper.model.detect_language(encoded)[0][0]
-    [heard] = recognizer.transcribe([AsrRequest(recognizer.features(window))])
-    assert isinstance(heard, WindowText)
-    assert f"<|{heard.language}|>" == token
-    assert heard.language_probability == pytest.approx(probability, abs=1e-5)
+    features = recognizer.features(window)
+    for request in (AsrRequest(features), AsrRequest(features, only_language=True)):
+        [heard] = recognizer.transcribe([request])
+        assert isinstance(heard, WindowText)
+        assert f"<|{heard.language}|>" == token
+        assert heard.language_probability == pytest.approx(probability, abs=1e-5)
+        assert bool(heard.text) != request.only_language
 
 
 def test_features_are_whisperx_own(

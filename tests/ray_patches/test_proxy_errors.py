@@ -165,6 +165,16 @@ def test_other_applications_behind_the_same_proxy_are_left_alone(
             through(nothing, path, routes, root_path=root_path)
 
 
+@pytest.mark.parametrize("answer", [DIED, nothing], ids=["503", "silence"])
+@pytest.mark.parametrize("path", ["/asr", "/speech/asr", "/speech//asr"])
+def test_bazarr_keeps_no_sentence_as_subtitles(answer: Any, path: str) -> None:
+    """Like the application's own errors there, the proxy's have no body, wherever the application is."""
+    refused = through(answer, path, {"/speech" if path.startswith("/speech") else "/": OURS})
+    assert (refused.status_code, refused.content) == (503, b"")
+    assert refused.headers["x-error-code"] == "ingress_lost"
+    assert "retry-after" in refused.headers
+
+
 def test_a_request_id_that_serve_cannot_read_is_replaced() -> None:
     """Serve decodes it as UTF-8, outside of all error handling."""
 

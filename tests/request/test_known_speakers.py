@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from fakes import data_url
 
+from serve_app.audio import AudioInfo, Source
 from serve_app.errors import AudioTooCostly, AudioTooLong, InvalidRequest, TranscriptionError, UnusableAudio
 from serve_app.options import Options
 from serve_app.request.known_speakers import (
@@ -17,7 +18,7 @@ from serve_app.request.known_speakers import (
     known_speakers,
     reference_bytes,
 )
-from serve_app.transcript import AudioInfo, KnownSpeaker, Source
+from serve_app.transcript import KnownSpeaker
 
 
 @pytest.mark.parametrize(

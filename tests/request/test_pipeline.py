@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from fakes import FakeStages, data_url, recording, window_text
 
+from serve_app.audio import Source
 from serve_app.errors import DeadlineExceeded, InvalidRequest, ModelUnavailable, Overloaded, UnusableAudio
 from serve_app.options import Options
 from serve_app.request.calls import AlignCall, DetectCall, TranscribeCall
@@ -17,7 +18,6 @@ from serve_app.transcript import (
     Diarization,
     Progress,
     Segment,
-    Source,
     Speech,
     Transcript,
     Window,

@@ -11,12 +11,13 @@ from fakes import FakeStages, recording, window_text
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serve_app.audio import AudioInfo, Source
 from serve_app.batching.batcher import Batcher
 from serve_app.options import Options
 from serve_app.request.admission import WindowGate
 from serve_app.request.calls import DetectCall, TranscribeCall
 from serve_app.request.pipeline import transcribe
-from serve_app.transcript import AudioInfo, Source, Speech, Window, WindowText
+from serve_app.transcript import Speech, Window, WindowText
 
 ROUTER_QUEUE = (
     1024  # calls that a replica takes; those behind wait in Serve's router, first come first served

@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayTaskError
 from ray.serve.exceptions import DeploymentUnavailableError, ReplicaUnavailableError
 
+from serve_app.audio import AudioInfo
 from serve_app.deployments.calls.handles import GONE, AudioLost, own_error
 from serve_app.deployments.calls.ray_private import generator_of, references
 from serve_app.deployments.metrics import Retries
 from serve_app.errors import Overloaded
 from serve_app.spool import disk_full_error
-from serve_app.transcript import AudioInfo, Samples, Window
+from serve_app.transcript import Samples, Window
 
 logger = logging.getLogger("ray.serve")
 

@@ -1,12 +1,14 @@
 """The graph as one replica has requests run on it."""
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
+from functools import partial
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 
 from ray.serve.handle import DeploymentHandle
 
+from serve_app.audio import Source
 from serve_app.deployments.calls.stage_calls import StageCalls
 from serve_app.deployments.metrics import RequestMetrics, Retries
 from serve_app.errors import AudioTooCostly, AudioTooLong, DeadlineExceeded
@@ -14,11 +16,14 @@ from serve_app.http.auth import charge
 from serve_app.options import Options
 from serve_app.request.admission import Admission, WindowGate
 from serve_app.request.calls import Stages
+from serve_app.request.detect_language import DetectedLanguage, detect_language
 from serve_app.request.pipeline import transcribe
 from serve_app.request.progress import Report, ignore_progress
 from serve_app.settings import Settings
 from serve_app.tracing import tracer
-from serve_app.transcript import Source, Transcript
+from serve_app.transcript import Transcript
+
+Result = TypeVar("Result")
 
 
 class Graph:
@@ -71,22 +76,34 @@ class Graph:
     async def run(self, source: Source, options: Options, report: Report = ignore_progress) -> Transcript:
         """Runs a request to its end or its deadline. Raises TranscriptionError."""
         begun_s = monotonic()
-        try:
-            with tracer.start_as_current_span(f"transcribe {self._kind}"):  # a job has no other span above
-                transcript = await self._in_time(source, options, report)
-        except BaseException as error:
-            self._metrics.failed(error)
-            raise
+        work = partial(transcribe, self._stages, source, options, report, self._limit_s)
+        transcript = await self._noted("transcribe", work)
         self.admission.finished(monotonic() - begun_s)
         self._metrics.succeeded(transcript, monotonic() - begun_s)
         return transcript
 
-    async def _in_time(self, source: Source, options: Options, report: Report) -> Transcript:
+    async def detect_language(self, source: Source) -> DetectedLanguage:
+        """The language of the speech in a file. Raises TranscriptionError."""
+        begun_s = monotonic()
+        found = await self._noted("detect language", partial(detect_language, self._stages, source))
+        self._metrics.succeeded(None, monotonic() - begun_s)
+        return found
+
+    async def _noted(self, what: str, work: Callable[[], Awaitable[Result]]) -> Result:
+        """Does the work in time, with a span, and with its failure in the metrics."""
+        try:
+            with tracer.start_as_current_span(f"{what} {self._kind}"):  # a job has no other span above
+                return await self._in_time(work)
+        except BaseException as error:
+            self._metrics.failed(error)
+            raise
+
+    async def _in_time(self, work: Callable[[], Awaitable[Result]]) -> Result:
         self.admission.refuse_new()  # receiving its body may have taken a while
         limit_s = self._limit_s
         try:
             async with asyncio.timeout(limit_s) as limit:
-                return await transcribe(self._stages, source, options, report, limit_s)
+                return await work()
         except (AudioTooLong, AudioTooCostly) as error:  # a decoder worked on it all the same
             intake = self._settings.intake
             charge(intake.max_audio_s if isinstance(error, AudioTooLong) else intake.decode_timeout_s)

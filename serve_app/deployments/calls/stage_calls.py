@@ -17,6 +17,7 @@ from ray.serve.exceptions import ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
+from serve_app.audio import AudioInfo, Source
 from serve_app.batching.batcher import BatcherDied
 from serve_app.deployments.calls.audio_ref import LoadedAudio, put_upload
 from serve_app.deployments.calls.handles import GONE, AudioLost, invoke
@@ -25,7 +26,7 @@ from serve_app.errors import ModelCrashed, OutOfMemory, Overloaded, Transcriptio
 from serve_app.http.auth import charge
 from serve_app.request.admission import Admission
 from serve_app.request.calls import AlignCall, DetectCall, DiarizeCall, StageCall, TranscribeCall
-from serve_app.transcript import AudioInfo, Diarization, Segment, Source, Speech, WindowText
+from serve_app.transcript import Diarization, Segment, Speech, WindowText
 
 Answer = TypeVar("Answer")
 MAX_ATTEMPTS = 5
@@ -60,8 +61,7 @@ class CallHistory:
     """
 
     def __init__(self, stage: str, retries: Retries) -> None:
-        self._stage = stage
-        self._retries = retries
+        self._stage, self._retries = stage, retries
         self._failures = self._crashes = 0
         self._cause: str | None = None
 
@@ -102,9 +102,7 @@ class Stage(Generic[Answer]):
     """One stage's method on other replicas, called until it answers or cannot."""
 
     def __init__(self, name: str, method: Any, retries: Retries) -> None:
-        self._name = name
-        self._method = method
-        self._retries = retries
+        self._name, self._method, self._retries = name, method, retries
         self._quarantine = asyncio.Lock()
 
     async def call(self, call: StageCall, start_s: float = 0.0, end_s: float = math.inf) -> Answer:
@@ -205,7 +203,8 @@ class StageCalls:
 
         async def start(checksum: int | None) -> Any:
             pieces[:] = await asyncio.to_thread(put_upload, source.file) if source.file else []
-            return self._load.remote(source.url, source.headers, pieces, source.max_audio_s, checksum)
+            more = source.max_audio_s, checksum, source.raw
+            return self._load.remote(source.url, source.headers, pieces, *more)
 
         pieces: list[Any] = []
         audio = LoadedAudio(start, self._retries, self._note_length)

@@ -5,11 +5,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
+from serve_app.audio import Source
 from serve_app.errors import InvalidRequest
 from serve_app.http.other_apis import renaming
 from serve_app.jobs.service import Submission
 from serve_app.options import SpeakerCount, conflict, parse_options, validate_or_400
-from serve_app.transcript import Source
 
 _ALWAYS_ON = ("punctuate", "format_text")
 

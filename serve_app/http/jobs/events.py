@@ -11,9 +11,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from serve_app.errors import StoreBusy
+from serve_app.http.errors import error_body
 from serve_app.http.jobs.shown import JobOut
 from serve_app.http.openai import stream
-from serve_app.http.responses import error_body
 from serve_app.jobs.service import NoSuchJob
 from serve_app.jobs.store.records import Job, SegmentBatch
 

@@ -6,14 +6,15 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
+from serve_app.audio import PEAKS_PER_S
 from serve_app.errors import InvalidRequest, StoreBusy, TranscriptionError
 from serve_app.http.auth import key_name
+from serve_app.http.errors import OTHER_ERRORS, described_errors
 from serve_app.http.forms import collect_fields
-from serve_app.http.responses import OTHER_ERRORS, described_errors
 from serve_app.jobs.service import Jobs, NoSuchJob
 from serve_app.jobs.webhooks.payloads import ENDS
 from serve_app.options import LINE_OPTIONS, Options, conflict, parse_options
-from serve_app.transcript import PEAKS_PER_S, Transcript
+from serve_app.transcript import Transcript
 
 RENDERING = ("response_format", "word_timestamps", "logprobs", *LINE_OPTIONS)
 

@@ -11,7 +11,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from serve_app import errors
 from serve_app.formats.table import FORMATS
 from serve_app.http.auth import key_name
-from serve_app.http.forms import collect_fields, described_body
+from serve_app.http.errors import OTHER_ERRORS, described_errors
+from serve_app.http.forms import collect_fields, described_body, described_query
 from serve_app.http.jobs.events import event_stream
 from serve_app.http.jobs.result import RENDERING, WrongState, check_shows, rendering, transcript_of
 from serve_app.http.jobs.shown import JobList, JobOut, JobPage, job_path, shown, shown_with_place
@@ -23,14 +24,7 @@ from serve_app.http.jobs.submission import (
     idempotency_key,
 )
 from serve_app.http.other_apis import BASETEN_PREFIXES, JOBS
-from serve_app.http.responses import (
-    OTHER_ERRORS,
-    PredictResponse,
-    WordsResponse,
-    described_answers,
-    described_errors,
-    transcript_response,
-)
+from serve_app.http.responses import PredictResponse, WordsResponse, described_answers, transcript_response
 from serve_app.http.uploads import received
 from serve_app.jobs.service import Jobs, NoSuchJob
 from serve_app.jobs.spool import SpoolUnavailable
@@ -89,7 +83,7 @@ def job_routes(jobs: Jobs, max_bytes: int, max_json_bytes: int, *, has_list: boo
         listed = [shown(job, _root_path(request)) for job, _ in stored]
         return JSONResponse({"jobs": listed}, status)
 
-    @router.get("", **_described(JobPage, errors.InvalidRequest, parameters=_parameters(ListQuery)))
+    @router.get("", **_described(JobPage, errors.InvalidRequest, parameters=described_query(ListQuery)))
     async def list_jobs(request: Request) -> Response:
         """Lists jobs, newest first."""
         if not has_list:
@@ -222,7 +216,7 @@ def _described_result() -> dict[str, Any]:
     known = (errors.InvalidRequest, NoSuchJob, WrongState)
     return {
         "responses": described_answers(PredictResponse | WordsResponse, media_types, *known),
-        "openapi_extra": {"parameters": _parameters(Options, RENDERING)},
+        "openapi_extra": {"parameters": described_query(Options, RENDERING)},
     }
 
 
@@ -236,13 +230,3 @@ def _described_events() -> dict[str, Any]:
         "responses": {200: stream, 204: ended, **described_errors(NoSuchJob)},
         "openapi_extra": {"parameters": [last]},
     }
-
-
-def _parameters(model: type[BaseModel], names: Any = ()) -> list[dict[str, Any]]:
-    """The OpenAPI description of a query with these fields of a model."""
-    fields = model.model_json_schema()["properties"]
-    about = {"in": "query", "required": False}
-    return [
-        {"name": name, **about, "description": fields[name]["description"], "schema": fields[name]}
-        for name in names or fields
-    ]

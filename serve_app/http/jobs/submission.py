@@ -8,13 +8,13 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field, WithJsonSchema
 from starlette.requests import Request
 
+from serve_app.audio import Source
 from serve_app.errors import InvalidRequest
 from serve_app.http.forms import MAX_TEXT_BYTES, collect_fields, too_much_text
 from serve_app.http.forms import Field as FormField
 from serve_app.http.uploads import PredictRequest
 from serve_app.jobs.service import Submission, within
 from serve_app.options import LISTS, Options, conflict, validate_or_400
-from serve_app.transcript import Source
 
 IDEMPOTENCY_KEY = "Idempotency-Key"
 IDEMPOTENCY_HEADER = {

@@ -1,6 +1,6 @@
 """The names that a request may give as its model, and the fields that each of them stands for."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
 from serve_app.errors import InvalidRequest, ModelNotFound
@@ -56,3 +56,12 @@ def with_defaults(
         wrong += [name for name in left if not isinstance(attempt(without(name)), InvalidRequest)]
         left = without(wrong[0] if wrong else [*left][-1])
     return found, frozenset(left)
+
+
+def about_model(error: InvalidRequest, model: str, stands_for: Collection[str]) -> InvalidRequest:
+    """The error, or one about the model where it is about an option that the model's name stands for."""
+    if error.param not in stands_for:
+        return error
+    option = error.param
+    why = f"The model {model} stands for {option}; send another {option}, or another model."
+    return InvalidRequest(f"{error.message} {why}", "model", error.code)

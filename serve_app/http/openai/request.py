@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from serve_app.errors import InvalidRequest
 from serve_app.http.forms import Field as FormField
 from serve_app.http.forms import collect_fields
-from serve_app.http.openai.aliases import Models, with_defaults
+from serve_app.http.openai.aliases import Models, about_model, with_defaults
 from serve_app.options import (
     KNOWN_SPEAKERS,
     LISTS,
@@ -121,10 +121,7 @@ class ParsedForm:
             return error
         sent = self.sent_as.get(error.param, error.param)
         message = error.message.replace(error.param, sent)
-        if sent in self.of_model:
-            why = f"The model {self.fields.model} stands for {sent}; send another {sent}, or another model."
-            return InvalidRequest(f"{message} {why}", "model", error.code)
-        return InvalidRequest(message, sent, error.code)
+        return about_model(InvalidRequest(message, sent, error.code), self.fields.model, self.of_model)
 
 
 def parse(sent: Sequence[FormField], task: Task, models: Models, deployment: str | None = None) -> ParsedForm:

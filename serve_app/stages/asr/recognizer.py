@@ -22,6 +22,7 @@ from faster_whisper.transcribe import get_compression_ratio, get_ctranslate2_sto
 from serve_app.errors import InvalidRequest, ModelUnavailable, TranscriptionError
 from serve_app.settings import AsrSettings
 from serve_app.stages.alignment import attention, sound
+from serve_app.stages.asr.language import Ranking, choose_language, probable, rankings, without_text
 from serve_app.stages.asr.prompts import Prompts
 from serve_app.stages.devices import choose_compute_type
 from serve_app.transcript import SAMPLE_RATE_HZ, AsrRequest, Samples, Segment, Token, Window, WindowText
@@ -31,8 +32,6 @@ BEST_OF = 5  # samples at a temperature above 0, of which the likeliest is taken
 
 QUIET_PEAK = 328  # -40 dBFS
 _warn_once = cache(logging.getLogger("ray.serve").warning)
-PROBABLE = 0.01  # languages below this are not told
-Ranking = tuple[tuple[str, float], ...]  # languages and their probabilities, likeliest first
 Features = npt.NDArray[np.float32]  # log-mel, (n_mels, 3000)
 
 
@@ -78,8 +77,10 @@ class Recognizer:
         """What must be equal in a batch of CTranslate2's: the start token's index and the temperature.
 
         Language and task come after that token, so they do not matter. A prompt that `transcribe` refuses
-        may be in any batch.
+        may be in any batch. Windows of which the language alone is wanted have batches of their own.
         """
+        if request.only_language:
+            return "language"
         try:
             return self._prompts.start_index(request.decoding), request.decoding.temperature or 0.0
         except InvalidRequest:
@@ -91,6 +92,8 @@ class Recognizer:
         An item whose language or task the model does not have, or whose prompt it cannot follow, becomes an
         InvalidRequest. A failure of the model itself is raised: it concerns all items.
         """
+        if any(request.only_language for request in requests):  # then all do
+            return self._detect_languages(requests)
         refusals = [self._refusal(request) for request in requests]
         accepted = [request for request, refusal in zip(requests, refusals, strict=True) if refusal is None]
         texts = iter(self._recognise(accepted) if accepted else ())
@@ -122,8 +125,18 @@ class Recognizer:
             return error
         return None
 
+    def _detect_languages(self, requests: Sequence[AsrRequest]) -> list[WindowText | TranscriptionError]:
+        """The language of each window, with no text: a pass of the encoder and a step of the decoder."""
+        if not self.multilingual:
+            why = "is English-only and cannot tell languages apart: use a server with a multilingual model."
+            return [InvalidRequest(f"The model {self._name} {why}") for _ in requests]
+        return [without_text(ranking) for ranking in rankings(self._model, self._encoded(requests))]
+
+    def _encoded(self, requests: Sequence[AsrRequest]) -> Any:
+        return self._model.encode(get_ctranslate2_storage(np.stack([r.features for r in requests])))
+
     def _recognise(self, requests: list[AsrRequest]) -> list[WindowText]:
-        encoded = self._model.encode(get_ctranslate2_storage(np.stack([r.features for r in requests])))
+        encoded = self._encoded(requests)
         heard = list(zip(requests, self._languages(encoded, requests), strict=True))
         if temperature := requests[0].decoding.temperature:  # sampling as in faster-whisper
             options = {"sampling_topk": 0, "sampling_temperature": temperature}
@@ -192,7 +205,7 @@ class Recognizer:
                 compression_ratio=get_compression_ratio(said.strip()),
                 temperature=request.decoding.temperature or 0.0,
                 prompt_tokens_cut=self._prompts.context(request.decoding)[1],
-                languages=tuple(each for each in ranking if each[1] >= PROBABLE or each == ranking[0]),
+                languages=probable(ranking),
             )
             if text.compression_ratio <= self._settings.compression_ratio_threshold:
                 return text, spoken
@@ -205,22 +218,8 @@ class Recognizer:
         """Each item's language, with all of them where it was detected (one step for all items)."""
         if not self.multilingual or all(r.language and r.certain_at is None for r in requests):
             return [(request.language or "en", ()) for request in requests]
-        detected = self._model.detect_language(encoded)
-        rankings = [tuple((token.strip("<|>"), value) for token, value in ranking) for ranking in detected]
-        return [
-            _choose_language(request, ranking) for request, ranking in zip(requests, rankings, strict=True)
-        ]
-
-
-def _choose_language(request: AsrRequest, ranking: Ranking) -> tuple[str, Ranking]:
-    """The likeliest language that the request allows, unless it has one and is not certain of another."""
-    if request.language and request.certain_at is None:
-        return request.language, ()
-    if allowed := request.decoding.languages:
-        ranking = tuple(each for each in ranking if each[0] in allowed)
-    likeliest, probability = ranking[0]
-    is_certain = request.certain_at is not None and probability >= request.certain_at
-    return (likeliest if is_certain else request.language or likeliest), ranking
+        ranked = rankings(self._model, encoded)
+        return [choose_language(request, each) for request, each in zip(requests, ranked, strict=True)]
 
 
 def load_recognizer(

@@ -15,6 +15,7 @@ from typing import BinaryIO
 import numpy as np
 
 from serve_app import errors
+from serve_app.audio import PEAKS_PER_S, AudioInfo, RawAudio
 from serve_app.stages.audio.channels import filter_graph, keep_sound
 from serve_app.stages.audio.decode_warnings import (
     QUIET_DBFS,
@@ -27,7 +28,7 @@ from serve_app.stages.audio.ffmpeg_sandbox import FfmpegLog, output_of, raise_fo
 from serve_app.stages.audio.file_marks import is_encrypted, recordings
 from serve_app.stages.audio.streams import Streams, Track, last_time_s, list_streams
 from serve_app.stages.audio.timed_samples import MATROSKA, TimedSamples
-from serve_app.transcript import PEAKS_PER_S, SAMPLE_RATE_HZ, AudioInfo, Samples, StageWarning
+from serve_app.transcript import SAMPLE_RATE_HZ, Samples, StageWarning
 
 PART_S = 30.0
 PART_SAMPLES = int(PART_S * SAMPLE_RATE_HZ)
@@ -40,10 +41,11 @@ class _Limits:
     max_audio_s: float
     timeout_s: float
     until_s: float  # of the loop's time
+    raw: RawAudio | None = None
 
 
 async def decode(
-    file: BinaryIO, *, max_audio_s: float, timeout_s: float
+    file: BinaryIO, *, max_audio_s: float, timeout_s: float, raw: RawAudio | None = None
 ) -> AsyncGenerator[tuple[AudioInfo, Samples], None]:
     """Decodes the sound track that a player plays of `file`, which is on disk (it must have a descriptor).
 
@@ -51,19 +53,23 @@ async def decode(
     together are what `whisperx.load_audio` gives, as int16 and read-only, but for two things: silence stands
     where the file's times have a gap, and channels that cancel each other are mixed in another way. A file
     that holds less than it declares is decoded as far as it goes. The last part has the warnings. The
-    position of `file` is neither used nor changed.
+    position of `file` is neither used nor changed. A file without a header is read as `raw` says.
 
-    Raises EncryptedAudio before the first part, and maybe after some EmptyAudio, NoAudioStream, AudioTooLong
-    (over `max_audio_s` of decoded sound), AudioTooCostly (too slow, or more memory than a file needs),
-    UnusableAudio, Overloaded (no process or descriptor left). A file that declares to be longer than
-    `max_audio_s` gives no part before its end has shown that this is not true.
+    Raises InvalidRequest (`raw` cannot be true) and EncryptedAudio before the first part, and maybe after
+    some EmptyAudio, NoAudioStream, AudioTooLong (over `max_audio_s` of decoded sound), AudioTooCostly (too
+    slow, or more memory than a file needs), UnusableAudio, Overloaded (no process or descriptor left). A file
+    that declares to be longer than `max_audio_s` gives no part before its end has shown that this is not
+    true.
     """
     file.flush()
-    if os.fstat(file.fileno()).st_size == 0:
+    size_bytes = os.fstat(file.fileno()).st_size
+    if size_bytes == 0:
         raise errors.EmptyAudio("The file is empty; send a file that holds audio.")
-    limits = _Limits(max_audio_s, timeout_s, asyncio.get_running_loop().time() + timeout_s)
+    if raw:
+        raw.refuse_part_of_a_sample(size_bytes)
+    limits = _Limits(max_audio_s, timeout_s, asyncio.get_running_loop().time() + timeout_s, raw)
     try:
-        streams = await list_streams(file, timeout_s, limits.until_s)
+        streams = await list_streams(file, timeout_s, limits.until_s, raw)
         if streams.container.startswith("mov,mp4") and await asyncio.to_thread(is_encrypted, file):
             raise errors.EncryptedAudio("The sound track is encrypted; send a file without copy protection.")
         track = _TrackDecoder(file, streams, streams.chosen, limits)
@@ -113,7 +119,8 @@ class _TrackDecoder:
         pcm, total = bytearray(), 0
         graph = filter_graph(self._track.stream, self._track.layout)
         arguments = ("-filter_complex", graph, "-map", "[out]", *MATROSKA)
-        async with running_ffmpeg(self._file, limits.timeout_s, *arguments) as (process, self._log):
+        ffmpeg = running_ffmpeg(self._file, limits.timeout_s, *arguments, raw=limits.raw)
+        async with ffmpeg as (process, self._log):
             async for chunk in output_of(process, limits.until_s):
                 for samples in timed.feed(chunk):
                     pcm += samples

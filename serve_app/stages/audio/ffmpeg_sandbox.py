@@ -19,6 +19,7 @@ from typing import BinaryIO
 
 import imageio_ffmpeg
 
+from serve_app.audio import RawAudio
 from serve_app.errors import AudioTooCostly, Overloaded, UnusableAudio
 
 logger = logging.getLogger("ray.serve")
@@ -89,15 +90,16 @@ def _tried_namespace_command() -> tuple[str, ...]:
 
 @asynccontextmanager
 async def running_ffmpeg(
-    file: BinaryIO, timeout_s: float, *output: str
+    file: BinaryIO, timeout_s: float, *output: str, raw: RawAudio | None = None
 ) -> AsyncGenerator[tuple[asyncio.subprocess.Process, FfmpegLog]]:
     """ffmpeg on the whole `file`; `output` is what it shall write to stdout. Its log is complete afterwards.
 
+    `raw` says what the bytes are where they have no header; ffmpeg then looks for no container in them.
     Without `output` it lists the file's streams in its log and ends with LISTED. With it, the log has
     warnings and errors only, and none of the file's texts. Raises Overloaded where no process or descriptor
     is left.
     """
-    process, log = await _start_ffmpeg(file, timeout_s, *output), FfmpegLog()
+    process, log = await _start_ffmpeg(file, timeout_s, raw, *output), FfmpegLog()
     reading_log = asyncio.create_task(log.read(process))
     try:
         yield process, log
@@ -134,7 +136,9 @@ def raise_for_failure(log: FfmpegLog, exit_code: int | None) -> None:
     )
 
 
-async def _start_ffmpeg(file: BinaryIO, timeout_s: float, *output: str) -> asyncio.subprocess.Process:
+async def _start_ffmpeg(
+    file: BinaryIO, timeout_s: float, raw: RawAudio | None, *output: str
+) -> asyncio.subprocess.Process:
     # The shell sets the limits before ffmpeg exists, so no byte is read without them, and the kernel keeps
     # them when this process is gone. Where a limit cannot be set there is a stricter one already.
     memory_kib, cpu_s = MAX_MEMORY_BYTES >> 10, 2 * math.ceil(timeout_s)
@@ -148,9 +152,10 @@ async def _start_ffmpeg(file: BinaryIO, timeout_s: float, *output: str) -> async
                 *[imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-nostdin", "-nostats"],
                 *["-loglevel", "warning" if output else "info", "-threads", "1", "-filter_threads", "1"],
                 # A descriptor is the only thing ffmpeg will open: `file:` is not on the list.
-                *["-protocol_whitelist", "fd", "-format_whitelist", FORMATS],
+                *["-protocol_whitelist", "fd", "-format_whitelist", raw.encoding if raw else FORMATS],
                 # Two channels without positions are stereo; more of them are not taken for surround sound.
-                *["-guess_layout_max", "2", "-fd", str(source), "-i", "fd:", *output],
+                *["-guess_layout_max", "2", *(raw.ffmpeg_input() if raw else ())],
+                *["-fd", str(source), "-i", "fd:", *output],
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,

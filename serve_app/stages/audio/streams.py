@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from serve_app.audio import RawAudio
 from serve_app.errors import NoAudioStream
 from serve_app.stages.audio.ffmpeg_sandbox import LISTED, output_of, raise_for_failure, running_ffmpeg
 from serve_app.stages.audio.file_marks import declares_no_length
@@ -46,9 +47,11 @@ class Streams:
         return next((track for track in self.tracks if track.is_default), self.tracks[0])
 
 
-async def list_streams(file: BinaryIO, timeout_s: float, until_s: float) -> Streams:
+async def list_streams(
+    file: BinaryIO, timeout_s: float, until_s: float, raw: RawAudio | None = None
+) -> Streams:
     """Raises what is wrong with the file: UnusableAudio, NoAudioStream, AudioTooCostly; TimeoutError."""
-    async with running_ffmpeg(file, timeout_s) as (process, log):
+    async with running_ffmpeg(file, timeout_s, raw=raw) as (process, log):
         async for _ in output_of(process, until_s):
             pass
     if not log.says(LISTED):

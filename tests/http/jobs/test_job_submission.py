@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from job_api import ANN, BOB, MAX_BYTES, URL, Service, arrived, error_of, using
 
+from serve_app.audio import Source
 from serve_app.http.forms import MAX_TEXT_BYTES
 from serve_app.options import Options
-from serve_app.transcript import Source
 
 FILE = {"file": b"RIFF of ann"}
 HOOK = "https://example.com/hook?token=1"

@@ -15,7 +15,7 @@ from openai import AsyncAzureOpenAI, AsyncOpenAI, AzureOpenAI, BadRequestError, 
 from openai.types.audio import Transcription, TranscriptionDiarized, TranscriptionVerbose
 from openai_api import TEXT, TRANSCRIBE, TRANSLATE, Server
 
-from serve_app.settings import AccessSettings, ApiKey
+from serve_app.settings.access import AccessSettings, ApiKey
 
 KEY = "wx_of-acme"
 BEARER = {"Authorization": f"Bearer {KEY}"}

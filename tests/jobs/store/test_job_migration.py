@@ -16,6 +16,7 @@ from job_stores import new_job, submit, using
 from loopback import serving
 from tenacity import AsyncRetrying, stop_after_delay, wait_fixed
 
+from serve_app.audio import Source
 from serve_app.errors import StoreBusy
 from serve_app.http.responses import answer
 from serve_app.jobs.runner import Runner
@@ -28,7 +29,7 @@ from serve_app.options import Options
 from serve_app.request.progress import Report, ignore_progress
 from serve_app.settings import IntakeSettings
 from serve_app.settings.jobs import JobsSettings, WebhookSettings
-from serve_app.transcript import Segment, Source, StageWarning, Transcript, Turn, Word
+from serve_app.transcript import Segment, StageWarning, Transcript, Turn, Word
 
 # As the first version wrote them. All of this stays as it is when tables, options and transcripts change.
 JOB = """

@@ -363,3 +363,23 @@ def test_model_that_cannot_be_loaded_says_so(model: str, tmp_path: Path) -> None
     assert name in caught.value.message
     assert "\n" not in caught.value.message
     assert caught.value.__cause__ is not None
+
+
+def test_a_language_alone_costs_no_search(model: FakeCTranslate2, recognizer: Recognizer) -> None:
+    """One encoding and one step; such windows share no batch with others, which need a search."""
+    requests = [AsrRequest(FEATURES, only_language=True) for _ in range(2)]
+    assert recognizer.batch_key(requests[0]) != recognizer.batch_key(AsrRequest(FEATURES))
+    for text in recognizer.transcribe(requests):
+        assert isinstance(text, WindowText)
+        assert (text.text, text.language, text.language_probability) == ("", "fr", 0.75)
+        assert text.languages == (("fr", 0.75), ("en", 0.25))
+    assert model.calls == [("encode", 2), ("detect_language", 2)]
+
+
+def test_a_model_of_one_language_tells_none() -> None:
+    """It would call everything English; the caller gets the reason, and nothing is computed."""
+    model = FakeCTranslate2(multilingual=False)
+    (refused,) = recognizer_of(model).transcribe([AsrRequest(FEATURES, only_language=True)])
+    assert isinstance(refused, InvalidRequest)
+    assert "English-only" in str(refused)
+    assert model.calls == []

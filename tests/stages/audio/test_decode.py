@@ -24,6 +24,7 @@ from decoding import Decoded, decoded, stored
 from sounds import ONLY_VIDEO, VIDEO, Samples, encode, ffmpeg, noise, silence, tone, wav
 
 from benchmarks.decoding import decode_whole
+from serve_app.audio import AudioInfo
 from serve_app.errors import (
     AudioTooCostly,
     AudioTooLong,
@@ -39,7 +40,7 @@ from serve_app.stages.audio import ffmpeg_sandbox as sandbox
 from serve_app.stages.audio.decode import PART_S, decode
 from serve_app.stages.audio.ffmpeg_sandbox import MAX_LOG_BYTES, FfmpegLog, network_namespace_command
 from serve_app.stages.audio.file_marks import is_encrypted
-from serve_app.transcript import SAMPLE_RATE_HZ, AudioInfo
+from serve_app.transcript import SAMPLE_RATE_HZ
 
 CONTAINERS = {
     "wav": ("", ()),
@@ -158,8 +159,8 @@ def test_one_file_decodes_twice_at_once() -> None:
 
     async def both() -> list[tuple[AudioInfo, Samples]]:
         with stored(encode(tone(5.0), 16_000, ".m4a")) as file:
-            limits = {"max_audio_s": 60.0, "timeout_s": 30.0}
-            return await asyncio.gather(*(decode_whole(file, **limits) for _ in range(2)))
+            decoding = (decode_whole(file, max_audio_s=60.0, timeout_s=30.0) for _ in range(2))
+            return await asyncio.gather(*decoding)
 
     (info, first), (_, second) = asyncio.run(both())
     assert np.array_equal(first, second)

@@ -11,8 +11,8 @@ import pytest
 from decoding import decoded, stored
 from sounds import encode, noise, tone, wav
 
+from serve_app.audio import AudioInfo
 from serve_app.stages.audio.decode import decode
-from serve_app.transcript import AudioInfo
 
 # Of the data, as sox, arecord, ffmpeg, GStreamer, mpg123, web services and others write it to pipes.
 PLACEHOLDERS = [

@@ -1,0 +1,112 @@
+"""What a request to whisper-asr-webservice's routes asks for: its URL and form, made into our options.
+
+Their options are in the URL, which is so nowhere else. Clients add query names of their own and of other
+servers, so unknown ones are left alone; those that are known are honoured or refused, as everywhere.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from serve_app.errors import InvalidRequest
+from serve_app.http.forms import Field as FormField
+from serve_app.http.forms import collect_fields
+from serve_app.http.openai.aliases import Models, about_model, with_defaults
+from serve_app.options import LISTS, Options, conflict, parse_options, validate_or_400
+
+NO_SPEAKERS_IN = "tsv"
+BOUNDS = ("min_speakers", "max_speakers", "num_speakers")
+
+Encode = Annotated[
+    bool, Field(description="`false`: 16-bit samples, 16 kHz, mono, without a header; WAV is taken too.")
+]
+
+
+class AsrFields(BaseModel):
+    """What whisper-asr-webservice and servers like it have, and our options have not."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    encode: Encode = True
+    output: Literal["txt", "text", "vtt", "srt", "tsv", "json"] = Field(
+        "txt", description="The format of the answer; `text` is `txt`."
+    )
+    vad_filter: bool | None = Field(
+        None, description="Speech is always detected first; `false` is taken with a warning."
+    )
+    word_timestamps: bool = Field(False, description="Add `words` to `json`; other outputs show none.")
+    diarize: bool | None = Field(None, description="Label speakers, in all outputs but `tsv`. Empty: no.")
+    enable_diarization: bool | None = Field(None, description="The same as `diarize`.")
+    return_speaker_embeddings: bool = Field(False, description="Must be false: there are none.")
+    model: str = Field("", description="The configured model, as when empty, or a name that stands for it.")
+
+
+class LanguageFields(BaseModel):
+    """What /detect-language has."""
+
+    encode: Encode = True
+
+
+@dataclass(frozen=True, slots=True)
+class AsrAsked:
+    """What a request to /asr asks for."""
+
+    options: Options
+    fields: AsrFields
+    of_model: frozenset[str] = frozenset()  # the options that the model's name stands for
+
+    def explained(self, error: InvalidRequest) -> InvalidRequest:
+        """The error, about the model where it is about what that stands for."""
+        return about_model(error, self.fields.model, self.of_model)
+
+
+def parse_asr(query: Sequence[FormField], models: Models, form: Sequence[FormField]) -> AsrAsked:
+    """Parses the query, with the form's text fields, in which some clients send options too.
+
+    Raises InvalidRequest naming the field that is wrong, and ModelNotFound.
+    """
+    sent = _known(AsrFields.model_fields.keys() | Options.model_fields.keys(), [*query, *form])
+    if "response_format" in sent:
+        raise conflict("response_format", "is called output here")
+    sent.setdefault("model", models.own)
+    asked, used = with_defaults(models.defaults(sent["model"]), sent, _read)
+    return replace(asked, of_model=used)
+
+
+def _read(given: Mapping[str, Any]) -> AsrAsked:
+    theirs = {name: given[name] for name in AsrFields.model_fields if name in given}
+    ours = {name: value for name, value in given.items() if name not in theirs}
+    fields = validate_or_400(AsrFields, theirs)
+    if fields.return_speaker_embeddings:
+        raise conflict("return_speaker_embeddings", "this server gives none; leave it out, or send false")
+    wanted = {fields.diarize, fields.enable_diarization} - {None}
+    if len(wanted) > 1:
+        raise conflict("enable_diarization", "contradicts diarize, which is the same")
+    if True in wanted and fields.output == NO_SPEAKERS_IN:
+        raise conflict("diarize", f"{NO_SPEAKERS_IN} shows no speakers; ask for txt, srt, vtt or json")
+    if False in wanted:  # Speakr sends its bounds all the same, when there is nothing for them to bound
+        ours = {name: value for name, value in ours.items() if name not in BOUNDS}
+    # A transcription's words always have times, whether the output shows them or not; a translation's never.
+    needs_words = fields.word_timestamps and (fields.output == "json" or ours.get("task") == "translate")
+    own = {
+        "diarize": True in wanted,
+        "response_format": "text" if fields.output == "txt" else fields.output,
+        "word_timestamps": needs_words,
+    }
+    try:
+        return AsrAsked(parse_options(ours | own), fields)
+    except InvalidRequest as error:
+        message = error.message.replace("response_format=", "output=")
+        raise InvalidRequest(message, error.param, error.code) from None
+
+
+def parse_language(query: Sequence[FormField], form: Sequence[FormField]) -> LanguageFields:
+    """Parses the query of /detect-language, with the form's text fields."""
+    return validate_or_400(LanguageFields, _known(LanguageFields.model_fields, [*query, *form]))
+
+
+def _known(names: Collection[str], sent: Sequence[FormField]) -> dict[str, Any]:
+    fields = [(name, value) for name, value in sent if name.partition("[")[0] in names]
+    return collect_fields(fields, LISTS)
