@@ -37,6 +37,7 @@ NOT_ALLOWED = (
     "Unknown device type",
 )  # as `ip` says it
 STORE_BYTES = 200 << 20
+HELD_MIB = 1.0  # half a minute of audio
 JOIN_S = 120.0
 
 say = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -251,6 +252,8 @@ def lose_nodes(graph: Graph, load: Load, nodes: Nodes, clients: int = CLIENTS) -
     with load.steady(clients) as outcomes:
         for name, resources in POOLS.items():
             time.sleep(BETWEEN_S[1])
+            if name == "loaders":  # so that audio is lost which a request still needs
+                wait_for(lambda: store_mib(nodes.workers["loaders"]) > HELD_MIB, "audio is held", JOIN_S)
             begun_s, before = time.monotonic(), graph.replicas()
             nodes.workers[name].kill()
             nodes.add(name, **resources)
