@@ -37,6 +37,7 @@ NOT_ALLOWED = (
     "Unknown device type",
 )  # as `ip` says it
 STORE_BYTES = 200 << 20
+LOST_REPLICA = ("/replica_died", "/replica_unavailable")
 HELD_MIB = 1.0  # half a minute of audio
 JOIN_S = 120.0
 
@@ -245,6 +246,12 @@ def most_in_stores(load: Load, nodes: Nodes, clip: Clip) -> dict[str, float]:
     return found
 
 
+def running_windows(graph: Graph) -> float:
+    """How many windows the Transcriber works on now."""
+    found: dict[str, float] = graph.handle("Transcriber").counters.remote().result(timeout_s=60)
+    return found["running"]
+
+
 def lose_nodes(graph: Graph, load: Load, nodes: Nodes, clients: int = CLIENTS) -> dict[str, Any]:
     """SIGKILL of all processes of each node in turn, and another node in its place: no request may notice."""
     load.learn()
@@ -253,8 +260,10 @@ def lose_nodes(graph: Graph, load: Load, nodes: Nodes, clients: int = CLIENTS) -
     with load.steady(clients) as outcomes:
         for name, resources in POOLS.items():
             time.sleep(BETWEEN_S[1])
-            if name == "loaders":  # so that audio is lost which a request still needs
+            if name == "loaders":
                 wait_for(lambda: store_mib(nodes.workers["loaders"]) > HELD_MIB, "audio is held", JOIN_S)
+            else:
+                wait_for(lambda: running_windows(graph) > 0, "a batch runs", JOIN_S)
             begun_s, before = time.monotonic(), graph.replicas()
             killed_s.append(begun_s)
             nodes.workers[name].kill()
@@ -273,6 +282,9 @@ def lose_nodes(graph: Graph, load: Load, nodes: Nodes, clients: int = CLIENTS) -
         "in_network_namespaces": float(nodes.in_namespaces),
         "recover_s_of": recovered_s,
         "open_at_each_kill": min(map(open_at, killed_s)),
-        "retries": graph.retries(),  # none where the node had no call at that moment
+        "retries": (retries := graph.retries()),
+        "retries_of_lost_replicas": sum(
+            times for what, times in retries.items() if what.endswith(LOST_REPLICA)
+        ),
         "slowest_request_s": max(outcome.wall_s for outcome in outcomes),
     }

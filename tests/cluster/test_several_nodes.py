@@ -57,3 +57,4 @@ def test_killed_nodes_lose_no_request_and_change_no_word(
     )
     assert (lost["failures"], lost["changes"]) == ({}, [])
     assert lost["open_at_each_kill"] > 0
+    assert lost["retries_of_lost_replicas"] > 0
