@@ -231,7 +231,7 @@ async def run_day(day: Day, files: Files, rng: random.Random) -> Found:
         sent_s = time.monotonic()
         try:
             answer: Any = await handle.transcribe.remote(file, language="en", diarize=diarize)
-        except Exception as error:  # noqa: BLE001  (whatever it is, it is counted)
+        except Exception as error:  # noqa: BLE001  (any error counts as a failed file)
             is_refusal = isinstance(getattr(error, "cause", error), NoRoom)
             found.outcomes["refused" if is_refusal else "failed"] += 1
             say.print(f"  {type(error).__name__}: {str(error)[-200:]}")

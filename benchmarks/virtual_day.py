@@ -3,7 +3,7 @@
 No Ray and no waiting: windows arrive, wait, run in batches for as long as a simulated T4 takes, and every
 second `ByAudio` decides behind Serve's own delays, from metrics as old and as averaged as Serve's. It shows
 what benchmarks/autoscaling.py cannot, which runs the real graph: the delays and a model that takes a minute
-to load, in a day of their true length. One JSON line on standard output.
+to load, in a day of their true length. One JSON line on standard output; `--plot FILE` draws it.
 """
 
 import json
@@ -11,6 +11,7 @@ import math
 import random
 from collections import deque
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import fmean
 from types import SimpleNamespace
 from typing import Annotated, Any
@@ -72,8 +73,11 @@ class Replica:
             self.pushed = list(self.samples)
 
 
-def simulate(day_s: float, seed: int = 1) -> dict[str, float]:
-    """What became of the day."""
+Look = tuple[float, float, int, int]  # hour, load, the fewest Transcribers that keep up with it, Transcribers
+
+
+def simulate(day_s: float, seed: int = 1, looks: list[Look] | None = None) -> dict[str, float]:
+    """What became of the day. `looks` gets one for each minute."""
     rng, settings = random.Random(seed), Settings()
     after_delays: Any = autoscaling_policy._apply_delay_logic
     policy = ByAudio(**POLICY)
@@ -113,6 +117,9 @@ def simulate(day_s: float, seed: int = 1) -> dict[str, float]:
         had_s += len(replicas)
         ideal_s += max(1, math.ceil(load(now_s, day_s)))
         most_waiting = max(most_waiting, len(gate))
+        if looks is not None and not second % 60:
+            now = load(now_s, day_s)
+            looks.append((now_s / 3600, now, max(1, math.ceil(now)), len(replicas)))
     waits_s.sort()
     return {
         "files": files,
@@ -155,19 +162,32 @@ def _poisson(mean: float, rng: random.Random) -> int:
     return found
 
 
+def draw(days: dict[str, list[Look]], path: Path) -> None:
+    """Load and Transcribers over the hours."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    for place, (name, looks) in enumerate(days.items(), 1):
+        at, loads, ideal, had = zip(*looks, strict=True)
+        panel = figure.add_subplot(1, len(days), place, title=f"{name}, simulated", xlabel="hours")
+        panel.step(at, had, color="#b3462e", where="post", label="Transcribers")
+        panel.step(at, ideal, color="#3b6ea5", where="post", label="ideal")
+        panel.plot(at, loads, color="#888888", label="load, in full Transcribers")
+        panel.legend(fontsize="small")
+    figure.savefig(path, dpi=90)
+
+
 def main(
     hours: Annotated[float, typer.Option(help="Length of the first day; the second is half as long.")] = 24.0,
     seed: int = 1,
+    plot: Annotated[Path | None, typer.Option(help="File of the plot.")] = None,
 ) -> None:
-    print(
-        json.dumps(
-            {
-                "simulated": True,
-                "day": simulate(3600 * hours, seed),
-                "twice as steep": simulate(1800 * hours, seed),
-            }
-        )
-    )
+    lengths_s = {"day": 3600 * hours, "twice as steep": 1800 * hours}
+    looks: dict[str, list[Look]] = {name: [] for name in lengths_s}
+    found = {name: simulate(day_s, seed, looks[name]) for name, day_s in lengths_s.items()}
+    if plot:
+        draw(looks, plot)
+    print(json.dumps({"simulated": True, **found}))
 
 
 if __name__ == "__main__":

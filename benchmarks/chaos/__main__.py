@@ -216,7 +216,7 @@ SCENARIOS = {
     "nodes": (run_nodes, (
         Goal("failed_requests", at_most=0),
         Goal("changed_transcripts", at_most=0),
-        Goal("retries_of_lost_audio", at_least=1),
+        Goal("open_at_each_kill", at_least=1),
         Goal("retries_of_lost_replicas", at_least=1),
     )),
     "soak": (run_soak, (

@@ -37,6 +37,8 @@ NOT_ALLOWED = (
     "Unknown device type",
 )  # as `ip` says it
 STORE_BYTES = 200 << 20
+LOST_REPLICA = ("/replica_died", "/replica_unavailable")
+HELD_MIB = 1.0  # half a minute of audio
 JOIN_S = 120.0
 
 say = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -244,14 +246,26 @@ def most_in_stores(load: Load, nodes: Nodes, clip: Clip) -> dict[str, float]:
     return found
 
 
+def running_windows(graph: Graph) -> float:
+    """How many windows the Transcriber works on now."""
+    found: dict[str, float] = graph.handle("Transcriber").counters.remote().result(timeout_s=60)
+    return found["running"]
+
+
 def lose_nodes(graph: Graph, load: Load, nodes: Nodes, clients: int = CLIENTS) -> dict[str, Any]:
     """SIGKILL of all processes of each node in turn, and another node in its place: no request may notice."""
     load.learn()
     recovered_s: dict[str, float] = {}
+    killed_s: list[float] = []
     with load.steady(clients) as outcomes:
         for name, resources in POOLS.items():
             time.sleep(BETWEEN_S[1])
+            if name == "loaders":
+                wait_for(lambda: store_mib(nodes.workers["loaders"]) > HELD_MIB, "audio is held", JOIN_S)
+            else:
+                wait_for(lambda: running_windows(graph) > 0, "a batch runs", JOIN_S)
             begun_s, before = time.monotonic(), graph.replicas()
+            killed_s.append(begun_s)
             nodes.workers[name].kill()
             nodes.add(name, **resources)
             graph.settle()
@@ -259,17 +273,18 @@ def lose_nodes(graph: Graph, load: Load, nodes: Nodes, clients: int = CLIENTS) -
             lost = sum(not process.is_running() for found in before.values() for process in found)
             say.print(f"  {name}: {lost} replicas lost, whole again after {recovered_s[name]:.1f} s")
         time.sleep(BETWEEN_S[1])
-    retries = graph.retries()
 
-    def retries_of(cause: str) -> int:
-        return sum(times for what, times in retries.items() if what.endswith(f"/{cause}"))
+    def open_at(at_s: float) -> int:
+        return sum(outcome.begun_s < at_s < outcome.ended_s for outcome in outcomes)
 
     return {
         **counts(outcomes),
         "in_network_namespaces": float(nodes.in_namespaces),
         "recover_s_of": recovered_s,
-        "retries": retries,
-        "retries_of_lost_audio": retries_of("audio_lost"),
-        "retries_of_lost_replicas": retries_of("replica_died") + retries_of("replica_unavailable"),
+        "open_at_each_kill": min(map(open_at, killed_s)),
+        "retries": (retries := graph.retries()),
+        "retries_of_lost_replicas": sum(
+            times for what, times in retries.items() if what.endswith(LOST_REPLICA)
+        ),
         "slowest_request_s": max(outcome.wall_s for outcome in outcomes),
     }

@@ -16,8 +16,8 @@ class ByAudio:
     """`policy_function` of a stage with a model. Serve applies the bounds and the delays of the config.
 
     The stage gets a replica for each `audio_s_per_replica` of audio that waits or runs. A short queue does
-    not say how many replicas keep it short: so the stage keeps one for each `speed` seconds of audio that it
-    did in a second lately or, where `speed` is not given, as many as its busy time fills to 90 %.
+    not say how many replicas keep it short. So replicas are kept for the work of the last seconds: one for
+    each `speed` seconds of audio done in a second. Without `speed` there are enough to be 90 % busy.
     """
 
     def __init__(self, audio_s_per_replica: float, speed: float | None = None) -> None:

@@ -126,14 +126,14 @@ def decoder() -> Finding:
 
 
 def port(application: Application) -> Finding:
-    """Nobody listens on the HTTP port yet."""
+    """Checks that the HTTP port is free."""
     if not application.has_proxy:
         return skipped("proxy_location: Disabled has no HTTP port.")
     return _free(application.host, application.port, "http_options")
 
 
 def metrics_port(number: int) -> Finding:
-    """Nobody listens on the port of Ray's exporter yet."""
+    """Checks that the port for Ray's metrics is free."""
     if not number:
         return skipped("Without --metrics-port Ray takes a free one.")
     return _free("0.0.0.0", number, "--metrics-port")  # noqa: S104  (where Ray listens)
