@@ -1,26 +1,22 @@
 """What a caller can choose for one request. The same names over HTTP, in forms and in Python."""
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Self
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
-    ValidationError,
     field_validator,
     model_validator,
 )
 
-from serve_app.errors import InvalidRequest
 from serve_app.formats.cue_words import one_line
 from serve_app.formats.subtitles import SubtitleLayout
 from serve_app.formats.table import FORMATS, Format, FormatName
-from serve_app.languages import language_code
 from serve_app.transcript import Decoding, SpeakerBounds, Task
-
-Model = TypeVar("Model", bound=BaseModel)
+from serve_app.validation import conflict, items_of, known_language, validate_or_400
 
 MAX_PROMPT_CHARS = 4000  # Whisper keeps 223 tokens, about 1000 letters of English
 MAX_NAME_CHARS = 64
@@ -188,48 +184,6 @@ class Options(BaseModel):
         return SpeakerBounds(self.num_speakers, self.min_speakers, self.max_speakers)
 
 
-def known_language(value: object, also: str = "") -> str:
-    """Whisper's code for a language. Raises ValueError."""
-    code = language_code(value) if isinstance(value, str) else None
-    if code is None:
-        raise ValueError(
-            "must be a language that Whisper knows, by a language code or by name, such as en, pt-BR, "
-            f"German or Deutsch{also}"
-        )
-    return code
-
-
-def items_of(values: object) -> list[object]:
-    """The items of a list of plain words, however it is written: also `a,b` and `["a", "b"]` in a text."""
-    given: Sequence[object] = values if isinstance(values, list | tuple) else [values]
-    items: list[object] = []
-    for value in given:
-        if isinstance(value, str):
-            items += [item for word in value.strip("[] ").split(",") if (item := word.strip(" \"'"))]
-        else:
-            items.append(value)
-    return items
-
-
-def conflict(name: str, why: str) -> InvalidRequest:
-    """The error for a field that contradicts others. A ValueError could not name the field."""
-    return InvalidRequest(f"{name}: {why}.", name)
-
-
 def parse_options(fields: dict[str, Any]) -> Options:
     """Form fields or keyword arguments as options. Raises InvalidRequest naming the one that is wrong."""
     return validate_or_400(Options, fields)
-
-
-def validate_or_400(model: type[Model], fields: dict[str, Any]) -> Model:
-    """The fields as this model. Raises InvalidRequest naming the field that is wrong."""
-    try:
-        return model.model_validate(fields)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        name = ".".join(str(part) for part in first["loc"])
-        param = str(first["loc"][0]) if name else None
-        message = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "extra_forbidden":
-            message = f"unknown option; known are {', '.join(sorted(model.model_fields))}"
-        raise InvalidRequest(f"{name}: {message}." if name else f"{message}.", param) from None

@@ -1,9 +1,8 @@
-"""Following a request while it runs: what it reports, and how long its stages take."""
+"""Following a request while it runs: what it reports, and its end."""
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Protocol
 
 from serve_app.audio import Source
@@ -39,24 +38,3 @@ async def followed(run: Callable[[Report], Awaitable[Transcript]]) -> AsyncItera
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
-
-
-class Timings:
-    """Wall time per stage, from the first call's begin to the last call's end. Stages overlap."""
-
-    def __init__(self) -> None:
-        self._spans_s: dict[str, tuple[float, float]] = {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Times one call of the stage."""
-        begun_s = time.monotonic()
-        try:
-            yield
-        finally:
-            first_s, _ = self._spans_s.get(name, (begun_s, begun_s))
-            self._spans_s[name] = (min(first_s, begun_s), time.monotonic())
-
-    def wall_s(self) -> dict[str, float]:
-        """Seconds per stage."""
-        return {name: end_s - begun_s for name, (begun_s, end_s) in self._spans_s.items()}

@@ -9,7 +9,8 @@ from serve_app.audio import Source
 from serve_app.errors import InvalidRequest
 from serve_app.http.other_apis import renaming
 from serve_app.jobs.service import Submission
-from serve_app.options import SpeakerCount, conflict, parse_options, validate_or_400
+from serve_app.options import SpeakerCount, parse_options
+from serve_app.validation import conflict, validate_or_400
 
 _ALWAYS_ON = ("punctuate", "format_text")
 

@@ -13,8 +13,9 @@ from serve_app.http.errors import OTHER_ERRORS, described_errors
 from serve_app.http.forms import collect_fields
 from serve_app.jobs.service import Jobs, NoSuchJob
 from serve_app.jobs.webhooks.payloads import ENDS
-from serve_app.options import LINE_OPTIONS, Options, conflict, parse_options
+from serve_app.options import LINE_OPTIONS, Options, parse_options
 from serve_app.transcript import Transcript
+from serve_app.validation import conflict
 
 RENDERING = ("response_format", "word_timestamps", "logprobs", *LINE_OPTIONS)
 

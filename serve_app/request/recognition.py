@@ -1,0 +1,131 @@
+"""The text of one file: speech, windows of it, their texts and the times of their words.
+
+Windows are transcribed and aligned side by side, each as soon as it can be.
+"""
+
+import asyncio
+from dataclasses import replace
+
+from serve_app.request.calls import AlignCall, Audio, DetectCall, TranscribeCall
+from serve_app.request.language_vote import LanguageVote
+from serve_app.request.state import RequestState
+from serve_app.request.warnings import decoding_warnings, degraded
+from serve_app.transcript import Progress, Segment, Speech, Window, WindowText
+
+# Why a language may have no wav2vec2 model: nothing to warn about where attention gives the times.
+NO_ALIGNER_YET = ("alignment_unavailable", "alignment_downloading")
+
+
+class Recognition:
+    """The windows of one file, from the search for speech to their segments."""
+
+    def __init__(self, request: RequestState) -> None:
+        self.request = request
+        self.windows_found, self.all_found = 0, False
+        self.language = LanguageVote(request.options.named_language())
+        self.done: dict[int, tuple[Segment, ...]] = {}  # number of the window -> its segments
+        self.texts: dict[int, tuple[Window, WindowText]] = {}
+        self.windows_reported = 0
+
+    async def segments(self, audio: Audio) -> tuple[Segment, ...]:
+        """All segments in order; windows are worked on side by side as soon as they are found."""
+        try:
+            async with asyncio.TaskGroup() as windows:
+                await self._search(audio, windows)
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None  # the others are of the same request
+        if len(self.done) < self.windows_found:
+            raise RuntimeError("a window ended without its text")  # nothing is lost silently
+        texts = [self.texts[number] for number in sorted(self.texts)]
+        language, logprobs = self.language.result(), self.request.options.logprobs
+        self.request.warnings += decoding_warnings(texts, language, logprobs=logprobs)
+        return tuple(segment for number in sorted(self.done) for segment in self.done[number])
+
+    async def _search(self, audio: Audio, windows: asyncio.TaskGroup) -> None:
+        """Searches part after part for speech, as the file is decoded, and starts a task for each window."""
+        found: Speech | None = None
+        with self.request.timings.stage("speech"):
+            async for part in audio.parts():
+                self.request.duration_s = part.end_s
+                self.request.peaks += part.peaks
+                self.request.load_timings |= part.timings
+                self.request.warnings.extend(part.warnings)
+                call = DetectCall(audio=audio, request_id=self.request.id, part=part, before=found)
+                found = await self.request.stages.detect(call)
+                for window in found.windows:
+                    windows.create_task(self._window(audio, window, self.windows_found))
+                    self.windows_found += 1
+        self.all_found = True
+        self.request.warn(self.language.no_more_windows(self.windows_found))
+
+    async def _window(self, audio: Audio, window: Window, number: int) -> None:
+        text = None
+        if self.language.asks(number):
+            async with self.request.stages.window_gate.place(self.request.id):
+                text = await self._transcribe(audio, window, None, is_first=True)
+            self.request.warn(self.language.vote(window, text))
+        language = await self.language.decided()
+        async with self.request.stages.window_gate.place(self.request.id):
+            if text is None or not self.language.accepts(text):
+                text = await self._transcribe(audio, window, language, is_first=number == 0)
+            self.texts[number] = window, replace(text, sentences=())
+            segments = await self._align(audio, window, text, is_first=number == 0)
+        self.done[number] = tuple(
+            replace(segment, text=said, window=window, source_text=self.texts[number][1])
+            for segment in segments
+            if (said := segment.text.strip())
+        )
+        self._report()
+
+    async def _transcribe(
+        self, audio: Audio, window: Window, language: str | None, *, is_first: bool
+    ) -> WindowText:
+        call = TranscribeCall(
+            audio=audio,
+            request_id=self.request.id,
+            window=window,
+            decoding=self.request.options.decoding(),
+            language=language,
+            certain_at=self.language.certain_at,
+            is_first=is_first,
+            word_times=self.request.stages.attention and self.request.options.task == "transcribe",
+        )
+        with self.request.timings.stage("asr"):
+            return await self.request.stages.transcribe(call)
+
+    async def _align(
+        self, audio: Audio, window: Window, text: WindowText, *, is_first: bool
+    ) -> tuple[Segment, ...]:
+        if not text.text.strip():
+            return ()
+        start_s, end_s = round(window.start_s, 3), round(window.end_s, 3)
+        # Translated English words were never spoken, so there is nothing to align them to.
+        segments = text.sentences or (Segment(start_s, end_s, text.text, avg_logprob=text.avg_logprob),)
+        is_aligned = (
+            self.request.options.task == "transcribe"
+            and text.language in self.request.stages.aligner_languages
+        )
+        if self.request.stages.align is None or not is_aligned:
+            return segments
+        call = AlignCall(audio=audio, request_id=self.request.id, window=window, text=text, is_first=is_first)
+        try:
+            with self.request.timings.stage("alignment"):
+                aligned = await self.request.stages.align(call)
+            # A text with more letters than the audio has frames comes back without words.
+            return aligned if any(segment.words for segment in aligned) else segments
+        except Exception as error:  # noqa: BLE001  (no error of alignment may lose the text)
+            if not text.sentences:
+                self.request.warn(degraded("alignment", error, "Segments have window times and no words."))
+            elif getattr(error, "code", None) not in NO_ALIGNER_YET:
+                self.request.warn(
+                    degraded("alignment", error, "Word times are those of Whisper's attention.")
+                )
+            return segments
+
+    def _report(self) -> None:
+        """Reports what is final: the segments of all windows before the first one still being worked on."""
+        segments: list[Segment] = []
+        while self.windows_reported in self.done:
+            segments += self.done[self.windows_reported]
+            self.windows_reported += 1
+        self.request.report(Progress(len(self.done), self.windows_found, self.all_found, tuple(segments)))

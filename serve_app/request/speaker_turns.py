@@ -1,0 +1,40 @@
+"""Who speaks when in one file, and what happens to the request where that cannot be found out."""
+
+from serve_app.request.calls import Audio, DiarizeCall
+from serve_app.request.known_speakers import check_clips, not_heard
+from serve_app.request.state import RequestState
+from serve_app.request.warnings import degraded
+from serve_app.stages.diarization.diarizer import REFERENCES
+from serve_app.transcript import Diarization, KnownSpeaker
+
+
+class SpeakerTurns:
+    """The diarization of one request."""
+
+    def __init__(self, request: RequestState) -> None:
+        self._request = request
+        self.error: Exception | None = None  # why there are no speakers
+
+    async def find(self, audio: Audio, known: tuple[KnownSpeaker, ...]) -> Diarization | None:
+        """Who speaks when, or None with a warning. Raises what is wrong with a known speaker's reference."""
+        request = self._request
+        assert request.stages.diarize is not None
+        await check_clips(known)
+        bounds = request.options.speaker_bounds()
+        try:
+            with request.timings.stage("diarization"):
+                diarization = await request.stages.diarize(
+                    DiarizeCall(audio=audio, request_id=request.id, bounds=bounds, known=known)
+                )
+        except Exception as error:
+            if getattr(error, "param", None) == REFERENCES:
+                raise  # the caller must mend it; going on without speakers would hide that
+            self.go_without(error)
+            return None
+        request.warnings.extend(not_heard(known, diarization))
+        return diarization
+
+    def go_without(self, error: Exception) -> None:
+        """Notes why there are no speakers; the text is not lost."""
+        self.error = error
+        self._request.warn(degraded("diarization", error, "Segments have no speakers."))

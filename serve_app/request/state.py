@@ -1,0 +1,51 @@
+"""What the steps of one request share: what was asked for, warnings, and how long its stages take."""
+
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from serve_app.options import Options
+from serve_app.request.calls import Stages
+from serve_app.request.progress import Report
+from serve_app.transcript import StageWarning
+
+
+class Timings:
+    """Wall time per stage, from the first call's begin to the last call's end. Stages overlap."""
+
+    def __init__(self) -> None:
+        self._spans_s: dict[str, tuple[float, float]] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Times one call of the stage."""
+        begun_s = time.monotonic()
+        try:
+            yield
+        finally:
+            first_s, _ = self._spans_s.get(name, (begun_s, begun_s))
+            self._spans_s[name] = (min(first_s, begun_s), time.monotonic())
+
+    def wall_s(self) -> dict[str, float]:
+        """Seconds per stage."""
+        return {name: end_s - begun_s for name, (begun_s, end_s) in self._spans_s.items()}
+
+
+class RequestState:
+    """One request while it runs: what was asked for, and what its steps have found out besides the text."""
+
+    def __init__(self, stages: Stages, options: Options, report: Report) -> None:
+        self.stages = stages
+        self.options = options
+        self.id = uuid.uuid4().hex
+        self.report = report
+        self.timings = Timings()
+        self.load_timings: dict[str, float] = {}
+        self.warnings: list[StageWarning] = []
+        self.duration_s, self.peaks = 0.0, b""
+
+    def warn(self, warning: StageWarning | None) -> None:
+        """Adds a warning once, not once per window."""
+        if warning is not None and warning not in self.warnings:
+            self.warnings.append(warning)
