@@ -70,6 +70,8 @@ class Decoding:
     temperature_inc: float | None = None  # to the next attempt at a bad text; None: the server's own attempts
     languages: tuple[str, ...] = ()  # those that a language is chosen from; none: all
     logprobs: bool = False  # the text is to keep its tokens
+    beam_size: int | None = None  # None: the server's
+    suppress_numerals: bool = False  # numbers are written as words
 
 
 @dataclass(frozen=True, slots=True)
