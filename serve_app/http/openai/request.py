@@ -22,6 +22,7 @@ CAN_BE_STREAMED = ("json", "text", "diarized_json")
 HAVE_SEGMENTS = ("srt", "vtt", "diarized_json")  # with times, besides verbose_json
 
 ARRAYS = ("timestamp_granularities", "include", "keywords", *LISTS)
+WORDS = "timestamp_granularities[]=word with response_format=verbose_json"
 _STRATEGY = re.compile(r'auto|server_vad|\{\s*"type"\s*:\s*"server_vad"\s*\}')
 
 
@@ -70,14 +71,12 @@ class Fields(BaseModel):
         chosen = self.response_format
         if self.stream and chosen not in CAN_BE_STREAMED:
             raise conflict("stream", f"{chosen} cannot be streamed; {', '.join(CAN_BE_STREAMED)} can")
-        granularities = set(self.timestamp_granularities)
-        has_words = chosen == "verbose_json" and "word" in granularities
+        granularities, has_words = set(self.timestamp_granularities), self.has_words
         is_so = chosen == "verbose_json" or (chosen in HAVE_SEGMENTS and granularities == {"segment"})
         if "timestamp_granularities" in self.model_fields_set and not is_so:
             raise conflict("timestamp_granularities", "needs response_format=verbose_json")
         if self.word_timestamps and not has_words:
-            asked = "timestamp_granularities[]=word with response_format=verbose_json"
-            raise conflict("word_timestamps", f"ask for {asked}")
+            raise conflict("word_timestamps", f"ask for {WORDS}")
         if self.word_timestamps is False and has_words:
             raise conflict("word_timestamps", "timestamp_granularities asks for words")
         if not _STRATEGY.fullmatch(self.chunking_strategy):
@@ -87,6 +86,11 @@ class Fields(BaseModel):
         if len(", ".join(self.keywords)) > MAX_PROMPT_CHARS:
             raise conflict("keywords", f"together they may have {MAX_PROMPT_CHARS} characters")
         return self
+
+    @property
+    def has_words(self) -> bool:
+        """Whether the answer has words with times."""
+        return self.response_format == "verbose_json" and "word" in self.timestamp_granularities
 
 
 ELSEWHERE = ("task", "vad_filter", "without_timestamps", "condition_on_previous_text", "word_timestamps")
@@ -172,7 +176,10 @@ def _read(task: Task, given: dict[str, Any]) -> ParsedForm:
         if value:
             given[option], sent_as[option] = value, name
     own_format = fields.response_format.removeprefix("verbose_").removeprefix("diarized_")
-    options = parse_options({**given, "task": task, "response_format": own_format})
+    own = {"task": task, "response_format": own_format, "word_timestamps": fields.has_words}
+    options = parse_options(given | own)
+    if options.confidence and not fields.has_words:
+        raise conflict("confidence", f"words are asked for by {WORDS}")
     if options.logprobs and fields.response_format != "json":
         raise conflict("logprobs", "they are in response_format=json only")
     asking = _field_asking_for_speakers(fields.response_format, options)

@@ -22,7 +22,7 @@ from faster_whisper.transcribe import get_ctranslate2_storage
 from serve_app.errors import InvalidRequest, ModelUnavailable, TranscriptionError
 from serve_app.settings import AsrSettings
 from serve_app.stages.alignment import attention, sound
-from serve_app.stages.asr.language import Ranking, choose_language, probable, rankings, without_text
+from serve_app.stages.asr.language import Ranking, allowed, choose_language, probable, rankings, without_text
 from serve_app.stages.asr.prompts import Prompts
 from serve_app.stages.asr.search import Search
 from serve_app.stages.devices import choose_compute_type
@@ -91,11 +91,11 @@ class Recognizer:
         An item whose language or task the model does not have, or whose prompt it cannot follow, becomes an
         InvalidRequest. A failure of the model itself is raised: it concerns all items.
         """
-        if any(request.only_language for request in requests):  # then all do
-            return self._detect_languages(requests)
         refusals = [self._refusal(request) for request in requests]
         accepted = [request for request, refusal in zip(requests, refusals, strict=True) if refusal is None]
-        texts = iter(self._recognise(accepted) if accepted else ())
+        only_language = any(request.only_language for request in accepted)  # then all do
+        recognise = self._detect_languages if only_language else self._recognise
+        texts = iter(recognise(accepted) if accepted else ())
         return [refusal or next(texts) for refusal in refusals]
 
     def sentences(self, text: WindowText, window: Window, features: Features) -> tuple[Segment, ...]:
@@ -109,6 +109,12 @@ class Recognizer:
                 f"The model {self._name} is English-only and cannot translate: have it transcribed, "
                 "or use a server with a multilingual model.",
                 "task",
+            )
+        if (request.only_language or request.decoding.own_languages) and not self.multilingual:
+            return InvalidRequest(
+                f"The model {self._name} is English-only and cannot tell languages apart: use a server with "
+                "a multilingual model.",
+                None if request.only_language else "language",
             )
         asked = request.decoding.languages or ((request.language,) if request.language else ())
         if unknown := [code for code in asked if code not in self.languages]:
@@ -124,12 +130,10 @@ class Recognizer:
             return error
         return None
 
-    def _detect_languages(self, requests: Sequence[AsrRequest]) -> list[WindowText | TranscriptionError]:
+    def _detect_languages(self, requests: list[AsrRequest]) -> list[WindowText]:
         """The language of each window, with no text: a pass of the encoder and a step of the decoder."""
-        if not self.multilingual:
-            why = "is English-only and cannot tell languages apart: use a server with a multilingual model."
-            return [InvalidRequest(f"The model {self._name} {why}") for _ in requests]
-        return [without_text(ranking) for ranking in rankings(self._model, self._encoded(requests))]
+        ranked = rankings(self._model, self._encoded(requests))
+        return [without_text(allowed(request, each)) for request, each in zip(requests, ranked, strict=True)]
 
     def _encoded(self, requests: Sequence[AsrRequest]) -> Any:
         return self._model.encode(get_ctranslate2_storage(np.stack([r.features for r in requests])))
