@@ -22,7 +22,6 @@ CAN_BE_STREAMED = ("json", "text", "diarized_json")
 HAVE_SEGMENTS = ("srt", "vtt", "diarized_json")  # with times, besides verbose_json
 
 ARRAYS = ("timestamp_granularities", "include", "keywords", *LISTS)
-WORDS = "timestamp_granularities[]=word with response_format=verbose_json"
 _STRATEGY = re.compile(r'auto|server_vad|\{\s*"type"\s*:\s*"server_vad"\s*\}')
 
 
@@ -76,7 +75,8 @@ class Fields(BaseModel):
         if "timestamp_granularities" in self.model_fields_set and not is_so:
             raise conflict("timestamp_granularities", "needs response_format=verbose_json")
         if self.word_timestamps and not has_words:
-            raise conflict("word_timestamps", f"ask for {WORDS}")
+            asked = "timestamp_granularities[]=word with response_format=verbose_json"
+            raise conflict("word_timestamps", f"ask for {asked}")
         if self.word_timestamps is False and has_words:
             raise conflict("word_timestamps", "timestamp_granularities asks for words")
         if not _STRATEGY.fullmatch(self.chunking_strategy):
@@ -142,9 +142,10 @@ def check_aliases(models: Models) -> None:
     """Raises InvalidRequest naming the first option of an alias that no request could have."""
     for name, defaults in models.aliases.items():
         wrong = []
-        for chosen in ("verbose_json", "srt", "json"):
+        words = {"response_format": "verbose_json", "timestamp_granularities": "word"}
+        for shown in (words, {"response_format": "srt"}, {"response_format": "json"}):
             try:
-                _read("transcribe", {"response_format": chosen, **defaults, "model": name})
+                _read("transcribe", {**shown, **defaults, "model": name})
                 break
             except InvalidRequest as error:
                 wrong.append(error)
@@ -178,8 +179,6 @@ def _read(task: Task, given: dict[str, Any]) -> ParsedForm:
     own_format = fields.response_format.removeprefix("verbose_").removeprefix("diarized_")
     own = {"task": task, "response_format": own_format, "word_timestamps": fields.has_words}
     options = parse_options(given | own)
-    if options.confidence and not fields.has_words:
-        raise conflict("confidence", f"words are asked for by {WORDS}")
     if options.logprobs and fields.response_format != "json":
         raise conflict("logprobs", "they are in response_format=json only")
     asking = _field_asking_for_speakers(fields.response_format, options)
