@@ -406,7 +406,8 @@ def test_a_folder_is_watched(service: Played, tmp_path: Path) -> None:
         (["--no_align", "."], "leave out --server"),
         (["--hf_token", "hf_x", "."], "HF_TOKEN"),
         (["--batch_size=8", "."], "--jobs"),
-        (["--suppress_numerals", "."], "no such choice"),
+        (["--task", "translate", "--confidence", "."], "needs word times"),
+        (["--beam_size", "99", "."], "beam_size"),
         (["--no-speech-threshold", "0.5", "."], "--config"),
         (["--unheard-of", "."], "No such option"),
         (["--watch", "nowhere"], "does not exist"),
@@ -487,7 +488,7 @@ def test_a_service_of_its_own(talk: Path, tmp_path: Path, started: list[dict[str
     first, second = (raw["applications"][0]["args"] for raw in started)
     assert first["model"] == "tiny"
     assert first["models_dir"] == str(Path("models").absolute())
-    assert first["asr"] == {"beam_size": 3, "compute_type": "auto"}
+    assert first["asr"] == {"compute_type": "auto"}
     assert first["speech"] == {"method": "silero"}
     assert first["diarization"] == {"model": "off"}
     assert first["jobs"].pop("concurrency") == 2
