@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -221,6 +222,24 @@ def test_options_reach_the_service(service: Played, tmp_path: Path) -> None:
     run(service, talk, "-o", tmp_path, "-f", "srt", "--highlight_words", "False", "--task", "translate")
     assert service.asked[1:] == [Options(diarize=False, task="translate")]
     assert "<u>" not in (tmp_path / "talk.srt").read_text()
+
+
+def test_the_search_is_the_requests(service: Played, tmp_path: Path) -> None:
+    """A running service takes its beam, words for numbers, languages and confidence, which json shows."""
+    talk = tmp_path / "talk.mp3"
+    talk.write_bytes(b"audio")
+    [segment, *_] = FIXED.segments
+    words = tuple(replace(word, confidence=0.5) for word in segment.words)
+    service.transcript = replace(FIXED, segments=(replace(segment, words=words),))
+    flags = ["--language", "multiple", "--beam_size", 2, "--suppress-numerals", "True", "--confidence"]
+    done = run(service, talk, "-o", tmp_path, "-f", "json", *flags)
+    assert done.exit_code == 0, done.output
+    more: dict[str, Any] = {"beam_size": 2, "suppress_numerals": True, "confidence": True}
+    asked = Options(language="multiple", diarize=False, word_timestamps=True, **more)
+    assert service.asked == [asked]
+    [shown] = json.loads((tmp_path / "talk.json").read_text())["segments"]
+    assert [word["confidence"] for word in shown["words"]] == [0.5] * len(words)
+    assert "language" in shown
 
 
 def test_urls_and_files_of_one_name(service: Played, tmp_path: Path) -> None:
@@ -542,7 +561,7 @@ def test_a_config_file_of_ones_own(tmp_path: Path) -> None:
     raw = {"http_options": {"host": "127.0.0.1"}, "applications": applications}
     config.write_text(yaml.safe_dump(raw))
     arguments = ["transcribe", str(tmp_path / "talk.mp3"), "-o", str(tmp_path), "--config", str(config)]
-    for more, says in ((["--device", "tpu"], "device"), (["--beam_size", "99"], "beam_size")):
+    for more, says in ((["--device", "tpu"], "device"), (["--chunk_size", "99"], "window_s")):
         done = CliRunner().invoke(cli, [*arguments, *more])
         assert isinstance(done.exception, CommandFailed)
         assert says in str(done.exception)
