@@ -22,7 +22,7 @@ def run(fake: FakeStages, **options: Any) -> Transcript:
 
 
 def languages_of(transcript: Transcript) -> list[str | None]:
-    return [each.source_text and each.source_text.language for each in transcript.segments]
+    return [each.source_text.language if each.source_text else None for each in transcript.segments]
 
 
 def test_no_vote_overrides_a_window() -> None:
