@@ -6,6 +6,7 @@ from typing import Annotated, Any, Self
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     field_validator,
@@ -22,6 +23,7 @@ MAX_PROMPT_CHARS = 4000  # Whisper keeps 223 tokens, about 1000 letters of Engli
 MAX_NAME_CHARS = 64
 KNOWN_SPEAKERS = ("known_speaker_names", "known_speaker_references")
 LISTS = ("languages", *KNOWN_SPEAKERS)
+MULTIPLE = "multiple"  # a language for each window
 SPEAKER_COUNTS = ("num_speakers", "min_speakers", "max_speakers")
 SPEAKER_OPTIONS = ("diarize", *SPEAKER_COUNTS, *KNOWN_SPEAKERS, "split_at_speaker_change")
 LINE_OPTIONS = ("max_line_width", "max_line_count", "highlight_words")
@@ -30,7 +32,7 @@ LINE_OPTIONS = ("max_line_width", "max_line_count", "highlight_words")
 _SHOWN: tuple[tuple[Sequence[str], str, Callable[[Format], bool]], ...] = (
     (SPEAKER_OPTIONS, "speakers", lambda form: form.has_speakers),
     (LINE_OPTIONS, "subtitle lines", lambda form: form.has_lines),
-    (("word_timestamps",), "words with times", lambda form: form.has_words),
+    (("word_timestamps", "confidence"), "words with times", lambda form: form.has_words),
     (("logprobs",), "log-probabilities of tokens", lambda form: form.name == "json"),
 )
 
@@ -57,13 +59,23 @@ def _few_attempts(step: float) -> float:
 TemperatureInc = Annotated[Temperature, AfterValidator(_few_attempts)]
 
 
+def _known_languages(values: object) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(known_language(value) for value in items_of(values)))
+
+
+Languages = Annotated[tuple[str, ...], BeforeValidator(_known_languages)]
+
+
 class Options(BaseModel):
     """What a caller can choose for one request."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    language: str | None = Field(None, description="Code, locale or name. Empty or `auto`: it is detected.")
-    languages: tuple[str, ...] = Field((), description="The only languages that are spoken, if known.")
+    language: str | None = Field(
+        None,
+        description="Code, locale or name. Empty or `auto`: it is detected. `multiple`: for each window.",
+    )
+    languages: Languages = Field((), description="The only languages that are spoken, if known.")
     task: Task = Field("transcribe", description="`translate` gives English text, without word times.")
     diarize: bool | None = Field(None, description="Label speakers. Empty: yes, if the server can.")
     num_speakers: SpeakerCount | None = Field(None, description="Exact number of speakers, if known.")
@@ -77,6 +89,7 @@ class Options(BaseModel):
         "json", description="`tsv` has times in ms, `rttm` who speaks when, `words` a flat list of words."
     )
     word_timestamps: bool = Field(False, description="Add `words` with times and scores to `json`.")
+    confidence: bool = Field(False, description="Add the recogniser's `confidence` to each of the words.")
     logprobs: bool = Field(False, description="Add `logprobs`, those of all tokens of the text, to `json`.")
     max_line_width: Annotated[int, Field(ge=1, le=1000)] | None = Field(
         None, description="Longest line in characters, without the speaker; only in `srt` and `vtt`."
@@ -96,6 +109,12 @@ class Options(BaseModel):
     temperature_inc: TemperatureInc | None = Field(
         None, description="Bad text is retried at so much more, up to 1. 0: never. Empty: as configured."
     )
+    beam_size: Annotated[int, Field(ge=1, le=20)] | None = Field(
+        None, description="Beam width of the search. 1: greedy. Empty: as configured."
+    )
+    suppress_numerals: bool = Field(
+        False, description="Write numbers as words: no digits, and none of the signs % $ £ €."
+    )
     split_at_speaker_change: bool | None = Field(
         None, description="Split a sentence where the speaker changes. Empty: yes, if words have times."
     )
@@ -105,12 +124,9 @@ class Options(BaseModel):
     def _is_known_language(cls, value: object) -> object:
         if value is None or (isinstance(value, str) and value.strip().lower() in ("", "auto")):
             return None
-        return known_language(value, "; or auto, to detect it")
-
-    @field_validator("languages", mode="before")
-    @classmethod
-    def _are_known_languages(cls, values: object) -> object:
-        return tuple(dict.fromkeys(known_language(value) for value in items_of(values)))
+        if isinstance(value, str) and value.strip().lower() == MULTIPLE:
+            return MULTIPLE
+        return known_language(value, f"; or auto, to detect it, or {MULTIPLE}, to detect that of each window")
 
     @field_validator("known_speaker_names")
     @classmethod
@@ -125,11 +141,17 @@ class Options(BaseModel):
         return names
 
     @model_validator(mode="after")
+    def _agree_on_languages(self) -> Self:
+        if self.languages and self.language not in (None, MULTIPLE):
+            raise conflict("languages", "cannot be combined with language, which is the only one then")
+        if len(self.languages) == 1 and self.language == MULTIPLE:
+            raise conflict("languages", f"one language is not {MULTIPLE}; give several, or none")
+        return self
+
+    @model_validator(mode="after")
     def _agree(self) -> Self:
         """Refuses options that contradict each other, so that none is accepted and ignored."""
         chosen = FORMATS[self.response_format]
-        if self.languages and self.language:
-            raise conflict("languages", "cannot be combined with language, which is the only one then")
         if len(self.known_speaker_references) != (count := len(self.known_speaker_names)):
             raise conflict("known_speaker_references", f"give one for each of the {count} names")
         if self.diarize is False:
@@ -143,6 +165,10 @@ class Options(BaseModel):
             if not can_show(chosen):
                 others = ", ".join(other.name for other in FORMATS.values() if can_show(other))
                 self._refuse(options, f"response_format={chosen.name} has no {what}; use one of {others}")
+        if self.confidence and not (self.word_timestamps or chosen.needs_words):
+            raise conflict("confidence", "needs word_timestamps")
+        if self.temperature:
+            self._refuse(("beam_size",), "at a temperature above 0 text is sampled, not searched for")
         if chosen.needs_speakers:
             self._refuse(("split_at_speaker_change",), f"{chosen.name} has no sentences to split")
         if self.max_line_width is None:
@@ -172,12 +198,21 @@ class Options(BaseModel):
             self.temperature,
             self.temperature_inc,
             self.languages,
-            self.logprobs,
+            logprobs=self.logprobs or self.confidence,  # a word's confidence is made of its tokens'
+            beam_size=self.beam_size,
+            suppress_numerals=self.suppress_numerals,
+            own_languages=self.language == MULTIPLE,
         )
 
     def named_language(self) -> str | None:
         """The language, where there is one only that it may be."""
-        return self.languages[0] if len(self.languages) == 1 else self.language
+        only = self.languages[0] if len(self.languages) == 1 else self.language
+        return None if only == MULTIPLE else only
+
+    @property
+    def tells_languages(self) -> bool:
+        """Whether the answer has the languages found, and that of each segment: they were asked about."""
+        return bool(self.languages) or self.language == MULTIPLE
 
     def speaker_bounds(self) -> SpeakerBounds:
         """How many speakers the caller expects."""

@@ -70,6 +70,9 @@ class Decoding:
     temperature_inc: float | None = None  # to the next attempt at a bad text; None: the server's own attempts
     languages: tuple[str, ...] = ()  # those that a language is chosen from; none: all
     logprobs: bool = False  # the text is to keep its tokens
+    beam_size: int | None = None  # None: the server's
+    suppress_numerals: bool = False  # numbers are written as words
+    own_languages: bool = False  # each window is to have its own language, which a model must be able to tell
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +148,7 @@ class Word:
     end_s: float | None = None
     score: float | None = None
     speaker: str | None = None
+    confidence: float | None = None  # the recogniser's probability, where it was wanted
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,7 @@ class Played:
         jobs = self.jobs()
         access = AccessSettings(keys=self.keys, public_without_keys=self.is_public)
 
-        async def detect_language(_: Source) -> DetectedLanguage:
+        async def detect_language(_: Source, languages: Sequence[str]) -> DetectedLanguage:
             return DetectedLanguage("en", 0.9)
 
         app = create_app(

@@ -185,6 +185,10 @@ def test_stages_get_their_part_of_the_options() -> None:
     assert parse_options(given).decoding() == Decoding(
         temperature_inc=0.3, languages=("de", "en"), logprobs=True
     )
+    given = {"beam_size": 2, "suppress_numerals": True, "language": "multiple"}
+    assert parse_options(given).decoding() == Decoding(
+        beam_size=2, suppress_numerals=True, own_languages=True
+    )
     assert options.speaker_bounds() == SpeakerBounds(min_speakers=2)
     assert parse_options({"num_speakers": 3}).speaker_bounds() == SpeakerBounds(num_speakers=3)
 
@@ -209,6 +213,18 @@ def test_the_only_allowed_language_is_named() -> None:
     assert parse_options({"languages": "de"}).named_language() == "de"
     assert parse_options({"languages": "de,en"}).named_language() is None
     assert parse_options({"language": "de"}).named_language() == "de"
+
+
+def test_multiple_is_no_name_of_a_language() -> None:
+    """Several may be allowed then; answers tell languages where they were asked about, and only there."""
+    for name in ("multiple", " Multiple\n"):
+        options = parse_options({"language": name, "languages": "de,en"})
+        assert (options.language, options.named_language()) == ("multiple", None)
+        assert options.tells_languages
+    assert refused(language="multiple", languages="de").param == "languages"
+    assert refused(languages="multiple").param == "languages"
+    assert parse_options({"languages": "de"}).tells_languages
+    assert not parse_options({"language": "de"}).tells_languages
 
 
 def test_no_list_of_odd_languages_fills_the_memory() -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import io
 import math
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import suppress
 from contextvars import Context
 from functools import partial
@@ -117,11 +117,12 @@ class Ingress:
                 yield await asyncio.to_thread(answer, item.result(), parsed)
 
     async def detect_language(
-        self, source: str | bytes, *, headers: dict[str, str] | None = None
+        self, source: str | bytes, *, headers: dict[str, str] | None = None, languages: Sequence[str] = ()
     ) -> dict[str, Any]:
         """For Python handles: what `POST /detect-language` answers, of a URL or a file's bytes."""
+        where, allowed = _source(source, headers), parse_options({"languages": languages}).languages
         with self._admission.admit():
-            return {**language_answer(await self._detect_language(_source(source, headers)))}
+            return {**language_answer(await self._detect_language(where, allowed))}
 
     async def check_health(self) -> None:
         """Sets the gauges. Serve calls this every few seconds."""

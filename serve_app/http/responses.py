@@ -15,6 +15,7 @@ from serve_app.formats.cue_words import words_of
 from serve_app.formats.table import FORMATS
 from serve_app.http.errors import described_errors
 from serve_app.options import Options
+from serve_app.request.language_vote import language_shares
 from serve_app.transcript import Progress, Segment, StageWarning, Transcript, Word
 
 IMPOSSIBLE = -9999.0
@@ -28,6 +29,9 @@ class WordOut(TypedDict):
     end: float | None
     score: float | None
     speaker: str | None
+    confidence: NotRequired[
+        Annotated[float | None, Field(description="The recogniser's probability; only with `confidence`.")]
+    ]
 
 
 class SegmentOut(TypedDict):
@@ -37,11 +41,27 @@ class SegmentOut(TypedDict):
     end: float
     text: str
     speaker: str | None
+    language: NotRequired[
+        Annotated[str | None, Field(description="Only with `language: multiple` or `languages`.")]
+    ]
     words: NotRequired[Annotated[list[WordOut], Field(description="Only with `word_timestamps`.")]]
+
+
+class LanguageShare(TypedDict):
+    """A language that text was found in."""
+
+    code: Annotated[str, Field(description="Whisper's code.")]
+    share: Annotated[float, Field(description="Of the seconds that have text, 0 to 1.")]
 
 
 class _About(TypedDict):
     language: Annotated[str | None, Field(description="Whisper's code; null when there was no speech.")]
+    languages: NotRequired[
+        Annotated[
+            list[LanguageShare],
+            Field(description="Most first; only with `language: multiple` or `languages`."),
+        ]
+    ]
     duration: Annotated[float, Field(description="Seconds of audio.")]
     model: Annotated[str, Field(description="The Whisper model that was used.")]
     warnings: Annotated[list[StageWarning], Field(description="Empty when there are none.")]
@@ -98,11 +118,15 @@ def answer(transcript: Transcript, options: Options) -> dict[str, Any] | str:
     shown: dict[str, Any] = {}
     if options.response_format == "words":
         words = [word for segment in segments for word in words_of(segment, transcript.language)]
-        shown["words"] = [_word_out(word) for word in words]
+        shown["words"] = [_word_out(word, options) for word in words]
     else:
-        shown["model_output"] = [segment_out(each, words=options.word_timestamps) for each in segments]
+        shown["model_output"] = [
+            segment_out(each, options, words=options.word_timestamps) for each in segments
+        ]
     if options.logprobs:
         shown["logprobs"] = logprobs(transcript)
+    if options.tells_languages:
+        shown["languages"] = languages_out(transcript)
     return shown | {
         "language": transcript.language,
         "duration": round(transcript.duration_s, 3),
@@ -126,6 +150,12 @@ def logprobs(transcript: Transcript) -> list[LogprobOut]:
     ]
 
 
+def languages_out(transcript: Transcript) -> list[LanguageShare]:
+    """The languages that were heard, the one of most speech first."""
+    shares = language_shares(transcript.segments)
+    return [LanguageShare(code=code, share=round(share, 3)) for code, share in shares.items()]
+
+
 def warnings_out(transcript: Transcript) -> list[dict[str, str]]:
     """The transcript's warnings, JSON-ready."""
     return [asdict(warning) for warning in transcript.warnings]
@@ -138,7 +168,7 @@ def progress_response(progress: Progress, options: Options) -> dict[str, Any]:
         "windows_done": progress.windows_done,
         "windows_found": progress.windows_found,
         "all_found": progress.all_found,
-        "segments": [segment_out(segment, words=words) for segment in progress.segments],
+        "segments": [segment_out(segment, options, words=words) for segment in progress.segments],
     }
 
 
@@ -158,15 +188,18 @@ def text_response(text: str, media_type: str, transcript: Transcript) -> Respons
     return response
 
 
-def segment_out(segment: Segment, *, words: bool) -> SegmentOut:
+def segment_out(segment: Segment, options: Options, *, words: bool) -> SegmentOut:
     """One segment, JSON-ready."""
     start_s, end_s = round(segment.start_s, 3), round(segment.end_s, 3)
     out = SegmentOut(start=start_s, end=end_s, text=segment.text, speaker=segment.speaker)
+    if options.tells_languages:
+        out["language"] = segment.source_text.language if segment.source_text else None
     if words:
-        out["words"] = [_word_out(word) for word in segment.words]
+        out["words"] = [_word_out(word, options) for word in segment.words]
     return out
 
 
-def _word_out(word: Word) -> WordOut:
+def _word_out(word: Word, options: Options) -> WordOut:
     score = word.score if math.isfinite(word.score or 0.0) else None  # JSON has no NaN
-    return WordOut(word=word.text, start=word.start_s, end=word.end_s, score=score, speaker=word.speaker)
+    out = WordOut(word=word.text, start=word.start_s, end=word.end_s, score=score, speaker=word.speaker)
+    return {**out, "confidence": word.confidence} if options.confidence else out

@@ -6,6 +6,7 @@ titles at its start have no say, and the rest of it costs nothing.
 
 import asyncio
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from serve_app.audio import Source
@@ -22,8 +23,11 @@ class DetectedLanguage:
     confidence: float  # its share of the votes: the mean probability, weighted by the length of the windows
 
 
-async def detect_language(stages: Stages, source: Source) -> DetectedLanguage:
-    """Has the first windows of speech vote. Raises TranscriptionError, also for a model of English only."""
+async def detect_language(stages: Stages, source: Source, languages: Sequence[str] = ()) -> DetectedLanguage:
+    """Has the first windows of speech vote, for one of these `languages` if there are any.
+
+    Raises TranscriptionError, also for a model of English only.
+    """
     request_id = uuid.uuid4().hex
     windows: list[Window] = []
     found: Speech | None = None
@@ -43,7 +47,7 @@ async def detect_language(stages: Stages, source: Source) -> DetectedLanguage:
                 audio=audio,
                 request_id=request_id,
                 window=window,
-                decoding=Decoding(),
+                decoding=Decoding(languages=tuple(languages)),
                 is_first=True,
                 only_language=True,
             )

@@ -1,13 +1,14 @@
-"""The language of a file: the caller's, or the one for which the file's first windows vote.
+"""The language of a file: the caller's, the one for which the file's first windows vote, or many.
 
 A window that is certain of another language keeps it: an interview may change languages, and German that is
-written as English is lost.
+written as English is lost. Where each window is to have its own, there is no vote.
 """
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Iterable
 
-from serve_app.transcript import StageWarning, Window, WindowText
+from serve_app.transcript import Segment, StageWarning, Window, WindowText
 
 MAX_VOTERS = 4  # windows
 # A window's probability for a language of its own. Of 138 cuts of 1 to 4 s no wrong language was above 0.76.
@@ -17,16 +18,27 @@ CERTAIN_AT = 0.9
 IMPROBABLE_ENGLISH, MIN_ENGLISH_S = -0.65, 3.0
 
 
+def language_shares(segments: Iterable[Segment]) -> dict[str, float]:
+    """The languages that were heard, each with its share of the seconds that have text, most first."""
+    spoken_s: defaultdict[str, float] = defaultdict(float)
+    for segment in segments:
+        if segment.source_text:
+            spoken_s[segment.source_text.language] += segment.end_s - segment.start_s
+    total_s = sum(spoken_s.values()) or 1.0
+    by_share = sorted(spoken_s, key=lambda code: -spoken_s[code])
+    return {code: spoken_s[code] / total_s for code in by_share}
+
+
 class LanguageVote:
     """The language of a file; if it is not named, the most probable one of the first windows' speech."""
 
-    def __init__(self, named: str | None) -> None:
-        self._decided: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    def __init__(self, named: str | None, *, each_its_own: bool = False) -> None:
+        self._decided: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
         self._votes: list[tuple[float, WindowText]] = []  # seconds and what they voted for
         self._voters = MAX_VOTERS
-        self.certain_at = CERTAIN_AT if named is None else None
+        self.certain_at = CERTAIN_AT if named is None and not each_its_own else None
         self.share = 0.0  # of the votes, for the language that they have decided on
-        if named is not None:
+        if named is not None or each_its_own:
             self._decided.set_result(named)
 
     def asks(self, number: int) -> bool:
@@ -43,7 +55,8 @@ class LanguageVote:
         self._voters = min(MAX_VOTERS, found)
         return self._decide()
 
-    async def decided(self) -> str:
+    async def decided(self) -> str | None:
+        """The language to recognise windows in; None: each in its own."""
         return await asyncio.shield(self._decided)
 
     def accepts(self, text: WindowText) -> bool:

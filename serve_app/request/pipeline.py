@@ -17,6 +17,7 @@ from serve_app.options import Options
 from serve_app.request.assign_speakers import assign_speakers, split_at_speaker_change
 from serve_app.request.calls import Stages
 from serve_app.request.known_speakers import known_speakers
+from serve_app.request.language_vote import language_shares
 from serve_app.request.progress import Report, ignore_progress
 from serve_app.request.recognition import Recognition
 from serve_app.request.speaker_turns import SpeakerTurns
@@ -78,7 +79,9 @@ async def transcribe(
             segments = await asyncio.to_thread(split_at_speaker_change, segments)
     return Transcript(
         segments=segments,
-        language=recognition.language.result() if recognition.windows_found else None,
+        language=(recognition.language.result() or next(iter(language_shares(segments)), None))
+        if recognition.windows_found
+        else None,
         duration_s=request.duration_s,
         model=stages.model,
         turns=diarization.turns if diarization else (),

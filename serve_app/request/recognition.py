@@ -9,7 +9,8 @@ from dataclasses import replace
 from serve_app.request.calls import AlignCall, Audio, DetectCall, TranscribeCall
 from serve_app.request.language_vote import LanguageVote
 from serve_app.request.state import RequestState
-from serve_app.request.warnings import decoding_warnings, degraded
+from serve_app.request.warnings import CONFIDENCE_MISSING, decoding_warnings, degraded
+from serve_app.request.word_confidence import with_confidence
 from serve_app.transcript import Progress, Segment, Speech, Window, WindowText
 
 # Why a language may have no wav2vec2 model: nothing to warn about where attention gives the times.
@@ -22,7 +23,8 @@ class Recognition:
     def __init__(self, request: RequestState) -> None:
         self.request = request
         self.windows_found, self.all_found = 0, False
-        self.language = LanguageVote(request.options.named_language())
+        self.each_its_own = request.options.decoding().own_languages
+        self.language = LanguageVote(request.options.named_language(), each_its_own=self.each_its_own)
         self.done: dict[int, tuple[Segment, ...]] = {}  # number of the window -> its segments
         self.texts: dict[int, tuple[Window, WindowText]] = {}
         self.windows_reported = 0
@@ -37,8 +39,10 @@ class Recognition:
         if len(self.done) < self.windows_found:
             raise RuntimeError("a window ended without its text")  # nothing is lost silently
         texts = [self.texts[number] for number in sorted(self.texts)]
-        language, logprobs = self.language.result(), self.request.options.logprobs
-        self.request.warnings += decoding_warnings(texts, language, logprobs=logprobs)
+        logprobs, may_mix = self.request.options.logprobs, self.each_its_own
+        self.request.warnings += decoding_warnings(
+            texts, self.language.result(), logprobs=logprobs, may_mix=may_mix
+        )
         return tuple(segment for number in sorted(self.done) for segment in self.done[number])
 
     async def _search(self, audio: Audio, windows: asyncio.TaskGroup) -> None:
@@ -68,8 +72,12 @@ class Recognition:
         async with self.request.stages.window_gate.place(self.request.id):
             if text is None or not self.language.accepts(text):
                 text = await self._transcribe(audio, window, language, is_first=number == 0)
-            self.texts[number] = window, replace(text, sentences=())
+            tokens = text.tokens if self.request.options.logprobs else ()
+            self.texts[number] = window, replace(text, sentences=(), tokens=tokens)
             segments = await self._align(audio, window, text, is_first=number == 0)
+        if self.request.options.confidence and text.text.strip():
+            self.request.warn(None if text.tokens else CONFIDENCE_MISSING)
+            segments = with_confidence(segments, text)
         self.done[number] = tuple(
             replace(segment, text=said, window=window, source_text=self.texts[number][1])
             for segment in segments

@@ -19,14 +19,23 @@ NO_SPEAKERS_FOUND = StageWarning(
     "diarization", "no_speakers_found", "No speaker was found in the audio. Segments have no speakers."
 )
 
+CONFIDENCE_MISSING = StageWarning(
+    "asr", "confidence_missing", "The recogniser's model gives no probabilities of tokens, so of no words."
+)
+UNCERTAIN_BELOW = 0.5  # a window's probability for its own language
+
 
 def decoding_warnings(
-    heard: Sequence[tuple[Window, WindowText]], language: str | None, *, logprobs: bool = False
+    heard: Sequence[tuple[Window, WindowText]],
+    language: str | None,
+    *,
+    logprobs: bool = False,
+    may_mix: bool = False,
 ) -> list[StageWarning]:
     """One warning for each unusual way in which windows of a file, mostly in `language`, were decoded.
 
     And one if more speech has no text than noise would explain, or tokens are missing whose `logprobs` are
-    wanted.
+    wanted. Where languages `may_mix`, other languages are no news, but one that is a guess is.
     """
     cut = max((text.prompt_tokens_cut for _, text in heard), default=0)
     retried = [window for window, text in heard if text.attempts > 1]
@@ -35,9 +44,14 @@ def decoding_warnings(
     silent = [window for window, text in heard if text.was_silence]
     speech_s = sum(window.end_s - window.start_s for window, _ in heard)
     lost_s = sum(window.end_s - window.start_s for window, text in heard if not text.text.strip())
+    uncertain = [
+        window
+        for window, text in heard
+        if may_mix and text.text.strip() and (text.language_probability or 0.0) < UNCERTAIN_BELOW
+    ]
     foreign: dict[str, list[Window]] = {}
     for window, text in heard:
-        if text.language != language and text.text.strip():
+        if not may_mix and text.language != language and text.text.strip():
             foreign.setdefault(text.language, []).append(window)
     languages = ", and ".join(f"{code} in {_windows(windows)}" for code, windows in foreign.items())
     messages = {
@@ -54,6 +68,8 @@ def decoding_warnings(
         "languages_mixed": languages
         and f"Besides {language} there is {languages}, written as such. Name one with `language` to have "
         "every window in it.",
+        "language_uncertain": uncertain
+        and f"The language is a guess in {_windows(uncertain)}. Name those spoken with `languages`.",
         "no_speech": silent
         and f"Unlikely text over what sounds like silence was left out, in {_windows(silent)}.",
         "logprobs_missing": logprobs

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -223,6 +224,24 @@ def test_options_reach_the_service(service: Played, tmp_path: Path) -> None:
     assert "<u>" not in (tmp_path / "talk.srt").read_text()
 
 
+def test_the_search_is_the_requests(service: Played, tmp_path: Path) -> None:
+    """A running service takes its beam, words for numbers, languages and confidence, which json shows."""
+    talk = tmp_path / "talk.mp3"
+    talk.write_bytes(b"audio")
+    [segment, *_] = FIXED.segments
+    words = tuple(replace(word, confidence=0.5) for word in segment.words)
+    service.transcript = replace(FIXED, segments=(replace(segment, words=words),))
+    flags = ["--language", "multiple", "--beam_size", 2, "--suppress-numerals", "True", "--confidence"]
+    done = run(service, talk, "-o", tmp_path, "-f", "json", *flags)
+    assert done.exit_code == 0, done.output
+    more: dict[str, Any] = {"beam_size": 2, "suppress_numerals": True, "confidence": True}
+    asked = Options(language="multiple", diarize=False, word_timestamps=True, **more)
+    assert service.asked == [asked]
+    [shown] = json.loads((tmp_path / "talk.json").read_text())["segments"]
+    assert [word["confidence"] for word in shown["words"]] == [0.5] * len(words)
+    assert "language" in shown
+
+
 def test_urls_and_files_of_one_name(service: Played, tmp_path: Path) -> None:
     """Each file and URL has its own outputs; the service fetches the URLs."""
     names = [f"{folder}/talk.{suffix}" for folder in "abc" for suffix in ("mp3", "wav")]
@@ -406,7 +425,8 @@ def test_a_folder_is_watched(service: Played, tmp_path: Path) -> None:
         (["--no_align", "."], "leave out --server"),
         (["--hf_token", "hf_x", "."], "HF_TOKEN"),
         (["--batch_size=8", "."], "--jobs"),
-        (["--suppress_numerals", "."], "no such choice"),
+        (["--task", "translate", "--confidence", "."], "needs word times"),
+        (["--beam_size", "99", "."], "beam_size"),
         (["--no-speech-threshold", "0.5", "."], "--config"),
         (["--unheard-of", "."], "No such option"),
         (["--watch", "nowhere"], "does not exist"),
@@ -487,7 +507,7 @@ def test_a_service_of_its_own(talk: Path, tmp_path: Path, started: list[dict[str
     first, second = (raw["applications"][0]["args"] for raw in started)
     assert first["model"] == "tiny"
     assert first["models_dir"] == str(Path("models").absolute())
-    assert first["asr"] == {"beam_size": 3, "compute_type": "auto"}
+    assert first["asr"] == {"compute_type": "auto"}
     assert first["speech"] == {"method": "silero"}
     assert first["diarization"] == {"model": "off"}
     assert first["jobs"].pop("concurrency") == 2
@@ -541,7 +561,7 @@ def test_a_config_file_of_ones_own(tmp_path: Path) -> None:
     raw = {"http_options": {"host": "127.0.0.1"}, "applications": applications}
     config.write_text(yaml.safe_dump(raw))
     arguments = ["transcribe", str(tmp_path / "talk.mp3"), "-o", str(tmp_path), "--config", str(config)]
-    for more, says in ((["--device", "tpu"], "device"), (["--beam_size", "99"], "beam_size")):
+    for more, says in ((["--device", "tpu"], "device"), (["--chunk_size", "99"], "window_s")):
         done = CliRunner().invoke(cli, [*arguments, *more])
         assert isinstance(done.exception, CommandFailed)
         assert says in str(done.exception)

@@ -215,7 +215,7 @@ def test_the_documentation_lists_every_type() -> None:
     }
     assert shapes == {"PredictResponse", "WordsResponse"}
     assert set(document["components"]["schemas"]["WordsResponse"]["properties"]) == set(
-        post(json={**URL, "response_format": "words"}).json()
+        post(json={**URL, "response_format": "words", "languages": "de"}).json()
     )
     assert "X-Warnings" in answer["headers"]
 

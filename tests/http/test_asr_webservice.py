@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -70,8 +70,8 @@ class Server:
         self.asked.append(options)
         return await pipeline.transcribe(self.stages, source, options)
 
-    async def detect(self, source: Source) -> DetectedLanguage:
-        return await detect_language(self.stages, source)
+    async def detect(self, source: Source, languages: Sequence[str]) -> DetectedLanguage:
+        return await detect_language(self.stages, source, languages)
 
     async def readiness(self) -> dict[str, bool]:
         return {}
@@ -349,6 +349,34 @@ def test_log_probabilities_stand_in_json() -> None:
     refused = server.asr("?output=srt&logprobs=true")
     assert refused.status_code == 400
     assert refused.headers["x-error-message"].startswith("logprobs: output=srt has no log-probabilities")
+
+
+def test_words_and_segments_have_what_was_asked_for() -> None:
+    """The recogniser's confidence, and languages; `confidence` is refused where no words are shown."""
+    server = Server()
+    server.fake.languages = {0.0: "de", 1.0: "en", 3.0: "de"}
+    asked = "?output=json&word_timestamps=true&confidence=true&language=multiple&beam_size=2"
+    answer = server.asr(asked).json()
+    assert [segment["language"] for segment in answer["segments"]] == ["de", "en", "de"]
+    assert [each["code"] for each in answer["languages"]] == ["de", "en"]
+    assert all(word["confidence"] == 0.29 for segment in answer["segments"] for word in segment["words"])
+    assert {(each.beam_size, each.own_languages) for each in server.fake.decodings} == {(2, True)}
+    assert server.asr("?output=json&confidence=true").status_code == 400
+
+
+def test_a_detected_language_is_one_of_those_that_it_may_be() -> None:
+    """With `languages`, in any of their names; another name is a 400."""
+    server = Server()
+    server.fake.languages = dict.fromkeys((0.0, 1.0, 3.0), "en")
+
+    def detected(query: str) -> httpx.Response:
+        files = {"audio_file": ("a.wav", wav(TALK))}
+        return server.send("POST", f"/detect-language{query}", files=files)
+
+    assert detected("").json()["language_code"] == "en"
+    assert detected("?languages=German,nl").json()["language_code"] == "de"
+    refused = detected("?languages=klingon")
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "languages")
 
 
 @pytest.mark.parametrize("query", ["?languages=de,nl", "?languages=de&languages=Dutch"])

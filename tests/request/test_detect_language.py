@@ -29,6 +29,14 @@ def test_windows_of_speech_vote_not_the_beginning() -> None:
     assert found.confidence == pytest.approx(2 / 3 * 0.8)
 
 
+def test_it_is_one_of_the_languages_that_it_may_be() -> None:
+    """However likely another one is."""
+    fake = FakeStages(recording(1, 2, 3), languages={0.0: "nl", 1.0: "de", 2.0: "nl"})
+    found = asyncio.run(detect_language(fake.stages(), SOURCE, ("de", "en")))
+    assert found.code == "de"
+    assert found.confidence == pytest.approx((0.1 + 0.8 + 0.1) / 3)
+
+
 def test_nothing_is_recognised_aligned_or_diarized() -> None:
     """A language costs an encoder's pass for each voter, and no text."""
     fake = FakeStages(recording(1, 2, 0, 3))

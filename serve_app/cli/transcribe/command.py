@@ -22,7 +22,8 @@ INTERRUPTED = 130
 
 # Flags that are options of the service's requests.
 SPEAKERS = ("num_speakers", "min_speakers", "max_speakers")
-OPTIONS = ("language", "task", "diarize", *SPEAKERS, "initial_prompt", "hotwords", "temperature")
+SEARCH = ("temperature", "beam_size", "suppress_numerals")
+OPTIONS = ("language", "task", "diarize", *SPEAKERS, "initial_prompt", "hotwords", *SEARCH, "confidence")
 
 
 def _options_of(panel: str | None) -> Any:
@@ -74,7 +75,11 @@ def transcribe(
         Literal["transcribe", "translate"], _speech("--task", help="translate: into English.")
     ] = "transcribe",
     language: Annotated[
-        str | None, _speech("--language", help="Code or name, such as de. Without it, it is detected.")
+        str | None,
+        _speech(
+            "--language",
+            help="Code or name, such as de; multiple. Without it, it is detected.",
+        ),
     ] = None,
     diarize: Annotated[bool, _speech("--diarize", help="Label speakers.")] = False,
     num_speakers: Annotated[int | None, _speech("--num_speakers", min=1, help="Exactly this many.")] = None,
@@ -86,6 +91,16 @@ def transcribe(
     hotwords: Annotated[str | None, _speech("--hotwords", help="Words to expect, such as names.")] = None,
     temperature: Annotated[
         float | None, _speech("--temperature", min=0, max=1, help="Above 0: sample instead of searching.")
+    ] = None,
+    beam_size: Annotated[
+        int | None, _speech("--beam_size", min=1, max=20, help="Beam width of the search for text.")
+    ] = None,
+    suppress_numerals: Annotated[
+        bool | None,
+        _speech("--suppress_numerals", help="Write numbers as words, without digits and % $ £ €."),
+    ] = None,
+    confidence: Annotated[
+        bool | None, _speech("--confidence", help="Add the recogniser's confidence to words in json.")
     ] = None,
     max_line_width: Annotated[
         int | None, _subtitles("--max_line_width", min=1, help="Longest line, in characters.")
@@ -107,7 +122,6 @@ def transcribe(
     model_dir: Annotated[Path | None, _local("--model_dir", help="Folder of the models.")] = None,
     device: Annotated[str | None, _local("--device", help="auto, cpu or cuda.")] = None,
     compute_type: Annotated[str | None, _local("--compute_type", help="int8, float16, float32, ...")] = None,
-    beam_size: Annotated[int | None, _local("--beam_size", help="Beam width of the search for text.")] = None,
     chunk_size: Annotated[
         float | None, _local("--chunk_size", help="Longest piece of speech, in seconds.")
     ] = None,
@@ -139,6 +153,7 @@ def transcribe(
     for path in paths or ():
         _refuse_what_is_not_there(path)
     options = {name: given[name] for name in OPTIONS if given[name] is not None}
+    options |= {"word_timestamps": True} if confidence else {}  # what it needs
     layout = Layout(max_line_width, max_line_count, highlight_words)
     wanted = Wanted(
         options,
@@ -218,7 +233,7 @@ def _refuse_contradictions(given: dict[str, Any], formats: tuple[str, ...]) -> N
         raise typer.BadParameter("--max_line_count needs --max_line_width.")
     without_words = {"--task translate": given["task"] == "translate", "--no_align": given["no_align"]}
     for flag in (flag for flag, is_given in without_words.items() if is_given):
-        for name in ("max_line_width", "highlight_words"):
+        for name in ("max_line_width", "highlight_words", "confidence"):
             if given[name]:
                 raise typer.BadParameter(f"--{name} needs word times, which {flag} does not give.")
         if "words" in formats:

@@ -21,7 +21,6 @@ REFUSED = {
     "patience": _NEVER,
     "length_penalty": _NEVER,
     "suppress_tokens": _NEVER,
-    "suppress_numerals": _NEVER,
     "condition_on_previous_text": _NEVER,
     "fp16": "leave it out and use --compute_type",
     "temperature_increment_on_fallback": _CONFIG,

@@ -16,7 +16,6 @@ SETTINGS = {
     "model_dir": ("models_dir",),
     "device": ("device",),
     "compute_type": ("asr", "compute_type"),
-    "beam_size": ("asr", "beam_size"),
     "chunk_size": ("asr", "window_s"),
     "vad_method": ("speech", "method"),
     "vad_onset": ("speech", "onset"),

@@ -39,7 +39,8 @@ def whisperx_result(answer: dict[str, Any]) -> Result:
 
 
 def _segment(segment: dict[str, Any], language: str) -> dict[str, Any]:
-    shown = {name: segment[name] for name in ("start", "end", "text")}
+    names = ["start", "end", "text", "language"]
+    shown = {name: segment[name] for name in names if name in segment}
     if "words" in segment:
         texts = [segment["text"].strip()] if language in UNSPACED else segment["text"].split()
         shown["words"] = [_known(word) for word in segment["words"]] or [{"word": text} for text in texts]

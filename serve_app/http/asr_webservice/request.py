@@ -14,7 +14,7 @@ from serve_app.errors import InvalidRequest
 from serve_app.http.forms import Field as FormField
 from serve_app.http.forms import collect_fields
 from serve_app.http.openai.aliases import Models, about_model, with_defaults
-from serve_app.options import LISTS, Options, parse_options
+from serve_app.options import LISTS, Languages, Options, parse_options
 from serve_app.validation import conflict, validate_or_400
 
 NO_SPEAKERS_IN = "tsv"
@@ -48,6 +48,7 @@ class LanguageFields(BaseModel):
     """What /detect-language has."""
 
     encode: Encode = True
+    languages: Languages = Field((), description="The only languages that it may be.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, NotRequired
@@ -27,7 +27,15 @@ from serve_app.http.errors import ERRORS_AT_ONCE, OTHER_ERRORS, described_errors
 from serve_app.http.forms import described_body, described_query
 from serve_app.http.openai.aliases import Models
 from serve_app.http.openai.response import UNKNOWN, text_pieces
-from serve_app.http.responses import LogprobOut, described_answers, logprobs, segment_out, text_response
+from serve_app.http.responses import (
+    LanguageShare,
+    LogprobOut,
+    described_answers,
+    languages_out,
+    logprobs,
+    segment_out,
+    text_response,
+)
 from serve_app.http.uploads import received
 from serve_app.languages import LANGUAGES
 from serve_app.options import Options
@@ -46,7 +54,7 @@ ALWAYS_FILTERED = StageWarning(
     "speech", "vad_filter_always", "vad_filter=false has no effect: speech is always detected first."
 )
 
-DetectLanguage = Callable[[Source], Awaitable[DetectedLanguage]]
+DetectLanguage = Callable[[Source, Sequence[str]], Awaitable[DetectedLanguage]]
 
 
 class AsrSegment(TypedDict):
@@ -57,6 +65,9 @@ class AsrSegment(TypedDict):
     text: str
     speaker: NotRequired[Annotated[str | None, Field(description="Only with `diarize`.")]]
     words: NotRequired[Annotated[list[dict[str, Any]], Field(description="Only with `word_timestamps`.")]]
+    language: NotRequired[
+        Annotated[str | None, Field(description="Only with `language=multiple` or `languages`.")]
+    ]
 
 
 class AsrAnswer(TypedDict):
@@ -66,6 +77,9 @@ class AsrAnswer(TypedDict):
     segments: list[AsrSegment]
     logprobs: NotRequired[Annotated[list[LogprobOut], Field(description="Only with `logprobs`.")]]
     language: Annotated[str | None, Field(description="Whisper's code; null when there was no speech.")]
+    languages: NotRequired[
+        Annotated[list[LanguageShare], Field(description="Only with `language=multiple` or `languages`.")]
+    ]
 
 
 class LanguageAnswer(TypedDict):
@@ -108,11 +122,13 @@ def asr_routes(
     async def language(request: Request) -> LanguageAnswer:
         """Detects the language of an uploaded file by its first windows of speech, without transcribing it.
 
-        Query names that are not listed are ignored. `POST //detect-language` is the same.
+        With `languages` it is one of those. Query names that are not listed are ignored. `POST
+        //detect-language` is the same.
         """
         parse = partial(parse_language, request.query_params.multi_items())
         async with received(request, max_bytes, parse, part=PART) as (source, asked):
-            return language_answer(await detect_language(_as_said(source, encode=asked.encode)))
+            file = _as_said(source, encode=asked.encode)
+            return language_answer(await detect_language(file, asked.languages))
 
     return router
 
@@ -148,7 +164,7 @@ def _response(transcript: Transcript, asked: AsrAsked, name: str) -> Response:
 def _answer(transcript: Transcript, asked: AsrAsked) -> AsrAnswer:
     options, segments = asked.options, list[Any]()
     for segment in transcript.segments:
-        out: Any = segment_out(segment, words=options.word_timestamps)
+        out: Any = segment_out(segment, options, words=options.word_timestamps)
         for each in () if options.diarize else (out, *out.get("words", ())):
             del each["speaker"]
         segments.append(out)
@@ -156,6 +172,8 @@ def _answer(transcript: Transcript, asked: AsrAsked) -> AsrAnswer:
     answer = AsrAnswer(text=text, segments=segments, language=transcript.language)
     if options.logprobs:
         answer["logprobs"] = logprobs(transcript)
+    if options.tells_languages:
+        answer["languages"] = languages_out(transcript)
     return answer
 
 

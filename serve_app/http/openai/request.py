@@ -70,8 +70,7 @@ class Fields(BaseModel):
         chosen = self.response_format
         if self.stream and chosen not in CAN_BE_STREAMED:
             raise conflict("stream", f"{chosen} cannot be streamed; {', '.join(CAN_BE_STREAMED)} can")
-        granularities = set(self.timestamp_granularities)
-        has_words = chosen == "verbose_json" and "word" in granularities
+        granularities, has_words = set(self.timestamp_granularities), self.has_words
         is_so = chosen == "verbose_json" or (chosen in HAVE_SEGMENTS and granularities == {"segment"})
         if "timestamp_granularities" in self.model_fields_set and not is_so:
             raise conflict("timestamp_granularities", "needs response_format=verbose_json")
@@ -87,6 +86,11 @@ class Fields(BaseModel):
         if len(", ".join(self.keywords)) > MAX_PROMPT_CHARS:
             raise conflict("keywords", f"together they may have {MAX_PROMPT_CHARS} characters")
         return self
+
+    @property
+    def has_words(self) -> bool:
+        """Whether the answer has words with times."""
+        return self.response_format == "verbose_json" and "word" in self.timestamp_granularities
 
 
 ELSEWHERE = ("task", "vad_filter", "without_timestamps", "condition_on_previous_text", "word_timestamps")
@@ -138,9 +142,10 @@ def check_aliases(models: Models) -> None:
     """Raises InvalidRequest naming the first option of an alias that no request could have."""
     for name, defaults in models.aliases.items():
         wrong = []
-        for chosen in ("verbose_json", "srt", "json"):
+        words = {"response_format": "verbose_json", "timestamp_granularities": "word"}
+        for shown in (words, {"response_format": "srt"}, {"response_format": "json"}):
             try:
-                _read("transcribe", {"response_format": chosen, **defaults, "model": name})
+                _read("transcribe", {**shown, **defaults, "model": name})
                 break
             except InvalidRequest as error:
                 wrong.append(error)
@@ -172,7 +177,8 @@ def _read(task: Task, given: dict[str, Any]) -> ParsedForm:
         if value:
             given[option], sent_as[option] = value, name
     own_format = fields.response_format.removeprefix("verbose_").removeprefix("diarized_")
-    options = parse_options({**given, "task": task, "response_format": own_format})
+    own = {"task": task, "response_format": own_format, "word_timestamps": fields.has_words}
+    options = parse_options(given | own)
     if options.logprobs and fields.response_format != "json":
         raise conflict("logprobs", "they are in response_format=json only")
     asking = _field_asking_for_speakers(fields.response_format, options)

@@ -1,7 +1,6 @@
 """A transcript as OpenAI's audio API answers it."""
 
 import math
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 from string import ascii_uppercase
@@ -14,6 +13,8 @@ from serve_app.formats.cue_words import words_of
 from serve_app.http.openai.request import ParsedForm
 from serve_app.http.responses import LogprobOut, logprobs, warnings_out
 from serve_app.languages import LANGUAGES, NO_SPACE_BETWEEN_SENTENCES
+from serve_app.options import MULTIPLE, Options
+from serve_app.request.language_vote import language_shares
 from serve_app.transcript import Segment, StageWarning, Task, Transcript
 
 UNKNOWN = "unknown"  # where OpenAI requires a speaker or a language and there is none
@@ -26,6 +27,9 @@ class WordItem(TypedDict):
     word: str
     start: float
     end: float
+    confidence: NotRequired[
+        Annotated[float | None, Field(description="With the option `confidence`. Not OpenAI's.")]
+    ]
 
 
 class SegmentItem(TypedDict):
@@ -42,6 +46,7 @@ class SegmentItem(TypedDict):
     compression_ratio: float
     no_speech_prob: float
     speaker: NotRequired[Annotated[str, Field(description="Where speakers were asked for. Not OpenAI's.")]]
+    language: NotRequired[Annotated[str, Field(description="With `language=multiple`. Not OpenAI's.")]]
 
 
 class DiarizedSegment(TypedDict):
@@ -106,29 +111,20 @@ def answer(transcript: Transcript, form: ParsedForm, text: str) -> dict[str, Any
     spoken = LANGUAGES.get(transcript.language or form.options.named_language() or "", UNKNOWN)
     whole["language"] = "english" if form.options.task == "translate" else spoken
     if "word" in form.fields.timestamp_granularities:
-        whole["words"] = list(_words(transcript))
+        whole["words"] = list(_words(transcript, form.options))
     if "segment" in form.fields.timestamp_granularities:
-        whole["segments"] = list(verbose(transcript))
+        whole["segments"] = list(verbose(transcript, form.options))
     return whole
 
 
 def extras(transcript: Transcript, form: ParsedForm) -> dict[str, Any]:
     """The fields `languages`, `logprobs` and `warnings`, where there are any."""
     found = {
-        "languages": [LanguageOut(code=code) for code in languages_of(transcript)],
+        "languages": [LanguageOut(code=code) for code in language_shares(transcript.segments)],
         "logprobs": logprobs(transcript) if form.options.logprobs else [],
         "warnings": warnings_out(transcript),
     }
     return {name: value for name, value in found.items() if value}
-
-
-def languages_of(transcript: Transcript) -> list[str]:
-    """The languages that text was found in, the one of most speech first."""
-    spoken_s: defaultdict[str, float] = defaultdict(float)
-    for segment in transcript.segments:
-        if segment.source_text:
-            spoken_s[segment.source_text.language] += segment.end_s - segment.start_s
-    return sorted(spoken_s, key=lambda code: -spoken_s[code])
 
 
 def diarized(transcript: Transcript, form: ParsedForm) -> list[DiarizedSegment]:
@@ -153,7 +149,7 @@ def speaker_names(segments: Sequence[Segment], known: Sequence[str]) -> dict[str
     return {None: UNKNOWN, **{name: name for name in known}, **dict(zip(others, letters, strict=False))}
 
 
-def verbose(transcript: Transcript) -> Iterator[SegmentItem]:
+def verbose(transcript: Transcript, options: Options) -> Iterator[SegmentItem]:
     """The segments with the statistics of their windows."""
     for number, segment in enumerate(transcript.segments):
         source, window = segment.source_text, segment.window
@@ -173,16 +169,19 @@ def verbose(transcript: Transcript) -> Iterator[SegmentItem]:
         )
         if segment.speaker is not None:
             item["speaker"] = segment.speaker
+        if options.language == MULTIPLE:
+            item["language"] = source.language
         yield item
 
 
-def _words(transcript: Transcript) -> Iterator[WordItem]:
+def _words(transcript: Transcript, options: Options) -> Iterator[WordItem]:
     """All words, also those of segments that were not aligned. A word without times has its segment's."""
     for segment in transcript.segments:
         for word in words_of(segment, transcript.language):
             start_s = segment.start_s if word.start_s is None else word.start_s
             end_s = segment.end_s if word.end_s is None else word.end_s
-            yield WordItem(word=word.text, start=round(start_s, 3), end=round(end_s, 3))
+            item = WordItem(word=word.text, start=round(start_s, 3), end=round(end_s, 3))
+            yield {**item, "confidence": word.confidence} if options.confidence else item
 
 
 def _finite(value: float) -> float:

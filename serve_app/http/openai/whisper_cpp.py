@@ -21,6 +21,9 @@ class InferenceFields(BaseModel):
 
     translate: bool = Field(False, description="Into English.")
     no_timestamps: bool = Field(False, description="With json and text, which have none.")
+    beam_size: int | None = Field(
+        None, description="Beam width of the search. Empty or -1, its default there: as configured."
+    )
 
 
 def parse_inference(sent: Sequence[FormField], models: Models) -> ParsedForm:
@@ -34,6 +37,8 @@ def parse_inference(sent: Sequence[FormField], models: Models) -> ParsedForm:
     others = [each for each in sent if each[0] not in names and each != ("model", "")]
     if not any(name == "model" for name, _ in others):
         others.append(("model", models.own))
+    if fields.beam_size not in (None, -1):
+        others.append(("beam_size", str(fields.beam_size)))
     task: Task = "translate" if fields.translate else "transcribe"
     form = parse(others, task, models)
     if fields.no_timestamps and form.fields.response_format not in HAVE_NO_TIMES:

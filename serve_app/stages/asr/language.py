@@ -18,11 +18,16 @@ def choose_language(request: AsrRequest, ranking: Ranking) -> tuple[str, Ranking
     """The likeliest language that the request allows, unless it has one and is not certain of another."""
     if request.language and request.certain_at is None:
         return request.language, ()
-    if allowed := request.decoding.languages:
-        ranking = tuple(each for each in ranking if each[0] in allowed)
+    ranking = allowed(request, ranking)
     likeliest, probability = ranking[0]
     is_certain = request.certain_at is not None and probability >= request.certain_at
     return (likeliest if is_certain else request.language or likeliest), ranking
+
+
+def allowed(request: AsrRequest, ranking: Ranking) -> Ranking:
+    """Those of the languages that the request allows: all, or the ones that it names."""
+    named = request.decoding.languages
+    return tuple(each for each in ranking if each[0] in named) if named else ranking
 
 
 def probable(ranking: Ranking) -> Ranking:

@@ -17,18 +17,18 @@ import numpy as np
 import numpy.typing as npt
 from faster_whisper import WhisperModel
 from faster_whisper.feature_extractor import FeatureExtractor
-from faster_whisper.transcribe import get_compression_ratio, get_ctranslate2_storage
+from faster_whisper.transcribe import get_ctranslate2_storage
 
 from serve_app.errors import InvalidRequest, ModelUnavailable, TranscriptionError
 from serve_app.settings import AsrSettings
 from serve_app.stages.alignment import attention, sound
-from serve_app.stages.asr.language import Ranking, choose_language, probable, rankings, without_text
+from serve_app.stages.asr.language import Ranking, allowed, choose_language, probable, rankings, without_text
 from serve_app.stages.asr.prompts import Prompts
+from serve_app.stages.asr.search import Search
 from serve_app.stages.devices import choose_compute_type
 from serve_app.transcript import SAMPLE_RATE_HZ, AsrRequest, Samples, Segment, Token, Window, WindowText
 
 ENCODER_SAMPLES = 30 * SAMPLE_RATE_HZ  # Whisper's encoder always sees 30 s
-BEST_OF = 5  # samples at a temperature above 0, of which the likeliest is taken
 
 QUIET_PEAK = 328  # -40 dBFS
 _warn_once = cache(logging.getLogger("ray.serve").warning)
@@ -46,11 +46,10 @@ class Recognizer:
         self._model: ctranslate2.models.Whisper = whisper.model
         self._tokenizer = whisper.hf_tokenizer
         self._name = name
-        self._settings = settings
+        self._search = Search(whisper.hf_tokenizer, settings)
         self._attention_shift_s = attention_shift_s
         # The weights say how many mel bands they want; preprocessor_config.json is often missing.
         self._extract = FeatureExtractor(feature_size=self._model.n_mels)
-        self._end_token: int = self._tokenizer.token_to_id("<|endoftext|>")
         self.multilingual: bool = self._model.is_multilingual
         self._prompts = Prompts(whisper)
         # faster-whisper lists every language there is; large-v2 and smaller have no token for Cantonese.
@@ -74,7 +73,7 @@ class Recognizer:
         return features
 
     def batch_key(self, request: AsrRequest) -> Hashable:
-        """What must be equal in a batch of CTranslate2's: the start token's index and the temperature.
+        """What must be equal in a batch of CTranslate2's: the start token's index and the search.
 
         Language and task come after that token, so they do not matter. A prompt that `transcribe` refuses
         may be in any batch. Windows of which the language alone is wanted have batches of their own.
@@ -82,7 +81,7 @@ class Recognizer:
         if request.only_language:
             return "language"
         try:
-            return self._prompts.start_index(request.decoding), request.decoding.temperature or 0.0
+            return self._prompts.start_index(request.decoding), self._search.key(request.decoding)
         except InvalidRequest:
             return None
 
@@ -92,11 +91,11 @@ class Recognizer:
         An item whose language or task the model does not have, or whose prompt it cannot follow, becomes an
         InvalidRequest. A failure of the model itself is raised: it concerns all items.
         """
-        if any(request.only_language for request in requests):  # then all do
-            return self._detect_languages(requests)
         refusals = [self._refusal(request) for request in requests]
         accepted = [request for request, refusal in zip(requests, refusals, strict=True) if refusal is None]
-        texts = iter(self._recognise(accepted) if accepted else ())
+        only_language = any(request.only_language for request in accepted)  # then all do
+        recognise = self._detect_languages if only_language else self._recognise
+        texts = iter(recognise(accepted) if accepted else ())
         return [refusal or next(texts) for refusal in refusals]
 
     def sentences(self, text: WindowText, window: Window, features: Features) -> tuple[Segment, ...]:
@@ -110,6 +109,12 @@ class Recognizer:
                 f"The model {self._name} is English-only and cannot translate: have it transcribed, "
                 "or use a server with a multilingual model.",
                 "task",
+            )
+        if (request.only_language or request.decoding.own_languages) and not self.multilingual:
+            return InvalidRequest(
+                f"The model {self._name} is English-only and cannot tell languages apart: use a server with "
+                "a multilingual model.",
+                None if request.only_language else "language",
             )
         asked = request.decoding.languages or ((request.language,) if request.language else ())
         if unknown := [code for code in asked if code not in self.languages]:
@@ -125,12 +130,10 @@ class Recognizer:
             return error
         return None
 
-    def _detect_languages(self, requests: Sequence[AsrRequest]) -> list[WindowText | TranscriptionError]:
+    def _detect_languages(self, requests: list[AsrRequest]) -> list[WindowText]:
         """The language of each window, with no text: a pass of the encoder and a step of the decoder."""
-        if not self.multilingual:
-            why = "is English-only and cannot tell languages apart: use a server with a multilingual model."
-            return [InvalidRequest(f"The model {self._name} {why}") for _ in requests]
-        return [without_text(ranking) for ranking in rankings(self._model, self._encoded(requests))]
+        ranked = rankings(self._model, self._encoded(requests))
+        return [without_text(allowed(request, each)) for request, each in zip(requests, ranked, strict=True)]
 
     def _encoded(self, requests: Sequence[AsrRequest]) -> Any:
         return self._model.encode(get_ctranslate2_storage(np.stack([r.features for r in requests])))
@@ -138,27 +141,22 @@ class Recognizer:
     def _recognise(self, requests: list[AsrRequest]) -> list[WindowText]:
         encoded = self._encoded(requests)
         heard = list(zip(requests, self._languages(encoded, requests), strict=True))
-        if temperature := requests[0].decoding.temperature:  # sampling as in faster-whisper
-            options = {"sampling_topk": 0, "sampling_temperature": temperature}
-            options |= {"beam_size": 1, "num_hypotheses": BEST_OF}
-        else:
-            options = {"beam_size": self._settings.beam_size, "patience": 1}
         results = self._model.generate(
             encoded,
             [self._prompts.prompt(language, request.decoding) for request, (language, _) in heard],
-            **options,
-            length_penalty=1,
-            repetition_penalty=1,
-            no_repeat_ngram_size=0,
             max_length=self._whisper.max_length,
-            suppress_blank=True,
-            suppress_tokens=[-1],  # the list in the model's own config.json
-            return_scores=True,
-            return_no_speech_prob=True,
+            **self._search.options(requests[0].decoding),
         )
         found = [
-            self._best_text(result, request, *detected)
-            for result, (request, detected) in zip(results, heard, strict=True)
+            self._search.best_text(
+                result,
+                request.decoding,
+                language=language,
+                language_probability=dict(ranking).get(language),
+                languages=probable(ranking),
+                prompt_tokens_cut=self._prompts.context(request.decoding)[1],
+            )
+            for result, (request, (language, ranking)) in zip(results, heard, strict=True)
         ]
         tokens = self._token_times(encoded, requests, found)
         return [replace(text, tokens=times) for (text, _), times in zip(found, tokens, strict=True)]
@@ -182,35 +180,6 @@ class Recognizer:
         return [
             attention.spelled(*each) for each in zip(times, (map(name_of, ids) for ids in texts), strict=True)
         ]
-
-    def _best_text(
-        self, result: Any, request: AsrRequest, language: str, ranking: Ranking
-    ) -> tuple[WindowText, list[int]]:
-        """The likeliest of an item's samples that is not repetitive, else the likeliest; and its tokens.
-
-        faster-whisper takes the likeliest in any case, which is a loop if there is one among them: repeated
-        words are always likely. Of a beam search there is only one.
-        """
-        # CTranslate2 divides the sum of log-probabilities by the tokens alone, whisperx counts the end token.
-        texts = []
-        for ids, score in zip(result.sequences_ids, result.scores, strict=True):
-            spoken = [token for token in ids if token < self._end_token]
-            said = self._tokenizer.decode(spoken)
-            text = WindowText(
-                text=said,
-                language=language,
-                language_probability=dict(ranking).get(language),
-                avg_logprob=score * len(ids) / (len(ids) + 1),
-                no_speech_prob=result.no_speech_prob,
-                compression_ratio=get_compression_ratio(said.strip()),
-                temperature=request.decoding.temperature or 0.0,
-                prompt_tokens_cut=self._prompts.context(request.decoding)[1],
-                languages=probable(ranking),
-            )
-            if text.compression_ratio <= self._settings.compression_ratio_threshold:
-                return text, spoken
-            texts.append((text, spoken))
-        return texts[0]
 
     def _languages(
         self, encoded: ctranslate2.StorageView, requests: list[AsrRequest]

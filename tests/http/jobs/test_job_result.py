@@ -105,6 +105,28 @@ def test_log_probabilities_are_kept_with_the_transcript(tmp_path: Path) -> None:
     using(tmp_path, story)
 
 
+def test_confidence_and_languages_are_kept_with_the_transcript(tmp_path: Path) -> None:
+    """What was found out because the job asked for it is shown again, in formats that have it."""
+    [segment, *_] = FIXED.segments
+    word = replace(segment.words[0], confidence=0.5)
+    text = WindowText(" x", "de", 0.9, -0.1, 0.0, 1.0)
+    sure = replace(FIXED, segments=(replace(segment, words=(word,), source_text=text),))
+
+    async def story(service: Service) -> None:
+        path = await service.finished(sure, confidence=True, response_format="words", language="multiple")
+        answer = (await service.get(f"{path}/result")).json()
+        assert [each["confidence"] for each in answer["words"]] == [0.5]
+        assert answer["languages"] == [{"code": "de", "share": 1.0}]
+        query = "response_format=json&word_timestamps=true&confidence=true"
+        [shown] = (await service.get(f"{path}/result?{query}")).json()["model_output"]
+        assert (shown["words"][0]["confidence"], shown["language"]) == (0.5, "de")
+        path = await service.finished(sure, response_format="words")
+        refused = await service.get(f"{path}/result?confidence=true")
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "confidence")
+
+    using(tmp_path, story)
+
+
 def test_without_a_format_the_url_changes_that_of_the_submission(tmp_path: Path) -> None:
     """Options that the URL does not name stay."""
 

@@ -182,6 +182,8 @@ def test_options_of_every_format_can_be_those_of_a_name() -> None:
         {"max_line_width": 40},
         {"logprobs": True},
         {"languages": ["de", "en"]},
+        {"confidence": True},
+        {"language": "multiple", "beam_size": 1},
     ):
         check_aliases(Models("large-v2", OpenAISettings.model_validate(aliased(**options)).names()))
 

@@ -1,6 +1,7 @@
 """Segments as OpenAI's clients get them, and what speakers are called."""
 
 from serve_app.http.openai.response import speaker_names, verbose
+from serve_app.options import Options
 from serve_app.transcript import Segment, Transcript, Window, WindowText
 
 
@@ -9,7 +10,7 @@ def test_seek_is_where_the_window_starts() -> None:
     source = WindowText("ok", "en", None, -0.1, 0.0, 1.0)
     starts = (0.0, 0.29, 1.13, 4.35, 16.9)
     segments = tuple(Segment(s, s + 1, "ok", window=Window(s, s + 1), source_text=source) for s in starts)
-    items = list(verbose(Transcript(segments, "en", 20.0, "made")))
+    items = list(verbose(Transcript(segments, "en", 20.0, "made"), Options()))
     assert [item["seek"] for item in items] == [0, 29, 113, 435, 1690]
 
 

@@ -276,6 +276,62 @@ def test_a_temperature_samples_five_times(model: FakeCTranslate2, recognizer: Re
     assert (cold.temperature, hot.temperature) == (0.0, 0.4)
 
 
+def test_the_beam_is_the_requests_or_the_servers(model: FakeCTranslate2) -> None:
+    """1 is greedy; the server's own by its number, and any where text is sampled, split no batch."""
+    recognizer = recognizer_of(model, beam_size=4)
+
+    def asked(**options: Any) -> tuple[Any, Any]:
+        request = AsrRequest(FEATURES, "en", Decoding(**options))
+        recognizer.transcribe([request])
+        return model.options["beam_size"], recognizer.batch_key(request)
+
+    assert [asked()[0], asked(beam_size=1)[0], asked(beam_size=20)[0]] == [4, 1, 20]
+    assert asked() == asked(beam_size=4)
+    assert len({asked(beam_size=size)[1] for size in (1, 2, None)}) == 3
+    assert asked(temperature=0.4) == asked(temperature=0.4, beam_size=2)  # as a fallback has it
+
+
+def test_numerals_are_suppressed_for_one_request(model: FakeCTranslate2, recognizer: Recognizer) -> None:
+    """Tokens with digits or signs of amounts, and no others; such windows have batches of their own."""
+    plain = AsrRequest(FEATURES, "en")
+    wordy = AsrRequest(FEATURES, "en", Decoding(suppress_numerals=True))
+    assert recognizer.batch_key(plain) != recognizer.batch_key(wordy)
+    recognizer.transcribe([wordy])
+    of_config, *suppressed = model.options["suppress_tokens"]
+    assert of_config == -1
+    assert all(set(TOKENIZER.decode([token])) & set("0123456789%$£€¹²³¼½¾") for token in suppressed)
+    left = set(range(TOKENIZER.token_to_id("<|endoftext|>"))) - {*suppressed}
+    assert not any(set(TOKENIZER.decode([token])) & set("0123456789%$£€") for token in left)
+    recognizer.transcribe([plain])
+    assert model.options["suppress_tokens"] == [-1]
+
+
+def test_a_model_of_one_language_tells_none_of_its_windows() -> None:
+    """`language: multiple` is refused by name, and the other items of the batch are recognised."""
+    english = recognizer_of(FakeCTranslate2(multilingual=False))
+    refused, heard = english.transcribe(
+        [AsrRequest(FEATURES, decoding=Decoding(own_languages=True)), AsrRequest(FEATURES)]
+    )
+    assert isinstance(refused, InvalidRequest)
+    assert (refused.param, "English-only" in refused.message) == ("language", True)
+    assert isinstance(heard, WindowText)
+
+
+def test_a_language_alone_is_one_of_those_that_it_may_be(
+    model: FakeCTranslate2, recognizer: Recognizer
+) -> None:
+    """The likeliest of them; one that the model does not have is refused."""
+    english, unknown = (Decoding(languages=codes) for codes in (("de", "en"), ("en", "xx")))
+    heard, refused = recognizer.transcribe(
+        [AsrRequest(FEATURES, decoding=each, only_language=True) for each in (english, unknown)]
+    )
+    assert isinstance(heard, WindowText)
+    assert (heard.language, heard.languages) == ("en", (("en", 0.25),))
+    assert isinstance(refused, InvalidRequest)
+    assert refused.param == "languages"
+    assert model.calls == [("encode", 1), ("detect_language", 1)]
+
+
 def test_of_samples_the_likeliest_that_does_not_repeat_is_taken(
     model: FakeCTranslate2, recognizer: Recognizer
 ) -> None:
