@@ -15,9 +15,18 @@ from serve_app.formats.cue_words import words_of
 from serve_app.formats.table import FORMATS
 from serve_app.http.errors import described_errors
 from serve_app.options import Options
-from serve_app.transcript import Progress, Segment, StageWarning, Transcript, Word
+from serve_app.transcript import Character, Progress, Segment, StageWarning, Transcript, Word
 
 IMPOSSIBLE = -9999.0
+
+
+class CharacterOut(TypedDict):
+    """One character. Times, in seconds, and the score are null where it is not spoken, as of a comma."""
+
+    char: str
+    start: float | None
+    end: float | None
+    score: float | None
 
 
 class WordOut(TypedDict):
@@ -28,6 +37,7 @@ class WordOut(TypedDict):
     end: float | None
     score: float | None
     speaker: str | None
+    chars: NotRequired[Annotated[list[CharacterOut], Field(description="Only with `char_timestamps`.")]]
 
 
 class SegmentOut(TypedDict):
@@ -98,9 +108,11 @@ def answer(transcript: Transcript, options: Options) -> dict[str, Any] | str:
     shown: dict[str, Any] = {}
     if options.response_format == "words":
         words = [word for segment in segments for word in words_of(segment, transcript.language)]
-        shown["words"] = [_word_out(word) for word in words]
+        shown["words"] = [_word_out(word, options) for word in words]
     else:
-        shown["model_output"] = [segment_out(each, words=options.word_timestamps) for each in segments]
+        shown["model_output"] = [
+            segment_out(each, options, words=options.word_timestamps) for each in segments
+        ]
     if options.logprobs:
         shown["logprobs"] = logprobs(transcript)
     return shown | {
@@ -138,7 +150,7 @@ def progress_response(progress: Progress, options: Options) -> dict[str, Any]:
         "windows_done": progress.windows_done,
         "windows_found": progress.windows_found,
         "all_found": progress.all_found,
-        "segments": [segment_out(segment, words=words) for segment in progress.segments],
+        "segments": [segment_out(segment, options, words=words) for segment in progress.segments],
     }
 
 
@@ -158,15 +170,30 @@ def text_response(text: str, media_type: str, transcript: Transcript) -> Respons
     return response
 
 
-def segment_out(segment: Segment, *, words: bool) -> SegmentOut:
+def segment_out(segment: Segment, options: Options, *, words: bool) -> SegmentOut:
     """One segment, JSON-ready."""
     start_s, end_s = round(segment.start_s, 3), round(segment.end_s, 3)
     out = SegmentOut(start=start_s, end=end_s, text=segment.text, speaker=segment.speaker)
     if words:
-        out["words"] = [_word_out(word) for word in segment.words]
+        out["words"] = [_word_out(word, options) for word in segment.words]
     return out
 
 
-def _word_out(word: Word) -> WordOut:
-    score = word.score if math.isfinite(word.score or 0.0) else None  # JSON has no NaN
-    return WordOut(word=word.text, start=word.start_s, end=word.end_s, score=score, speaker=word.speaker)
+def chars_out(chars: Iterable[Character]) -> list[CharacterOut]:
+    """The characters of a word, JSON-ready."""
+    return [
+        CharacterOut(char=each.text, start=each.start_s, end=each.end_s, score=_finite(each.score))
+        for each in chars
+    ]
+
+
+def _word_out(word: Word, options: Options) -> WordOut:
+    score = _finite(word.score)
+    out = WordOut(word=word.text, start=word.start_s, end=word.end_s, score=score, speaker=word.speaker)
+    if options.char_timestamps:
+        out["chars"] = chars_out(word.chars)
+    return out
+
+
+def _finite(score: float | None) -> float | None:
+    return score if math.isfinite(score or 0.0) else None  # JSON has no NaN

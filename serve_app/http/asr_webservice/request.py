@@ -97,10 +97,13 @@ def _read(given: Mapping[str, Any]) -> AsrAsked:
         "word_timestamps": needs_words,
     }
     try:
-        return AsrAsked(parse_options(ours | own), fields)
+        options = parse_options(ours | own)
     except InvalidRequest as error:
         message = error.message.replace("response_format=", "output=")
         raise InvalidRequest(message, error.param, error.code) from None
+    if fields.word_timestamps and not options.wants_words():
+        raise conflict("word_timestamps", "needs align to be true")
+    return AsrAsked(options, fields)
 
 
 def parse_language(query: Sequence[FormField], form: Sequence[FormField]) -> LanguageFields:

@@ -148,7 +148,7 @@ def _response(transcript: Transcript, asked: AsrAsked, name: str) -> Response:
 def _answer(transcript: Transcript, asked: AsrAsked) -> AsrAnswer:
     options, segments = asked.options, list[Any]()
     for segment in transcript.segments:
-        out: Any = segment_out(segment, words=options.word_timestamps)
+        out: Any = segment_out(segment, options, words=options.word_timestamps)
         for each in () if options.diarize else (out, *out.get("words", ())):
             del each["speaker"]
         segments.append(out)

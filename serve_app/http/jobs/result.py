@@ -17,7 +17,8 @@ from serve_app.options import LINE_OPTIONS, Options, parse_options
 from serve_app.transcript import Transcript
 from serve_app.validation import conflict
 
-RENDERING = ("response_format", "word_timestamps", "logprobs", *LINE_OPTIONS)
+KEPT_IF_ASKED = ("logprobs", "char_timestamps")
+RENDERING = ("response_format", "word_timestamps", *KEPT_IF_ASKED, *LINE_OPTIONS)
 
 
 class WrongState(TranscriptionError, status=409, type="invalid_request_error", code="job_not_finished"):
@@ -52,9 +53,11 @@ def rendering(request: Request, submitted: Options) -> Options:
         chosen = {**submitted.model_dump(include=set(RENDERING), exclude_defaults=True), **chosen}
     # Of the other options only these limit what can be shown: speakers that were wanted may be left out.
     diarize = False if submitted.diarize is False else None
-    options = parse_options({**chosen, "task": submitted.task, "diarize": diarize})
-    if options.logprobs and not submitted.logprobs:
-        raise conflict("logprobs", "they are kept only of a job that was submitted with logprobs=true")
+    made = {"task": submitted.task, "align": submitted.align, "diarize": diarize}
+    options = parse_options({**chosen, **made})
+    for name in KEPT_IF_ASKED:
+        if getattr(options, name) and not getattr(submitted, name):
+            raise conflict(name, f"they are kept only of a job that was submitted with {name}=true")
     return options
 
 

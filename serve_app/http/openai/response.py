@@ -12,7 +12,7 @@ from typing_extensions import TypedDict  # pydantic needs this one before Python
 
 from serve_app.formats.cue_words import words_of
 from serve_app.http.openai.request import ParsedForm
-from serve_app.http.responses import LogprobOut, logprobs, warnings_out
+from serve_app.http.responses import CharacterOut, LogprobOut, chars_out, logprobs, warnings_out
 from serve_app.languages import LANGUAGES, NO_SPACE_BETWEEN_SENTENCES
 from serve_app.transcript import Segment, StageWarning, Task, Transcript
 
@@ -26,6 +26,9 @@ class WordItem(TypedDict):
     word: str
     start: float
     end: float
+    chars: NotRequired[
+        Annotated[list[CharacterOut], Field(description="With `char_timestamps`. Not OpenAI's.")]
+    ]
 
 
 class SegmentItem(TypedDict):
@@ -106,7 +109,7 @@ def answer(transcript: Transcript, form: ParsedForm, text: str) -> dict[str, Any
     spoken = LANGUAGES.get(transcript.language or form.options.named_language() or "", UNKNOWN)
     whole["language"] = "english" if form.options.task == "translate" else spoken
     if "word" in form.fields.timestamp_granularities:
-        whole["words"] = list(_words(transcript))
+        whole["words"] = list(_words(transcript, chars=form.options.char_timestamps))
     if "segment" in form.fields.timestamp_granularities:
         whole["segments"] = list(verbose(transcript))
     return whole
@@ -176,13 +179,16 @@ def verbose(transcript: Transcript) -> Iterator[SegmentItem]:
         yield item
 
 
-def _words(transcript: Transcript) -> Iterator[WordItem]:
+def _words(transcript: Transcript, *, chars: bool) -> Iterator[WordItem]:
     """All words, also those of segments that were not aligned. A word without times has its segment's."""
     for segment in transcript.segments:
         for word in words_of(segment, transcript.language):
             start_s = segment.start_s if word.start_s is None else word.start_s
             end_s = segment.end_s if word.end_s is None else word.end_s
-            yield WordItem(word=word.text, start=round(start_s, 3), end=round(end_s, 3))
+            item = WordItem(word=word.text, start=round(start_s, 3), end=round(end_s, 3))
+            if chars:
+                item["chars"] = chars_out(word.chars)
+            yield item
 
 
 def _finite(value: float) -> float:
