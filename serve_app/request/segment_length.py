@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
-from serve_app.formats.cue_words import words_to_show
+from serve_app.formats.cue_words import words_of
 from serve_app.formats.subtitles import COMMA
 from serve_app.languages import NO_SPACE_BETWEEN_WORDS
 from serve_app.transcript import Segment, Word
@@ -48,16 +48,17 @@ def _parts(segment: Segment, longest_s: float) -> list[Segment]:
 
 
 def _units(segment: Segment) -> list[_Unit]:
-    """The words of a segment, which all have times if any has, with the text between them."""
-    shown: list[tuple[float | None, float | None, str, tuple[Word, ...]]]
-    if any(word.start_s is not None and word.end_s is not None for word in segment.words):
-        shown = [(word.start_s, word.end_s, word.text, (word,)) for word in segment.words]
-    else:
-        shown = [(word.start_s, word.end_s, word.text, ()) for word in words_to_show(segment, None)]
-    texts = _with_spaces(segment, [text for *_, text, _ in shown])
+    """The words of a segment, or those of its text, with the text between them."""
+    spoken = words_of(segment, None)
+    spans = [(word.start_s, word.end_s) for word in spoken]
+    if all(None in span for span in spans):
+        ends = list(accumulate(len(word.text) for word in spoken))
+        length_s = segment.end_s - segment.start_s
+        spans = list(pairwise(segment.start_s + length_s / ends[-1] * end for end in (0, *ends)))
     units: list[_Unit] = []
     before: tuple[str, tuple[Word, ...]] = ("", ())  # words without times, before the first that has some
-    for (start_s, end_s, _, words), text in zip(shown, texts, strict=True):
+    for word, (start_s, end_s), text in zip(spoken, spans, _with_spaces(segment, spoken), strict=True):
+        words = (word,) if segment.words else ()
         if start_s is not None and end_s is not None:
             units.append(_Unit(start_s, max(start_s, end_s), before[0] + text, before[1] + words))
             before = ("", ())
@@ -68,15 +69,15 @@ def _units(segment: Segment) -> list[_Unit]:
     return units
 
 
-def _with_spaces(segment: Segment, words: Sequence[str]) -> list[str]:
+def _with_spaces(segment: Segment, words: Sequence[Word]) -> list[str]:
     """Each word with what is behind it in the text; with a space, by language, where the text has it not."""
     starts, end = list[int](), 0
     for word in words:
-        starts.append(segment.text.find(word, end))
+        starts.append(segment.text.find(word.text, end))
         if starts[-1] < 0:
             language = segment.source_text.language if segment.source_text else None
-            return [f"{each}{'' if language in NO_SPACE_BETWEEN_WORDS else ' '}" for each in words]
-        end = starts[-1] + len(word)
+            return [f"{each.text}{'' if language in NO_SPACE_BETWEEN_WORDS else ' '}" for each in words]
+        end = starts[-1] + len(word.text)
     edges = [0, *starts[1:], len(segment.text)]
     return [segment.text[first:last] for first, last in pairwise(edges)] if words else []
 

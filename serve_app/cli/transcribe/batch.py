@@ -156,7 +156,9 @@ class Batch:
 
     async def _written(self, each: Input, job_id: str) -> list[Path]:
         result, texts = self.client.jobs.result, {}
-        answer = await result(job_id, response_format="json", word_timestamps=self.wanted.has_words)
+        chars = {"char_timestamps": self.wanted.options.get("char_timestamps")}
+        words = {"word_timestamps": self.wanted.has_words, **chars}
+        answer = await result(job_id, response_format="json", **words)
         assert isinstance(answer, dict)
         for warning in answer["warnings"]:
             self._say(each, f"warning: {warning['message']}")
@@ -165,7 +167,9 @@ class Batch:
             if form in WRITERS:
                 texts[form] = await asyncio.to_thread(WRITERS[form], shown, self.wanted.layout)
             elif form == "words":
-                texts[form] = json.dumps(await result(job_id, response_format=form), ensure_ascii=False)
+                texts[form] = json.dumps(
+                    await result(job_id, response_format=form, **chars), ensure_ascii=False
+                )
             else:
                 rttm = str(await result(job_id, response_format=form))
                 name = "_".join(Path(each.output).name.split())

@@ -19,8 +19,6 @@ SETTINGS = {
     "beam_size": ("asr", "beam_size"),
     "chunk_size": ("asr", "window_s"),
     "vad_method": ("speech", "method"),
-    "vad_onset": ("speech", "onset"),
-    "vad_offset": ("speech", "offset"),
     "diarize_model": ("diarization", "model"),
 }
 

@@ -80,7 +80,8 @@ class Fields(BaseModel):
         if self.word_timestamps is False and has_words:
             raise conflict("word_timestamps", "timestamp_granularities asks for words")
         if not _STRATEGY.fullmatch(self.chunking_strategy):
-            raise conflict("chunking_strategy", "must be auto, or server_vad without parameters")
+            ours = "vad_onset and vad_min_silence_s are this server's"
+            raise conflict("chunking_strategy", f"must be auto, or server_vad without parameters; {ours}")
         if self.include and chosen != "json":
             raise conflict("include", "logprobs are in response_format=json only")
         if len(", ".join(self.keywords)) > MAX_PROMPT_CHARS:

@@ -150,9 +150,8 @@ def test_short_silences_do_not_end_speech(scores: list[float], min_silence_s: fl
     apart = segments_of(scores, Criteria(0.5, 0.363, 0.0, math.inf))
     joined: list[tuple[float, float]] = []
     for start_s, end_s in apart:
-        if joined and start_s - joined[-1][1] < min_silence_s:
-            start_s, _ = joined.pop()
-        joined.append((start_s, end_s))
+        is_near = joined and start_s - joined[-1][1] < min_silence_s
+        joined.append((joined.pop()[0], end_s) if is_near else (start_s, end_s))
     assert segments_of(scores, Criteria(0.5, 0.363, min_silence_s, math.inf)) == joined
 
 
