@@ -578,7 +578,12 @@ def test_a_window_that_vanishes_fails_the_request() -> None:
 
 def test_every_part_is_searched_as_the_request_wants() -> None:
     """What it leaves out is as configured; windows are short only where segments have no words."""
-    asked = {"vad_onset": 0.7, "vad_offset": 0.3, "vad_min_silence_s": 0.5, "max_segment_s": 5.0}
+    asked: dict[str, Any] = {
+        "vad_onset": 0.7,
+        "vad_offset": 0.3,
+        "vad_min_silence_s": 0.5,
+        "max_segment_s": 5.0,
+    }
     for more, window_s in (
         ({}, None),
         ({"align": False}, 4.999),
