@@ -16,11 +16,13 @@ from pydantic import (
 from serve_app.formats.cue_words import one_line
 from serve_app.formats.subtitles import SubtitleLayout
 from serve_app.formats.table import FORMATS, Format, FormatName
-from serve_app.transcript import Decoding, SpeakerBounds, Task
+from serve_app.settings.types import Probability
+from serve_app.transcript import Decoding, SpeakerBounds, SpeechSearch, Task
 from serve_app.validation import conflict, items_of, known_language, validate_or_400
 
 MAX_PROMPT_CHARS = 4000  # Whisper keeps 223 tokens, about 1000 letters of English
 MAX_NAME_CHARS = 64
+ROUNDING_S = 0.001  # by which a segment is longer than its window at most
 KNOWN_SPEAKERS = ("known_speaker_names", "known_speaker_references")
 LISTS = ("languages", *KNOWN_SPEAKERS)
 MULTIPLE = "multiple"  # a language for each window
@@ -32,7 +34,8 @@ LINE_OPTIONS = ("max_line_width", "max_line_count", "highlight_words")
 _SHOWN: tuple[tuple[Sequence[str], str, Callable[[Format], bool]], ...] = (
     (SPEAKER_OPTIONS, "speakers", lambda form: form.has_speakers),
     (LINE_OPTIONS, "subtitle lines", lambda form: form.has_lines),
-    (("word_timestamps", "confidence"), "words with times", lambda form: form.has_words),
+    (("word_timestamps", "confidence", "char_timestamps"), "words with times", lambda form: form.has_words),
+    (("max_segment_s",), "segments", lambda form: form.has_segments),
     (("logprobs",), "log-probabilities of tokens", lambda form: form.name == "json"),
 )
 
@@ -119,6 +122,23 @@ class Options(BaseModel):
         None, description="Split a sentence where the speaker changes. Empty: yes, if words have times."
     )
 
+    vad_onset: Probability | None = Field(
+        None, description="Speech starts above this probability. Empty: as configured."
+    )
+    vad_offset: Probability | None = Field(
+        None, description="Speech ends below this probability. Empty: as configured."
+    )
+    vad_min_silence_s: Annotated[float, Field(ge=0, le=30, allow_inf_nan=False)] | None = Field(
+        None, description="Shorter silences do not end a stretch of speech. Empty: pyannote 0, silero 0.1."
+    )
+    max_segment_s: Annotated[float, Field(ge=1, le=3600, allow_inf_nan=False)] | None = Field(
+        None, description="Longest segment, but for a longer word; sentences are split at pauses and commas."
+    )
+    align: bool = Field(True, description="false: no word times, which is faster; segments are windows.")
+    char_timestamps: bool = Field(
+        False, description="Add `chars` with times and scores to words, where wav2vec2 aligns them."
+    )
+
     @field_validator("language", mode="before")
     @classmethod
     def _is_known_language(cls, value: object) -> object:
@@ -157,16 +177,15 @@ class Options(BaseModel):
         if self.diarize is False:
             needing = ("response_format",) if chosen.needs_speakers else ()
             self._refuse((*needing, *SPEAKER_OPTIONS), "needs diarize to be true")
-        if self.task == "translate":
+        if not self.wants_words():
             needing = ("response_format",) if chosen.needs_words else ()
-            needing = (*needing, "word_timestamps", "split_at_speaker_change", *LINE_OPTIONS)
-            self._refuse(needing, "needs word times, which task=translate does not give")
+            needing = (*needing, "word_timestamps", "char_timestamps", "split_at_speaker_change")
+            without = "task=translate" if self.task == "translate" else "align=false"
+            self._refuse((*needing, *LINE_OPTIONS), f"needs word times, which {without} does not give")
         for options, what, can_show in _SHOWN:
             if not can_show(chosen):
                 others = ", ".join(other.name for other in FORMATS.values() if can_show(other))
                 self._refuse(options, f"response_format={chosen.name} has no {what}; use one of {others}")
-        if self.confidence and not (self.word_timestamps or chosen.needs_words):
-            raise conflict("confidence", "needs word_timestamps")
         if self.temperature:
             self._refuse(("beam_size",), "at a temperature above 0 text is sampled, not searched for")
         if chosen.needs_speakers:
@@ -177,6 +196,17 @@ class Options(BaseModel):
             self._refuse(("num_speakers",), "cannot be combined with min_speakers or max_speakers")
         if self.min_speakers and self.max_speakers and self.min_speakers > self.max_speakers:
             raise conflict("min_speakers", "must not be above max_speakers")
+        return self
+
+    @model_validator(mode="after")
+    def _agree_on_segments(self) -> Self:
+        if self.vad_onset and self.vad_offset and self.vad_offset > self.vad_onset:
+            raise conflict("vad_offset", "must not be above vad_onset")
+        if self.max_line_count:
+            self._refuse(("max_segment_s",), "cannot be combined with max_line_count, which joins segments")
+        if not (self.word_timestamps or FORMATS[self.response_format].needs_words):
+            needing = "word_timestamps, or timestamp_granularities[]=word in OpenAI's verbose_json"
+            self._refuse(("confidence", "char_timestamps"), f"needs {needing}: it is shown in words")
         return self
 
     def _refuse(self, names: Sequence[str], why: str) -> None:
@@ -203,6 +233,15 @@ class Options(BaseModel):
             suppress_numerals=self.suppress_numerals,
             own_languages=self.language == MULTIPLE,
         )
+
+    def wants_words(self) -> bool:
+        """Whether words are to have times; translated ones were never spoken."""
+        return self.align and self.task == "transcribe"
+
+    def speech_search(self, *, has_words: bool) -> SpeechSearch:
+        """How speech is found. Without words that a long segment can be split at, windows are as short."""
+        window_s = None if has_words or self.max_segment_s is None else self.max_segment_s - ROUNDING_S
+        return SpeechSearch(self.vad_onset, self.vad_offset, self.vad_min_silence_s, window_s)
 
     def named_language(self) -> str | None:
         """The language, where there is one only that it may be."""

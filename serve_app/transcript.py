@@ -41,6 +41,16 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True)
+class SpeechSearch:
+    """How a request wants speech found; None is as configured."""
+
+    onset: float | None = None
+    offset: float | None = None
+    min_silence_s: float | None = None
+    window_s: float | None = None  # at most the configured one
+
+
+@dataclass(frozen=True, slots=True)
 class SpeechRequest:
     """A stretch of a file to search for speech, from where the search before it says that it must begin."""
 
@@ -48,6 +58,7 @@ class SpeechRequest:
     start_s: float  # in the file, a multiple of 1 / SAMPLE_RATE_HZ
     is_last: bool  # the file ends with these samples
     scan: Any = None  # what the search before left, None at the start of the file
+    search: SpeechSearch = SpeechSearch()
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +139,7 @@ class AlignRequest:
     text: str
     language: str
     avg_logprob: float | None = None
+    has_chars: bool = False  # words are to have the times of their characters
 
     @classmethod
     def for_window(
@@ -137,6 +149,15 @@ class AlignRequest:
         rounded = Window(round(float(window.start_s), 3), round(float(window.end_s), 3))
         cut = rounded.cut(samples, samples_start_s)
         return cls(cut, rounded.start_s, rounded.end_s, text.text, text.language, text.avg_logprob)
+
+
+class Character(NamedTuple):
+    """One character of a word; the rest is None where it has no time."""
+
+    text: str
+    start_s: float | None = None
+    end_s: float | None = None
+    score: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +170,7 @@ class Word:
     score: float | None = None
     speaker: str | None = None
     confidence: float | None = None  # the recogniser's probability, where it was wanted
+    chars: tuple[Character, ...] = ()  # where they were wanted, and a wav2vec2 model aligned the word
 
 
 @dataclass(frozen=True, slots=True)

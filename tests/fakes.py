@@ -23,6 +23,7 @@ from serve_app.transcript import (
     SAMPLE_RATE_HZ,
     AlignRequest,
     AsrRequest,
+    Character,
     Decoding,
     Diarization,
     KnownSpeaker,
@@ -31,6 +32,7 @@ from serve_app.transcript import (
     SpeakerBounds,
     Speech,
     SpeechRequest,
+    SpeechSearch,
     Token,
     Turn,
     Window,
@@ -58,6 +60,15 @@ def window_text(number: int, language: str | None) -> WindowText:
 def one_word_segment(start_s: float, end_s: float, text: str) -> Segment:
     said = text.strip()
     return Segment(start_s, end_s, said, (Word(said, start_s, end_s, 0.9),), avg_logprob=-0.1)
+
+
+def with_chars(segment: Segment) -> Segment:
+    """The segment, whose one word has characters of equal length."""
+    (word,) = segment.words
+    length_s = (segment.end_s - segment.start_s) / len(word.text)
+    edges_s = [round(segment.start_s + length_s * n, 3) for n in range(len(word.text) + 1)]
+    chars = zip(word.text, edges_s[:-1], edges_s[1:], strict=True)
+    return replace(segment, words=(replace(word, chars=tuple(Character(*each, 0.9) for each in chars)),))
 
 
 def windows_of(samples: Samples) -> tuple[Window, ...]:
@@ -104,6 +115,7 @@ class FakeStages:
     transcribed_in: list[tuple[float, str | None]] = field(default_factory=list)
     loaded: list[Source] = field(default_factory=list)
     decodings: list[Decoding] = field(default_factory=list)
+    searches: list[SpeechSearch] = field(default_factory=list)
     most_in_flight: int = 0
     _in_flight: int = 0
 
@@ -131,6 +143,7 @@ class FakeStages:
 
     async def _detect(self, call: DetectCall) -> Speech:
         self._called("speech")
+        self.searches.append(call.search)
         end_s = call.part.end_s
         windows = (w for w in windows_of(call.audio.samples) if call.part.start_s <= w.start_s < end_s)
         return Speech(tuple(windows), None, end_s)
@@ -168,7 +181,8 @@ class FakeStages:
 
     async def _align(self, call: AlignCall) -> tuple[Segment, ...]:
         self._called("align")
-        return (one_word_segment(call.window.start_s, call.window.end_s, call.text.text),)
+        segment = one_word_segment(call.window.start_s, call.window.end_s, call.text.text)
+        return (with_chars(segment) if call.has_chars else segment,)
 
     async def _diarize(self, call: DiarizeCall) -> Diarization:
         self._called("diarize")

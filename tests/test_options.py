@@ -14,7 +14,7 @@ from serve_app.formats.table import FORMATS, FormatName
 from serve_app.languages import LANGUAGES, language_code
 from serve_app.options import parse_options
 from serve_app.request.warnings import wants_speakers
-from serve_app.transcript import Decoding, SpeakerBounds
+from serve_app.transcript import Decoding, SpeakerBounds, SpeechSearch
 
 CLIP = "data:audio/wav;base64,AAAA"
 
@@ -150,6 +150,48 @@ def test_what_needs_speakers_is_refused_without_them() -> None:
     assert refused(diarize=False, split_at_speaker_change=True).param == "split_at_speaker_change"
     assert refused(task="translate", split_at_speaker_change=True).param == "split_at_speaker_change"
     parse_options({"diarize": False, "task": "translate", "split_at_speaker_change": False})
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"vad_onset": 0}, "vad_onset"),
+        ({"vad_offset": 1}, "vad_offset"),
+        ({"vad_onset": 0.4, "vad_offset": 0.5}, "vad_offset"),
+        ({"vad_min_silence_s": -1}, "vad_min_silence_s"),
+        ({"vad_min_silence_s": "nan"}, "vad_min_silence_s"),
+        ({"max_segment_s": 0.5}, "max_segment_s"),
+        ({"max_segment_s": "inf"}, "max_segment_s"),
+        ({"max_segment_s": 5, "response_format": "words"}, "max_segment_s"),
+        ({"max_segment_s": 5, "response_format": "rttm"}, "max_segment_s"),
+        (
+            {"max_segment_s": 5, "response_format": "srt", "max_line_width": 9, "max_line_count": 1},
+            "max_segment_s",
+        ),
+        ({"align": False, "word_timestamps": True}, "word_timestamps"),
+        ({"align": False, "response_format": "words"}, "response_format"),
+        ({"align": False, "response_format": "srt", "max_line_width": 9}, "max_line_width"),
+        ({"align": False, "response_format": "vtt", "highlight_words": True}, "highlight_words"),
+        ({"align": False, "split_at_speaker_change": True}, "split_at_speaker_change"),
+        ({"align": False, "char_timestamps": True}, "char_timestamps"),
+        ({"char_timestamps": True}, "char_timestamps"),
+        ({"char_timestamps": True, "response_format": "srt"}, "char_timestamps"),
+        ({"char_timestamps": True, "task": "translate"}, "char_timestamps"),
+    ],
+)
+def test_options_of_segments_are_refused_where_they_cannot_be_honoured(
+    fields: dict[str, Any], param: str
+) -> None:
+    """By name; none is accepted and ignored."""
+    assert refused(**fields).param == param
+
+
+def test_how_speech_is_found_is_as_asked_for() -> None:
+    """Windows are as short as segments only where there are no words to split those at."""
+    options = parse_options({"vad_onset": 0.6, "vad_min_silence_s": 0.0, "max_segment_s": 5})
+    assert options.speech_search(has_words=True) == SpeechSearch(0.6, None, 0.0, None)
+    assert options.speech_search(has_words=False) == SpeechSearch(0.6, None, 0.0, 4.999)
+    assert parse_options({}).speech_search(has_words=False) == SpeechSearch()
 
 
 def test_every_format_in_the_table_can_be_asked_for() -> None:

@@ -1,6 +1,7 @@
 """The deployment that aligns: windows with text to sentences with word times."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 from pydantic import Field
@@ -46,6 +47,7 @@ class Aligner(ModelReplica):
         """Finds the word times of one window."""
         samples = await call.audio.samples()
         request = AlignRequest.for_window(samples, call.window, call.text, call.audio.start_s)
+        request = replace(request, has_chars=call.has_chars)
         segments: tuple[Segment, ...] = await self._windows.submit(
             request, call.request_id, is_first=call.is_first, runs_alone=call.runs_alone
         )

@@ -38,7 +38,7 @@ class SpeechDetector(ModelReplica):
         """Finds the windows that the part completes."""
         samples = await call.audio.samples()
         scan = call.before.scan if call.before else None
-        request = SpeechRequest(samples, call.audio.start_s, call.part.is_last, scan)
+        request = SpeechRequest(samples, call.audio.start_s, call.part.is_last, scan, call.search)
         found: Speech = await self._parts.submit(
             request, call.request_id, is_first=call.before is None, runs_alone=call.runs_alone
         )

@@ -25,7 +25,7 @@ DEFAULT_LINE_CHARS = 1000  # as in whisperx
 _QUOTES = r"[\"'”’»)\]」』]*$"
 _SENTENCE_END = re.compile(rf"[!?…]{_QUOTES}")
 _FULL_STOP = re.compile(rf"[.!?…]{_QUOTES}")
-_COMMA = re.compile(rf"[,;:،؛、，；：､၊፣፤፥՝៖–—]{_QUOTES}")
+COMMA = re.compile(rf"[,;:،؛、，；：､၊፣፤፥՝៖–—]{_QUOTES}")
 # Of scripts whose words ICU finds by a dictionary, which does not know all of them.
 _IN_DICTIONARY = regex.compile(r"\p{LB=SA}\X*")
 
@@ -196,7 +196,7 @@ def _cut_cost(before: CueWord, after: CueWord) -> float:
     """What a cut between two words of a sentence costs, in cues."""
     if _pause_s(before, after) > PAUSE_S:
         return 0.2
-    return 0.5 if _COMMA.search(before.text) else 1.5
+    return 0.5 if COMMA.search(before.text) else 1.5
 
 
 def _span_ms(words: Sequence[CueWord]) -> tuple[int, int]:

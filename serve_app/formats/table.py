@@ -30,6 +30,7 @@ class Format:
     has_words: bool = False  # words with times
     has_speakers: bool = True
     has_lines: bool = False  # subtitle lines, which a SubtitleLayout lays out
+    has_segments: bool = True
     needs_words: bool = False  # words with times are all that it shows
     needs_speakers: bool = False  # speaker turns are all that it shows
 
@@ -100,7 +101,7 @@ FORMATS: dict[FormatName, Format] = {
         Format("vtt", "text/vtt; charset=utf-8", write_vtt, has_lines=True),
         Format("tsv", "text/tab-separated-values; charset=utf-8", write_tsv, has_speakers=False),
         # RTTM has no media type of its own.
-        Format("rttm", "text/plain; charset=utf-8", write_rttm, needs_speakers=True),
-        Format("words", has_words=True, needs_words=True),
+        Format("rttm", "text/plain; charset=utf-8", write_rttm, needs_speakers=True, has_segments=False),
+        Format("words", has_words=True, needs_words=True, has_segments=False),
     )
 }

@@ -16,9 +16,18 @@ from serve_app.formats.table import FORMATS
 from serve_app.http.errors import described_errors
 from serve_app.options import Options
 from serve_app.request.language_vote import language_shares
-from serve_app.transcript import Progress, Segment, StageWarning, Transcript, Word
+from serve_app.transcript import Character, Progress, Segment, StageWarning, Transcript, Word
 
 IMPOSSIBLE = -9999.0
+
+
+class CharacterOut(TypedDict):
+    """One character. Times, in seconds, and the score are null where it is not spoken, as of a comma."""
+
+    char: str
+    start: float | None
+    end: float | None
+    score: float | None
 
 
 class WordOut(TypedDict):
@@ -32,6 +41,7 @@ class WordOut(TypedDict):
     confidence: NotRequired[
         Annotated[float | None, Field(description="The recogniser's probability; only with `confidence`.")]
     ]
+    chars: NotRequired[Annotated[list[CharacterOut], Field(description="Only with `char_timestamps`.")]]
 
 
 class SegmentOut(TypedDict):
@@ -199,7 +209,23 @@ def segment_out(segment: Segment, options: Options, *, words: bool) -> SegmentOu
     return out
 
 
+def chars_out(chars: Iterable[Character]) -> list[CharacterOut]:
+    """The characters of a word, JSON-ready."""
+    return [
+        CharacterOut(char=each.text, start=each.start_s, end=each.end_s, score=_finite(each.score))
+        for each in chars
+    ]
+
+
 def _word_out(word: Word, options: Options) -> WordOut:
-    score = word.score if math.isfinite(word.score or 0.0) else None  # JSON has no NaN
+    score = _finite(word.score)
     out = WordOut(word=word.text, start=word.start_s, end=word.end_s, score=score, speaker=word.speaker)
-    return {**out, "confidence": word.confidence} if options.confidence else out
+    if options.confidence:
+        out["confidence"] = word.confidence
+    if options.char_timestamps:
+        out["chars"] = chars_out(word.chars)
+    return out
+
+
+def _finite(score: float | None) -> float | None:
+    return score if math.isfinite(score or 0.0) else None  # JSON has no NaN

@@ -19,6 +19,7 @@ from serve_app.transcript import (
     Segment,
     SpeakerBounds,
     Speech,
+    SpeechSearch,
     Window,
     WindowText,
 )
@@ -46,6 +47,7 @@ class DetectCall(StageCall):
 
     part: AudioInfo
     before: Speech | None = None  # what the search of the parts before found, None for the first
+    search: SpeechSearch = field(default_factory=SpeechSearch)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +70,7 @@ class AlignCall(StageCall):
     window: Window
     text: WindowText
     is_first: bool = False
+    has_chars: bool = False  # words are to have the times of their characters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,8 +8,9 @@ from dataclasses import replace
 
 from serve_app.request.calls import AlignCall, Audio, DetectCall, TranscribeCall
 from serve_app.request.language_vote import LanguageVote
+from serve_app.request.segment_length import shortened
 from serve_app.request.state import RequestState
-from serve_app.request.warnings import CONFIDENCE_MISSING, decoding_warnings, degraded
+from serve_app.request.warnings import CONFIDENCE_MISSING, decoding_warnings, degraded, without_chars
 from serve_app.request.word_confidence import with_confidence
 from serve_app.transcript import Progress, Segment, Speech, Window, WindowText
 
@@ -23,6 +24,9 @@ class Recognition:
     def __init__(self, request: RequestState) -> None:
         self.request = request
         self.windows_found, self.all_found = 0, False
+        stages, self.wants_words = request.stages, request.options.wants_words()
+        has_words = self.wants_words and (stages.attention or stages.align is not None)
+        self.search = request.options.speech_search(has_words=has_words)
         self.each_its_own = request.options.decoding().own_languages
         self.language = LanguageVote(request.options.named_language(), each_its_own=self.each_its_own)
         self.done: dict[int, tuple[Segment, ...]] = {}  # number of the window -> its segments
@@ -43,7 +47,10 @@ class Recognition:
         self.request.warnings += decoding_warnings(
             texts, self.language.result(), logprobs=logprobs, may_mix=may_mix
         )
-        return tuple(segment for number in sorted(self.done) for segment in self.done[number])
+        segments = tuple(segment for number in sorted(self.done) for segment in self.done[number])
+        if self.request.options.char_timestamps:
+            self.request.warn(without_chars(segments))
+        return segments
 
     async def _search(self, audio: Audio, windows: asyncio.TaskGroup) -> None:
         """Searches part after part for speech, as the file is decoded, and starts a task for each window."""
@@ -54,7 +61,9 @@ class Recognition:
                 self.request.peaks += part.peaks
                 self.request.load_timings |= part.timings
                 self.request.warnings.extend(part.warnings)
-                call = DetectCall(audio=audio, request_id=self.request.id, part=part, before=found)
+                call = DetectCall(
+                    audio=audio, request_id=self.request.id, part=part, before=found, search=self.search
+                )
                 found = await self.request.stages.detect(call)
                 for window in found.windows:
                     windows.create_task(self._window(audio, window, self.windows_found))
@@ -78,11 +87,13 @@ class Recognition:
         if self.request.options.confidence and text.text.strip():
             self.request.warn(None if text.tokens else CONFIDENCE_MISSING)
             segments = with_confidence(segments, text)
-        self.done[number] = tuple(
+        found = tuple(
             replace(segment, text=said, window=window, source_text=self.texts[number][1])
             for segment in segments
             if (said := segment.text.strip())
         )
+        longest_s = self.request.options.max_segment_s
+        self.done[number] = found if longest_s is None else shortened(found, longest_s)
         self._report()
 
     async def _transcribe(
@@ -96,7 +107,7 @@ class Recognition:
             language=language,
             certain_at=self.language.certain_at,
             is_first=is_first,
-            word_times=self.request.stages.attention and self.request.options.task == "transcribe",
+            word_times=self.request.stages.attention and self.wants_words,
         )
         with self.request.timings.stage("asr"):
             return await self.request.stages.transcribe(call)
@@ -107,15 +118,18 @@ class Recognition:
         if not text.text.strip():
             return ()
         start_s, end_s = round(window.start_s, 3), round(window.end_s, 3)
-        # Translated English words were never spoken, so there is nothing to align them to.
         segments = text.sentences or (Segment(start_s, end_s, text.text, avg_logprob=text.avg_logprob),)
-        is_aligned = (
-            self.request.options.task == "transcribe"
-            and text.language in self.request.stages.aligner_languages
-        )
+        is_aligned = self.wants_words and text.language in self.request.stages.aligner_languages
         if self.request.stages.align is None or not is_aligned:
             return segments
-        call = AlignCall(audio=audio, request_id=self.request.id, window=window, text=text, is_first=is_first)
+        call = AlignCall(
+            audio=audio,
+            request_id=self.request.id,
+            window=window,
+            text=text,
+            is_first=is_first,
+            has_chars=self.request.options.char_timestamps,
+        )
         try:
             with self.request.timings.stage("alignment"):
                 aligned = await self.request.stages.align(call)

@@ -11,7 +11,7 @@ from typing import Any
 from serve_app.errors import DeadlineExceeded, InvalidRequest, TranscriptionError
 from serve_app.formats.table import FORMATS
 from serve_app.options import SPEAKER_OPTIONS, Options
-from serve_app.transcript import StageWarning, Window, WindowText
+from serve_app.transcript import Segment, StageWarning, Window, WindowText
 
 logger = logging.getLogger("ray.serve")  # Serve's logger adds the request id to every line
 
@@ -88,6 +88,22 @@ def _windows(windows: Sequence[Window]) -> str:
     times = [f"{window.start_s:.1f}-{window.end_s:.1f} s" for window in windows[:5]]
     more = ["..."] if len(windows) > 5 else []
     return f"{len(windows)} window{'s' if len(windows) > 1 else ''} ({', '.join(times + more)})"
+
+
+def without_chars(segments: Sequence[Segment]) -> StageWarning | None:
+    """The warning where words have no times of characters, which only wav2vec2 gives."""
+    languages = {
+        segment.source_text.language
+        for segment in segments
+        if segment.source_text and not any(word.chars for word in segment.words)
+    }
+    if not languages:
+        return None
+    message = (
+        f"Some words in {', '.join(sorted(languages))} have no `chars`: no wav2vec2 model has aligned them, "
+        "and Whisper's attention gives no times of characters."
+    )
+    return StageWarning("alignment", "char_timestamps_missing", message)
 
 
 def wants_speakers(options: Options, *, available: bool) -> bool:

@@ -406,6 +406,17 @@ def test_a_folder_is_watched(service: Played, tmp_path: Path) -> None:
     assert outputs(out) == [".whisperx-serve", "half.txt", "one.txt", "two.txt"]
 
 
+def test_how_segments_are_made_reaches_the_service(service: Played, talk: Path, tmp_path: Path) -> None:
+    """Each flag is an option of the request, also of a service that runs already."""
+    flags = "--vad_onset 0.6 --vad_offset 0.2 --vad_min_silence_s 0.5 --max_segment_s 9"
+    assert run(service, talk, "-o", tmp_path, "-f", "json", *flags.split(), "--no_align").exit_code == 0
+    assert run(service, talk, "-o", tmp_path, "-f", "json", "--return_char_alignments").exit_code == 0
+    plain, with_chars = service.asked
+    assert (plain.vad_onset, plain.vad_offset, plain.vad_min_silence_s) == (0.6, 0.2, 0.5)
+    assert (plain.max_segment_s, plain.align, plain.char_timestamps) == (9, False, False)
+    assert (with_chars.align, with_chars.char_timestamps) == (True, True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -421,8 +432,13 @@ def test_a_folder_is_watched(service: Played, tmp_path: Path) -> None:
         (["--task", "translate", "-f", "words", "."], "needs word times"),
         (["--task", "translate", "--highlight_words", "True", "."], "needs word times"),
         (["--model", "large-v2", "."], "leave out --server"),
-        (["--vad_onset", "0", "."], "leave out --server"),
-        (["--no_align", "."], "leave out --server"),
+        (["--chunk_size", "10", "."], "leave out --server"),
+        (["--no_align", "--char_timestamps", "."], "needs word times"),
+        (
+            ["--max_segment_s", "9", "--max_line_count", "2", "--max_line_width", "40", "."],
+            "--max_segment_s cannot be combined with --max_line_count",
+        ),
+        (["--max_segment_s", "0.5", "."], "greater than or equal to 1"),
         (["--hf_token", "hf_x", "."], "HF_TOKEN"),
         (["--batch_size=8", "."], "--jobs"),
         (["--task", "translate", "--confidence", "."], "needs word times"),

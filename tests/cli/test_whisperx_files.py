@@ -1,5 +1,6 @@
 """The files of `transcribe` are those that whisperx's own writers make of the same segments."""
 
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from whisperx.utils import get_writer
 from serve_app.cli.transcribe.writers import ALL, WRITERS, Layout, whisperx_result
 from serve_app.http.responses import answer
 from serve_app.options import Options
-from serve_app.transcript import Transcript
+from serve_app.transcript import Character, Segment, Transcript, Word
 
 LAYOUTS = [
     Layout(width, count, highlighted)
@@ -54,6 +55,20 @@ def test_any_transcript(
     result = whisperx_result(answered(transcript, word_timestamps=has_words))
     for form in WRITERS:
         assert WRITERS[form](result, layout) == by_whisperx(form, result, layout, folder)
+
+
+def test_characters_are_those_of_the_segment() -> None:
+    """As with whisperx's `--return_char_alignments`, but for the spaces, which have no time here."""
+    chars = (Character("o", 0.0, 0.5, 0.5), Character("k", 0.5, 0.75, 1.0), Character("."))
+    segment = Segment(0.0, 0.75, "ok.", (Word("ok.", 0.0, 0.75, 0.75, chars=chars),))
+    options = {"word_timestamps": True, "char_timestamps": True}
+    (shown,) = whisperx_result(answered(replace(FIXED, segments=(segment,)), **options))["segments"]
+    assert shown["chars"] == [
+        {"char": "o", "start": 0.0, "end": 0.5, "score": 0.5},
+        {"char": "k", "start": 0.5, "end": 0.75, "score": 1.0},
+        {"char": "."},
+    ]
+    assert shown["words"] == [{"word": "ok.", "start": 0.0, "end": 0.75, "score": 0.75}]
 
 
 def test_what_is_not_known_is_left_out() -> None:

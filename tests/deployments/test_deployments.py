@@ -36,6 +36,7 @@ from serve_app.transcript import (
     Samples,
     Segment,
     SpeechRequest,
+    SpeechSearch,
     Token,
     Window,
     WindowText,
@@ -120,8 +121,10 @@ def test_what_a_user_config_leaves_out_stays_as_it_was() -> None:
     assert all(len(batch) == 1 for batch in model.batches)
 
 
-def test_windows_and_searches_have_their_own_samples() -> None:
+def test_windows_and_searches_have_their_own_samples_and_options() -> None:
     """Wherever the parts that a call came with begin in the file, and however many there are."""
+    search = SpeechSearch(onset=0.7)
+    wanting_chars: list[bool] = []
     searched: list[SpeechRequest] = []
 
     class Noting(FakeSpeechModel):
@@ -134,6 +137,7 @@ def test_windows_and_searches_have_their_own_samples() -> None:
     class Cutting(FakeAligner):
         def align(self, requests: Any) -> list[Any]:
             cut.extend(request.samples for request in requests)
+            wanting_chars.extend(request.has_chars for request in requests)
             return super().align(requests)
 
     two_parts = audio(recording(*[1] * 30), recording(*[2] * 30), start_s=60.0)
@@ -142,7 +146,8 @@ def test_windows_and_searches_have_their_own_samples() -> None:
     async def run() -> tuple[Any, Any, Any]:
         part = AudioInfo(90.0, 120.0, is_last=True)
         detector = replica("SpeechDetector", Noting())
-        found = await detector.detect(DetectCall(audio=two_parts, request_id="a", part=part))
+        detecting = DetectCall(audio=two_parts, request_id="a", part=part, search=search)
+        found = await detector.detect(detecting)
         transcriber = replica(
             "Transcriber",
             FakeRecognizer(Path("/nowhere")),
@@ -152,11 +157,14 @@ def test_windows_and_searches_have_their_own_samples() -> None:
         call = TranscribeCall(audio=two_parts, request_id="a", window=window, decoding=Decoding())
         text = await transcriber.transcribe(call)
         aligner = replica("Aligner", Cutting(), deployments.AlignerConfig())
-        aligned = await aligner.align(AlignCall(audio=two_parts, request_id="a", window=window, text=text))
+        aligning = AlignCall(audio=two_parts, request_id="a", window=window, text=text)
+        await aligner.align(replace(aligning, has_chars=True))
+        aligned = await aligner.align(aligning)
         return found, text, aligned
 
     found, text, (segment,) = asyncio.run(run())
     assert (searched[0].start_s, searched[0].is_last, len(searched[0].samples)) == (60.0, True, 60 * 16_000)
+    assert (searched[0].search, wanting_chars) == (search, [True, False])
     assert [window.start_s for window in found.windows] == [float(second) for second in range(60, 120)]
     assert text.text == " word1"
     assert (segment.start_s, segment.end_s) == (89.0, 91.0)

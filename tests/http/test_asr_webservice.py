@@ -284,6 +284,10 @@ def test_words_have_times() -> None:
     spoken = server.asr("?output=json&word_timestamps=true&diarize=true").json()["segments"][0]["words"]
     assert spoken[0]["speaker"] == "SPEAKER_01"
     assert server.asr("?output=srt&word_timestamps=true").text == SRT
+    (spelled,) = server.asr("?output=json&word_timestamps=true&char_timestamps=true").json()["segments"][0][
+        "words"
+    ]
+    assert "".join(char["char"] for char in spelled["chars"]) == "word1"
 
 
 def test_speakers_stand_in_every_output_that_has_them() -> None:
@@ -306,6 +310,12 @@ def test_speakers_stand_in_every_output_that_has_them() -> None:
         "?response_format=srt",
         "?language=en&language=de",
         "?max_line_width=40",
+        "?vad_parameters={}",
+        "?vad_onset=0.2&vad_offset=0.3",
+        "?align=false&word_timestamps=true",
+        "?align=false&word_timestamps=true&output=json",
+        "?char_timestamps=true&output=json",
+        "?char_timestamps=true&word_timestamps=true&output=srt",
     ],
 )
 def test_what_is_known_and_not_honoured_is_refused(query: str) -> None:

@@ -28,7 +28,7 @@ from serve_app.stages.alignment.aligner import (
 )
 from serve_app.stages.alignment.forced import letter_times, spell
 from serve_app.stages.alignment.words import fill_nearest, word_ranges
-from serve_app.transcript import AlignRequest, Samples, Segment, Window, WindowText, Word
+from serve_app.transcript import AlignRequest, Character, Samples, Segment, Window, WindowText, Word
 
 pytestmark = [
     # torchaudio announces its next version's removals on import and on every use of a model.
@@ -158,6 +158,34 @@ def test_windows_align_exactly_as_with_whisperx(
     segments = random_segments(random.Random(language), len(samples) / 16_000, count)
     expected = by_upstream(aligner.load(language), language, segments, samples)
     assert by_ours(aligner, language, segments, samples) == expected
+
+
+@pytest.mark.usefixtures("_punkt")
+def test_characters_are_whisperx_own(samples: Samples, narrow: str) -> None:
+    """Those of `return_char_alignments`, but for spaces, which are no part of a word here."""
+    aligner = aligner_of({"en": narrow})
+    model, segments = aligner.load("en"), random_segments(random.Random("chars"), len(samples) / 16_000, 20)
+    metadata = {"language": "en", "dictionary": model.dictionary, "type": "torchaudio"}
+    metadata["type"] = "torchaudio" if model.acoustic.from_torchaudio else "huggingface"
+    audio = samples.astype(np.float32) / 32768
+    theirs = upstream.align(
+        segments, model.acoustic.model, metadata, audio, "cpu", return_char_alignments=True
+    )
+    expected = [
+        (char["char"], char.get("start"), char.get("end"), char.get("score"))
+        for segment in theirs["segments"]
+        for char in segment["chars"]
+        if not char["char"].isspace()
+    ]
+    found: list[Character] = []
+    for each in segments:
+        window = Window(each["start"], each["end"])
+        request = AlignRequest.for_window(samples, window, heard(each["text"], "en", each["avg_logprob"]))
+        (result,) = aligner.align([replace(request, has_chars=True)])
+        assert isinstance(result, tuple)
+        found += [char for segment in result for word in segment.words for char in word.chars]
+    assert expected
+    assert found == expected
 
 
 def test_letters_align_exactly_as_with_whisperx() -> None:

@@ -14,9 +14,19 @@ from benchmarks.decoding import decode_whole
 from benchmarks.people import TimedWord
 from benchmarks.people import words_of as labelled_words_of
 from serve_app.models.catalogue import catalogue
+from serve_app.request.segment_length import shortened
 from serve_app.settings import AsrSettings
 from serve_app.stages.asr.recognizer import Recognizer, load_recognizer
-from serve_app.transcript import SAMPLE_RATE_HZ, AsrRequest, Decoding, Samples, Window, WindowText, Word
+from serve_app.transcript import (
+    SAMPLE_RATE_HZ,
+    AsrRequest,
+    Decoding,
+    Samples,
+    Segment,
+    Window,
+    WindowText,
+    Word,
+)
 
 WINDOWS = (Window(6.4, 17.78), Window(17.78, 30.0))  # cut between two speakers
 
@@ -64,6 +74,22 @@ def test_tokens_have_the_probabilities_that_the_search_found(sample: Samples, ti
         assert all(0.0 < token.score <= 1.0 for token in text.tokens)
         mean = float(np.mean([np.log(token.score) for token in text.tokens]))
         assert mean == pytest.approx(text.avg_logprob, abs=0.05)
+
+
+def test_sentences_of_a_call_are_as_short_as_asked_for(sample: Samples, tiny_en: Path) -> None:
+    """None is longer than 2 s, although some were; every word is there, in order, with its times."""
+    recognizer = recognizer_of(tiny_en)
+    requests = [request_of(recognizer, sample, window) for window in WINDOWS]
+    whole: list[Segment] = []
+    for request, window, text in zip(requests, WINDOWS, recognizer.transcribe(requests), strict=True):
+        assert isinstance(text, WindowText)
+        whole += recognizer.sentences(text, window, request.features)
+    assert max(segment.end_s - segment.start_s for segment in whole) > 3.0
+    parts = shortened(whole, 2.0)
+    assert all(segment.end_s - segment.start_s <= 2.0 for segment in parts)
+    assert [word for part in parts for word in part.words] == [word for each in whole for word in each.words]
+    said = [text for each in (parts, whole) for text in [" ".join(part.text for part in each).split()]]
+    assert said[0] == said[1]
 
 
 def test_words_of_a_call_are_where_they_are_spoken(sample: Samples, tiny_en: Path) -> None:

@@ -17,7 +17,7 @@ from serve_app.stages.speech.detector import (
     to_float32,
 )
 from serve_app.stages.speech.pyannote_scan import PyannoteScan
-from serve_app.transcript import SAMPLE_RATE_HZ, Samples, Speech, SpeechRequest, Window
+from serve_app.transcript import SAMPLE_RATE_HZ, Samples, Speech, SpeechRequest, SpeechSearch, Window
 
 SETTINGS = SpeechSettings()
 WINDOW_S = 8
@@ -102,7 +102,7 @@ def test_scores_are_pyannotes_own(talk: Samples, pyannote: SpeechDetector, secon
     from whisperx.vads import Pyannote
 
     samples = talk[: int(seconds * SAMPLE_RATE_HZ)]
-    scan = pyannote.new_scan()
+    scan = pyannote.new_scan(pyannote.criteria)
     assert isinstance(scan, PyannoteScan)
     found = scan.scores(pyannote.model, SpeechRequest(samples, 0.0, True))
     reference = Pyannote(torch.device("cpu"), vad_onset=SETTINGS.onset, vad_offset=SETTINGS.offset)
@@ -135,6 +135,25 @@ def test_methods_agree_on_where_speech_is(
     assert all(window.end_s - window.start_s <= WINDOW_S for window in by_silero + by_pyannote)
     same = speech_mask(by_silero, 24.0) == speech_mask(by_pyannote, 24.0)
     assert same.mean() >= 0.9
+
+
+def test_a_request_has_its_own_criteria(talk: Samples, detector: SpeechDetector) -> None:
+    """In one call with others: a higher onset finds less, longer silences join stretches, windows fit."""
+    searches = [
+        SpeechSearch(),
+        SpeechSearch(onset=0.95, offset=0.9),
+        SpeechSearch(window_s=1.5),
+        SpeechSearch(window_s=1.5, min_silence_s=0.8),
+    ]
+    requests = [SpeechRequest(talk, 0.0, is_last=True, search=search) for search in searches]
+    found = [speech.windows for speech in detector.find_speech(requests) if isinstance(speech, Speech)]
+    plain, _, short, joined = found
+    assert plain == windows_of(detector, talk)
+    assert all(window.end_s - window.start_s <= 1.5 for window in short + joined)
+    spoken = [speech_mask(windows, 24.0).sum() for windows in found]
+    assert spoken[1] < spoken[0]
+    assert spoken[2] < spoken[3]
+    assert not (speech_mask(short, 24.0) & ~speech_mask(plain, 24.0)).sum() > 50  # of 10 ms
 
 
 def test_silence_has_no_windows(detector: SpeechDetector) -> None:

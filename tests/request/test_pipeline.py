@@ -19,6 +19,7 @@ from serve_app.transcript import (
     Progress,
     Segment,
     Speech,
+    SpeechSearch,
     Transcript,
     Window,
     WindowText,
@@ -573,3 +574,90 @@ def test_a_window_that_vanishes_fails_the_request() -> None:
 
     with pytest.raises(RuntimeError, match="without its text"):
         asyncio.run(transcribe(replace(stages, transcribe=vanish), SOURCE, Options(language="en")))
+
+
+def test_every_part_is_searched_as_the_request_wants() -> None:
+    """What it leaves out is as configured; windows are short only where segments have no words."""
+    asked: dict[str, Any] = {
+        "vad_onset": 0.7,
+        "vad_offset": 0.3,
+        "vad_min_silence_s": 0.5,
+        "max_segment_s": 5.0,
+    }
+    for more, window_s in (
+        ({}, None),
+        ({"align": False}, 4.999),
+        ({"task": "translate"}, 4.999),
+    ):
+        fake = FakeStages(recording(1, 0, 2))
+        run(fake, **asked, **more)
+        assert fake.searches == [SpeechSearch(0.7, 0.3, 0.5, window_s)] * 3
+    fake = FakeStages(recording(1))
+    stages = replace(fake.stages(), align=None)
+    asyncio.run(transcribe(stages, SOURCE, Options.model_validate(asked)))
+    assert fake.searches == [SpeechSearch(0.7, 0.3, 0.5, 4.999)]
+
+
+def test_without_alignment_no_stage_gives_word_times() -> None:
+    """The segments are the windows, and neither the recogniser nor the Aligner is asked for words."""
+
+    class Told(FakeStages):
+        told: tuple[bool, ...] = ()
+
+        async def _transcribe(self, call: TranscribeCall) -> WindowText:
+            self.told += (call.word_times,)
+            return await super()._transcribe(call)
+
+    for align in (True, False):
+        fake = Told(recording(1, 2))
+        stages = replace(fake.stages(), attention=True)
+        transcript = asyncio.run(transcribe(stages, SOURCE, Options(align=align)))
+        assert set(fake.told) == {align}
+        assert fake.calls["align"] == 2 * align
+        assert [(s.start_s, s.end_s, s.text, bool(s.words)) for s in transcript.segments] == [
+            (0.0, 1.0, "word1", align),
+            (1.0, 2.0, "word2", align),
+        ]
+        assert transcript.warnings == ()
+
+
+class Talkative(FakeStages):
+    """Hears a sentence of 20 words in the first 4 s, with a pause after the seventh."""
+
+    async def _align(self, call: AlignCall) -> tuple[Segment, ...]:
+        starts_s = [0.15 * n + (n > 6) for n in range(20)]
+        words = tuple(Word(f"w{n}", s, round(s + 0.1, 3), 0.9) for n, s in enumerate(starts_s))
+        return (Segment(0.0, 4.0, " ".join(word.text for word in words), words),)
+
+
+def test_segments_are_split_where_they_are_longer_than_asked_for() -> None:
+    """At the pause, with speakers for each part, in what is reported as in the transcript."""
+    fake = Talkative(recording(1))
+    reports: list[Progress] = []
+    options = Options(max_segment_s=3.0)
+    transcript = asyncio.run(transcribe(fake.stages(), SOURCE, options, reports.append))
+    parts = [(segment.text.split()[0], segment.text.split()[-1]) for segment in transcript.segments]
+    assert parts == [("w0", "w6"), ("w7", "w19")]
+    assert all(segment.end_s - segment.start_s <= 3.0 for segment in transcript.segments)
+    assert all(segment.speaker and segment.source_text for segment in transcript.segments)
+    assert [s.text for report in reports for s in report.segments] == [s.text for s in transcript.segments]
+    (whole,) = run(Talkative(recording(1))).segments
+    assert whole.text == " ".join(segment.text for segment in transcript.segments)
+
+
+def test_words_have_characters_where_asked_for() -> None:
+    """Only then, from the Aligner; a word that it did not align has none, with a warning."""
+    asked = {"char_timestamps": True, "word_timestamps": True}
+    transcript = run(FakeStages(recording(1)), **asked)
+    (word,) = transcript.segments[0].words
+    assert "".join(char.text for char in word.chars) == "word1"
+    assert transcript.warnings == ()
+    assert run(FakeStages(recording(1))).segments[0].words[0].chars == ()
+    for languages, has_chars in ((["en"], True), (["de"], False)):
+        fake = FakeStages(recording(1))
+        stages = replace(fake.stages(), attention=True, aligner_languages=languages)
+        options = Options.model_validate({**asked, "language": "en"})
+        transcript = asyncio.run(transcribe(stages, SOURCE, options))
+        assert bool(transcript.segments[0].words[0].chars) == has_chars
+        codes = [warning.code for warning in transcript.warnings]
+        assert codes == [] if has_chars else ["char_timestamps_missing"]

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from serve_app.cli import CommandFailed, note
 from serve_app.cli.transcribe.inputs import Done, Input, Inputs, hash_of, said
-from serve_app.cli.transcribe.wanted import Tally, Wanted
+from serve_app.cli.transcribe.wanted import SHOWN_WITH_WORDS, Tally, Wanted
 from serve_app.cli.transcribe.writers import WRITERS, whisperx_result
 from serve_app.client import AsyncClient, Unreachable
 from serve_app.client.answers import has_ended
@@ -156,8 +156,9 @@ class Batch:
 
     async def _written(self, each: Input, job_id: str) -> list[Path]:
         result, texts = self.client.jobs.result, {}
-        more = {"confidence": True} if self.wanted.options.get("confidence") else {}
-        answer = await result(job_id, response_format="json", word_timestamps=self.wanted.has_words, **more)
+        words = {name: True for name in SHOWN_WITH_WORDS if self.wanted.options.get(name)}
+        times = {"word_timestamps": self.wanted.has_words}
+        answer = await result(job_id, response_format="json", **times, **words)
         assert isinstance(answer, dict)
         for warning in answer["warnings"]:
             self._say(each, f"warning: {warning['message']}")
@@ -167,7 +168,7 @@ class Batch:
                 texts[form] = await asyncio.to_thread(WRITERS[form], shown, self.wanted.layout)
             elif form == "words":
                 texts[form] = json.dumps(
-                    await result(job_id, response_format=form, **more), ensure_ascii=False
+                    await result(job_id, response_format=form, **words), ensure_ascii=False
                 )
             else:
                 rttm = str(await result(job_id, response_format=form))

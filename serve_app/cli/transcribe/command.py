@@ -13,7 +13,7 @@ from serve_app.cli import CommandFailed, note
 from serve_app.cli.transcribe.batch import Interrupted, transcribe_all
 from serve_app.cli.transcribe.inputs import hash_of, said, url_name
 from serve_app.cli.transcribe.own_service import SETTINGS, own_service
-from serve_app.cli.transcribe.wanted import Wanted, done_before
+from serve_app.cli.transcribe.wanted import SHOWN_WITH_WORDS, Wanted, done_before
 from serve_app.cli.transcribe.writers import ALL, WRITERS, Layout
 from serve_app.client.calls import is_url
 
@@ -23,7 +23,11 @@ INTERRUPTED = 130
 # Flags that are options of the service's requests.
 SPEAKERS = ("num_speakers", "min_speakers", "max_speakers")
 SEARCH = ("temperature", "beam_size", "suppress_numerals")
-OPTIONS = ("language", "task", "diarize", *SPEAKERS, "initial_prompt", "hotwords", *SEARCH, "confidence")
+SEGMENTS = ("vad_onset", "vad_offset", "vad_min_silence_s", "max_segment_s")
+OPTIONS = (
+    *("language", "task", "diarize", *SPEAKERS, "initial_prompt", "hotwords"),
+    *(*SEARCH, *SEGMENTS, *SHOWN_WITH_WORDS),
+)
 
 
 def _options_of(panel: str | None) -> Any:
@@ -102,6 +106,26 @@ def transcribe(
     confidence: Annotated[
         bool | None, _speech("--confidence", help="Add the recogniser's confidence to words in json.")
     ] = None,
+    vad_onset: Annotated[
+        float | None, _speech("--vad_onset", help="Speech starts above this probability.")
+    ] = None,
+    vad_offset: Annotated[
+        float | None, _speech("--vad_offset", help="Speech ends below this probability.")
+    ] = None,
+    vad_min_silence_s: Annotated[
+        float | None,
+        _speech("--vad_min_silence_s", min=0, help="Shorter silences do not end a stretch of speech."),
+    ] = None,
+    max_segment_s: Annotated[
+        float | None, _speech("--max_segment_s", min=1, help="Longest segment, in seconds.")
+    ] = None,
+    no_align: Annotated[bool, _speech("--no_align", help="Leave out word times, which is faster.")] = False,
+    char_timestamps: Annotated[
+        bool,
+        _speech(
+            "--char_timestamps", "--return_char_alignments", help="Times of characters, as `chars` in json."
+        ),
+    ] = False,
     max_line_width: Annotated[
         int | None, _subtitles("--max_line_width", min=1, help="Longest line, in characters.")
     ] = None,
@@ -115,7 +139,6 @@ def transcribe(
         Path | None,
         _local("--config", exists=True, dir_okay=False, help="Config file. Without it, the demo's."),
     ] = None,
-    no_align: Annotated[bool, _local("--no_align", help="Leave out word times.")] = False,
     model: Annotated[
         str | None, _local("--model", help="Whisper model: a name such as large-v3, or a folder.")
     ] = None,
@@ -126,12 +149,6 @@ def transcribe(
         float | None, _local("--chunk_size", help="Longest piece of speech, in seconds.")
     ] = None,
     vad_method: Annotated[str | None, _local("--vad_method", help="pyannote or silero.")] = None,
-    vad_onset: Annotated[
-        float | None, _local("--vad_onset", help="Speech starts above this probability.")
-    ] = None,
-    vad_offset: Annotated[
-        float | None, _local("--vad_offset", help="Speech ends below this probability.")
-    ] = None,
     diarize_model: Annotated[
         str | None, _local("--diarize_model", help="Model for speakers: a name or a folder.")
     ] = None,
@@ -146,14 +163,15 @@ def transcribe(
     chosen = {name: given[name] for name in SETTINGS if given[name] is not None}
     formats = _formats(output_format or ["all"])
     _refuse_contradictions(given, formats)
-    for_own_service = [*(name for name in ("config", "no_align") if given[name]), *chosen]
+    for_own_service = ["config"] * bool(config) + [*chosen]
     if server and for_own_service:
         name = for_own_service[0]
         raise typer.BadParameter(f"--{name} is for a service that is started here; leave out --server.")
     for path in paths or ():
         _refuse_what_is_not_there(path)
     options = {name: given[name] for name in OPTIONS if given[name] is not None}
-    options |= {"word_timestamps": True} if confidence else {}  # what it needs
+    options |= {"align": False} if no_align else {}
+    options |= {"word_timestamps": True} if confidence or char_timestamps else {}  # what they need
     layout = Layout(max_line_width, max_line_count, highlight_words)
     wanted = Wanted(
         options,
@@ -231,9 +249,11 @@ def _refuse_contradictions(given: dict[str, Any], formats: tuple[str, ...]) -> N
         raise typer.BadParameter("--output_format rttm needs --diarize.")
     if given["max_line_count"] and not given["max_line_width"]:
         raise typer.BadParameter("--max_line_count needs --max_line_width.")
+    if given["max_line_count"] and given["max_segment_s"]:
+        raise typer.BadParameter("--max_segment_s cannot be combined with --max_line_count.")
     without_words = {"--task translate": given["task"] == "translate", "--no_align": given["no_align"]}
     for flag in (flag for flag, is_given in without_words.items() if is_given):
-        for name in ("max_line_width", "highlight_words", "confidence"):
+        for name in ("max_line_width", "highlight_words", *SHOWN_WITH_WORDS):
             if given[name]:
                 raise typer.BadParameter(f"--{name} needs word times, which {flag} does not give.")
         if "words" in formats:

@@ -18,8 +18,6 @@ SETTINGS = {
     "compute_type": ("asr", "compute_type"),
     "chunk_size": ("asr", "window_s"),
     "vad_method": ("speech", "method"),
-    "vad_onset": ("speech", "onset"),
-    "vad_offset": ("speech", "offset"),
     "diarize_model": ("diarization", "model"),
 }
 

@@ -9,6 +9,8 @@ from serve_app.cli import CommandFailed
 from serve_app.cli.transcribe.inputs import Done, Input, Inputs, hash_of, said
 from serve_app.cli.transcribe.writers import Layout
 
+SHOWN_WITH_WORDS = ("confidence", "char_timestamps")  # options that add something to each word
+
 
 @dataclass(frozen=True, slots=True)
 class Wanted:

@@ -44,6 +44,8 @@ def _segment(segment: dict[str, Any], language: str) -> dict[str, Any]:
     if "words" in segment:
         texts = [segment["text"].strip()] if language in UNSPACED else segment["text"].split()
         shown["words"] = [_known(word) for word in segment["words"]] or [{"word": text} for text in texts]
+        chars = [_known(char) for word in shown["words"] for char in word.pop("chars", ())]
+        shown |= {"chars": chars} if chars else {}
     return shown | ({"speaker": segment["speaker"]} if segment["speaker"] else {})
 
 

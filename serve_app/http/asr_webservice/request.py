@@ -41,6 +41,7 @@ class AsrFields(BaseModel):
     diarize: bool | None = Field(None, description="Label speakers, in all outputs but `tsv`. Empty: no.")
     enable_diarization: bool | None = Field(None, description="The same as `diarize`.")
     return_speaker_embeddings: bool = Field(False, description="Must be false: there are none.")
+    vad_parameters: str = Field("", description="Must be empty: there are `vad_onset` and others.")
     model: str = Field("", description="The configured model, as when empty, or a name that stands for it.")
 
 
@@ -83,6 +84,8 @@ def _read(given: Mapping[str, Any]) -> AsrAsked:
     fields = validate_or_400(AsrFields, theirs)
     if fields.return_speaker_embeddings:
         raise conflict("return_speaker_embeddings", "this server gives none; leave it out, or send false")
+    if fields.vad_parameters:
+        raise conflict("vad_parameters", "send vad_onset, vad_offset and vad_min_silence_s instead")
     wanted = {fields.diarize, fields.enable_diarization} - {None}
     if len(wanted) > 1:
         raise conflict("enable_diarization", "contradicts diarize, which is the same")
@@ -98,10 +101,13 @@ def _read(given: Mapping[str, Any]) -> AsrAsked:
         "word_timestamps": needs_words,
     }
     try:
-        return AsrAsked(parse_options(ours | own), fields)
+        options = parse_options(ours | own)
     except InvalidRequest as error:
         message = error.message.replace("response_format=", "output=")
         raise InvalidRequest(message, error.param, error.code) from None
+    if fields.word_timestamps and not options.wants_words():
+        raise conflict("word_timestamps", "needs align to be true")
+    return AsrAsked(options, fields)
 
 
 def parse_language(query: Sequence[FormField], form: Sequence[FormField]) -> LanguageFields:

@@ -17,7 +17,7 @@ from serve_app.options import LINE_OPTIONS, Options, parse_options
 from serve_app.transcript import Transcript
 from serve_app.validation import conflict
 
-KEPT_IF_ASKED = ("logprobs", "confidence")
+KEPT_IF_ASKED = ("logprobs", "confidence", "char_timestamps")
 RENDERING = ("response_format", "word_timestamps", *KEPT_IF_ASKED, *LINE_OPTIONS)
 
 
@@ -53,7 +53,8 @@ def rendering(request: Request, submitted: Options) -> Options:
         chosen = {**submitted.model_dump(include=set(RENDERING), exclude_defaults=True), **chosen}
     # Of the other options only these limit what can be shown: speakers that were wanted may be left out.
     diarize = False if submitted.diarize is False else None
-    options = parse_options({**chosen, "task": submitted.task, "diarize": diarize})
+    made = {"task": submitted.task, "align": submitted.align, "diarize": diarize}
+    options = parse_options({**chosen, **made})
     for name in KEPT_IF_ASKED:
         if getattr(options, name) and not getattr(submitted, name):
             raise conflict(name, f"kept only of a job that was submitted with {name}=true")

@@ -70,7 +70,7 @@ class Fields(BaseModel):
         chosen = self.response_format
         if self.stream and chosen not in CAN_BE_STREAMED:
             raise conflict("stream", f"{chosen} cannot be streamed; {', '.join(CAN_BE_STREAMED)} can")
-        granularities, has_words = set(self.timestamp_granularities), self.has_words
+        granularities, has_words = set(self.timestamp_granularities), self.has_words()
         is_so = chosen == "verbose_json" or (chosen in HAVE_SEGMENTS and granularities == {"segment"})
         if "timestamp_granularities" in self.model_fields_set and not is_so:
             raise conflict("timestamp_granularities", "needs response_format=verbose_json")
@@ -80,17 +80,22 @@ class Fields(BaseModel):
         if self.word_timestamps is False and has_words:
             raise conflict("word_timestamps", "timestamp_granularities asks for words")
         if not _STRATEGY.fullmatch(self.chunking_strategy):
-            raise conflict("chunking_strategy", "must be auto, or server_vad without parameters")
+            ours = "vad_onset and vad_min_silence_s are this server's"
+            raise conflict("chunking_strategy", f"must be auto, or server_vad without parameters; {ours}")
         if self.include and chosen != "json":
             raise conflict("include", "logprobs are in response_format=json only")
         if len(", ".join(self.keywords)) > MAX_PROMPT_CHARS:
             raise conflict("keywords", f"together they may have {MAX_PROMPT_CHARS} characters")
         return self
 
-    @property
     def has_words(self) -> bool:
-        """Whether the answer has words with times."""
+        """Whether words with times are asked for."""
         return self.response_format == "verbose_json" and "word" in self.timestamp_granularities
+
+    def has_segments(self) -> bool:
+        """Whether segments are: those of a stream come one by one, whatever its format."""
+        is_verbose = self.response_format == "verbose_json" and "segment" in self.timestamp_granularities
+        return is_verbose or self.stream or self.response_format in HAVE_SEGMENTS
 
 
 ELSEWHERE = ("task", "vad_filter", "without_timestamps", "condition_on_previous_text", "word_timestamps")
@@ -177,8 +182,10 @@ def _read(task: Task, given: dict[str, Any]) -> ParsedForm:
         if value:
             given[option], sent_as[option] = value, name
     own_format = fields.response_format.removeprefix("verbose_").removeprefix("diarized_")
-    own = {"task": task, "response_format": own_format, "word_timestamps": fields.has_words}
+    own = {"task": task, "response_format": own_format, "word_timestamps": fields.has_words()}
     options = parse_options(given | own)
+    if options.max_segment_s and not fields.has_segments():
+        raise conflict("max_segment_s", f"{fields.response_format} shows no segments; ask for srt, say")
     if options.logprobs and fields.response_format != "json":
         raise conflict("logprobs", "they are in response_format=json only")
     asking = _field_asking_for_speakers(fields.response_format, options)

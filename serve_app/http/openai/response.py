@@ -11,7 +11,7 @@ from typing_extensions import TypedDict  # pydantic needs this one before Python
 
 from serve_app.formats.cue_words import words_of
 from serve_app.http.openai.request import ParsedForm
-from serve_app.http.responses import LogprobOut, logprobs, warnings_out
+from serve_app.http.responses import CharacterOut, LogprobOut, chars_out, logprobs, warnings_out
 from serve_app.languages import LANGUAGES, NO_SPACE_BETWEEN_SENTENCES
 from serve_app.options import MULTIPLE, Options
 from serve_app.request.language_vote import language_shares
@@ -29,6 +29,9 @@ class WordItem(TypedDict):
     end: float
     confidence: NotRequired[
         Annotated[float | None, Field(description="With the option `confidence`. Not OpenAI's.")]
+    ]
+    chars: NotRequired[
+        Annotated[list[CharacterOut], Field(description="With `char_timestamps`. Not OpenAI's.")]
     ]
 
 
@@ -181,7 +184,11 @@ def _words(transcript: Transcript, options: Options) -> Iterator[WordItem]:
             start_s = segment.start_s if word.start_s is None else word.start_s
             end_s = segment.end_s if word.end_s is None else word.end_s
             item = WordItem(word=word.text, start=round(start_s, 3), end=round(end_s, 3))
-            yield {**item, "confidence": word.confidence} if options.confidence else item
+            if options.confidence:
+                item["confidence"] = word.confidence
+            if options.char_timestamps:
+                item["chars"] = chars_out(word.chars)
+            yield item
 
 
 def _finite(value: float) -> float:

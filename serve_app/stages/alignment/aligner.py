@@ -100,7 +100,8 @@ def align_language(model: LanguageModel, requests: Sequence[AlignRequest]) -> Al
         times = letter_times(request.text, letters[i], *emissions, model.dictionary, window)
         if times is not None:
             sentences = model.split_sentences(request.text)
-            segments = assemble(request.text, request.language, times, sentences, request.avg_logprob)
+            what = request.text, request.language, times, sentences, request.avg_logprob
+            segments = assemble(*what, has_chars=request.has_chars)
             results[i] = segments or results[i]
     return results
 

@@ -1,6 +1,6 @@
 """Times of letters to words and sentences, whichever method found them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ import numpy as np
 import regex
 
 from serve_app.languages import LANGUAGES_WITHOUT_SPACES, NO_SPACE_BETWEEN_WORDS
-from serve_app.transcript import Segment, Word
+from serve_app.transcript import Character, Segment, Word
 
 _CHARACTER = regex.compile(r"\X", regex.DOTALL)
 
@@ -43,19 +43,25 @@ def word_ranges(text: str, language: str) -> list[tuple[int, int]]:
     return list(zip([0, *ends], ends, strict=False))
 
 
-def _word(text: str, positions: range, times: Mapping[int, LetterTime]) -> Word | None:
+def characters(text: str, positions: Iterable[int], times: Mapping[int, LetterTime]) -> tuple[Character, ...]:
+    """The characters at these positions, with the times of those that have some."""
+    return tuple(Character(text[i], *times.get(i, ())) for i in positions if not text[i].isspace())
+
+
+def _word(text: str, positions: range, times: Mapping[int, LetterTime], *, has_chars: bool) -> Word | None:
     """The word at these positions, with None for unknown times and score; None for white space."""
     name = text[positions.start : positions.stop].strip() if positions else ""
     if not name:
         return None
     printed = [i for i in positions if text[i] != " "]
     found = [times[i] for i in printed if i in times]
+    chars = characters(text, positions, times) if has_chars else ()
     if not found:
-        return Word(name)
+        return Word(name, chars=chars)
     # pandas sums with missing values as zeros; numpy's order of summing depends on their places
     total = np.sum([times[i].score if i in times else 0.0 for i in printed])
     score = float(np.round(total / len(found), 3))
-    return Word(name, min(f.start_s for f in found), max(f.end_s for f in found), score)
+    return Word(name, min(f.start_s for f in found), max(f.end_s for f in found), score, chars=chars)
 
 
 def assemble(
@@ -64,10 +70,13 @@ def assemble(
     times: Mapping[int, LetterTime],
     sentences: Sequence[tuple[int, int]],
     avg_logprob: float | None,
+    *,
+    has_chars: bool = False,
 ) -> tuple[Segment, ...]:
     """One segment per sentence, in order of time; sentences with equal times become one segment.
 
-    `times` are those of the characters, `sentences` are (first, end) positions in `text`.
+    `times` are those of the characters, which words have with `has_chars`; `sentences` are (first, end)
+    positions in `text`.
     """
     starts: list[float | None] = []
     ends: list[float | None] = []
@@ -81,7 +90,7 @@ def assemble(
             max((times[i].end_s for i in range(begin, stop) if i in times and text[i] != " "), default=None)
         )
         inside = (range(max(first, begin), min(last, stop)) for first, last in ranges)
-        found = [word for place in inside if (word := _word(text, place, times))]
+        found = [word for place in inside if (word := _word(text, place, times, has_chars=has_chars))]
         filled = fill_nearest([w.start_s for w in found]), fill_nearest([w.end_s for w in found])
         spoken.append(tuple(replace(w, start_s=s, end_s=e) for w, s, e in zip(found, *filled, strict=True)))
     joint = "" if language in LANGUAGES_WITHOUT_SPACES else " "

@@ -7,20 +7,31 @@ is torch and some 20 s. Neither asks a hub.
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from serve_app.errors import Overloaded, TranscriptionError
+from serve_app.errors import InvalidRequest, Overloaded, TranscriptionError
 from serve_app.settings import SpeechSettings
-from serve_app.stages.speech.pyannote_scan import CHUNKS_PER_STEP, PyannoteScan
-from serve_app.transcript import SAMPLE_RATE_HZ, Samples, Segments, Speech, SpeechRequest, Window
+from serve_app.stages.speech.pyannote_scan import CHUNKS_PER_STEP, Criteria, PyannoteScan
+from serve_app.transcript import (
+    SAMPLE_RATE_HZ,
+    Samples,
+    Segments,
+    Speech,
+    SpeechRequest,
+    SpeechSearch,
+    Window,
+)
 
-FindInRecording = Callable[[Samples], list[tuple[int, int]]]  # start and end of speech, in samples
+# To start and end of speech, in samples.
+FindInRecording = Callable[[Samples, Criteria], list[tuple[int, int]]]
 
+# What was before whisperx had a choice: pyannote's silences end speech at once, Silero's after its default.
+PYANNOTE_MIN_SILENCE_S, SILERO_MIN_SILENCE_S = 0.0, 0.1
 SILERO_FRAME_SAMPLES = 512
 SILERO_CONTEXT_SAMPLES = 128 * SILERO_FRAME_SAMPLES  # 4 s: it misses up to 1 s of speech from a cold start
 
@@ -72,6 +83,7 @@ class SileroScan:
     one: a word that has just begun is too short to be found.
     """
 
+    criteria: Criteria
     context: int = SILERO_CONTEXT_SAMPLES
     done: int = 0  # samples: all segments that begin before are known
 
@@ -85,7 +97,8 @@ class SileroScan:
         """The segments that are sure now."""
         start, begin = round(request.start_s * SAMPLE_RATE_HZ), round(self.resume_s * SAMPLE_RATE_HZ)
         end = start + len(request.samples)
-        shifted = [(begin + first, begin + last) for first, last in find(request.samples[begin - start :])]
+        found_in_part = find(request.samples[begin - start :], self.criteria)
+        shifted = [(begin + first, begin + last) for first, last in found_in_part]
         found = [(max(first, self.done), last) for first, last in shifted if last > self.done]
         if request.is_last:
             self.done = end
@@ -101,8 +114,8 @@ class SpeechDetector:
     """A loaded model, and how the scan of a file begins with it."""
 
     model: Any
-    new_scan: Callable[[], PyannoteScan | SileroScan]
-    window_s: float
+    new_scan: Callable[[Criteria], PyannoteScan | SileroScan]
+    criteria: Criteria  # as configured
 
     def find_speech(self, requests: Sequence[SpeechRequest]) -> list[Speech | TranscriptionError]:
         """The windows of speech that are sure with the samples of each request, in order.
@@ -113,8 +126,11 @@ class SpeechDetector:
         return [self._find(request) for request in requests]
 
     def _find(self, request: SpeechRequest) -> Speech | TranscriptionError:
-        new_scan = self.new_scan()
-        scan, merger = deepcopy(request.scan) or (new_scan, WindowMerger(self.window_s))
+        criteria = self._criteria(request.search)
+        if isinstance(criteria, InvalidRequest):
+            return criteria
+        new_scan = self.new_scan(criteria)
+        scan, merger = deepcopy(request.scan) or (new_scan, WindowMerger(criteria.window_s))
         if type(scan) is not type(new_scan):
             return Overloaded(
                 "The method of speech detection was changed while the file was decoded; send it again."
@@ -124,6 +140,17 @@ class SpeechDetector:
         if request.is_last:
             windows += merger.finish()
         return Speech(clip(windows, end_s), (scan, merger), scan.resume_s)
+
+    def _criteria(self, search: SpeechSearch) -> Criteria | InvalidRequest:
+        """What a request asks for, and otherwise what is configured."""
+        asked = {name: value for name, value in asdict(search).items() if value is not None}
+        criteria = replace(self.criteria, **asked)
+        if criteria.offset > criteria.onset:  # only one was sent: Options refuses two that contradict
+            name, other = ("offset", "onset") if search.onset is None else ("onset", "offset")
+            why = f"vad_offset must not be above vad_onset, and this server's {other} is"
+            remedy = f"{getattr(criteria, other)}; send vad_{other}, too."
+            return InvalidRequest(f"vad_{name}: {why} {remedy}", f"vad_{name}")
+        return replace(criteria, window_s=min(criteria.window_s, self.criteria.window_s))
 
 
 def load_pyannote_detector(settings: SpeechSettings, window_s: float, device: str = "cpu") -> SpeechDetector:
@@ -145,8 +172,9 @@ def load_pyannote_detector(settings: SpeechSettings, window_s: float, device: st
     network, step_s = Model.from_pretrained(WHISPERX_SEGMENTATION), settings.step_s
     inference = Inference(network, step=step_s, device=torch.device(device))
     chunks = CHUNKS_PER_STEP[device]
-    new_scan = partial(PyannoteScan, settings.onset, settings.offset, window_s, step_s, chunks)
-    return SpeechDetector(inference, new_scan, window_s)
+    criteria = Criteria(settings.onset, settings.offset, PYANNOTE_MIN_SILENCE_S, window_s)
+    new_scan = partial(PyannoteScan, step_s=step_s, chunks_per_batch=chunks)
+    return SpeechDetector(inference, new_scan, criteria)
 
 
 def load_silero_detector(settings: SpeechSettings, window_s: float) -> SpeechDetector:
@@ -157,16 +185,17 @@ def load_silero_detector(settings: SpeechSettings, window_s: float) -> SpeechDet
     from faster_whisper.vad import VadOptions, get_speech_timestamps, get_vad_model
 
     get_vad_model()  # now rather than in the first request
-    options = VadOptions(
-        threshold=settings.onset,
-        neg_threshold=settings.offset,
-        min_speech_duration_ms=250,
-        max_speech_duration_s=window_s,
-        min_silence_duration_ms=100,
-        speech_pad_ms=30,
-    )
 
-    def find(samples: Samples) -> list[tuple[int, int]]:
+    def find(samples: Samples, criteria: Criteria) -> list[tuple[int, int]]:
+        options = VadOptions(
+            threshold=criteria.onset,
+            neg_threshold=criteria.offset,
+            min_speech_duration_ms=250,
+            max_speech_duration_s=criteria.window_s,
+            min_silence_duration_ms=round(1000 * criteria.min_silence_s),
+            speech_pad_ms=30,
+        )
         return [(s["start"], s["end"]) for s in get_speech_timestamps(to_float32(samples), options)]
 
-    return SpeechDetector(find, SileroScan, window_s)
+    criteria = Criteria(settings.onset, settings.offset, SILERO_MIN_SILENCE_S, window_s)
+    return SpeechDetector(find, SileroScan, criteria)

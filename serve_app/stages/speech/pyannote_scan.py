@@ -5,6 +5,7 @@ no later chunk reaches are final, so speech is known up to there before the rest
 segments are those of pyannote's `Inference` and whisperx's `Binarize` over the whole file.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,14 +19,22 @@ CHUNKS_PER_STEP = {"cpu": 16, "cuda": 32}
 Scores = npt.NDArray[np.float32]  # (frames,), probability of speech
 
 
+@dataclass(frozen=True, slots=True)
+class Criteria:
+    """What counts as speech, and how long a window of it may be."""
+
+    onset: float
+    offset: float
+    min_silence_s: float  # a shorter silence does not end a stretch of speech
+    window_s: float
+
+
 class PyannoteScan:
     """How far one file has been searched with pyannote."""
 
-    def __init__(
-        self, onset: float, offset: float, window_s: float, step_s: float, chunks_per_batch: int
-    ) -> None:
+    def __init__(self, criteria: Criteria, step_s: float, chunks_per_batch: int) -> None:
         """A chunk begins every `step_s` seconds, whatever `inference` would do: another replica may go on."""
-        self._hysteresis = Hysteresis(onset, offset, window_s)
+        self._hysteresis = Hysteresis(criteria)
         self._step_samples = round(step_s * SAMPLE_RATE_HZ)
         self._step_s = step_s
         self._chunks_per_batch = chunks_per_batch
@@ -130,13 +139,15 @@ class Hysteresis:
     """Scores to segments: on above `onset`, off below `offset`; whisperx's `Binarize`, fed piece by piece.
 
     A segment that grows beyond `window_s` is cut at the lowest score in the second half of those kept
-    (Gelly and Gauvain 2015; the cut is whisperx's, https://arxiv.org/abs/2303.00747).
+    (Gelly and Gauvain 2015; the cut is whisperx's, https://arxiv.org/abs/2303.00747). A segment stays open
+    over a silence shorter than `min_silence_s`, which whisperx has not, unless it would grow too long.
     """
 
-    def __init__(self, onset: float, offset: float, window_s: float) -> None:
-        self._onset, self._offset, self._window_s = onset, offset, window_s
+    def __init__(self, criteria: Criteria) -> None:
+        self._criteria = criteria
         self._active = False
         self._start_s = self._last_s = 0.0
+        self._quiet_s: float | None = None  # since when an open segment is silent
         self._kept: list[tuple[float, float]] = []  # score and time since the segment began or was cut
 
     def feed(self, times_s: list[float], scores: list[float]) -> list[tuple[float, float]]:
@@ -144,21 +155,29 @@ class Hysteresis:
         segments = []
         for time_s, score in zip(times_s, scores, strict=True):
             self._last_s = time_s
-            was_active = self._active
-            if not was_active:
-                self._active, self._start_s = score > self._onset, time_s
-            elif time_s - self._start_s > self._window_s:
-                segments.append((self._start_s, self._cut()))
-            elif score < self._offset:
-                segments.append((self._start_s, time_s))
-                self._active, self._kept = False, []
+            was_active, is_speech = self._active, score > self._criteria.onset
+            is_too_long = was_active and time_s - self._start_s > self._criteria.window_s
+            if was_active and self._quiet_s is None:
+                if is_too_long:
+                    segments.append((self._start_s, self._cut()))
+                elif score < self._criteria.offset:
+                    self._quiet_s = time_s
+            if self._quiet_s is not None:
+                if is_too_long or time_s - self._quiet_s >= self._criteria.min_silence_s:
+                    segments.append((self._start_s, self._quiet_s))
+                    self._active, self._quiet_s, self._kept = False, None, []
+                elif is_speech:
+                    self._quiet_s = None
+            if not self._active:
+                self._active, self._start_s = is_speech, time_s
             if was_active or not self._kept:  # empty here: the file's first frame
                 self._kept.append((score, time_s))
         return segments
 
     def finish(self) -> list[tuple[float, float]]:
         """The segment that is still open at the end of the file, if any."""
-        return [(self._start_s, self._last_s)] if self._active and self._last_s > self._start_s else []
+        end_s = self._last_s if self._quiet_s is None else self._quiet_s
+        return [(self._start_s, end_s)] if self._active and end_s > self._start_s else []
 
     def _cut(self) -> float:
         lowest = min(range(len(self._kept) // 2, len(self._kept)), key=lambda n: self._kept[n][0])

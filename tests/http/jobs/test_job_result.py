@@ -14,7 +14,7 @@ from transcripts import FIXED
 from serve_app.formats.table import FORMATS
 from serve_app.http.responses import transcript_response
 from serve_app.options import Options
-from serve_app.transcript import Segment, Token, Transcript, Window, WindowText
+from serve_app.transcript import Character, Segment, Token, Transcript, Window, WindowText, Word
 
 EVERY_SPEAKER_OPTION = {
     "diarize": True,
@@ -124,6 +124,26 @@ def test_confidence_and_languages_are_kept_with_the_transcript(tmp_path: Path) -
         refused = await service.get(f"{path}/result?confidence=true")
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, "confidence")
 
+
+def test_characters_are_kept_with_the_transcript(tmp_path: Path) -> None:
+    """With all their times, in the formats that have words."""
+    chars = (Character("o", 0.0, 0.5, 0.5), Character("k", 0.5, 0.75, 1.0), Character("."))
+    segment = Segment(0.0, 0.75, "ok.", (Word("ok.", 0.0, 0.75, 0.75, chars=chars),))
+    spoken = replace(FIXED, segments=(segment,))
+
+    async def story(service: Service) -> None:
+        path = await service.finished(spoken, word_timestamps=True, char_timestamps=True)
+        (shown,) = (await service.get(f"{path}/result")).json()["model_output"]
+        assert shown["words"][0]["chars"] == [
+            {"char": "o", "start": 0.0, "end": 0.5, "score": 0.5},
+            {"char": "k", "start": 0.5, "end": 0.75, "score": 1.0},
+            {"char": ".", "start": None, "end": None, "score": None},
+        ]
+        words = (await service.get(f"{path}/result?response_format=words&char_timestamps=true")).json()
+        assert words["words"] == shown["words"]
+        plain = (await service.get(f"{path}/result?response_format=words")).json()
+        assert "chars" not in plain["words"][0]
+
     using(tmp_path, story)
 
 
@@ -151,6 +171,14 @@ def test_without_a_format_the_url_changes_that_of_the_submission(tmp_path: Path)
         ({}, "response_format=srt&max_line_count=2", "max_line_count", "needs max_line_width"),
         ({}, "response_format=text&word_timestamps=true", "word_timestamps", "no words with times"),
         ({}, "logprobs=true", "logprobs", "submitted with logprobs=true"),
+        (
+            {"word_timestamps": True},
+            "char_timestamps=true",
+            "char_timestamps",
+            "submitted with char_timestamps=true",
+        ),
+        ({"align": False}, "word_timestamps=true", "word_timestamps", "align=false"),
+        ({"align": False}, "response_format=words", "response_format", "align=false"),
         ({"logprobs": True}, "response_format=srt&logprobs=true", "logprobs", "no log-probabilities"),
         ({}, "language=de", "language", "only response_format"),
         ({}, "format=srt", "format", "only response_format"),

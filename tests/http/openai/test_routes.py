@@ -78,6 +78,28 @@ def test_timestamp_granularities(granularities: list[str], there: set[str]) -> N
         assert body["words"][2] == {"word": "word3", "start": 3.0, "end": 4.0}
 
 
+def test_words_have_characters_on_request() -> None:
+    """They are not OpenAI's, and their clients read past them."""
+    asked = {"response_format": "verbose_json", "timestamp_granularities__": "word"}
+    body = Server().post(**asked, char_timestamps="true").json()
+    chars, *_ = [word.pop("chars") for word in body["words"]]
+    check("verbose_json", body)
+    assert "".join(char["char"] for char in chars) == "word1"
+    assert chars[0] == {"char": "w", "start": 0.0, "end": 0.2, "score": 0.9}
+    assert "chars" not in Server().post(**asked).json()["words"][0]
+
+
+def test_segments_are_as_short_as_asked_for() -> None:
+    """In formats that have segments, and in a stream."""
+    body = Server().post(response_format="verbose_json", align="false", max_segment_s="1").json()
+    check("verbose_json", body)
+    assert all(segment["end"] - segment["start"] <= 1 for segment in body["segments"])
+    for fields in ({"response_format": "srt"}, {"stream": "true"}):
+        server = Server()
+        assert server.post(max_segment_s="1", align="false", **fields).status_code == 200
+        assert {search.window_s for search in server.fakes.searches} == {0.999}
+
+
 def test_words_of_what_could_not_be_aligned() -> None:
     """Such words have the times of their segment, so that none is missing."""
     server = Server()
@@ -360,6 +382,26 @@ KNOWN = {"known_speaker_names__": "Ann", "known_speaker_references__": "data:aud
         ({"without_timestamps": "false"}, "without_timestamps", "only be true"),
         ({"condition_on_previous_text": "true"}, "condition_on_previous_text", "only be false"),
         ({"temperature_inc": "0.05"}, "temperature_inc", "0.1"),
+        ({"vad_onset": "0.3", "vad_offset": "0.4"}, "vad_offset", "above vad_onset"),
+        ({"vad_parameters": '{"threshold": 0.5}'}, "vad_parameters", "vad_onset"),
+        ({"max_segment_s": "5"}, "max_segment_s", "no segments"),
+        ({"max_segment_s": "5", "response_format": "text"}, "max_segment_s", "no segments"),
+        (
+            {"max_segment_s": "5", "response_format": "verbose_json", "timestamp_granularities__": "word"},
+            "max_segment_s",
+            "no segments",
+        ),
+        ({"char_timestamps": "true"}, "char_timestamps", "timestamp_granularities[]=word"),
+        (
+            {"char_timestamps": "true", "response_format": "verbose_json"},
+            "char_timestamps",
+            "timestamp_granularities[]=word",
+        ),
+        (
+            {"align": "false", "response_format": "verbose_json", "timestamp_granularities__": "word"},
+            "word_timestamps",
+            "align=false",
+        ),
         ({"beam": "3"}, "beam", "unknown field"),
     ],
 )

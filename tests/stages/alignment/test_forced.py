@@ -1,6 +1,7 @@
 """From emissions to words without a model: spelling, trellis, gaps, words, sentences."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from serve_app.stages.alignment.forced import (
     with_wildcard,
 )
 from serve_app.stages.alignment.words import LetterTime, assemble, fill_nearest, word_ranges
-from serve_app.transcript import AlignRequest, Segment, Window, WindowText, Word
+from serve_app.transcript import AlignRequest, Character, Segment, Window, WindowText, Word
 
 DICTIONARY = {"<pad>": 0, "|": 1, "a": 2, "b": 3, "c": 4}
 
@@ -163,6 +164,36 @@ def test_sentences_become_segments_with_their_words() -> None:
         Segment(1.0, 6.0, "Ab c.", (Word("Ab", 1.0, 3.0, 0.5), Word("c.", 4.0, 6.0, 0.5)), avg_logprob=-0.25),
         Segment(7.0, 10.0, "De.", (Word("De.", 7.0, 10.0, 0.5),), avg_logprob=-0.25),
     )
+
+
+def test_words_have_their_characters_where_those_are_wanted() -> None:
+    """With the times of each; what was not looked for has none, as has a word without times."""
+    text = " A b, |"
+    times = {i: time for i, time in letters(text).items() if text[i] not in ",|"}
+    [segment] = assemble(text, "en", times, [(0, 7)], None, has_chars=True)
+    assert [word.chars for word in segment.words] == [
+        (Character("A", 1.0, 2.0, 0.5),),
+        (Character("b", 3.0, 4.0, 0.5), Character(",")),
+        (Character("|"),),
+    ]
+    [plain] = assemble(text, "en", times, [(0, 7)], None)
+    assert plain.words == tuple(replace(word, chars=()) for word in segment.words)
+
+
+def test_characters_of_speech_are_where_they_are_heard() -> None:
+    """Those of forced alignment: in order, within their word, and the word's score is their mean."""
+    said = times_of("ab cab", "-a-bb--|-c-a-b--", Window(10.0, 26.0))
+    assert said is not None
+    [segment] = assemble("ab cab", "en", said, [(0, 6)], None, has_chars=True)
+    for word in segment.words:
+        spans = [(char.start_s, char.end_s) for char in word.chars]
+        assert "".join(char.text for char in word.chars) == word.text
+        assert spans == sorted(spans)
+        assert (spans[0][0], spans[-1][1]) == (word.start_s, word.end_s)
+        scores = [char.score for char in word.chars if char.score is not None]
+        assert sum(scores) / len(word.chars) == pytest.approx(word.score, abs=0.001)
+    first = segment.words[0].chars
+    assert [(char.text, char.start_s) for char in first] == [("a", 11.0), ("b", 13.0)]
 
 
 def test_a_word_without_times_takes_its_neighbours() -> None:

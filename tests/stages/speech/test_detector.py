@@ -1,6 +1,7 @@
 """Speech detection without a model: merging, clipping, stretches, and what importing it costs."""
 
 import itertools
+import math
 import pickle
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyannote.core import SlidingWindow
 
-from serve_app.errors import Overloaded
+from serve_app.errors import InvalidRequest, Overloaded
 from serve_app.stages.speech.detector import (
     SileroScan,
     SpeechDetector,
@@ -23,8 +24,16 @@ from serve_app.stages.speech.detector import (
     clip,
     to_float32,
 )
-from serve_app.stages.speech.pyannote_scan import Hysteresis, PyannoteScan
-from serve_app.transcript import SAMPLE_RATE_HZ, Samples, Segments, Speech, SpeechRequest, Window
+from serve_app.stages.speech.pyannote_scan import Criteria, Hysteresis, PyannoteScan
+from serve_app.transcript import (
+    SAMPLE_RATE_HZ,
+    Samples,
+    Segments,
+    Speech,
+    SpeechRequest,
+    SpeechSearch,
+    Window,
+)
 
 
 def random_segments(seed: int, *, longest_s: float) -> list[tuple[float, float]]:
@@ -110,7 +119,7 @@ def test_speech_switches_with_hysteresis() -> None:
     scores = [0.1, 0.6, 0.4, 0.4, 0.3, 0.4, 0.9, 0.2, 0.8, 0.8]
     times_s = [float(n) for n in range(len(scores))]
     for split in range(len(scores) + 1):
-        hysteresis = Hysteresis(0.5, 0.363, 30.0)
+        hysteresis = Hysteresis(Criteria(0.5, 0.363, 0.0, 30.0))
         found = hysteresis.feed(times_s[:split], scores[:split])
         found += hysteresis.feed(times_s[split:], scores[split:])
         assert found + hysteresis.finish() == [(1.0, 4.0), (6.0, 7.0), (8.0, 9.0)]
@@ -119,15 +128,54 @@ def test_speech_switches_with_hysteresis() -> None:
 def test_long_speech_is_cut_where_it_is_least_probable() -> None:
     """Beyond the window the segment ends at the lowest score of its second half and goes on from there."""
     scores = [0.9, 0.9, 0.5, 0.9, 0.9, 0.6, 0.9, 0.9, 0.9]
-    hysteresis = Hysteresis(0.5, 0.363, 6.0)
+    hysteresis = Hysteresis(Criteria(0.5, 0.363, 0.0, 6.0))
     found = hysteresis.feed([float(n) for n in range(len(scores))], scores)
     assert found + hysteresis.finish() == [(0.0, 5.0), (5.0, 8.0)]
 
 
-def runs(samples: Samples) -> list[tuple[int, int]]:
-    """A detector without memory: runs of sound, too short ones left out."""
+def segments_of(scores: list[float], criteria: Criteria) -> list[tuple[float, float]]:
+    """The segments of scores that come once a second."""
+    hysteresis = Hysteresis(criteria)
+    found = hysteresis.feed([float(n) for n in range(len(scores))], scores)
+    return found + hysteresis.finish()
+
+
+@given(
+    scores=st.lists(st.sampled_from([0.1, 0.4, 0.9]), max_size=60),
+    min_silence_s=st.floats(0.0, 8.0),
+)
+def test_short_silences_do_not_end_speech(scores: list[float], min_silence_s: float) -> None:
+    """Segments with less than that between them are one, and nothing else changes."""
+    scores = [*scores, 0.1]  # speech that begins with the last frame has no length, and is none
+    apart = segments_of(scores, Criteria(0.5, 0.363, 0.0, math.inf))
+    joined: list[tuple[float, float]] = []
+    for start_s, end_s in apart:
+        is_near = joined and start_s - joined[-1][1] < min_silence_s
+        joined.append((joined.pop()[0], end_s) if is_near else (start_s, end_s))
+    assert segments_of(scores, Criteria(0.5, 0.363, min_silence_s, math.inf)) == joined
+
+
+@given(
+    scores=st.lists(st.sampled_from([0.1, 0.4, 0.9]), min_size=1, max_size=60),
+    min_silence_s=st.floats(0.0, 100.0),
+    window_s=st.floats(2.0, 10.0),
+)
+def test_no_stretch_is_longer_than_the_window(
+    scores: list[float], min_silence_s: float, window_s: float
+) -> None:
+    """However long a silence has to be."""
+    found = segments_of(scores, Criteria(0.5, 0.363, min_silence_s, window_s))
+    assert all(end_s - start_s <= window_s for start_s, end_s in found)
+
+
+def runs(samples: Samples, criteria: Criteria) -> list[tuple[int, int]]:
+    """A detector without memory: runs of sound, too short ones left out; near ones are one."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], samples != 0, [0]])))
-    return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True) if b - a > 400]
+    found: list[tuple[int, int]] = []
+    for start, end in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
+        is_near = found and start - found[-1][1] < criteria.min_silence_s * SAMPLE_RATE_HZ
+        found.append((found.pop()[0], end) if is_near else (start, end))
+    return [(start, end) for start, end in found if end - start > 400]
 
 
 class LoudnessNetwork:
@@ -182,8 +230,9 @@ def searched_in_parts(
     raise AssertionError("unreachable")
 
 
-PYANNOTE = SpeechDetector(LoudnessNetwork(), partial(PyannoteScan, 0.5, 0.363, 4.0, 0.5, 4), 4.0)
-SILERO = SpeechDetector(runs, partial(SileroScan, context=1_024), 4.0)
+CRITERIA = Criteria(0.5, 0.363, 0.0, 4.0)
+PYANNOTE = SpeechDetector(LoudnessNetwork(), partial(PyannoteScan, step_s=0.5, chunks_per_batch=4), CRITERIA)
+SILERO = SpeechDetector(runs, partial(SileroScan, context=1_024), CRITERIA)
 
 
 @pytest.mark.parametrize("detector", [PYANNOTE, SILERO], ids=["pyannote", "silero"])
@@ -233,14 +282,52 @@ def test_requests_are_answered_in_order() -> None:
         assert together.windows == by_itself.windows
 
 
+@pytest.mark.parametrize("detector", [PYANNOTE, SILERO], ids=["pyannote", "silero"])
+def test_requests_with_other_criteria_share_a_call(detector: SpeechDetector) -> None:
+    """Each has its own: the windows are shorter, silences join stretches, quiet sound is none."""
+    file = talk(0, 20)
+    searches = [SpeechSearch(), SpeechSearch(window_s=2.0), SpeechSearch(window_s=60.0)]
+    found = detector.find_speech([SpeechRequest(file, 0.0, True, search=search) for search in searches])
+    plain, short, long = [speech.windows for speech in found if isinstance(speech, Speech)]
+    assert len(short) > len(plain) > 1
+    assert plain == long  # never longer than is configured
+    loud = talk(0, 20) // 2
+    quiet = SpeechRequest(loud, 0.0, True, search=SpeechSearch(onset=0.95, offset=0.9))
+    joined = SpeechRequest(file, 0.0, True, search=SpeechSearch(min_silence_s=10.0))
+    higher, longer = detector.find_speech([quiet, joined])
+    assert isinstance(higher, Speech)
+    assert isinstance(longer, Speech)
+    assert longer.windows != plain
+    if detector is PYANNOTE:
+        assert higher.windows == ()
+
+
+@pytest.mark.parametrize("detector", [PYANNOTE, SILERO], ids=["pyannote", "silero"])
+@pytest.mark.parametrize(
+    ("search", "name"),
+    [(SpeechSearch(onset=0.2), "vad_onset"), (SpeechSearch(offset=0.7), "vad_offset")],
+)
+def test_a_value_that_contradicts_the_configured_one_is_refused(
+    detector: SpeechDetector, search: SpeechSearch, name: str
+) -> None:
+    """By name, with the other one, and for its own request only."""
+    other = SpeechRequest(talk(0, 5), 0.0, True)
+    refused, found = detector.find_speech([SpeechRequest(talk(0, 5), 0.0, True, search=search), other])
+    assert isinstance(found, Speech)
+    assert isinstance(refused, InvalidRequest)
+    assert refused.param == name
+    assert "vad_onset" in refused.message
+    assert "vad_offset" in refused.message
+
+
 def test_audio_without_samples_has_no_speech() -> None:
     """The models, which refuse an empty waveform, are not asked."""
 
-    def find(samples: Samples) -> Segments:
+    def find(samples: Samples, criteria: Criteria) -> Segments:
         raise AssertionError("asked")
 
-    for new_scan in (SileroScan, partial(PyannoteScan, 0.5, 0.363, 30.0, 0.5, 16)):
-        detector = SpeechDetector(find, new_scan, 30.0)
+    for new_scan in (SileroScan, partial(PyannoteScan, step_s=0.5, chunks_per_batch=16)):
+        detector = SpeechDetector(find, new_scan, CRITERIA)
         (speech,) = detector.find_speech([SpeechRequest(np.zeros(0, np.int16), 0.0, True)])
         assert isinstance(speech, Speech)
         assert speech.windows == ()
