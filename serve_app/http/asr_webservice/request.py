@@ -40,7 +40,7 @@ class AsrFields(BaseModel):
     word_timestamps: bool = Field(False, description="Add `words` to `json`; other outputs show none.")
     diarize: bool | None = Field(None, description="Label speakers, in all outputs but `tsv`. Empty: no.")
     enable_diarization: bool | None = Field(None, description="The same as `diarize`.")
-    return_speaker_embeddings: bool = Field(False, description="Must be false: there are none.")
+    return_speaker_embeddings: bool = Field(False, description="Same as `embeddings`.")
     model: str = Field("", description="The configured model, as when empty, or a name that stands for it.")
 
 
@@ -80,8 +80,6 @@ def _read(given: Mapping[str, Any]) -> AsrAsked:
     theirs = {name: given[name] for name in AsrFields.model_fields if name in given}
     ours = {name: value for name, value in given.items() if name not in theirs}
     fields = validate_or_400(AsrFields, theirs)
-    if fields.return_speaker_embeddings:
-        raise conflict("return_speaker_embeddings", "this server gives none; leave it out, or send false")
     wanted = {fields.diarize, fields.enable_diarization} - {None}
     if len(wanted) > 1:
         raise conflict("enable_diarization", "contradicts diarize, which is the same")
@@ -91,6 +89,8 @@ def _read(given: Mapping[str, Any]) -> AsrAsked:
         ours = {name: value for name, value in ours.items() if name not in BOUNDS}
     # A transcription's words always have times, whether the output shows them or not; a translation's never.
     needs_words = fields.word_timestamps and (fields.output == "json" or ours.get("task") == "translate")
+    if fields.return_speaker_embeddings:
+        ours["embeddings"] = True
     own = {
         "diarize": True in wanted,
         "response_format": "text" if fields.output == "txt" else fields.output,
@@ -99,8 +99,11 @@ def _read(given: Mapping[str, Any]) -> AsrAsked:
     try:
         return AsrAsked(parse_options(ours | own), fields)
     except InvalidRequest as error:
-        message = error.message.replace("response_format=", "output=")
-        raise InvalidRequest(message, error.param, error.code) from None
+        message, param = error.message.replace("response_format=", "output="), error.param
+        if param == "embeddings" and fields.return_speaker_embeddings:
+            param = "return_speaker_embeddings"
+            message = message.replace("embeddings", param, 1)
+        raise InvalidRequest(message, param, error.code) from None
 
 
 def parse_language(query: Sequence[FormField], form: Sequence[FormField]) -> LanguageFields:

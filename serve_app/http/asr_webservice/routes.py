@@ -27,7 +27,15 @@ from serve_app.http.errors import ERRORS_AT_ONCE, OTHER_ERRORS, described_errors
 from serve_app.http.forms import described_body, described_query
 from serve_app.http.openai.aliases import Models
 from serve_app.http.openai.response import UNKNOWN, text_pieces
-from serve_app.http.responses import LogprobOut, described_answers, logprobs, segment_out, text_response
+from serve_app.http.responses import (
+    Embeddings,
+    LogprobOut,
+    described_answers,
+    embeddings_out,
+    logprobs,
+    segment_out,
+    text_response,
+)
 from serve_app.http.uploads import received
 from serve_app.languages import LANGUAGES
 from serve_app.options import Options
@@ -59,7 +67,7 @@ class AsrSegment(TypedDict):
     words: NotRequired[Annotated[list[dict[str, Any]], Field(description="Only with `word_timestamps`.")]]
 
 
-class AsrAnswer(TypedDict):
+class AsrAnswer(Embeddings):
     """The answer with `output=json`, which comes as `text/plain`."""
 
     text: str
@@ -156,6 +164,7 @@ def _answer(transcript: Transcript, asked: AsrAsked) -> AsrAnswer:
     answer = AsrAnswer(text=text, segments=segments, language=transcript.language)
     if options.logprobs:
         answer["logprobs"] = logprobs(transcript)
+    answer |= embeddings_out(transcript, options)
     return answer
 
 

@@ -17,7 +17,8 @@ from serve_app.options import LINE_OPTIONS, Options, parse_options
 from serve_app.transcript import Transcript
 from serve_app.validation import conflict
 
-RENDERING = ("response_format", "word_timestamps", "logprobs", *LINE_OPTIONS)
+KEPT_IF_ASKED_FOR = ("logprobs", "embeddings")
+RENDERING = ("response_format", "word_timestamps", *KEPT_IF_ASKED_FOR, *LINE_OPTIONS)
 
 
 class WrongState(TranscriptionError, status=409, type="invalid_request_error", code="job_not_finished"):
@@ -53,8 +54,9 @@ def rendering(request: Request, submitted: Options) -> Options:
     # Of the other options only these limit what can be shown: speakers that were wanted may be left out.
     diarize = False if submitted.diarize is False else None
     options = parse_options({**chosen, "task": submitted.task, "diarize": diarize})
-    if options.logprobs and not submitted.logprobs:
-        raise conflict("logprobs", "they are kept only of a job that was submitted with logprobs=true")
+    for name in KEPT_IF_ASKED_FOR:
+        if getattr(options, name) and not getattr(submitted, name):
+            raise conflict(name, f"they are kept only of a job that was submitted with {name}=true")
     return options
 
 
