@@ -1,5 +1,7 @@
 """The files of `transcribe` are those that whisperx's own writers make of the same segments."""
 
+import json
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from whisperx.utils import get_writer
 from serve_app.cli.transcribe.writers import ALL, WRITERS, Layout, whisperx_result
 from serve_app.http.responses import answer
 from serve_app.options import Options
-from serve_app.transcript import Transcript
+from serve_app.transcript import Transcript, Voices
 
 LAYOUTS = [
     Layout(width, count, highlighted)
@@ -54,6 +56,15 @@ def test_any_transcript(
     result = whisperx_result(answered(transcript, word_timestamps=has_words))
     for form in WRITERS:
         assert WRITERS[form](result, layout) == by_whisperx(form, result, layout, folder)
+
+
+def test_embeddings_are_where_whisperx_has_them(tmp_path: Path) -> None:
+    """Label -> numbers, in the whole result; not there where they were not asked for."""
+    spoken = replace(FIXED, voices=Voices("net", 2, {"SPEAKER_00": (0.5, -1.25)}))
+    result = whisperx_result(answered(spoken, embeddings=True))
+    assert result["speaker_embeddings"]["SPEAKER_00"] == [0.5, -1.25]
+    assert json.loads(WRITERS["json"](result, LAYOUTS[0])) == result
+    assert "speaker_embeddings" not in whisperx_result(answered(spoken))
 
 
 def test_what_is_not_known_is_left_out() -> None:

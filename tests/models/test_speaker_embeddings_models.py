@@ -1,6 +1,7 @@
 """Embeddings with a shared trunk: pyannote's own numbers and turns, whatever the clip and the settings."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -67,7 +68,8 @@ def assert_same_turns(pipeline: Any, clips: Sequence[tuple[Samples, dict[str, An
     ours = PyannoteDiarizer(pipeline)
     for output, (samples, bounds) in zip(outputs, clips, strict=True):
         expected = (output.speaker_diarization, output.exclusive_speaker_diarization)
-        assert ours.diarize(samples, bounds=SpeakerBounds(**bounds)) == Diarization(*map(turns, expected))
+        found = ours.diarize(samples, bounds=SpeakerBounds(**bounds))
+        assert replace(found, voices=None) == Diarization(*map(turns, expected))
 
 
 @pytest.mark.parametrize("exclude_overlap", [True, False])

@@ -156,7 +156,11 @@ class Batch:
 
     async def _written(self, each: Input, job_id: str) -> list[Path]:
         result, texts = self.client.jobs.result, {}
-        answer = await result(job_id, response_format="json", word_timestamps=self.wanted.has_words)
+        details = {
+            "word_timestamps": self.wanted.has_words,
+            "embeddings": self.wanted.options.get("embeddings"),
+        }
+        answer = await result(job_id, response_format="json", **details)
         assert isinstance(answer, dict)
         for warning in answer["warnings"]:
             self._say(each, f"warning: {warning['message']}")

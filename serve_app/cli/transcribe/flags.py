@@ -16,7 +16,6 @@ REFUSED = {
     "align_model": _CONFIG,
     "interpolate_method": _NEVER,
     "return_char_alignments": _NEVER,
-    "speaker_embeddings": _NEVER,
     "best_of": _NEVER,
     "patience": _NEVER,
     "length_penalty": _NEVER,

@@ -14,7 +14,7 @@ from transcripts import FIXED
 from serve_app.formats.table import FORMATS
 from serve_app.http.responses import transcript_response
 from serve_app.options import Options
-from serve_app.transcript import Segment, Token, Transcript, Window, WindowText
+from serve_app.transcript import Segment, Token, Transcript, Voices, Window, WindowText
 
 EVERY_SPEAKER_OPTION = {
     "diarize": True,
@@ -105,6 +105,26 @@ def test_log_probabilities_are_kept_with_the_transcript(tmp_path: Path) -> None:
     using(tmp_path, story)
 
 
+def test_embeddings_are_kept_with_the_transcript(tmp_path: Path) -> None:
+    """Also those that are none; the result of a job that asked for them can go without."""
+    vectors: dict[str, tuple[float, ...] | None] = {"SPEAKER_00": (0.5, -1.25), "SPEAKER_01": None}
+    spoken = replace(FIXED, voices=Voices("net", 2, vectors))
+
+    async def story(service: Service) -> None:
+        path = await service.finished(spoken, embeddings=True)
+        answer = (await service.get(f"{path}/result")).json()
+        assert answer["speaker_embeddings"] == {
+            "SPEAKER_00": [0.5, -1.25],
+            "SPEAKER_01": None,
+            "Zoë > R&D": None,
+        }
+        assert answer["embedding_model"] == {"name": "net", "dimension": 2}
+        assert "speaker_embeddings" not in (await service.get(f"{path}/result?embeddings=false")).json()
+        assert (await service.get(f"{path}/result?response_format=rttm")).status_code == 200
+
+    using(tmp_path, story)
+
+
 def test_without_a_format_the_url_changes_that_of_the_submission(tmp_path: Path) -> None:
     """Options that the URL does not name stay."""
 
@@ -130,6 +150,8 @@ def test_without_a_format_the_url_changes_that_of_the_submission(tmp_path: Path)
         ({}, "response_format=text&word_timestamps=true", "word_timestamps", "no words with times"),
         ({}, "logprobs=true", "logprobs", "submitted with logprobs=true"),
         ({"logprobs": True}, "response_format=srt&logprobs=true", "logprobs", "no log-probabilities"),
+        ({}, "embeddings=true", "embeddings", "submitted with embeddings=true"),
+        ({"embeddings": True}, "response_format=vtt&embeddings=true", "embeddings", "no embeddings"),
         ({}, "language=de", "language", "only response_format"),
         ({}, "format=srt", "format", "only response_format"),
         ({}, "format", "format", "only response_format"),
