@@ -88,6 +88,8 @@ def voice_routes(run: WithoutText, models: Models, max_bytes: int, max_json_byte
     """The routes, for requests that name one of these models or none."""
     router = APIRouter(tags=["Voices"], responses=OTHER_ERRORS)
     form = partial(collect_fields, arrays=LISTS)
+    answers = described_answers(SpeakersAnswer, ("text/plain",), *ERRORS_AT_ONCE, ModelNotFound)
+    answers[200]["description"] = "The turns in the `response_format` asked for."
 
     def options_of(names: Sequence[str], given: dict[str, Any]) -> Options:
         defaults = models.defaults(given.pop("model", "") or models.own)
@@ -97,7 +99,7 @@ def voice_routes(run: WithoutText, models: Models, max_bytes: int, max_json_byte
     @router.post(
         "/v1/audio/diarization",
         openapi_extra=_described(OF_SPEAKERS),
-        responses=described_answers(SpeakersAnswer, ("text/plain",), *ERRORS_AT_ONCE, ModelNotFound),
+        responses=answers,
     )
     async def diarization(request: Request) -> Response:
         """Finds who speaks when in one file, which is uploaded or fetched from a URL, without its text."""

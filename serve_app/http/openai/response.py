@@ -62,7 +62,7 @@ class LanguageOut(TypedDict):
 
 
 class Transcription(Embeddings):
-    """In `json`, the first four alone; in `verbose_json`, words or segments or both, as asked for."""
+    """In `json`, up to `warnings` alone; in `verbose_json`, words or segments or both, as asked for."""
 
     text: str
     usage: Annotated[
