@@ -1,6 +1,6 @@
 """What flows between the stages, frozen, without I/O. All times are seconds from the start of the file."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -182,7 +182,7 @@ class Voices:
 
     model: str
     dimension: int
-    vectors: dict[str, tuple[float, ...] | None]  # speaker -> vector; None: nothing said was long enough
+    vectors: Mapping[str, tuple[float, ...] | None]  # speaker -> vector; None: nothing said was long enough
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ MAX_LINES = 21_800
 # 12 for client and command line, 2 for the page, 11 for doctor: a subject each,
 # 2 for traces and autoscaling, 3 for OpenAI's names of models and whisper.cpp's route, 6 for
 # whisper-asr-webservice: requests, routes, settings of access, audio as it comes, and the language of a file
-# and of a window; 1 for errors as answers; 4 for windows, speaker turns, state and checks of fields, which had
+# and of a window; 1 for errors as answers; 4 for windows, turns, state and checks of fields, which had
 # no room in the pipeline and the options; 3 for speakers alone, speech alone and their routes.
 MAX_MODULES = 166
 MAX_LINES_OF_A_MODULE = 250

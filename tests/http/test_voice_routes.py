@@ -191,7 +191,7 @@ def test_without_a_diarizer_only_speech_is_found() -> None:
 @pytest.mark.parametrize("path", [SPEAKERS, SPEECH])
 def test_they_are_requests_like_others(path: str) -> None:
     """A key is asked for, a full server refuses, the URL takes no options, and only POST is possible."""
-    locked = Server(access=AccessSettings(keys=({"name": "a", "sha256": "0" * 64},)))  # type: ignore[arg-type]
+    locked = Server(access=AccessSettings(keys=({"name": "a", "sha256": "0" * 64},)))
     assert locked.post(path, files=FILE).status_code == 401
     assert Server().post(path, files=FILE, client="192.0.2.1").status_code == 403
     full = Admission(1, 60.0)

@@ -59,7 +59,7 @@ def test_the_peaks_of_the_whole_waveform_are_kept() -> None:
 def test_embeddings_come_with_their_model_where_they_are_wanted() -> None:
     """Each speaker has a vector, a known one under the name; nobody gets them unasked."""
     fake = FakeStages(recording(1, 2))
-    known = {"known_speaker_names": ["Ada"], "known_speaker_references": [ADA]}
+    known: dict[str, Any] = {"known_speaker_names": ["Ada"], "known_speaker_references": [ADA]}
     transcript = run(fake, embeddings=True, **known)
     assert transcript.voices == Voices("fake", 2, {"Ada": (1.0, 0.0), "SPEAKER_00": (1.0, 1.0)})
     assert transcript.warnings == ()
@@ -68,7 +68,7 @@ def test_embeddings_come_with_their_model_where_they_are_wanted() -> None:
 
 def test_a_speaker_without_a_vector_is_warned_about() -> None:
     """The others have theirs; without embeddings nobody asked."""
-    known = {"known_speaker_names": ["Mute"], "known_speaker_references": [ADA]}
+    known: dict[str, Any] = {"known_speaker_names": ["Mute"], "known_speaker_references": [ADA]}
     transcript = run(FakeStages(recording(1, 2)), embeddings=True, **known)
     assert transcript.voices
     assert transcript.voices.vectors == {"Mute": None, "SPEAKER_00": (1.0, 1.0)}

@@ -164,8 +164,7 @@ def _answer(transcript: Transcript, asked: AsrAsked) -> AsrAnswer:
     answer = AsrAnswer(text=text, segments=segments, language=transcript.language)
     if options.logprobs:
         answer["logprobs"] = logprobs(transcript)
-    answer |= embeddings_out(transcript, options)
-    return answer
+    return {**answer, **embeddings_out(transcript, options)}
 
 
 def _described_asr() -> dict[str, Any]:
