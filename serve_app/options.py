@@ -27,7 +27,7 @@ KNOWN_SPEAKERS = ("known_speaker_names", "known_speaker_references")
 LISTS = ("languages", *KNOWN_SPEAKERS)
 MULTIPLE = "multiple"  # a language for each window
 SPEAKER_COUNTS = ("num_speakers", "min_speakers", "max_speakers")
-SPEAKER_OPTIONS = ("diarize", *SPEAKER_COUNTS, *KNOWN_SPEAKERS, "split_at_speaker_change")
+SPEAKER_OPTIONS = ("diarize", *SPEAKER_COUNTS, *KNOWN_SPEAKERS, "embeddings", "split_at_speaker_change")
 LINE_OPTIONS = ("max_line_width", "max_line_count", "highlight_words")
 
 # Options, what they ask a format to show, and whether it can.
@@ -37,6 +37,7 @@ _SHOWN: tuple[tuple[Sequence[str], str, Callable[[Format], bool]], ...] = (
     (("word_timestamps", "confidence", "char_timestamps"), "words with times", lambda form: form.has_words),
     (("max_segment_s",), "segments", lambda form: form.has_segments),
     (("logprobs",), "log-probabilities of tokens", lambda form: form.name == "json"),
+    (("embeddings",), "embeddings of speakers", lambda form: form.name == "json"),
 )
 
 SpeakerCount = Annotated[int, Field(ge=1, le=50)]
@@ -88,6 +89,7 @@ class Options(BaseModel):
     known_speaker_references: KnownSpeakers = Field(
         (), description="For each name, in order, a data: URL with base64: 2 to 10 s of that voice alone."
     )
+    embeddings: bool = Field(False, description="Add each speaker's voice as a vector to `json`.")
     response_format: FormatName = Field(
         "json", description="`tsv` has times in ms, `rttm` who speaks when, `words` a flat list of words."
     )

@@ -1,6 +1,6 @@
 """What flows between the stages, frozen, without I/O. All times are seconds from the start of the file."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -68,6 +68,7 @@ class Speech:
     windows: tuple[Window, ...]
     scan: Any  # can be pickled; opaque to all but the detector
     resume_s: float  # the next search must be given the samples from here on
+    segments: tuple[Window, ...] = ()  # of speech, without the pauses that windows have inside
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,12 +197,27 @@ class Turn:
     speaker: str
 
 
+def speakers_of(turns: Sequence[Turn]) -> list[str]:
+    """Those who speak in these turns, in the order of their names."""
+    return sorted({turn.speaker for turn in turns})
+
+
+@dataclass(frozen=True, slots=True)
+class Voices:
+    """What one embedding network has made of each speaker's voice; vectors of another one do not compare."""
+
+    model: str
+    dimension: int
+    vectors: Mapping[str, tuple[float, ...] | None]  # speaker -> vector; None: nothing said was long enough
+
+
 @dataclass(frozen=True, slots=True)
 class Diarization:
     """Who speaks when. `turns` may overlap; `exclusive_turns` never do (one speaker at a time)."""
 
     turns: tuple[Turn, ...]
     exclusive_turns: tuple[Turn, ...]
+    voices: Voices | None = None  # None: nobody speaks, or the model makes no vectors
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,3 +262,5 @@ class Transcript:
     warnings: tuple[StageWarning, ...] = ()
     timings: dict[str, float] = field(default_factory=dict)  # stage -> wall seconds
     peaks: str = ""  # of the waveform, as base64
+    voices: Voices | None = None  # where embeddings were asked for
+    exclusive_turns: tuple[Turn, ...] = ()  # where speakers alone were asked for

@@ -35,6 +35,7 @@ from serve_app.transcript import (
     SpeechSearch,
     Token,
     Turn,
+    Voices,
     Window,
     WindowText,
     Word,
@@ -82,6 +83,13 @@ def turns_of(samples: Samples) -> tuple[Turn, ...]:
     return tuple(
         Turn(float(t), float(t + 1), f"SPEAKER_0{number % 2}") for t, number in enumerate(seconds) if number
     )
+
+
+def voices_of(turns: Sequence[Turn]) -> Voices | None:
+    """A vector for each speaker, told apart by its second number; none for one whose name is 'Mute'."""
+    speakers = sorted({turn.speaker for turn in turns})
+    vectors = {name: None if name == "Mute" else (1.0, float(place)) for place, name in enumerate(speakers)}
+    return Voices("fake", 2, vectors) if turns else None
 
 
 def named_turns(samples: Samples, known: Sequence[KnownSpeaker]) -> tuple[Turn, ...]:
@@ -146,7 +154,8 @@ class FakeStages:
         self.searches.append(call.search)
         end_s = call.part.end_s
         windows = (w for w in windows_of(call.audio.samples) if call.part.start_s <= w.start_s < end_s)
-        return Speech(tuple(windows), None, end_s)
+        found = tuple(windows)
+        return Speech(found, None, end_s, found)
 
     async def _transcribe(self, call: TranscribeCall) -> WindowText:
         self._called("language" if call.only_language else "asr")
@@ -188,7 +197,7 @@ class FakeStages:
         self._called("diarize")
         known = tuple(replace(speaker, clip=speaker.clip.samples) for speaker in call.known)
         turns = named_turns(call.audio.samples, known)
-        return Diarization(turns, turns)
+        return Diarization(turns, turns, voices_of(turns))
 
 
 @dataclass
@@ -265,7 +274,7 @@ class FakeSpeechModel:
         ]
         end_s = request.start_s + len(request.samples) / SAMPLE_RATE_HZ
         new = tuple(Window(*times_s) for times_s in found if times_s[0] >= (request.scan or 0.0))
-        return Speech(new, end_s, end_s)
+        return Speech(new, end_s, end_s, new)
 
 
 class FakeAligner:
@@ -278,4 +287,4 @@ class FakeDiarizer:
         self, samples: Samples, *, bounds: SpeakerBounds, known: tuple[KnownSpeaker, ...] = ()
     ) -> Diarization:
         turns = named_turns(samples, known)
-        return Diarization(turns, turns)
+        return Diarization(turns, turns, voices_of(turns))

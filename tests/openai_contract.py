@@ -58,6 +58,10 @@ DIARIZED_SEGMENT = has(
 )
 LANGUAGES = {**array(has({"code": STRING})), "minItems": 1}  # ours in verbose_json and diarized_json
 LOGPROBS = array(has({"token": STRING, "logprob": {**NUMBER, "maximum": 0}, "bytes": array(INTEGER)}))
+EMBEDDINGS: dict[str, Any] = {  # ours, where they are asked for
+    "speaker_embeddings": {"type": "object", "additionalProperties": array(NUMBER)},
+    "embedding_model": has({"name": STRING, "dimension": INTEGER}),
+}
 MODEL = has({"id": STRING, "object": {"const": "model"}, "created": INTEGER, "owned_by": STRING})
 VERBOSE = has(
     {"language": STRING, "duration": NUMBER, "text": STRING},
@@ -67,6 +71,7 @@ VERBOSE = has(
     usage=DURATION,
     languages=LANGUAGES,
     warnings=WARNINGS,
+    **EMBEDDINGS,
 )
 
 SCHEMAS: dict[str, Any] = {
@@ -84,6 +89,7 @@ SCHEMAS: dict[str, Any] = {
         },
         languages=LANGUAGES,
         warnings=WARNINGS,
+        **EMBEDDINGS,
     ),
     "transcript.text.delta": has(
         {"type": {"const": "transcript.text.delta"}, "delta": STRING}, segment_id=STRING
@@ -94,6 +100,7 @@ SCHEMAS: dict[str, Any] = {
         languages=LANGUAGES,
         logprobs=LOGPROBS,
         warnings=WARNINGS,
+        **EMBEDDINGS,
     ),
     "error": has(
         {

@@ -11,6 +11,7 @@ from typer.main import get_command
 
 from serve_app.__main__ import cli
 from serve_app.http.app import create_app
+from serve_app.http.voice_routes import WithoutText
 from serve_app.jobs.service import Jobs
 from serve_app.options import Options
 from serve_app.settings import IntakeSettings
@@ -88,7 +89,14 @@ def application() -> FastAPI:
     access = AccessSettings(keys=(ApiKey(name="nobody", sha256="0" * 64),))
     jobs = Jobs(JobsSettings(), IntakeSettings())
     return create_app(
-        unused, unused, model="large-v2", max_bytes=1, access=access, detect_language=unused, jobs=jobs
+        unused,
+        unused,
+        model="large-v2",
+        max_bytes=1,
+        access=access,
+        detect_language=unused,
+        without_text=WithoutText(unused, unused),
+        jobs=jobs,
     )
 
 

@@ -72,13 +72,25 @@ def is_of_type(response: httpx.Response, media_type: str) -> bool:
 
 def dict_of(response: httpx.Response) -> dict[str, Any]:
     """The JSON object in an answer. Raises TranscriptionError if there is none: another service answered."""
-    try:
-        answer = response.json()
-    except ValueError:  # not JSON, or not text
-        answer = None
+    answer = _json_of(response)
     if not isinstance(answer, dict):
         raise error_of(response)
     return answer
+
+
+def list_of(response: httpx.Response) -> list[Any]:
+    """The JSON array in an answer. Raises TranscriptionError if there is none."""
+    answer = _json_of(response)
+    if not isinstance(answer, list):
+        raise error_of(response)
+    return answer
+
+
+def _json_of(response: httpx.Response) -> object:
+    try:
+        return response.json()
+    except ValueError:  # not JSON, or not text
+        return None
 
 
 def transcript_of(response: httpx.Response) -> dict[str, Any] | str:

@@ -60,6 +60,16 @@ class AsyncClient:
                     if piece := answers.piece_of(event):
                         yield piece
 
+    async def diarize(self, audio: Audio, **options: Any) -> dict[str, Any] | str:
+        """Who speaks when, as `Client.diarize` gives it."""
+        with calls.body(audio, options) as body:
+            return answers.transcript_of(await self.send(calls.speakers(), body))
+
+    async def detect_speech(self, audio: Audio) -> list[dict[str, int]]:
+        """Where speech is, as `Client.detect_speech` gives it."""
+        with calls.body(audio, {}) as body:
+            return answers.list_of(await self.send(calls.speech(), body))
+
     async def send(self, call: Call, body: Body = dict) -> httpx.Response:
         """The whole answer to a call."""
 

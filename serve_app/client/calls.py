@@ -61,6 +61,16 @@ def prediction() -> Call:
     return Call("POST", "/predict")
 
 
+def speakers() -> Call:
+    """Asks who speaks when."""
+    return Call("POST", "/v1/audio/diarization")
+
+
+def speech() -> Call:
+    """Asks where speech is."""
+    return Call("POST", "/v1/audio/speech/timestamps")
+
+
 def submission(idempotency_key: str | None) -> Call:
     """Sends a job, so that sending it again gives the same one."""
     return Call("POST", JOBS, headers={"Idempotency-Key": idempotency_key or uuid4().hex})

@@ -67,6 +67,16 @@ class Client:
                 if piece := answers.piece_of(event):
                     yield piece
 
+    def diarize(self, audio: Audio, **options: Any) -> dict[str, Any] | str:
+        """Who speaks when, without the text; options are those of /v1/audio/diarization. rttm is a str."""
+        with calls.body(audio, options) as body:
+            return answers.transcript_of(self.send(calls.speakers(), body))
+
+    def detect_speech(self, audio: Audio) -> list[dict[str, int]]:
+        """Where speech is: `start` and `end` of each stretch, in milliseconds."""
+        with calls.body(audio, {}) as body:
+            return answers.list_of(self.send(calls.speech(), body))
+
     def send(self, call: Call, body: Body = dict) -> httpx.Response:
         """The whole answer to a call."""
 

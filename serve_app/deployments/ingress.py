@@ -25,6 +25,7 @@ from serve_app.errors import InvalidRequest
 from serve_app.http.app import create_app
 from serve_app.http.asr_webservice.routes import language_answer
 from serve_app.http.responses import answer, progress_response
+from serve_app.http.voice_routes import OF_SPEAKERS, WithoutText, parse_some, speakers_answer, speech_answer
 from serve_app.jobs.service import Jobs
 from serve_app.languages import LANGUAGES
 from serve_app.options import parse_options
@@ -62,6 +63,7 @@ class Ingress:
         self._metrics, self._gate = IngressMetrics(), graph.gate
         self._run, self._admission, self._retries = graph.run, graph.admission, graph.retries
         self._detect_language = graph.detect_language
+        self._without_text = WithoutText(graph.diarize, graph.detect_speech)
         self._handles = graph.handles
         self._job_runner = job_runner
         self._readiness: asyncio.Task[dict[str, bool]] | None = None
@@ -85,6 +87,7 @@ class Ingress:
             on_error=self._metrics.refused,
             outermost=proxy.ingress_middlewares(),
             detect_language=self._detect_language,
+            without_text=self._without_text,
             jobs=jobs,
             jobs_reachable=reachable(runner, jobs.store) if runner and jobs else None,
         )
@@ -123,6 +126,22 @@ class Ingress:
         where, allowed = _source(source, headers), parse_options({"languages": languages}).languages
         with self._admission.admit():
             return {**language_answer(await self._detect_language(where, allowed))}
+
+    async def diarize(
+        self, source: str | bytes, *, headers: dict[str, str] | None = None, **options: Any
+    ) -> dict[str, Any] | str:
+        """For Python handles: what `POST /v1/audio/diarization` answers, a str for rttm."""
+        where, parsed = _source(source, headers), parse_some(OF_SPEAKERS, options)
+        with self._admission.admit():
+            return speakers_answer(await self._without_text.diarize(where, parsed), parsed)
+
+    async def detect_speech(
+        self, source: str | bytes, *, headers: dict[str, str] | None = None
+    ) -> list[dict[str, Any]]:
+        """For Python handles: what `POST /v1/audio/speech/timestamps` answers."""
+        with self._admission.admit():
+            found = await self._without_text.detect_speech(_source(source, headers))
+            return [{**each} for each in speech_answer(found)]
 
     async def check_health(self) -> None:
         """Sets the gauges. Serve calls this every few seconds."""

@@ -37,6 +37,7 @@ from serve_app.http.openai.routes import answering, azure_routes, openai_routes
 from serve_app.http.other_apis import ASSEMBLYAI_HAS, BASETEN_PREFIXES, path_of, vendor_of
 from serve_app.http.responses import PredictResponse, WordsResponse, described_answers, transcript_response
 from serve_app.http.uploads import PredictRequest, options_in_body_only, received
+from serve_app.http.voice_routes import WithoutText, voice_routes
 from serve_app.jobs.service import Jobs
 from serve_app.options import Options
 from serve_app.page.routes import page_routes
@@ -50,6 +51,7 @@ SHIPPED_NAMES = OpenAISettings()
 
 TAGS = {  # the groups of /docs, in this order
     "Transcribe": "Audio in, transcript out, over one connection.",
+    "Voices": "Who speaks when, and where speech is, without the text.",
     "Jobs": "Requests that are stored and need no open connection. An API key has its own jobs.",
     "OpenAI": "OpenAI's audio API, for clients that are written for it.",
     "Baseten": "Baseten's asynchronous inference, for clients that are written for it. Also `POST` to "
@@ -84,6 +86,7 @@ def create_app(
     receive_timeout_s: float = 600.0,
     admission: Admission | None = None,
     detect_language: DetectLanguage | None = None,
+    without_text: WithoutText | None = None,
     jobs: Jobs | None = None,
     jobs_reachable: Callable[[], Awaitable[None]] | None = None,
     on_error: Callable[[str, int], None] | None = None,
@@ -94,7 +97,8 @@ def create_app(
     `transcribe` runs a request; `readiness` says for each stage whether its models are loaded. OpenAI's
     clients call the model `model`, or by a name of `openai`. `max_bytes` limits the file in any kind of body.
     `admission` counts requests and refuses too many. Without `detect_language` there are no routes of
-    whisper-asr-webservice. Without `jobs` their routes say that there are none; `jobs_reachable` raises the
+    whisper-asr-webservice, and without `without_text` none of speakers and speech alone. Without `jobs`
+    their routes say that there are none; `jobs_reachable` raises the
     error of a node that cannot reach them. `on_error` hears the code and status of every error that is
     answered. Serve adds request ids itself: behind it, `outermost` has the middlewares that need the
     `receive` that Serve gives.
@@ -170,6 +174,11 @@ def create_app(
         (azure_routes(answer_to, models), ("api-version",)),
     ):
         checked = [Depends(options_in_body_only(Options, Fields, in_url=in_url)), *key_field]
+        app.include_router(routes, dependencies=checked, responses=refused)
+
+    if without_text is not None:
+        checked = [Depends(options_in_body_only(PredictRequest)), *key_field]
+        routes = voice_routes(without_text, models, max_bytes, max_json_bytes)
         app.include_router(routes, dependencies=checked, responses=refused)
 
     if detect_language is not None:

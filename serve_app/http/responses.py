@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any, NotRequired
 
@@ -16,7 +16,7 @@ from serve_app.formats.table import FORMATS
 from serve_app.http.errors import described_errors
 from serve_app.options import Options
 from serve_app.request.language_vote import language_shares
-from serve_app.transcript import Character, Progress, Segment, StageWarning, Transcript, Word
+from serve_app.transcript import Character, Progress, Segment, StageWarning, Transcript, Word, speakers_of
 
 IMPOSSIBLE = -9999.0
 
@@ -86,7 +86,28 @@ class LogprobOut(TypedDict):
     bytes: list[int]
 
 
-class PredictResponse(_About):
+class EmbeddingModel(TypedDict):
+    """The network that made the vectors. Those of another one do not compare with them."""
+
+    name: str
+    dimension: int
+
+
+class Embeddings(TypedDict):
+    """Only with `embeddings`."""
+
+    speaker_embeddings: NotRequired[
+        Annotated[
+            dict[str, list[float] | None],
+            Field(description="Speakers and their vectors; null, with a warning, where there is none."),
+        ]
+    ]
+    embedding_model: NotRequired[
+        Annotated[EmbeddingModel | None, Field(description="What made them; null where nobody speaks.")]
+    ]
+
+
+class PredictResponse(_About, Embeddings):
     """The answer of `POST /predict`: the segments, in order; times in seconds."""
 
     model_output: list[SegmentOut]
@@ -138,12 +159,34 @@ def answer(transcript: Transcript, options: Options) -> dict[str, Any] | str:
     if options.tells_languages:
         shown["languages"] = languages_out(transcript)
     return shown | {
+        **embeddings_out(transcript, options),
         "language": transcript.language,
         "duration": round(transcript.duration_s, 3),
         "model": transcript.model,
         "warnings": warnings_out(transcript),
-        "timings": {stage: round(seconds, 3) for stage, seconds in transcript.timings.items()},
+        "timings": timings_out(transcript),
     }
+
+
+def timings_out(transcript: Transcript) -> dict[str, float]:
+    """Seconds per stage."""
+    return {stage: round(seconds, 3) for stage, seconds in transcript.timings.items()}
+
+
+def embeddings_out(
+    transcript: Transcript, options: Options, names: Mapping[str | None, str] | None = None
+) -> Embeddings:
+    """The vectors of those who speak, where they were asked for; `names` has other names than the labels."""
+    if not options.embeddings:
+        return {}
+    voices, names = transcript.voices, names or {}
+    vectors = voices.vectors if voices else {}
+    shown = {
+        names.get(speaker, speaker): list(vector) if (vector := vectors.get(speaker)) else None
+        for speaker in speakers_of(transcript.turns)
+    }
+    model = EmbeddingModel(name=voices.model, dimension=voices.dimension) if voices else None
+    return {"speaker_embeddings": shown, "embedding_model": model}
 
 
 def logprobs(transcript: Transcript) -> list[LogprobOut]:
@@ -192,9 +235,14 @@ def transcript_response(transcript: Transcript, options: Options) -> Response:
 
 def text_response(text: str, media_type: str, transcript: Transcript) -> Response:
     """A response in a text format. Those have no place for warnings, which are in the header X-Warnings."""
-    response = Response(text, media_type=media_type)
-    if warnings := warnings_out(transcript):
-        response.headers["X-Warnings"] = json.dumps(warnings)  # ASCII, as a header must be
+    return with_warnings(Response(text, media_type=media_type), transcript.warnings)
+
+
+def with_warnings(response: Response, warnings: Sequence[StageWarning]) -> Response:
+    """The response with the header X-Warnings, if there are any."""
+    if warnings:
+        shown = [asdict(warning) for warning in warnings]
+        response.headers["X-Warnings"] = json.dumps(shown)  # ASCII, as a header must be
     return response
 
 

@@ -88,4 +88,5 @@ async def transcribe(
         warnings=tuple(request.warnings),
         timings={**request.load_timings, **request.timings.wall_s(), "total": time.monotonic() - begun_s},
         peaks=b64encode(request.peaks).decode(),
+        voices=diarization.voices if diarization and options.embeddings else None,
     )

@@ -57,10 +57,7 @@ class Recognition:
         found: Speech | None = None
         with self.request.timings.stage("speech"):
             async for part in audio.parts():
-                self.request.duration_s = part.end_s
-                self.request.peaks += part.peaks
-                self.request.load_timings |= part.timings
-                self.request.warnings.extend(part.warnings)
+                self.request.loaded(part)
                 call = DetectCall(
                     audio=audio, request_id=self.request.id, part=part, before=found, search=self.search
                 )

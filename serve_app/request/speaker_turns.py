@@ -3,7 +3,7 @@
 from serve_app.request.calls import Audio, DiarizeCall
 from serve_app.request.known_speakers import check_clips, not_heard
 from serve_app.request.state import RequestState
-from serve_app.request.warnings import degraded
+from serve_app.request.warnings import degraded, embeddings_missing
 from serve_app.stages.diarization.diarizer import REFERENCES
 from serve_app.transcript import Diarization, KnownSpeaker
 
@@ -32,6 +32,8 @@ class SpeakerTurns:
             self.go_without(error)
             return None
         request.warnings.extend(not_heard(known, diarization))
+        if request.options.embeddings:
+            request.warn(embeddings_missing(diarization))
         return diarization
 
     def go_without(self, error: Exception) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from serve_app.errors import DeadlineExceeded, InvalidRequest, TranscriptionError
 from serve_app.formats.table import FORMATS
 from serve_app.options import SPEAKER_OPTIONS, Options
-from serve_app.transcript import Segment, StageWarning, Window, WindowText
+from serve_app.transcript import Diarization, Segment, StageWarning, Window, WindowText, speakers_of
 
 logger = logging.getLogger("ray.serve")  # Serve's logger adds the request id to every line
 
@@ -106,19 +106,29 @@ def without_chars(segments: Sequence[Segment]) -> StageWarning | None:
     return StageWarning("alignment", "char_timestamps_missing", message)
 
 
+def no_diarizer(remedy: str, param: str | None) -> InvalidRequest:
+    """The error for a request that a server without diarization cannot answer."""
+    message = f"This server does not tell speakers apart (its diarization.model is off): {remedy}."
+    return InvalidRequest(message, param, "diarization_unavailable")
+
+
+def embeddings_missing(diarization: Diarization) -> StageWarning | None:
+    """The warning about speakers whose voice has no vector, if there are any."""
+    vectors = diarization.voices.vectors if diarization.voices else {}
+    missing = [name for name in speakers_of(diarization.turns) if vectors.get(name) is None]
+    message = f"There is no embedding of {', '.join(missing)}: nothing said alone was long enough for one."
+    return StageWarning("diarization", "embeddings_missing", message) if missing else None
+
+
 def wants_speakers(options: Options, *, available: bool) -> bool:
     """Whether a request needs diarization; raises InvalidRequest if it insists on it and there is none."""
     form = FORMATS[options.response_format]
     demanded = next((name for name in SPEAKER_OPTIONS if getattr(options, name)), None)
-    remedy = f"leave out {demanded}."
+    remedy = f"leave out {demanded}"
     if form.needs_speakers:
-        demanded, remedy = "response_format", "ask for another response_format."
+        demanded, remedy = "response_format", "ask for another response_format"
     if demanded and not available:
-        raise InvalidRequest(
-            f"This server does not tell speakers apart (its diarization.model is off): {remedy}",
-            demanded,
-            "diarization_unavailable",
-        )
+        raise no_diarizer(remedy, demanded)
     return available and options.diarize is not False and form.has_speakers
 
 

@@ -32,6 +32,7 @@ from serve_app.errors import NoRoom, UnusableAudio
 from serve_app.http.responses import answer
 from serve_app.jobs.service import Jobs
 from serve_app.options import Options
+from serve_app.transcript import Voices
 
 PROJECT = Path(__file__).parents[2]
 FILES = 20
@@ -257,6 +258,18 @@ def test_urls_and_files_of_one_name(service: Played, tmp_path: Path) -> None:
     assert "secret" not in done.output
 
 
+def test_embeddings_are_written_into_json(service: Played, tmp_path: Path) -> None:
+    """The job asks for them, and so does its result."""
+    service.transcript = replace(FIXED, voices=Voices("net", 2, {"SPEAKER_00": (0.5, 1.0)}))
+    (tmp_path / "talk.mp3").write_bytes(b"audio")
+    asked = ("--diarize", "--speaker_embeddings", "-f", "json")
+    done = run(service, tmp_path / "talk.mp3", "-o", tmp_path / "out", *asked)
+    assert done.exit_code == 0, done.output
+    written = json.loads((tmp_path / "out" / "talk.json").read_text())
+    assert written["speaker_embeddings"]["SPEAKER_00"] == [0.5, 1.0]
+    assert service.asked[-1].embeddings
+
+
 def test_a_file_that_fails(service: Played, folder: Path, tmp_path: Path) -> None:
     """The other files are transcribed, the exit code is 1, and the next run tries the failed file again."""
     service.failures[b"audio 7"] = UnusableAudio("This is no audio.")
@@ -428,6 +441,8 @@ def test_how_segments_are_made_reaches_the_service(service: Played, talk: Path, 
         (["--config", "nowhere.yaml", "."], "does not exist"),
         (["-f", "rttm", "."], "rttm needs --diarize"),
         (["--min_speakers", "2", "."], "--min_speakers needs --diarize"),
+        (["--speaker_embeddings", "."], "--speaker_embeddings needs --diarize"),
+        (["--speaker_embeddings", "--diarize", "-f", "srt", "."], "json among the formats"),
         (["--max_line_count", "2", "."], "--max_line_count needs --max_line_width"),
         (["--task", "translate", "-f", "words", "."], "needs word times"),
         (["--task", "translate", "--highlight_words", "True", "."], "needs word times"),

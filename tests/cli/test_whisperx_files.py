@@ -1,5 +1,6 @@
 """The files of `transcribe` are those that whisperx's own writers make of the same segments."""
 
+import json
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -14,7 +15,7 @@ from whisperx.utils import get_writer
 from serve_app.cli.transcribe.writers import ALL, WRITERS, Layout, whisperx_result
 from serve_app.http.responses import answer
 from serve_app.options import Options
-from serve_app.transcript import Character, Segment, Transcript, Word
+from serve_app.transcript import Character, Segment, Transcript, Voices, Word
 
 LAYOUTS = [
     Layout(width, count, highlighted)
@@ -69,6 +70,15 @@ def test_characters_are_those_of_the_segment() -> None:
         {"char": "."},
     ]
     assert shown["words"] == [{"word": "ok.", "start": 0.0, "end": 0.75, "score": 0.75}]
+
+
+def test_embeddings_are_where_whisperx_has_them(tmp_path: Path) -> None:
+    """Label -> numbers, in the whole result; not there where they were not asked for."""
+    spoken = replace(FIXED, voices=Voices("net", 2, {"SPEAKER_00": (0.5, -1.25)}))
+    result = whisperx_result(answered(spoken, embeddings=True))
+    assert result["speaker_embeddings"]["SPEAKER_00"] == [0.5, -1.25]
+    assert json.loads(WRITERS["json"](result, LAYOUTS[0])) == result
+    assert "speaker_embeddings" not in whisperx_result(answered(spoken))
 
 
 def test_what_is_not_known_is_left_out() -> None:

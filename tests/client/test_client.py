@@ -99,6 +99,23 @@ def test_lists_are_sent_in_forms(service: Played, both: Both) -> None:
     assert service.asked[-1].known_speaker_names == ("Ann", "Bob")
 
 
+def test_speakers_and_speech_alone(service: Played, both: Both) -> None:
+    """Of a file and of a URL; RTTM is a text, and speech a list in milliseconds."""
+    for audio in (b"audio", "https://example.com/a.mp3"):
+        service.heard.clear()
+        first, second = both(lambda client, a=audio: client.diarize(a, num_speakers=3))
+        assert first == {**second, "timings": first["timings"]}
+        assert [turn["speaker"] for turn in first["segments"]] == [turn.speaker for turn in FIXED.turns]
+        assert service.asked[-1] == Options(num_speakers=3)
+        for speech in both(lambda client, a=audio: client.detect_speech(a)):
+            assert speech == [{"start": 500, "end": 2000}, {"start": 3000, "end": 4000}]
+        assert service.heard == [audio if isinstance(audio, bytes) else audio.encode()] * 4
+    for rttm in both(lambda client: client.diarize(b"audio", response_format="rttm")):
+        assert rttm.startswith("SPEAKER audio 1 0.300")
+    with pytest.raises(InvalidRequest, match="language"):
+        both(lambda client: client.diarize(b"audio", language="de"))
+
+
 def test_text_comes_while_it_becomes_final(service: Played) -> None:
     """The first sentence is there before the transcription has ended."""
     service.opened.clear()

@@ -27,10 +27,10 @@ from serve_app.deployments import ingress as ingress_module
 from serve_app.deployments.calls import audio_ref as loading_module
 from serve_app.deployments.calls import handles as handles_module
 from serve_app.errors import InvalidRequest, Overloaded
-from serve_app.request.calls import DetectCall
+from serve_app.request.calls import DetectCall, DiarizeCall
 from serve_app.settings import IntakeSettings, Settings
 from serve_app.settings.access import AccessSettings, ApiKey
-from serve_app.transcript import Speech, Transcript
+from serve_app.transcript import Diarization, SpeakerBounds, Speech, Transcript, Turn, Voices
 
 FILE_S = 2.0
 PAGE = "https://page.example"
@@ -88,6 +88,7 @@ class Graph:
         self.worked.set()
         self.heard = asyncio.Event()  # the length of a file is known
         self.abandoned = asyncio.Event()
+        self.bounds: list[SpeakerBounds] = []
         self.questions = 0
         self.listening = asyncio.Event()  # answers no question about readiness before
         self.listening.set()
@@ -113,6 +114,11 @@ class Graph:
         self.heard.set()
         await self.worked.wait()
         return Speech((), None, self.file_s)
+
+    async def diarize(self, call: DiarizeCall) -> Diarization:
+        self.bounds.append(call.bounds)
+        turns = (Turn(0.5, 1.5, "SPEAKER_00"),)
+        return Diarization(turns, turns, Voices("fake", 2, {"SPEAKER_00": (1.0, 2.0)}))
 
     async def ready(self) -> bool:
         self.questions += 1
@@ -225,6 +231,59 @@ def test_a_handle_detects_a_language() -> None:
         graph.worked.set()
         assert await first == silent
 
+    asyncio.run(run())
+
+
+def test_a_handle_finds_speech_and_speakers() -> None:
+    """As over HTTP; speakers only where there is a Diarizer, whose clips and options count."""
+
+    async def run() -> None:
+        graph = Graph()
+        server = Server(graph, requests_in_flight=1)
+        files = {"file": b"x"}
+        assert await server.ingress.detect_speech(b"x") == []
+        assert (await server.http.post("/v1/audio/speech/timestamps", files=files)).json() == []
+        with pytest.raises(InvalidRequest, match="does not tell speakers apart"):
+            await server.ingress.diarize("https://example.com/x.mp3")
+        with pytest.raises(InvalidRequest, match="language: unknown option"):
+            await server.ingress.diarize(b"x", language="de")
+        graph.worked.clear()
+        first = asyncio.create_task(server.ingress.detect_speech(b"x"))
+        await graph.until_loading(3)
+        for call in (server.ingress.detect_speech, server.ingress.diarize):
+            with pytest.raises(Overloaded):
+                await call(b"x")
+        refused = await server.http.post("/v1/audio/diarization", files=files)
+        assert refused.status_code == 503
+        graph.worked.set()
+        assert await first == []
+
+    asyncio.run(run())
+
+
+def test_speakers_alone_are_told_by_the_diarizer() -> None:
+    """The handle and the route give the same; a client that leaves ends the call, as everywhere."""
+
+    async def run() -> None:
+        graph = Graph()
+        server = Server(graph, diarizer=Handle(graph))
+        found = await server.ingress.diarize(b"x", embeddings=True, num_speakers=1)
+        assert found["segments"] == [{"start": 0.5, "end": 1.5, "speaker": "SPEAKER_00"}]
+        assert (found["speaker_embeddings"], found["duration"]) == ({"SPEAKER_00": [1.0, 2.0]}, FILE_S)
+        assert graph.bounds == [SpeakerBounds(1)]
+        told = await server.http.post("/v1/audio/diarization", files={"file": b"x"})
+        assert told.json()["segments"] == found["segments"]
+        assert await server.ingress.diarize(b"x", response_format="rttm") == told_as_rttm
+        graph.loaded.clear()
+        leaving = asyncio.create_task(server.ingress.diarize(b"x"))
+        await graph.until_loading(4)
+        leaving.cancel()
+        await asyncio.wait_for(graph.abandoned.wait(), 60)
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+        await asyncio.wait_for(server.ingress._admission.idle.wait(), 60)
+
+    told_as_rttm = "SPEAKER audio 1 0.500 1.000 <NA> <NA> SPEAKER_00 <NA> <NA>\n"
     asyncio.run(run())
 
 

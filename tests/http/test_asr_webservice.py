@@ -224,11 +224,35 @@ def test_speakr_gets_a_text_without_speakers() -> None:
     assert server.asked == [Options(diarize=False)]
 
 
-def test_speakrs_embeddings_are_refused() -> None:
-    """Its voice profiles would be built from nothing; it shows the status."""
-    answer = speakr(Server(), diarize=True, enable_diarization=True, return_speaker_embeddings=True)
-    assert answer.status_code == 400
-    assert answer.headers["x-error-message"].startswith("return_speaker_embeddings: ")
+def test_speakr_builds_its_voice_profiles() -> None:
+    """It asks for embeddings with speakers only, and keeps `speaker_embeddings`: label -> list of numbers.
+
+    Its matcher leaves out a label without a list, and compares vectors of one length only.
+    """
+    server = Server()
+    answer = speakr(server, diarize=True, enable_diarization=True, return_speaker_embeddings=True).json()
+    assert answer["speaker_embeddings"] == {"SPEAKER_00": [1.0, 0.0], "SPEAKER_01": [1.0, 1.0]}
+    assert answer["embedding_model"] == {"name": "fake", "dimension": 2}
+    assert server.asked == [Options(diarize=True, embeddings=True)]
+    assert server.asr("?output=json&diarize=true&embeddings=true").json() == answer
+    assert "speaker_embeddings" not in server.asr("?output=json&diarize=true").json()
+
+
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        ("output=json&return_speaker_embeddings=true", "return_speaker_embeddings: needs diarize"),
+        (
+            "output=srt&diarize=true&return_speaker_embeddings=true",
+            "return_speaker_embeddings: output=srt",
+        ),
+        ("output=srt&diarize=true&embeddings=true", "embeddings: output=srt has no embeddings"),
+    ],
+)
+def test_embeddings_without_a_place_are_refused(query: str, says: str) -> None:
+    """By the name that the client sent."""
+    refused = Server().asr(f"?{query}")
+    assert (refused.status_code, refused.headers["x-error-message"][: len(says)]) == (400, says)
 
 
 def test_speakr_probes_the_server() -> None:

@@ -1,6 +1,7 @@
 """Embeddings with a shared trunk: pyannote's own numbers and turns, whatever the clip and the settings."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -66,8 +67,9 @@ def assert_same_turns(pipeline: Any, clips: Sequence[tuple[Samples, dict[str, An
     outputs = [pipeline(file_of(samples), **bounds) for samples, bounds in clips]
     ours = PyannoteDiarizer(pipeline)
     for output, (samples, bounds) in zip(outputs, clips, strict=True):
-        expected = (output.speaker_diarization, output.exclusive_speaker_diarization)
-        assert ours.diarize(samples, bounds=SpeakerBounds(**bounds)) == Diarization(*map(turns, expected))
+        all_turns, exclusive = turns(output.speaker_diarization), turns(output.exclusive_speaker_diarization)
+        found = ours.diarize(samples, bounds=SpeakerBounds(**bounds))
+        assert replace(found, voices=None) == Diarization(all_turns, exclusive)
 
 
 @pytest.mark.parametrize("exclude_overlap", [True, False])

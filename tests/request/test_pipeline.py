@@ -21,6 +21,7 @@ from serve_app.transcript import (
     Speech,
     SpeechSearch,
     Transcript,
+    Voices,
     Window,
     WindowText,
     Word,
@@ -54,6 +55,34 @@ def test_segments_come_in_order_with_words_and_speakers() -> None:
 def test_the_peaks_of_the_whole_waveform_are_kept() -> None:
     """Those of all parts, in order."""
     assert b64decode(run(FakeStages(recording(0, 1, 2))).peaks) == bytes([0, 1, 2])
+
+
+def test_embeddings_come_with_their_model_where_they_are_wanted() -> None:
+    """Each speaker has a vector, a known one under the name; nobody gets them unasked."""
+    fake = FakeStages(recording(1, 2))
+    known: dict[str, Any] = {"known_speaker_names": ["Ada"], "known_speaker_references": [ADA]}
+    transcript = run(fake, embeddings=True, **known)
+    assert transcript.voices == Voices("fake", 2, {"Ada": (1.0, 0.0), "SPEAKER_00": (1.0, 1.0)})
+    assert transcript.warnings == ()
+    assert run(FakeStages(recording(1, 2))).voices is None
+
+
+def test_a_speaker_without_a_vector_is_warned_about() -> None:
+    """The others have theirs; without embeddings nobody asked."""
+    known: dict[str, Any] = {"known_speaker_names": ["Mute"], "known_speaker_references": [ADA]}
+    transcript = run(FakeStages(recording(1, 2)), embeddings=True, **known)
+    assert transcript.voices
+    assert transcript.voices.vectors == {"Mute": None, "SPEAKER_00": (1.0, 1.0)}
+    [warning] = transcript.warnings
+    assert (warning.code, "no embedding of Mute" in warning.message) == ("embeddings_missing", True)
+    assert run(FakeStages(recording(1, 2)), **known).warnings == ()
+
+
+def test_embeddings_need_a_model_for_speakers() -> None:
+    """Else they would be missing from the answer without a word."""
+    with pytest.raises(InvalidRequest, match="leave out embeddings") as caught:
+        run(FakeStages(recording(1)), diarizes=False, embeddings=True)
+    assert (caught.value.param, caught.value.code) == ("embeddings", "diarization_unavailable")
 
 
 def test_silence_is_an_empty_list_and_no_language() -> None:

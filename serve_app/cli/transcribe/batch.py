@@ -157,8 +157,11 @@ class Batch:
     async def _written(self, each: Input, job_id: str) -> list[Path]:
         result, texts = self.client.jobs.result, {}
         words = {name: True for name in SHOWN_WITH_WORDS if self.wanted.options.get(name)}
-        times = {"word_timestamps": self.wanted.has_words}
-        answer = await result(job_id, response_format="json", **times, **words)
+        shown = {
+            "word_timestamps": self.wanted.has_words,
+            "embeddings": self.wanted.options.get("embeddings"),
+        }
+        answer = await result(job_id, response_format="json", **shown, **words)
         assert isinstance(answer, dict)
         for warning in answer["warnings"]:
             self._say(each, f"warning: {warning['message']}")

@@ -89,6 +89,9 @@ def transcribe(
     num_speakers: Annotated[int | None, _speech("--num_speakers", min=1, help="Exactly this many.")] = None,
     min_speakers: Annotated[int | None, _speech("--min_speakers", min=1, help="At least this many.")] = None,
     max_speakers: Annotated[int | None, _speech("--max_speakers", min=1, help="At most this many.")] = None,
+    embeddings: Annotated[
+        bool, _speech("--speaker_embeddings", help="Add each speaker's voice as a vector to json.")
+    ] = False,
     initial_prompt: Annotated[
         str | None, _speech("--initial_prompt", help="Text whose style and spellings are followed.")
     ] = None,
@@ -172,6 +175,7 @@ def transcribe(
     options = {name: given[name] for name in OPTIONS if given[name] is not None}
     options |= {"align": False} if no_align else {}
     options |= {"word_timestamps": True} if confidence or char_timestamps else {}  # what they need
+    options |= {"embeddings": True} if embeddings else {}
     layout = Layout(max_line_width, max_line_count, highlight_words)
     wanted = Wanted(
         options,
@@ -245,6 +249,8 @@ def _refuse_contradictions(given: dict[str, Any], formats: tuple[str, ...]) -> N
     for name in SPEAKERS:
         if given[name] and not given["diarize"]:
             raise typer.BadParameter(f"--{name} needs --diarize.")
+    if given["embeddings"] and not (given["diarize"] and "json" in formats):
+        raise typer.BadParameter("--speaker_embeddings needs --diarize, and json among the formats.")
     if "rttm" in formats and not given["diarize"]:
         raise typer.BadParameter("--output_format rttm needs --diarize.")
     if given["max_line_count"] and not given["max_line_width"]:

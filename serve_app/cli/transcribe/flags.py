@@ -15,7 +15,6 @@ REFUSED = {
     "model_cache_only": "leave it out, models that are on this machine are used without asking a hub",
     "align_model": _CONFIG,
     "interpolate_method": _NEVER,
-    "speaker_embeddings": _NEVER,
     "best_of": _NEVER,
     "patience": _NEVER,
     "length_penalty": _NEVER,

@@ -35,7 +35,13 @@ def whisperx_result(answer: dict[str, Any]) -> Result:
     segments = [_segment(each, language) for each in answer["model_output"]]
     words = [word for segment in segments for word in segment.get("words", ())]
     has_words = any("words" in segment for segment in segments)
-    return {"segments": segments, **({"word_segments": words} if has_words else {}), "language": language}
+    voices = {name: answer[name] for name in ("speaker_embeddings",) if name in answer}
+    return {
+        "segments": segments,
+        **({"word_segments": words} if has_words else {}),
+        "language": language,
+        **voices,
+    }
 
 
 def _segment(segment: dict[str, Any], language: str) -> dict[str, Any]:

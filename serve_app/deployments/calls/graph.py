@@ -17,6 +17,8 @@ from serve_app.options import Options
 from serve_app.request.admission import Admission, WindowGate
 from serve_app.request.calls import Stages
 from serve_app.request.detect_language import DetectedLanguage, detect_language
+from serve_app.request.detect_speech import DetectedSpeech, detect_speech
+from serve_app.request.diarize import diarize
 from serve_app.request.pipeline import transcribe
 from serve_app.request.progress import Report, ignore_progress
 from serve_app.settings import Settings
@@ -87,6 +89,21 @@ class Graph:
         begun_s = monotonic()
         work = partial(detect_language, self._stages, source, languages)
         found = await self._noted("detect language", work)
+        self._metrics.succeeded(None, monotonic() - begun_s)
+        return found
+
+    async def diarize(self, source: Source, options: Options) -> Transcript:
+        """Who speaks when in a file, without its text. Raises TranscriptionError."""
+        begun_s = monotonic()
+        found = await self._noted("diarize", partial(diarize, self._stages, source, options))
+        self.admission.finished(monotonic() - begun_s)
+        self._metrics.succeeded(found, monotonic() - begun_s)
+        return found
+
+    async def detect_speech(self, source: Source) -> DetectedSpeech:
+        """Where speech is in a file. Raises TranscriptionError."""
+        begun_s = monotonic()
+        found = await self._noted("detect speech", partial(detect_speech, self._stages, source))
         self._metrics.succeeded(None, monotonic() - begun_s)
         return found
 

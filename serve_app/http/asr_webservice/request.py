@@ -40,7 +40,7 @@ class AsrFields(BaseModel):
     word_timestamps: bool = Field(False, description="Add `words` to `json`; other outputs show none.")
     diarize: bool | None = Field(None, description="Label speakers, in all outputs but `tsv`. Empty: no.")
     enable_diarization: bool | None = Field(None, description="The same as `diarize`.")
-    return_speaker_embeddings: bool = Field(False, description="Must be false: there are none.")
+    return_speaker_embeddings: bool = Field(False, description="Same as `embeddings`.")
     vad_parameters: str = Field("", description="Must be empty: there are `vad_onset` and others.")
     model: str = Field("", description="The configured model, as when empty, or a name that stands for it.")
 
@@ -82,8 +82,6 @@ def _read(given: Mapping[str, Any]) -> AsrAsked:
     theirs = {name: given[name] for name in AsrFields.model_fields if name in given}
     ours = {name: value for name, value in given.items() if name not in theirs}
     fields = validate_or_400(AsrFields, theirs)
-    if fields.return_speaker_embeddings:
-        raise conflict("return_speaker_embeddings", "this server gives none; leave it out, or send false")
     if fields.vad_parameters:
         raise conflict("vad_parameters", "send vad_onset, vad_offset and vad_min_silence_s instead")
     wanted = {fields.diarize, fields.enable_diarization} - {None}
@@ -95,6 +93,8 @@ def _read(given: Mapping[str, Any]) -> AsrAsked:
         ours = {name: value for name, value in ours.items() if name not in BOUNDS}
     # A transcription's words always have times, whether the output shows them or not; a translation's never.
     needs_words = fields.word_timestamps and (fields.output == "json" or ours.get("task") == "translate")
+    if fields.return_speaker_embeddings:
+        ours["embeddings"] = True
     own = {
         "diarize": True in wanted,
         "response_format": "text" if fields.output == "txt" else fields.output,
@@ -103,8 +103,11 @@ def _read(given: Mapping[str, Any]) -> AsrAsked:
     try:
         options = parse_options(ours | own)
     except InvalidRequest as error:
-        message = error.message.replace("response_format=", "output=")
-        raise InvalidRequest(message, error.param, error.code) from None
+        message, param = error.message.replace("response_format=", "output="), error.param
+        if param == "embeddings" and fields.return_speaker_embeddings:
+            param = "return_speaker_embeddings"
+            message = message.replace("embeddings", param, 1)
+        raise InvalidRequest(message, param, error.code) from None
     if fields.word_timestamps and not options.wants_words():
         raise conflict("word_timestamps", "needs align to be true")
     return AsrAsked(options, fields)

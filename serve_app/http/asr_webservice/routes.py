@@ -28,9 +28,11 @@ from serve_app.http.forms import described_body, described_query
 from serve_app.http.openai.aliases import Models
 from serve_app.http.openai.response import UNKNOWN, text_pieces
 from serve_app.http.responses import (
+    Embeddings,
     LanguageShare,
     LogprobOut,
     described_answers,
+    embeddings_out,
     languages_out,
     logprobs,
     segment_out,
@@ -70,7 +72,7 @@ class AsrSegment(TypedDict):
     ]
 
 
-class AsrAnswer(TypedDict):
+class AsrAnswer(Embeddings):
     """The answer with `output=json`, which comes as `text/plain`."""
 
     text: str
@@ -174,7 +176,7 @@ def _answer(transcript: Transcript, asked: AsrAsked) -> AsrAnswer:
         answer["logprobs"] = logprobs(transcript)
     if options.tells_languages:
         answer["languages"] = languages_out(transcript)
-    return answer
+    return {**answer, **embeddings_out(transcript, options)}
 
 
 def _described_asr() -> dict[str, Any]:

@@ -17,7 +17,7 @@ from serve_app.options import LINE_OPTIONS, Options, parse_options
 from serve_app.transcript import Transcript
 from serve_app.validation import conflict
 
-KEPT_IF_ASKED = ("logprobs", "confidence", "char_timestamps")
+KEPT_IF_ASKED = ("logprobs", "confidence", "char_timestamps", "embeddings")
 RENDERING = ("response_format", "word_timestamps", *KEPT_IF_ASKED, *LINE_OPTIONS)
 
 

@@ -18,6 +18,7 @@ from serve_app.validation import conflict, items_of, validate_or_400
 
 OpenAIFormat = Literal["json", "text", "srt", "vtt", "verbose_json", "diarized_json"]
 SHOW_SPEAKERS = ("diarized_json", "verbose_json", "srt", "vtt")
+HAVE_EMBEDDINGS = ("diarized_json", "verbose_json")
 CAN_BE_STREAMED = ("json", "text", "diarized_json")
 HAVE_SEGMENTS = ("srt", "vtt", "diarized_json")  # with times, besides verbose_json
 
@@ -188,6 +189,8 @@ def _read(task: Task, given: dict[str, Any]) -> ParsedForm:
         raise conflict("max_segment_s", f"{fields.response_format} shows no segments; ask for srt, say")
     if options.logprobs and fields.response_format != "json":
         raise conflict("logprobs", "they are in response_format=json only")
+    if options.embeddings and fields.response_format not in HAVE_EMBEDDINGS:
+        raise conflict("embeddings", f"they are in response_format={' and '.join(HAVE_EMBEDDINGS)} only")
     asking = _field_asking_for_speakers(fields.response_format, options)
     if options.diarize is None:
         options = options.model_copy(update={"diarize": asking is not None})

@@ -11,7 +11,15 @@ from typing_extensions import TypedDict  # pydantic needs this one before Python
 
 from serve_app.formats.cue_words import words_of
 from serve_app.http.openai.request import ParsedForm
-from serve_app.http.responses import CharacterOut, LogprobOut, chars_out, logprobs, warnings_out
+from serve_app.http.responses import (
+    CharacterOut,
+    Embeddings,
+    LogprobOut,
+    chars_out,
+    embeddings_out,
+    logprobs,
+    warnings_out,
+)
 from serve_app.languages import LANGUAGES, NO_SPACE_BETWEEN_SENTENCES
 from serve_app.options import MULTIPLE, Options
 from serve_app.request.language_vote import language_shares
@@ -69,8 +77,8 @@ class LanguageOut(TypedDict):
     code: Annotated[str, Field(description="Whisper's code.")]
 
 
-class Transcription(TypedDict):
-    """In `json`, the first four alone; in `verbose_json`, words or segments or both, as asked for."""
+class Transcription(Embeddings):
+    """In `json`, up to `warnings` alone; in `verbose_json`, words or segments or both, as asked for."""
 
     text: str
     usage: Annotated[
@@ -121,13 +129,17 @@ def answer(transcript: Transcript, form: ParsedForm, text: str) -> dict[str, Any
 
 
 def extras(transcript: Transcript, form: ParsedForm) -> dict[str, Any]:
-    """The fields `languages`, `logprobs` and `warnings`, where there are any."""
+    """The fields `languages`, `logprobs`, embeddings and `warnings`, where there are any."""
+    is_diarized = form.fields.response_format == "diarized_json"
+    names = speaker_names(transcript.segments, form.options.known_speaker_names) if is_diarized else None
     found = {
         "languages": [LanguageOut(code=code) for code in language_shares(transcript.segments)],
         "logprobs": logprobs(transcript) if form.options.logprobs else [],
+        **embeddings_out(transcript, form.options, names),
         "warnings": warnings_out(transcript),
     }
-    return {name: value for name, value in found.items() if value}
+    asked = ("speaker_embeddings", "embedding_model")
+    return {name: value for name, value in found.items() if value or name in asked}
 
 
 def diarized(transcript: Transcript, form: ParsedForm) -> list[DiarizedSegment]:

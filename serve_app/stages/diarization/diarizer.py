@@ -15,7 +15,7 @@ import numpy as np
 
 from serve_app.errors import InvalidRequest, ModelUnavailable
 from serve_app.settings import DiarizationSettings
-from serve_app.stages.diarization.embeddings import cut_voices, match_voices, share_trunk
+from serve_app.stages.diarization.embeddings import cut_voices, match_voices, share_trunk, voices_of
 from serve_app.stages.diarization.pipeline import limit_clusters, load_pipeline
 from serve_app.transcript import SAMPLE_RATE_HZ, Diarization, KnownSpeaker, Samples, SpeakerBounds, Turn
 
@@ -47,7 +47,8 @@ class DiarizationModel(Protocol):
     ) -> Diarization:
         """The turns of a whole file; a speaker with the voice of a known one has that name.
 
-        Raises `reference_error` for a known speaker's clip that has no voice.
+        A model that makes vectors of voices gives them too. Raises `reference_error` for a known speaker's
+        clip that has no voice.
         """
 
 
@@ -57,12 +58,14 @@ def reference_error(number: int, what: str, code: str | None = None) -> InvalidR
 
 
 def rename_speakers(diarization: Diarization, names: Mapping[str, str], given: Sequence[str]) -> Diarization:
-    """The same turns, with `names` in place of the labels that it has.
+    """The same turns and voices, with `names` in place of the labels that they have.
 
     Other speakers keep their labels, except where a label reads like one of the `given` names: it is
     replaced by the first SPEAKER_00, SPEAKER_01, ... that is free.
     """
+    voices = diarization.voices
     labels = dict.fromkeys(turn.speaker for turn in (*diarization.turns, *diarization.exclusive_turns))
+    labels |= dict.fromkeys(voices.vectors if voices else ())
     taken = {*labels, *given}
     unused = (label for label in map("SPEAKER_{:02d}".format, count()) if label not in taken)
     renamed = {label: names.get(label) or (next(unused) if label in given else label) for label in labels}
@@ -70,7 +73,9 @@ def rename_speakers(diarization: Diarization, names: Mapping[str, str], given: S
     def rename(turns: Sequence[Turn]) -> tuple[Turn, ...]:
         return tuple(replace(turn, speaker=renamed[turn.speaker]) for turn in turns)
 
-    return Diarization(rename(diarization.turns), rename(diarization.exclusive_turns))
+    if voices:
+        voices = replace(voices, vectors={renamed[label]: vector for label, vector in voices.vectors.items()})
+    return Diarization(rename(diarization.turns), rename(diarization.exclusive_turns), voices)
 
 
 def _turns(annotation: Any) -> tuple[Turn, ...]:
@@ -119,11 +124,15 @@ class PyannoteDiarizer:
         if not len(samples):
             return Diarization((), ())
         output = self._run(samples, **asdict(bounds))
-        found = Diarization(_turns(output.speaker_diarization), _turns(output.exclusive_speaker_diarization))
+        labels = output.speaker_diarization.labels()  # in the order of the embeddings' rows
+        found = Diarization(
+            _turns(output.speaker_diarization),
+            _turns(output.exclusive_speaker_diarization),
+            voices_of(self._pipeline, labels, output.speaker_embeddings),
+        )
         if not known:
             return found
         matches = match_voices(np.stack(voices), output.speaker_embeddings, self._max_voice_distance)
-        labels = output.speaker_diarization.labels()  # in the order of the embeddings' rows
         names = {labels[speaker]: known[voice].name for speaker, voice in matches.items()}
         return rename_speakers(found, names, [speaker.name for speaker in known])
 

@@ -7,15 +7,16 @@ is given only the frames in which a speaker speaks, in batches of the same lengt
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from serve_app.settings.types import ComputeType
-from serve_app.transcript import SAMPLE_RATE_HZ
+from serve_app.transcript import SAMPLE_RATE_HZ, Voices
 
 
 def share_trunk(
@@ -194,6 +195,28 @@ def pooling_masks(active: NDArray[Any], min_frames: int | None) -> NDArray[np.fl
 def to_float(waveforms: Any) -> Any:
     """int16 samples as float32 in [-1, 1), as whisperx scales them; float samples unchanged."""
     return waveforms if waveforms.is_floating_point() else waveforms.float() / 32768
+
+
+def network_name(pipeline: Any) -> str:
+    """What the pipeline's embedding network is called; of a path on this machine only the last two parts."""
+    given: Any = pipeline.embedding
+    if isinstance(given, dict):
+        given = "/".join(filter(None, [str(given["checkpoint"]), given.get("subfolder")]))
+    if not isinstance(given, str | Path):
+        return str(getattr(given, "called", type(given).__name__))
+    return "/".join(Path(given).parts[-2:]) if Path(given).is_absolute() else str(given)
+
+
+def voices_of(pipeline: Any, labels: Sequence[str], embeddings: NDArray[np.floating] | None) -> Voices | None:
+    """The vectors of a file's speakers: None for NaN, and for zeros, which pyannote has where it has none."""
+    if embeddings is None or not labels:
+        return None
+    is_usable = np.isfinite(embeddings).all(axis=1) & embeddings.any(axis=1)
+    vectors = {
+        label: tuple(round(float(value), 6) for value in vector) if usable else None
+        for label, vector, usable in zip(labels, embeddings, is_usable, strict=True)
+    }
+    return Voices(network_name(pipeline), embeddings.shape[1], vectors)
 
 
 def match_voices(

@@ -136,10 +136,12 @@ class SpeechDetector:
                 "The method of speech detection was changed while the file was decoded; send it again."
             )
         end_s = (round(request.start_s * SAMPLE_RATE_HZ) + len(request.samples)) / SAMPLE_RATE_HZ
-        windows = merger.feed(scan.find_segments(self.model, request)) if end_s else []
+        segments = scan.find_segments(self.model, request) if end_s else []
+        windows = merger.feed(segments)
         if request.is_last:
             windows += merger.finish()
-        return Speech(clip(windows, end_s), (scan, merger), scan.resume_s)
+        heard = clip([Window(*segment) for segment in segments], end_s)
+        return Speech(clip(windows, end_s), (scan, merger), scan.resume_s, heard)
 
     def _criteria(self, search: SpeechSearch) -> Criteria | InvalidRequest:
         """What a request asks for, and otherwise what is configured."""

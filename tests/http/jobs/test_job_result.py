@@ -14,7 +14,7 @@ from transcripts import FIXED
 from serve_app.formats.table import FORMATS
 from serve_app.http.responses import transcript_response
 from serve_app.options import Options
-from serve_app.transcript import Character, Segment, Token, Transcript, Window, WindowText, Word
+from serve_app.transcript import Character, Segment, Token, Transcript, Voices, Window, WindowText, Word
 
 EVERY_SPEAKER_OPTION = {
     "diarize": True,
@@ -144,6 +144,24 @@ def test_characters_are_kept_with_the_transcript(tmp_path: Path) -> None:
         plain = (await service.get(f"{path}/result?response_format=words")).json()
         assert "chars" not in plain["words"][0]
 
+
+def test_embeddings_are_kept_with_the_transcript(tmp_path: Path) -> None:
+    """Also those that are none; the result of a job that asked for them can go without."""
+    vectors: dict[str, tuple[float, ...] | None] = {"SPEAKER_00": (0.5, -1.25), "SPEAKER_01": None}
+    spoken = replace(FIXED, voices=Voices("net", 2, vectors))
+
+    async def story(service: Service) -> None:
+        path = await service.finished(spoken, embeddings=True)
+        answer = (await service.get(f"{path}/result")).json()
+        assert answer["speaker_embeddings"] == {
+            "SPEAKER_00": [0.5, -1.25],
+            "SPEAKER_01": None,
+            "Zoë > R&D": None,
+        }
+        assert answer["embedding_model"] == {"name": "net", "dimension": 2}
+        assert "speaker_embeddings" not in (await service.get(f"{path}/result?embeddings=false")).json()
+        assert (await service.get(f"{path}/result?response_format=rttm")).status_code == 200
+
     using(tmp_path, story)
 
 
@@ -180,6 +198,8 @@ def test_without_a_format_the_url_changes_that_of_the_submission(tmp_path: Path)
         ({"align": False}, "word_timestamps=true", "word_timestamps", "align=false"),
         ({"align": False}, "response_format=words", "response_format", "align=false"),
         ({"logprobs": True}, "response_format=srt&logprobs=true", "logprobs", "no log-probabilities"),
+        ({}, "embeddings=true", "embeddings", "submitted with embeddings=true"),
+        ({"embeddings": True}, "response_format=vtt&embeddings=true", "embeddings", "no embeddings"),
         ({}, "language=de", "language", "only response_format"),
         ({}, "format=srt", "format", "only response_format"),
         ({}, "format", "format", "only response_format"),

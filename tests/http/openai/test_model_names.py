@@ -112,6 +112,7 @@ OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     "max_line_width": st.integers(20, 60),
     "max_line_count": st.integers(1, 3),
     "logprobs": st.booleans(),
+    "embeddings": st.booleans(),
     "response_format": st.sampled_from(["json", "text", "srt", "verbose_json", "diarized_json"]),
     "temperature": st.sampled_from([0.0, 0.4, 1.5]),
 }

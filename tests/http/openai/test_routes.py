@@ -137,6 +137,30 @@ def test_known_speakers_have_their_names() -> None:
     assert [segment["speaker"] for segment in verbose["segments"]] == ["Ada", "SPEAKER_00", "Ada"]
 
 
+def test_embeddings_have_the_names_of_the_segments() -> None:
+    """Letters and known names in diarized_json, streamed or not, labels in verbose_json; never unasked."""
+    references: dict[str, Any] = {
+        "known_speaker_names__": ["Ada"],
+        "known_speaker_references__": [data_url(recording(1, 1).tobytes())],
+    }
+    body = Server().post(response_format="diarized_json", embeddings="true", **references).json()
+    check("diarized_json", body)
+    vectors = {"Ada": [1.0, 0.0], "A": [1.0, 1.0]}
+    assert body["speaker_embeddings"] == vectors
+    assert body["embedding_model"] == {"name": "fake", "dimension": 2}
+    stream = {"response_format": "diarized_json", "stream": "true"}
+    *_, done, _ = Server().post(**stream, embeddings="true", **references).text.strip().split("\n\n")
+    event = json.loads(done.removeprefix("data: "))
+    check("transcript.text.done", event)
+    assert event["speaker_embeddings"] == vectors
+    server = Server()
+    verbose = server.post(response_format="verbose_json", embeddings="true").json()
+    check("verbose_json", verbose)
+    assert verbose["speaker_embeddings"].keys() == {s["speaker"] for s in verbose["segments"]}
+    assert server.asked[0].diarize
+    assert "speaker_embeddings" not in Server().post(**stream).text
+
+
 def test_speakers_are_looked_for_only_where_asked_for() -> None:
     """Plain requests do not pay for diarization; diarized_json and our own options do."""
     wanted: list[dict[str, Any]] = [
@@ -348,6 +372,13 @@ KNOWN = {"known_speaker_names__": "Ann", "known_speaker_references__": "data:aud
         ({"include__": "usage"}, "include", "logprobs"),
         ({"logprobs": "true", "response_format": "verbose_json"}, "logprobs", "json"),
         ({"include__": "logprobs", "logprobs": "true"}, "include", "same"),
+        ({"embeddings": "true"}, "embeddings", "diarized_json and verbose_json"),
+        ({"embeddings": "true", "response_format": "srt"}, "embeddings", "no embeddings"),
+        (
+            {"embeddings": "true", "diarize": "false", "response_format": "verbose_json"},
+            "embeddings",
+            "diarize",
+        ),
         ({"chunking_strategy": "none"}, "chunking_strategy", "auto"),
         ({"chunking_strategy": "auto", "chunking_strategy[type]": "server_vad"}, "chunking_strategy", "once"),
         ({"chunking_strategy": '{"type": "server_vad", "threshold": 0.7}'}, "chunking_strategy", "auto"),

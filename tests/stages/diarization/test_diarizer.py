@@ -1,8 +1,11 @@
 """Names for diarized speakers, and a diarization model of one's own; nothing here loads pyannote."""
 
 import tomllib
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +15,9 @@ from serve_app.models import names as model_names
 from serve_app.models.loaders import loaders
 from serve_app.settings import AlignmentSettings, DiarizationSettings, Settings
 from serve_app.stages.diarization.diarizer import LOADERS, rename_speakers
-from serve_app.stages.diarization.embeddings import match_voices
+from serve_app.stages.diarization.embeddings import match_voices, network_name, voices_of
 from serve_app.stages.diarization.pipeline import PYANNOTE, load_pipeline
-from serve_app.transcript import Diarization, Turn
+from serve_app.transcript import Diarization, Turn, Voices
 
 PYPROJECT = Path(__file__).parents[3] / "pyproject.toml"
 
@@ -65,6 +68,41 @@ def test_names_replace_labels_in_both_kinds_of_turns(three: Diarization) -> None
     found = rename_speakers(three, {B: "Ada"}, ["Ada", "Bob"])
     assert [turn.speaker for turn in found.turns] == [A, "Ada", C]
     assert found.exclusive_turns == (Turn(0, 1, A), Turn(1, 2, "Ada"))
+
+
+def test_a_renamed_speaker_keeps_the_vector(three: Diarization) -> None:
+    """A known speaker has it under the name, and one who must give a label away under the new one."""
+    vectors = {A: (0.0, 1.0), B: (1.0, 0.0), C: None}
+    told = replace(three, voices=Voices("net", 2, vectors))
+    found = rename_speakers(told, {B: A}, [A])
+    free = "SPEAKER_03"
+    assert found.voices == Voices("net", 2, {free: (0.0, 1.0), A: (1.0, 0.0), C: None})
+    assert {turn.speaker for turn in found.turns} == set(found.voices.vectors)
+
+
+def test_a_vector_that_says_nothing_is_none() -> None:
+    """pyannote gives zeros for a speaker without a cluster, and NaN where it had nothing to average."""
+    found = np.array([[0.5, 0.25], [0.0, 0.0], [np.nan, np.nan]])
+    pipeline = SimpleNamespace(embedding="pyannote/wespeaker-voxceleb-resnet34-LM")
+    expected = Voices(pipeline.embedding, 2, {A: (0.5, 0.25), B: None, C: None})
+    assert voices_of(pipeline, [A, B, C], found) == expected
+    assert voices_of(pipeline, [], np.zeros((0, 2))) is None
+    assert voices_of(pipeline, [A], None) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("pyannote/wespeaker-voxceleb-resnet34-LM", "pyannote/wespeaker-voxceleb-resnet34-LM"),
+        ({"checkpoint": "pyannote/community-1", "subfolder": "embedding"}, "pyannote/community-1/embedding"),
+        ({"checkpoint": "/home/ann/models/community-1", "subfolder": "embedding"}, "community-1/embedding"),
+        (Path("/srv/nets/embedding/pytorch_model.bin"), "embedding/pytorch_model.bin"),
+        (SimpleNamespace(called="campplus"), "campplus"),
+    ],
+)
+def test_a_network_is_named_without_where_it_is(given: Any, name: str) -> None:
+    """Clients compare the name; the folders of the server are no business of theirs."""
+    assert network_name(SimpleNamespace(embedding=given)) == name
 
 
 def test_a_name_like_a_label_is_one_person_only(three: Diarization) -> None:

@@ -1,0 +1,43 @@
+"""Where speech is in a file alone: the SpeechDetector's answer, without recognising anything."""
+
+import uuid
+from dataclasses import dataclass, replace
+
+from serve_app.audio import Source
+from serve_app.request.calls import DetectCall, Stages
+from serve_app.transcript import Speech, StageWarning, Window
+
+
+@dataclass(frozen=True, slots=True)
+class DetectedSpeech:
+    """The speech of one file."""
+
+    segments: tuple[Window, ...]  # in order, with a pause between any two
+    warnings: tuple[StageWarning, ...]  # about the file
+
+
+async def detect_speech(stages: Stages, source: Source) -> DetectedSpeech:
+    """Searches part after part, as the file is decoded. Raises TranscriptionError."""
+    request_id = uuid.uuid4().hex
+    segments: list[Window] = []
+    warnings: list[StageWarning] = []
+    found: Speech | None = None
+    async with stages.load(source) as audio:
+        async for part in audio.parts():
+            warnings.extend(part.warnings)
+            call = DetectCall(audio=audio, request_id=request_id, part=part, before=found)
+            found = await stages.detect(call)
+            for segment in found.segments:
+                append_or_join(segments, segment)
+    return DetectedSpeech(tuple(segments), tuple(warnings))
+
+
+def append_or_join(segments: list[Window], segment: Window) -> None:
+    """Adds a segment, to the last one where that ends no sooner than this begins.
+
+    The detector cuts speech without a pause where it grows too long for the recogniser.
+    """
+    if segments and segment.start_s <= segments[-1].end_s:
+        segments[-1] = replace(segments[-1], end_s=max(segments[-1].end_s, segment.end_s))
+    else:
+        segments.append(segment)
