@@ -62,6 +62,9 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    model: Annotated[str | None, AfterValidator(lambda name: name or None)] = Field(
+        None, description="One of the server's models, by its name. Empty: the one that is configured."
+    )
     language: str | None = Field(None, description="Code, locale or name. Empty or `auto`: it is detected.")
     languages: tuple[str, ...] = Field((), description="The only languages that are spoken, if known.")
     task: Task = Field("transcribe", description="`translate` gives English text, without word times.")

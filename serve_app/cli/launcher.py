@@ -137,7 +137,8 @@ def _say_what_runs(settings: Settings, models: Models) -> None:
     times = "wav2vec2 or attention" if models.aligners else "attention"
     if settings.alignment.method in ("off", "wav2vec2"):
         times = settings.alignment.method
-    note.print(f"Model: {models.name}. Word times: {times}. Speakers: {models.diarization or 'off'}.")
+    others = "".join(f", {name}" for name in models.others)
+    note.print(f"Model: {models.name}{others}. Word times: {times}. Speakers: {models.diarization or 'off'}.")
 
 
 def _go_offline_if_the_hub_is_silent() -> None:
