@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from serve_app.audio import AudioInfo, Source
-from serve_app.errors import InvalidRequest
 from serve_app.languages import LANGUAGES
 from serve_app.request.admission import WindowGate
 from serve_app.transcript import (
@@ -23,6 +22,7 @@ from serve_app.transcript import (
     Window,
     WindowText,
 )
+from serve_app.validation import conflict
 
 
 class Audio(Protocol):
@@ -118,4 +118,4 @@ class Stages:
 def check_model(model: str | None, names: Collection[str]) -> None:
     """Raises InvalidRequest for a name that is none of these."""
     if model is not None and model not in names:
-        raise InvalidRequest(f"There is no model {model!r} here; use one of {', '.join(names)}.", "model")
+        raise conflict("model", f"there is no {model!r} here; use one of {', '.join(names)}")
