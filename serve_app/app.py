@@ -59,7 +59,7 @@ def build(settings: Settings) -> Application:
     device = choose_device(settings)
     load = loaders(settings, model_names.resolve(settings), device)
     if device == "cuda":
-        _refuse_shares_without_gpus(settings, load)
+        refuse_shares_without_gpus(settings, load)
     return graph(settings, load, device)
 
 
@@ -150,7 +150,7 @@ def choose_device(settings: Settings) -> str:
     return "cuda" if may_have_gpu else "cpu"
 
 
-def _refuse_shares_without_gpus(settings: Settings, load: Loaders) -> None:
+def refuse_shares_without_gpus(settings: Settings, load: Loaders) -> None:
     """Raises ModelUnavailable where one replica of each stage would book more GPUs than there are or may be.
 
     Serve would wait for another GPU for ever. Whether the shares can be put together on each is Ray's to say.
