@@ -29,14 +29,15 @@ DOCUMENTS = [*READMES, *(PROJECT / "docs").glob("*.md")]
 # 1,350 for doctor: checks of a machine, each with what to do; 600 for metrics, traces,
 # autoscaling and placement; 420 for OpenAI's names of models, other dialects of its routes, allowed
 # languages and log-probabilities; 630 for whisper-asr-webservice: its routes, trusted networks, samples
-# without a header, the language alone.
-MAX_LINES = 21_250
+# without a header, the language alone; 350 for several models: their settings, gates, GPU shares, the CLI.
+MAX_LINES = 21_600
 # Without the packages' own __init__.py: 68, 9 for real models, 12 for files, URLs, clients, 33 for jobs,
 # 12 for client and command line, 2 for the page, 11 for doctor: a subject each,
 # 2 for traces and autoscaling, 3 for OpenAI's names of models and whisper.cpp's route, 6 for
 # whisper-asr-webservice: requests, routes, settings of access, audio as it comes, and the language of a file
-# and of a window; 1 for errors as answers.
-MAX_MODULES = 159
+# and of a window; 1 for errors as answers; 4 for windows, speaker turns, state and checks of fields, which
+# pipeline.py and options.py had no room for; 1 for the recognisers' settings.
+MAX_MODULES = 164
 MAX_LINES_OF_A_MODULE = 250
 MIN_LINES_OF_A_MODULE = 40
 MAX_FILES_IN_ROOT = 12

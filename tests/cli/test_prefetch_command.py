@@ -100,7 +100,7 @@ def test_all_models_of_a_config_file_are_fetched(
     raw = {"http_options": {"host": "127.0.0.1"}, "applications": applications}
     config.write_text(yaml.safe_dump(raw))
     run(folder, "--config", str(config), "tiny")
-    assert fetched == ["tiny", "tiny.en", "base", "campplus"]
+    assert fetched == ["tiny", "base", "tiny.en", "campplus"]
     args["models"] = {"smal": None}
     config.write_text(yaml.safe_dump(raw))
     with pytest.raises(CommandFailed, match=r"models\.smal: smal is no model name"):
