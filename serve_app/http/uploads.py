@@ -104,9 +104,8 @@ async def received(
 ) -> AsyncIterator[tuple[Source, Parsed]]:
     """Receives the file or URL of a request, and what `parse` makes of the text fields of a form.
 
-    The file of a form is in `part`. A route that takes JSON too has `max_json_bytes`; `json_model` makes of
-    it what `parse` makes of a form.
-    An uploaded file is closed at the end. Raises InvalidRequest, EncodedBody, PayloadTooLarge, Overloaded.
+    The file of a form is in `part`. A route that takes JSON too has `max_json_bytes`, and a `json_model` for
+    it. A file is closed at the end. Raises InvalidRequest, EncodedBody, PayloadTooLarge, Overloaded.
     """
     kind, parameters = _content_type(request)
 
