@@ -18,6 +18,8 @@ from serve_app.app import build
 from serve_app.settings import Settings
 from serve_app.transcript import SAMPLE_RATE_HZ, Samples
 
+pytestmark = pytest.mark.slow  # it starts three graphs, one after the other
+
 ROOT = f"http://127.0.0.1:{HTTP_PORT}"
 NAMES = ("tiny.en", "base")
 REPLICA = "ray::ServeReplica:"
