@@ -75,6 +75,9 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    model: Annotated[str | None, AfterValidator(lambda name: name or None)] = Field(
+        None, description="One of the server's models, by its name. Empty: the one that is configured."
+    )
     language: str | None = Field(
         None,
         description="Code, locale or name. Empty or `auto`: it is detected. `multiple`: for each window.",

@@ -60,7 +60,10 @@ os.environ["PYANNOTE_METRICS_ENABLED"] = "0"  # for the whole session: pyannote 
 
 # Two processes share the files of `make test` (pytest-xdist). Those that need Ray stay in one, in this order:
 # the tests that measure come last, when the other process has probably ended.
-ON_RAY = ("tests/cluster/", "test_commands.py", "test_real_graph.py", "test_faults.py", "test_chaos.py")
+ON_RAY = (
+    *("tests/cluster/", "test_commands.py", "test_real_graph.py", "test_several_models_graph.py"),
+    *("test_faults.py", "test_chaos.py"),
+)
 
 
 def place_on_ray(nodeid: str) -> int:

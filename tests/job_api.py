@@ -72,7 +72,7 @@ class Service:
         self.spool = directory / "jobs.db.spool"
         self.database = directory / "jobs.db"
         settings = JobsSettings(state_dir=str(directory), max_queued=max_queued)
-        self.jobs = Jobs(settings, IntakeSettings(), has_speakers=has_speakers)
+        self.jobs = Jobs(settings, IntakeSettings(), has_speakers=has_speakers, models=("none", "small"))
         # A test does not wait ten seconds for SQLite's lock.
         busy_timeout_s = 10.0 if POSTGRESQL.get() else 0.2
         self.jobs.store = JobStore(store_at(directory), busy_timeout_s=busy_timeout_s)

@@ -46,6 +46,7 @@ class Played:
         self.opened = threading.Event()
         self.opened.set()
         self.failures: dict[bytes, TranscriptionError] = {}  # by the content of the file
+        self.models: list[str] = []
         self.free = 0  # this many transcriptions end although `opened` is not set
         self.transcript = FIXED
         self.keys = (ApiKey(name="ann", sha256=hashlib.sha256(KEY.encode()).hexdigest()),) * with_keys
@@ -74,7 +75,7 @@ class Played:
     def jobs(self) -> Jobs:
         webhooks = WebhookSettings(allowed_hosts=("127.0.0.1",))
         settings = JobsSettings(state_dir=str(self.folder), concurrency=self.concurrency, webhooks=webhooks)
-        return Jobs(settings, IntakeSettings())
+        return Jobs(settings, IntakeSettings(), models=self.models)
 
     async def serve(self, is_up: threading.Event, ending: threading.Event) -> None:
         await migrate(f"sqlite:///{self.folder}/jobs.db")

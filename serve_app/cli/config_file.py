@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -21,10 +21,12 @@ from serve_app.http.openai.aliases import Models
 from serve_app.http.openai.request import check_aliases
 from serve_app.settings import Settings
 from serve_app.settings.access import AccessSettings
+from serve_app.settings.asr import deployment_of
 
 Model = TypeVar("Model", bound=BaseModel)
 
 IMPORT_PATH = "serve_app.app:build"
+ALWAYS_NEEDED = USER_CONFIGS.keys() - {"Diarizer"}
 
 # A wheel has the file next to this module, the repository has it at its root.
 _WHEELS_DEMO_CONFIG = Path(__file__).with_name("serve_config.demo.yaml")
@@ -59,11 +61,14 @@ def check(raw: dict[str, Any], path: Path) -> None:
         if application["import_path"] == IMPORT_PATH:  # args of other applications are not ours to check
             settings = _validate(Settings, application.get("args") or {}, f"{place}.args")
             _check_aliases(settings, place)
+            user_configs = USER_CONFIGS | {
+                deployment_of(name): USER_CONFIGS["Transcriber"] for name in settings.models
+            }
             if schema.proxy_location != ProxyLocation.Disabled:
                 _refuse_wrong_host(schema.http_options.host, settings.access, path)
             found = application.get("deployments") or ()
             for deployment in found:
-                _check_deployment(deployment, place)
+                _check_deployment(deployment, user_configs, place)
             _refuse_replicas_that_never_start(found, settings.windows_in_flight, place)
 
 
@@ -79,7 +84,7 @@ def own_applications(raw: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _check_aliases(settings: Settings, place: str) -> None:
     try:
-        check_aliases(Models(settings.model, settings.openai.names()))
+        check_aliases(Models(settings.model, settings.openai.names(), settings.models))
     except InvalidRequest as error:
         raise CommandFailed(f"{place}.args.{error.message}") from None
 
@@ -100,10 +105,12 @@ def _refuse_wrong_host(host: str, access: AccessSettings, path: Path) -> None:
         )
 
 
-def _check_deployment(deployment: dict[str, Any], place: str) -> None:
-    name = deployment.get("name")
-    if name not in USER_CONFIGS:
-        raise CommandFailed(f"{place}: there is no deployment {name}; there are {', '.join(USER_CONFIGS)}.")
+def _check_deployment(
+    deployment: dict[str, Any], user_configs: Mapping[str, type[BaseModel] | None], place: str
+) -> None:
+    name = str(deployment.get("name"))
+    if name not in user_configs:
+        raise CommandFailed(f"{place}: there is no deployment {name}; there are {', '.join(user_configs)}.")
     place = f"{place}.deployments[{name}]"
     if "ray_actor_options" in deployment:
         raise CommandFailed(
@@ -112,13 +119,13 @@ def _check_deployment(deployment: dict[str, Any], place: str) -> None:
     if isinstance(scaling := deployment.get("autoscaling_config"), dict):  # Serve accepts any mapping
         _policy(scaling, f"{place}.autoscaling_config")
         config = _validate(AutoscalingConfig, scaling, f"{place}.autoscaling_config")
-        if not config.min_replicas and name != "Diarizer":
+        if not config.min_replicas and name in ALWAYS_NEEDED:
             raise CommandFailed(
-                f"{place}: min_replicas must be at least 1; only the Diarizer may go to zero, because only "
-                "it is not always needed."
+                f"{place}: min_replicas must be at least 1; only the Diarizer and the Transcribers of "
+                "`models` may go to zero, because only they are not always needed."
             )
     if (user_config := deployment.get("user_config")) is not None:
-        if not (model := USER_CONFIGS[name]):
+        if not (model := user_configs[name]):
             raise CommandFailed(f"{place}: {name} has no user_config.")
         _validate(model, user_config, f"{place}.user_config")
 
@@ -140,21 +147,22 @@ def _policy(scaling: dict[str, Any], place: str) -> Any:
 def _refuse_replicas_that_never_start(
     deployments: Iterable[dict[str, Any]], windows_in_flight: int, place: str
 ) -> None:
-    """The Ingress holds windows back, so that less audio may reach the Transcriber than its last replica
-    is started for."""
+    """The Ingress holds windows of each model back, so that less audio may reach a Transcriber than its last
+    replica is started for."""
     entries = {each["name"]: each for each in deployments}
-    config = entries.get("Transcriber", {}).get("autoscaling_config")
-    if not config or not hasattr(policy := _policy(config, place), "audio_s_per_replica"):
-        return
-    # More Ingresses start for more requests, which a few long files are not.
-    ingresses = least_replicas(entries.get("Ingress", {}))
-    per_replica_s, replicas = policy.audio_s_per_replica, config.get("max_replicas", 1)
-    needed = math.ceil(replicas * per_replica_s / PADDED_S / ingresses)
-    if windows_in_flight < needed:
-        raise CommandFailed(
-            f"{place}: windows_in_flight: {windows_in_flight} lets in too little audio for {replicas} "
-            f"Transcribers of {per_replica_s:g} s each; set it to at least {needed}."
-        )
+    for name in (each for each in entries if each.startswith("Transcriber")):
+        config = entries[name].get("autoscaling_config")
+        if not config or not hasattr(policy := _policy(config, place), "audio_s_per_replica"):
+            continue
+        # More Ingresses start for more requests, which a few long files are not.
+        ingresses = least_replicas(entries.get("Ingress", {}))
+        per_replica_s, replicas = policy.audio_s_per_replica, config.get("max_replicas", 1)
+        needed = math.ceil(replicas * per_replica_s / PADDED_S / ingresses)
+        if windows_in_flight < needed:
+            raise CommandFailed(
+                f"{place}: windows_in_flight: {windows_in_flight} lets in too little audio for {replicas} "
+                f"replicas of {name}, {per_replica_s:g} s each; set it to at least {needed}."
+            )
 
 
 def least_replicas(deployment: dict[str, Any]) -> int:

@@ -19,6 +19,9 @@ from ray.serve.schema import ApplicationStatus, ProxyStatus, ServeDeploySchema, 
 
 from serve_app.cli import GRACE_S, CommandFailed, note
 from serve_app.cli.config_file import settings_of
+from serve_app.cli.doctor.checks import State
+from serve_app.cli.doctor.devices import Devices
+from serve_app.cli.doctor.weights import memory
 from serve_app.cli.local_ray import local_ray, logs_folder, on_signals
 from serve_app.errors import ModelUnavailable
 from serve_app.jobs.places import JobsUnusable, kept_from_others, prepare
@@ -116,6 +119,8 @@ def _refuse_missing_models(settings: list[Settings]) -> None:
     try:
         for each in settings:
             _say_what_runs(each, model_names.resolve(each))
+            if each.device == "cpu" and (found := memory(Devices(), each)).state == State.ERROR:
+                note.print(found.message)
     except ModelUnavailable as error:
         raise CommandFailed(error.message) from None
 
@@ -137,7 +142,8 @@ def _say_what_runs(settings: Settings, models: Models) -> None:
     times = "wav2vec2 or attention" if models.aligners else "attention"
     if settings.alignment.method in ("off", "wav2vec2"):
         times = settings.alignment.method
-    note.print(f"Model: {models.name}. Word times: {times}. Speakers: {models.diarization or 'off'}.")
+    others = "".join(f", {name}" for name in models.others)
+    note.print(f"Model: {models.name}{others}. Word times: {times}. Speakers: {models.diarization or 'off'}.")
 
 
 def _go_offline_if_the_hub_is_silent() -> None:

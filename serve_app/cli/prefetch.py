@@ -28,6 +28,10 @@ def prefetch(
     language: Annotated[
         list[str] | None, typer.Option(help="Also the model for word times of this language, such as de.")
     ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="Also all models of this config file."),
+    ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Only check the files that are there; exit 1 if one is damaged.")
     ] = False,
@@ -38,11 +42,12 @@ def prefetch(
     """Downloads models ahead of time, so that the service starts without a network."""
     from serve_app.models.store import open_store
 
-    store = open_store(str(to) if to else None)
+    of_config, models_dir = _of_config(config) if config else ([], None)
+    store = open_store(str(to) if to else models_dir)
     if show_list:
         Console(width=None if Console().is_terminal else LIST_COLUMNS).print(_table(store))
         return
-    asked = [*(models or ()), *(f"wav2vec2-{code}" for code in language or ())]
+    asked = [*(models or ()), *(f"wav2vec2-{code}" for code in language or ()), *of_config]
     names = [model.name if (model := store.catalogue.get(name)) else name for name in asked]
     if check:
         there = [model.name for model in store.catalogue if (store.root / model.name).exists()]
@@ -52,7 +57,26 @@ def prefetch(
     elif names:
         _fetch(store, names)
     else:
-        raise CommandFailed("name models, such as base and speakers, or use --language, --check or --list.")
+        raise CommandFailed(
+            "name models, such as base and speakers, or use --language, --config, --check or --list."
+        )
+
+
+def _of_config(config: Path) -> tuple[list[str], str | None]:
+    """The models of the catalogue that the file's services load at start, and their folder."""
+    from serve_app.cli import config_file
+    from serve_app.models import names
+    from serve_app.models.catalogue import catalogue
+
+    found: list[str] = []
+    settings = config_file.settings_of(config_file.read(config))
+    try:
+        for each in settings:
+            needed = names.resolve(each, may_fetch=False).needed(each.alignment.preload)
+            found += [name for name in needed if catalogue().get(name)]
+    except ModelUnavailable as error:
+        raise CommandFailed(error.message) from None
+    return found, next((each.models_dir for each in settings), None)
 
 
 def _fetch(store: "Store", names: list[str]) -> None:

@@ -14,7 +14,7 @@ from serve_app.deployments.speech_detector import SpeechDetector
 from serve_app.deployments.transcriber import Transcriber
 from serve_app.deployments.watchdog import CallTimeout
 
-# What `user_config` of each deployment in a config file may hold.
+# What `user_config` of each deployment in a config file may hold; other models' is the Transcriber's.
 USER_CONFIGS: dict[str, type[BatchConfig] | None] = {
     "Ingress": None,
     "AudioLoader": None,

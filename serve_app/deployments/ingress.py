@@ -3,11 +3,12 @@
 import asyncio
 import io
 import math
-from collections.abc import AsyncGenerator, Collection, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import suppress
 from contextvars import Context
 from functools import partial
 from time import monotonic
+from types import MappingProxyType
 from typing import Any
 
 from fastapi import FastAPI
@@ -18,6 +19,7 @@ from serve_app import proxy
 from serve_app.audio import Source
 from serve_app.deployments.calls.graph import Graph
 from serve_app.deployments.calls.handles import has_replica, invoke, is_scaled_to_zero
+from serve_app.deployments.calls.stage_calls import ASR
 from serve_app.deployments.job_runner import reachable
 from serve_app.deployments.metrics import IngressMetrics, log_errors_in_one_line
 from serve_app.deployments.replica import OPTIONS
@@ -53,14 +55,21 @@ class Ingress:
         diarizer: DeploymentHandle[Any] | None,
         aligner_languages: Collection[str] = frozenset(LANGUAGES),
         job_runner: DeploymentHandle[Any] | None = None,
+        *,
+        other_transcribers: Mapping[str, DeploymentHandle[Any]] = MappingProxyType({}),
     ) -> None:
         log_errors_in_one_line()
         self._settings = settings
         stages = (loader, detector, transcriber, aligner, diarizer)
-        graph = Graph(
-            settings, *stages, aligner_languages, limit_s=settings.request_timeout_s, kind="request"
+        graph = self._graph = Graph(
+            settings,
+            *stages,
+            aligner_languages,
+            other_transcribers=other_transcribers,
+            limit_s=settings.request_timeout_s,
+            kind="request",
         )
-        self._metrics, self._gate = IngressMetrics(), graph.gate
+        self._metrics = IngressMetrics()
         self._run, self._admission, self._retries = graph.run, graph.admission, graph.retries
         self._detect_language = graph.detect_language
         self._without_text = WithoutText(graph.diarize, graph.detect_speech)
@@ -73,11 +82,13 @@ class Ingress:
     def __serve_build_asgi_app__(self) -> FastAPI:
         intake, runner = self._settings.intake, self._job_runner
         has_speakers = "diarization" in self._handles
-        jobs = Jobs(self._settings.jobs, intake, has_speakers=has_speakers) if runner else None
+        models = self._graph.models
+        jobs = Jobs(self._settings.jobs, intake, has_speakers=has_speakers, models=models) if runner else None
         return create_app(
             self._run,
             self.readiness,
             model=self._settings.model,
+            other_models=models[1:],
             max_bytes=intake.max_bytes,
             max_json_bytes=intake.max_json_bytes,
             access=self._settings.access,
@@ -146,7 +157,7 @@ class Ingress:
     async def check_health(self) -> None:
         """Sets the gauges. Serve calls this every few seconds."""
         self._metrics.holds(
-            windows_waiting=self._gate.waiting,
+            windows_waiting=self._graph.windows_waiting,
             requests_open=self._admission.open,
             audio_held_seconds=self._admission.held_s,
         )
@@ -165,8 +176,8 @@ class Ingress:
         return dict(zip(self._handles, answers, strict=True))
 
     async def _is_ready(self, stage: str, handle: DeploymentHandle[Any]) -> bool:
-        # The one stage that not every request needs may go to zero, where a question would start a replica.
-        if stage == "diarization" and await is_scaled_to_zero(handle):
+        # Stages that not every request needs may go to zero, where a question would start a replica.
+        if stage.startswith(("diarization", f"{ASR}-")) and await is_scaled_to_zero(handle):
             return True
         try:
             async with asyncio.timeout(READY_TIMEOUT_S):

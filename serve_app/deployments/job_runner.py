@@ -2,9 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextvars import Context
 from time import monotonic
+from types import MappingProxyType
 from typing import Any
 
 import ray
@@ -48,11 +49,20 @@ class JobRunner:
         aligner: DeploymentHandle[Any] | None,
         diarizer: DeploymentHandle[Any] | None,
         aligner_languages: Collection[str],
+        *,
+        other_transcribers: Mapping[str, DeploymentHandle[Any]] = MappingProxyType({}),
     ) -> None:
         log_errors_in_one_line()
         await prepare(settings.jobs)
         stages = (loader, detector, transcriber, aligner, diarizer)
-        graph = Graph(settings, *stages, aligner_languages, limit_s=settings.jobs.timeout_s, kind="job")
+        graph = Graph(
+            settings,
+            *stages,
+            aligner_languages,
+            other_transcribers=other_transcribers,
+            limit_s=settings.jobs.timeout_s,
+            kind="job",
+        )
         jobs = Jobs(settings.jobs, settings.intake, AudioQuotas(settings.access).of)
         is_shared = settings.jobs.spool and settings.jobs.key_file
         if not (jobs.store.is_sqlite or is_shared):

@@ -32,6 +32,7 @@ OPTIONS: dict[str, Any] = {
 }
 
 BOOKED_CPUS = 0.25  # small, so that a graph of one replica each fits on two cores; threads are set in `args:`
+BOOKED_BY_OTHERS = 0.05  # so that five models beside the first one fit there, too
 
 ENVIRONMENT = {  # only what is right on every node: the graph may be built on another node than this
     "OMP_NUM_THREADS": "1",  # until a model's loader sets it
@@ -53,7 +54,10 @@ NO_DATABASE = {"PGPASSWORD": ""}  # only the Ingress and the JobRunner ask the s
 
 
 def actor_options(
-    gpu_share: float, environment: Mapping[str, str], placement: PlacementSettings
+    gpu_share: float,
+    environment: Mapping[str, str],
+    placement: PlacementSettings,
+    num_cpus: float = BOOKED_CPUS,
 ) -> dict[str, Any]:
     """`ray_actor_options` of a replica that books this part of a GPU, with more environment variables."""
     variables = {**ENVIRONMENT, **environment}
@@ -61,7 +65,7 @@ def actor_options(
     if gpu_share:
         del variables["CUDA_VISIBLE_DEVICES"]
     return {
-        "num_cpus": BOOKED_CPUS,
+        "num_cpus": num_cpus,
         "runtime_env": {"env_vars": variables},
         **({"num_gpus": gpu_share} if gpu_share else {}),
         **({"label_selector": labels} if labels else {}),

@@ -4,7 +4,7 @@
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import Depends, FastAPI, Request
@@ -79,6 +79,7 @@ def create_app(
     readiness: Callable[[], Awaitable[dict[str, bool]]],
     *,
     model: str,
+    other_models: Collection[str] = (),
     max_bytes: int,
     max_json_bytes: int = 64 << 20,
     access: AccessSettings = OWN_MACHINE_ONLY,
@@ -95,7 +96,8 @@ def create_app(
     """The application.
 
     `transcribe` runs a request; `readiness` says for each stage whether its models are loaded. OpenAI's
-    clients call the model `model`, or by a name of `openai`. `max_bytes` limits the file in any kind of body.
+    clients call the model `model`, or by a name of `openai`, and the others beside it by theirs. `max_bytes`
+    limits the file in any kind of body.
     `admission` counts requests and refuses too many. Without `detect_language` there are no routes of
     whisper-asr-webservice, and without `without_text` none of speakers and speech alone. Without `jobs`
     their routes say that there are none; `jobs_reachable` raises the
@@ -168,7 +170,7 @@ def create_app(
         return JSONResponse({"status": status, "stages": stages}, 200 if is_ready else 503)
 
     refused = described_errors(Unauthorized) if access.keys else {}
-    answer_to, models = answering(transcribe, max_bytes), Models(model, openai.names())
+    answer_to, models = answering(transcribe, max_bytes), Models(model, openai.names(), other_models)
     for routes, in_url in (
         (openai_routes(answer_to, models), ()),
         (azure_routes(answer_to, models), ("api-version",)),

@@ -18,6 +18,7 @@ from serve_app.jobs.store.records import ClaimedJob, Job, NewJob, Status, Webhoo
 from serve_app.jobs.stored import JobRequest, load_transcript
 from serve_app.jobs.webhooks.sending import checked_url
 from serve_app.options import Options
+from serve_app.request.calls import check_model
 from serve_app.request.warnings import wants_speakers
 from serve_app.settings import IntakeSettings
 from serve_app.settings.jobs import JobsSettings
@@ -64,11 +65,12 @@ class Jobs:
         audio_quota: Callable[[str], AbstractContextManager[Any]] = nullcontext,
         *,
         has_speakers: bool = True,
+        models: Collection[str] = (),
     ) -> None:
         """Opens nothing yet. Raises ValueError for settings that cannot be used.
 
         Jobs of an API key run in its `audio_quota`, which may raise RateLimited. Without `has_speakers`, jobs
-        that insist on speakers are refused.
+        that insist on speakers are refused, as are those that name none of `models`.
         """
         url = store_url(settings)
         assert url is not None, "jobs are off"
@@ -76,7 +78,7 @@ class Jobs:
         self.store = JobStore(url)
         self.spool = Spool(spool_url(settings, url))
         self._secrets = FetchSecrets(key_file(settings))
-        self._intake, self._has_speakers = intake, has_speakers
+        self._intake, self._has_speakers, self._models = intake, has_speakers, models
         self.audio_quota = audio_quota
 
     async def submit(
@@ -113,6 +115,7 @@ class Jobs:
     async def _new_job(self, key: str, asked: Submission, names: list[str], body: Any) -> NewJob:
         source, settings = asked.source, self.settings
         wants_speakers(asked.options, available=self._has_speakers)
+        check_model(asked.options.model, self._models)
         if asked.webhook_url is not None:
             checked_url(asked.webhook_url, settings.webhooks, asked.webhook_param)
         secrets = input_ref = None

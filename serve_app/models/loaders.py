@@ -6,9 +6,9 @@ packages cost up to 20 s and 0.9 GB.
 
 import ctypes
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 from huggingface_hub import get_token
 
 from serve_app.languages import LANGUAGES
-from serve_app.models.names import Models
+from serve_app.models.names import Models, Whisper
 from serve_app.models.prefetch import alignment_model, directory_of, download_alignment_model
 from serve_app.settings import MAX_DEFAULT_THREADS, Settings
 
@@ -35,6 +35,7 @@ class Loaders:
     aligner: Callable[[], Any] | None
     diarizer: Callable[[], Any] | None
     aligner_languages: frozenset[str] = frozenset(LANGUAGES)  # that the aligner has, or is to try
+    other_recognizers: Mapping[str, Callable[[], Any]] = field(default_factory=dict)  # by their names
 
 
 def loaders(settings: Settings, names: Models, device: str) -> Loaders:
@@ -42,10 +43,16 @@ def loaders(settings: Settings, names: Models, device: str) -> Loaders:
     has_aligner = bool(names.aligners) or settings.alignment.method == "wav2vec2"
     return Loaders(
         detector=partial(_load_detector, settings, detector_device(settings, device)),
-        recognizer=partial(_load_recognizer, settings, names, device),
+        recognizer=partial(
+            _load_recognizer, settings, names.name, Whisper(names.asr, names.attention_shift_s), device
+        ),
         aligner=partial(_load_aligner, settings, names.aligners, device) if has_aligner else None,
         diarizer=partial(_load_diarizer, settings, names.diarization, device) if names.diarization else None,
         aligner_languages=frozenset(LANGUAGES if settings.alignment.method == "wav2vec2" else names.aligners),
+        other_recognizers={
+            name: partial(_load_recognizer, settings, name, whisper, device)
+            for name, whisper in names.others.items()
+        },
     )
 
 
@@ -115,20 +122,21 @@ def _load_detector(settings: Settings, device: str) -> Any:
     return detector.load_pyannote_detector(speech, settings.asr.window_s, device)
 
 
-def _load_recognizer(settings: Settings, names: Models, device: str) -> Any:
-    threads = threads_on(device, settings.asr.threads)
+def _load_recognizer(settings: Settings, name: str, whisper: Whisper, device: str) -> Any:
+    asr = settings.asr_of(name)
+    threads = threads_on(device, asr.threads)
     prepare_process(threads, keep_memory=device == "cpu")
     if device == "cuda":
         load_cublas()
     from serve_app.stages.asr.recognizer import load_recognizer
 
     return load_recognizer(
-        directory_of(names.asr, settings.models_dir),
+        directory_of(whisper.model, settings.models_dir),
         device=device,
         threads=threads,
-        settings=settings.asr,
-        name=Path(names.name).name,
-        attention_shift_s=names.attention_shift_s,
+        settings=asr,
+        name=Path(name).name,
+        attention_shift_s=whisper.attention_shift_s,
     )
 
 

@@ -5,7 +5,8 @@ traceback in a replica or at the first request.
 """
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub import get_token
@@ -27,6 +28,14 @@ PARTS = {"pyannote/speaker-diarization-3.1": ("pyannote/segmentation-3.0", COMMU
 
 
 @dataclass(frozen=True)
+class Whisper:
+    """What a recogniser loads."""
+
+    model: str
+    attention_shift_s: float = 0.0  # by how much its attention is early
+
+
+@dataclass(frozen=True)
 class Models:
     """What the stages' loaders load: names of the catalogue, repositories and directories.
 
@@ -38,6 +47,14 @@ class Models:
     aligners: dict[str, str]  # language -> wav2vec2 model that can be had
     diarization: str | None  # None: off
     attention_shift_s: float = 0.0  # by how much the attention of `asr` is early
+    others: dict[str, Whisper] = field(default_factory=dict)  # besides `name`, by their names
+
+    def needed(self, preload: Sequence[str]) -> list[str]:
+        """All that is loaded at start, with the aligners of these languages."""
+        aligners = [self.aligners[each] for each in preload if each in self.aligners]
+        others = [each.model for each in self.others.values()]
+        found = [self.asr, *others, *aligners, *([self.diarization] if self.diarization else [])]
+        return [*dict.fromkeys(found)]
 
 
 def resolve(settings: Settings, *, may_fetch: bool = True) -> Models:
@@ -46,34 +63,40 @@ def resolve(settings: Settings, *, may_fetch: bool = True) -> Models:
     Without `may_fetch`, those that would be fetched now count as had.
     """
     store = open_store(settings.models_dir)
-    known = store.catalogue.get(settings.model)
+    own = _whisper(settings.model, "model", store, may_fetch)
+    others = {
+        name: _whisper(settings.model_of(name), f"models.{name}", store, may_fetch)
+        for name in settings.models
+    }
     return Models(
         name=settings.model,
-        asr=_asr(settings.model, store, may_fetch),
+        asr=own.model,
         aligners=_aligners(settings.alignment, store),
         diarization=_diarization(settings.diarization.model, store, may_fetch),
-        attention_shift_s=known.attention_shift_s if known else 0.0,
+        attention_shift_s=own.attention_shift_s,
+        others=others,
     )
 
 
-def _asr(model: str, store: Store, may_fetch: bool) -> str:
-    if directory := _directory(model, "model"):
+def _whisper(model: str, setting: str, store: Store, may_fetch: bool) -> Whisper:
+    if directory := _directory(model, setting):
         if not (directory / "model.bin").is_file():
             raise ModelUnavailable(
-                f"{model} is a directory without model.bin; model needs a CTranslate2 Whisper directory "
+                f"{model} is a directory without model.bin; {setting} needs a CTranslate2 Whisper directory "
                 "(see ct2-transformers-converter)."
             )
-        return str(directory.resolve())
+        return Whisper(str(directory.resolve()))
     known = store.catalogue.get(model)
     if known and known.kind == "whisper":
-        return _available(known, "model", store, may_fetch)
+        return Whisper(_available(known, setting, store, may_fetch), known.attention_shift_s)
     if "/" not in model:
         names = [name for m in store.catalogue if m.kind == "whisper" for name in (m.name, *m.aliases)]
+        where = "" if setting == "model" else f"{setting}: "
         raise ModelUnavailable(
-            f"{model} is no model name; known are {', '.join(names)}, or give a directory."
+            f"{where}{model} is no model name; known are {', '.join(names)}, or give a directory."
         )
-    hub.check(model, "model")
-    return model
+    hub.check(model, setting)
+    return Whisper(model)
 
 
 def _aligners(settings: AlignmentSettings, store: Store) -> dict[str, str]:

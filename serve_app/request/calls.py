@@ -4,9 +4,9 @@
 the file that the call is about (`deployments.calls`).
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from serve_app.audio import AudioInfo, Source
@@ -23,6 +23,7 @@ from serve_app.transcript import (
     Window,
     WindowText,
 )
+from serve_app.validation import conflict
 
 
 class Audio(Protocol):
@@ -82,6 +83,14 @@ class DiarizeCall(StageCall):
 
 
 @dataclass(frozen=True)
+class OtherModel:
+    """One of several models that recognise. A slow one holds back the windows of none but its own."""
+
+    transcribe: Callable[[TranscribeCall], Awaitable[WindowText]]
+    window_gate: WindowGate  # shared by all requests
+
+
+@dataclass(frozen=True)
 class Stages:
     """The stages of the graph. Each may be called at any time by any request."""
 
@@ -94,3 +103,22 @@ class Stages:
     window_gate: WindowGate  # shared by all requests
     aligner_languages: Collection[str] = frozenset(LANGUAGES)
     attention: bool = False  # the recogniser gives word times where the Aligner does not
+    other_models: Mapping[str, OtherModel] = field(default_factory=dict)  # besides `model`, by their names
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The names of the models that recognise, the configured one first."""
+        return (self.model, *self.other_models)
+
+    def using(self, model: str | None) -> "Stages":
+        """The stages with this model; None is the configured one. Raises InvalidRequest."""
+        check_model(model, self.models)
+        if model is None or model == self.model:
+            return self
+        return replace(self, model=model, **vars(self.other_models[model]))
+
+
+def check_model(model: str | None, names: Collection[str]) -> None:
+    """Raises InvalidRequest for a name that is none of these."""
+    if model is not None and model not in names:
+        raise conflict("model", f"there is no {model!r} here; use one of {', '.join(names)}")

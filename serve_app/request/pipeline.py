@@ -44,6 +44,7 @@ async def transcribe(
     TranscriptionError when there is no text to give, or a known speaker's reference cannot be used. A failing
     alignment or diarization does not lose the text: it comes back with a warning.
     """
+    stages = stages.using(options.model)
     diarize = wants_speakers(options, available=stages.diarize is not None)
     request = RequestState(stages, options, report)
     recognition, speakers = Recognition(request), SpeakerTurns(request)

@@ -5,53 +5,26 @@ Nothing is read from the environment here; secrets (HF_TOKEN) are read where the
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from serve_app.settings.access import AccessSettings
+from serve_app.settings.asr import AsrSettings as AsrSettings
+from serve_app.settings.asr import ModelSettings, refuse_wrong_names
 from serve_app.settings.jobs import JobsSettings
 from serve_app.settings.openai import OpenAISettings
-from serve_app.settings.types import ComputeType, Host, Probability, Seconds, Share, Strict, Threads
+from serve_app.settings.types import (
+    GPU_SHARE,
+    THREADS,
+    ComputeType,
+    Host,
+    Probability,
+    Seconds,
+    Share,
+    Strict,
+    Threads,
+)
 
 MAX_DEFAULT_THREADS = 8  # of a replica that is not told otherwise; these models gain little beyond
-
-_THREADS = "CPU threads of one replica. Empty: all cores, at most 8; 1 beside a GPU."
-_GPU_SHARE = "Part of a GPU that one replica books."
-
-
-class AsrSettings(Strict):
-    """Whisper: windows to text."""
-
-    compute_type: str = Field(
-        "auto", description="auto: int8_float16 on a GPU, float16 where it has no int8; int8 on a CPU."
-    )
-    beam_size: int = Field(5, ge=1, le=20, description="Beam width; 5 is whisperx's.")
-    temperature_fallback: tuple[Annotated[float, Field(ge=0.01, le=1)], ...] = Field(
-        (0.2, 0.4, 0.6, 0.8, 1.0),
-        description="Windows whose text is repetitive or improbable are decoded again at these temperatures, "
-        "in order. []: never, as whisperx.",
-    )
-    compression_ratio_threshold: float = Field(
-        2.4, gt=0, description="Text that compresses (zlib) better than this ratio is repetitive."
-    )
-    log_prob_threshold: float = Field(
-        -1.0, le=0, description="Text with a lower mean log-probability per token is improbable."
-    )
-    no_speech_threshold: float = Field(
-        0.6,
-        gt=0,
-        le=1,
-        description="Improbable text is left out, with a warning, where Whisper's no-speech probability is "
-        "above this. 1: never, as whisperx.",
-    )
-    window_s: float = Field(30.0, gt=0, le=30, description="Longest window.")
-    threads: Threads = Field(None, description=_THREADS)
-    gpu_share: Share = Field(0.5, description=_GPU_SHARE)
-
-    @model_validator(mode="after")
-    def _rises(self) -> Self:
-        if list(self.temperature_fallback) != sorted(set(self.temperature_fallback)):
-            raise ValueError("asr.temperature_fallback must rise, such as [0.2, 0.4, 0.6, 0.8, 1.0]")
-        return self
 
 
 class SpeechSettings(Strict):
@@ -66,7 +39,7 @@ class SpeechSettings(Strict):
         0.5, gt=0, le=5, description="Hop of pyannote's 5 s window. 0.5: whisperx's; 1: half the cost."
     )
     threads: Threads = Field(None, description="Empty: half of the cores, at most 4; 1 beside a GPU.")
-    gpu_share: float = Field(0.0, ge=0, le=1, description=f"{_GPU_SHARE} 0: it runs on the CPU.")
+    gpu_share: float = Field(0.0, ge=0, le=1, description=f"{GPU_SHARE} 0: it runs on the CPU.")
 
 
 class AlignmentSettings(Strict):
@@ -94,8 +67,8 @@ class AlignmentSettings(Strict):
         description="auto: float16 on a GPU, float32 on a CPU. In half precision a word may start a frame "
         "(20 ms) away from where whisperx has it.",
     )
-    threads: Threads = Field(None, description=_THREADS)
-    gpu_share: Share = Field(0.2, description=_GPU_SHARE)
+    threads: Threads = Field(None, description=THREADS)
+    gpu_share: Share = Field(0.2, description=GPU_SHARE)
 
 
 class DiarizationSettings(Strict):
@@ -121,8 +94,8 @@ class DiarizationSettings(Strict):
         "auto",
         description="auto: float16 on a GPU, float32 on a CPU. In half precision turns may differ a little.",
     )
-    threads: Threads = Field(None, description=_THREADS)
-    gpu_share: Share = Field(0.3, description=_GPU_SHARE)
+    threads: Threads = Field(None, description=THREADS)
+    gpu_share: Share = Field(0.3, description=GPU_SHARE)
 
 
 class IntakeSettings(Strict):
@@ -164,6 +137,12 @@ class Settings(Strict):
     model: str = Field(
         "large-v2", description="Whisper model: a name (tiny ... large-v3-turbo), hub repository, directory."
     )
+    models: dict[str, ModelSettings] = Field(
+        default_factory=dict,
+        description="More Whisper models, which requests choose by their names as `model`: for each what it "
+        "loads (`model`; empty: its name) and what it has unlike `asr`, such as `small: {beam_size: 1}` or "
+        "`english: {model: tiny.en, gpu_share: 0.1}`. Each is a deployment: Transcriber-small.",
+    )
     models_dir: Annotated[str, Field(pattern="^[/~]")] | None = Field(
         None, description="Folder of models on each node. Empty: $MODELS_DIR, else ~/.cache/whisperx-serve."
     )
@@ -194,8 +173,16 @@ class Settings(Strict):
     openai: OpenAISettings = OpenAISettings()
     jobs: JobsSettings = JobsSettings()
 
+    @field_validator("models", mode="before")
+    @classmethod
+    def _may_be_empty(cls, models: object) -> object:
+        """A name with nothing behind it is a model with the settings of `asr`."""
+        return {name: given or {} for name, given in models.items()} if isinstance(models, dict) else models
+
     @model_validator(mode="after")
     def _agrees(self) -> Self:
+        refuse_wrong_names(self.model, self.models)
+        self.openai.refuse_unknown_models((self.model, *self.models))
         if self.speech.offset > self.speech.onset:
             raise ValueError("speech.offset must not be above speech.onset")
         if self.speech.method == "silero" and {"gpu_share", "step_s"} & self.speech.model_fields_set:
@@ -206,3 +193,11 @@ class Settings(Strict):
         if len(self.alignment.preload) > self.alignment.max_loaded_languages:
             raise ValueError("alignment.preload has more languages than alignment.max_loaded_languages")
         return self
+
+    def asr_of(self, name: str) -> AsrSettings:
+        """The settings of one of the models."""
+        return self.models[name].over(self.asr) if name in self.models else self.asr
+
+    def model_of(self, name: str) -> str:
+        """What one of the models loads."""
+        return (self.models[name].model if name in self.models else "") or name

@@ -1,6 +1,6 @@
 """Which names of models OpenAI's clients may send, and what each stands for."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from pydantic import Field, field_validator
 
@@ -29,7 +29,8 @@ class OpenAISettings(Strict):
     aliases: dict[str, dict[str, bool | int | float | str | tuple[str, ...]] | None] = Field(
         default_factory=dict,
         description="Names of models and the options that each stands for, unless a request has its own, "
-        "such as `meetings: {diarize: true, language: de}`; `*` is any other name. They add to OpenAI's: "
+        "such as `meetings: {diarize: true, language: de}`; `*` is any other name. The option `model` is one "
+        "of `models`. They add to OpenAI's: "
         f"{', '.join(SHIPPED)}. The last one tells speakers apart. null takes a name away.",
     )
 
@@ -37,9 +38,20 @@ class OpenAISettings(Strict):
     @classmethod
     def _are_options(cls, aliases: dict[str, object]) -> dict[str, object]:
         for name, given in aliases.items():
-            if not name.strip() or (isinstance(given, dict) and "model" in given):
-                raise ValueError("openai.aliases: a name stands for options, and not for another name")
+            if not name.strip() or (isinstance(given, dict) and not isinstance(given.get("model", ""), str)):
+                raise ValueError("openai.aliases: a name stands for options, of which model is a name")
         return aliases
+
+    def refuse_unknown_models(self, names: Collection[str]) -> None:
+        """Raises ValueError for an alias of a model that is not among these, or of one that is."""
+        for alias, given in self.aliases.items():
+            if given is None or "model" not in given:
+                continue
+            if alias in names:
+                raise ValueError(f"openai.aliases: {alias}: this is a model itself and stands for no other")
+            if given["model"] not in names:
+                known = ", ".join(names)
+                raise ValueError(f"openai.aliases: {alias}: there is no such model; there are {known}")
 
     def names(self) -> dict[str, Defaults]:
         """All aliases, shipped ones too, with their options."""

@@ -48,6 +48,9 @@ Probability = Annotated[float, Field(gt=0, lt=1)]
 Threads = Annotated[int | None, Field(ge=1)]
 ComputeType = Literal["auto", "float32", "float16", "bfloat16"]  # torch's; CTranslate2 has more
 
+THREADS = "CPU threads of one replica. Empty: all cores, at most 8; 1 beside a GPU."
+GPU_SHARE = "Part of a GPU that one replica books."
+
 # As operators write them into lists of what is allowed.
 Host = Annotated[str, AfterValidator(_host)]
 Origin = Annotated[str, AfterValidator(_origin)]

@@ -57,6 +57,90 @@ def test_only_the_diarizer_may_go_to_zero(tmp_path: Path, name: str) -> None:
         read(path)
 
 
+def with_small(tmp_path: Path, entry: dict[str, Any], **small: Any) -> Path:
+    """The shipped file with another model, and this entry for its deployment."""
+    raw = yaml.safe_load((PROJECT / "serve_config.yaml").read_text())
+    application, path = raw["applications"][0], tmp_path / "config.yaml"
+    application["args"]["models"] = {"small": small or None}
+    application["deployments"].append({"name": "Transcriber-small", **entry})
+    path.write_text(yaml.safe_dump(raw))
+    return path
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"num_replicas": 2},
+        {"user_config": {"max_batch_size": 2}},
+        {"autoscaling_config": {"min_replicas": 0, "max_replicas": 2}},
+    ],
+)
+def test_another_model_has_an_entry_of_its_own(tmp_path: Path, entry: dict[str, Any]) -> None:
+    """Replicas, batches, and scaling, also to zero, since no request needs it that does not name it."""
+    read(with_small(tmp_path, entry))
+
+
+@pytest.mark.parametrize(
+    ("entry", "says"),
+    [
+        ({"name": "Transcriber-medium"}, "there is no deployment Transcriber-medium; .*, Transcriber-small"),
+        ({"user_config": {"batch": 2}}, r"\[Transcriber-small\].user_config: unknown key batch"),
+        ({"ray_actor_options": {}}, "ray_actor_options would replace"),
+        (
+            {
+                "autoscaling_config": {
+                    "max_replicas": 7,
+                    "policy": {"policy_function": BY_AUDIO, "policy_kwargs": {"audio_s_per_replica": 960}},
+                }
+            },
+            "7 replicas of Transcriber-small, 960 s each; set it to at least 224",
+        ),
+    ],
+)
+def test_what_is_wrong_with_another_model_s_entry_is_said(
+    tmp_path: Path, entry: dict[str, Any], says: str
+) -> None:
+    """As for every deployment."""
+    with pytest.raises(CommandFailed, match=says):
+        read(with_small(tmp_path, entry))
+
+
+@pytest.mark.parametrize(
+    ("models", "says"),
+    [
+        ({"large-v2": {}}, "this is `model` already"),
+        ({"/models/small": {}}, "a directory stands under it"),
+        ({"a b": {}}, "a name has letters"),
+        ({"a/b/c": {}}, "a name has letters"),
+        ({"": {}}, "a name has letters"),
+        ({"a/b": {}, "a-b": {}}, "models.a-b: it is too like a/b"),
+        ({"small": {"window_s": 10}}, "set asr.window_s"),
+        ({"small": {"beam": 1}}, "models.small.beam"),
+        ({"small": {"beam_size": 0}}, "models.small.beam_size"),
+        ({"small": {"temperature_fallback": [0.4, 0.2]}}, "must rise"),
+    ],
+)
+def test_names_and_settings_of_models_are_checked(models: dict[str, Any], says: str) -> None:
+    """What could not be, or would be without effect."""
+    with pytest.raises(ValidationError, match=says):
+        Settings.model_validate({"models": models})
+
+
+def test_another_model_has_the_settings_of_asr_but_for_its_own() -> None:
+    """The first one keeps those of asr."""
+    asr = {"beam_size": 3, "compute_type": "int8", "gpu_share": 0.4}
+    small = {"model": "small.en", "beam_size": 1, "gpu_share": 0.2}
+    settings = Settings.model_validate({"asr": asr, "models": {"english": small, "base": None}})
+    english, base = settings.asr_of("english"), settings.asr_of("base")
+    assert (english.beam_size, english.compute_type, english.gpu_share) == (1, "int8", 0.2)
+    assert base == settings.asr_of("large-v2") == settings.asr
+    assert [settings.model_of(name) for name in ("english", "base", "large-v2")] == [
+        "small.en",
+        "base",
+        "large-v2",
+    ]
+
+
 @pytest.mark.parametrize(
     "name", ["serve_config.yaml", "serve_config.demo.yaml", "deploy/serve_config.autoscaling.yaml"]
 )

@@ -388,6 +388,24 @@ def test_arithmetic_that_the_device_has(devices: Devices, asr: str, state: State
     expect(compute_types(devices, settings(asr={"compute_type": asr})), state, says)
 
 
+@pytest.mark.parametrize(
+    ("devices", "models", "state", "says"),
+    [
+        (ON_CPU, {"small": None}, State.OK, "asr.compute_type: auto is int8"),
+        (
+            ON_CPU,
+            {"small": {"compute_type": "float16"}},
+            State.ERROR,
+            "set models.small.compute_type to auto",
+        ),
+        (WITH_T4, {"small": {"compute_type": "bfloat16"}}, State.ERROR, "models.small.compute_type: float16"),
+    ],
+)
+def test_arithmetic_of_each_model(devices: Devices, models: dict[str, Any], state: State, says: str) -> None:
+    """One that has a type of its own is checked for it."""
+    expect(compute_types(devices, settings(models=models)), state, says)
+
+
 def test_bfloat16_on_an_old_gpu() -> None:
     """torch computes it there, slowly."""
     found = compute_types(WITH_T4, settings(diarization={"compute_type": "bfloat16"}))
@@ -429,6 +447,15 @@ SMALL = replace(T4, name="GTX 1650", memory_bytes=4 * GB, free_bytes=4 * GB)
             "max_batch_size of the Transcriber lower",
         ),
         (with_gpus(replace(T4, free_bytes=3 * GB)), {}, {}, State.WARNING, "only 3.0 of 15.8 GB are free"),
+        (WITH_T4, {"models": {"large-v3": None}}, {}, State.ERROR, "about 17.2 GB"),
+        (WITH_T4, {"models": {"base": None}}, {}, State.WARNING, "book 1.45 GPUs and this machine has 1"),
+        (
+            with_gpus(T4, T4),
+            {"models": {"english": {"model": "small.en", "gpu_share": 0.05}}},
+            {"Transcriber-english": {"user_config": {"max_batch_size": 2}}},
+            State.WARNING,
+            "models.english.gpu_share: 0.05 is 0.79 GB of Tesla T4, and the Transcriber-english needs about",
+        ),
         (
             with_gpus(replace(T4, compute_types=BLACKWELL.compute_types)),
             {},
@@ -481,6 +508,34 @@ def aligned(tmp_path: Path) -> Settings:
 def test_models_that_are_here(aligned: Settings) -> None:
     """Their content is compared with what was fetched."""
     expect(weights.weights(aligned), State.OK, "recogniser, wav2vec2-de can be loaded")
+
+
+@pytest.mark.parametrize(
+    ("models", "state", "says"),
+    [
+        ({}, State.OK, "need 0.0 of 1.0 GB that are free"),
+        ({"small": None, "large-v2": None}, State.ERROR, "alone need 1.8 GB (recogniser 0.0, small 0.2"),
+        ({"small": {"compute_type": "float32"}}, State.OK, "small 1.0"),
+    ],
+)
+def test_memory_of_a_machine_without_a_gpu(
+    models: dict[str, Any], state: State, says: str, aligned: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the sizes of the models' files, in the type that they are computed in."""
+    monkeypatch.setattr(weights, "free_memory", lambda: GB)
+    args = aligned.model_dump(exclude_unset=True) | {"models": models}
+    found = weights.memory(ON_CPU, settings(**args))
+    assert (found.state, says in found.message.replace(str(Path(aligned.model).parent) + "/", "")) == (
+        state,
+        True,
+    ), found.message
+    expect(weights.memory(WITH_T4, settings(**args)), State.SKIPPED)
+
+
+def test_the_weights_of_each_model(aligned: Settings, index: Sources) -> None:
+    """One that is missing is named."""
+    args = aligned.model_dump(exclude_unset=True) | {"models": {"base": None}}
+    expect(weights.weights(settings(**args)), State.WARNING, "base (148 MB) will be fetched")
 
 
 def test_a_damaged_model(aligned: Settings, tmp_path: Path) -> None:

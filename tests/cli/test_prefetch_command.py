@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from serve_app.__main__ import cli
 from serve_app.cli import CommandFailed
@@ -71,3 +72,36 @@ def test_nothing_to_do_is_said(folder: Path) -> None:
     """A command without names fails with a sentence that asks for them."""
     with pytest.raises(CommandFailed, match="name models"):
         run(folder)
+
+
+def test_all_models_of_a_config_file_are_fetched(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of several, and what is loaded at start beside them; a directory needs no fetch."""
+    fetched: list[str] = []
+
+    def fetch(name: str, *_: object, **__: object) -> Path:
+        fetched.append(name)
+        return folder
+
+    monkeypatch.setattr("serve_app.models.prefetch.fetch", fetch)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("MODELS_DIR", str(tmp_path / "none"))
+    monkeypatch.setattr("serve_app.models.names.fetch", fetch)
+    (tmp_path / "model.bin").touch()
+    args = {
+        "model": str(tmp_path),
+        "models": {"english": {"model": "tiny.en"}, "base": None},
+        "alignment": {"method": "attention"},
+        "diarization": {"model": "campplus"},
+    }
+    applications = [{"name": "w", "import_path": "serve_app.app:build", "args": args}]
+    config = tmp_path / "config.yaml"
+    raw = {"http_options": {"host": "127.0.0.1"}, "applications": applications}
+    config.write_text(yaml.safe_dump(raw))
+    run(folder, "--config", str(config), "tiny")
+    assert fetched == ["tiny", "base", "tiny.en", "campplus"]
+    args["models"] = {"smal": None}
+    config.write_text(yaml.safe_dump(raw))
+    with pytest.raises(CommandFailed, match=r"models\.smal: smal is no model name"):
+        run(folder, "--config", str(config))

@@ -446,7 +446,6 @@ def test_how_segments_are_made_reaches_the_service(service: Played, talk: Path, 
         (["--max_line_count", "2", "."], "--max_line_count needs --max_line_width"),
         (["--task", "translate", "-f", "words", "."], "needs word times"),
         (["--task", "translate", "--highlight_words", "True", "."], "needs word times"),
-        (["--model", "large-v2", "."], "leave out --server"),
         (["--chunk_size", "10", "."], "leave out --server"),
         (["--no_align", "--char_timestamps", "."], "needs word times"),
         (
@@ -618,6 +617,32 @@ def test_ctrl_c_ends_a_service_of_its_own(
     ending.join()
     assert done.exit_code == 130
     assert len(started) == 1
+
+
+def test_a_model_of_the_server_is_chosen(service: Played, talk: Path) -> None:
+    """With --server the flag is the option of the requests."""
+    service.models += ["large-v2", "small"]
+    done = run(service, talk, "--model", "small", "-o", talk.parent, "-f", "txt")
+    assert (done.exit_code, service.asked[0].model) == (0, "small"), done.output
+    with pytest.raises(CommandFailed, match="use one of large-v2, small"):
+        run(service, talk, "--model", "medium", "-o", talk.parent, "-f", "srt")
+
+
+def test_a_model_of_the_config_file_is_chosen(
+    started: list[dict[str, Any]], service: Played, talk: Path, tmp_path: Path
+) -> None:
+    """One of its `models` is an option of the requests; another name is the service's model."""
+    service.models += ["base", "small"]
+    config = yaml.safe_load((PROJECT / "serve_config.demo.yaml").read_text())
+    config["applications"][0]["args"]["models"] = {"small": None}
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    for name, model, option in (("small", "base", "small"), ("tiny", "tiny", None)):
+        flags = ["--config", str(path), "--model", name, "-o", str(talk.parent), "-f", "txt"]
+        done = CliRunner().invoke(cli, ["transcribe", str(talk), *flags])
+        assert done.exit_code == 0, done.output
+        assert started[-1]["applications"][0]["args"]["model"] == model
+        assert service.asked[-1].model == option
 
 
 def test_the_command_needs_no_package_of_the_server() -> None:

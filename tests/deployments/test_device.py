@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import ray
+from fakes import FakeAligner, FakeDiarizer, FakeRecognizer, FakeSpeechModel
 
-from serve_app.app import choose_device
+from serve_app.app import choose_device, refuse_shares_without_gpus
 from serve_app.deployments.calls import ray_private
 from serve_app.errors import ModelUnavailable
+from serve_app.models.loaders import Loaders
 from serve_app.settings import Settings
 
 CLUSTER = "namespaces/speech/rayclusters/whisperx"
@@ -126,3 +128,34 @@ def test_outside_of_a_cluster_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -
     """As while a config file is checked."""
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     assert choose_device(Settings()) == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("models", "gpus", "refused"),
+    [
+        ({}, 1.0, False),  # 0.5 + 0.2 + 0.3
+        ({"small": {"gpu_share": 0.2}}, 1.0, True),
+        ({"small": {"gpu_share": 0.2}}, 2.0, False),
+        ({"small": None, "base": None}, 2.0, False),  # 0.5 more for each, as in asr
+        ({"small": None, "base": None}, 1.9, True),
+    ],
+)
+def test_shares_of_gpus_that_are_not_there_are_refused(
+    cluster: dict[str, float], models: dict[str, Any], gpus: float, refused: bool
+) -> None:
+    """One replica of each stage must fit, or Serve would wait for ever; the message has each share."""
+    cluster["GPU"] = gpus
+    settings = Settings.model_validate({"models": models})
+    load = Loaders(FakeSpeechModel, FakeRecognizer, FakeAligner, FakeDiarizer)  # type: ignore[arg-type]
+    if not refused:
+        refuse_shares_without_gpus(settings, load)
+        return
+    with pytest.raises(ModelUnavailable, match=rf"asr 0.5, models.small .*has {gpus:g}; lower a gpu_share"):
+        refuse_shares_without_gpus(settings, load)
+
+
+def test_shares_of_gpus_that_kuberay_may_add_are_not_refused(on_kuberay: dict[str, Any]) -> None:
+    """Its replicas make the nodes start."""
+    on_kuberay["workerGroupSpecs"] = [group("gpus", 1, 2)]
+    load = Loaders(FakeSpeechModel, FakeRecognizer, FakeAligner, FakeDiarizer)  # type: ignore[arg-type]
+    refuse_shares_without_gpus(Settings.model_validate({"models": {"small": None}}), load)

@@ -8,7 +8,7 @@ import math
 import tempfile
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import httpx
@@ -167,13 +167,18 @@ class Server:
     """An Ingress of these settings and its application."""
 
     def __init__(
-        self, graph: Graph, audio_in_flight_s: float = 3600.0, diarizer: Any = None, **settings: Any
+        self,
+        graph: Graph,
+        audio_in_flight_s: float = 3600.0,
+        diarizer: Any = None,
+        others: Any = MappingProxyType({}),
+        **settings: Any,
     ) -> None:
         intake = IntakeSettings(audio_in_flight_s=audio_in_flight_s)
         untyped: Any = deployments.Ingress
         own_class = untyped.func_or_class.__mro__[1]  # without what Serve wraps around it
         chosen = Settings(model="fake", intake=intake, **settings)
-        self.ingress = own_class(chosen, *[Handle(graph)] * 4, diarizer)
+        self.ingress = own_class(chosen, *[Handle(graph)] * 4, diarizer, other_transcribers=others)
         transport = httpx.ASGITransport(self.ingress.__serve_build_asgi_app__())
         self.http = httpx.AsyncClient(transport=transport, base_url="http://localhost")
 
@@ -497,6 +502,52 @@ def test_a_diarizer_at_zero_is_ready_and_stays_there(
         server = Server(Graph(), diarizer=Handle(idle))
         assert (await server.http.get("/readyz")).status_code == status
         assert bool(idle.questions) == (status == 503)
+
+    asyncio.run(run())
+
+
+def test_each_model_has_its_own_readiness() -> None:
+    """Under its name."""
+
+    async def run() -> None:
+        broken = Graph()
+        server = Server(Graph(), others={"small": Handle(broken)})
+        assert (await server.http.get("/readyz")).status_code == 200
+        broken.broken = True
+        server.ingress._asked_at_s = -math.inf
+        response = await server.http.get("/readyz")
+        stages = response.json()["stages"]
+        assert (response.status_code, stages["asr"], stages["asr-small"]) == (503, True, False)
+
+    asyncio.run(run())
+
+
+def test_a_request_chooses_a_model_on_every_way_in() -> None:
+    """By form, JSON, OpenAI's field, /asr's query and a Python handle; another name lists those there are."""
+    form = {"files": {"file": b"x"}}
+
+    async def run() -> None:
+        server = Server(Graph(), others={"small": Handle(Graph())})
+        for name, status in (("small", 200), ("fake", 200), ("medium", 400)):
+            body = {"audio_file": "https://example.com/x.mp3", "model": name}
+            answers = [
+                await server.http.post("/predict", **form, data={"model": name}),
+                await server.http.post("/predict", json=body),
+            ]
+            assert [each.status_code for each in answers] == [status, status]
+            if status == 200:
+                assert [each.json()["model"] for each in answers] == [name, name]
+                assert (await server.ingress.transcribe(b"x", model=name))["model"] == name
+            else:
+                error = answers[0].json()["error"]
+                assert (error["param"], "fake, small" in error["message"]) == ("model", True)
+                with pytest.raises(InvalidRequest, match="use one of fake, small"):
+                    await server.ingress.transcribe(b"x", model=name)
+            vendors = [
+                await server.http.post("/v1/audio/transcriptions", **form, data={"model": name}),
+                await server.http.post(f"/asr?model={name}", files={"audio_file": b"x"}),
+            ]
+            assert [each.status_code for each in vendors] == [status if status == 200 else 404] * 2
 
     asyncio.run(run())
 

@@ -167,6 +167,21 @@ def test_attempts_are_bounded() -> None:
     assert "actor" not in raised.value.message
 
 
+def test_calls_of_another_model_are_counted_as_its_own() -> None:
+    """The error's code is that of recognition all the same: clients know no models of it."""
+    request = Request(*[ActorUnavailableError("actor", None)] * MAX_ATTEMPTS)
+
+    async def run() -> None:
+        await request.audio.load()
+        stage: Stage[Any] = Stage("asr-small", request, request.retries)
+        await stage.about_window(request.call())
+
+    with pytest.raises(Overloaded, match="The asr-small stage keeps failing") as raised:
+        asyncio.run(run())
+    assert raised.value.code == "asr_failed"
+    assert request.retries.counts == {("asr-small", "replica_unavailable"): MAX_ATTEMPTS - 1}
+
+
 def test_a_full_device_stays_the_reason() -> None:
     """After the last attempt the stage's own words reach the caller."""
     request = Request(*[OutOfMemory("full", None, "asr_out_of_memory")] * MAX_ATTEMPTS)

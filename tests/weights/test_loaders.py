@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,17 @@ from fakes import FakeAligner, FakeDiarizer, FakeRecognizer, FakeSpeechModel
 from serve_app.app import graph
 from serve_app.models.loaders import Loaders, limit_gpu_memory
 from serve_app.settings import Settings
+from serve_app.transcript import Decoding
 
 LOADERS = Loaders(FakeSpeechModel, partial(FakeRecognizer, Path("gate")), FakeAligner, FakeDiarizer)
 
 
-def bound_deployments(device: str = "cpu", **settings: Any) -> list[Any]:
+def bound_deployments(device: str = "cpu", load: Loaders = LOADERS, **settings: Any) -> list[Any]:
     """The deployments of a graph, with what they are bound to."""
-    ingress: Any = graph(Settings.model_validate({"model": "fake", **settings}), LOADERS, device)
+    ingress: Any = graph(Settings.model_validate({"model": "fake", **settings}), load, device)
     bound = [ingress._bound_deployment]
     for node in bound:  # which grows meanwhile
-        below = [*node.init_args, *node.init_kwargs.values()]
+        below = [*node.init_args, *node.init_kwargs.get("other_transcribers", {}).values()]
         bound += [arg._bound_deployment for arg in below if hasattr(arg, "_bound_deployment")]
     return bound
 
@@ -131,3 +133,30 @@ def test_replicas_run_on_nodes_with_the_labels_of_their_kind() -> None:
 def test_without_placement_replicas_run_anywhere() -> None:
     """A node without labels, such as one machine's, takes every replica."""
     assert not any(node.ray_actor_options.get("label_selector") for node in bound_deployments())
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_each_model_is_a_deployment_of_its_own(device: str) -> None:
+    """With its own loader, share and attempts; the Ingress and the JobRunner have them all."""
+    others: dict[str, Any] = {"small": FakeRecognizer, "a/b": FakeRecognizer}
+    models = {"small": {"gpu_share": 0.1, "temperature_fallback": []}, "a/b": None}
+    nodes = bound_deployments(device, replace(LOADERS, other_recognizers=others), models=models)
+    found = {node.name: node for node in nodes}
+    shares = {
+        name: node.ray_actor_options.get("num_gpus", 0.0)
+        for name, node in found.items()
+        if name.startswith("Transcriber")
+    }
+    on_gpu = device == "cuda"
+    assert shares == {
+        "Transcriber": 0.5 * on_gpu,
+        "Transcriber-small": 0.1 * on_gpu,
+        "Transcriber-a-b": 0.5 * on_gpu,
+    }
+    assert found["Transcriber-small"].init_args[0] is FakeRecognizer
+    attempts = [len(found[name].init_args[2].schedule(Decoding())) for name in shares]
+    assert attempts == [6, 1, 6]
+    for name in ("Ingress", "JobRunner"):
+        assert [*found[name].init_kwargs["other_transcribers"]] == ["small", "a/b"]
+    cpus = sum(node.ray_actor_options["num_cpus"] for name, node in found.items())
+    assert cpus <= 2, "one replica of each fits on two cores"

@@ -211,3 +211,35 @@ def test_a_directory_that_is_no_pipeline_is_refused(hub: list[str], store: Store
     """A diarization directory needs config.yaml."""
     with pytest.raises(ModelUnavailable, match=r"without config\.yaml"):
         models.resolve(diarization(str(tmp_path)))
+
+
+def test_each_of_several_models_is_resolved(
+    hub: list[str], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the constant of its own attention; all are needed, each once."""
+    no_hub(monkeypatch)
+    put(store, "tiny.en")
+    settings = Settings.model_validate(
+        {"model": "base", "models": {"english": {"model": "tiny.en"}, "fast": {"model": "base"}}}
+    )
+    found = models.resolve(settings)
+    assert found.others == {"english": models.Whisper("tiny.en", -0.10), "fast": models.Whisper("base", 0.04)}
+    assert found.needed(("en",)) == ["base", "tiny.en", "campplus"]
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"smal": None}, "models.smal: smal is no model name; known are base"),
+        ({"mine": {"model": "/nowhere"}}, "models.mine: there is no directory /nowhere"),
+        ({"small": None}, "small"),
+    ],
+)
+def test_a_model_that_cannot_be_had_is_named_with_its_place(
+    given: dict[str, object], says: str, hub: list[str], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything starts."""
+    no_hub(monkeypatch)
+    monkeypatch.setattr(hub_module, "_ask", lambda repository, **_: (_ for _ in ()).throw(OSError("away")))
+    with pytest.raises(ModelUnavailable, match=says):
+        models.resolve(Settings.model_validate({"model": "base", "models": given}))

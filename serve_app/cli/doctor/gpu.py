@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from serve_app.cli.doctor.checks import Check, Finding, Subject, fine, skipped, warning, wrong
+from serve_app.cli.doctor.checks import Check, Finding, State, Subject, fine, skipped, warning, wrong
 from serve_app.cli.doctor.devices import Devices, Gpu
 from serve_app.cli.doctor.gpu_memory import memory
 from serve_app.settings import Settings
@@ -79,11 +79,20 @@ def driver(devices: Devices, settings: Settings) -> Finding:
 
 
 def compute_types(devices: Devices, settings: Settings) -> Finding:
-    """The device has the arithmetic that the settings ask for."""
+    """The device has the arithmetic that the settings ask for, for each of the models."""
+    found = [_compute_type(devices, settings, "asr", settings.asr.compute_type)]
+    found += [
+        _compute_type(devices, settings, f"models.{name}", model.compute_type)
+        for name, model in settings.models.items()
+        if "compute_type" in model.model_fields_set
+    ]
+    return next((each for each in found if each.state != State.OK), found[0])
+
+
+def _compute_type(devices: Devices, settings: Settings, section: str, asked: str) -> Finding:
     if devices.ctranslate2 is None:
         return skipped(f"What CTranslate2 can compute is not known: {devices.ctranslate2_error}.")
     device = device_of(devices, settings)
-    asked = settings.asr.compute_type
 
     def on(offered: frozenset[str]) -> str:
         return auto_compute_type(device, offered) if asked == "auto" else asked
@@ -91,9 +100,9 @@ def compute_types(devices: Devices, settings: Settings) -> Finding:
     if device == "cpu":
         wanted = on(devices.cpu_types)
         if wanted in {"default", *devices.cpu_types}:
-            return fine(f"asr.compute_type: {asked} is {wanted} on this CPU.")
+            return fine(f"{section}.compute_type: {asked} is {wanted} on this CPU.")
         return wrong(
-            f"CTranslate2 has no {wanted} on this CPU; set asr.compute_type to auto or one of "
+            f"CTranslate2 has no {wanted} on this CPU; set {section}.compute_type to auto or one of "
             f"{', '.join(sorted(devices.cpu_types))}."
         )
     if not devices.gpus:
@@ -105,14 +114,14 @@ def compute_types(devices: Devices, settings: Settings) -> Finding:
         best = "float16" if "float16" in usable else "float32"
         return wrong(
             f"{lacking.name} has no {on(lacking.compute_types)} in CTranslate2 {version} (it has "
-            f"{', '.join(usable)}); set asr.compute_type: {best}, or install a newer CTranslate2."
+            f"{', '.join(usable)}); set {section}.compute_type: {best}, or install a newer CTranslate2."
         )
     if slow := [*_slow_bfloat16(devices.gpus, settings)]:
         return warning(
             f"{', '.join(slow)}: bfloat16 is slow on a GPU before Ampere; set float16 or auto there."
         )
     first = devices.gpus[0]
-    return fine(f"asr.compute_type: {asked} is {on(first.compute_types)} on {first.name}.")
+    return fine(f"{section}.compute_type: {asked} is {on(first.compute_types)} on {first.name}.")
 
 
 def _has(gpu: Gpu, kind: str, ctranslate2: str) -> bool:

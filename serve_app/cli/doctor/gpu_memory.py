@@ -9,6 +9,7 @@ from serve_app.cli.doctor.checks import Finding, fine, skipped, warning, wrong
 from serve_app.cli.doctor.devices import Devices, Gpu
 from serve_app.models.catalogue import catalogue
 from serve_app.settings import Settings
+from serve_app.settings.asr import deployment_of
 from serve_app.stages.devices import auto_compute_type
 
 GB = 1e9
@@ -86,11 +87,16 @@ def needs_of(
     settings: Settings, deployments: dict[str, dict[str, Any]], offered: Collection[str]
 ) -> list[Need]:
     """The stages that run on a GPU, for which CTranslate2 offers these compute types."""
-    asr, speech = settings.asr, settings.speech
-    alignment, diarization = settings.alignment, settings.diarization
-    windows = (deployments.get("Transcriber", {}).get("user_config") or {}).get("max_batch_size", WINDOWS)
-    kind = auto_compute_type("cuda", offered) if asr.compute_type == "auto" else asr.compute_type
-    found = [("Transcriber", "asr", asr.gpu_share, recognizer_gb(settings.model, kind, windows))]
+    speech, alignment, diarization = settings.speech, settings.alignment, settings.diarization
+    found = []
+    for name in (settings.model, *settings.models):
+        section, deployment, asr = "asr", "Transcriber", settings.asr_of(name)
+        if name in settings.models:
+            section, deployment = f"models.{name}", deployment_of(name)
+        config = deployments.get(deployment, {}).get("user_config") or {}
+        kind = auto_compute_type("cuda", offered) if asr.compute_type == "auto" else asr.compute_type
+        needed_gb = recognizer_gb(settings.model_of(name), kind, config.get("max_batch_size", WINDOWS))
+        found.append((deployment, section, asr.gpu_share, needed_gb))
     if speech.gpu_share:
         found.append(("SpeechDetector", "speech", speech.gpu_share, DETECTOR_GB))
     if alignment.method in ("auto", "wav2vec2"):

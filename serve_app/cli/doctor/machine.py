@@ -76,7 +76,7 @@ def _finite(limit: int) -> int:
 def shared_memory(settings: Settings, place: str = SHM) -> Finding:
     """Ray's object store, which holds the audio, fits in shared memory and holds what may be in flight."""
     free = disk_usage(place).free
-    part = int(_free_memory() * OBJECT_STORE_PART)
+    part = int(free_memory() * OBJECT_STORE_PART)
     store = min(part, max(LEAST_CAP_BYTES, int(free * 0.95)))
     if store > free:
         return warning(
@@ -94,7 +94,7 @@ def shared_memory(settings: Settings, place: str = SHM) -> Finding:
     return fine(f"{place} has {free / GB:.1f} GB free; Ray's object store will have {store / GB:.1f} GB.")
 
 
-def _free_memory() -> int:
+def free_memory() -> int:
     """Of the machine, or of the container where that has a limit."""
     found = psutil.virtual_memory()
     total = int(found.total)

@@ -4,11 +4,12 @@ from pathlib import Path
 from shutil import disk_usage
 
 from serve_app.cli.doctor.checks import Check, Finding, Subject, fine, skipped, warning, wrong
-from serve_app.cli.doctor.machine import GB, nearest, why_not_writable
+from serve_app.cli.doctor.devices import Devices
+from serve_app.cli.doctor.gpu_memory import WEIGHTS
+from serve_app.cli.doctor.machine import GB, free_memory, nearest, why_not_writable
 from serve_app.errors import ModelUnavailable
 from serve_app.models import hub, names
-from serve_app.models.catalogue import MAIN_FILES, Model
-from serve_app.models.names import Models
+from serve_app.models.catalogue import MAIN_FILES, Model, catalogue
 from serve_app.models.prefetch import can_be_fetched
 from serve_app.models.store import open_store
 from serve_app.settings import Settings
@@ -20,6 +21,7 @@ def checks(subject: Subject) -> list[Check]:
     return [
         Check("Models", lambda: weights(subject.settings)),
         Check("Disk for models", lambda: disk(subject.settings)),
+        Check("Memory for models", lambda: memory(subject.devices(), subject.settings)),
     ]
 
 
@@ -84,11 +86,33 @@ def disk(settings: Settings) -> Finding:
     return fine(f"{store.root} has {free / GB:.0f} GB free, and {what}.")
 
 
+def memory(devices: Devices, settings: Settings) -> Finding:
+    """On a CPU the recognisers' weights fit in what is free: less than they need, but all that is known."""
+    if settings.device == "cuda" or (settings.device == "auto" and devices.gpus):
+        return skipped("The models run on a GPU.")
+    found = {name: weights_gb(settings, name) for name in (settings.model, *settings.models)}
+    said = ", ".join(f"{name} {size:.1f}" for name, size in found.items())
+    needed, free = sum(found.values()), free_memory() / GB
+    if needed > free:
+        return wrong(
+            f"The weights of the recognisers alone need {needed:.1f} GB ({said}), and {free:.1f} GB of "
+            "memory are free; take smaller models, or fewer."
+        )
+    return fine(f"The weights of the recognisers need {needed:.1f} of {free:.1f} GB that are free ({said}).")
+
+
+def weights_gb(settings: Settings, name: str) -> float:
+    """Memory of one of the models' weights on a CPU; nothing where its file's size is not known."""
+    model = settings.model_of(name)
+    known, file = catalogue().get(model), Path(model).expanduser() / MAIN_FILES["whisper"]
+    size = file.stat().st_size if file.is_file() else known.size if known else 0
+    kind = settings.asr_of(name).compute_type
+    return size / GB * WEIGHTS.get("int8" if kind == "auto" else kind.partition("_")[0], 1.0)
+
+
 def _needed(settings: Settings) -> list[str]:
     """Names of the catalogue, repositories and directories. Raises ModelUnavailable."""
-    models: Models = names.resolve(settings, may_fetch=False)
-    aligners = [models.aligners[each] for each in settings.alignment.preload if each in models.aligners]
-    return [models.asr, *aligners, *([models.diarization] if models.diarization else [])]
+    return names.resolve(settings, may_fetch=False).needed(settings.alignment.preload)
 
 
 def _is_in_hub_cache(model: Model) -> bool:

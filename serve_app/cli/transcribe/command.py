@@ -12,7 +12,7 @@ import typer
 from serve_app.cli import CommandFailed, note
 from serve_app.cli.transcribe.batch import Interrupted, transcribe_all
 from serve_app.cli.transcribe.inputs import hash_of, said, url_name
-from serve_app.cli.transcribe.own_service import SETTINGS, own_service
+from serve_app.cli.transcribe.own_service import SETTINGS, models_beside, own_service
 from serve_app.cli.transcribe.wanted import SHOWN_WITH_WORDS, Wanted, done_before
 from serve_app.cli.transcribe.writers import ALL, WRITERS, Layout
 from serve_app.client.calls import is_url
@@ -138,12 +138,16 @@ def transcribe(
     highlight_words: Annotated[
         bool, _subtitles("--highlight_words", help="Underline each word while it is spoken.")
     ] = False,
+    model: Annotated[
+        str | None,
+        _general(
+            "--model",
+            help="Whisper model: a name such as large-v3, or a folder; with --server, one that it has.",
+        ),
+    ] = None,
     config: Annotated[
         Path | None,
         _local("--config", exists=True, dir_okay=False, help="Config file. Without it, the demo's."),
-    ] = None,
-    model: Annotated[
-        str | None, _local("--model", help="Whisper model: a name such as large-v3, or a folder.")
     ] = None,
     model_dir: Annotated[Path | None, _local("--model_dir", help="Folder of the models.")] = None,
     device: Annotated[str | None, _local("--device", help="auto, cpu or cuda.")] = None,
@@ -164,6 +168,12 @@ def transcribe(
     """
     given = dict(locals())
     chosen = {name: given[name] for name in SETTINGS if given[name] is not None}
+    options = {name: given[name] for name in OPTIONS if given[name] is not None}
+    options |= {"align": False} if no_align else {}
+    options |= {"word_timestamps": True} if confidence or char_timestamps else {}  # what they need
+    options |= {"embeddings": True} if embeddings else {}
+    if model and (server or model in models_beside(config)):
+        options["model"] = chosen.pop("model")
     formats = _formats(output_format or ["all"])
     _refuse_contradictions(given, formats)
     for_own_service = ["config"] * bool(config) + [*chosen]
@@ -172,10 +182,7 @@ def transcribe(
         raise typer.BadParameter(f"--{name} is for a service that is started here; leave out --server.")
     for path in paths or ():
         _refuse_what_is_not_there(path)
-    options = {name: given[name] for name in OPTIONS if given[name] is not None}
-    options |= {"align": False} if no_align else {}
-    options |= {"word_timestamps": True} if confidence or char_timestamps else {}  # what they need
-    options |= {"embeddings": True} if embeddings else {}
+
     layout = Layout(max_line_width, max_line_count, highlight_words)
     wanted = Wanted(
         options,

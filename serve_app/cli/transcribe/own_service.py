@@ -2,7 +2,7 @@
 
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +20,15 @@ SETTINGS = {
     "vad_method": ("speech", "method"),
     "diarize_model": ("diarization", "model"),
 }
+
+
+def models_beside(config: Path | None) -> Collection[str]:
+    """The names of `models` in the config file of this service. Raises CommandFailed."""
+    if config is None or find_spec("ray") is None:
+        return ()
+    from serve_app.cli import config_file
+
+    return [name for each in config_file.settings_of(config_file.read(config)) for name in each.models]
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """The graph as one replica has requests run on it."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 from time import monotonic
 from typing import Any, TypeVar
@@ -9,13 +9,13 @@ from typing import Any, TypeVar
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.audio import Source
-from serve_app.deployments.calls.stage_calls import StageCalls
+from serve_app.deployments.calls.stage_calls import ASR, Stage, StageCalls
 from serve_app.deployments.metrics import RequestMetrics, Retries
 from serve_app.errors import AudioTooCostly, AudioTooLong, DeadlineExceeded
 from serve_app.http.auth import charge
 from serve_app.options import Options
 from serve_app.request.admission import Admission, WindowGate
-from serve_app.request.calls import Stages
+from serve_app.request.calls import OtherModel, Stages
 from serve_app.request.detect_language import DetectedLanguage, detect_language
 from serve_app.request.detect_speech import DetectedSpeech, detect_speech
 from serve_app.request.diarize import diarize
@@ -23,7 +23,7 @@ from serve_app.request.pipeline import transcribe
 from serve_app.request.progress import Report, ignore_progress
 from serve_app.settings import Settings
 from serve_app.tracing import tracer
-from serve_app.transcript import Transcript
+from serve_app.transcript import Transcript, WindowText
 
 Result = TypeVar("Result")
 
@@ -41,16 +41,26 @@ class Graph:
         diarizer: DeploymentHandle[Any] | None,
         aligner_languages: Collection[str],
         *,
+        other_transcribers: Mapping[str, DeploymentHandle[Any]],
         limit_s: float,
         kind: str,
     ) -> None:
         self._settings, self._limit_s, self._kind = settings, limit_s, kind
-        self.handles = {"loader": loader, "speech": detector, "asr": transcriber}
+        self.handles = {"loader": loader, "speech": detector, ASR: transcriber}
+        self.handles |= {f"{ASR}-{name}": handle for name, handle in other_transcribers.items()}
         self.handles |= {"alignment": aligner} if aligner else {}
         self.handles |= {"diarization": diarizer} if diarizer else {}
         self.retries = Retries()
         self._metrics = RequestMetrics(kind)
-        self.gate = WindowGate(settings.windows_in_flight)
+        gate = WindowGate(settings.windows_in_flight)
+        others = {
+            name: OtherModel(
+                Stage[WindowText](f"{ASR}-{name}", handle.transcribe, self.retries).about_window,
+                WindowGate(settings.windows_in_flight),
+            )
+            for name, handle in other_transcribers.items()
+        }
+        self._gates = [gate, *(each.window_gate for each in others.values())]
         self.admission = Admission(settings.requests_in_flight, settings.intake.audio_in_flight_s)
         calls = StageCalls(
             loader,
@@ -70,10 +80,21 @@ class Graph:
             align=calls.align if aligner else None,
             diarize=calls.diarize if diarizer else None,
             model=settings.model,
-            window_gate=self.gate,
+            window_gate=gate,
             aligner_languages=aligner_languages,
             attention=settings.alignment.method in ("auto", "attention"),
+            other_models=others,
         )
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The names of the models that recognise, the configured one first."""
+        return self._stages.models
+
+    @property
+    def windows_waiting(self) -> int:
+        """How many windows wait until `windows_in_flight` lets them in."""
+        return sum(gate.waiting for gate in self._gates)
 
     async def run(self, source: Source, options: Options, report: Report = ignore_progress) -> Transcript:
         """Runs a request to its end or its deadline. Raises TranscriptionError."""

@@ -29,6 +29,7 @@ from serve_app.request.calls import AlignCall, DetectCall, DiarizeCall, StageCal
 from serve_app.transcript import Diarization, Segment, Speech, WindowText
 
 Answer = TypeVar("Answer")
+ASR = "asr"  # the stage of the configured model; that of another one has its name behind it
 MAX_ATTEMPTS = 5
 MAX_CRASHES_IN_SHARED_BATCH = 2  # after as many deaths of replicas a call is quarantined,
 MAX_CRASHES_ALONE = 3  # and after as many more given up; with 2 a kill every 8 s blamed one of 1,400 calls
@@ -125,6 +126,10 @@ class Stage(Generic[Answer]):
             raise final from None
         raise AssertionError("unreachable")
 
+    async def about_window(self, call: TranscribeCall | AlignCall) -> Answer:
+        """The answer to a call about one window."""
+        return await self.call(call, call.window.start_s, call.window.end_s)
+
     async def _attempt(self, call: StageCall, start_s: float, end_s: float, history: CallHistory) -> Answer:
         clips = [speaker.clip for speaker in call.known] if isinstance(call, DiarizeCall) else []
         loadings: list[tuple[LoadedAudio, int]] = []
@@ -183,7 +188,7 @@ class StageCalls:
     ) -> None:
         self._load = loader.options(stream=True).load
         self._speech: Stage[Speech] = Stage("speech", detector.detect, retries)
-        self._asr: Stage[WindowText] = Stage("asr", transcriber.transcribe, retries)
+        self.transcribe = Stage[WindowText](ASR, transcriber.transcribe, retries).about_window
         self._alignment: Stage[tuple[Segment, ...]] | None = (
             Stage("alignment", aligner.align, retries) if aligner else None
         )
@@ -229,14 +234,10 @@ class StageCalls:
         start_s = call.before.resume_s if call.before else 0.0
         return await self._speech.call(call, start_s, call.part.end_s)
 
-    async def transcribe(self, call: TranscribeCall) -> WindowText:
-        """Recognises one window."""
-        return await self._asr.call(call, call.window.start_s, call.window.end_s)
-
     async def align(self, call: AlignCall) -> tuple[Segment, ...]:
         """Finds the times of the words in one window."""
         assert self._alignment is not None
-        return await self._alignment.call(call, call.window.start_s, call.window.end_s)
+        return await self._alignment.about_window(call)
 
     async def diarize(self, call: DiarizeCall) -> Diarization:
         """Tells the speakers of a whole file apart."""
@@ -245,4 +246,5 @@ class StageCalls:
 
 
 def _keeps_failing(stage: str) -> Overloaded:
-    return Overloaded(f"The {stage} stage keeps failing; try again later.", None, f"{stage}_failed")
+    kind = ASR if stage.startswith(f"{ASR}-") else stage  # codes know no models
+    return Overloaded(f"The {stage} stage keeps failing; try again later.", None, f"{kind}_failed")

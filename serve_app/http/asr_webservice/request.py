@@ -42,7 +42,7 @@ class AsrFields(BaseModel):
     enable_diarization: bool | None = Field(None, description="The same as `diarize`.")
     return_speaker_embeddings: bool = Field(False, description="Same as `embeddings`.")
     vad_parameters: str = Field("", description="Must be empty: there are `vad_onset` and others.")
-    model: str = Field("", description="The configured model, as when empty, or a name that stands for it.")
+    model: str = Field("", description="A model, or a name that stands for one. Empty: the configured one.")
 
 
 class LanguageFields(BaseModel):
@@ -75,7 +75,8 @@ def parse_asr(query: Sequence[FormField], models: Models, form: Sequence[FormFie
         raise conflict("response_format", "is called output here")
     sent.setdefault("model", models.own)
     asked, used = with_defaults(models.defaults(sent["model"]), sent, _read)
-    return replace(asked, of_model=used)
+    options = asked.options.model_copy(update={"model": models.option(sent["model"])})
+    return replace(asked, options=options, of_model=used)
 
 
 def _read(given: Mapping[str, Any]) -> AsrAsked:

@@ -31,7 +31,7 @@ class TranscriptRequest(BaseModel):
     webhook_url: str | None = Field(None, description="https URL to call when the transcript is there.")
     punctuate: Literal[True] = Field(True, description="Whisper always does.")
     format_text: Literal[True] = Field(True, description="Whisper always does.")
-    speech_model: str = Field("best", description="Only `best`: the configured model is used.")
+    speech_model: str = Field("best", description="`best`, the configured model, or one of the others here.")
     speech_models: tuple[str, ...] = Field((), description="Same as `speech_model`.")
 
 
@@ -76,6 +76,7 @@ class AssemblyTranscript(TypedDict):
 
 
 THEIR_NAMES = {  # of our fields
+    "model": "speech_model",
     "audio_file": "audio_url",
     "diarize": "speaker_labels",
     "language": "language_code",
@@ -94,11 +95,11 @@ def submission(body: dict[str, Any]) -> Submission:
     if unknown := sorted(given.keys() - TranscriptRequest.model_fields.keys()):
         raise InvalidRequest(f"{unknown[0]}: not supported here; leave it out.", unknown[0])
     asked = validate_or_400(TranscriptRequest, given)
-    # `best` asks for the most accurate model, and here is only one. The other names are of
-    # AssemblyAI's own models: taking them would claim that those were used.
-    for name, models in (("speech_model", [asked.speech_model]), ("speech_models", asked.speech_models)):
-        if any(model != "best" for model in models):
-            raise InvalidRequest(f"{name}: AssemblyAI's models are not here; leave it out.", name)
+    # `best` is the configured model. Names of AssemblyAI's own models are refused where the job is submitted:
+    # taking them would claim that those were used.
+    models = {asked.speech_model, *asked.speech_models} - {"best"}
+    if len(models) > 1:
+        raise conflict("speech_models", "name one model")
     if asked.language_code and asked.language_detection:
         raise conflict("language_detection", "cannot be combined with language_code")
     if asked.keyterms_prompt and asked.word_boost:
@@ -110,6 +111,7 @@ def submission(body: dict[str, Any]) -> Submission:
     with renaming(THEIR_NAMES):
         options = parse_options(
             {
+                "model": next(iter(models), None),
                 "language": language,
                 "diarize": asked.speaker_labels,
                 "num_speakers": asked.speakers_expected,

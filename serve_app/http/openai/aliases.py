@@ -13,15 +13,24 @@ GROUPS = ({"prompt", "initial_prompt"}, {"keywords", "hotwords"}, {"language", "
 
 
 class Models:
-    """The configured model and its aliases."""
+    """The configured model, others beside it, and what else they are called."""
 
-    def __init__(self, own: str, aliases: Mapping[str, Defaults]) -> None:
-        self.own, self.aliases = own, aliases
-        self._defaults: dict[str, Defaults] = {own: {}, **aliases}
+    def __init__(self, own: str, aliases: Mapping[str, Defaults], others: Collection[str] = ()) -> None:
+        self.own, self.aliases, self._others = own, aliases, others
+        self._defaults: dict[str, Defaults] = {own: {}, **{name: {} for name in others}, **aliases}
         self.names = tuple(name for name in self._defaults if name != ANY)
 
     def defaults(self, name: str) -> Defaults:
-        """What the name stands for. Raises ModelNotFound."""
+        """The options that the name stands for, without the model. Raises ModelNotFound."""
+        found = self._meaning(name)
+        return {option: value for option, value in found.items() if option != "model"}
+
+    def option(self, name: str) -> str | None:
+        """The option `model` that the name stands for; None: the configured one. Raises ModelNotFound."""
+        meant = name if name in self._others else self._meaning(name).get("model")
+        return None if meant in (None, self.own) else str(meant)
+
+    def _meaning(self, name: str) -> Defaults:
         found = self._defaults.get(name, self._defaults.get(ANY))
         if found is None:
             names = ", ".join(self.names)

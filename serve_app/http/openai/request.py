@@ -40,7 +40,7 @@ class Fields(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: str = Field(description="The configured model's name, or one that stands for it.")
+    model: str = Field(description="A model's name, or one that stands for it.")
     response_format: OpenAIFormat = Field("json", description="`diarized_json` has speakers.")
     prompt: str = Field("", description="Same as `initial_prompt`; only the end of a long one is read.")
     stream: bool = Field(False, description="Server-sent events; for json, text and diarized_json.")
@@ -138,16 +138,17 @@ def parse(sent: Sequence[FormField], task: Task, models: Models, deployment: str
     if deployment:
         given.setdefault("model", deployment)  # Azure's clients send one, too: it must stand for the same
     defaults = models.defaults(given["model"]) if "model" in given else {}
-    if deployment and models.defaults(deployment) != defaults:
+    chosen = models.option(given["model"]) if "model" in given else None
+    if deployment and (models.defaults(deployment), models.option(deployment)) != (defaults, chosen):
         raise conflict("model", f"the path asks for {deployment}, which is another one; leave it out")
     form, used = with_defaults(defaults, given, partial(_read, task))
-    return replace(form, of_model=used)
+    return replace(form, options=form.options.model_copy(update={"model": chosen}), of_model=used)
 
 
 def check_aliases(models: Models) -> None:
     """Raises InvalidRequest naming the first option of an alias that no request could have."""
-    for name, defaults in models.aliases.items():
-        wrong = []
+    for name in models.aliases:
+        wrong, defaults = [], models.defaults(name)
         words = {"response_format": "verbose_json", "timestamp_granularities": "word"}
         for shown in (words, {"response_format": "srt"}, {"response_format": "json"}):
             try:

@@ -104,7 +104,7 @@ def openai_routes(answer_to: AnswerTo, models: Models) -> APIRouter:
 
     @router.get("/v1/models")
     async def list_models() -> ModelList:
-        """Lists the names that `model` can have: the configured one and those that stand for it."""
+        """Lists the names that `model` can have: the server's models and those that stand for them."""
         return {"object": "list", "data": list(shown.values())}
 
     @router.get("/v1/models/{name:path}", responses=described_errors(ModelNotFound))

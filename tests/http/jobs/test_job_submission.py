@@ -351,3 +351,24 @@ def test_the_documentation_shows_both_kinds_of_body(tmp_path: Path) -> None:
         assert "#/$defs" not in json.dumps(document)
 
     using(tmp_path, story)
+
+
+def test_a_job_names_one_of_the_models(tmp_path: Path) -> None:
+    """Alone, in a list, in a form and at Baseten's path; a name that is not there is a 400 at once."""
+
+    async def story(service: Service) -> None:
+        audio = {"audio_file": "https://example.com/x.mp3"}
+        small, medium = audio | {"model": "small"}, audio | {"model": "medium"}
+        job = (await service.ask("POST", "/v1/jobs", 201, json=small)).json()
+        assert (await service.jobs.request(job["id"], "")).options.model == "small"
+        for body, place in ((medium, ""), ({"items": [small, medium]}, "items.1")):
+            error = (await service.ask("POST", "/v1/jobs", 400, json=body)).json()["error"]
+            assert "there is no 'medium' here; use one of none, small" in error["message"]
+            assert error["message"].startswith(place)
+        files = {"file": b"x"}
+        await service.ask("POST", "/v1/jobs", 400, files=files, data={"model": "medium"})
+        await service.ask("POST", "/v1/jobs", 201, files=files, data={"model": "small"})
+        await service.ask("POST", "/async_predict", 400, json={"model_input": medium})
+        await service.ask("POST", "/async_predict", 201, json={"model_input": small})
+
+    using(tmp_path, story)

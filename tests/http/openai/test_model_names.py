@@ -1,5 +1,6 @@
 """Names of models and what they stand for; fields of other Whisper servers; Azure's paths; whisper.cpp's."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,9 @@ from pydantic import ValidationError
 from serve_app.errors import InvalidRequest, ModelNotFound
 from serve_app.http.openai.aliases import Models
 from serve_app.http.openai.request import ParsedForm, check_aliases, parse
+from serve_app.request.admission import WindowGate
+from serve_app.request.calls import OtherModel
+from serve_app.settings import Settings
 from serve_app.settings.openai import SHIPPED, OpenAISettings
 
 AZURE = "/openai/deployments/whisper/audio/transcriptions"
@@ -189,11 +193,69 @@ def test_options_of_every_format_can_be_those_of_a_name() -> None:
         check_aliases(Models("large-v2", OpenAISettings.model_validate(aliased(**options)).names()))
 
 
-@pytest.mark.parametrize("aliases", [{"": {}}, {"mine": {"model": "large-v3"}}, {"mine": ["diarize"]}])
+@pytest.mark.parametrize("aliases", [{"": {}}, {"mine": {"model": True}}, {"mine": ["diarize"]}])
 def test_a_name_stands_for_options_only(aliases: dict[str, Any]) -> None:
-    """Not for another model, and no name is empty."""
+    """And no name is empty."""
     with pytest.raises(ValidationError):
         OpenAISettings.model_validate({"aliases": aliases})
+
+
+@pytest.mark.parametrize(
+    ("aliases", "says"),
+    [
+        ({"mine": {"model": "medium"}}, "mine: there is no such model; there are large-v2, small"),
+        ({"small": {"model": "large-v2"}}, "small: this is a model itself"),
+        ({"large-v2": {"model": "small"}}, "large-v2: this is a model itself"),
+    ],
+)
+def test_a_name_of_a_model_that_is_not_there_is_refused_at_start(aliases: dict[str, Any], says: str) -> None:
+    """So is one that would hide a model."""
+    with pytest.raises(ValidationError, match=f"openai.aliases: {says}"):
+        Settings.model_validate({"models": {"small": {}}, "openai": {"aliases": aliases}})
+
+
+def several(**aliases: Any) -> Server:
+    """A server with large-v2 and small."""
+    server = Server(other_models=("small",), openai={"aliases": aliases})
+    small = OtherModel(server.stages.transcribe, WindowGate(1))
+    server.stages = replace(server.stages, model="large-v2", other_models={"small": small})
+    return server
+
+
+def test_a_request_names_one_of_several_models() -> None:
+    """By its own name or by one that stands for it, also in Azure's path; all are listed."""
+    server = several(quick={"model": "small", "language": "de"}, whisper={"model": "small"})
+    for name in ("small", "large-v2", "whisper-1", "quick"):
+        assert server.post(model=name).status_code == 200
+    assert server.request("POST", AZURE, files={"file": server.file}).status_code == 200
+    assert server.request("POST", "/inference", files={"file": server.file}).status_code == 200
+    found = [(each.model, each.language) for each in server.asked]
+    own = (None, None)
+    assert found == [("small", None), own, own, ("small", "de"), ("small", None), own]
+    listed = [model["id"] for model in server.request("GET", "/v1/models").json()["data"]]
+    assert listed[:2] == ["large-v2", "small"]
+    assert "quick" in listed
+    response = server.post(model="medium")
+    assert (response.status_code, response.json()["error"]["param"]) == (404, "model")
+    assert "use one of large-v2, small, whisper-1" in response.json()["error"]["message"]
+
+
+def test_a_path_and_a_field_that_mean_different_models_are_a_400() -> None:
+    """Azure's clients send both."""
+    server = several()
+    files = {"file": server.file}
+    path = "/openai/deployments/small/audio/transcriptions"
+    response = server.request("POST", path, files=files, data={"model": "whisper-1"})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "model")
+    assert server.request("POST", path, files=files, data={"model": "small"}).status_code == 200
+
+
+def test_a_star_takes_no_model_s_name() -> None:
+    """Names of models come before aliases."""
+    server = several(**{"*": {"language": "fr"}})
+    server.post(model="small")
+    server.post(model="any")
+    assert [(each.model, each.language) for each in server.asked] == [("small", None), (None, "fr")]
 
 
 def test_no_name_is_known_without_a_star() -> None:
