@@ -279,7 +279,7 @@ RECORDED = (
     Recorded("nextcloud", "Nextcloud", _NEXTCLOUD, "webm", _PLAIN, _nextcloud),
     Recorded(
         "nextcloud_basic",
-        "Nextcloud with Basic authentication",
+        "Nextcloud, Basic authentication",
         _NEXTCLOUD,
         "over 1 MB",
         Options(task="translate", diarize=False),

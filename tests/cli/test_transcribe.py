@@ -221,6 +221,8 @@ def test_options_reach_the_service(service: Played, tmp_path: Path) -> None:
     run(service, talk, "-o", tmp_path, "-f", "srt", "--highlight_words", "False", "--task", "translate")
     assert service.asked[1:] == [Options(diarize=False, task="translate")]
     assert "<u>" not in (tmp_path / "talk.srt").read_text()
+    run(service, talk, "-o", tmp_path, "-f", "srt", "--languages", "German,en", "--temperature-inc", 0.4)
+    assert service.asked[2:] == [Options(diarize=False, languages=("de", "en"), temperature_inc=0.4)]
 
 
 def test_urls_and_files_of_one_name(service: Played, tmp_path: Path) -> None:
@@ -390,6 +392,7 @@ def test_a_folder_is_watched(service: Played, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
+        (["--language", "de", "--languages", "de,en", "."], "--language is the only one"),
         ([], "name files, URLs or folders"),
         (["nowhere.mp3"], "there is no such file"),
         (["-f", "srt,docx", "."], "unknown format 'docx'; choose from all, srt, vtt"),

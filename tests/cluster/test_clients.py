@@ -1,8 +1,8 @@
 """Real clients against the graph behind Serve's proxy, with real decoding and fake models.
 
 Requests that were recorded from their source (tests/recorded_clients.py), OpenAI's packages for Python and
-for Node, and curl. Home Assistant's integrations and one of Speakr's connectors call the package; so does their
-part here.
+for Node, and curl. Home Assistant's integrations and one of Speakr's connectors call the package; so does
+their part here.
 """
 
 import asyncio

@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -20,6 +21,8 @@ from serve_app.request import pipeline
 from serve_app.request.detect_language import DetectedLanguage, detect_language
 from serve_app.request.progress import Report, ignore_progress
 from serve_app.transcript import SAMPLE_RATE_HZ, Transcript
+
+PROJECT = Path(__file__).parents[2]
 
 
 class Server:
@@ -88,3 +91,9 @@ def test_every_recording_is_used() -> None:
     """A file without an entry would be tested nowhere."""
     names = {"obsidian_whisper_preflight", *(recorded.name for recorded in RECORDED)}
     assert {path.stem for path in FOLDER.iterdir()} == names
+
+
+def test_every_client_is_documented() -> None:
+    """docs/openai.md says what to set in each of them."""
+    section = (PROJECT / "docs" / "openai.md").read_text().partition("## Clients\n")[2].partition("\n## ")[0]
+    assert [each.client for each in RECORDED if each.client.partition(",")[0] not in section] == []

@@ -22,7 +22,8 @@ INTERRUPTED = 130
 
 # Flags that are options of the service's requests.
 SPEAKERS = ("num_speakers", "min_speakers", "max_speakers")
-OPTIONS = ("language", "task", "diarize", *SPEAKERS, "initial_prompt", "hotwords", "temperature")
+DECODING = ("initial_prompt", "hotwords", "temperature", "temperature_inc")
+OPTIONS = ("language", "languages", "task", "diarize", *SPEAKERS, *DECODING)
 
 
 def _options_of(panel: str | None) -> Any:
@@ -76,6 +77,9 @@ def transcribe(
     language: Annotated[
         str | None, _speech("--language", help="Code or name, such as de. Without it, it is detected.")
     ] = None,
+    languages: Annotated[
+        str | None, _speech("--languages", help="The only languages that are spoken, with commas: de,en.")
+    ] = None,
     diarize: Annotated[bool, _speech("--diarize", help="Label speakers.")] = False,
     num_speakers: Annotated[int | None, _speech("--num_speakers", min=1, help="Exactly this many.")] = None,
     min_speakers: Annotated[int | None, _speech("--min_speakers", min=1, help="At least this many.")] = None,
@@ -86,6 +90,10 @@ def transcribe(
     hotwords: Annotated[str | None, _speech("--hotwords", help="Words to expect, such as names.")] = None,
     temperature: Annotated[
         float | None, _speech("--temperature", min=0, max=1, help="Above 0: sample instead of searching.")
+    ] = None,
+    temperature_inc: Annotated[
+        float | None,
+        _speech("--temperature_inc", min=0, max=1, help="Bad text is retried at so much more; 0: never."),
     ] = None,
     max_line_width: Annotated[
         int | None, _subtitles("--max_line_width", min=1, help="Longest line, in characters.")
@@ -212,6 +220,8 @@ def _refuse_contradictions(given: dict[str, Any], formats: tuple[str, ...]) -> N
     for name in SPEAKERS:
         if given[name] and not given["diarize"]:
             raise typer.BadParameter(f"--{name} needs --diarize.")
+    if given["language"] and given["languages"]:
+        raise typer.BadParameter("--languages: leave it out, --language is the only one then.")
     if "rttm" in formats and not given["diarize"]:
         raise typer.BadParameter("--output_format rttm needs --diarize.")
     if given["max_line_count"] and not given["max_line_width"]:
