@@ -107,7 +107,7 @@ class Wire:
         """The same for an application in this process."""
         line, *headers = self.head.splitlines()
         method, target, _ = line.split(" ")
-        pairs = [tuple(header.split(": ", 1)) for header in headers]
+        pairs = [(name, value) for name, _, value in (header.partition(": ") for header in headers)]
 
         async def pieces() -> Any:
             for piece in self.body:

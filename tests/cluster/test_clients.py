@@ -42,7 +42,7 @@ AT_ONCE = 4  # requests that it takes
 TALK = ("talk.wav", file_of("wav"))
 TEXT = words_of("wav")
 NODE_SDK = Path(__file__).parents[1] / "node_sdk"
-VERSION = {"api_version": "2024-10-21"}
+VERSION: dict[str, Any] = {"api_version": "2024-10-21"}
 
 
 @pytest.fixture(scope="module")
