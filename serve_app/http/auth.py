@@ -4,6 +4,8 @@ All of it is decided from a request's headers, before any of its body is read. Q
 process: with several Ingress replicas, each of them allows a key its full quota.
 """
 
+import base64
+import binascii
 import hashlib
 import hmac
 import ipaddress
@@ -192,10 +194,11 @@ class Access:
         """Whose key it is; None where none is sent and none `is_needed`."""
         given = dict(headers)
         scheme, space, key = given.get(b"authorization", b"").partition(b" ")
-        bare = b""
+        other = b""
         if scheme.lower() not in (b"bearer", b"api-key"):  # of OpenAI's clients, and of Baseten's
-            bare, key = (b"" if space else scheme), b""  # AssemblyAI's send the key alone
-        key = key.strip() or given.get(b"api-key") or given.get(b"x-api-key", b"") or bare
+            # AssemblyAI's send the key alone. Basic may be for a proxy in front, so other headers come first.
+            other, key = (_password(key) if scheme.lower() == b"basic" else b"" if space else scheme), b""
+        key = key.strip() or given.get(b"api-key") or given.get(b"x-api-key", b"") or other
         if not (key or is_needed):
             return None
         if not key:
@@ -206,6 +209,14 @@ class Access:
         if not found:
             raise Unauthorized("The server does not know this API key.")
         return found[0]
+
+
+def _password(credentials: bytes) -> bytes:
+    """The password of Basic authentication, which Nextcloud and others send; empty if this is none."""
+    try:
+        return base64.b64decode(credentials.strip(), validate=True).partition(b":")[2]
+    except binascii.Error:
+        return b""
 
 
 def _refuse_strangers(scope: Scope) -> None:

@@ -223,6 +223,8 @@ def test_options_reach_the_service(service: Played, tmp_path: Path) -> None:
     run(service, talk, "-o", tmp_path, "-f", "srt", "--highlight_words", "False", "--task", "translate")
     assert service.asked[1:] == [Options(diarize=False, task="translate")]
     assert "<u>" not in (tmp_path / "talk.srt").read_text()
+    run(service, talk, "-o", tmp_path, "-f", "srt", "--languages", "German,en", "--temperature-inc", 0.4)
+    assert service.asked[2:] == [Options(diarize=False, languages=("de", "en"), temperature_inc=0.4)]
 
 
 def test_the_search_is_the_requests(service: Played, tmp_path: Path) -> None:
@@ -433,6 +435,7 @@ def test_how_segments_are_made_reaches_the_service(service: Played, talk: Path, 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
+        (["--language", "de", "--languages", "de,en", "."], "--language is the only one"),
         ([], "name files, URLs or folders"),
         (["nowhere.mp3"], "there is no such file"),
         (["-f", "srt,docx", "."], "unknown format 'docx'; choose from all, srt, vtt"),

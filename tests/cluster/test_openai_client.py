@@ -66,7 +66,7 @@ def test_the_package_parses_every_answer(client: OpenAI) -> None:
     ("arguments", "error", "code"),
     [
         ({"language": "klingon"}, openai.BadRequestError, "invalid_request"),
-        ({"model": "gpt-4o-transcribe"}, openai.NotFoundError, "model_not_found"),
+        ({"model": "large-v3"}, openai.NotFoundError, "model_not_found"),
         ({"file": ("a.wav", b"<html>")}, openai.UnprocessableEntityError, "undecodable_audio"),
         (
             {"file": ("a.wav", b"<html>"), "stream": True},

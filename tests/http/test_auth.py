@@ -1,6 +1,7 @@
 """Access to the API: keys, quotas, other machines, other web pages, full servers and slow bodies."""
 
 import asyncio
+import base64
 import hashlib
 import logging
 from collections.abc import AsyncIterator
@@ -42,6 +43,10 @@ PAGE = "https://page.example"
 
 def key(secret: str = KEY, name: str = "acme", **limits: Any) -> ApiKey:
     return ApiKey(name=name, sha256=hashlib.sha256(secret.encode()).hexdigest(), **limits)
+
+
+def basic(user: str, password: str) -> str:
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
 
 
 class Clock:
@@ -133,10 +138,15 @@ def code(response: httpx.Response) -> tuple[int, str]:
         {"Authorization": KEY},
         {"Authorization": "x", "X-Api-Key": KEY},
         {"Authorization": "Basic eDp5", "X-Api-Key": KEY},
+        {"Authorization": basic("anybody", KEY)},
+        {"Authorization": basic("", KEY)},
     ],
 )
 def test_a_key_opens_the_server_in_every_form(headers: dict[str, str]) -> None:
-    """OpenAI's clients send Bearer, Baseten's Api-Key, AssemblyAI's none; a proxy may use Authorization."""
+    """OpenAI's clients send Bearer, Baseten's Api-Key, AssemblyAI's none; a proxy may use Authorization.
+
+    Nextcloud can be told to use Basic; the password is the key then, whatever the user's name.
+    """
     assert Server(key(OTHER, "others"), key()).post(headers=headers).status_code == 200
 
 
@@ -149,6 +159,11 @@ def test_a_key_opens_the_server_in_every_form(headers: dict[str, str]) -> None:
         ({"Authorization": f"{KEY}x"}, "invalid_api_key"),
         ({"Authorization": f"{KEY} {KEY}"}, "missing_api_key"),
         ({"Authorization": f"Basic {KEY}"}, "missing_api_key"),
+        ({"Authorization": "Basic"}, "missing_api_key"),
+        ({"Authorization": basic("x", "")}, "missing_api_key"),
+        ({"Authorization": basic(KEY, "")}, "missing_api_key"),
+        ({"Authorization": basic(KEY, "x")}, "invalid_api_key"),
+        ({"Authorization": basic("x", f"{KEY}:")}, "invalid_api_key"),
         ({"Authorization": f"Bearer {KEY}x"}, "invalid_api_key"),
         ({"Authorization": f"Bearer {hashlib.sha256(KEY.encode()).hexdigest()}"}, "invalid_api_key"),
         ({"Authorization": b"Bearer \xff\xfe"}, "invalid_api_key"),
@@ -198,8 +213,9 @@ def test_a_key_is_in_no_log_and_no_answer(caplog: pytest.LogCaptureFixture) -> N
         server.post(headers=BEARER),
         server.post(headers={"Authorization": f"Bearer {OTHER}"}),
         server.post(headers={"Authorization": f"Basic {OTHER}"}),
+        server.post(headers={"Authorization": basic("acme", OTHER)}),
     ]
-    assert [answer.status_code for answer in answers] == [500, 429, 401, 401]
+    assert [answer.status_code for answer in answers] == [500, 429, 401, 401, 401]
     assert "a bug" in caplog.text
     assert "API key acme" in caplog.text
     everything = caplog.text + "".join(answer.text + str(answer.headers) for answer in answers)

@@ -22,11 +22,11 @@ INTERRUPTED = 130
 
 # Flags that are options of the service's requests.
 SPEAKERS = ("num_speakers", "min_speakers", "max_speakers")
-SEARCH = ("temperature", "beam_size", "suppress_numerals")
+DECODING = ("initial_prompt", "hotwords", "temperature", "temperature_inc", "beam_size", "suppress_numerals")
 SEGMENTS = ("vad_onset", "vad_offset", "vad_min_silence_s", "max_segment_s")
 OPTIONS = (
-    *("language", "task", "diarize", *SPEAKERS, "initial_prompt", "hotwords"),
-    *(*SEARCH, *SEGMENTS, *SHOWN_WITH_WORDS),
+    *("language", "languages", "task", "diarize", *SPEAKERS),
+    *(*DECODING, *SEGMENTS, *SHOWN_WITH_WORDS),
 )
 
 
@@ -85,6 +85,9 @@ def transcribe(
             help="Code or name, such as de; multiple. Without it, it is detected.",
         ),
     ] = None,
+    languages: Annotated[
+        str | None, _speech("--languages", help="The only languages that are spoken, with commas: de,en.")
+    ] = None,
     diarize: Annotated[bool, _speech("--diarize", help="Label speakers.")] = False,
     num_speakers: Annotated[int | None, _speech("--num_speakers", min=1, help="Exactly this many.")] = None,
     min_speakers: Annotated[int | None, _speech("--min_speakers", min=1, help="At least this many.")] = None,
@@ -98,6 +101,10 @@ def transcribe(
     hotwords: Annotated[str | None, _speech("--hotwords", help="Words to expect, such as names.")] = None,
     temperature: Annotated[
         float | None, _speech("--temperature", min=0, max=1, help="Above 0: sample instead of searching.")
+    ] = None,
+    temperature_inc: Annotated[
+        float | None,
+        _speech("--temperature_inc", min=0, max=1, help="Bad text is retried at so much more; 0: never."),
     ] = None,
     beam_size: Annotated[
         int | None, _speech("--beam_size", min=1, max=20, help="Beam width of the search for text.")
@@ -258,6 +265,8 @@ def _refuse_contradictions(given: dict[str, Any], formats: tuple[str, ...]) -> N
             raise typer.BadParameter(f"--{name} needs --diarize.")
     if given["embeddings"] and not (given["diarize"] and "json" in formats):
         raise typer.BadParameter("--speaker_embeddings needs --diarize, and json among the formats.")
+    if given["language"] and given["languages"]:
+        raise typer.BadParameter("--languages: leave it out, --language is the only one then.")
     if "rttm" in formats and not given["diarize"]:
         raise typer.BadParameter("--output_format rttm needs --diarize.")
     if given["max_line_count"] and not given["max_line_width"]:

@@ -21,7 +21,7 @@ REFUSED = {
     "suppress_tokens": _NEVER,
     "condition_on_previous_text": _NEVER,
     "fp16": "leave it out and use --compute_type",
-    "temperature_increment_on_fallback": _CONFIG,
+    "temperature_increment_on_fallback": "use --temperature_inc",
     "compression_ratio_threshold": _CONFIG,
     "logprob_threshold": _CONFIG,
     "no_speech_threshold": _CONFIG,

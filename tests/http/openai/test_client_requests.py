@@ -1,4 +1,4 @@
-"""Requests as real clients send them, by their source, and what those clients read of the answers.
+"""What clients of OpenAI's API may send besides tests/recorded, and what they read of the answers.
 
 Each docstring names the client, its file and the commit that was read. The `openai` package runs itself.
 """
@@ -13,7 +13,7 @@ import pytest
 from fakes import data_url, recording
 from openai import AsyncAzureOpenAI, AsyncOpenAI, AzureOpenAI, BadRequestError, NotFoundError, OpenAI
 from openai.types.audio import Transcription, TranscriptionDiarized, TranscriptionVerbose
-from openai_api import TEXT, TRANSCRIBE, TRANSLATE, Server
+from openai_api import TEXT, TRANSCRIBE, Server
 
 from serve_app.settings.access import AccessSettings, ApiKey
 
@@ -35,12 +35,11 @@ def send(
     headers: dict[str, str],
     *parts: tuple[str, str],
     filename: str = "audio.wav",
-    file_first: bool = True,
 ) -> Any:
     """Sends a form of these parts and the file, and returns the JSON of the answer, which is a 200."""
     file = ("file", (filename, server.file[1], "audio/wav"))
     fields = [(name, (None, value)) for name, value in parts]
-    ordered: Sequence[Any] = [file, *fields] if file_first else [*fields, file]
+    ordered: Sequence[Any] = [file, *fields]
     response = server.request("POST", path, headers=headers, files=ordered)
     assert response.status_code == 200, response.text
     return response.json()
@@ -90,25 +89,6 @@ def test_open_webui() -> None:
     assert [options.language for options in server.asked] == [None, "de"]
 
 
-def test_librechat() -> None:
-    """LibreChat: api/server/services/Files/Audio/STTService.js, 00b3bc32; it throws where `text` is empty."""
-    server = guarded()
-    parts = (("model", "whisper-1"), ("language", "en"))
-    assert send(server, TRANSCRIBE, BEARER, *parts, filename="audio.webm")["text"].strip() == TEXT
-    azure = {"api-key": KEY}
-    path = AZURE.format("whisper")
-    assert send(server, path, azure, ("language", "en"), filename="audio.webm")["text"].strip() == TEXT
-    assert send(server, path, azure, filename="audio.webm")["text"] == TEXT
-
-
-def test_n8n() -> None:
-    """n8n: nodes-langchain/nodes/vendors/OpenAi/actions/audio/transcribe.operation.ts, 536d9079."""
-    parts = (("model", "whisper-1"), ("language", "de"), ("temperature", "0.4"))
-    server = guarded()
-    assert send(server, TRANSCRIBE, BEARER, *parts, filename="data", file_first=False)["text"] == TEXT
-    assert (server.asked[0].language, server.asked[0].temperature) == ("de", 0.4)
-
-
 def test_obsidian_whisper() -> None:
     """Obsidian's plugin Whisper: src/AudioHandler.ts, 0b8c760f; its user types model and language."""
     server = guarded()
@@ -117,18 +97,6 @@ def test_obsidian_whisper() -> None:
         assert send(server, TRANSCRIBE, BEARER, *parts, filename="note.webm")["text"] == TEXT
     assert [options.language for options in server.asked] == ["en", None, None]
     assert server.asked[0].initial_prompt == "Names: Ada."
-
-
-def test_nextcloud() -> None:
-    """Nextcloud: integration_openai, lib/Service/OpenAiAPIService.php, 005c48b6.
-
-    It reads `text` and the `end` of the last segment, for its quota.
-    """
-    parts = (("model", "whisper-1"), ("response_format", "verbose_json"))
-    headers = {**BEARER, "User-Agent": "Nextcloud OpenAI/LocalAI integration"}
-    for path in (TRANSCRIBE, TRANSLATE):
-        answer = send(guarded(), path, headers, *parts, filename="file.mp3")
-        assert (answer["text"], answer["segments"][-1]["end"]) == (TEXT, 4.0)
 
 
 @pytest.mark.parametrize(("language", "code"), [("en", "en"), ("de-CH", "de"), ("nb", "no")])
