@@ -19,6 +19,7 @@ from serve_app.request.calls import Stages
 from serve_app.request.known_speakers import known_speakers
 from serve_app.request.progress import Report, ignore_progress
 from serve_app.request.recognition import Recognition
+from serve_app.request.speaker_channels import SpeakerChannels, turns_of
 from serve_app.request.speaker_turns import SpeakerTurns
 from serve_app.request.state import RequestState
 from serve_app.request.warnings import (
@@ -45,10 +46,12 @@ async def transcribe(
     """
     diarize = wants_speakers(options, available=stages.diarize is not None)
     request = RequestState(stages, options, report)
-    recognition, speakers = Recognition(request), SpeakerTurns(request)
+    by_channel = options.channels == "speakers"
+    recognition = SpeakerChannels(request) if by_channel else Recognition(request)
+    speakers = SpeakerTurns(request)
     begun_s = time.monotonic()
     deadline = Deadline(limit_s)
-    async with known_speakers(stages.load, options) as known, stages.load(source) as audio:
+    async with known_speakers(stages.load, options) as known, stages.load(options.reading(source)) as audio:
         recognising = asyncio.create_task(recognition.segments(audio))
         diarizing = asyncio.create_task(speakers.find(audio, known)) if diarize else None
         tasks: list[asyncio.Task[Any]] = [recognising, *([diarizing] if diarizing else [])]
@@ -78,10 +81,10 @@ async def transcribe(
             segments = await asyncio.to_thread(split_at_speaker_change, segments)
     return Transcript(
         segments=segments,
-        language=recognition.language.result() if recognition.windows_found else None,
+        language=recognition.spoken_language,
         duration_s=request.duration_s,
         model=stages.model,
-        turns=diarization.turns if diarization else (),
+        turns=diarization.turns if diarization else turns_of(segments if by_channel else ()),
         warnings=tuple(request.warnings),
         timings={**request.load_timings, **request.timings.wall_s(), "total": time.monotonic() - begun_s},
         peaks=b64encode(request.peaks).decode(),

@@ -1,13 +1,17 @@
-"""The text of one file: speech, windows of it, their texts and the times of their words.
+"""The text of one file, or of a channel of it: speech, windows, their texts and the times of their words.
 
 Windows are transcribed and aligned side by side, each as soon as it can be.
 """
 
 import asyncio
+import math
 from dataclasses import replace
+from typing import Any
 
 from serve_app.request.calls import AlignCall, Audio, DetectCall, TranscribeCall
+from serve_app.request.file_times import moved_segment, moved_window
 from serve_app.request.language_vote import LanguageVote
+from serve_app.request.progress import Report
 from serve_app.request.state import RequestState
 from serve_app.request.warnings import decoding_warnings, degraded
 from serve_app.transcript import Progress, Segment, Speech, Window, WindowText
@@ -16,11 +20,34 @@ from serve_app.transcript import Progress, Segment, Speech, Window, WindowText
 NO_ALIGNER_YET = ("alignment_unavailable", "alignment_downloading")
 
 
-class Recognition:
-    """The windows of one file, from the search for speech to their segments."""
+def speaker_of(channel: int) -> str:
+    """The speaker whom a channel has, named as diarization names them."""
+    return f"SPEAKER_{channel:02d}"
 
-    def __init__(self, request: RequestState) -> None:
+
+def spoken_by(segment: Segment, speaker: str | None) -> Segment:
+    """The segment and its words with this speaker, if there is one."""
+    if speaker is None:
+        return segment
+    words = tuple(replace(word, speaker=speaker) for word in segment.words)
+    return replace(segment, speaker=speaker, words=words)
+
+
+class Recognition:
+    """The windows of one file, from the search for speech to their segments.
+
+    Of a channel that is a speaker, its segments have that speaker, and its progress goes to `report`. Stages
+    count times from where decoding begins, callers from the start of the file.
+    """
+
+    def __init__(
+        self, request: RequestState, channel: int | None = None, report: Report | None = None
+    ) -> None:
         self.request = request
+        self._channel, self._told = channel, report or request.report
+        self._speaker = None if channel is None else speaker_of(channel)
+        self._begin_s = request.options.start_s or 0.0
+        self.final_until_s = 0.0  # no segment that is still to be reported starts before
         self.windows_found, self.all_found = 0, False
         self.language = LanguageVote(request.options.named_language())
         self.done: dict[int, tuple[Segment, ...]] = {}  # number of the window -> its segments
@@ -28,6 +55,24 @@ class Recognition:
         self.windows_reported = 0
 
     async def segments(self, audio: Audio) -> tuple[Segment, ...]:
+        """All segments in order, after which there are warnings of how they were decoded."""
+        segments = await self.recognise(audio)
+        texts = [self.texts[number] for number in sorted(self.texts)]
+        language, logprobs = self.language.result(), self.request.options.logprobs
+        self.request.warnings += decoding_warnings(texts, language, logprobs=logprobs)
+        return segments
+
+    @property
+    def spoken_language(self) -> str | None:
+        """The language of the text; None where there is no speech."""
+        return self.language.result() if self.windows_found else None
+
+    @property
+    def speech_s(self) -> float:
+        """Seconds of speech that came to a text."""
+        return sum(window.end_s - window.start_s for window, text in self.texts.values() if text.text.strip())
+
+    async def recognise(self, audio: Audio) -> tuple[Segment, ...]:
         """All segments in order; windows are worked on side by side as soon as they are found."""
         try:
             async with asyncio.TaskGroup() as windows:
@@ -36,9 +81,7 @@ class Recognition:
             raise errors.exceptions[0] from None  # the others are of the same request
         if len(self.done) < self.windows_found:
             raise RuntimeError("a window ended without its text")  # nothing is lost silently
-        texts = [self.texts[number] for number in sorted(self.texts)]
-        language, logprobs = self.language.result(), self.request.options.logprobs
-        self.request.warnings += decoding_warnings(texts, language, logprobs=logprobs)
+        self.final_until_s = math.inf
         return tuple(segment for number in sorted(self.done) for segment in self.done[number])
 
     async def _search(self, audio: Audio, windows: asyncio.TaskGroup) -> None:
@@ -46,11 +89,10 @@ class Recognition:
         found: Speech | None = None
         with self.request.timings.stage("speech"):
             async for part in audio.parts():
-                self.request.duration_s = part.end_s
-                self.request.peaks += part.peaks
-                self.request.load_timings |= part.timings
-                self.request.warnings.extend(part.warnings)
-                call = DetectCall(audio=audio, request_id=self.request.id, part=part, before=found)
+                self.request.note(part)
+                call = DetectCall(
+                    audio=audio, request_id=self.request.id, channel=self._channel, part=part, before=found
+                )
                 found = await self.request.stages.detect(call)
                 for window in found.windows:
                     windows.create_task(self._window(audio, window, self.windows_found))
@@ -68,10 +110,12 @@ class Recognition:
         async with self.request.stages.window_gate.place(self.request.id):
             if text is None or not self.language.accepts(text):
                 text = await self._transcribe(audio, window, language, is_first=number == 0)
-            self.texts[number] = window, replace(text, sentences=())
+            in_file = moved_window(window, self._begin_s)
+            self.texts[number] = in_file, replace(text, sentences=())
             segments = await self._align(audio, window, text, is_first=number == 0)
+        about: dict[str, Any] = {"window": in_file, "source_text": self.texts[number][1]}
         self.done[number] = tuple(
-            replace(segment, text=said, window=window, source_text=self.texts[number][1])
+            replace(spoken_by(moved_segment(segment, self._begin_s), self._speaker), text=said, **about)
             for segment in segments
             if (said := segment.text.strip())
         )
@@ -83,6 +127,7 @@ class Recognition:
         call = TranscribeCall(
             audio=audio,
             request_id=self.request.id,
+            channel=self._channel,
             window=window,
             decoding=self.request.options.decoding(),
             language=language,
@@ -107,7 +152,14 @@ class Recognition:
         )
         if self.request.stages.align is None or not is_aligned:
             return segments
-        call = AlignCall(audio=audio, request_id=self.request.id, window=window, text=text, is_first=is_first)
+        call = AlignCall(
+            audio=audio,
+            request_id=self.request.id,
+            channel=self._channel,
+            window=window,
+            text=text,
+            is_first=is_first,
+        )
         try:
             with self.request.timings.stage("alignment"):
                 aligned = await self.request.stages.align(call)
@@ -127,5 +179,6 @@ class Recognition:
         segments: list[Segment] = []
         while self.windows_reported in self.done:
             segments += self.done[self.windows_reported]
+            self.final_until_s = self.texts[self.windows_reported][0].end_s
             self.windows_reported += 1
-        self.request.report(Progress(len(self.done), self.windows_found, self.all_found, tuple(segments)))
+        self._told(Progress(len(self.done), self.windows_found, self.all_found, tuple(segments)))

@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from serve_app.audio import AudioInfo
 from serve_app.options import Options
 from serve_app.request.calls import Stages
 from serve_app.request.progress import Report
@@ -44,6 +45,15 @@ class RequestState:
         self.load_timings: dict[str, float] = {}
         self.warnings: list[StageWarning] = []
         self.duration_s, self.peaks = 0.0, b""
+
+    def note(self, part: AudioInfo) -> None:
+        """Notes what is known of one more part, once, although each channel goes through all of them."""
+        if part.start_s < self.duration_s:
+            return
+        self.duration_s = part.end_s
+        self.peaks += part.peaks
+        self.load_timings |= part.timings
+        self.warnings.extend(part.warnings)
 
     def warn(self, warning: StageWarning | None) -> None:
         """Adds a warning once, not once per window."""

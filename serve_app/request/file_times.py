@@ -1,0 +1,40 @@
+"""Times of a stretch as times of the file that it was cut from.
+
+Stages count seconds from where the stretch begins; a caller knows nothing of that.
+"""
+
+from dataclasses import replace
+
+from serve_app.transcript import Diarization, Segment, Turn, Window
+
+
+def moved_window(window: Window, by_s: float) -> Window:
+    """The window, so much later."""
+    return Window(window.start_s + by_s, window.end_s + by_s) if by_s else window
+
+
+def moved_segment(segment: Segment, by_s: float) -> Segment:
+    """The segment and its words, so much later; to the millisecond, as the times of words are."""
+    if not by_s:
+        return segment
+    words = tuple(
+        replace(word, start_s=_later(word.start_s, by_s), end_s=_later(word.end_s, by_s))
+        for word in segment.words
+    )
+    start_s, end_s = round(segment.start_s + by_s, 3), round(segment.end_s + by_s, 3)
+    return replace(segment, start_s=start_s, end_s=end_s, words=words)
+
+
+def moved_turns(diarization: Diarization, by_s: float) -> Diarization:
+    """All turns, so much later."""
+    if not by_s:
+        return diarization
+
+    def moved(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+        return tuple(replace(turn, start_s=turn.start_s + by_s, end_s=turn.end_s + by_s) for turn in turns)
+
+    return Diarization(moved(diarization.turns), moved(diarization.exclusive_turns))
+
+
+def _later(at_s: float | None, by_s: float) -> float | None:
+    return None if at_s is None else round(at_s + by_s, 3)
