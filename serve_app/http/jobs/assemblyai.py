@@ -125,6 +125,9 @@ def _shown(job: Job, asked: JobRequest, transcript: Transcript | None) -> dict[s
         "language_detection": asked.options.language is None,
         "speaker_labels": bool(asked.options.diarize),
         "speakers_expected": asked.options.num_speakers,
+        "multichannel": asked.options.channels == "speakers",
+        "audio_start_from": None if asked.options.start_s is None else _ms(asked.options.start_s),
+        "audio_end_at": None if asked.options.end_s is None else _ms(asked.options.end_s),
         "punctuate": True,
         "format_text": True,
         "webhook_url": job.webhook_url,
@@ -142,14 +145,15 @@ def _shown(job: Job, asked: JobRequest, transcript: Transcript | None) -> dict[s
         shown["error"] = job.error_message or f"The transcript {ENDS[job.status]}."
     if transcript is None:
         return shown
-    names = speaker_names(transcript.segments, asked.options.known_speaker_names)
+    has_speakers = shown["speaker_labels"] or shown["multichannel"]
+    names = speaker_names(transcript.segments, asked.options)
     spoken = [(segment, _words(segment, transcript.language, names)) for segment in transcript.segments]
     words = [word for _, of_segment in spoken for word in of_segment]
     return shown | {
         "language_code": shown["language_code"] or transcript.language,
         "text": "".join(text_pieces(transcript.segments, asked.options.task, is_first=True)),
         "words": words,
-        "utterances": list(_utterances(spoken, asked, names)) if shown["speaker_labels"] else None,
+        "utterances": list(_utterances(spoken, asked, names)) if has_speakers else None,
         "confidence": _confidence(words),
         "audio_duration": round(transcript.duration_s),
         "speech_model_used": transcript.model,

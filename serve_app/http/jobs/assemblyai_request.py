@@ -25,6 +25,9 @@ class TranscriptRequest(BaseModel):
     language_detection: bool = Field(False, description="Detect the language.")
     speaker_labels: bool = Field(False, description="Label speakers.")
     speakers_expected: SpeakerCount | None = Field(None, description="Exact number of speakers, if known.")
+    multichannel: bool = Field(False, description="Each of 2 to 8 channels is one speaker.")
+    audio_start_from: Annotated[int, Field(ge=0)] = Field(0, description="Where to begin, in milliseconds.")
+    audio_end_at: Annotated[int, Field(gt=0)] | None = Field(None, description="Where to end, the same.")
     keyterms_prompt: tuple[str, ...] = Field((), description="Words and names to expect.")
     word_boost: tuple[str, ...] = Field((), description="The older name of `keyterms_prompt`.")
     boost_param: Literal["default"] = Field("default", description="There is one weight only.")
@@ -68,7 +71,12 @@ class AssemblyTranscript(TypedDict):
     webhook_auth: bool
     text: str | None
     words: list[AssemblyWord] | None
-    utterances: Annotated[list[AssemblyUtterance] | None, Field(description="Only with `speaker_labels`.")]
+    multichannel: bool
+    audio_start_from: Annotated[int | None, Field(description="Milliseconds, as the next.")]
+    audio_end_at: int | None
+    utterances: Annotated[
+        list[AssemblyUtterance] | None, Field(description="Only with `speaker_labels` or `multichannel`.")
+    ]
     confidence: Annotated[float | None, Field(description="The mean of the words'.")]
     audio_duration: Annotated[int | None, Field(description="Seconds.")]
     speech_model_used: str | None
@@ -81,6 +89,9 @@ THEIR_NAMES = {  # of our fields
     "language": "language_code",
     "num_speakers": "speakers_expected",
     "hotwords": "keyterms_prompt",
+    "channels": "multichannel",
+    "start_s": "audio_start_from",
+    "end_s": "audio_end_at",
 }
 
 
@@ -112,6 +123,9 @@ def submission(body: dict[str, Any]) -> Submission:
             {
                 "language": language,
                 "diarize": asked.speaker_labels,
+                "channels": "speakers" if asked.multichannel else "mix",
+                "start_s": asked.audio_start_from / 1000 or None,
+                "end_s": asked.audio_end_at and asked.audio_end_at / 1000,
                 "num_speakers": asked.speakers_expected,
                 "hotwords": ", ".join(asked.keyterms_prompt or asked.word_boost) or None,
                 "word_timestamps": True,

@@ -51,7 +51,8 @@ def rendering(request: Request, submitted: Options) -> Options:
     if "response_format" not in chosen:
         chosen = {**submitted.model_dump(include=set(RENDERING), exclude_defaults=True), **chosen}
     # Of the other options only these limit what can be shown: speakers that were wanted may be left out.
-    diarize = False if submitted.diarize is False else None
+    has_no_speakers = submitted.diarize is False and submitted.channels == "mix"
+    diarize = False if has_no_speakers else None
     options = parse_options({**chosen, "task": submitted.task, "diarize": diarize})
     if options.logprobs and not submitted.logprobs:
         raise conflict("logprobs", "they are kept only of a job that was submitted with logprobs=true")

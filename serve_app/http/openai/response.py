@@ -10,10 +10,13 @@ from typing import Annotated, Any, Literal, NotRequired
 from pydantic import Field
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
+from serve_app.audio import MAX_SPEAKER_CHANNELS
 from serve_app.formats.cue_words import words_of
 from serve_app.http.openai.request import ParsedForm
 from serve_app.http.responses import LogprobOut, logprobs, warnings_out
 from serve_app.languages import LANGUAGES, NO_SPACE_BETWEEN_SENTENCES
+from serve_app.options import Options
+from serve_app.request.recognition import speaker_of
 from serve_app.transcript import Segment, StageWarning, Task, Transcript
 
 UNKNOWN = "unknown"  # where OpenAI requires a speaker or a language and there is none
@@ -132,7 +135,7 @@ def languages_of(transcript: Transcript) -> list[str]:
 
 
 def diarized(transcript: Transcript, form: ParsedForm) -> list[DiarizedSegment]:
-    names = speaker_names(transcript.segments, form.options.known_speaker_names)
+    names = speaker_names(transcript.segments, form.options)
     return [
         DiarizedSegment(
             type="transcript.text.segment",
@@ -146,8 +149,15 @@ def diarized(transcript: Transcript, form: ParsedForm) -> list[DiarizedSegment]:
     ]
 
 
-def speaker_names(segments: Sequence[Segment], known: Sequence[str]) -> dict[str | None, str]:
-    """Known speakers keep their names; others are A, B, C as they appear, unless a known one is called so."""
+def speaker_names(segments: Sequence[Segment], options: Options) -> dict[str | None, str]:
+    """Known speakers keep their names; others are A, B, C as they appear, unless a known one is called so.
+
+    Channels that are speakers are A, B, C by their numbers.
+    """
+    if options.channels == "speakers":
+        by_channel = {speaker_of(number): _LETTERS[number] for number in range(MAX_SPEAKER_CHANNELS)}
+        return {None: UNKNOWN, **by_channel}
+    known = options.known_speaker_names
     others = dict.fromkeys(segment.speaker for segment in segments if segment.speaker not in (None, *known))
     letters = (name for name in _LETTERS if name not in known)
     return {None: UNKNOWN, **{name: name for name in known}, **dict(zip(others, letters, strict=False))}
