@@ -125,9 +125,6 @@ def _shown(job: Job, asked: JobRequest, transcript: Transcript | None) -> dict[s
         "language_detection": asked.options.language is None,
         "speaker_labels": bool(asked.options.diarize),
         "speakers_expected": asked.options.num_speakers,
-        "multichannel": asked.options.channels == "speakers",
-        "audio_start_from": None if asked.options.start_s is None else _ms(asked.options.start_s),
-        "audio_end_at": None if asked.options.end_s is None else _ms(asked.options.end_s),
         "punctuate": True,
         "format_text": True,
         "webhook_url": job.webhook_url,
@@ -141,11 +138,15 @@ def _shown(job: Job, asked: JobRequest, transcript: Transcript | None) -> dict[s
         "speech_model_used": None,
         "error": None,
     }
+    if by_channel := asked.options.channels == "speakers":
+        shown["multichannel"] = True
+    for name, at_s in (("audio_start_from", asked.options.start_s), ("audio_end_at", asked.options.end_s)):
+        shown |= {} if at_s is None else {name: _ms(at_s)}
     if shown["status"] == "error":
         shown["error"] = job.error_message or f"The transcript {ENDS[job.status]}."
     if transcript is None:
         return shown
-    has_speakers = shown["speaker_labels"] or shown["multichannel"]
+    has_speakers = shown["speaker_labels"] or by_channel
     names = speaker_names(transcript.segments, asked.options)
     spoken = [(segment, _words(segment, transcript.language, names)) for segment in transcript.segments]
     words = [word for _, of_segment in spoken for word in of_segment]

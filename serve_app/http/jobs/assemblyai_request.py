@@ -1,6 +1,6 @@
 """What a request to AssemblyAI's transcript API asks for, as one of our jobs."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
@@ -71,9 +71,9 @@ class AssemblyTranscript(TypedDict):
     webhook_auth: bool
     text: str | None
     words: list[AssemblyWord] | None
-    multichannel: bool
-    audio_start_from: Annotated[int | None, Field(description="Milliseconds, as the next.")]
-    audio_end_at: int | None
+    multichannel: NotRequired[Annotated[bool, Field(description="Where asked for, as the next two.")]]
+    audio_start_from: NotRequired[Annotated[int, Field(description="Milliseconds.")]]
+    audio_end_at: NotRequired[Annotated[int, Field(description="Milliseconds.")]]
     utterances: Annotated[
         list[AssemblyUtterance] | None, Field(description="Only with `speaker_labels` or `multichannel`.")
     ]
