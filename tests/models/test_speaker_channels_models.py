@@ -115,11 +115,11 @@ def call_of(*, pauses_s: float) -> bytes:
     return encode(both, SAMPLE_RATE_HZ, ".wav", "-ar", "8000", "-c:a", "pcm_mulaw")
 
 
-def words_by_speaker(transcript: Transcript) -> dict[str | None, list[str]]:
-    found: dict[str | None, list[str]] = {}
+def words_by_speaker(transcript: Transcript) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
     for segment in transcript.segments:
         for word in segment.words:
-            found.setdefault(word.speaker, []).extend(words_of(word.text))
+            found.setdefault(word.speaker or "", []).extend(words_of(word.text))
     return found
 
 

@@ -155,8 +155,8 @@ def speaker_names(segments: Sequence[Segment], options: Options) -> dict[str | N
     Channels that are speakers are A, B, C by their numbers.
     """
     if options.channels == "speakers":
-        by_channel = {speaker_of(number): _LETTERS[number] for number in range(MAX_SPEAKER_CHANNELS)}
-        return {None: UNKNOWN, **by_channel}
+        letters_by_channel = zip(range(MAX_SPEAKER_CHANNELS), _LETTERS, strict=False)
+        return {None: UNKNOWN, **{speaker_of(number): letter for number, letter in letters_by_channel}}
     known = options.known_speaker_names
     others = dict.fromkeys(segment.speaker for segment in segments if segment.speaker not in (None, *known))
     letters = (name for name in _LETTERS if name not in known)

@@ -8,9 +8,10 @@ from decoding import decoded, stored
 from sounds import Samples, encode, noise, silence, tone, wav
 
 from benchmarks.decoding import decode_whole
-from serve_app.audio import AudioInfo, RawAudio, Selection
+from serve_app.audio import WHOLE, AudioInfo, RawAudio, Selection
 from serve_app.errors import AudioTooLong, InvalidRequest
 from serve_app.stages.audio import decode as module
+from serve_app.stages.audio.ffmpeg_sandbox import running_ffmpeg
 from serve_app.transcript import SAMPLE_RATE_HZ
 
 VIDEO_30_S = ("-f", "lavfi", "-i", "testsrc=size=64x64:rate=5:duration=30")
@@ -40,7 +41,7 @@ def sound() -> Samples:
     return np.stack([noise(30.0, sample_rate_hz=44_100), tone(30.0, sample_rate_hz=44_100)], axis=1)
 
 
-def whole(content: bytes, selection: Selection = module.WHOLE) -> tuple[AudioInfo, Samples]:
+def whole(content: bytes, selection: Selection = WHOLE) -> tuple[AudioInfo, Samples]:
     with stored(content) as file:
         return asyncio.run(decode_whole(file, max_audio_s=100, timeout_s=30, selection=selection))
 
@@ -66,11 +67,10 @@ def test_what_is_before_a_stretch_is_not_decoded(monkeypatch: pytest.MonkeyPatch
     """Where ffmpeg finds its start, but for a few seconds before it."""
     content = encode(noise(60.0), SAMPLE_RATE_HZ, ".flac")
     asked = list[float]()
-    running = module.running_ffmpeg
 
     def noting(*args: object, seek_s: float = 0.0, **more: object) -> object:
         asked.append(seek_s)
-        return running(*args, seek_s=seek_s, **more)  # type: ignore[arg-type]
+        return running_ffmpeg(*args, seek_s=seek_s, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(module, "running_ffmpeg", noting)
     whole(content, Selection(50.5))
