@@ -1,7 +1,8 @@
 """What a caller can choose for one request. The same names over HTTP, in forms and in Python."""
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Self
+from dataclasses import replace
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -13,6 +14,7 @@ from pydantic import (
     model_validator,
 )
 
+from serve_app.audio import TELEPHONE_RATES_HZ, Encoding, RawAudio, Selection, Source
 from serve_app.formats.cue_words import one_line
 from serve_app.formats.subtitles import SubtitleLayout
 from serve_app.formats.table import FORMATS, Format, FormatName
@@ -84,6 +86,27 @@ class Options(BaseModel):
     )
     languages: Languages = Field((), description="The only languages that are spoken, if known.")
     task: Task = Field("transcribe", description="`translate` gives English text, without word times.")
+    channels: Literal["mix", "speakers"] = Field(
+        "mix", description="`speakers`: each of 2 to 8 channels is one speaker, transcribed by itself."
+    )
+    start_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
+        None, description="Where to begin in the file, in seconds; all times stay those of the file."
+    )
+    end_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        None, description="Where to end in the file, in seconds."
+    )
+    track: Annotated[int, Field(ge=0, lt=1000)] | None = Field(
+        None, description="Which sound track, from 0. Empty: the one that players play."
+    )
+    encoding: Encoding | None = Field(
+        None, description="Of samples without a header: what they are; needs `sample_rate`."
+    )
+    sample_rate: Annotated[int, Field(ge=1000, le=384_000)] | None = Field(
+        None, description="Of samples without a header, in Hz."
+    )
+    channel_count: Annotated[int, Field(ge=1, le=64)] | None = Field(
+        None, description="Of samples without a header: channels, interleaved. Empty: 1."
+    )
     diarize: bool | None = Field(None, description="Label speakers. Empty: yes, if the server can.")
     num_speakers: SpeakerCount | None = Field(None, description="Exact number of speakers, if known.")
     min_speakers: SpeakerCount | None = Field(None, description="At least this many speakers.")
@@ -179,7 +202,12 @@ class Options(BaseModel):
         chosen = FORMATS[self.response_format]
         if len(self.known_speaker_references) != (count := len(self.known_speaker_names)):
             raise conflict("known_speaker_references", f"give one for each of the {count} names")
-        if self.diarize is False:
+        self._check_audio()
+        if self.channels == "speakers":
+            self._refuse(SPEAKER_OPTIONS, "cannot be combined with channels=speakers, which has the speakers")
+            if not chosen.has_speakers:
+                raise conflict("channels", f"response_format={chosen.name} has no speakers; ask for another")
+        elif self.diarize is False:
             needing = ("response_format",) if chosen.needs_speakers else ()
             self._refuse((*needing, *SPEAKER_OPTIONS), "needs diarize to be true")
         if not self.wants_words():
@@ -214,11 +242,34 @@ class Options(BaseModel):
             self._refuse(("confidence", "char_timestamps"), f"needs {needing}: it is shown in words")
         return self
 
+    def _check_audio(self) -> None:
+        if self.end_s is not None and self.end_s <= (self.start_s or 0.0):
+            raise conflict("end_s", "must be after start_s")
+        if self.encoding is None:
+            self._refuse(
+                ("sample_rate", "channel_count"), "is for samples without a header: name the encoding"
+            )
+        elif rate_hz := TELEPHONE_RATES_HZ.get(self.encoding):
+            if self.sample_rate not in (None, rate_hz):
+                raise conflict("sample_rate", f"{self.encoding} has {rate_hz}")
+            if self.channel_count not in (None, 1):
+                raise conflict("channel_count", f"{self.encoding} has 1")
+        elif self.sample_rate is None:
+            raise conflict("encoding", "needs sample_rate: samples do not say how fast they are")
+
     def _refuse(self, names: Sequence[str], why: str) -> None:
         """Raises the error of the first of these options that asks for something."""
         for name in names:
             if getattr(self, name):
                 raise conflict(name, why)
+
+    def reading(self, source: Source) -> Source:
+        """The source, with what of it is wanted and how its bytes are to be read."""
+        selection = Selection(self.start_s or 0.0, self.end_s, self.track, self.channels == "speakers")
+        raw = source.raw
+        if self.encoding:
+            raw = RawAudio(self.encoding, self.sample_rate or 0, self.channel_count or 1)
+        return replace(source, selection=selection, raw=raw)
 
     def layout(self) -> SubtitleLayout:
         """How subtitles are laid out."""

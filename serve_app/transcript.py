@@ -241,7 +241,7 @@ class KnownSpeaker:
 class Progress:
     """How far a request is, with the segments that have become final since the last report.
 
-    Segments come in the order of the file, without speakers: those need the whole file.
+    Segments come in the order of the file. Speakers, unless channels are speakers, need the whole file.
     """
 
     windows_done: int

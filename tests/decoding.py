@@ -8,7 +8,7 @@ import numpy as np
 from sounds import Samples
 
 from benchmarks.decoding import decode_whole
-from serve_app.audio import RawAudio
+from serve_app.audio import WHOLE, RawAudio, Selection
 from serve_app.transcript import SAMPLE_RATE_HZ, StageWarning
 
 
@@ -53,9 +53,16 @@ class Decoded:
 
 
 async def decoded(
-    content: bytes, *, max_audio_s: float = 60.0, timeout_s: float = 30.0, raw: RawAudio | None = None
+    content: bytes,
+    *,
+    max_audio_s: float = 60.0,
+    timeout_s: float = 30.0,
+    raw: RawAudio | None = None,
+    selection: Selection = WHOLE,
 ) -> Decoded:
     """Decodes bytes with limits that no harmless test reaches."""
     with stored(content) as file:
-        info, samples = await decode_whole(file, max_audio_s=max_audio_s, timeout_s=timeout_s, raw=raw)
+        info, samples = await decode_whole(
+            file, max_audio_s=max_audio_s, timeout_s=timeout_s, raw=raw, selection=selection
+        )
     return Decoded(samples, info.warnings)

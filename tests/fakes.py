@@ -5,6 +5,7 @@ A fake "recording" is int16 samples whose value in each window says what is spok
 
 import asyncio
 import base64
+import math
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Sequence
@@ -18,7 +19,7 @@ import numpy.typing as npt
 
 from serve_app.audio import AudioInfo, Source
 from serve_app.request.admission import WindowGate
-from serve_app.request.calls import AlignCall, DetectCall, DiarizeCall, Stages, TranscribeCall
+from serve_app.request.calls import AlignCall, DetectCall, DiarizeCall, StageCall, Stages, TranscribeCall
 from serve_app.transcript import (
     SAMPLE_RATE_HZ,
     AlignRequest,
@@ -33,6 +34,7 @@ from serve_app.transcript import (
     Speech,
     SpeechRequest,
     SpeechSearch,
+    StageWarning,
     Token,
     Turn,
     Voices,
@@ -100,15 +102,28 @@ def named_turns(samples: Samples, known: Sequence[KnownSpeaker]) -> tuple[Turn, 
 
 @dataclass
 class FakeAudio:
-    """A recording in parts of a second."""
+    """A recording in parts of a second; of one with channels apart, each is a row."""
 
     samples: Samples
+    warnings: tuple[StageWarning, ...] = ()
 
     async def parts(self) -> AsyncIterator[AudioInfo]:
-        seconds = len(self.samples) // SAMPLE_RATE_HZ
+        rows = np.atleast_2d(self.samples)
+        seconds = rows.shape[1] // SAMPLE_RATE_HZ
         for second in range(seconds):
             is_last = second + 1 == seconds
-            yield AudioInfo(float(second), second + 1.0, is_last, peaks=bytes([second]))
+            yield AudioInfo(
+                float(second),
+                second + 1.0,
+                is_last,
+                warnings=self.warnings if is_last else (),
+                peaks=bytes([second]),
+                channels=len(rows),
+            )
+
+    def of(self, call: StageCall) -> Samples:
+        """The samples that the call is about."""
+        return self.samples if call.channel is None else self.samples[call.channel]
 
 
 @dataclass
@@ -125,6 +140,7 @@ class FakeStages:
     decodings: list[Decoding] = field(default_factory=list)
     searches: list[SpeechSearch] = field(default_factory=list)
     most_in_flight: int = 0
+    decode_warnings: tuple[StageWarning, ...] = ()
     _in_flight: int = 0
 
     def stages(self, *, diarizes: bool = True, windows_in_flight: int = 64) -> Stages:
@@ -147,13 +163,16 @@ class FakeStages:
     async def _load(self, source: Source) -> AsyncIterator[FakeAudio]:
         self._called("load")
         self.loaded.append(source)
-        yield FakeAudio(np.frombuffer(source.file.read(), np.int16) if source.file else self.samples)
+        whole = np.frombuffer(source.file.read(), np.int16) if source.file else self.samples
+        begin, end = source.selection.start_s, source.selection.start_s + source.selection.length_s
+        cut = slice(int(begin * SAMPLE_RATE_HZ), None if end == math.inf else int(end * SAMPLE_RATE_HZ))
+        yield FakeAudio(whole[..., cut], self.decode_warnings)
 
     async def _detect(self, call: DetectCall) -> Speech:
         self._called("speech")
         self.searches.append(call.search)
         end_s = call.part.end_s
-        windows = (w for w in windows_of(call.audio.samples) if call.part.start_s <= w.start_s < end_s)
+        windows = (w for w in windows_of(call.audio.of(call)) if call.part.start_s <= w.start_s < end_s)
         found = tuple(windows)
         return Speech(found, None, end_s, found)
 
@@ -172,7 +191,7 @@ class FakeStages:
         if call.certain_at is not None and own and certainty >= call.certain_at:
             language = None
         heard = language or own
-        text = window_text(int(window.cut(call.audio.samples)[0]), heard)
+        text = window_text(int(window.cut(call.audio.of(call))[0]), heard)
         if call.only_language:
             text = replace(text, text="")
         if call.word_times:

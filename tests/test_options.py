@@ -2,6 +2,7 @@
 
 import tracemalloc
 from contextlib import suppress
+from dataclasses import replace
 from itertools import product
 from typing import Any, get_args
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serve_app.audio import WHOLE, RawAudio, Selection, Source
 from serve_app.errors import InvalidRequest
 from serve_app.formats.table import FORMATS, FormatName
 from serve_app.languages import LANGUAGES, language_code
@@ -280,3 +282,52 @@ def test_no_list_of_odd_languages_fills_the_memory() -> None:
     grown_bytes, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert grown_bytes < 500_000
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"channels": "left"}, "channels"),
+        ({"channels": "speakers", "diarize": True}, "diarize"),
+        ({"channels": "speakers", "min_speakers": 2}, "min_speakers"),
+        ({"channels": "speakers", "split_at_speaker_change": True}, "split_at_speaker_change"),
+        ({"channels": "speakers", "response_format": "tsv"}, "channels"),
+        ({"start_s": -1}, "start_s"),
+        ({"start_s": "nan"}, "start_s"),
+        ({"end_s": 0}, "end_s"),
+        ({"start_s": 3, "end_s": 2.5}, "end_s"),
+        ({"track": -1}, "track"),
+        ({"encoding": "mp3", "sample_rate": 8000}, "encoding"),
+        ({"encoding": "s16le"}, "encoding"),
+        ({"sample_rate": 8000}, "sample_rate"),
+        ({"channel_count": 2}, "channel_count"),
+        ({"encoding": "s16le", "sample_rate": 8}, "sample_rate"),
+        ({"encoding": "g722", "sample_rate": 8000}, "sample_rate"),
+        ({"encoding": "g729", "channel_count": 2}, "channel_count"),
+    ],
+)
+def test_audio_that_makes_no_sense_is_refused(fields: dict[str, Any], param: str) -> None:
+    """By the name of one of the options that contradict each other."""
+    assert refused(**fields).param == param
+
+
+def test_channels_need_no_diarizer() -> None:
+    """A server without one is no reason to refuse them, nor their turns."""
+    for chosen in ("json", "rttm", "words"):
+        options = parse_options({"channels": "speakers", "response_format": chosen})
+        assert not wants_speakers(options, available=False)
+        assert not wants_speakers(options, available=True)
+
+
+@given(st.booleans(), st.one_of(st.none(), st.floats(0, 1e5)), st.one_of(st.none(), st.floats(0.001, 1e5)))
+def test_a_source_is_read_as_asked(apart: bool, start_s: float | None, end_s: float | None) -> None:
+    """What the options select is what the loader is told; all else of the source stays."""
+    source = Source(url="https://example.com/a.wav", headers={"a": "b"}, max_audio_s=5.0, raw=RawAudio("u8"))
+    with suppress(InvalidRequest):
+        options = parse_options(
+            {"channels": "speakers" if apart else "mix", "start_s": start_s, "end_s": end_s}
+        )
+        read = options.reading(source)
+        assert read.selection == Selection(start_s or 0.0, end_s, None, apart)
+        assert replace(read, selection=WHOLE) == source
+        assert read.selection.length_s > 0

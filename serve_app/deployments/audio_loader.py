@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 from ray import serve
 
-from serve_app.audio import AudioInfo, RawAudio
+from serve_app.audio import WHOLE, AudioInfo, RawAudio, Selection
 from serve_app.deployments.metrics import StageMetrics, log_errors_in_one_line
 from serve_app.deployments.replica import OPTIONS
 from serve_app.errors import NoRoom, SourceUnavailable
@@ -46,12 +46,14 @@ class AudioLoader:
         max_audio_s: float | None = None,
         checksum: int | None = None,
         raw: RawAudio | None = None,
+        selection: Selection = WHOLE,
     ) -> AsyncIterator[AudioInfo | Samples]:
         """Fetches the URL, or joins the upload's pieces (references to arrays of bytes), and decodes it.
 
         Gives, for each part of the file, an AudioInfo and then the part's samples. More than `max_audio_s` of
         sound, or more than the server takes, is AudioTooLong. With `checksum`, a URL that gives another file
-        is refused: half of the transcript is of the one before. `raw` says what a file without a header is.
+        is refused: half of the transcript is of the one before. `raw` says what a file without a header is,
+        `selection` what of the file is wanted.
         """
         begun_s = time.monotonic()
         try:
@@ -70,7 +72,9 @@ class AudioLoader:
                     fetched_s = time.monotonic()
                     limit_s = min(self._intake.max_audio_s, max_audio_s or self._intake.max_audio_s)
                     timeout_s = self._intake.decode_timeout_s
-                    parts = decode(file, max_audio_s=limit_s, timeout_s=timeout_s, raw=raw)
+                    parts = decode(
+                        file, max_audio_s=limit_s, timeout_s=timeout_s, raw=raw, selection=selection
+                    )
                     async with _one_of(self._decoders), aclosing(parts):
                         decoding_s = time.monotonic()
                         self._metrics.waited(decoding_s - fetched_s)

@@ -23,8 +23,7 @@ from serve_app.validation import validate_or_400
 
 Parsed = TypeVar("Parsed")
 
-PIECE_BYTES = 256 << 10
-MAX_SYNTAX_BYTES = 256 << 10
+PIECE_BYTES = MAX_SYNTAX_BYTES = 256 << 10
 
 _BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/-_="
 _SPACE = b" \t\r\n"

@@ -39,6 +39,7 @@ class StageCall:
 
     audio: Any
     request_id: str
+    channel: int | None = None  # that it is about, where channels are apart
     runs_alone: bool = False  # in a batch of its own: the calls before it killed their replicas
 
 

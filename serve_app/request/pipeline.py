@@ -17,16 +17,18 @@ from serve_app.options import Options
 from serve_app.request.assign_speakers import assign_speakers, split_at_speaker_change
 from serve_app.request.calls import Stages
 from serve_app.request.known_speakers import known_speakers
-from serve_app.request.language_vote import language_shares
 from serve_app.request.progress import Report, ignore_progress
 from serve_app.request.recognition import Recognition
+from serve_app.request.speaker_channels import SpeakerChannels, turns_of
 from serve_app.request.speaker_turns import SpeakerTurns
 from serve_app.request.state import RequestState
 from serve_app.request.warnings import (
     NO_SPEAKERS_FOUND,
     Deadline,
+    decoding_warnings,
     diarization_timeout,
     wants_speakers,
+    without_chars,
 )
 from serve_app.transcript import Transcript
 
@@ -47,10 +49,12 @@ async def transcribe(
     stages = stages.using(options.model)
     diarize = wants_speakers(options, available=stages.diarize is not None)
     request = RequestState(stages, options, report)
-    recognition, speakers = Recognition(request), SpeakerTurns(request)
+    by_channel = options.channels == "speakers"
+    recognition = SpeakerChannels(request) if by_channel else Recognition(request)
+    speakers = SpeakerTurns(request)
     begun_s = time.monotonic()
     deadline = Deadline(limit_s)
-    async with known_speakers(stages.load, options) as known, stages.load(source) as audio:
+    async with known_speakers(stages.load, options) as known, stages.load(options.reading(source)) as audio:
         recognising = asyncio.create_task(recognition.segments(audio))
         diarizing = asyncio.create_task(speakers.find(audio, known)) if diarize else None
         tasks: list[asyncio.Task[Any]] = [recognising, *([diarizing] if diarizing else [])]
@@ -69,6 +73,14 @@ async def transcribe(
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+    request.warnings += decoding_warnings(
+        recognition.heard,
+        recognition.spoken_language,
+        logprobs=options.logprobs,
+        may_mix=options.decoding().own_languages,
+    )
+    if options.char_timestamps:
+        request.warn(without_chars(segments))
     speakers_are_all = FORMATS[options.response_format].needs_speakers
     if speakers_are_all and recognition.windows_found and speakers.error:
         raise speakers.error
@@ -80,12 +92,10 @@ async def transcribe(
             segments = await asyncio.to_thread(split_at_speaker_change, segments)
     return Transcript(
         segments=segments,
-        language=(recognition.language.result() or next(iter(language_shares(segments)), None))
-        if recognition.windows_found
-        else None,
+        language=recognition.spoken_language,
         duration_s=request.duration_s,
         model=stages.model,
-        turns=diarization.turns if diarization else (),
+        turns=diarization.turns if diarization else turns_of(segments if by_channel else ()),
         warnings=tuple(request.warnings),
         timings={**request.load_timings, **request.timings.wall_s(), "total": time.monotonic() - begun_s},
         peaks=b64encode(request.peaks).decode(),

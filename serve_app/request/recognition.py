@@ -1,16 +1,20 @@
-"""The text of one file: speech, windows of it, their texts and the times of their words.
+"""The text of one file, or of a channel of it: speech, windows, their texts and the times of their words.
 
 Windows are transcribed and aligned side by side, each as soon as it can be.
 """
 
 import asyncio
+import math
 from dataclasses import replace
+from typing import Any
 
 from serve_app.request.calls import AlignCall, Audio, DetectCall, TranscribeCall
-from serve_app.request.language_vote import LanguageVote
+from serve_app.request.file_times import moved_segment, moved_window
+from serve_app.request.language_vote import LanguageVote, language_shares
+from serve_app.request.progress import Report
 from serve_app.request.segment_length import shortened
 from serve_app.request.state import RequestState
-from serve_app.request.warnings import CONFIDENCE_MISSING, decoding_warnings, degraded, without_chars
+from serve_app.request.warnings import CONFIDENCE_MISSING, degraded
 from serve_app.request.word_confidence import with_confidence
 from serve_app.transcript import Progress, Segment, Speech, Window, WindowText
 
@@ -18,20 +22,60 @@ from serve_app.transcript import Progress, Segment, Speech, Window, WindowText
 NO_ALIGNER_YET = ("alignment_unavailable", "alignment_downloading")
 
 
-class Recognition:
-    """The windows of one file, from the search for speech to their segments."""
+def speaker_of(channel: int) -> str:
+    """The speaker whom a channel has, named as diarization names them."""
+    return f"SPEAKER_{channel:02d}"
 
-    def __init__(self, request: RequestState) -> None:
+
+def spoken_by(segment: Segment, speaker: str | None) -> Segment:
+    """The segment and its words with this speaker, if there is one."""
+    if speaker is None:
+        return segment
+    words = tuple(replace(word, speaker=speaker) for word in segment.words)
+    return replace(segment, speaker=speaker, words=words)
+
+
+class Recognition:
+    """The windows of one file, from the search for speech to their segments.
+
+    Of a channel that is a speaker, its segments have that speaker, and its progress goes to `report`. Stages
+    count times from where decoding begins, callers from the start of the file.
+    """
+
+    def __init__(
+        self, request: RequestState, channel: int | None = None, report: Report | None = None
+    ) -> None:
         self.request = request
+        self._channel, self._told = channel, report or request.report
+        self._speaker = None if channel is None else speaker_of(channel)
+        self._begin_s = request.options.start_s or 0.0
+        self.final_until_s = 0.0  # no segment that is still to be reported starts before
         self.windows_found, self.all_found = 0, False
         stages, self.wants_words = request.stages, request.options.wants_words()
         has_words = self.wants_words and (stages.attention or stages.align is not None)
         self.search = request.options.speech_search(has_words=has_words)
-        self.each_its_own = request.options.decoding().own_languages
-        self.language = LanguageVote(request.options.named_language(), each_its_own=self.each_its_own)
+        each_its_own = request.options.decoding().own_languages
+        self.language = LanguageVote(request.options.named_language(), each_its_own=each_its_own)
         self.done: dict[int, tuple[Segment, ...]] = {}  # number of the window -> its segments
         self.texts: dict[int, tuple[Window, WindowText]] = {}
         self.windows_reported = 0
+
+    @property
+    def heard(self) -> list[tuple[Window, WindowText]]:
+        """The windows and their texts, in order."""
+        return [self.texts[number] for number in sorted(self.texts)]
+
+    @property
+    def spoken_language(self) -> str | None:
+        """The language of the text, or of most of it; None where there is no speech."""
+        if not self.windows_found:
+            return None
+        return self.language.result() or next(iter(language_shares(self._all_done())), None)
+
+    @property
+    def speech_s(self) -> float:
+        """Seconds of speech that came to a text."""
+        return sum(window.end_s - window.start_s for window, text in self.texts.values() if text.text.strip())
 
     async def segments(self, audio: Audio) -> tuple[Segment, ...]:
         """All segments in order; windows are worked on side by side as soon as they are found."""
@@ -42,15 +86,8 @@ class Recognition:
             raise errors.exceptions[0] from None  # the others are of the same request
         if len(self.done) < self.windows_found:
             raise RuntimeError("a window ended without its text")  # nothing is lost silently
-        texts = [self.texts[number] for number in sorted(self.texts)]
-        logprobs, may_mix = self.request.options.logprobs, self.each_its_own
-        self.request.warnings += decoding_warnings(
-            texts, self.language.result(), logprobs=logprobs, may_mix=may_mix
-        )
-        segments = tuple(segment for number in sorted(self.done) for segment in self.done[number])
-        if self.request.options.char_timestamps:
-            self.request.warn(without_chars(segments))
-        return segments
+        self.final_until_s = math.inf
+        return self._all_done()
 
     async def _search(self, audio: Audio, windows: asyncio.TaskGroup) -> None:
         """Searches part after part for speech, as the file is decoded, and starts a task for each window."""
@@ -59,7 +96,12 @@ class Recognition:
             async for part in audio.parts():
                 self.request.loaded(part)
                 call = DetectCall(
-                    audio=audio, request_id=self.request.id, part=part, before=found, search=self.search
+                    audio=audio,
+                    request_id=self.request.id,
+                    channel=self._channel,
+                    part=part,
+                    before=found,
+                    search=self.search,
                 )
                 found = await self.request.stages.detect(call)
                 for window in found.windows:
@@ -79,13 +121,15 @@ class Recognition:
             if text is None or not self.language.accepts(text):
                 text = await self._transcribe(audio, window, language, is_first=number == 0)
             tokens = text.tokens if self.request.options.logprobs else ()
-            self.texts[number] = window, replace(text, sentences=(), tokens=tokens)
+            in_file = moved_window(window, self._begin_s)
+            self.texts[number] = in_file, replace(text, sentences=(), tokens=tokens)
             segments = await self._align(audio, window, text, is_first=number == 0)
         if self.request.options.confidence and text.text.strip():
             self.request.warn(None if text.tokens else CONFIDENCE_MISSING)
             segments = with_confidence(segments, text)
+        about: dict[str, Any] = {"window": in_file, "source_text": self.texts[number][1]}
         found = tuple(
-            replace(segment, text=said, window=window, source_text=self.texts[number][1])
+            replace(spoken_by(moved_segment(segment, self._begin_s), self._speaker), text=said, **about)
             for segment in segments
             if (said := segment.text.strip())
         )
@@ -99,6 +143,7 @@ class Recognition:
         call = TranscribeCall(
             audio=audio,
             request_id=self.request.id,
+            channel=self._channel,
             window=window,
             decoding=self.request.options.decoding(),
             language=language,
@@ -122,6 +167,7 @@ class Recognition:
         call = AlignCall(
             audio=audio,
             request_id=self.request.id,
+            channel=self._channel,
             window=window,
             text=text,
             is_first=is_first,
@@ -141,10 +187,14 @@ class Recognition:
                 )
             return segments
 
+    def _all_done(self) -> tuple[Segment, ...]:
+        return tuple(segment for number in sorted(self.done) for segment in self.done[number])
+
     def _report(self) -> None:
         """Reports what is final: the segments of all windows before the first one still being worked on."""
         segments: list[Segment] = []
         while self.windows_reported in self.done:
             segments += self.done[self.windows_reported]
+            self.final_until_s = self.texts[self.windows_reported][0].end_s
             self.windows_reported += 1
-        self.request.report(Progress(len(self.done), self.windows_found, self.all_found, tuple(segments)))
+        self._told(Progress(len(self.done), self.windows_found, self.all_found, tuple(segments)))

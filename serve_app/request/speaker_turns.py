@@ -1,6 +1,7 @@
 """Who speaks when in one file, and what happens to the request where that cannot be found out."""
 
 from serve_app.request.calls import Audio, DiarizeCall
+from serve_app.request.file_times import moved_turns
 from serve_app.request.known_speakers import check_clips, not_heard
 from serve_app.request.state import RequestState
 from serve_app.request.warnings import degraded, embeddings_missing
@@ -34,7 +35,7 @@ class SpeakerTurns:
         request.warnings.extend(not_heard(known, diarization))
         if request.options.embeddings:
             request.warn(embeddings_missing(diarization))
-        return diarization
+        return moved_turns(diarization, request.options.start_s or 0.0)
 
     def go_without(self, error: Exception) -> None:
         """Notes why there are no speakers; the text is not lost."""

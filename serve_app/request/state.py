@@ -47,7 +47,9 @@ class RequestState:
         self.duration_s, self.peaks = 0.0, b""
 
     def loaded(self, part: AudioInfo) -> None:
-        """Notes what is known of the file with this part."""
+        """Notes what is known of the file with this part, once, although each channel has all of them."""
+        if part.start_s < self.duration_s:
+            return
         self.duration_s = part.end_s
         self.peaks += part.peaks
         self.load_timings |= part.timings

@@ -122,6 +122,8 @@ def embeddings_missing(diarization: Diarization) -> StageWarning | None:
 
 def wants_speakers(options: Options, *, available: bool) -> bool:
     """Whether a request needs diarization; raises InvalidRequest if it insists on it and there is none."""
+    if options.channels == "speakers":
+        return False
     form = FORMATS[options.response_format]
     demanded = next((name for name in SPEAKER_OPTIONS if getattr(options, name)), None)
     remedy = f"leave out {demanded}"

@@ -245,6 +245,21 @@ def test_the_search_is_the_requests(service: Played, tmp_path: Path) -> None:
     assert "language" in shown
 
 
+def test_audio_as_it_is(service: Played, tmp_path: Path) -> None:
+    """Channels, a stretch, a track and samples without a header; turns of channels need no --diarize."""
+    talk = tmp_path / "talk.raw"
+    talk.write_bytes(b"audio")
+    flags = ["--channels", "speakers", "--start_s", 1.5, "--end_s", 9, "--track", 1, "--encoding", "mulaw"]
+    flags += ["--sample_rate", 8000, "--channel_count", 2]
+    done = run(service, talk, "-o", tmp_path, "-f", "json,rttm", *flags)
+    assert done.exit_code == 0, done.output
+    audio = {"encoding": "mulaw", "sample_rate": 8000, "channel_count": 2}
+    stretch = {"start_s": 1.5, "end_s": 9, "track": 1}
+    assert service.asked == [
+        Options.model_validate({"diarize": False, "channels": "speakers", **audio, **stretch})
+    ]
+
+
 def test_urls_and_files_of_one_name(service: Played, tmp_path: Path) -> None:
     """Each file and URL has its own outputs; the service fetches the URLs."""
     names = [f"{folder}/talk.{suffix}" for folder in "abc" for suffix in ("mp3", "wav")]
@@ -443,6 +458,8 @@ def test_how_segments_are_made_reaches_the_service(service: Played, talk: Path, 
         (["http://ann:secret@[::1/talk.mp3"], "http://[::1/talk.mp3 is not a URL"),
         (["--config", "nowhere.yaml", "."], "does not exist"),
         (["-f", "rttm", "."], "rttm needs --diarize"),
+        (["--channels", "left", "."], "'left' is not one of"),
+        (["--start_s", "-1", "."], "Invalid value for '--start_s'"),
         (["--min_speakers", "2", "."], "--min_speakers needs --diarize"),
         (["--speaker_embeddings", "."], "--speaker_embeddings needs --diarize"),
         (["--speaker_embeddings", "--diarize", "-f", "srt", "."], "json among the formats"),

@@ -15,7 +15,7 @@ from loopback import SlowFile, answering, intake, recording, serving
 from sounds import wav
 
 from serve_app import deployments
-from serve_app.audio import AudioInfo, RawAudio
+from serve_app.audio import AudioInfo, RawAudio, Selection
 from serve_app.deployments import audio_loader as loader_module
 from serve_app.errors import Overloaded, SourceUnavailable, UnusableAudio
 from serve_app.transcript import Samples
@@ -191,3 +191,19 @@ def test_samples_without_a_header_are_loaded() -> None:
         assert np.array_equal(found, talk)
 
     asyncio.run(run())
+
+
+def test_a_selection_reaches_the_decoder() -> None:
+    """Of two channels a stretch, each as a row; the peaks and the length are those of the stretch."""
+    both = np.stack([samples(1, 2, 3), samples(4, 5, 6)], axis=1)
+
+    async def run() -> tuple[AudioInfo, Samples]:
+        selection = Selection(1.0, 2.0, channels_apart=True)
+        parts = loader().load(None, {}, [stored(wav(both))], None, None, None, selection)
+        info, loaded_samples = [each async for each in parts]
+        return info, loaded_samples
+
+    info, rows = asyncio.run(run())
+    assert np.array_equal(rows, [samples(2), samples(5)])
+    assert (info.start_s, info.end_s, info.expected_s, info.channels) == (0.0, 1.0, 1.0, 2)
+    assert len(info.peaks) == 20

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
+import numpy as np
 import pytest
 from fakes import Reference, References
 from ray.exceptions import (
@@ -519,3 +520,34 @@ def test_a_file_counts_by_its_declared_length_only_until_it_is_decoded(is_last: 
     part: Any = AudioInfo(0.0, 30.0, is_last=is_last, expected_s=9999.0)
     calls._note_length(handle, part)
     assert held == [held_s]
+
+
+def test_calls_about_channels_have_their_rows() -> None:
+    """All channels are loaded together, and once more together where they are lost."""
+    both = np.array([[1, 2], [3, 4]], np.int16)
+
+    class Rows(Loader):
+        async def _references(self, loading: int) -> AsyncGenerator[Any, None]:
+            for part in self.parts:
+                yield Reference(part)
+                yield Reference(LOST if loading == 1 else both)
+
+    async def work() -> None:
+        loader, retries = Rows(), Retries()
+        audio = LoadedAudio(loader.start, retries)
+
+        async def answer(call: StageCall) -> list[int]:
+            return [int(sample) for sample in await call.audio.samples()]
+
+        stage: Stage[Any] = Stage("asr", Method(answer), retries)
+        window = Window(0.0, 2.0)
+        calls = [
+            AlignCall(audio=audio, request_id="id", channel=channel, window=window, text=TEXT)
+            for channel in (0, 1)
+        ]
+        await audio.load()
+        assert await asyncio.gather(*(stage.call(call, 0.0, 2.0) for call in calls)) == [[1, 2], [3, 4]]
+        assert len(loader.asked_for) == 2
+        audio.forget()
+
+    asyncio.run(work())

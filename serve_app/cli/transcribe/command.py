@@ -22,10 +22,11 @@ INTERRUPTED = 130
 
 # Flags that are options of the service's requests.
 SPEAKERS = ("num_speakers", "min_speakers", "max_speakers")
+AUDIO = ("channels", "start_s", "end_s", "track", "encoding", "sample_rate", "channel_count")
 DECODING = ("initial_prompt", "hotwords", "temperature", "temperature_inc", "beam_size", "suppress_numerals")
 SEGMENTS = ("vad_onset", "vad_offset", "vad_min_silence_s", "max_segment_s")
 OPTIONS = (
-    *("language", "languages", "task", "diarize", *SPEAKERS),
+    *("language", "languages", "task", *AUDIO, "diarize", *SPEAKERS),
     *(*DECODING, *SEGMENTS, *SHOWN_WITH_WORDS),
 )
 
@@ -36,6 +37,7 @@ def _options_of(panel: str | None) -> Any:
 
 
 _general, _speech, _subtitles = _options_of(None), _options_of("Recognition"), _options_of("Subtitles")
+_audio = _options_of("Audio")
 _local = _options_of("The service that is started where no --server is given")
 
 
@@ -88,6 +90,17 @@ def transcribe(
     languages: Annotated[
         str | None, _speech("--languages", help="The only languages that are spoken, with commas: de,en.")
     ] = None,
+    channels: Annotated[
+        Literal["mix", "speakers"] | None, _audio("--channels", help="speakers: one in each channel.")
+    ] = None,
+    start_s: Annotated[float | None, _audio("--start_s", min=0, help="Where to begin, in seconds.")] = None,
+    end_s: Annotated[float | None, _audio("--end_s", min=0, help="Where to end, in seconds.")] = None,
+    track: Annotated[int | None, _audio("--track", min=0, help="Which sound track, from 0.")] = None,
+    encoding: Annotated[
+        str | None, _audio("--encoding", help="Of samples without a header, such as s16le.")
+    ] = None,
+    sample_rate: Annotated[int | None, _audio("--sample_rate", help="Of such samples, in Hz.")] = None,
+    channel_count: Annotated[int | None, _audio("--channel_count", help="Of such samples.")] = None,
     diarize: Annotated[bool, _speech("--diarize", help="Label speakers.")] = False,
     num_speakers: Annotated[int | None, _speech("--num_speakers", min=1, help="Exactly this many.")] = None,
     min_speakers: Annotated[int | None, _speech("--min_speakers", min=1, help="At least this many.")] = None,
@@ -267,8 +280,8 @@ def _refuse_contradictions(given: dict[str, Any], formats: tuple[str, ...]) -> N
         raise typer.BadParameter("--speaker_embeddings needs --diarize, and json among the formats.")
     if given["language"] and given["languages"]:
         raise typer.BadParameter("--languages: leave it out, --language is the only one then.")
-    if "rttm" in formats and not given["diarize"]:
-        raise typer.BadParameter("--output_format rttm needs --diarize.")
+    if "rttm" in formats and not (given["diarize"] or given["channels"] == "speakers"):
+        raise typer.BadParameter("--output_format rttm needs --diarize, or --channels speakers.")
     if given["max_line_count"] and not given["max_line_width"]:
         raise typer.BadParameter("--max_line_count needs --max_line_width.")
     if given["max_line_count"] and given["max_segment_s"]:

@@ -47,11 +47,13 @@ class AudioSlice:
 
     parts: list[list[Any]]  # an ObjectRef of Samples each
     start_s: float  # where the first part begins in the file
+    channel: int | None = None  # the row of their samples, where channels were loaded apart
 
     async def arrays(self) -> list[Samples]:
         """Waits for the samples of all parts, without a copy. Raises AudioLost."""
         try:
-            return [await part[0] for part in self.parts]
+            arrays = [await part[0] for part in self.parts]
+            return arrays if self.channel is None else [array[self.channel] for array in arrays]
         except GONE as error:  # also where the loader met it: then it is a RayTaskError too
             raise AudioLost(type(error).__name__) from None
         except RayTaskError as error:

@@ -140,7 +140,8 @@ class Stage(Generic[Answer]):
             return found
 
         try:
-            ready: StageCall = replace(call, audio=await loaded(call.audio, start_s, end_s))
+            found = await loaded(call.audio, start_s, end_s)
+            ready: StageCall = replace(call, audio=replace(found, channel=call.channel))
             if isinstance(ready, DiarizeCall):
                 known = zip(ready.known, [await loaded(clip) for clip in clips], strict=True)
                 ready = replace(ready, known=tuple(replace(speaker, clip=clip) for speaker, clip in known))
@@ -208,7 +209,7 @@ class StageCalls:
 
         async def start(checksum: int | None) -> Any:
             pieces[:] = await asyncio.to_thread(put_upload, source.file) if source.file else []
-            more = source.max_audio_s, checksum, source.raw
+            more = source.max_audio_s, checksum, source.raw, source.selection
             return self._load.remote(source.url, source.headers, pieces, *more)
 
         pieces: list[Any] = []
@@ -225,7 +226,7 @@ class StageCalls:
     def _note_length(self, audio: LoadedAudio, part: AudioInfo) -> None:
         """Counts the file by its declared length until it is decoded, so that its room is not given away."""
         declared_s = 0.0 if part.is_last else min(part.expected_s, self._max_audio_s)
-        self._admission.hold(audio, max(part.end_s, declared_s))
+        self._admission.hold(audio, part.channels * max(part.end_s, declared_s))
         charge(part.end_s)
         self._metrics.decoded(part)
 

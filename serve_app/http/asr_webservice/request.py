@@ -88,6 +88,8 @@ def _read(given: Mapping[str, Any]) -> AsrAsked:
     wanted = {fields.diarize, fields.enable_diarization} - {None}
     if len(wanted) > 1:
         raise conflict("enable_diarization", "contradicts diarize, which is the same")
+    if not fields.encode and "encoding" in ours:
+        raise conflict("encoding", "cannot be combined with encode=false, which is s16le, 16000 Hz, mono")
     if True in wanted and fields.output == NO_SPEAKERS_IN:
         raise conflict("diarize", f"{NO_SPEAKERS_IN} shows no speakers; ask for txt, srt, vtt or json")
     if False in wanted:  # Speakr sends its bounds all the same, when there is nothing for them to bound

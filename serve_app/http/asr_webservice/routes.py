@@ -65,7 +65,9 @@ class AsrSegment(TypedDict):
     start: float
     end: float
     text: str
-    speaker: NotRequired[Annotated[str | None, Field(description="Only with `diarize`.")]]
+    speaker: NotRequired[
+        Annotated[str | None, Field(description="Only with `diarize`, or `channels` as speakers.")]
+    ]
     words: NotRequired[Annotated[list[dict[str, Any]], Field(description="Only with `word_timestamps`.")]]
     language: NotRequired[
         Annotated[str | None, Field(description="Only with `language=multiple` or `languages`.")]
@@ -167,7 +169,7 @@ def _answer(transcript: Transcript, asked: AsrAsked) -> AsrAnswer:
     options, segments = asked.options, list[Any]()
     for segment in transcript.segments:
         out: Any = segment_out(segment, options, words=options.word_timestamps)
-        for each in () if options.diarize else (out, *out.get("words", ())):
+        for each in () if options.diarize or options.channels == "speakers" else (out, *out.get("words", ())):
             del each["speaker"]
         segments.append(out)
     text = "".join(text_pieces(transcript.segments, options.task, is_first=True))

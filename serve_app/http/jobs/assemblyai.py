@@ -138,18 +138,23 @@ def _shown(job: Job, asked: JobRequest, transcript: Transcript | None) -> dict[s
         "speech_model_used": None,
         "error": None,
     }
+    if by_channel := asked.options.channels == "speakers":
+        shown["multichannel"] = True
+    for name, at_s in (("audio_start_from", asked.options.start_s), ("audio_end_at", asked.options.end_s)):
+        shown |= {} if at_s is None else {name: _ms(at_s)}
     if shown["status"] == "error":
         shown["error"] = job.error_message or f"The transcript {ENDS[job.status]}."
     if transcript is None:
         return shown
-    names = speaker_names(transcript.segments, asked.options.known_speaker_names)
+    has_speakers = shown["speaker_labels"] or by_channel
+    names = speaker_names(transcript.segments, asked.options)
     spoken = [(segment, _words(segment, transcript.language, names)) for segment in transcript.segments]
     words = [word for _, of_segment in spoken for word in of_segment]
     return shown | {
         "language_code": shown["language_code"] or transcript.language,
         "text": "".join(text_pieces(transcript.segments, asked.options.task, is_first=True)),
         "words": words,
-        "utterances": list(_utterances(spoken, asked, names)) if shown["speaker_labels"] else None,
+        "utterances": list(_utterances(spoken, asked, names)) if has_speakers else None,
         "confidence": _confidence(words),
         "audio_duration": round(transcript.duration_s),
         "speech_model_used": transcript.model,

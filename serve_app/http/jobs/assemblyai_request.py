@@ -1,6 +1,6 @@
 """What a request to AssemblyAI's transcript API asks for, as one of our jobs."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
@@ -25,6 +25,9 @@ class TranscriptRequest(BaseModel):
     language_detection: bool = Field(False, description="Detect the language.")
     speaker_labels: bool = Field(False, description="Label speakers.")
     speakers_expected: SpeakerCount | None = Field(None, description="Exact number of speakers, if known.")
+    multichannel: bool = Field(False, description="Each of 2 to 8 channels is one speaker.")
+    audio_start_from: Annotated[int, Field(ge=0)] = Field(0, description="Where to begin, in milliseconds.")
+    audio_end_at: Annotated[int, Field(gt=0)] | None = Field(None, description="Where to end, the same.")
     keyterms_prompt: tuple[str, ...] = Field((), description="Words and names to expect.")
     word_boost: tuple[str, ...] = Field((), description="The older name of `keyterms_prompt`.")
     boost_param: Literal["default"] = Field("default", description="There is one weight only.")
@@ -68,7 +71,12 @@ class AssemblyTranscript(TypedDict):
     webhook_auth: bool
     text: str | None
     words: list[AssemblyWord] | None
-    utterances: Annotated[list[AssemblyUtterance] | None, Field(description="Only with `speaker_labels`.")]
+    multichannel: NotRequired[Annotated[bool, Field(description="Where asked for, as the next two.")]]
+    audio_start_from: NotRequired[Annotated[int, Field(description="Milliseconds.")]]
+    audio_end_at: NotRequired[Annotated[int, Field(description="Milliseconds.")]]
+    utterances: Annotated[
+        list[AssemblyUtterance] | None, Field(description="Only with `speaker_labels` or `multichannel`.")
+    ]
     confidence: Annotated[float | None, Field(description="The mean of the words'.")]
     audio_duration: Annotated[int | None, Field(description="Seconds.")]
     speech_model_used: str | None
@@ -82,6 +90,9 @@ THEIR_NAMES = {  # of our fields
     "language": "language_code",
     "num_speakers": "speakers_expected",
     "hotwords": "keyterms_prompt",
+    "channels": "multichannel",
+    "start_s": "audio_start_from",
+    "end_s": "audio_end_at",
 }
 
 
@@ -114,6 +125,9 @@ def submission(body: dict[str, Any]) -> Submission:
                 "model": next(iter(models), None),
                 "language": language,
                 "diarize": asked.speaker_labels,
+                "channels": "speakers" if asked.multichannel else "mix",
+                "start_s": asked.audio_start_from / 1000 or None,
+                "end_s": asked.audio_end_at and asked.audio_end_at / 1000,
                 "num_speakers": asked.speakers_expected,
                 "hotwords": ", ".join(asked.keyterms_prompt or asked.word_boost) or None,
                 "word_timestamps": True,

@@ -52,7 +52,8 @@ def rendering(request: Request, submitted: Options) -> Options:
     if "response_format" not in chosen:
         chosen = {**submitted.model_dump(include=set(RENDERING), exclude_defaults=True), **chosen}
     # Of the other options only these limit what can be shown: speakers that were wanted may be left out.
-    diarize = False if submitted.diarize is False else None
+    has_no_speakers = submitted.diarize is False and submitted.channels == "mix"
+    diarize = False if has_no_speakers else None
     made = {"task": submitted.task, "align": submitted.align, "diarize": diarize}
     options = parse_options({**chosen, **made})
     for name in KEPT_IF_ASKED:

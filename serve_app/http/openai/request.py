@@ -193,6 +193,8 @@ def _read(task: Task, given: dict[str, Any]) -> ParsedForm:
     if options.embeddings and fields.response_format not in HAVE_EMBEDDINGS:
         raise conflict("embeddings", f"they are in response_format={' and '.join(HAVE_EMBEDDINGS)} only")
     asking = _field_asking_for_speakers(fields.response_format, options)
+    if options.channels == "speakers":
+        return ParsedForm(options, fields, sent_as)  # the speakers are known without diarization
     if options.diarize is None:
         options = options.model_copy(update={"diarize": asking is not None})
         sent_as |= {"diarize": asking} if asking else {}
@@ -208,6 +210,7 @@ def _field_asking_for_speakers(response_format: OpenAIFormat, options: Options) 
     """
     is_diarized = response_format == "diarized_json"
     asking = [name for name in SPEAKER_OPTIONS if getattr(options, name)]
+    asking += ["channels"] if options.channels == "speakers" else []
     for name in asking:
         if response_format not in SHOW_SPEAKERS:
             raise conflict(name, f"{response_format} shows no speakers; ask for {', '.join(SHOW_SPEAKERS)}")

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, NotRequired
 from pydantic import Field
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
+from serve_app.audio import MAX_SPEAKER_CHANNELS
 from serve_app.formats.cue_words import words_of
 from serve_app.http.openai.request import ParsedForm
 from serve_app.http.responses import (
@@ -23,6 +24,7 @@ from serve_app.http.responses import (
 from serve_app.languages import LANGUAGES, NO_SPACE_BETWEEN_SENTENCES
 from serve_app.options import MULTIPLE, Options
 from serve_app.request.language_vote import language_shares
+from serve_app.request.recognition import speaker_of
 from serve_app.transcript import Segment, StageWarning, Task, Transcript
 
 UNKNOWN = "unknown"  # where OpenAI requires a speaker or a language and there is none
@@ -131,7 +133,7 @@ def answer(transcript: Transcript, form: ParsedForm, text: str) -> dict[str, Any
 def extras(transcript: Transcript, form: ParsedForm) -> dict[str, Any]:
     """The fields `languages`, `logprobs`, embeddings and `warnings`, where there are any."""
     is_diarized = form.fields.response_format == "diarized_json"
-    names = speaker_names(transcript.segments, form.options.known_speaker_names) if is_diarized else None
+    names = speaker_names(transcript.segments, form.options) if is_diarized else None
     found = {
         "languages": [LanguageOut(code=code) for code in language_shares(transcript.segments)],
         "logprobs": logprobs(transcript) if form.options.logprobs else [],
@@ -143,7 +145,7 @@ def extras(transcript: Transcript, form: ParsedForm) -> dict[str, Any]:
 
 
 def diarized(transcript: Transcript, form: ParsedForm) -> list[DiarizedSegment]:
-    names = speaker_names(transcript.segments, form.options.known_speaker_names)
+    names = speaker_names(transcript.segments, form.options)
     return [
         DiarizedSegment(
             type="transcript.text.segment",
@@ -157,8 +159,15 @@ def diarized(transcript: Transcript, form: ParsedForm) -> list[DiarizedSegment]:
     ]
 
 
-def speaker_names(segments: Sequence[Segment], known: Sequence[str]) -> dict[str | None, str]:
-    """Known speakers keep their names; others are A, B, C as they appear, unless a known one is called so."""
+def speaker_names(segments: Sequence[Segment], options: Options) -> dict[str | None, str]:
+    """Known speakers keep their names; others are A, B, C as they appear, unless a known one is called so.
+
+    Channels that are speakers are A, B, C by their numbers.
+    """
+    if options.channels == "speakers":
+        letters_by_channel = zip(range(MAX_SPEAKER_CHANNELS), _LETTERS, strict=False)
+        return {None: UNKNOWN, **{speaker_of(number): letter for number, letter in letters_by_channel}}
+    known = options.known_speaker_names
     others = dict.fromkeys(segment.speaker for segment in segments if segment.speaker not in (None, *known))
     letters = (name for name in _LETTERS if name not in known)
     return {None: UNKNOWN, **{name: name for name in known}, **dict(zip(others, letters, strict=False))}

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from serve_app.errors import UnusableAudio
+from serve_app.audio import MAX_SPEAKER_CHANNELS
+from serve_app.errors import InvalidRequest, UnusableAudio
 from serve_app.transcript import SAMPLE_RATE_HZ, Samples
 
 MAX_CHANNELS = 64  # of ffmpeg's resampler
@@ -42,6 +43,27 @@ def filter_graph(stream: int, layout: str) -> str:
         f"[0:{stream}]asplit[a][b];[a]{mix},channelmap=FC-FL[mix];"
         f"[b]aresample={SAMPLE_RATE_HZ}:osf=s16:ochl={layout}[channels];[mix][channels]amerge[out]"
     )
+
+
+def filter_of_channels(stream: int, layout: str) -> str:
+    """ffmpeg's filters from a stream to [out], at 16 kHz, with all of its channels as they are."""
+    many = re.match(r"(\d+) channels", layout)
+    refuse_channels(int(many[1]) if many else MAX_SPEAKER_CHANNELS)
+    named = f":ochl={layout}" if layout in MIXED_LAYOUTS else ""
+    return f"[0:{stream}]aresample={SAMPLE_RATE_HZ}:osf=s16{named}[out]"
+
+
+def refuse_channels(count: int) -> None:
+    """Raises InvalidRequest for a number of channels of which none can be a speaker."""
+    if not 2 <= count <= MAX_SPEAKER_CHANNELS:
+        found = f"the sound track has {count} channel{'s' if count > 1 else ''}"
+        message = f"channels: {found}; speakers needs 2 to {MAX_SPEAKER_CHANNELS}, so leave it out."
+        raise InvalidRequest(message, "channels")
+
+
+def apart(interleaved: Samples) -> Samples:
+    """The channels one after the other: a row for each."""
+    return _read_only(np.ascontiguousarray(interleaved.T))
 
 
 def keep_sound(interleaved: Samples, layout: str) -> tuple[Samples, bool]:

@@ -9,14 +9,20 @@ import math
 import os
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 import numpy as np
 
 from serve_app import errors
-from serve_app.audio import PEAKS_PER_S, AudioInfo, RawAudio
-from serve_app.stages.audio.channels import filter_graph, keep_sound
+from serve_app.audio import PEAKS_PER_S, WHOLE, AudioInfo, RawAudio, Selection
+from serve_app.stages.audio.channels import (
+    apart,
+    filter_graph,
+    filter_of_channels,
+    keep_sound,
+    refuse_channels,
+)
 from serve_app.stages.audio.decode_warnings import (
     QUIET_DBFS,
     Decoded,
@@ -27,12 +33,15 @@ from serve_app.stages.audio.decode_warnings import (
 from serve_app.stages.audio.ffmpeg_sandbox import FfmpegLog, output_of, raise_for_failure, running_ffmpeg
 from serve_app.stages.audio.file_marks import is_encrypted, recordings
 from serve_app.stages.audio.streams import Streams, Track, last_time_s, list_streams
-from serve_app.stages.audio.timed_samples import MATROSKA, TimedSamples
+from serve_app.stages.audio.timed_samples import MATROSKA, Stretch, TimedSamples
 from serve_app.transcript import SAMPLE_RATE_HZ, Samples, StageWarning
 
 PART_S = 30.0
 PART_SAMPLES = int(PART_S * SAMPLE_RATE_HZ)
 PEAK_SAMPLES = SAMPLE_RATE_HZ // PEAKS_PER_S
+# In these containers ffmpeg finds a time to the sample; from this long before it on, it is decoded.
+SEEKABLE = ("wav", "w64", "flac", "mp3", "ogg")
+PREROLL_S = 5.0
 MAX_OTHER_TRACKS = 8  # that are searched for sound where the chosen one has none
 
 
@@ -42,12 +51,21 @@ class _Limits:
     timeout_s: float
     until_s: float  # of the loop's time
     raw: RawAudio | None = None
+    selection: Selection = WHOLE
 
 
 async def decode(
-    file: BinaryIO, *, max_audio_s: float, timeout_s: float, raw: RawAudio | None = None
+    file: BinaryIO,
+    *,
+    max_audio_s: float,
+    timeout_s: float,
+    raw: RawAudio | None = None,
+    selection: Selection = WHOLE,
 ) -> AsyncGenerator[tuple[AudioInfo, Samples], None]:
     """Decodes the sound track that a player plays of `file`, which is on disk (it must have a descriptor).
+
+    With a `selection` it is that track, from its start to its end, and times are counted from its start.
+    Channels that are wanted apart are the rows of the samples.
 
     Each part but the last is PART_S long and comes as soon as ffmpeg has decoded more than it. All parts
     together are what `whisperx.load_audio` gives, as int16 and read-only, but for two things: silence stands
@@ -55,11 +73,11 @@ async def decode(
     that holds less than it declares is decoded as far as it goes. The last part has the warnings. The
     position of `file` is neither used nor changed. A file without a header is read as `raw` says.
 
-    Raises InvalidRequest (`raw` cannot be true) and EncryptedAudio before the first part, and maybe after
-    some EmptyAudio, NoAudioStream, AudioTooLong (over `max_audio_s` of decoded sound), AudioTooCostly (too
-    slow, or more memory than a file needs), UnusableAudio, Overloaded (no process or descriptor left). A file
-    that declares to be longer than `max_audio_s` gives no part before its end has shown that this is not
-    true.
+    Raises InvalidRequest (`raw` cannot be true, or there is no such `selection`) and EncryptedAudio, and
+    maybe after some parts EmptyAudio, NoAudioStream, AudioTooLong (over `max_audio_s` of decoded sound),
+    AudioTooCostly (too slow, or more memory than a file needs), UnusableAudio, Overloaded (no process or
+    descriptor left). A file that declares to be longer than `max_audio_s` gives no part before its end has
+    shown that this is not true.
     """
     file.flush()
     size_bytes = os.fstat(file.fileno()).st_size
@@ -67,23 +85,25 @@ async def decode(
         raise errors.EmptyAudio("The file is empty; send a file that holds audio.")
     if raw:
         raw.refuse_part_of_a_sample(size_bytes)
-    limits = _Limits(max_audio_s, timeout_s, asyncio.get_running_loop().time() + timeout_s, raw)
+    limits = _Limits(max_audio_s, timeout_s, asyncio.get_running_loop().time() + timeout_s, raw, selection)
     try:
         streams = await list_streams(file, timeout_s, limits.until_s, raw)
         if streams.container.startswith("mov,mp4") and await asyncio.to_thread(is_encrypted, file):
             raise errors.EncryptedAudio("The sound track is encrypted; send a file without copy protection.")
-        track = _TrackDecoder(file, streams, streams.chosen, limits)
+        track = _TrackDecoder(file, streams, streams.track(selection.track), limits)
+        expected_s = _expected_s(streams, selection)
         held_back, start_s = list[Samples](), 0.0
         async with aclosing(track.parts()) as parts:
             async for samples, is_last in parts:
                 held_back.append(samples)
-                while held_back and (is_last or streams.duration_s <= max_audio_s):
+                while held_back and (is_last or expected_s <= max_audio_s):
                     part = held_back.pop(0)
                     is_end = is_last and not held_back
-                    end_s = (round(start_s * SAMPLE_RATE_HZ) + len(part)) / SAMPLE_RATE_HZ
+                    end_s = (round(start_s * SAMPLE_RATE_HZ) + part.shape[-1]) / SAMPLE_RATE_HZ
                     warnings = await _warnings(file, streams, track, limits) if is_end else ()
-                    info = AudioInfo(start_s, end_s, is_end, streams.duration_s, warnings, peaks=peaks(part))
-                    yield info, part
+                    channels = len(part) if part.ndim > 1 else 1
+                    info = AudioInfo(start_s, end_s, is_end, expected_s, warnings, channels=channels)
+                    yield replace(info, peaks=peaks(part)), part
                     start_s = end_s
     except TimeoutError:
         raise errors.AudioTooCostly(
@@ -92,11 +112,19 @@ async def decode(
 
 
 def peaks(part: Samples) -> bytes:
-    """The loudest sample of each twentieth of a second, in 128ths."""
-    blocks = np.zeros((-(-len(part) // PEAK_SAMPLES), PEAK_SAMPLES), np.int16)
-    blocks.reshape(-1)[: len(part)] = part
-    low, high = blocks.min(axis=1).astype(np.int32), blocks.max(axis=1).astype(np.int32)
+    """The loudest sample of each twentieth of a second, of any channel, in 128ths."""
+    rows = np.atleast_2d(part)
+    blocks = np.zeros((len(rows), -(-rows.shape[1] // PEAK_SAMPLES), PEAK_SAMPLES), np.int16)
+    blocks.reshape(len(rows), -1)[:, : rows.shape[1]] = rows
+    low, high = blocks.min(axis=(0, 2)).astype(np.int32), blocks.max(axis=(0, 2)).astype(np.int32)
     return bytes((np.maximum(high, -low) >> 8).astype(np.uint8))
+
+
+def _expected_s(streams: Streams, selection: Selection) -> float:
+    """How much sound is to come; 0 where it is not known."""
+    if not streams.duration_s:
+        return 0.0 if selection.end_s is None else selection.length_s
+    return max(0.0, min(streams.duration_s - selection.start_s, selection.length_s))
 
 
 class _TrackDecoder:
@@ -105,26 +133,40 @@ class _TrackDecoder:
     def __init__(self, file: BinaryIO, streams: Streams, track: Track, limits: _Limits) -> None:
         self._file, self._streams, self._track, self._limits = file, streams, track, limits
         self._log = FfmpegLog()
-        self._samples = self._remixed = self._peak = 0
+        self._remixed = self._peak = 0
+        selection = limits.selection
+        self._seek_s = _seek_s(streams, track, selection)
+        begin, end = (
+            at_s - self._seek_s for at_s in (selection.start_s, selection.start_s + selection.length_s)
+        )
+        self._stretch = Stretch(
+            round(begin * SAMPLE_RATE_HZ), math.inf if end == math.inf else round(end * SAMPLE_RATE_HZ)
+        )
 
     @property
     def decoded(self) -> Decoded:
-        return Decoded(self._samples / SAMPLE_RATE_HZ, self._remixed / SAMPLE_RATE_HZ, self._peak, self._log)
+        looked_at_s = self._seek_s + self._stretch.position / SAMPLE_RATE_HZ
+        remixed_s = self._remixed / SAMPLE_RATE_HZ
+        return Decoded(looked_at_s, remixed_s, self._peak, self._log, not self._stretch.is_over)
 
     async def parts(self) -> AsyncGenerator[tuple[Samples, bool]]:
         """Gives the samples of each part, and whether it is the last. Raises as `decode` does."""
         streams, limits = self._streams, self._limits
         declared_s = 0.0 if streams.is_estimate else streams.duration_s
-        timed = TimedSamples(self._track.start_s, declared_s)
-        pcm, total = bytearray(), 0
-        graph = filter_graph(self._track.stream, self._track.layout)
+        timed = TimedSamples(
+            max(0.0, self._track.start_s - self._seek_s), max(0.0, declared_s - self._seek_s)
+        )
+        pcm, total, stretch = bytearray(), 0, self._stretch
+        filters = filter_of_channels if limits.selection.channels_apart else filter_graph
+        graph = filters(self._track.stream, self._track.layout)
         arguments = ("-filter_complex", graph, "-map", "[out]", *MATROSKA)
-        ffmpeg = running_ffmpeg(self._file, limits.timeout_s, *arguments, raw=limits.raw)
+        ffmpeg = running_ffmpeg(self._file, limits.timeout_s, *arguments, raw=limits.raw, seek_s=self._seek_s)
         async with ffmpeg as (process, self._log):
             async for chunk in output_of(process, limits.until_s):
                 for samples in timed.feed(chunk):
-                    pcm += samples
-                    total += len(samples) // (2 * timed.channels)
+                    wanted = stretch.cut(samples, 2 * timed.channels)
+                    pcm += wanted
+                    total += len(wanted) // (2 * timed.channels)
                     if total > limits.max_audio_s * SAMPLE_RATE_HZ:
                         raise errors.AudioTooLong(
                             f"The audio is longer than {limits.max_audio_s:g} s, the most this server takes; "
@@ -132,8 +174,16 @@ class _TrackDecoder:
                         )
                     while len(pcm) > 2 * timed.channels * PART_SAMPLES:
                         yield await self._take_part(pcm, timed.channels), False
-        raise_for_failure(self._log, process.returncode)
+                if stretch.is_over:
+                    break
+        if not stretch.is_over:
+            raise_for_failure(self._log, process.returncode)
         if len(pcm) < 2 * timed.channels:
+            if stretch.position:
+                ends_s = self.decoded.duration_s
+                raise errors.InvalidRequest(
+                    f"start_s: the file ends at {ends_s:.1f} s; choose a start before that.", "start_s"
+                )
             raise errors.EmptyAudio("The file holds no audio samples; send a file that holds audio.")
         yield await self._take_part(pcm, timed.channels), True
 
@@ -143,29 +193,40 @@ class _TrackDecoder:
         del pcm[: len(part)]
         count = len(part) // (2 * channels)
         samples = np.frombuffer(part, "<i2", count * channels)  # read-only, as bytes are
-        if channels > 1:
+        if self._limits.selection.channels_apart:
+            refuse_channels(channels)
+            samples = await asyncio.to_thread(apart, samples.reshape(count, channels))
+        elif channels > 1:
             interleaved = samples.reshape(count, channels)
             samples, is_remixed = await asyncio.to_thread(keep_sound, interleaved, self._track.layout)
             self._remixed += is_remixed * count
-        self._samples += count
         self._peak = max(self._peak, int(samples.max()), -int(samples.min()))
         return samples
+
+
+def _seek_s(streams: Streams, track: Track, selection: Selection) -> float:
+    """Where decoding begins: a while before the selection; at 0 where ffmpeg would not find that place."""
+    is_declared = not streams.is_estimate and selection.start_s < streams.duration_s
+    is_found = streams.container in SEEKABLE and (
+        streams.container != "wav" or track.codec.startswith("pcm_")
+    )
+    return max(0.0, math.floor(selection.start_s) - PREROLL_S) if is_declared and is_found else 0.0
 
 
 async def _warnings(
     file: BinaryIO, streams: Streams, track: _TrackDecoder, limits: _Limits
 ) -> tuple[StageWarning, ...]:
     """About the whole file. What is suspicious is looked at once more, if there is time for it."""
-    decoded, sounding = track.decoded, list[Track]()
+    decoded, sounding, selection = track.decoded, list[Track](), limits.selection
     last_s = 0.0 if streams.has_only_sound else math.inf  # until it is known
     with suppress(TimeoutError, errors.Overloaded):
-        if not streams.has_only_sound and is_too_short(streams, decoded.duration_s):
+        if decoded.is_all and not streams.has_only_sound and is_too_short(streams, decoded.duration_s):
             last_s = await last_time_s(file, limits.timeout_s, limits.until_s)
-        if level_dbfs(decoded.peak) < QUIET_DBFS:
+        if level_dbfs(decoded.peak) < QUIET_DBFS and selection.track is None:
             others = [other for other in streams.tracks if other != streams.chosen][:MAX_OTHER_TRACKS]
             sounding = [other for other in others if await _has_sound(file, streams, other, limits)]
     number = await asyncio.to_thread(recordings, file, streams.container)
-    return warnings_of(streams, decoded, last_s, sounding, number)
+    return warnings_of(streams, decoded, last_s, sounding, number, selection)
 
 
 async def _has_sound(file: BinaryIO, streams: Streams, track: Track, limits: _Limits) -> bool:
@@ -175,6 +236,6 @@ async def _has_sound(file: BinaryIO, streams: Streams, track: Track, limits: _Li
             async for _ in parts:
                 if level_dbfs(decoder.decoded.peak) >= QUIET_DBFS:
                     return True
-    except errors.UnusableAudio:
+    except (errors.UnusableAudio, errors.InvalidRequest):
         pass
     return False

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from serve_app.audio import WHOLE, Selection
 from serve_app.stages.audio.channels import MIXED_LAYOUTS
 from serve_app.stages.audio.ffmpeg_sandbox import FfmpegLog
 from serve_app.stages.audio.streams import Streams, Track
@@ -18,21 +19,29 @@ QUIET_DBFS = -40.0
 class Decoded:
     """What came of a sound track."""
 
-    duration_s: float
+    duration_s: float  # of the file, as far as it was looked at
     remixed_s: float  # for which ffmpeg's mix of the channels was not taken
     peak: int
     log: FfmpegLog
+    is_all: bool = True  # the file has ended, not what was wanted of it
 
 
 def warnings_of(
-    streams: Streams, decoded: Decoded, last_s: float, sounding: Sequence[Track], recordings: int
+    streams: Streams,
+    decoded: Decoded,
+    last_s: float,
+    sounding: Sequence[Track],
+    recordings: int,
+    selection: Selection = WHOLE,
 ) -> tuple[StageWarning, ...]:
     """`last_s` is when any stream ends; `sounding` are the tracks with sound if the chosen one has none."""
-    left_out = _left_out(streams, decoded, recordings)
+    left_out = _left_out(streams, decoded, recordings) if decoded.is_all else ""
+    is_whole = left_out or not decoded.is_all
     found = {
         "recordings_left_out": left_out,
-        "truncated_audio": "" if left_out else _truncation(streams, decoded, last_s),
-        "channels_remixed": _remixed(streams.chosen, decoded),
+        "truncated_audio": "" if is_whole else _truncation(streams, decoded, last_s),
+        "end_s_after_end": _ends_early(decoded, selection),
+        "channels_remixed": _remixed(streams.track(selection.track), decoded),
         "silent_track": _silent_track(streams, sounding),
         "quiet_audio": "" if sounding else _quietness(decoded.peak),
     }
@@ -63,6 +72,13 @@ def _truncation(streams: Streams, decoded: Decoded, last_s: float) -> str:
     else:
         return ""
     return f"Only {decoded.duration_s:.1f} s of sound could be decoded{problem}"
+
+
+def _ends_early(decoded: Decoded, selection: Selection) -> str:
+    """Players round lengths up, so up to a second does not matter."""
+    if not decoded.is_all or selection.end_s is None or selection.end_s - decoded.duration_s <= 1.0:
+        return ""
+    return f"The file ends at {decoded.duration_s:.1f} s, before end_s ({selection.end_s:g} s)."
 
 
 def _left_out(streams: Streams, decoded: Decoded, recordings: int) -> str:

@@ -26,7 +26,9 @@ logger = logging.getLogger("ray.serve")
 _warn_once = cache(logger.warning)
 
 # Containers only: playlists (hls, concat, dash, sdp) name other files and addresses.
-FORMATS = "wav,w64,mp3,flac,ogg,mov,matroska,aac,aiff,caf,amr,asf,avi,flv,mpegts,mpeg,ac3,eac3,au,wv,ape,tta"
+FORMATS = (
+    "wav,w64,mp3,flac,ogg,mov,matroska,aac,aiff,caf,amr,gsm,asf,avi,flv,mpegts,mpeg,ac3,eac3,au,wv,ape,tta"
+)
 MAX_MEMORY_BYTES = 1 << 30  # address space; 300 MB is enough for every container measured
 MAX_LOG_BYTES = 1 << 16
 MAX_LINE_BYTES = 1 << 12
@@ -90,16 +92,17 @@ def _tried_namespace_command() -> tuple[str, ...]:
 
 @asynccontextmanager
 async def running_ffmpeg(
-    file: BinaryIO, timeout_s: float, *output: str, raw: RawAudio | None = None
+    file: BinaryIO, timeout_s: float, *output: str, raw: RawAudio | None = None, seek_s: float = 0.0
 ) -> AsyncGenerator[tuple[asyncio.subprocess.Process, FfmpegLog]]:
-    """ffmpeg on the whole `file`; `output` is what it shall write to stdout. Its log is complete afterwards.
+    """ffmpeg on `file` from `seek_s` on; `output` is what it shall write to stdout.
 
+    Its log is complete afterwards.
     `raw` says what the bytes are where they have no header; ffmpeg then looks for no container in them.
     Without `output` it lists the file's streams in its log and ends with LISTED. With it, the log has
     warnings and errors only, and none of the file's texts. Raises Overloaded where no process or descriptor
     is left.
     """
-    process, log = await _start_ffmpeg(file, timeout_s, raw, *output), FfmpegLog()
+    process, log = await _start_ffmpeg(file, timeout_s, raw, seek_s, *output), FfmpegLog()
     reading_log = asyncio.create_task(log.read(process))
     try:
         yield process, log
@@ -137,7 +140,7 @@ def raise_for_failure(log: FfmpegLog, exit_code: int | None) -> None:
 
 
 async def _start_ffmpeg(
-    file: BinaryIO, timeout_s: float, raw: RawAudio | None, *output: str
+    file: BinaryIO, timeout_s: float, raw: RawAudio | None, seek_s: float, *output: str
 ) -> asyncio.subprocess.Process:
     # The shell sets the limits before ffmpeg exists, so no byte is read without them, and the kernel keeps
     # them when this process is gone. Where a limit cannot be set there is a stricter one already.
@@ -155,6 +158,7 @@ async def _start_ffmpeg(
                 *["-protocol_whitelist", "fd", "-format_whitelist", raw.encoding if raw else FORMATS],
                 # Two channels without positions are stereo; more of them are not taken for surround sound.
                 *["-guess_layout_max", "2", *(raw.ffmpeg_input() if raw else ())],
+                *(("-ss", f"{seek_s:g}") if seek_s else ()),
                 *["-fd", str(source), "-i", "fd:", *output],
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,

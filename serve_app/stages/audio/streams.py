@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from serve_app.audio import RawAudio
-from serve_app.errors import NoAudioStream
+from serve_app.errors import InvalidRequest, NoAudioStream
 from serve_app.stages.audio.ffmpeg_sandbox import LISTED, output_of, raise_for_failure, running_ffmpeg
 from serve_app.stages.audio.file_marks import declares_no_length
 
@@ -28,6 +28,7 @@ class Track:
     layout: str  # of its channels, in ffmpeg's words
     is_default: bool
     start_s: float  # after the earliest start of all streams
+    codec: str = ""  # ffmpeg's name of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,17 @@ class Streams:
     def chosen(self) -> Track:
         """The track that a player plays: the first that is flagged as the default, else the first."""
         return next((track for track in self.tracks if track.is_default), self.tracks[0])
+
+    def track(self, index: int | None) -> Track:
+        """The sound track with this index, or the chosen one. Raises InvalidRequest."""
+        if index is None:
+            return self.chosen
+        for track in self.tracks:
+            if track.number == index + 1:
+                return track
+        known = ", ".join(str(track.number - 1) for track in self.tracks)
+        count = f"{len(self.tracks)} sound track{'s' if len(self.tracks) > 1 else ''}"
+        raise InvalidRequest(f"track: the file has {count} that can be decoded: {known}.", "track")
 
 
 async def list_streams(
@@ -69,7 +81,9 @@ async def list_streams(
         start_s = float(start[1]) - file_start_s if (start := _START.search(description)) else 0.0
         number, is_default = len(known) + len(unknown) + 1, "(default)" in description
         tracks = unknown if description.startswith("none") else known  # to ffmpeg
-        tracks.append(Track(number, int(stream), layout, is_default, start_s))
+        tracks.append(
+            Track(number, int(stream), layout, is_default, start_s, re.split("[ ,]", description)[0])
+        )
     if not known + unknown:
         raise NoAudioStream("The file has no sound track; send one that has.")
     found = re.search(rb"^Input #0, (.*), from", log.content, re.MULTILINE)

@@ -18,6 +18,27 @@ _CHANNELS, _CLUSTER_TIME, _SIMPLE_BLOCK, _BLOCK = 0x9F, 0xE7, 0xA3, 0xA1
 _BLOCK_HEAD_BYTES = 4
 
 
+class Stretch:
+    """What is wanted of samples that come one after the other."""
+
+    def __init__(self, begin: int, end: float) -> None:
+        self._begin, self._end = begin, end
+        self.position = 0  # of all that has come, in samples of each channel
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing that is still to come is wanted."""
+        return self.position >= self._end
+
+    def cut(self, samples: bytes, frame_bytes: int) -> bytes:
+        """Those of the next samples that are wanted; `frame_bytes` has one of each channel."""
+        count = len(samples) // frame_bytes
+        first = max(0, self._begin - self.position)
+        stop = int(min(count, self._end - self.position))
+        self.position += count
+        return samples[first * frame_bytes : max(first, stop) * frame_bytes]
+
+
 class TimedSamples:
     """One track of interleaved int16, put where its times say.
 

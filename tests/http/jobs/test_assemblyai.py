@@ -60,6 +60,10 @@ async def completed(service: Service, **fields: Any) -> str:
         ({"language_code": "de_ch"}, {"language": "de", "diarize": False}),
         ({"language_detection": True}, {"language": None, "diarize": False}),
         ({"speaker_labels": True, "speakers_expected": 2}, {"diarize": True, "num_speakers": 2}),
+        (
+            {"multichannel": True, "audio_start_from": 1500, "audio_end_at": 3000},
+            {"channels": "speakers", "start_s": 1.5, "end_s": 3.0, "diarize": False},
+        ),
         ({"keyterms_prompt": ["Kant", "Hegel"]}, {"hotwords": "Kant, Hegel", "diarize": False}),
         ({"word_boost": ["Kant"], "boost_param": "default"}, {"hotwords": "Kant", "diarize": False}),
         ({"speech_models": ["best"], "punctuate": True, "format_text": True}, {"diarize": False}),
@@ -99,7 +103,8 @@ def test_what_is_asked_for_becomes_our_options(
         ({"webhook_url": "http://example.com"}, "webhook_url is not https"),
         ({"webhook_auth_header_name": "X"}, "webhook_auth_header_name: not supported here"),
         ({"summarization": True}, "summarization: not supported here"),
-        ({"audio_end_at": 1000}, "audio_end_at: not supported here"),
+        ({"audio_start_from": 2000, "audio_end_at": 1000}, "audio_end_at: must be after"),
+        ({"multichannel": True, "speaker_labels": True}, "speaker_labels: cannot be combined"),
         ({"redact_pii_policies": ["drug"]}, "redact_pii_policies: not supported here"),
     ],
 )
@@ -268,7 +273,8 @@ def test_the_documentation_names_each_field(tmp_path: Path) -> None:
     """It names those of the transcript, of its utterances and of its words."""
 
     async def story(service: Service) -> None:
-        told = await shown(service, await completed(service, speaker_labels=True))
+        every = {"multichannel": True, "audio_start_from": 1, "audio_end_at": 2}
+        told = await shown(service, await completed(service, **every))
         schemas = (await service.get("/openapi.json")).json()["components"]["schemas"]
         for name, sent in (
             ("AssemblyTranscript", told),

@@ -24,7 +24,9 @@ def test_speakers_have_letters_unless_they_are_known() -> None:
         "SPEAKER_07",
     ]
     segments = [Segment(0.0, 1.0, "x", speaker=speaker) for speaker in speakers]
-    names = speaker_names(segments, ("Ann", "B"))
+    names = speaker_names(
+        segments, Options(known_speaker_names=("Ann", "B"), known_speaker_references=("a", "b"))
+    )
     called = [names[speaker] for speaker in speakers]
     assert called[:5] == ["A", "Ann", "unknown", "C", "D"]
     assert called[-3:] == ["AA", "AB", "A"]

@@ -1,0 +1,48 @@
+"""Times of a stretch as times of the file that it was cut from.
+
+Stages count seconds from where the stretch begins; a caller knows nothing of that.
+"""
+
+from dataclasses import replace
+from typing import TypeVar
+
+from serve_app.transcript import Character, Diarization, Segment, Turn, Window, Word
+
+Spoken = TypeVar("Spoken", Word, Character)
+
+
+def moved_window(window: Window, by_s: float) -> Window:
+    """The window, so much later."""
+    return Window(window.start_s + by_s, window.end_s + by_s) if by_s else window
+
+
+def moved_segment(segment: Segment, by_s: float) -> Segment:
+    """The segment and its words, so much later; to the millisecond, as the times of words are."""
+    if not by_s:
+        return segment
+    words = tuple(
+        replace(_moved(word, by_s), chars=tuple(_moved(char, by_s) for char in word.chars))
+        for word in segment.words
+    )
+    start_s, end_s = round(segment.start_s + by_s, 3), round(segment.end_s + by_s, 3)
+    return replace(segment, start_s=start_s, end_s=end_s, words=words)
+
+
+def moved_turns(diarization: Diarization, by_s: float) -> Diarization:
+    """All turns, so much later."""
+    if not by_s:
+        return diarization
+
+    def moved(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+        return tuple(replace(turn, start_s=turn.start_s + by_s, end_s=turn.end_s + by_s) for turn in turns)
+
+    exclusive = moved(diarization.exclusive_turns)
+    return replace(diarization, turns=moved(diarization.turns), exclusive_turns=exclusive)
+
+
+def _moved(spoken: Spoken, by_s: float) -> Spoken:
+    return replace(spoken, start_s=_later(spoken.start_s, by_s), end_s=_later(spoken.end_s, by_s))
+
+
+def _later(at_s: float | None, by_s: float) -> float | None:
+    return None if at_s is None else round(at_s + by_s, 3)
