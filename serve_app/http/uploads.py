@@ -18,8 +18,8 @@ from serve_app.audio import Source
 from serve_app.errors import EncodedBody, InvalidRequest, PayloadTooLarge
 from serve_app.http.forms import MAX_TEXT_BYTES, Field, FormBody, too_much_text
 from serve_app.options import Options
+from serve_app.options.validation import validate_or_400
 from serve_app.spool import LimitedFile, anonymous_temp_file, decode_base64, disk_full_error
-from serve_app.validation import validate_or_400
 
 Parsed = TypeVar("Parsed")
 

@@ -27,10 +27,11 @@ from serve_app.http.responses import (
     with_warnings,
 )
 from serve_app.http.uploads import PredictRequest, received
-from serve_app.options import KNOWN_SPEAKERS, LISTS, SPEAKER_COUNTS, Options, parse_options
+from serve_app.options import Options, parse_options
+from serve_app.options.conflicts import KNOWN_SPEAKERS, LISTS, SPEAKER_COUNTS
+from serve_app.options.validation import conflict
 from serve_app.request.detect_speech import DetectedSpeech
 from serve_app.transcript import StageWarning, Transcript, Turn
-from serve_app.validation import conflict
 
 # The options that mean something where there is no text.
 OF_SPEAKERS = (*SPEAKER_COUNTS, *KNOWN_SPEAKERS, "embeddings", "response_format")

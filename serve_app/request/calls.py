@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from serve_app.audio import AudioInfo, Source
 from serve_app.languages import LANGUAGES
+from serve_app.options.validation import conflict
 from serve_app.request.admission import WindowGate
 from serve_app.transcript import (
     Decoding,
@@ -23,7 +24,6 @@ from serve_app.transcript import (
     Window,
     WindowText,
 )
-from serve_app.validation import conflict
 
 
 class Audio(Protocol):

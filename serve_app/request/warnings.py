@@ -10,7 +10,8 @@ from typing import Any
 
 from serve_app.errors import DeadlineExceeded, InvalidRequest, TranscriptionError
 from serve_app.formats.table import FORMATS
-from serve_app.options import SPEAKER_OPTIONS, Options
+from serve_app.options import Options
+from serve_app.options.conflicts import SPEAKER_OPTIONS
 from serve_app.transcript import Diarization, Segment, StageWarning, Window, WindowText, speakers_of
 
 logger = logging.getLogger("ray.serve")  # Serve's logger adds the request id to every line

@@ -14,8 +14,10 @@ from serve_app.errors import InvalidRequest
 from serve_app.http.forms import Field as FormField
 from serve_app.http.forms import collect_fields
 from serve_app.http.openai.aliases import Models, about_model, with_defaults
-from serve_app.options import LISTS, Languages, Options, parse_options
-from serve_app.validation import conflict, validate_or_400
+from serve_app.options import Options, parse_options
+from serve_app.options.conflicts import LISTS
+from serve_app.options.fields import Languages
+from serve_app.options.validation import conflict, validate_or_400
 
 NO_SPEAKERS_IN = "tsv"
 BOUNDS = ("min_speakers", "max_speakers", "num_speakers")

@@ -9,8 +9,9 @@ from serve_app.audio import Source
 from serve_app.errors import InvalidRequest
 from serve_app.http.other_apis import renaming
 from serve_app.jobs.service import Submission
-from serve_app.options import SpeakerCount, parse_options
-from serve_app.validation import conflict, validate_or_400
+from serve_app.options import parse_options
+from serve_app.options.fields import SpeakerCount
+from serve_app.options.validation import conflict, validate_or_400
 
 _ALWAYS_ON = ("punctuate", "format_text")
 

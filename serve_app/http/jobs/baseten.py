@@ -15,7 +15,7 @@ from serve_app.http.uploads import PredictRequest, options_in_body_only, receive
 from serve_app.jobs.service import Jobs, Submission, within
 from serve_app.jobs.store.records import Job
 from serve_app.jobs.webhooks.payloads import DEPLOYMENT_ID, MODEL_ID, baseten_errors, iso
-from serve_app.validation import validate_or_400
+from serve_app.options.validation import validate_or_400
 
 _STATUSES = {"running": "IN_PROGRESS"}  # the others are our own in capitals
 

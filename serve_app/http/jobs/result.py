@@ -13,9 +13,10 @@ from serve_app.http.errors import OTHER_ERRORS, described_errors
 from serve_app.http.forms import collect_fields
 from serve_app.jobs.service import Jobs, NoSuchJob
 from serve_app.jobs.webhooks.payloads import ENDS
-from serve_app.options import LINE_OPTIONS, Options, parse_options
+from serve_app.options import Options, parse_options
+from serve_app.options.conflicts import LINE_OPTIONS
+from serve_app.options.validation import conflict
 from serve_app.transcript import Transcript
-from serve_app.validation import conflict
 
 KEPT_IF_ASKED = ("logprobs", "confidence", "char_timestamps", "embeddings")
 RENDERING = ("response_format", "word_timestamps", *KEPT_IF_ASKED, *LINE_OPTIONS)

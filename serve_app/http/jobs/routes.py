@@ -30,7 +30,7 @@ from serve_app.jobs.service import Jobs, NoSuchJob
 from serve_app.jobs.spool import SpoolUnavailable
 from serve_app.jobs.store.records import Job, Status
 from serve_app.options import Options
-from serve_app.validation import validate_or_400
+from serve_app.options.validation import validate_or_400
 
 
 class JobsOff(errors.TranscriptionError, status=404, type="invalid_request_error", code="jobs_off"):

@@ -14,8 +14,9 @@ from serve_app.http.forms import MAX_TEXT_BYTES, collect_fields, too_much_text
 from serve_app.http.forms import Field as FormField
 from serve_app.http.uploads import PredictRequest
 from serve_app.jobs.service import Submission, within
-from serve_app.options import LISTS, Options
-from serve_app.validation import conflict, validate_or_400
+from serve_app.options import Options
+from serve_app.options.conflicts import LISTS
+from serve_app.options.validation import conflict, validate_or_400
 
 IDEMPOTENCY_KEY = "Idempotency-Key"
 IDEMPOTENCY_HEADER = {

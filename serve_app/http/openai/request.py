@@ -12,9 +12,11 @@ from serve_app.errors import InvalidRequest
 from serve_app.http.forms import Field as FormField
 from serve_app.http.forms import collect_fields
 from serve_app.http.openai.aliases import Models, about_model, with_defaults
-from serve_app.options import KNOWN_SPEAKERS, LISTS, MAX_PROMPT_CHARS, SPEAKER_OPTIONS, Options, parse_options
+from serve_app.options import Options, parse_options
+from serve_app.options.conflicts import KNOWN_SPEAKERS, LISTS, SPEAKER_OPTIONS
+from serve_app.options.fields import MAX_PROMPT_CHARS
+from serve_app.options.validation import conflict, items_of, validate_or_400
 from serve_app.transcript import Task
-from serve_app.validation import conflict, items_of, validate_or_400
 
 OpenAIFormat = Literal["json", "text", "srt", "vtt", "verbose_json", "diarized_json"]
 SHOW_SPEAKERS = ("diarized_json", "verbose_json", "srt", "vtt")

@@ -22,7 +22,8 @@ from serve_app.http.responses import (
     warnings_out,
 )
 from serve_app.languages import LANGUAGES, NO_SPACE_BETWEEN_SENTENCES
-from serve_app.options import MULTIPLE, Options
+from serve_app.options import Options
+from serve_app.options.fields import MULTIPLE
 from serve_app.request.language_vote import language_shares
 from serve_app.request.recognition import speaker_of
 from serve_app.transcript import Segment, StageWarning, Task, Transcript

@@ -26,9 +26,9 @@ from serve_app.http.openai.whisper_cpp import InferenceFields, parse_inference
 from serve_app.http.responses import described_answers, text_response
 from serve_app.http.uploads import received
 from serve_app.options import Options
+from serve_app.options.validation import conflict
 from serve_app.request.progress import Report, Transcribe, followed
 from serve_app.transcript import Segment, Task, Transcript
-from serve_app.validation import conflict
 
 
 class ModelOut(TypedDict):

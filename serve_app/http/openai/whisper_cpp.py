@@ -8,8 +8,8 @@ from serve_app.http.forms import Field as FormField
 from serve_app.http.forms import collect_fields
 from serve_app.http.openai.aliases import Models
 from serve_app.http.openai.request import ParsedForm, parse
+from serve_app.options.validation import conflict, validate_or_400
 from serve_app.transcript import Task
-from serve_app.validation import conflict, validate_or_400
 
 HAVE_NO_TIMES = ("json", "text")
 
