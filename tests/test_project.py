@@ -189,3 +189,4 @@ def test_the_lock_names_no_registry() -> None:
     pins = [line for line in lock.splitlines() if line and not line.startswith((" ", "#"))]
     assert pins
     assert lock.count("--hash=") >= len(pins)
+    assert "://" not in (PROJECT / "tests" / "node_sdk" / "package-lock.json").read_text()
