@@ -21,12 +21,13 @@ import typer
 from benchmarks import people
 from benchmarks.plain_whisperx import empty_punkt
 from serve_app.errors import TranscriptionError
+from serve_app.stage_requests import AlignRequest
 from serve_app.stages.alignment.aligner import (
     LanguageModel,
     align_language,
 )
 from serve_app.stages.alignment.sentences import sentence_splitter
-from serve_app.transcript import SAMPLE_RATE_HZ, AlignRequest, Samples, Window, WindowText
+from serve_app.transcript import SAMPLE_RATE_HZ, Samples, Window, WindowText
 
 CHARACTERS = "-|ETAONIHSRDLUMWCFGYPBVK'XJQZ"  # of torchaudio's WAV2VEC2_ASR_BASE_960H
 RANDOM_WINDOW_S = 30

@@ -58,7 +58,8 @@ from serve_app.errors import NoRoom
 from serve_app.models.loaders import Loaders
 from serve_app.settings import Settings
 from serve_app.settings.jobs import JobsSettings
-from serve_app.transcript import SAMPLE_RATE_HZ, AsrRequest, Samples, WindowText
+from serve_app.stage_requests import AsrRequest
+from serve_app.transcript import SAMPLE_RATE_HZ, Samples, WindowText
 
 BATCH = 4  # windows; with fewer, a day of minutes has enough batches
 SLOWER = 2.0  # than a T4, so that two cores can feed several of them

@@ -28,15 +28,13 @@ from serve_app.app import graph
 from serve_app.models.loaders import Loaders
 from serve_app.settings import Settings
 from serve_app.settings.jobs import JobsSettings
+from serve_app.stage_requests import AlignRequest, AsrRequest, SpeechRequest
 from serve_app.transcript import (
     SAMPLE_RATE_HZ,
-    AlignRequest,
-    AsrRequest,
     Diarization,
     Samples,
     Segment,
     Speech,
-    SpeechRequest,
     Turn,
     Window,
     WindowText,

@@ -20,20 +20,16 @@ import numpy.typing as npt
 from serve_app.audio import AudioInfo, Source
 from serve_app.request.admission import WindowGate
 from serve_app.request.calls import AlignCall, DetectCall, DiarizeCall, StageCall, Stages, TranscribeCall
+from serve_app.stage_requests import AlignRequest, AsrRequest, Decoding, SpeechRequest, SpeechSearch
 from serve_app.transcript import (
     SAMPLE_RATE_HZ,
-    AlignRequest,
-    AsrRequest,
     Character,
-    Decoding,
     Diarization,
     KnownSpeaker,
     Samples,
     Segment,
     SpeakerBounds,
     Speech,
-    SpeechRequest,
-    SpeechSearch,
     StageWarning,
     Token,
     Turn,

@@ -19,7 +19,8 @@ from serve_app.audio import AudioInfo
 from serve_app.models.loaders import Loaders
 from serve_app.settings import IntakeSettings, Settings
 from serve_app.settings.jobs import JobsSettings
-from serve_app.transcript import AlignRequest, AsrRequest, Diarization, Samples, SpeechRequest
+from serve_app.stage_requests import AlignRequest, AsrRequest, SpeechRequest
+from serve_app.transcript import Diarization, Samples
 
 PROBE_S = 1.0  # limit of a recogniser's health check; after three late ones it is replaced
 LOAD_S = 4.0  # the load time of slow models, longer than readiness and health checks wait

@@ -18,8 +18,9 @@ from serve_app.app import graph
 from serve_app.models.loaders import Loaders
 from serve_app.settings import IntakeSettings, Settings
 from serve_app.settings.jobs import JobsSettings, WebhookSettings
+from serve_app.stage_requests import AlignRequest, AsrRequest
 from serve_app.stages import devices
-from serve_app.transcript import AlignRequest, AsrRequest, Diarization, Samples, WindowText
+from serve_app.transcript import Diarization, Samples, WindowText
 
 UNLIKELY = 9  # the word that is heard well only at a higher temperature
 REQUESTS = 4  # at once

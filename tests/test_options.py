@@ -16,7 +16,8 @@ from serve_app.formats.table import FORMATS, FormatName
 from serve_app.languages import LANGUAGES, language_code
 from serve_app.options import parse_options
 from serve_app.request.warnings import wants_speakers
-from serve_app.transcript import Decoding, SpeakerBounds, SpeechSearch
+from serve_app.stage_requests import Decoding, SpeechSearch
+from serve_app.transcript import SpeakerBounds
 
 CLIP = "data:audio/wav;base64,AAAA"
 

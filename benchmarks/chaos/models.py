@@ -23,18 +23,8 @@ from benchmarks.simulated import fixed_windows
 from serve_app.app import graph
 from serve_app.models.loaders import Loaders
 from serve_app.settings import Settings
-from serve_app.transcript import (
-    SAMPLE_RATE_HZ,
-    AlignRequest,
-    AsrRequest,
-    Diarization,
-    Samples,
-    Segment,
-    SpeechRequest,
-    Turn,
-    WindowText,
-    Word,
-)
+from serve_app.stage_requests import AlignRequest, AsrRequest, SpeechRequest
+from serve_app.transcript import SAMPLE_RATE_HZ, Diarization, Samples, Segment, Turn, WindowText, Word
 
 WINDOW_S = 5.0
 TURN_S = 2.0

@@ -24,7 +24,8 @@ from benchmarks.gpu.compare import (
 from benchmarks.gpu.stages import Check
 from serve_app.errors import TranscriptionError
 from serve_app.settings.types import ComputeType
-from serve_app.transcript import SAMPLE_RATE_HZ, AsrRequest, Decoding, Window
+from serve_app.stage_requests import AsrRequest, Decoding
+from serve_app.transcript import SAMPLE_RATE_HZ, Window
 
 TYPES: dict[str, ComputeType] = {"float32": "float32", "served": "auto"}
 

@@ -20,7 +20,8 @@ from benchmarks import people
 from benchmarks.gpu import meter, stages
 from benchmarks.gpu.figures import SIMULATED
 from benchmarks.gpu.stages import TEXT_TOKENS, Check
-from serve_app.transcript import SAMPLE_RATE_HZ, AlignRequest, AsrRequest, Samples, Window, WindowText
+from serve_app.stage_requests import AlignRequest, AsrRequest
+from serve_app.transcript import SAMPLE_RATE_HZ, Samples, Window, WindowText
 
 CONFIG = Path(__file__).parents[2] / "serve_config.yaml"
 GPU_MIB = 16e9 / meter.MIB

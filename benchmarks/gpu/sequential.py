@@ -14,7 +14,8 @@ import numpy as np
 from benchmarks import people
 from benchmarks.gpu import stages
 from benchmarks.gpu.stages import Check
-from serve_app.transcript import AlignRequest, AsrRequest, Samples, WindowText
+from serve_app.stage_requests import AlignRequest, AsrRequest
+from serve_app.transcript import Samples, WindowText
 
 CLIPS = 32
 BATCH_AUDIO_S = 30.0  # of the aligner, on a GPU: serve_app.app's ALIGN_BATCH

@@ -13,17 +13,8 @@ from benchmarks import people
 from benchmarks.gpu.figures import Report
 from serve_app.settings import AsrSettings, DiarizationSettings, SpeechSettings
 from serve_app.settings.types import ComputeType
-from serve_app.transcript import (
-    SAMPLE_RATE_HZ,
-    AlignRequest,
-    AsrRequest,
-    Diarization,
-    Samples,
-    Speech,
-    SpeechRequest,
-    Window,
-    WindowText,
-)
+from serve_app.stage_requests import AlignRequest, AsrRequest, SpeechRequest
+from serve_app.transcript import SAMPLE_RATE_HZ, Diarization, Samples, Speech, Window, WindowText
 
 TEXT_TOKENS = 56  # of each random text: 4 a second of a clip of 14 s
 BATCH = {"cpu": 4, "cuda": 16}  # serve_app.app has the same, but needs Ray

@@ -11,7 +11,8 @@ from serve_app.deployments.replica import OPTIONS, BatchConfig, ModelReplica
 from serve_app.deployments.watchdog import CallTimeout
 from serve_app.errors import TranscriptionError
 from serve_app.request.calls import AlignCall
-from serve_app.transcript import AlignRequest, Segment
+from serve_app.stage_requests import AlignRequest
+from serve_app.transcript import Segment
 
 
 class AlignModel(Protocol):

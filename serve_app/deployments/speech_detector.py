@@ -9,7 +9,8 @@ from serve_app.deployments.replica import OPTIONS, ModelReplica
 from serve_app.deployments.watchdog import CallTimeout
 from serve_app.errors import TranscriptionError
 from serve_app.request.calls import DetectCall
-from serve_app.transcript import SAMPLE_RATE_HZ, Speech, SpeechRequest
+from serve_app.stage_requests import SpeechRequest
+from serve_app.transcript import SAMPLE_RATE_HZ, Speech
 
 
 class SpeechModel(Protocol):

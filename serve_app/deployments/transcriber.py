@@ -13,8 +13,9 @@ from serve_app.deployments.replica import OPTIONS, BatchConfig, ModelReplica
 from serve_app.deployments.watchdog import CallTimeout
 from serve_app.errors import TranscriptionError
 from serve_app.request.calls import TranscribeCall
+from serve_app.stage_requests import AsrRequest
 from serve_app.stages.asr.fallback import Fallback
-from serve_app.transcript import AsrRequest, Samples, Segment, Window, WindowText
+from serve_app.transcript import Samples, Segment, Window, WindowText
 
 PADDED_S = 30.0  # Whisper sees every window padded to this
 

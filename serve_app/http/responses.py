@@ -4,120 +4,28 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Annotated, Any, NotRequired
+from typing import Any
 
-from pydantic import Field
 from starlette.responses import JSONResponse, Response
-from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from serve_app.errors import TranscriptionError
 from serve_app.formats.cue_words import words_of
 from serve_app.formats.table import FORMATS
+from serve_app.http.answer_types import (
+    CharacterOut,
+    EmbeddingModel,
+    Embeddings,
+    LanguageShare,
+    LogprobOut,
+    SegmentOut,
+    WordOut,
+)
 from serve_app.http.errors import described_errors
 from serve_app.options import Options
 from serve_app.request.language_vote import language_shares
 from serve_app.transcript import Character, Progress, Segment, StageWarning, Transcript, Word, speakers_of
 
 IMPOSSIBLE = -9999.0
-
-
-class CharacterOut(TypedDict):
-    """One character. Times, in seconds, and the score are null where it is not spoken, as of a comma."""
-
-    char: str
-    start: float | None
-    end: float | None
-    score: float | None
-
-
-class WordOut(TypedDict):
-    """One word. Times are seconds; they and the score, 0 to 1, are null where the word was not aligned."""
-
-    word: str
-    start: float | None
-    end: float | None
-    score: float | None
-    speaker: str | None
-    confidence: NotRequired[
-        Annotated[float | None, Field(description="The recogniser's probability; only with `confidence`.")]
-    ]
-    chars: NotRequired[Annotated[list[CharacterOut], Field(description="Only with `char_timestamps`.")]]
-
-
-class SegmentOut(TypedDict):
-    """One sentence. Times are seconds; `speaker` is null where speakers were not asked for or not found."""
-
-    start: float
-    end: float
-    text: str
-    speaker: str | None
-    language: NotRequired[
-        Annotated[str | None, Field(description="Only with `language: multiple` or `languages`.")]
-    ]
-    words: NotRequired[Annotated[list[WordOut], Field(description="Only with `word_timestamps`.")]]
-
-
-class LanguageShare(TypedDict):
-    """A language that text was found in."""
-
-    code: Annotated[str, Field(description="Whisper's code.")]
-    share: Annotated[float, Field(description="Of the seconds that have text, 0 to 1.")]
-
-
-class _About(TypedDict):
-    language: Annotated[str | None, Field(description="Whisper's code; null when there was no speech.")]
-    languages: NotRequired[
-        Annotated[
-            list[LanguageShare],
-            Field(description="Most first; only with `language: multiple` or `languages`."),
-        ]
-    ]
-    duration: Annotated[float, Field(description="Seconds of audio.")]
-    model: Annotated[str, Field(description="The Whisper model that was used.")]
-    warnings: Annotated[list[StageWarning], Field(description="Empty when there are none.")]
-    timings: Annotated[dict[str, float], Field(description="Wall seconds per stage; stages overlap.")]
-
-
-class LogprobOut(TypedDict):
-    """One token of the recogniser's text."""
-
-    token: Annotated[str, Field(description="Its text; a part of a character is shown as U+FFFD.")]
-    logprob: float
-    bytes: list[int]
-
-
-class EmbeddingModel(TypedDict):
-    """The network that made the vectors. Those of another one do not compare with them."""
-
-    name: str
-    dimension: int
-
-
-class Embeddings(TypedDict):
-    """Only with `embeddings`."""
-
-    speaker_embeddings: NotRequired[
-        Annotated[
-            dict[str, list[float] | None],
-            Field(description="Speakers and their vectors; null, with a warning, where there is none."),
-        ]
-    ]
-    embedding_model: NotRequired[
-        Annotated[EmbeddingModel | None, Field(description="What made them; null where nobody speaks.")]
-    ]
-
-
-class PredictResponse(_About, Embeddings):
-    """The answer of `POST /predict`: the segments, in order; times in seconds."""
-
-    model_output: list[SegmentOut]
-    logprobs: NotRequired[Annotated[list[LogprobOut], Field(description="Only with `logprobs`.")]]
-
-
-class WordsResponse(_About):
-    """The answer with `response_format` words: those of all segments, in order; times in seconds."""
-
-    words: list[WordOut]
 
 
 def described_answers(

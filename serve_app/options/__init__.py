@@ -10,7 +10,8 @@ from serve_app.formats.subtitles import SubtitleLayout
 from serve_app.options import conflicts
 from serve_app.options.fields import MULTIPLE, OptionFields
 from serve_app.options.validation import validate_or_400
-from serve_app.transcript import Decoding, SpeakerBounds, SpeechSearch
+from serve_app.stage_requests import Decoding, SpeechSearch
+from serve_app.transcript import SpeakerBounds
 
 ROUNDING_S = 0.001  # by which a segment is longer than its window at most
 

@@ -13,17 +13,8 @@ from serve_app.audio import AudioInfo, Source
 from serve_app.languages import LANGUAGES
 from serve_app.options.validation import conflict
 from serve_app.request.admission import WindowGate
-from serve_app.transcript import (
-    Decoding,
-    Diarization,
-    KnownSpeaker,
-    Segment,
-    SpeakerBounds,
-    Speech,
-    SpeechSearch,
-    Window,
-    WindowText,
-)
+from serve_app.stage_requests import Decoding, SpeechSearch
+from serve_app.transcript import Diarization, KnownSpeaker, Segment, SpeakerBounds, Speech, Window, WindowText
 
 
 class Audio(Protocol):

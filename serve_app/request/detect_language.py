@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from serve_app.audio import Source
 from serve_app.request.calls import DetectCall, Stages, TranscribeCall
 from serve_app.request.language_vote import MAX_VOTERS, LanguageVote
-from serve_app.transcript import Decoding, Speech, Window
+from serve_app.stage_requests import Decoding
+from serve_app.transcript import Speech, Window
 
 
 @dataclass(frozen=True, slots=True)

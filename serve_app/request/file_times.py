@@ -4,11 +4,8 @@ Stages count seconds from where the stretch begins; a caller knows nothing of th
 """
 
 from dataclasses import replace
-from typing import TypeVar
 
-from serve_app.transcript import Character, Diarization, Segment, Turn, Window, Word
-
-Spoken = TypeVar("Spoken", Word, Character)
+from serve_app.transcript import Diarization, Segment, Turn, Window, Word
 
 
 def moved_window(window: Window, by_s: float) -> Window:
@@ -20,10 +17,7 @@ def moved_segment(segment: Segment, by_s: float) -> Segment:
     """The segment and its words, so much later; to the millisecond, as the times of words are."""
     if not by_s:
         return segment
-    words = tuple(
-        replace(_moved(word, by_s), chars=tuple(_moved(char, by_s) for char in word.chars))
-        for word in segment.words
-    )
+    words = tuple(_moved(word, by_s) for word in segment.words)
     start_s, end_s = round(segment.start_s + by_s, 3), round(segment.end_s + by_s, 3)
     return replace(segment, start_s=start_s, end_s=end_s, words=words)
 
@@ -40,8 +34,12 @@ def moved_turns(diarization: Diarization, by_s: float) -> Diarization:
     return replace(diarization, turns=moved(diarization.turns), exclusive_turns=exclusive)
 
 
-def _moved(spoken: Spoken, by_s: float) -> Spoken:
-    return replace(spoken, start_s=_later(spoken.start_s, by_s), end_s=_later(spoken.end_s, by_s))
+def _moved(word: Word, by_s: float) -> Word:
+    chars = tuple(
+        char._replace(start_s=_later(char.start_s, by_s), end_s=_later(char.end_s, by_s))
+        for char in word.chars
+    )
+    return replace(word, start_s=_later(word.start_s, by_s), end_s=_later(word.end_s, by_s), chars=chars)
 
 
 def _later(at_s: float | None, by_s: float) -> float | None:

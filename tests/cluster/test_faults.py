@@ -26,7 +26,8 @@ from serve_app.deployments.calls.audio_ref import LoadedAudio
 from serve_app.deployments.calls.stage_calls import Stage
 from serve_app.deployments.metrics import Retries
 from serve_app.request.calls import TranscribeCall
-from serve_app.transcript import SAMPLE_RATE_HZ, Decoding, Window, WindowText
+from serve_app.stage_requests import Decoding
+from serve_app.transcript import SAMPLE_RATE_HZ, Window, WindowText
 
 NAME = "faulty"
 URL = f"http://127.0.0.1:18000/{NAME}"

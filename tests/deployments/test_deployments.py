@@ -28,19 +28,9 @@ from serve_app.audio import AudioInfo
 from serve_app.deployments.calls.audio_ref import AudioSlice
 from serve_app.request.calls import AlignCall, DetectCall, DiarizeCall, TranscribeCall
 from serve_app.settings import AsrSettings
+from serve_app.stage_requests import AsrRequest, Decoding, SpeechRequest, SpeechSearch
 from serve_app.stages.asr.fallback import Fallback
-from serve_app.transcript import (
-    AsrRequest,
-    Decoding,
-    Diarization,
-    Samples,
-    Segment,
-    SpeechRequest,
-    SpeechSearch,
-    Token,
-    Window,
-    WindowText,
-)
+from serve_app.transcript import Diarization, Samples, Segment, Token, Window, WindowText
 
 LANGUAGES = ("en", "de", "en", "de", "en", "en")
 

@@ -524,14 +524,14 @@ def test_each_model_has_its_own_readiness() -> None:
 
 def test_a_request_chooses_a_model_on_every_way_in() -> None:
     """By form, JSON, OpenAI's field, /asr's query and a Python handle; another name lists those there are."""
-    form = {"files": {"file": b"x"}}
+    files = {"file": b"x"}
 
     async def run() -> None:
         server = Server(Graph(), others={"small": Handle(Graph())})
         for name, status in (("small", 200), ("fake", 200), ("medium", 400)):
             body = {"audio_file": "https://example.com/x.mp3", "model": name}
             answers = [
-                await server.http.post("/predict", **form, data={"model": name}),
+                await server.http.post("/predict", files=files, data={"model": name}),
                 await server.http.post("/predict", json=body),
             ]
             assert [each.status_code for each in answers] == [status, status]
@@ -544,7 +544,7 @@ def test_a_request_chooses_a_model_on_every_way_in() -> None:
                 with pytest.raises(InvalidRequest, match="use one of fake, small"):
                     await server.ingress.transcribe(b"x", model=name)
             vendors = [
-                await server.http.post("/v1/audio/transcriptions", **form, data={"model": name}),
+                await server.http.post("/v1/audio/transcriptions", files=files, data={"model": name}),
                 await server.http.post(f"/asr?model={name}", files={"audio_file": b"x"}),
             ]
             assert [each.status_code for each in vendors] == [status if status == 200 else 404] * 2

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from openai_api import SPOKEN, TRANSCRIBE, Server
 
-from serve_app.transcript import Decoding
+from serve_app.stage_requests import Decoding
 
 OWN = "/predict"
 WORDS = {"response_format": "verbose_json", "timestamp_granularities[]": "word"}

@@ -21,6 +21,7 @@ from whisperx.utils import interpolate_nans
 from benchmarks.random_wav2vec2 import NARROW, save_torchaudio_base, save_transformers_base
 from serve_app.errors import ModelUnavailable
 from serve_app.settings import AlignmentSettings
+from serve_app.stage_requests import AlignRequest
 from serve_app.stages.alignment.aligner import (
     Aligner,
     LanguageModel,
@@ -28,7 +29,7 @@ from serve_app.stages.alignment.aligner import (
 )
 from serve_app.stages.alignment.forced import letter_times, spell
 from serve_app.stages.alignment.words import fill_nearest, word_ranges
-from serve_app.transcript import AlignRequest, Character, Samples, Segment, Window, WindowText, Word
+from serve_app.transcript import Character, Samples, Segment, Window, WindowText, Word
 
 pytestmark = [
     # torchaudio announces its next version's removals on import and on every use of a model.

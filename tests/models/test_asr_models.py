@@ -13,18 +13,11 @@ from faster_whisper import WhisperModel
 from benchmarks.random_whisper import build_random_whisper
 from serve_app.errors import InvalidRequest
 from serve_app.settings import AsrSettings, SpeechSettings
+from serve_app.stage_requests import AsrRequest, Decoding, SpeechRequest
 from serve_app.stages.asr.fallback import Fallback
 from serve_app.stages.asr.recognizer import Features, Recognizer, load_recognizer
 from serve_app.stages.speech.detector import load_pyannote_detector, to_float32
-from serve_app.transcript import (
-    SAMPLE_RATE_HZ,
-    AsrRequest,
-    Decoding,
-    Samples,
-    Speech,
-    SpeechRequest,
-    WindowText,
-)
+from serve_app.transcript import SAMPLE_RATE_HZ, Samples, Speech, WindowText
 
 WINDOW_S = 8
 

@@ -16,17 +16,9 @@ from benchmarks.people import words_of as labelled_words_of
 from serve_app.models.catalogue import catalogue
 from serve_app.request.segment_length import shortened
 from serve_app.settings import AsrSettings
+from serve_app.stage_requests import AsrRequest, Decoding
 from serve_app.stages.asr.recognizer import Recognizer, load_recognizer
-from serve_app.transcript import (
-    SAMPLE_RATE_HZ,
-    AsrRequest,
-    Decoding,
-    Samples,
-    Segment,
-    Window,
-    WindowText,
-    Word,
-)
+from serve_app.transcript import SAMPLE_RATE_HZ, Samples, Segment, Window, WindowText, Word
 
 WINDOWS = (Window(6.4, 17.78), Window(17.78, 30.0))  # cut between two speakers
 

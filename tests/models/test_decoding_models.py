@@ -22,17 +22,10 @@ from serve_app.request.admission import WindowGate
 from serve_app.request.calls import DetectCall, Stages, TranscribeCall
 from serve_app.request.pipeline import transcribe
 from serve_app.settings import AsrSettings, SpeechSettings
+from serve_app.stage_requests import AsrRequest, Decoding, SpeechRequest
 from serve_app.stages.asr.recognizer import Recognizer, load_recognizer
 from serve_app.stages.speech.detector import load_pyannote_detector
-from serve_app.transcript import (
-    SAMPLE_RATE_HZ,
-    AsrRequest,
-    Decoding,
-    Samples,
-    Speech,
-    SpeechRequest,
-    WindowText,
-)
+from serve_app.transcript import SAMPLE_RATE_HZ, Samples, Speech, WindowText
 
 PEOPLE = SHARED / "people"
 pytestmark = pytest.mark.skipif(not PEOPLE.exists(), reason="../shared/data/people is not there")

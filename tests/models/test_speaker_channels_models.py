@@ -23,17 +23,10 @@ from serve_app.request.admission import WindowGate
 from serve_app.request.calls import DetectCall, Stages, TranscribeCall
 from serve_app.request.pipeline import transcribe
 from serve_app.settings import SpeechSettings
+from serve_app.stage_requests import AsrRequest, SpeechRequest
 from serve_app.stages.audio.decode import decode
 from serve_app.stages.speech.detector import load_silero_detector
-from serve_app.transcript import (
-    SAMPLE_RATE_HZ,
-    AsrRequest,
-    Samples,
-    Speech,
-    SpeechRequest,
-    Transcript,
-    WindowText,
-)
+from serve_app.transcript import SAMPLE_RATE_HZ, Samples, Speech, Transcript, WindowText
 
 PEOPLE = SHARED / "people"
 FIRST = ("librivox-0870.flac", "librivox-0880.wav", "librivox-0920.wav", "librivox-0930.wav")

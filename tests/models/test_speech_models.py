@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from serve_app.settings import SpeechSettings
+from serve_app.stage_requests import SpeechRequest, SpeechSearch
 from serve_app.stages.speech.detector import (
     SpeechDetector,
     WindowMerger,
@@ -17,7 +18,7 @@ from serve_app.stages.speech.detector import (
     to_float32,
 )
 from serve_app.stages.speech.pyannote_scan import PyannoteScan
-from serve_app.transcript import SAMPLE_RATE_HZ, Samples, Speech, SpeechRequest, SpeechSearch, Window
+from serve_app.transcript import SAMPLE_RATE_HZ, Samples, Speech, Window
 
 SETTINGS = SpeechSettings()
 WINDOW_S = 8

@@ -24,18 +24,11 @@ from serve_app.request.detect_speech import detect_speech
 from serve_app.request.diarize import diarize
 from serve_app.request.pipeline import transcribe
 from serve_app.settings import AsrSettings, SpeechSettings
+from serve_app.stage_requests import AsrRequest, SpeechRequest
 from serve_app.stages.asr.recognizer import load_recognizer
 from serve_app.stages.diarization.diarizer import PyannoteDiarizer, load_pyannote
 from serve_app.stages.speech.detector import SpeechDetector, load_pyannote_detector
-from serve_app.transcript import (
-    SAMPLE_RATE_HZ,
-    AsrRequest,
-    Diarization,
-    Samples,
-    Speech,
-    SpeechRequest,
-    WindowText,
-)
+from serve_app.transcript import SAMPLE_RATE_HZ, Diarization, Samples, Speech, WindowText
 
 PEOPLE = SHARED / "people"
 PART_S = 10

@@ -13,13 +13,12 @@ from serve_app.errors import DeadlineExceeded, InvalidRequest, ModelUnavailable,
 from serve_app.options import Options
 from serve_app.request.calls import AlignCall, DetectCall, TranscribeCall
 from serve_app.request.pipeline import transcribe
+from serve_app.stage_requests import Decoding, SpeechSearch
 from serve_app.transcript import (
-    Decoding,
     Diarization,
     Progress,
     Segment,
     Speech,
-    SpeechSearch,
     Transcript,
     Voices,
     Window,

@@ -15,7 +15,7 @@ from fakes import FakeAligner, FakeDiarizer, FakeRecognizer, FakeSpeechModel
 from serve_app.app import graph
 from serve_app.models.loaders import Loaders, limit_gpu_memory
 from serve_app.settings import Settings
-from serve_app.transcript import Decoding
+from serve_app.stage_requests import Decoding
 
 LOADERS = Loaders(FakeSpeechModel, partial(FakeRecognizer, Path("gate")), FakeAligner, FakeDiarizer)
 

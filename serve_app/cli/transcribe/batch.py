@@ -157,11 +157,11 @@ class Batch:
     async def _written(self, each: Input, job_id: str) -> list[Path]:
         result, texts = self.client.jobs.result, {}
         words = {name: True for name in SHOWN_WITH_WORDS if self.wanted.options.get(name)}
-        shown = {
+        asked = {
             "word_timestamps": self.wanted.has_words,
             "embeddings": self.wanted.options.get("embeddings"),
         }
-        answer = await result(job_id, response_format="json", **shown, **words)
+        answer = await result(job_id, response_format="json", **asked, **words)
         assert isinstance(answer, dict)
         for warning in answer["warnings"]:
             self._say(each, f"warning: {warning['message']}")
@@ -170,9 +170,8 @@ class Batch:
             if form in WRITERS:
                 texts[form] = await asyncio.to_thread(WRITERS[form], shown, self.wanted.layout)
             elif form == "words":
-                texts[form] = json.dumps(
-                    await result(job_id, response_format=form, **words), ensure_ascii=False
-                )
+                shown_words = await result(job_id, response_format=form, **words)
+                texts[form] = json.dumps(shown_words, ensure_ascii=False)
             else:
                 rttm = str(await result(job_id, response_format=form))
                 name = "_".join(Path(each.output).name.split())

@@ -1,27 +1,30 @@
 """The command `transcribe`, with the flags of whisperx's command line."""
 
 import asyncio
-import os
-import re
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from serve_app.cli import CommandFailed, note
+from serve_app.cli import note
 from serve_app.cli.transcribe.batch import Interrupted, transcribe_all
-from serve_app.cli.transcribe.inputs import hash_of, said, url_name
+from serve_app.cli.transcribe.checks import (
+    FORMATS,
+    SPEAKERS,
+    formats,
+    make_folder,
+    refuse_contradictions,
+    refuse_what_is_not_there,
+    settings,
+)
 from serve_app.cli.transcribe.own_service import SETTINGS, models_beside, own_service
 from serve_app.cli.transcribe.wanted import SHOWN_WITH_WORDS, Wanted, done_before
-from serve_app.cli.transcribe.writers import ALL, WRITERS, Layout
-from serve_app.client.calls import is_url
+from serve_app.cli.transcribe.writers import ALL, Layout
 
-FORMATS = (*WRITERS, "rttm", "words")
 INTERRUPTED = 130
 
 # Flags that are options of the service's requests.
-SPEAKERS = ("num_speakers", "min_speakers", "max_speakers")
 AUDIO = ("channels", "start_s", "end_s", "track", "encoding", "sample_rate", "channel_count")
 DECODING = ("initial_prompt", "hotwords", "temperature", "temperature_inc", "beam_size", "suppress_numerals")
 SEGMENTS = ("vad_onset", "vad_offset", "vad_min_silence_s", "max_segment_s")
@@ -194,26 +197,26 @@ def transcribe(
     options |= {"embeddings": True} if embeddings else {}
     if model and (server or model in models_beside(config)):
         options["model"] = chosen.pop("model")
-    formats = _formats(output_format or ["all"])
-    _refuse_contradictions(given, formats)
+    wanted_formats = formats(output_format or ["all"])
+    refuse_contradictions(given, wanted_formats)
     for_own_service = ["config"] * bool(config) + [*chosen]
     if server and for_own_service:
         name = for_own_service[0]
         raise typer.BadParameter(f"--{name} is for a service that is started here; leave out --server.")
     for path in paths or ():
-        _refuse_what_is_not_there(path)
+        refuse_what_is_not_there(path)
 
     layout = Layout(max_line_width, max_line_count, highlight_words)
     wanted = Wanted(
         options,
-        formats,
+        wanted_formats,
         layout,
         output_dir,
         jobs,
         has_words=task == "transcribe" and not no_align,
-        settings=_settings(config, chosen),
+        settings=settings(config, chosen),
     )
-    _make_folder(output_dir)
+    make_folder(output_dir)
     tally = None if watch else done_before(wanted, paths or ())
     try:
         if tally:
@@ -229,67 +232,3 @@ def transcribe(
         raise typer.Exit(INTERRUPTED) from None
     note.print(tally.summary())
     raise typer.Exit(1 if tally.failed else 0)
-
-
-def _formats(asked: list[str]) -> tuple[str, ...]:
-    formats: list[str] = []
-    for one in (each.strip() for given in asked for each in given.split(",")):
-        if one != "all" and one not in FORMATS:
-            choices = ", ".join(("all", *FORMATS))
-            raise typer.BadParameter(f"--output_format: unknown format {one!r}; choose from {choices}.")
-        formats += ALL if one == "all" else (one,)
-    return tuple(dict.fromkeys(formats))
-
-
-def _settings(config: Path | None, chosen: dict[str, Any]) -> dict[str, str]:
-    """The settings of a service that is started for this run, as a part of the mark of each file."""
-    values = {name: str(each.absolute() if isinstance(each, Path) else each) for name, each in chosen.items()}
-    if config:
-        values["config"] = hash_of(str(config.absolute()), config.read_text(errors="replace"))
-    return values
-
-
-def _make_folder(output_dir: Path) -> None:
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CommandFailed(f"--output_dir: the folder cannot be made ({said(error)}).") from None
-    if not os.access(output_dir, os.W_OK):
-        raise CommandFailed(f"--output_dir: nothing can be written to {output_dir}.")
-
-
-def _refuse_what_is_not_there(path: str) -> None:
-    if not is_url(path):
-        if not os.path.exists(path):
-            raise typer.BadParameter(f"{path}: there is no such file or folder.")
-        return
-    try:
-        url_name(path)
-    except ValueError:
-        shown = re.sub("//[^/]*@", "//", path)  # without what may be a password
-        raise typer.BadParameter(f"{shown} is not a URL.") from None
-
-
-def _refuse_contradictions(given: dict[str, Any], formats: tuple[str, ...]) -> None:
-    if not (given["paths"] or given["watch"]):
-        raise typer.BadParameter("name files, URLs or folders, or a folder to --watch.")
-    for name in SPEAKERS:
-        if given[name] and not given["diarize"]:
-            raise typer.BadParameter(f"--{name} needs --diarize.")
-    if given["embeddings"] and not (given["diarize"] and "json" in formats):
-        raise typer.BadParameter("--speaker_embeddings needs --diarize, and json among the formats.")
-    if given["language"] and given["languages"]:
-        raise typer.BadParameter("--languages: leave it out, --language is the only one then.")
-    if "rttm" in formats and not (given["diarize"] or given["channels"] == "speakers"):
-        raise typer.BadParameter("--output_format rttm needs --diarize, or --channels speakers.")
-    if given["max_line_count"] and not given["max_line_width"]:
-        raise typer.BadParameter("--max_line_count needs --max_line_width.")
-    if given["max_line_count"] and given["max_segment_s"]:
-        raise typer.BadParameter("--max_segment_s cannot be combined with --max_line_count.")
-    without_words = {"--task translate": given["task"] == "translate", "--no_align": given["no_align"]}
-    for flag in (flag for flag, is_given in without_words.items() if is_given):
-        for name in ("max_line_width", "highlight_words", *SHOWN_WITH_WORDS):
-            if given[name]:
-                raise typer.BadParameter(f"--{name} needs word times, which {flag} does not give.")
-        if "words" in formats:
-            raise typer.BadParameter(f"--output_format words needs word times, which {flag} does not give.")

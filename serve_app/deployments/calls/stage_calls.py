@@ -131,7 +131,6 @@ class Stage(Generic[Answer]):
         return await self.call(call, call.window.start_s, call.window.end_s)
 
     async def _attempt(self, call: StageCall, start_s: float, end_s: float, history: CallHistory) -> Answer:
-        clips = [speaker.clip for speaker in call.known] if isinstance(call, DiarizeCall) else []
         loadings: list[tuple[LoadedAudio, int]] = []
 
         async def loaded(audio: LoadedAudio, *times_s: float) -> Any:
@@ -143,8 +142,8 @@ class Stage(Generic[Answer]):
             found = await loaded(call.audio, start_s, end_s)
             ready: StageCall = replace(call, audio=replace(found, channel=call.channel))
             if isinstance(ready, DiarizeCall):
-                known = zip(ready.known, [await loaded(clip) for clip in clips], strict=True)
-                ready = replace(ready, known=tuple(replace(speaker, clip=clip) for speaker, clip in known))
+                known = [replace(speaker, clip=await loaded(speaker.clip)) for speaker in ready.known]
+                ready = replace(ready, known=tuple(known))
             async with self._quarantined(history):
                 ready = replace(ready, runs_alone=history.is_quarantined)
                 answer: Answer = await invoke(self._method, ready)

@@ -16,6 +16,7 @@ from typing_extensions import TypedDict  # pydantic needs this one before Python
 from serve_app.audio import RawAudio, Source
 from serve_app.errors import InvalidRequest, ModelNotFound
 from serve_app.formats.table import FORMATS
+from serve_app.http.answer_types import Embeddings, LanguageShare, LogprobOut
 from serve_app.http.asr_webservice.request import (
     AsrAsked,
     AsrFields,
@@ -28,9 +29,6 @@ from serve_app.http.forms import described_body, described_query
 from serve_app.http.openai.aliases import Models
 from serve_app.http.openai.response import UNKNOWN, text_pieces
 from serve_app.http.responses import (
-    Embeddings,
-    LanguageShare,
-    LogprobOut,
     described_answers,
     embeddings_out,
     languages_out,

@@ -11,16 +11,9 @@ from typing_extensions import TypedDict  # pydantic needs this one before Python
 
 from serve_app.audio import MAX_SPEAKER_CHANNELS
 from serve_app.formats.cue_words import words_of
+from serve_app.http.answer_types import CharacterOut, Embeddings, LogprobOut
 from serve_app.http.openai.request import ParsedForm
-from serve_app.http.responses import (
-    CharacterOut,
-    Embeddings,
-    LogprobOut,
-    chars_out,
-    embeddings_out,
-    logprobs,
-    warnings_out,
-)
+from serve_app.http.responses import chars_out, embeddings_out, logprobs, warnings_out
 from serve_app.languages import LANGUAGES, NO_SPACE_BETWEEN_SENTENCES
 from serve_app.options import Options
 from serve_app.options.fields import MULTIPLE

@@ -21,11 +21,12 @@ from whisperx import alignment
 from serve_app.errors import ModelUnavailable, TranscriptionError
 from serve_app.settings import AlignmentSettings
 from serve_app.settings.types import ComputeType
+from serve_app.stage_requests import AlignRequest
 from serve_app.stages.alignment.acoustic import AcousticModel
 from serve_app.stages.alignment.forced import letter_times, spell
 from serve_app.stages.alignment.sentences import SplitSentences, sentence_splitter
 from serve_app.stages.alignment.words import assemble
-from serve_app.transcript import AlignRequest, Segment, Window
+from serve_app.transcript import Segment, Window
 
 logger = logging.getLogger("ray.serve")
 

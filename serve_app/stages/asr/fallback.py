@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from serve_app.settings import AsrSettings
-from serve_app.transcript import Decoding, WindowText
+from serve_app.stage_requests import Decoding
+from serve_app.transcript import WindowText
 
 # The same phrase three times running; a short text of that kind compresses no better than a long real one.
 LOOP = re.compile(r"(.{8,80}?)\1\1")

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from serve_app.transcript import AsrRequest, WindowText
+from serve_app.stage_requests import AsrRequest
+from serve_app.transcript import WindowText
 
 PROBABLE = 0.01  # languages below this are not told
 Ranking = tuple[tuple[str, float], ...]  # languages and their probabilities, likeliest first

@@ -11,7 +11,7 @@ from faster_whisper import WhisperModel
 from faster_whisper.tokenizer import Tokenizer
 
 from serve_app.errors import InvalidRequest
-from serve_app.transcript import Decoding
+from serve_app.stage_requests import Decoding
 
 
 class Prompts:

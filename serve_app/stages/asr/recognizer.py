@@ -21,12 +21,13 @@ from faster_whisper.transcribe import get_ctranslate2_storage
 
 from serve_app.errors import InvalidRequest, ModelUnavailable, TranscriptionError
 from serve_app.settings import AsrSettings
+from serve_app.stage_requests import AsrRequest
 from serve_app.stages.alignment import attention, sound
 from serve_app.stages.asr.language import Ranking, allowed, choose_language, probable, rankings, without_text
 from serve_app.stages.asr.prompts import Prompts
 from serve_app.stages.asr.search import Search
 from serve_app.stages.devices import choose_compute_type
-from serve_app.transcript import SAMPLE_RATE_HZ, AsrRequest, Samples, Segment, Token, Window, WindowText
+from serve_app.transcript import SAMPLE_RATE_HZ, Samples, Segment, Token, Window, WindowText
 
 ENCODER_SAMPLES = 30 * SAMPLE_RATE_HZ  # Whisper's encoder always sees 30 s
 

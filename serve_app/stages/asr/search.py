@@ -8,7 +8,8 @@ import regex
 from faster_whisper.transcribe import get_compression_ratio
 
 from serve_app.settings import AsrSettings
-from serve_app.transcript import Decoding, WindowText
+from serve_app.stage_requests import Decoding
+from serve_app.transcript import WindowText
 
 BEST_OF = 5  # samples at a temperature above 0, of which the likeliest is taken
 # Digits of any script, and what whisperx suppresses with them. It forgets the euro.

@@ -16,16 +16,9 @@ import numpy.typing as npt
 
 from serve_app.errors import InvalidRequest, Overloaded, TranscriptionError
 from serve_app.settings import SpeechSettings
+from serve_app.stage_requests import SpeechRequest, SpeechSearch
 from serve_app.stages.speech.pyannote_scan import CHUNKS_PER_STEP, Criteria, PyannoteScan
-from serve_app.transcript import (
-    SAMPLE_RATE_HZ,
-    Samples,
-    Segments,
-    Speech,
-    SpeechRequest,
-    SpeechSearch,
-    Window,
-)
+from serve_app.transcript import SAMPLE_RATE_HZ, Samples, Segments, Speech, Window
 
 # To start and end of speech, in samples.
 FindInRecording = Callable[[Samples, Criteria], list[tuple[int, int]]]

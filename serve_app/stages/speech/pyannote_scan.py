@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from serve_app.transcript import SAMPLE_RATE_HZ, SpeechRequest
+from serve_app.stage_requests import SpeechRequest
+from serve_app.transcript import SAMPLE_RATE_HZ
 
 # On one core larger batches are no faster; on a GPU as many as whisperx has.
 CHUNKS_PER_STEP = {"cpu": 16, "cuda": 32}

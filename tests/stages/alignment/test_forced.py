@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from serve_app.stage_requests import AlignRequest
 from serve_app.stages.alignment.forced import (
     Emission,
     blank_token,
@@ -15,7 +16,7 @@ from serve_app.stages.alignment.forced import (
     with_wildcard,
 )
 from serve_app.stages.alignment.words import LetterTime, assemble, fill_nearest, word_ranges
-from serve_app.transcript import AlignRequest, Character, Segment, Window, WindowText, Word
+from serve_app.transcript import Character, Segment, Window, WindowText, Word
 
 DICTIONARY = {"<pad>": 0, "|": 1, "a": 2, "b": 3, "c": 4}
 

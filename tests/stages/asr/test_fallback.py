@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.settings import AsrSettings
+from serve_app.stage_requests import Decoding
 from serve_app.stages.asr.fallback import Fallback
-from serve_app.transcript import Decoding, WindowText
+from serve_app.transcript import WindowText
 
 FALLBACK = Fallback()
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)

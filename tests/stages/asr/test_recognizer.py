@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from benchmarks.random_whisper import whisper_tokenizer
 from serve_app.errors import InvalidRequest, ModelUnavailable
 from serve_app.settings import AsrSettings
+from serve_app.stage_requests import AsrRequest, Decoding
 from serve_app.stages.asr.recognizer import (
     ENCODER_SAMPLES,
     Recognizer,
     load_recognizer,
 )
 from serve_app.stages.devices import choose_compute_type
-from serve_app.transcript import AsrRequest, Decoding, WindowText
+from serve_app.transcript import WindowText
 
 TOKENIZER = whisper_tokenizer()
 FEATURES = np.zeros((80, 3000), np.float32)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from pyannote.core import SlidingWindow
 
 from serve_app.errors import InvalidRequest, Overloaded
+from serve_app.stage_requests import SpeechRequest, SpeechSearch
 from serve_app.stages.speech.detector import (
     SileroScan,
     SpeechDetector,
@@ -25,15 +26,7 @@ from serve_app.stages.speech.detector import (
     to_float32,
 )
 from serve_app.stages.speech.pyannote_scan import Criteria, Hysteresis, PyannoteScan
-from serve_app.transcript import (
-    SAMPLE_RATE_HZ,
-    Samples,
-    Segments,
-    Speech,
-    SpeechRequest,
-    SpeechSearch,
-    Window,
-)
+from serve_app.transcript import SAMPLE_RATE_HZ, Samples, Segments, Speech, Window
 
 
 def random_segments(seed: int, *, longest_s: float) -> list[tuple[float, float]]:
