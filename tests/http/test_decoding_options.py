@@ -60,7 +60,7 @@ def test_each_word_has_the_recognisers_confidence() -> None:
     [
         (OWN, {}, "needs word_timestamps"),
         (OWN, {"response_format": "srt"}, "use one of json, words"),
-        (OWN, {"task": "translate"}, "needs word_timestamps"),
+        (OWN, {"task": "translate"}, "which task=translate does not give"),
         (TRANSCRIBE, {}, "needs word_timestamps"),
         (TRANSCRIBE, {"response_format": "srt"}, "use one of json, words"),
     ],
