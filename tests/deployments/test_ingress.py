@@ -225,6 +225,8 @@ def test_a_handle_detects_a_language() -> None:
         silent = {"detected_language": "unknown", "language_code": "und", "confidence": 0.0}
         assert await server.ingress.detect_language(b"x") == silent
         assert await server.ingress.detect_language("https://example.com/x.mp3") == silent
+        with pytest.raises(InvalidRequest, match="languages: must be"):
+            await server.ingress.detect_language(b"x", languages=["klingon"])
         files = {"audio_file": b"x"}
         assert (await server.http.post("/detect-language", files=files)).json() == silent
         graph.worked.clear()

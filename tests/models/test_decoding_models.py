@@ -30,7 +30,7 @@ from serve_app.transcript import SAMPLE_RATE_HZ, Samples, Speech, WindowText
 PEOPLE = SHARED / "people"
 pytestmark = pytest.mark.skipif(not PEOPLE.exists(), reason="../shared/data/people is not there")
 COUNTED = "uberi-english.flac"  # one two three
-CARDS = ("cards-001.wav", "cards-002.wav", "cards-004.wav", "cards-005.wav")
+CARDS = ("cards-002.wav", "cards-004.wav")
 
 
 @cache
@@ -151,9 +151,7 @@ def test_each_part_of_a_recording_has_its_own_language(base: Path) -> None:
     assert sum(each["share"] for each in found["languages"]) == pytest.approx(1.0)
     said = " ".join(segment["text"] for segment in found["model_output"])
     assert ("Abenteuerliche" in said, "winters" in said) == (True, True)
-    only_english = asked(stages, language="en")
-    assert "languages" not in only_english
-    assert {warning["code"] for warning in found["warnings"]}.isdisjoint({"languages_mixed"})
+    assert "languages_mixed" not in {warning["code"] for warning in found["warnings"]}
 
 
 def test_the_confidence_of_words_by_attention_is_their_score(tiny_en: Path) -> None:
