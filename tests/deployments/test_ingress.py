@@ -465,7 +465,7 @@ def test_each_model_has_its_own_readiness() -> None:
 
 def test_a_request_chooses_a_model_on_every_way_in() -> None:
     """By form, JSON, OpenAI's field, /asr's query and a Python handle; another name lists those there are."""
-    form = {"files": {"file": b"x"}}
+    form: dict[str, Any] = {"files": {"file": b"x"}}
 
     async def run() -> None:
         server = Server(Graph(), others={"small": Handle(Graph())})
