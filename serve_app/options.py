@@ -22,6 +22,7 @@ from serve_app.validation import conflict, items_of, known_language, validate_or
 
 MAX_PROMPT_CHARS = 4000  # Whisper keeps 223 tokens, about 1000 letters of English
 MAX_NAME_CHARS = 64
+MIN_STRETCH_S = 0.01
 KNOWN_SPEAKERS = ("known_speaker_names", "known_speaker_references")
 LISTS = ("languages", *KNOWN_SPEAKERS)
 SPEAKER_COUNTS = ("num_speakers", "min_speakers", "max_speakers")
@@ -182,8 +183,8 @@ class Options(BaseModel):
         return self
 
     def _check_audio(self) -> None:
-        if self.end_s is not None and self.end_s <= (self.start_s or 0.0):
-            raise conflict("end_s", "must be after start_s")
+        if self.end_s is not None and self.end_s - (self.start_s or 0.0) < MIN_STRETCH_S:
+            raise conflict("end_s", f"must be after start_s, by at least {MIN_STRETCH_S} s")
         if self.encoding is None:
             self._refuse(
                 ("sample_rate", "channel_count"), "is for samples without a header: name the encoding"
