@@ -183,7 +183,7 @@ class Options(BaseModel):
         return self
 
     def _check_audio(self) -> None:
-        if self.end_s is not None and self.end_s - (self.start_s or 0.0) < MIN_STRETCH_S:
+        if self.end_s is not None and round(self.end_s - (self.start_s or 0.0), 6) < MIN_STRETCH_S:
             raise conflict("end_s", f"must be after start_s, by at least {MIN_STRETCH_S} s")
         if self.encoding is None:
             self._refuse(
