@@ -297,6 +297,7 @@ def test_no_list_of_odd_languages_fills_the_memory() -> None:
         ({"start_s": "nan"}, "start_s"),
         ({"end_s": 0}, "end_s"),
         ({"start_s": 3, "end_s": 2.5}, "end_s"),
+        ({"start_s": 3, "end_s": 3.00001}, "end_s"),  # less than a sample
         ({"track": -1}, "track"),
         ({"encoding": "mp3", "sample_rate": 8000}, "encoding"),
         ({"encoding": "s16le"}, "encoding"),

@@ -14,6 +14,7 @@ from serve_app.stage_requests import Decoding, SpeechSearch
 from serve_app.transcript import SpeakerBounds
 
 ROUNDING_S = 0.001  # by which a segment is longer than its window at most
+MULTIPLE_WINDOW_S = 10.0  # a window has one language, and what is said in another one in it is lost
 
 
 class Options(OptionFields):
@@ -52,8 +53,10 @@ class Options(OptionFields):
         )
 
     def speech_search(self, *, has_words: bool) -> SpeechSearch:
-        """How speech is found. Without words that a long segment can be split at, windows are as short."""
-        window_s = None if has_words or self.max_segment_s is None else self.max_segment_s - ROUNDING_S
+        """How speech is found, in shorter windows for several languages, or for segments without words."""
+        bounds_s = [MULTIPLE_WINDOW_S] if self.language == MULTIPLE else []
+        bounds_s += [] if has_words or self.max_segment_s is None else [self.max_segment_s - ROUNDING_S]
+        window_s = min(bounds_s, default=None)
         return SpeechSearch(self.vad_onset, self.vad_offset, self.vad_min_silence_s, window_s)
 
     def named_language(self) -> str | None:

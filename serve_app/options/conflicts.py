@@ -12,6 +12,7 @@ LISTS = ("languages", *KNOWN_SPEAKERS)
 SPEAKER_COUNTS = ("num_speakers", "min_speakers", "max_speakers")
 SPEAKER_OPTIONS = ("diarize", *SPEAKER_COUNTS, *KNOWN_SPEAKERS, "embeddings", "split_at_speaker_change")
 LINE_OPTIONS = ("max_line_width", "max_line_count", "highlight_words")
+MIN_STRETCH_S = 0.01
 IN_WORDS = ("confidence", "char_timestamps")
 
 # Options, what they ask a format to show, and whether it can.
@@ -43,8 +44,8 @@ def _refuse(options: OptionFields, names: Sequence[str], why: str) -> None:
 
 
 def _check_audio(options: OptionFields) -> None:
-    if options.end_s is not None and options.end_s <= (options.start_s or 0.0):
-        raise conflict("end_s", "must be after start_s")
+    if options.end_s is not None and round(options.end_s - (options.start_s or 0.0), 6) < MIN_STRETCH_S:
+        raise conflict("end_s", f"must be after start_s, by at least {MIN_STRETCH_S} s")
     if options.encoding is None:
         why = "is for samples without a header: name the encoding"
         _refuse(options, ("sample_rate", "channel_count"), why)

@@ -12,6 +12,7 @@ from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import ray
 from fakes import References, recording
@@ -22,7 +23,7 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from transcripts import FIXED, watched
 
 from serve_app import deployments
-from serve_app.audio import AudioInfo
+from serve_app.audio import AudioInfo, RawAudio, Selection
 from serve_app.deployments import ingress as ingress_module
 from serve_app.deployments.calls import audio_ref as loading_module
 from serve_app.deployments.calls import handles as handles_module
@@ -199,6 +200,30 @@ def store(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     stored: list[bytes] = []
     monkeypatch.setattr(ray, "put", stored.append)
     return stored
+
+
+def test_a_handle_has_channels_as_speakers() -> None:
+    """The loader is told what is wanted, and each channel is searched by itself."""
+    told, searched = list[Any](), set[int]()
+
+    class Stereo(Graph):
+        async def load(self, url: str | None, headers: dict[str, str], chunks: list[Any], *more: Any) -> Any:
+            told[:] = more
+            yield AudioInfo(0.0, self.file_s, is_last=True, channels=2)
+            yield np.stack([recording(1, 1), recording(2, 2)])
+
+        async def detect(self, call: DetectCall) -> Speech:
+            searched.update(np.unique(await call.audio.samples()).tolist())
+            return await super().detect(call)
+
+    async def run() -> None:
+        asked = {"channels": "speakers", "start_s": 1, "track": 0, "encoding": "alaw", "sample_rate": 8000}
+        answer = await Server(Stereo()).ingress.transcribe(b"x", **asked)
+        assert answer["duration"] == FILE_S
+        assert told[-2:] == [RawAudio("alaw", 8000), Selection(1.0, None, 0, channels_apart=True)]
+        assert searched == {1, 2}
+
+    asyncio.run(run())
 
 
 def test_a_handle_takes_a_language_by_any_name() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -519,7 +520,8 @@ def test_a_file_counts_by_its_declared_length_only_until_it_is_decoded(is_last: 
     )
     part: Any = AudioInfo(0.0, 30.0, is_last=is_last, expected_s=9999.0)
     calls._note_length(handle, part)
-    assert held == [held_s]
+    calls._note_length(handle, replace(part, channels=2))  # apart, each takes memory
+    assert held == [held_s, 2 * held_s]
 
 
 def test_calls_about_channels_have_their_rows() -> None:

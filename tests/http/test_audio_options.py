@@ -155,6 +155,12 @@ def test_speakers_have_letters_where_openai_wants_them() -> None:
     ]
 
 
+def test_a_model_that_stands_for_diarization_gives_way() -> None:
+    """What the request itself says of its speakers counts."""
+    options = {"channels": "speakers", "model": "gpt-4o-transcribe-diarize"}
+    assert segments(openai(wav(CALL), options)) == SPOKEN
+
+
 def test_a_stream_tells_the_text_in_the_order_of_the_file() -> None:
     """As the answer has it in the end, though channels are transcribed side by side."""
     options = {"channels": "speakers", "response_format": "diarized_json", "stream": "true"}

@@ -18,8 +18,8 @@ from serve_app.client.calls import is_url
 
 # Without .ts, which is TypeScript more often than video.
 _SUFFIX = re.compile(
-    r"\.(3gp|aac|ac3|aiff?|amr|ape|asf|au|avi|caf|eac3|flac|flv|m4[abv]|mka|mkv|mov|mp[234]|mpe?g|mts|og[ag]"
-    r"|opus|tta|w64|wave?|webm|wm[av]|wv)",
+    r"\.(3gp|aac|ac3|aiff?|amr|ape|asf|au|avi|awb|caf|eac3|flac|flv|gsm|m4[abv]|mka|mkv|mov|mp[234]"
+    r"|mpe?g|mts|og[ag]|opus|tta|w64|wave?|webm|wm[av]|wv)",
     re.IGNORECASE,
 )
 WATCH_S = 5.0  # a file in a watched folder is complete when it has not changed for this long
