@@ -188,7 +188,10 @@ class SmallDevice:
         self.runs.append((self.segmentation_batch_size, self.embedding_batch_size))
         if self.embedding_batch_size > self.fits:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 10.00 GiB.")
-        return SimpleNamespace(speaker_diarization=Annotation(), exclusive_speaker_diarization=Annotation())
+        nobody = Annotation()
+        return SimpleNamespace(
+            speaker_diarization=nobody, exclusive_speaker_diarization=nobody, speaker_embeddings=None
+        )
 
 
 def test_out_of_memory_is_tried_again_with_half_the_batch() -> None:
