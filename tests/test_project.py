@@ -41,9 +41,9 @@ MAX_LINES = 23_250
 # whisper-asr-webservice: requests, routes, settings of access, audio as it comes, and the language of a file
 # and of a window; 1 for errors as answers; 2 for decoding per request: the search, the confidence of words;
 # 4 for windows, speaker turns, state and checks of fields, which pipeline.py and options.py had no room for;
-# 4 for options, stages' requests, shapes of answers and the command line's checks, which had none either; 1 for
-# the length of segments; 3 for speakers alone, speech alone and their routes; 1 for the recognisers' settings;
-# 2 for channels as speakers and times of a stretch.
+# 4 for options, stages' requests, shapes of answers and the command line's checks, which had none either;
+# 1 for the length of segments; 3 for speakers alone, speech alone and their routes; 1 for the recognisers'
+# settings; 2 for channels as speakers and times of a stretch.
 MAX_MODULES = 176
 MAX_LINES_OF_A_MODULE = 250
 MIN_LINES_OF_A_MODULE = 40

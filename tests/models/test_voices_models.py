@@ -177,7 +177,7 @@ def test_music_before_the_speech_does_not_decide(detector: SpeechDetector, base:
     german = decoded("aeneas-de.mp3")[: 20 * SAMPLE_RATE_HZ]
     recognizer = load_recognizer(str(base), device="cpu", threads=2, settings=AsrSettings())
     real = RealStages(np.concatenate([music(MUSIC_S), german]), detector=detector, recognizer=recognizer)
-    speech = asyncio.run(detect_speech(real.stages(), SOURCE))
+    speech = asyncio.run(detect_speech(real.stages(), SOURCE, Options()))
     assert speech.segments
     assert MUSIC_S - 0.5 < speech.segments[0].start_s < MUSIC_S + 5
     assert all(a.end_s < b.start_s for a, b in pairwise(speech.segments))
