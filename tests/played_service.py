@@ -89,7 +89,8 @@ class Played:
         async def detect_language(_: Source, languages: Sequence[str]) -> DetectedLanguage:
             return DetectedLanguage("en", 0.9)
 
-        async def detect_speech(source: Source) -> DetectedSpeech:
+        async def detect_speech(source: Source, options: Options) -> DetectedSpeech:
+            self.asked.append(options)
             self.heard.append(source.file.read() if source.file else str(source.url).encode())
             return DetectedSpeech((Window(0.5, 2.0), Window(3.0, 4.0)), ())
 

@@ -65,9 +65,9 @@ class AsyncClient:
         with calls.body(audio, options) as body:
             return answers.transcript_of(await self.send(calls.speakers(), body))
 
-    async def detect_speech(self, audio: Audio) -> list[dict[str, int]]:
+    async def detect_speech(self, audio: Audio, **options: Any) -> list[dict[str, int]]:
         """Where speech is, as `Client.detect_speech` gives it."""
-        with calls.body(audio, {}) as body:
+        with calls.body(audio, options) as body:
             return answers.list_of(await self.send(calls.speech(), body))
 
     async def send(self, call: Call, body: Body = dict) -> httpx.Response:

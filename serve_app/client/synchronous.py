@@ -72,9 +72,9 @@ class Client:
         with calls.body(audio, options) as body:
             return answers.transcript_of(self.send(calls.speakers(), body))
 
-    def detect_speech(self, audio: Audio) -> list[dict[str, int]]:
+    def detect_speech(self, audio: Audio, **options: Any) -> list[dict[str, int]]:
         """Where speech is: `start` and `end` of each stretch, in milliseconds."""
-        with calls.body(audio, {}) as body:
+        with calls.body(audio, options) as body:
             return answers.list_of(self.send(calls.speech(), body))
 
     def send(self, call: Call, body: Body = dict) -> httpx.Response:

@@ -27,7 +27,14 @@ from serve_app.errors import InvalidRequest
 from serve_app.http.app import create_app
 from serve_app.http.asr_webservice.routes import language_answer
 from serve_app.http.responses import answer, progress_response
-from serve_app.http.voice_routes import OF_SPEAKERS, WithoutText, parse_some, speakers_answer, speech_answer
+from serve_app.http.voice_routes import (
+    OF_SPEAKERS,
+    OF_SPEECH,
+    WithoutText,
+    parse_some,
+    speakers_answer,
+    speech_answer,
+)
 from serve_app.jobs.service import Jobs
 from serve_app.languages import LANGUAGES
 from serve_app.options import parse_options
@@ -147,11 +154,12 @@ class Ingress:
             return speakers_answer(await self._without_text.diarize(where, parsed), parsed)
 
     async def detect_speech(
-        self, source: str | bytes, *, headers: dict[str, str] | None = None
+        self, source: str | bytes, *, headers: dict[str, str] | None = None, **options: Any
     ) -> list[dict[str, Any]]:
         """For Python handles: what `POST /v1/audio/speech/timestamps` answers."""
+        where, parsed = _source(source, headers), parse_some(OF_SPEECH, options)
         with self._admission.admit():
-            found = await self._without_text.detect_speech(_source(source, headers))
+            found = await self._without_text.detect_speech(where, parsed)
             return [{**each} for each in speech_answer(found)]
 
     async def check_health(self) -> None:

@@ -34,8 +34,9 @@ from serve_app.request.detect_speech import DetectedSpeech
 from serve_app.transcript import StageWarning, Transcript, Turn
 
 # The options that mean something where there is no text.
-OF_SPEAKERS = (*SPEAKER_COUNTS, *KNOWN_SPEAKERS, "embeddings", "response_format")
-OF_SPEECH: tuple[str, ...] = ()
+OF_AUDIO = ("start_s", "end_s", "track", "encoding", "sample_rate", "channel_count")
+OF_SPEAKERS = (*OF_AUDIO, *SPEAKER_COUNTS, *KNOWN_SPEAKERS, "embeddings", "response_format")
+OF_SPEECH = (*OF_AUDIO, "vad_onset", "vad_offset", "vad_min_silence_s")
 HAVE_TURNS = ("json", "rttm")
 AUDIO = PredictRequest.model_fields.keys() - Options.model_fields.keys()
 
@@ -45,7 +46,7 @@ class WithoutText:
     """What answers these requests; both raise TranscriptionError."""
 
     diarize: Callable[[Source, Options], Awaitable[Transcript]]
-    detect_speech: Callable[[Source], Awaitable[DetectedSpeech]]
+    detect_speech: Callable[[Source, Options], Awaitable[DetectedSpeech]]
 
 
 class Body(PredictRequest):
@@ -124,8 +125,7 @@ def voice_routes(run: WithoutText, models: Models, max_bytes: int, max_json_byte
         Warnings are in the header `X-Warnings`.
         """
         async with received(request, max_bytes, form, max_json_bytes, Body) as (source, given):
-            options_of(OF_SPEECH, given)
-            found = await run.detect_speech(source)
+            found = await run.detect_speech(source, options_of(OF_SPEECH, given))
         return with_warnings(JSONResponse(speech_answer(found)), found.warnings)
 
     return router
@@ -134,8 +134,7 @@ def voice_routes(run: WithoutText, models: Models, max_bytes: int, max_json_byte
 def parse_some(names: Sequence[str], given: Mapping[str, Any]) -> Options:
     """These options of a request without text. Raises InvalidRequest for any other."""
     if unknown := sorted(given.keys() - set(names)):
-        has = f"has only {', '.join(names)}" if names else "has none"
-        raise conflict(unknown[0], f"unknown option; this request {has}")
+        raise conflict(unknown[0], f"unknown option; this request has only {', '.join(names)}")
     options = parse_options({**given})
     if options.response_format not in HAVE_TURNS:
         raise conflict("response_format", f"without text it can be {' or '.join(HAVE_TURNS)}")

@@ -4,7 +4,9 @@ import uuid
 from dataclasses import dataclass, replace
 
 from serve_app.audio import Source
+from serve_app.options import Options
 from serve_app.request.calls import DetectCall, Stages
+from serve_app.request.file_times import moved_window
 from serve_app.transcript import Speech, StageWarning, Window
 
 
@@ -16,19 +18,20 @@ class DetectedSpeech:
     warnings: tuple[StageWarning, ...]  # about the file
 
 
-async def detect_speech(stages: Stages, source: Source) -> DetectedSpeech:
+async def detect_speech(stages: Stages, source: Source, options: Options) -> DetectedSpeech:
     """Searches part after part, as the file is decoded. Raises TranscriptionError."""
-    request_id = uuid.uuid4().hex
+    request_id, begin_s = uuid.uuid4().hex, options.start_s or 0.0
+    search = options.speech_search(has_words=True)
     segments: list[Window] = []
     warnings: list[StageWarning] = []
     found: Speech | None = None
-    async with stages.load(source) as audio:
+    async with stages.load(options.reading(source)) as audio:
         async for part in audio.parts():
             warnings.extend(part.warnings)
-            call = DetectCall(audio=audio, request_id=request_id, part=part, before=found)
+            call = DetectCall(audio=audio, request_id=request_id, part=part, before=found, search=search)
             found = await stages.detect(call)
             for segment in found.segments:
-                append_or_join(segments, segment)
+                append_or_join(segments, moved_window(segment, begin_s))
     return DetectedSpeech(tuple(segments), tuple(warnings))
 
 

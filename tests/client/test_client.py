@@ -107,7 +107,8 @@ def test_speakers_and_speech_alone(service: Played, both: Both) -> None:
         assert first == {**second, "timings": first["timings"]}
         assert [turn["speaker"] for turn in first["segments"]] == [turn.speaker for turn in FIXED.turns]
         assert service.asked[-1] == Options(num_speakers=3)
-        for speech in both(lambda client, a=audio: client.detect_speech(a)):
+        for speech in both(lambda client, a=audio: client.detect_speech(a, vad_onset=0.75)):
+            assert service.asked[-1] == Options(vad_onset=0.75)
             assert speech == [{"start": 500, "end": 2000}, {"start": 3000, "end": 4000}]
         assert service.heard == [audio if isinstance(audio, bytes) else audio.encode()] * 4
     for rttm in both(lambda client: client.diarize(b"audio", response_format="rttm")):

@@ -279,6 +279,8 @@ def test_a_handle_finds_speech_and_speakers() -> None:
             await server.ingress.diarize("https://example.com/x.mp3")
         with pytest.raises(InvalidRequest, match="language: unknown option"):
             await server.ingress.diarize(b"x", language="de")
+        with pytest.raises(InvalidRequest, match="num_speakers: unknown option"):
+            await server.ingress.detect_speech(b"x", num_speakers=2)
         graph.worked.clear()
         first = asyncio.create_task(server.ingress.detect_speech(b"x"))
         await graph.until_loading(3)

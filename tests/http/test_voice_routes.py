@@ -36,7 +36,7 @@ class Server:
     def __init__(self, *, diarizes: bool = True, warning: StageWarning | None = None, **more: Any) -> None:
         self.fake, self._warnings = FakeStages(TALK), (warning,) if warning else ()
         self._stages = self.fake.stages(diarizes=diarizes)
-        self.asked: list[tuple[Source, Options | None]] = []
+        self.asked: list[tuple[Source, Options]] = []
         self.app = create_app(
             self.never,
             self.never,
@@ -53,9 +53,9 @@ class Server:
         self.asked.append((source, options))
         return await diarize(self._stages, Source(url=source.url), options)
 
-    async def detect_speech(self, source: Source) -> DetectedSpeech:
-        self.asked.append((source, None))
-        found = await detect_speech(self._stages, Source(url=source.url))
+    async def detect_speech(self, source: Source, options: Options) -> DetectedSpeech:
+        self.asked.append((source, options))
+        found = await detect_speech(self._stages, Source(url=source.url), options)
         return DetectedSpeech(found.segments, self._warnings)
 
     def post(self, path: str, *, client: str = "127.0.0.1", **kwargs: Any) -> httpx.Response:
@@ -104,6 +104,23 @@ def test_a_url_and_base64_in_json_are_taken() -> None:
     assert "audio_file" in error["message"]
 
 
+def test_what_of_the_file_is_wanted_and_how_speech_is_found() -> None:
+    """The options of a transcription that mean something here."""
+    server = Server()
+    stretch = {"start_s": "1", "end_s": "4", "track": "1"}
+    raw = {"encoding": "s16le", "sample_rate": "8000"}
+    speech = {"vad_onset": "0.7", "vad_offset": "0.2", "vad_min_silence_s": "1.5"}
+    turns = server.post(SPEAKERS, files=FILE, data=stretch | raw).json()["segments"]
+    assert (turns[0]["start"], turns[-1]["end"]) == (1.0, 4.0)
+    stretches = server.post(SPEECH, files=FILE, data=stretch | raw | speech).json()
+    assert stretches[0] == {"start": 1000, "end": 2000}
+    expected = Options.model_validate(stretch | raw)
+    assert server.asked[0][1] == expected
+    assert server.asked[1][1] == expected.model_copy(
+        update={"vad_onset": 0.7, "vad_offset": 0.2, "vad_min_silence_s": 1.5}
+    )
+
+
 def test_embeddings_come_with_their_model() -> None:
     """Only where they are asked for."""
     answer = Server().post(SPEAKERS, files=FILE, data={"embeddings": "true"}).json()
@@ -123,6 +140,8 @@ def test_embeddings_come_with_their_model() -> None:
         (SPEAKERS, "response_format", "text"),
         (SPEAKERS, "num_speakers", "0"),
         (SPEAKERS, "threshold", "0.5"),
+        (SPEAKERS, "vad_onset", "0.5"),
+        (SPEAKERS, "channels", "speakers"),
         (SPEECH, "threshold", "0.5"),
         (SPEECH, "min_silence_duration_ms", "100"),
         (SPEECH, "response_format", "rttm"),

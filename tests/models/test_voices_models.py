@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import SHARED
-from fakes import FakeStages, data_url
+from fakes import FakeAudio, FakeStages, data_url
 from scipy.spatial.distance import cosine
 from sounds import noise, tone, wav
 
@@ -54,11 +54,8 @@ def detector() -> SpeechDetector:
     return load_pyannote_detector(SpeechSettings(), 30.0)
 
 
-@dataclass
-class Recorded:
+class Recorded(FakeAudio):
     """Real samples in parts."""
-
-    samples: Samples
 
     async def parts(self) -> AsyncIterator[AudioInfo]:
         end_s = len(self.samples) / SAMPLE_RATE_HZ
@@ -76,7 +73,7 @@ class RealStages(FakeStages):
     recognizer: object = None
 
     @asynccontextmanager
-    async def _load(self, source: Source) -> AsyncIterator[Recorded]:  # type: ignore[override]
+    async def _load(self, source: Source) -> AsyncIterator[Recorded]:
         header_bytes = 44  # of the clips, which are WAV
         yield Recorded(
             np.frombuffer(source.file.read()[header_bytes:], np.int16) if source.file else self.samples
@@ -177,7 +174,7 @@ def test_music_before_the_speech_does_not_decide(detector: SpeechDetector, base:
     german = decoded("aeneas-de.mp3")[: 20 * SAMPLE_RATE_HZ]
     recognizer = load_recognizer(str(base), device="cpu", threads=2, settings=AsrSettings())
     real = RealStages(np.concatenate([music(MUSIC_S), german]), detector=detector, recognizer=recognizer)
-    speech = asyncio.run(detect_speech(real.stages(), SOURCE))
+    speech = asyncio.run(detect_speech(real.stages(), SOURCE, Options()))
     assert speech.segments
     assert MUSIC_S - 0.5 < speech.segments[0].start_s < MUSIC_S + 5
     assert all(a.end_s < b.start_s for a, b in pairwise(speech.segments))

@@ -8,7 +8,7 @@ from fakes import FakeStages, data_url, recording
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve_app.audio import Source
+from serve_app.audio import Selection, Source
 from serve_app.errors import InvalidRequest, Overloaded, UnusableAudio
 from serve_app.formats.table import FORMATS
 from serve_app.options import Options
@@ -66,6 +66,17 @@ def test_known_speakers_have_their_names_and_vectors() -> None:
     assert {turn.speaker for turn in answer.turns} == {"Ada"}
     assert answer.voices == Voices("fake", 2, {"Ada": (1.0, 0.0)})
     assert [warning.code for warning in answer.warnings] == ["known_speaker_not_found"]
+
+
+def test_a_stretch_of_the_file_has_the_files_times_and_its_vectors() -> None:
+    """Only that stretch is loaded, of the track that was named."""
+    fake = FakeStages(recording(*[5] * 10, 1, 2, 3))
+    answer = found(fake, start_s=10.0, end_s=12.0, track=1, embeddings=True)
+    for turns in (answer.turns, answer.exclusive_turns):
+        assert [(turn.start_s, turn.end_s) for turn in turns] == [(10.0, 11.0), (11.0, 12.0)]
+    assert answer.voices
+    assert answer.voices.vectors == {"SPEAKER_00": (1.0, 0.0), "SPEAKER_01": (1.0, 1.0)}
+    assert fake.loaded[0].selection == Selection(10.0, 12.0, 1)
 
 
 def test_silence_has_no_turns() -> None:

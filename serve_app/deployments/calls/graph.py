@@ -121,10 +121,10 @@ class Graph:
         self._metrics.succeeded(found, monotonic() - begun_s)
         return found
 
-    async def detect_speech(self, source: Source) -> DetectedSpeech:
+    async def detect_speech(self, source: Source, options: Options) -> DetectedSpeech:
         """Where speech is in a file. Raises TranscriptionError."""
         begun_s = monotonic()
-        found = await self._noted("detect speech", partial(detect_speech, self._stages, source))
+        found = await self._noted("detect speech", partial(detect_speech, self._stages, source, options))
         self._metrics.succeeded(None, monotonic() - begun_s)
         return found
 
