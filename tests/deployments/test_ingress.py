@@ -535,8 +535,12 @@ def test_a_diarizer_at_zero_is_ready_and_stays_there(
     asyncio.run(run())
 
 
-def test_each_model_has_its_own_readiness() -> None:
-    """Under its name."""
+def test_each_model_has_its_own_readiness(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under its name; one that Serve has stopped, as nobody asks for it, is ready and is not started."""
+    now = SimpleNamespace(status="UNHEALTHY", replica_states={})
+    application = SimpleNamespace(deployments={Handle.deployment_name: now})
+    found = SimpleNamespace(applications={Handle.app_name: application})
+    monkeypatch.setattr(serve, "status", lambda: found)
 
     async def run() -> None:
         broken = Graph()
@@ -547,6 +551,11 @@ def test_each_model_has_its_own_readiness() -> None:
         response = await server.http.get("/readyz")
         stages = response.json()["stages"]
         assert (response.status_code, stages["asr"], stages["asr-small"]) == (503, True, False)
+        now.status = "HEALTHY"
+        server.ingress._asked_at_s = -math.inf
+        asked, broken.replicas = broken.questions, 0
+        assert (await server.http.get("/readyz")).status_code == 200
+        assert broken.questions == asked
 
     asyncio.run(run())
 
