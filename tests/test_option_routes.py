@@ -2,6 +2,9 @@
 
 import ast
 import asyncio
+import os
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -236,6 +239,17 @@ def test_the_tests_that_are_named_exist_and_run(name: str) -> None:
     marks = [ast.unparse(each) for each in tree.body if "pytestmark" in ast.unparse(each)]
     for text in (ast.unparse(found), *marks):
         assert not any(word in text for word in ("skip", "xfail", "mark.slow")), text
+
+
+@pytest.mark.slow
+def test_the_tests_that_are_named_fail_where_the_option_is_ignored() -> None:
+    """Each option's own, on a service for which it reads as if it had been left out."""
+    command = [sys.executable, str(ROOT / "tests" / "ignored_options.py")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=900
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("option", Options.model_fields)
