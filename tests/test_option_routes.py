@@ -2,7 +2,9 @@
 
 import ast
 import asyncio
+import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -157,12 +159,7 @@ class Server:
 def _texts(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The fields as a form has them."""
     return {
-        name: str(value).lower()
-        if isinstance(value, bool)
-        else value
-        if isinstance(value, list)
-        else str(value)
-        for name, value in fields.items()
+        name: value if isinstance(value, list | str) else json.dumps(value) for name, value in fields.items()
     }
 
 
@@ -222,9 +219,7 @@ def test_it_is_current() -> None:
 
 def test_every_option_has_a_row_tests_and_a_value() -> None:
     """In the order of the options; none is forgotten when one is added."""
-    rows = [
-        row.split(" | ")[0].strip("| `") for row in FILE.read_text().splitlines() if row.startswith("| `")
-    ]
+    rows = re.findall(r"^\| `(\w+)`", FILE.read_text(), re.MULTILINE)
     assert rows == [*Options.model_fields]
     assert TESTS.keys() == VALID.keys() == Options.model_fields.keys()
 

@@ -381,7 +381,7 @@ def test_what_needs_a_diarization_model_is_named(options: dict[str, Any], param:
         ({}, SpeakerBounds()),
     ],
 )
-def test_the_number_of_speakers_reaches_the_diarizer(options: dict[str, int], bounds: SpeakerBounds) -> None:
+def test_the_number_of_speakers_reaches_the_diarizer(options: dict[str, Any], bounds: SpeakerBounds) -> None:
     """As it was asked for."""
     asked: list[SpeakerBounds] = []
 
