@@ -75,10 +75,11 @@ chaos: setup .venv/.test-models
 gpu-check: setup .venv/.test-models
 	@.venv/bin/python -m benchmarks.gpu $(OPTIONS)
 
-# Writes docs/reference.md, the tables on GPUs in docs/operations.md, and the table of settings into
+# Writes docs/reference.md, docs/options.md, the tables on GPUs in docs/operations.md, and the table of settings into
 # docs/configuration.md, below its last comment.
 docs: setup
 	@.venv/bin/python -m tools.reference
+	@.venv/bin/python -m tools.options
 	@.venv/bin/python -m benchmarks.sizing
 	@sed -i '/^<!-- make docs/q' docs/configuration.md
 	@.venv/bin/python -m serve_app settings >> docs/configuration.md

@@ -169,7 +169,14 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
 @pytest.fixture
 def folder(tmp_path: Path, services: Services) -> Path:
     """A folder with recordings and the files of the project that blocks use."""
-    for path in ("talk.wav", "talk.mp3", "anna.wav", "recordings/deep/talk.mp3", "inbox/meeting.mp3"):
+    for path in (
+        "talk.wav",
+        "talk.mp3",
+        "anna.wav",
+        "call.wav",
+        "recordings/deep/talk.mp3",
+        "inbox/meeting.mp3",
+    ):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(sample(), tmp_path / path)
     for name in ("serve_config.yaml", "serve_config.demo.yaml"):

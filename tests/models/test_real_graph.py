@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from page_service import Graph, Site
 from playwright.sync_api import Page, expect
 from ray import serve
 from sounds import VIDEO, encode, silence, wav
-from telephone import said_on_the_telephone, word_error_rate
+from telephone import said_on_the_telephone, word_error_rate, words_of
 
 from benchmarks.decoding import decode_whole
 from serve_app.app import build
@@ -389,6 +390,187 @@ def test_a_person_uses_the_page(
     subtitles = httpx.get(result, params={"response_format": "srt"}).text
     assert "[SPEAKER_00]" in subtitles
     assert download.value.path().read_text() == subtitles.replace("SPEAKER_00", "Sheila")
+
+
+PEOPLE = SHARED / "people"
+of_people = pytest.mark.skipif(not PEOPLE.exists(), reason="the folder ../shared/data/people is not there")
+LEFT, RIGHT = "librivox-0870.flac", "librispeech-1995-1837-0001.flac"  # two people who read
+CLIP_START_S = 6.0
+LINES_OF_CLIP = [
+    line
+    for line in said_on_the_telephone()
+    if line.start_s >= CLIP_START_S and line.end_s <= CLIP_START_S + CLIP_S
+]
+COUNTED = "uberi-english.flac"  # one two three
+CARDS = ("cards-002.wav", "cards-004.wav")
+
+
+def recorded(name: str) -> Samples:
+    with (PEOPLE / name).open("rb") as file:
+        return asyncio.run(decode_whole(file, max_audio_s=600, timeout_s=60))[1]
+
+
+def words_alone(content: bytes, **data: str) -> dict[str, Any]:
+    return post(content, diarize="false", **data)
+
+
+def said_in(name: str) -> set[str]:
+    rows = [json.loads(line) for line in (PEOPLE / "manifest.jsonl").read_text().splitlines()]
+    return {word for row in rows if row["file"] == name for word in words_of(row["text"])}
+
+
+def length_ms(speech: list[dict[str, int]]) -> int:
+    return sum(each["end"] - each["start"] for each in speech)
+
+
+def timed_words(body: dict[str, Any]) -> list[dict[str, Any]]:
+    return [word for segment in body["model_output"] for word in segment["words"]]
+
+
+def voices(path: str, content: bytes, **data: Any) -> httpx.Response:
+    response = httpx.post(f"{URL}/v1/audio/{path}", files={"file": content}, data=data, timeout=300)
+    assert response.status_code == 200, response.text
+    return response
+
+
+@of_people
+def test_words_of_two_channels_are_those_of_their_speakers(graph: str) -> None:
+    """Both speak at once; each word that only one of them says is on that one's channel, also in a job."""
+    left, right = recorded(LEFT), recorded(RIGHT)
+    both = np.zeros((max(len(left), len(right)), 2), np.int16)
+    both[: len(left), 0], both[: len(right), 1] = left, right
+    body = post(wav(both), channels="speakers")
+    heard: dict[str, set[str]] = {}
+    for segment in body["model_output"]:
+        heard.setdefault(segment["speaker"], set()).update(words_of(segment["text"]))
+    assert heard.keys() == {"SPEAKER_00", "SPEAKER_01"}
+    said = {"SPEAKER_00": said_in(LEFT), "SPEAKER_01": said_in(RIGHT)}
+    for speaker, other in (("SPEAKER_00", "SPEAKER_01"), ("SPEAKER_01", "SPEAKER_00")):
+        assert len(heard[speaker] & said[speaker]) > 0.8 * len(said[speaker])
+        assert not heard[speaker] & (said[other] - said[speaker])
+
+    form = {"channels": "speakers"}
+    job = httpx.post(f"{graph}/v1/jobs", files={"file": wav(both)}, data=form, timeout=60)
+    assert job.status_code == 201, job.text
+    result = f"{graph}/v1/jobs/{job.json()['id']}/result"
+    until(lambda: httpx.get(result, timeout=60).status_code == 200)
+    assert httpx.get(result, timeout=60).json()["model_output"] == body["model_output"]
+
+
+@of_people
+def test_a_stretch_says_what_the_file_says_there(graph: str) -> None:
+    """One reads, then another: what each says alone is what the file says there, at the file's times."""
+    left, right = recorded(LEFT), recorded(RIGHT)
+    content = wav(np.concatenate([left, silence(2.0), right]))
+    cut_s = len(left) / SAMPLE_RATE_HZ + 1.0
+    whole, before, behind = (
+        timed_words(words_alone(content, word_timestamps="true", **stretch))
+        for stretch in ({}, {"end_s": f"{cut_s}"}, {"start_s": f"{cut_s}"})
+    )
+    assert [words_of(word["word"]) for word in before + behind] == [words_of(word["word"]) for word in whole]
+    assert before[-1]["end"] <= cut_s <= behind[0]["start"]
+    moved_s = [abs(a["start"] - b["start"]) for a, b in zip(before + behind, whole, strict=True)]
+    assert float(np.median(moved_s)) < 0.1
+    assert max(moved_s) < 1.0
+
+
+@of_people
+def test_the_search_for_text_is_as_asked_for(graph: str) -> None:
+    """A beam of one finds another text somewhere; numbers are written as words."""
+    cards = [(PEOPLE / name).read_bytes() for name in CARDS]
+    greedy = [text_of(words_alone(card, beam_size="1")) for card in cards]
+    assert greedy != [text_of(words_alone(card)) for card in cards]
+    counted = (PEOPLE / COUNTED).read_bytes()
+    assert re.findall(r"\w+", text_of(words_alone(counted))) == ["1", "2", "3"]
+    as_words = text_of(words_alone(counted, suppress_numerals="true"))
+    assert words_of(as_words) == ["one", "two", "three"]
+
+
+@of_people
+def test_segments_are_made_of_the_speech_that_was_asked_for(graph: str) -> None:
+    """Speech that is hardly certain is left out at a high onset; segments are short, and lose no word."""
+    content = (PEOPLE / "ami-dev00.flac").read_bytes()
+    stretch = {"end_s": "30"}
+    plain = words_alone(content, **stretch)
+    strict = {"vad_onset": "0.99", "vad_offset": "0.98", **stretch}
+    certain = words_alone(content, **strict)
+    assert len(text_of(certain).split()) < len(text_of(plain).split())
+    short = words_alone(content, max_segment_s="1.5", word_timestamps="true", **strict)
+    assert text_of(short) == text_of(certain)
+    assert max(s["end"] - s["start"] for s in certain["model_output"]) > 1.5
+    for segment in short["model_output"]:
+        assert segment["end"] - segment["start"] <= 1.5 or len(segment["words"]) == 1
+
+
+def test_without_alignment_segments_are_windows(graph: str, clip: bytes) -> None:
+    """The same text, in one segment for the window that the recogniser heard."""
+    windows = words_alone(clip, align="false")
+    aligned = words_alone(clip)
+    assert text_of(windows) == text_of(aligned)
+    assert len(windows["model_output"]) == 1 < len(aligned["model_output"])
+
+
+def test_each_word_has_a_score_and_a_confidence(graph: str, clip: bytes) -> None:
+    """Both are probabilities; those of the recogniser only where they were asked for."""
+    words = timed_words(words_alone(clip, word_timestamps="true", confidence="true"))
+    assert len(words) > 20
+    assert all(0 < word["confidence"] <= 1 and 0 <= word["score"] <= 1 for word in words)
+    assert len({word["confidence"] for word in words}) > 10
+    plain = timed_words(words_alone(clip, word_timestamps="true"))
+    assert not any("confidence" in word for word in plain)
+
+
+def test_samples_without_a_header_are_the_same_audio(graph: str, sample: Samples, clip: bytes) -> None:
+    """16-bit samples are the WAV file; those of a telephone say nearly the same."""
+    pcm = words_alone(sample[CLIP].astype("<i2").tobytes(), encoding="s16le", sample_rate="16000")
+    assert pcm | {"timings": None} == words_alone(clip) | {"timings": None}
+    mulaw = encode(sample[CLIP], SAMPLE_RATE_HZ, ".raw", "-f", "mulaw", "-ar", "8000")
+    body = words_alone(mulaw, encoding="mulaw", sample_rate="8000")
+    assert body["duration"] == pytest.approx(CLIP_S, abs=0.01)
+    assert word_error_rate(LINES_OF_CLIP, text_of(body)) <= 0.4
+
+
+def test_speakers_without_text_are_those_of_the_text(graph: str, clip: bytes) -> None:
+    """Turns and vectors of the call; a vector is nearer to that of the same voice in the transcript."""
+    alone = voices("diarization", clip, embeddings="true").json()
+    body = post(clip, embeddings="true")
+    assert alone["embedding_model"] == body["embedding_model"]
+    assert body["embedding_model"]["dimension"] == 192
+    found = [each["speaker_embeddings"] for each in (alone, body)]
+    ours, theirs = (np.array([each[f"SPEAKER_0{n}"] for n in (0, 1)]) for each in found)
+    near = ours @ theirs.T / np.outer(np.linalg.norm(ours, axis=1), np.linalg.norm(theirs, axis=1))
+    assert near[0, 0] > near[0, 1]
+    assert near[1, 1] > near[1, 0]
+
+    assert all(a["end"] <= b["start"] for a, b in pairwise(alone["exclusive_segments"]))
+    inside = [
+        any(
+            turn["start"] <= (line.start_s + line.end_s) / 2 - CLIP_START_S <= turn["end"]
+            for turn in alone["segments"]
+        )
+        for line in LINES_OF_CLIP
+    ]
+    assert sum(inside) >= 0.9 * len(LINES_OF_CLIP)
+
+
+def test_speech_without_text_is_where_the_lines_are(graph: str) -> None:
+    """In milliseconds, with a pause between any two; less of it at a high onset."""
+    call = demo_sample().read_bytes()
+    speech = voices("speech/timestamps", call).json()
+    lines = said_on_the_telephone()
+    assert all(a["end"] < b["start"] for a, b in pairwise(speech))
+    middles_ms = [500 * (line.start_s + line.end_s) for line in lines]
+    assert all(any(each["start"] <= at_ms <= each["end"] for each in speech) for at_ms in middles_ms)
+    strict = voices("speech/timestamps", call, vad_onset="0.99", vad_offset="0.98").json()
+    assert 0 < length_ms(strict) < length_ms(speech)
+
+
+def test_a_model_of_one_language_refuses_several(graph: str, clip: bytes) -> None:
+    """`language=multiple` would be English in every window."""
+    form = {"language": "multiple"}
+    response = httpx.post(f"{graph}/predict", files={"file": clip}, data=form, timeout=300)
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["param"] == "language"
 
 
 @pytest.mark.slow

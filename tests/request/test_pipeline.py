@@ -11,13 +11,14 @@ from fakes import FakeStages, data_url, recording, window_text
 from serve_app.audio import Source
 from serve_app.errors import DeadlineExceeded, InvalidRequest, ModelUnavailable, Overloaded, UnusableAudio
 from serve_app.options import Options
-from serve_app.request.calls import AlignCall, DetectCall, TranscribeCall
+from serve_app.request.calls import AlignCall, DetectCall, DiarizeCall, TranscribeCall
 from serve_app.request.pipeline import transcribe
 from serve_app.stage_requests import Decoding, SpeechSearch
 from serve_app.transcript import (
     Diarization,
     Progress,
     Segment,
+    SpeakerBounds,
     Speech,
     Transcript,
     Voices,
@@ -103,9 +104,14 @@ def test_a_named_language_reaches_every_window_and_detection_does_not_run() -> N
 def test_decoding_options_reach_every_window() -> None:
     """What a request wants of decoding is asked for with each of its windows."""
     fake = FakeStages(recording(1, 2))
-    wanted: dict[str, Any] = {"initial_prompt": "Kant.", "hotwords": "Hegel", "temperature": 0.2}
+    wanted: dict[str, Any] = {
+        "initial_prompt": "Kant.",
+        "hotwords": "Hegel",
+        "temperature": 0.2,
+        "temperature_inc": 0.4,
+    }
     run(fake, task="translate", **wanted)
-    assert fake.decodings == [Decoding("translate", "Kant.", "Hegel", 0.2)] * 2
+    assert fake.decodings == [Decoding("translate", "Kant.", "Hegel", 0.2, 0.4)] * 2
 
 
 def test_doubtful_and_dropped_windows_are_warned_of() -> None:
@@ -365,6 +371,27 @@ def test_what_needs_a_diarization_model_is_named(options: dict[str, Any], param:
     with pytest.raises(InvalidRequest, match=f"leave out {param}") as caught:
         run(FakeStages(recording(1)), diarizes=False, **options)
     assert caught.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("options", "bounds"),
+    [
+        ({"num_speakers": 3}, SpeakerBounds(3)),
+        ({"min_speakers": 2, "max_speakers": 5}, SpeakerBounds(None, 2, 5)),
+        ({}, SpeakerBounds()),
+    ],
+)
+def test_the_number_of_speakers_reaches_the_diarizer(options: dict[str, Any], bounds: SpeakerBounds) -> None:
+    """As it was asked for."""
+    asked: list[SpeakerBounds] = []
+
+    class Told(FakeStages):
+        async def _diarize(self, call: DiarizeCall) -> Diarization:
+            asked.append(call.bounds)
+            return await super()._diarize(call)
+
+    run(Told(recording(1)), **options)
+    assert asked == [bounds]
 
 
 def test_known_speakers_have_their_names() -> None:

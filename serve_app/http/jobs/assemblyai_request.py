@@ -9,7 +9,7 @@ from serve_app.audio import Source
 from serve_app.errors import InvalidRequest
 from serve_app.http.other_apis import renaming
 from serve_app.jobs.service import Submission
-from serve_app.options import parse_options
+from serve_app.options import Options, parse_options
 from serve_app.options.fields import SpeakerCount
 from serve_app.options.validation import conflict, validate_or_400
 
@@ -102,8 +102,10 @@ def submission(body: dict[str, Any]) -> Submission:
     for name in _ALWAYS_ON:
         if body.get(name) is False:
             raise InvalidRequest(f"{name}: Whisper always does this; it cannot be switched off here.", name)
-    # Clients send many fields with values that ask for nothing: false, null, 0, "", [], {}.
-    given = {name: value for name, value in body.items() if value}
+    # Clients send many fields with values that ask for nothing: false, null, 0, "", [], {}. Of our options,
+    # which are refused here, false and 0 may ask for something: `align=false` does.
+    ours = Options.model_fields.keys() - TranscriptRequest.model_fields.keys()
+    given = {name: value for name, value in body.items() if value or (name in ours and value == 0)}
     if unknown := sorted(given.keys() - TranscriptRequest.model_fields.keys()):
         raise InvalidRequest(f"{unknown[0]}: not supported here; leave it out.", unknown[0])
     asked = validate_or_400(TranscriptRequest, given)
