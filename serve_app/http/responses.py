@@ -63,7 +63,7 @@ def answer(transcript: Transcript, options: Options) -> dict[str, Any] | str:
             segment_out(each, options, words=options.word_timestamps) for each in segments
         ]
     if options.logprobs:
-        shown["logprobs"] = logprobs(transcript)
+        shown["logprobs"] = logprobs(transcript, options)
     if options.tells_languages:
         shown["languages"] = languages_out(transcript)
     return shown | {
@@ -97,9 +97,12 @@ def embeddings_out(
     return {"speaker_embeddings": shown, "embedding_model": model}
 
 
-def logprobs(transcript: Transcript) -> list[LogprobOut]:
+def logprobs(transcript: Transcript, options: Options) -> list[LogprobOut]:
     """The tokens of the text of each window, in order. Of a token that cannot be, OpenAI says -9999."""
-    texts = {each.window: each.source_text for each in transcript.segments}  # segments share their window's
+    by_channel = options.channels == "speakers"  # each has windows of its own, which may have equal times
+    texts = {  # segments share their window's
+        (each.window, each.speaker if by_channel else None): each.source_text for each in transcript.segments
+    }
     return [
         LogprobOut(
             token=bytes(token.said).decode(errors="replace"),
