@@ -8,13 +8,13 @@ if it fits, else at a pause or a comma, as subtitle guidelines (BBC, Netflix) wa
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 import regex
 
-from serve_app.formats.cue_words import CueWord, is_aligned, words_to_show
+from serve_app.formats.cue_words import CueWord, by_start, is_aligned, words_to_show
 from serve_app.transcript import Segment, Transcript
 
 # Between the starts of two words, where lines are counted:
@@ -52,15 +52,13 @@ class Cue:
 _Lines = list[list[CueWord]]  # of one cue
 
 
-def cues(
-    transcript: Transcript, layout: SubtitleLayout, escaped: Callable[[str], str] = str
-) -> Iterator[Cue]:
-    """The cues in order. `escaped` is applied to every word, not to the `<u>` around a highlighted one."""
+def cues(transcript: Transcript, layout: SubtitleLayout, escaped: Callable[[str], str] = str) -> list[Cue]:
+    """The cues by their starts. `escaped` is applied to every word, not to the `<u>` around a highlighted one."""
 
     def sharing(segment: Segment) -> tuple[str | None, int]:  # equal for neighbours that share cues
         return segment.speaker, 0 if layout.max_line_count and is_aligned(segment) else id(segment)
 
-    for (speaker, _), run in groupby(transcript.segments, sharing):
+    def cues_of(run: Iterable[Segment], speaker: str | None) -> Iterator[Cue]:
         words = [word for segment in run for word in words_to_show(segment, transcript.language)]
         for lines in _laid_out(words, layout):
             shown = [word for line in lines for word in line]
@@ -75,6 +73,9 @@ def cues(
                     yield Cue(start_ms, word_start_ms, _text(lines, escaped), speaker)
                 yield Cue(word_start_ms, word_end_ms, _text(lines, escaped, word), speaker)
                 start_ms = word_end_ms
+
+    runs = (cues_of(run, speaker) for (speaker, _), run in groupby(transcript.segments, sharing))
+    return by_start(runs, lambda cue: cue.start_ms)
 
 
 def _text(lines: _Lines, escaped: Callable[[str], str], underlined: CueWord | None = None) -> str:

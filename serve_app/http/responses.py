@@ -9,7 +9,7 @@ from typing import Any
 from starlette.responses import JSONResponse, Response
 
 from serve_app.errors import TranscriptionError
-from serve_app.formats.cue_words import words_of
+from serve_app.formats.cue_words import words_by_start
 from serve_app.formats.table import FORMATS
 from serve_app.http.answer_types import (
     CharacterOut,
@@ -53,14 +53,12 @@ def answer(transcript: Transcript, options: Options) -> dict[str, Any] | str:
     """
     if write := FORMATS[options.response_format].write:
         return write(transcript, options.layout())
-    segments = transcript.segments
     shown: dict[str, Any] = {}
     if options.response_format == "words":
-        words = [word for segment in segments for word in words_of(segment, transcript.language)]
-        shown["words"] = [_word_out(word, options) for word in words]
+        shown["words"] = [_word_out(word, options) for _, word in words_by_start(transcript)]
     else:
         shown["model_output"] = [
-            segment_out(each, options, words=options.word_timestamps) for each in segments
+            segment_out(each, options, words=options.word_timestamps) for each in transcript.segments
         ]
     if options.logprobs:
         shown["logprobs"] = logprobs(transcript, options)

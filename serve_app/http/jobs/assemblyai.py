@@ -5,13 +5,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 
 from serve_app.errors import InvalidRequest
-from serve_app.formats.cue_words import words_of
+from serve_app.formats.cue_words import by_start, words_of
 from serve_app.formats.table import FORMATS, FormatName
 from serve_app.http.auth import key_name
 from serve_app.http.jobs.assemblyai_request import (
@@ -149,7 +150,7 @@ def _shown(job: Job, asked: JobRequest, transcript: Transcript | None) -> dict[s
     has_speakers = shown["speaker_labels"] or by_channel
     names = speaker_names(transcript.segments, asked.options)
     spoken = [(segment, _words(segment, transcript.language, names)) for segment in transcript.segments]
-    words = [word for _, of_segment in spoken for word in of_segment]
+    words = by_start((of_segment for _, of_segment in spoken), itemgetter("start"))
     return shown | {
         "language_code": shown["language_code"] or transcript.language,
         "text": "".join(text_pieces(transcript.segments, asked.options.task, is_first=True)),

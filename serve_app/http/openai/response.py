@@ -10,7 +10,7 @@ from pydantic import Field
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from serve_app.audio import MAX_SPEAKER_CHANNELS
-from serve_app.formats.cue_words import words_of
+from serve_app.formats.cue_words import words_by_start
 from serve_app.http.answer_types import CharacterOut, Embeddings, LogprobOut
 from serve_app.http.openai.request import ParsedForm
 from serve_app.http.responses import chars_out, embeddings_out, logprobs, warnings_out
@@ -194,16 +194,15 @@ def verbose(transcript: Transcript, options: Options) -> Iterator[SegmentItem]:
 
 def _words(transcript: Transcript, options: Options) -> Iterator[WordItem]:
     """All words, also those of segments that were not aligned. A word without times has its segment's."""
-    for segment in transcript.segments:
-        for word in words_of(segment, transcript.language):
-            start_s = segment.start_s if word.start_s is None else word.start_s
-            end_s = segment.end_s if word.end_s is None else word.end_s
-            item = WordItem(word=word.text, start=round(start_s, 3), end=round(end_s, 3))
-            if options.confidence:
-                item["confidence"] = word.confidence
-            if options.char_timestamps:
-                item["chars"] = chars_out(word.chars)
-            yield item
+    for segment, word in words_by_start(transcript):
+        start_s = segment.start_s if word.start_s is None else word.start_s
+        end_s = segment.end_s if word.end_s is None else word.end_s
+        item = WordItem(word=word.text, start=round(start_s, 3), end=round(end_s, 3))
+        if options.confidence:
+            item["confidence"] = word.confidence
+        if options.char_timestamps:
+            item["chars"] = chars_out(word.chars)
+        yield item
 
 
 def _finite(value: float) -> float:

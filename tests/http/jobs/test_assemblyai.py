@@ -9,6 +9,8 @@ import srt
 import webvtt
 from job_api import ANN, BOB, URL, Service, using
 
+from transcripts import AT_ONCE, AT_ONCE_WORDS
+
 from serve_app.jobs.store.records import Try
 from serve_app.jobs.stored import dump_transcript
 from serve_app.options import Options
@@ -45,10 +47,11 @@ async def shown(service: Service, job_id: str) -> dict[str, Any]:
     return told
 
 
-async def completed(service: Service, **fields: Any) -> str:
+async def completed(service: Service, transcript: Transcript = TALK, **fields: Any) -> str:
     """The id of a transcript that is there."""
     job_id = await submitted(service, **fields)
-    await service.jobs.store.finish(job_id, (await service.claimed()).job.attempt, dump_transcript(TALK))
+    attempt = (await service.claimed()).job.attempt
+    await service.jobs.store.finish(job_id, attempt, dump_transcript(transcript))
     return job_id
 
 
@@ -237,6 +240,23 @@ def test_captions(tmp_path: Path) -> None:
         assert wrong.json()["error"].startswith("chars_per_caption:")
 
     using(tmp_path, story)  # fmt: skip
+
+
+def test_two_who_speak_at_once(tmp_path: Path) -> None:
+    """Their words are in order; utterances are whole sentences."""
+
+    async def story(service: Service) -> None:
+        job_id = await completed(service, AT_ONCE, multichannel=True)
+        told = await shown(service, job_id)
+        assert [word["text"] for word in told["words"]] == AT_ONCE_WORDS
+        utterances = [(each["speaker"], each["text"]) for each in told["utterances"]]
+        assert utterances == [
+            ("A", "one two three four five six."),
+            ("B", "uh huh. right sure."),
+            ("A", "seven."),
+        ]
+
+    using(tmp_path, story)
 
 
 @pytest.mark.usefixtures("each_store")
