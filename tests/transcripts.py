@@ -94,7 +94,7 @@ AT_ONCE = Transcript(
     duration_s=8.0,
     model="fixed",
 )
-AT_ONCE_WORDS = "one two uh huh. three four right sure. five six. seven.".split()
+AT_ONCE_WORDS = ["one", "two", "uh", "huh.", "three", "four", "right", "sure.", "five", "six.", "seven."]
 
 # Without spaces, line ends and control characters: those are looked at one by one.
 PRINTABLE = st.characters(exclude_categories=("Cs", "Cc", "Zs", "Zl", "Zp"))

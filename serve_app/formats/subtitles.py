@@ -10,7 +10,7 @@ if it fits, else at a pause or a comma, as subtitle guidelines (BBC, Netflix) wa
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 
 import regex
 
@@ -37,6 +37,8 @@ class SubtitleLayout:
     max_line_width: int | None = None  # characters in a line, without the speaker's prefix
     max_line_count: int | None = None  # lines in a cue, which then holds sentences that fit
     highlight_words: bool = False  # one cue per word, which is underlined in it
+    names_speakers: bool = True
+    speakers_overlap: bool = False  # each has a channel: cues are then by their starts
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ _Lines = list[list[CueWord]]  # of one cue
 
 
 def cues(transcript: Transcript, layout: SubtitleLayout, escaped: Callable[[str], str] = str) -> list[Cue]:
-    """The cues by their starts. `escaped` is applied to every word, not to the `<u>` around a highlighted one."""
+    """The cues in order. `escaped` is applied to every word, not to the `<u>` around a highlighted one."""
 
     def sharing(segment: Segment) -> tuple[str | None, int]:  # equal for neighbours that share cues
         return segment.speaker, 0 if layout.max_line_count and is_aligned(segment) else id(segment)
@@ -74,8 +76,15 @@ def cues(transcript: Transcript, layout: SubtitleLayout, escaped: Callable[[str]
                 yield Cue(word_start_ms, word_end_ms, _text(lines, escaped, word), speaker)
                 start_ms = word_end_ms
 
-    runs = (cues_of(run, speaker) for (speaker, _), run in groupby(transcript.segments, sharing))
-    return by_start(runs, lambda cue: cue.start_ms)
+    runs = (
+        cues_of(run, speaker if layout.names_speakers else None)
+        for (speaker, _), run in groupby(transcript.segments, sharing)
+    )
+    return (
+        by_start(runs, lambda cue: cue.start_ms)
+        if layout.speakers_overlap
+        else list(chain.from_iterable(runs))
+    )
 
 
 def _text(lines: _Lines, escaped: Callable[[str], str], underlined: CueWord | None = None) -> str:

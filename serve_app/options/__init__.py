@@ -35,7 +35,12 @@ class Options(OptionFields):
 
     def layout(self) -> SubtitleLayout:
         """How subtitles are laid out."""
-        return SubtitleLayout(self.max_line_width, self.max_line_count, self.highlight_words)
+        return SubtitleLayout(
+            self.max_line_width,
+            self.max_line_count,
+            self.highlight_words,
+            speakers_overlap=self.channels == "speakers",
+        )
 
     def decoding(self) -> Decoding:
         """How windows are decoded."""

@@ -228,7 +228,7 @@ def test_a_cue_has_one_speaker() -> None:
 @pytest.mark.parametrize("layout", [PLAIN, SubtitleLayout(10, 1), SubtitleLayout(20, 2, True)])
 def test_cues_of_two_who_speak_at_once_start_in_order(layout: SubtitleLayout) -> None:
     """As WebVTT wants it; each has what one of them says, also where a sentence has several cues."""
-    shown = list(cues(AT_ONCE, layout))
+    shown = list(cues(AT_ONCE, replace(layout, speakers_overlap=True)))
     assert [cue.start_ms for cue in shown] == sorted(cue.start_ms for cue in shown)
     for speaker in ("SPEAKER_00", "SPEAKER_01"):
         text = " ".join(segment.text for segment in AT_ONCE.segments if segment.speaker == speaker)

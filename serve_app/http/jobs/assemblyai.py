@@ -98,12 +98,15 @@ def assemblyai_routes(jobs: Jobs) -> APIRouter:
             transcript = await jobs.transcript(job.id, job.key)
             if transcript is None:
                 raise InvalidRequest(f"The transcript is {_status(job)}; ask for it when it is completed.")
-            # AssemblyAI's captions name no speakers.
-            nameless = [replace(segment, speaker=None) for segment in transcript.segments]
-            transcript = replace(transcript, segments=tuple(nameless))
+            # AssemblyAI's captions name no speakers; those of one channel share a caption.
+            by_channel = (await jobs.request(job.id, job.key)).options.channels == "speakers"
+            if not by_channel:
+                nameless = [replace(segment, speaker=None) for segment in transcript.segments]
+                transcript = replace(transcript, segments=tuple(nameless))
+            layout = replace(options.layout(), names_speakers=False, speakers_overlap=by_channel)
             write = FORMATS[name].write
             assert write is not None
-            text = await asyncio.to_thread(write, transcript, options.layout())
+            text = await asyncio.to_thread(write, transcript, layout)
             return text_response(text, media_type, transcript)
 
     add_captions("srt")

@@ -8,7 +8,6 @@ import pytest
 import srt
 import webvtt
 from job_api import ANN, BOB, URL, Service, using
-
 from transcripts import AT_ONCE, AT_ONCE_WORDS
 
 from serve_app.jobs.store.records import Try
@@ -243,7 +242,7 @@ def test_captions(tmp_path: Path) -> None:
 
 
 def test_two_who_speak_at_once(tmp_path: Path) -> None:
-    """Their words are in order; utterances are whole sentences."""
+    """Their words are in order; utterances are whole sentences, and no caption has words of both."""
 
     async def story(service: Service) -> None:
         job_id = await completed(service, AT_ONCE, multichannel=True)
@@ -255,6 +254,11 @@ def test_two_who_speak_at_once(tmp_path: Path) -> None:
             ("B", "uh huh. right sure."),
             ("A", "seven."),
         ]
+        for name in ("srt", "vtt"):
+            path = f"/v2/transcript/{job_id}/{name}"
+            text = (await service.ask("GET", path, params={"chars_per_caption": 50})).text
+            captions = [line for line in text.splitlines() if line and line[0].isalpha()]
+            assert captions[name == "vtt" :] == [each.text for each in AT_ONCE.segments]
 
     using(tmp_path, story)
 
