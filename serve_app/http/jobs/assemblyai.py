@@ -151,7 +151,7 @@ def _shown(job: Job, asked: JobRequest, transcript: Transcript | None) -> dict[s
     if transcript is None:
         return shown
     has_speakers = shown["speaker_labels"] or by_channel
-    names = speaker_names(transcript.segments, asked.options)
+    names = speaker_names(transcript, asked.options)
     spoken = [(segment, _words(segment, transcript.language, names)) for segment in transcript.segments]
     words = by_start((of_segment for _, of_segment in spoken), itemgetter("start"))
     return shown | {

@@ -1,7 +1,7 @@
 """A transcript as OpenAI's audio API answers it."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import product
 from string import ascii_uppercase
 from typing import Annotated, Any, Literal, NotRequired
@@ -19,7 +19,7 @@ from serve_app.options import Options
 from serve_app.options.fields import MULTIPLE
 from serve_app.request.language_vote import language_shares
 from serve_app.request.recognition import speaker_of
-from serve_app.transcript import Segment, StageWarning, Task, Transcript
+from serve_app.transcript import Segment, StageWarning, Task, Transcript, speakers_of
 
 UNKNOWN = "unknown"  # where OpenAI requires a speaker or a language and there is none
 _LETTERS = [*ascii_uppercase, *map("".join, product(ascii_uppercase, repeat=2))]  # A to Z, AA to ZZ
@@ -127,7 +127,7 @@ def answer(transcript: Transcript, form: ParsedForm, text: str) -> dict[str, Any
 def extras(transcript: Transcript, form: ParsedForm) -> dict[str, Any]:
     """The fields `languages`, `logprobs`, embeddings and `warnings`, where there are any."""
     is_diarized = form.fields.response_format == "diarized_json"
-    names = speaker_names(transcript.segments, form.options) if is_diarized else None
+    names = speaker_names(transcript, form.options) if is_diarized else None
     found = {
         "languages": [LanguageOut(code=code) for code in language_shares(transcript.segments)],
         "logprobs": logprobs(transcript, form.options) if form.options.logprobs else [],
@@ -139,7 +139,7 @@ def extras(transcript: Transcript, form: ParsedForm) -> dict[str, Any]:
 
 
 def diarized(transcript: Transcript, form: ParsedForm) -> list[DiarizedSegment]:
-    names = speaker_names(transcript.segments, form.options)
+    names = speaker_names(transcript, form.options)
     return [
         DiarizedSegment(
             type="transcript.text.segment",
@@ -153,16 +153,17 @@ def diarized(transcript: Transcript, form: ParsedForm) -> list[DiarizedSegment]:
     ]
 
 
-def speaker_names(segments: Sequence[Segment], options: Options) -> dict[str | None, str]:
+def speaker_names(transcript: Transcript, options: Options) -> dict[str | None, str]:
     """Known speakers keep their names; others are A, B, C as they appear, unless a known one is called so.
 
-    Channels that are speakers are A, B, C by their numbers.
+    Speakers of turns without a text come last. Channels that are speakers are A, B, C by their numbers.
     """
     if options.channels == "speakers":
         letters_by_channel = zip(range(MAX_SPEAKER_CHANNELS), _LETTERS, strict=False)
         return {None: UNKNOWN, **{speaker_of(number): letter for number, letter in letters_by_channel}}
     known = options.known_speaker_names
-    others = dict.fromkeys(segment.speaker for segment in segments if segment.speaker not in (None, *known))
+    speakers = [*(segment.speaker for segment in transcript.segments), *speakers_of(transcript.turns)]
+    others = dict.fromkeys(speaker for speaker in speakers if speaker not in (None, *known))
     letters = (name for name in _LETTERS if name not in known)
     return {None: UNKNOWN, **{name: name for name in known}, **dict(zip(others, letters, strict=False))}
 
