@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -21,11 +21,22 @@ from serve_app.http.answer_types import (
     WordOut,
 )
 from serve_app.http.errors import described_errors
+from serve_app.languages import NO_SPACE_BETWEEN_SENTENCES
 from serve_app.options import Options
 from serve_app.request.language_vote import language_shares
-from serve_app.transcript import Character, Progress, Segment, StageWarning, Transcript, Word, speakers_of
+from serve_app.transcript import (
+    Character,
+    Progress,
+    Segment,
+    StageWarning,
+    Task,
+    Transcript,
+    Word,
+    speakers_of,
+)
 
 IMPOSSIBLE = -9999.0
+UNKNOWN = "unknown"  # where an API requires a speaker or a language and there is none
 
 
 def described_answers(
@@ -93,6 +104,15 @@ def embeddings_out(
     }
     model = EmbeddingModel(name=voices.model, dimension=voices.dimension) if voices else None
     return {"speaker_embeddings": shown, "embedding_model": model}
+
+
+def text_pieces(segments: Iterable[Segment], task: Task, *, is_first: bool) -> Iterator[str]:
+    """The text of each segment, after a space where its language has one between sentences."""
+    for segment in segments:
+        source = segment.source_text
+        language = source.language if source and task == "transcribe" else "en"
+        yield segment.text if is_first or language in NO_SPACE_BETWEEN_SENTENCES else f" {segment.text}"
+        is_first = False
 
 
 def logprobs(transcript: Transcript, options: Options) -> list[LogprobOut]:

@@ -1,7 +1,7 @@
 """A transcript as OpenAI's audio API answers it."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import product
 from string import ascii_uppercase
 from typing import Annotated, Any, Literal, NotRequired
@@ -13,15 +13,14 @@ from serve_app.audio import MAX_SPEAKER_CHANNELS
 from serve_app.formats.cue_words import words_by_start
 from serve_app.http.answer_types import CharacterOut, Embeddings, LogprobOut
 from serve_app.http.openai.request import ParsedForm
-from serve_app.http.responses import chars_out, embeddings_out, logprobs, warnings_out
-from serve_app.languages import LANGUAGES, NO_SPACE_BETWEEN_SENTENCES
+from serve_app.http.responses import UNKNOWN, chars_out, embeddings_out, logprobs, warnings_out
+from serve_app.languages import LANGUAGES
 from serve_app.options import Options
 from serve_app.options.fields import MULTIPLE
 from serve_app.request.language_vote import language_shares
 from serve_app.request.recognition import speaker_of
-from serve_app.transcript import Segment, StageWarning, Task, Transcript, speakers_of
+from serve_app.transcript import StageWarning, Task, Transcript, speakers_of
 
-UNKNOWN = "unknown"  # where OpenAI requires a speaker or a language and there is none
 _LETTERS = [*ascii_uppercase, *map("".join, product(ascii_uppercase, repeat=2))]  # A to Z, AA to ZZ
 
 
@@ -94,15 +93,6 @@ class Transcription(Embeddings):
     duration: NotRequired[Annotated[float, Field(description="Seconds of audio.")]]
     words: NotRequired[list[WordItem]]
     segments: NotRequired[list[SegmentItem] | list[DiarizedSegment]]
-
-
-def text_pieces(segments: Iterable[Segment], task: Task, *, is_first: bool) -> Iterator[str]:
-    """The text of each segment, after a space where its language has one between sentences."""
-    for segment in segments:
-        source = segment.source_text
-        language = source.language if source and task == "transcribe" else "en"
-        yield segment.text if is_first or language in NO_SPACE_BETWEEN_SENTENCES else f" {segment.text}"
-        is_first = False
 
 
 def answer(transcript: Transcript, form: ParsedForm, text: str) -> dict[str, Any]:

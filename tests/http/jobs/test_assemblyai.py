@@ -297,7 +297,7 @@ def test_the_documentation_names_each_field(tmp_path: Path) -> None:
     """It names those of the transcript, of its utterances and of its words."""
 
     async def story(service: Service) -> None:
-        every = {"multichannel": True, "audio_start_from": 1, "audio_end_at": 2000}
+        every: dict[str, Any] = {"multichannel": True, "audio_start_from": 1, "audio_end_at": 2000}
         told = await shown(service, await completed(service, **every))
         schemas = (await service.get("/openapi.json")).json()["components"]["schemas"]
         for name, sent in (
