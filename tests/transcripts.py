@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 
 from hypothesis import strategies as st
 
@@ -71,6 +72,29 @@ WITH_SOURCES = replace(
         for each in FIXED.segments
     ),
 )
+
+
+def spoken(start_s: float, end_s: float, text: str, speaker: str) -> Segment:
+    """A segment whose words take equal times."""
+    texts = text.split()
+    at_s = [start_s + (end_s - start_s) / len(texts) * number for number in range(len(texts) + 1)]
+    words = [Word(each, *times, 0.9, speaker) for each, times in zip(texts, pairwise(at_s), strict=True)]
+    return Segment(start_s, end_s, text, tuple(words), speaker)
+
+
+# Two channels, of which each is a speaker: the second one speaks while the first one does.
+AT_ONCE = Transcript(
+    segments=(
+        spoken(0.0, 6.0, "one two three four five six.", "SPEAKER_00"),
+        spoken(1.25, 2.25, "uh huh.", "SPEAKER_01"),
+        spoken(3.25, 4.25, "right sure.", "SPEAKER_01"),
+        spoken(7.0, 8.0, "seven.", "SPEAKER_00"),
+    ),
+    language="en",
+    duration_s=8.0,
+    model="fixed",
+)
+AT_ONCE_WORDS = ["one", "two", "uh", "huh.", "three", "four", "right", "sure.", "five", "six.", "seven."]
 
 # Without spaces, line ends and control characters: those are looked at one by one.
 PRINTABLE = st.characters(exclude_categories=("Cs", "Cc", "Zs", "Zl", "Zp"))

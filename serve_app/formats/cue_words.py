@@ -1,22 +1,25 @@
 """The words of a segment as they are shown: with times, and with what stands between them."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from operator import itemgetter
+from typing import TypeVar
 
 import regex
 from icu4py.breakers import LineBreaker
 
 from serve_app.languages import NO_SPACE_BETWEEN_SENTENCES, NO_SPACE_BETWEEN_WORDS
 from serve_app.sentence_ends import sentence_ends
-from serve_app.transcript import Segment, Word
+from serve_app.transcript import Segment, Transcript, Word
 
 # Line ends of any kind, other control characters and lone surrogates, which none of the formats can hold.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
 _WORD = re.compile(r"(?:\S|[\xa0\u2007\u202f])+")  # a space that does not break is in it, as in 10 000
 # A character as a reader sees it, with its marks and with what is stacked below it: no line begins inside.
 _CHARACTER = regex.compile(r"(?!\s)\X\p{M}*")
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,28 @@ def words_of(segment: Segment, language: str | None) -> tuple[Word, ...]:
     is_spaced = language not in NO_SPACE_BETWEEN_WORDS
     texts = _WORD.findall(segment.text) if is_spaced else _CHARACTER.findall(segment.text)
     return tuple(Word(text, speaker=segment.speaker) for text in texts)
+
+
+def by_start(runs: Iterable[Iterable[_Item]], start: Callable[[_Item], float]) -> list[_Item]:
+    """The items of all runs by their starts: two people may speak at once, in a run each.
+
+    Those of one run keep their order: one without a start of its own is given that of what it is part of.
+    """
+    found: list[tuple[float, _Item]] = []
+    for run in runs:
+        at = float("-inf")
+        for item in run:
+            at = max(at, start(item))
+            found.append((at, item))
+    return [item for _, item in sorted(found, key=itemgetter(0))]
+
+
+def words_by_start(transcript: Transcript) -> list[tuple[Segment, Word]]:
+    """All words by their starts, each with its segment."""
+    return by_start(
+        ([(each, word) for word in words_of(each, transcript.language)] for each in transcript.segments),
+        lambda spoken: spoken[0].start_s if spoken[1].start_s is None else spoken[1].start_s,
+    )
 
 
 def is_aligned(segment: Segment) -> bool:

@@ -8,13 +8,13 @@ if it fits, else at a pause or a comma, as subtitle guidelines (BBC, Netflix) wa
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 
 import regex
 
-from serve_app.formats.cue_words import CueWord, is_aligned, words_to_show
+from serve_app.formats.cue_words import CueWord, by_start, is_aligned, words_to_show
 from serve_app.transcript import Segment, Transcript
 
 # Between the starts of two words, where lines are counted:
@@ -37,6 +37,8 @@ class SubtitleLayout:
     max_line_width: int | None = None  # characters in a line, without the speaker's prefix
     max_line_count: int | None = None  # lines in a cue, which then holds sentences that fit
     highlight_words: bool = False  # one cue per word, which is underlined in it
+    names_speakers: bool = True
+    speakers_overlap: bool = False  # each has a channel: cues are then by their starts
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +54,13 @@ class Cue:
 _Lines = list[list[CueWord]]  # of one cue
 
 
-def cues(
-    transcript: Transcript, layout: SubtitleLayout, escaped: Callable[[str], str] = str
-) -> Iterator[Cue]:
+def cues(transcript: Transcript, layout: SubtitleLayout, escaped: Callable[[str], str] = str) -> list[Cue]:
     """The cues in order. `escaped` is applied to every word, not to the `<u>` around a highlighted one."""
 
     def sharing(segment: Segment) -> tuple[str | None, int]:  # equal for neighbours that share cues
         return segment.speaker, 0 if layout.max_line_count and is_aligned(segment) else id(segment)
 
-    for (speaker, _), run in groupby(transcript.segments, sharing):
+    def cues_of(run: Iterable[Segment], speaker: str | None) -> Iterator[Cue]:
         words = [word for segment in run for word in words_to_show(segment, transcript.language)]
         for lines in _laid_out(words, layout):
             shown = [word for line in lines for word in line]
@@ -75,6 +75,16 @@ def cues(
                     yield Cue(start_ms, word_start_ms, _text(lines, escaped), speaker)
                 yield Cue(word_start_ms, word_end_ms, _text(lines, escaped, word), speaker)
                 start_ms = word_end_ms
+
+    runs = (
+        cues_of(run, speaker if layout.names_speakers else None)
+        for (speaker, _), run in groupby(transcript.segments, sharing)
+    )
+    return (
+        by_start(runs, lambda cue: cue.start_ms)
+        if layout.speakers_overlap
+        else list(chain.from_iterable(runs))
+    )
 
 
 def _text(lines: _Lines, escaped: Callable[[str], str], underlined: CueWord | None = None) -> str:

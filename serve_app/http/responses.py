@@ -2,14 +2,14 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
 from serve_app.errors import TranscriptionError
-from serve_app.formats.cue_words import words_of
+from serve_app.formats.cue_words import words_by_start
 from serve_app.formats.table import FORMATS
 from serve_app.http.answer_types import (
     CharacterOut,
@@ -21,11 +21,22 @@ from serve_app.http.answer_types import (
     WordOut,
 )
 from serve_app.http.errors import described_errors
+from serve_app.languages import NO_SPACE_BETWEEN_SENTENCES
 from serve_app.options import Options
 from serve_app.request.language_vote import language_shares
-from serve_app.transcript import Character, Progress, Segment, StageWarning, Transcript, Word, speakers_of
+from serve_app.transcript import (
+    Character,
+    Progress,
+    Segment,
+    StageWarning,
+    Task,
+    Transcript,
+    Word,
+    speakers_of,
+)
 
 IMPOSSIBLE = -9999.0
+UNKNOWN = "unknown"  # where an API requires a speaker or a language and there is none
 
 
 def described_answers(
@@ -53,17 +64,15 @@ def answer(transcript: Transcript, options: Options) -> dict[str, Any] | str:
     """
     if write := FORMATS[options.response_format].write:
         return write(transcript, options.layout())
-    segments = transcript.segments
     shown: dict[str, Any] = {}
     if options.response_format == "words":
-        words = [word for segment in segments for word in words_of(segment, transcript.language)]
-        shown["words"] = [_word_out(word, options) for word in words]
+        shown["words"] = [_word_out(word, options) for _, word in words_by_start(transcript)]
     else:
         shown["model_output"] = [
-            segment_out(each, options, words=options.word_timestamps) for each in segments
+            segment_out(each, options, words=options.word_timestamps) for each in transcript.segments
         ]
     if options.logprobs:
-        shown["logprobs"] = logprobs(transcript)
+        shown["logprobs"] = logprobs(transcript, options)
     if options.tells_languages:
         shown["languages"] = languages_out(transcript)
     return shown | {
@@ -97,9 +106,21 @@ def embeddings_out(
     return {"speaker_embeddings": shown, "embedding_model": model}
 
 
-def logprobs(transcript: Transcript) -> list[LogprobOut]:
+def text_pieces(segments: Iterable[Segment], task: Task, *, is_first: bool) -> Iterator[str]:
+    """The text of each segment, after a space where its language has one between sentences."""
+    for segment in segments:
+        source = segment.source_text
+        language = source.language if source and task == "transcribe" else "en"
+        yield segment.text if is_first or language in NO_SPACE_BETWEEN_SENTENCES else f" {segment.text}"
+        is_first = False
+
+
+def logprobs(transcript: Transcript, options: Options) -> list[LogprobOut]:
     """The tokens of the text of each window, in order. Of a token that cannot be, OpenAI says -9999."""
-    texts = {each.window: each.source_text for each in transcript.segments}  # segments share their window's
+    by_channel = options.channels == "speakers"  # each has windows of its own, which may have equal times
+    texts = {  # segments share their window's
+        (each.window, each.speaker if by_channel else None): each.source_text for each in transcript.segments
+    }
     return [
         LogprobOut(
             token=bytes(token.said).decode(errors="replace"),

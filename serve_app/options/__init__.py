@@ -14,6 +14,8 @@ from serve_app.stage_requests import Decoding, SpeechSearch
 from serve_app.transcript import SpeakerBounds
 
 ROUNDING_S = 0.001  # by which a segment is longer than its window at most
+# A window takes the same time however short it is, while callers are charged by the second.
+MIN_WINDOW_S = 5.0
 MULTIPLE_WINDOW_S = 10.0  # a window has one language, and what is said in another one in it is lost
 
 
@@ -35,7 +37,12 @@ class Options(OptionFields):
 
     def layout(self) -> SubtitleLayout:
         """How subtitles are laid out."""
-        return SubtitleLayout(self.max_line_width, self.max_line_count, self.highlight_words)
+        return SubtitleLayout(
+            self.max_line_width,
+            self.max_line_count,
+            self.highlight_words,
+            speakers_overlap=self.channels == "speakers",
+        )
 
     def decoding(self) -> Decoding:
         """How windows are decoded."""
@@ -53,9 +60,13 @@ class Options(OptionFields):
         )
 
     def speech_search(self, *, has_words: bool) -> SpeechSearch:
-        """How speech is found, in shorter windows for several languages, or for segments without words."""
+        """How speech is found, in shorter windows for several languages, or for segments without words.
+
+        Of a window that is still longer than `max_segment_s`, the segments are parts.
+        """
         bounds_s = [MULTIPLE_WINDOW_S] if self.language == MULTIPLE else []
-        bounds_s += [] if has_words or self.max_segment_s is None else [self.max_segment_s - ROUNDING_S]
+        if self.max_segment_s is not None and not has_words:
+            bounds_s.append(max(MIN_WINDOW_S, self.max_segment_s) - ROUNDING_S)
         window_s = min(bounds_s, default=None)
         return SpeechSearch(self.vad_onset, self.vad_offset, self.vad_min_silence_s, window_s)
 

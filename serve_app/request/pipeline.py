@@ -78,6 +78,7 @@ async def transcribe(
         recognition.spoken_language,
         logprobs=options.logprobs,
         may_mix=options.decoding().own_languages,
+        languages_named=bool(options.languages),
     )
     if options.char_timestamps:
         request.warn(without_chars(segments))

@@ -32,6 +32,7 @@ def decoding_warnings(
     *,
     logprobs: bool = False,
     may_mix: bool = False,
+    languages_named: bool = False,
 ) -> list[StageWarning]:
     """One warning for each unusual way in which windows of a file, mostly in `language`, were decoded.
 
@@ -55,6 +56,7 @@ def decoding_warnings(
         if not may_mix and text.language != language and text.text.strip():
             foreign.setdefault(text.language, []).append(window)
     languages = ", and ".join(f"{code} in {_windows(windows)}" for code, windows in foreign.items())
+    remedy = "Check its text." if languages_named else "Name those spoken with `languages`."
     messages = {
         "prompt_shortened": cut
         and f"initial_prompt is too long for Whisper: its first {cut} tokens were left out.",
@@ -69,8 +71,7 @@ def decoding_warnings(
         "languages_mixed": languages
         and f"Besides {language} there is {languages}, written as such. Name one with `language` to have "
         "every window in it.",
-        "language_uncertain": uncertain
-        and f"The language is a guess in {_windows(uncertain)}. Name those spoken with `languages`.",
+        "language_uncertain": uncertain and f"The language is a guess in {_windows(uncertain)}. {remedy}",
         "no_speech": silent
         and f"Unlikely text over what sounds like silence was left out, in {_windows(silent)}.",
         "logprobs_missing": logprobs

@@ -245,6 +245,17 @@ def test_the_search_is_the_requests(service: Played, tmp_path: Path) -> None:
     assert "language" in shown
 
 
+def test_several_languages_may_be_named(service: Played, talk: Path, tmp_path: Path) -> None:
+    """They limit what is detected, for the file or for each window."""
+    for language in ("auto", "multiple"):
+        flags = ["--language", language, "--languages", "de,en", "-f", "txt"]
+        assert run(service, talk, "-o", tmp_path, *flags).exit_code == 0
+    assert [(each.language, each.languages) for each in service.asked] == [
+        (None, ("de", "en")),
+        ("multiple", ("de", "en")),
+    ]
+
+
 def test_audio_as_it_is(service: Played, tmp_path: Path) -> None:
     """Channels, a stretch, a track and samples without a header; turns of channels need no --diarize."""
     talk = tmp_path / "talk.raw"
@@ -451,6 +462,8 @@ def test_how_segments_are_made_reaches_the_service(service: Played, talk: Path, 
     ("arguments", "says"),
     [
         (["--language", "de", "--languages", "de,en", "."], "--language is the only one"),
+        (["--confidence", "-f", "srt", "."], "--confidence needs json or words among the formats"),
+        (["--char_timestamps", "-f", "srt,txt", "."], "--char_timestamps needs json or words"),
         ([], "name files, URLs or folders"),
         (["nowhere.mp3"], "there is no such file"),
         (["-f", "srt,docx", "."], "unknown format 'docx'; choose from all, srt, vtt"),

@@ -10,7 +10,7 @@ import whisperx.utils
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from icu4py.breakers import LineBreaker
-from transcripts import FIXED, transcripts
+from transcripts import AT_ONCE, FIXED, transcripts
 
 from serve_app.formats.subtitles import Cue, SubtitleLayout, cues
 from serve_app.languages import LANGUAGES_WITHOUT_SPACES
@@ -223,6 +223,21 @@ def test_a_cue_has_one_speaker() -> None:
         Cue(0, 1500, "hi hi", "A"),
         Cue(2000, 2500, "hi", "B"),
     ]
+
+
+@pytest.mark.parametrize("layout", [PLAIN, SubtitleLayout(10, 1), SubtitleLayout(20, 2, True)])
+def test_cues_of_two_who_speak_at_once_start_in_order(layout: SubtitleLayout) -> None:
+    """As WebVTT wants it; each has what one of them says, also where a sentence has several cues."""
+    shown = list(cues(AT_ONCE, replace(layout, speakers_overlap=True)))
+    assert [cue.start_ms for cue in shown] == sorted(cue.start_ms for cue in shown)
+    for speaker in ("SPEAKER_00", "SPEAKER_01"):
+        text = " ".join(segment.text for segment in AT_ONCE.segments if segment.speaker == speaker)
+        own = [cue.text.split() for cue in shown if cue.speaker == speaker]
+        if layout.highlight_words:
+            underlined = re.findall("<u>(.*?)</u>", " ".join(word for words in own for word in words))
+            assert underlined == text.split()
+        else:
+            assert [word for words in own for word in words] == text.split()
 
 
 def test_a_long_pause_ends_a_cue_only_where_lines_are_counted() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 from starlette.responses import JSONResponse
-from transcripts import FIXED, watched
+from transcripts import AT_ONCE, AT_ONCE_WORDS, FIXED, watched
 
 from serve_app.audio import Source
 from serve_app.formats.subtitles import SubtitleLayout
@@ -129,6 +129,16 @@ def test_words_is_one_list() -> None:
     response = post(json={**URL, "response_format": "words", "word_timestamps": True})
     assert response.headers["content-type"] == "application/json"
     assert response.json() == json.loads((GOLDEN / "fixed.words.json").read_text())
+
+
+def test_words_of_two_who_speak_at_once_are_in_order() -> None:
+    """By their starts, in our own format and in OpenAI's."""
+    ours = post(json={**URL, "response_format": "words", "channels": "speakers"}, transcript=AT_ONCE)
+    asked = {"timestamp_granularities[]": "word", "channels": "speakers", "model": "whisper-1"}
+    form = {"response_format": "verbose_json", **asked}
+    theirs = request("POST", OPENAI, data=form, files={"file": b"x"}, transcript=AT_ONCE)
+    for answer in (ours, theirs):
+        assert [word["word"] for word in answer.json()["words"]] == AT_ONCE_WORDS
 
 
 def test_json_is_the_default() -> None:

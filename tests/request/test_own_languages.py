@@ -43,6 +43,9 @@ def test_a_language_that_is_a_guess_is_warned_of() -> None:
     fake = FakeStages(recording(1, 2), languages={0.0: "en", 1.0: "nn"}, certainties={1.0: 0.3})
     [warning] = run(fake).warnings
     assert (warning.code, "1 window (1.0-2.0 s)" in warning.message) == ("language_uncertain", True)
+    assert "Name those spoken with `languages`" in warning.message
+    [warning] = run(fake, languages=["en", "nn"]).warnings
+    assert (warning.code, "Name those" in warning.message) == ("language_uncertain", False)
 
 
 def test_only_allowed_languages_are_taken() -> None:

@@ -653,6 +653,22 @@ def test_every_part_is_searched_as_the_request_wants() -> None:
     assert fake.searches == [SpeechSearch(0.7, 0.3, 0.5, 4.999)]
 
 
+@pytest.mark.parametrize("more", [{"align": False}, {"task": "translate"}])
+def test_short_segments_cost_no_more_than_windows_of_five_seconds(more: dict[str, Any]) -> None:
+    """Each window takes the recogniser's whole time; below, its text is divided by its length."""
+
+    class Long(FakeStages):
+        async def _transcribe(self, call: TranscribeCall) -> WindowText:
+            return replace(await super()._transcribe(call), text="aaaa bbbb cccc dddd")
+
+    fake = Long(recording(1, 1, 1, 1))
+    stages = fake.stages(diarizes=False)
+    options = Options.model_validate({"max_segment_s": 1.0, "language": "en", **more})
+    transcript = asyncio.run(transcribe(stages, SOURCE, options))
+    assert {search.window_s for search in fake.searches} == {4.999}
+    assert all(segment.end_s - segment.start_s <= 1.0 for segment in transcript.segments)
+
+
 def test_without_alignment_no_stage_gives_word_times() -> None:
     """The segments are the windows, and neither the recogniser nor the Aligner is asked for words."""
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from serve_app.audio import Source
 from serve_app.errors import Overloaded
+from serve_app.http.responses import logprobs
 from serve_app.options import Options
 from serve_app.request.calls import TranscribeCall
 from serve_app.request.pipeline import transcribe
@@ -242,3 +243,14 @@ def test_audio_options_reach_the_loader() -> None:
     assert (source.selection.track, source.selection.end_s, source.selection.start_s) == (1, 1.0, 0.0)
     assert source.raw is not None
     assert (source.raw.encoding, source.raw.sample_rate_hz, source.raw.channels) == ("mulaw", 8000, 2)
+
+
+def test_channels_with_equal_windows_keep_their_tokens() -> None:
+    """Of two people who speak at the same times, also if they say the same."""
+    options: dict[str, Any] = {"channels": "speakers", "logprobs": True}
+    for channels in ([[1, 0, 3], [2, 0, 4]], [[1, 0, 3], [1, 0, 3]]):
+        fake = FakeStages(call_of(*channels))
+        transcript = asyncio.run(transcribe(fake.stages(), SOURCE, Options(**options)))
+        text = " ".join(segment.text for segment in transcript.segments)
+        tokens = "".join(each["token"] for each in logprobs(transcript, Options(**options)))
+        assert tokens.split() == text.split()

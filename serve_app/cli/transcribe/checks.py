@@ -14,6 +14,7 @@ from serve_app.cli.transcribe.writers import ALL, WRITERS
 from serve_app.client.calls import is_url
 
 FORMATS = (*WRITERS, "rttm", "words")
+SEVERAL_LANGUAGES = ("auto", "multiple")  # for --language: the service chooses among --languages
 SPEAKERS = ("num_speakers", "min_speakers", "max_speakers")
 
 
@@ -64,7 +65,7 @@ def refuse_contradictions(given: dict[str, Any], formats: tuple[str, ...]) -> No
             raise typer.BadParameter(f"--{name} needs --diarize.")
     if given["embeddings"] and not (given["diarize"] and "json" in formats):
         raise typer.BadParameter("--speaker_embeddings needs --diarize, and json among the formats.")
-    if given["language"] and given["languages"]:
+    if given["languages"] and (given["language"] or "auto").strip().lower() not in SEVERAL_LANGUAGES:
         raise typer.BadParameter("--languages: leave it out, --language is the only one then.")
     if "rttm" in formats and not (given["diarize"] or given["channels"] == "speakers"):
         raise typer.BadParameter("--output_format rttm needs --diarize, or --channels speakers.")
@@ -72,6 +73,13 @@ def refuse_contradictions(given: dict[str, Any], formats: tuple[str, ...]) -> No
         raise typer.BadParameter("--max_line_count needs --max_line_width.")
     if given["max_line_count"] and given["max_segment_s"]:
         raise typer.BadParameter("--max_segment_s cannot be combined with --max_line_count.")
+    _refuse_what_words_cannot_show(given, formats)
+
+
+def _refuse_what_words_cannot_show(given: dict[str, Any], formats: tuple[str, ...]) -> None:
+    for name in SHOWN_WITH_WORDS:
+        if given[name] and not {"json", "words"} & {*formats}:
+            raise typer.BadParameter(f"--{name} needs json or words among the formats.")
     without_words = {"--task translate": given["task"] == "translate", "--no_align": given["no_align"]}
     for flag in (flag for flag, is_given in without_words.items() if is_given):
         for name in ("max_line_width", "highlight_words", *SHOWN_WITH_WORDS):

@@ -27,13 +27,14 @@ from serve_app.http.asr_webservice.request import (
 from serve_app.http.errors import ERRORS_AT_ONCE, OTHER_ERRORS, described_errors
 from serve_app.http.forms import described_body, described_query
 from serve_app.http.openai.aliases import Models
-from serve_app.http.openai.response import UNKNOWN, text_pieces
 from serve_app.http.responses import (
+    UNKNOWN,
     described_answers,
     embeddings_out,
     languages_out,
     logprobs,
     segment_out,
+    text_pieces,
     text_response,
 )
 from serve_app.http.uploads import received
@@ -173,7 +174,7 @@ def _answer(transcript: Transcript, asked: AsrAsked) -> AsrAnswer:
     text = "".join(text_pieces(transcript.segments, options.task, is_first=True))
     answer = AsrAnswer(text=text, segments=segments, language=transcript.language)
     if options.logprobs:
-        answer["logprobs"] = logprobs(transcript)
+        answer["logprobs"] = logprobs(transcript, options)
     if options.tells_languages:
         answer["languages"] = languages_out(transcript)
     return {**answer, **embeddings_out(transcript, options)}

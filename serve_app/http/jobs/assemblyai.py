@@ -5,13 +5,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 
 from serve_app.errors import InvalidRequest
-from serve_app.formats.cue_words import words_of
+from serve_app.formats.cue_words import by_start, words_of
 from serve_app.formats.table import FORMATS, FormatName
 from serve_app.http.auth import key_name
 from serve_app.http.jobs.assemblyai_request import (
@@ -21,9 +22,9 @@ from serve_app.http.jobs.assemblyai_request import (
     submission,
 )
 from serve_app.http.jobs.submission import described_json, idempotency_key
-from serve_app.http.openai.response import speaker_names, text_pieces
+from serve_app.http.openai.response import speaker_names
 from serve_app.http.other_apis import MAX_BODY_BYTES, renaming
-from serve_app.http.responses import text_response
+from serve_app.http.responses import text_pieces, text_response
 from serve_app.http.uploads import options_in_body_only, received_json
 from serve_app.jobs.service import Jobs
 from serve_app.jobs.store.records import Job
@@ -97,12 +98,15 @@ def assemblyai_routes(jobs: Jobs) -> APIRouter:
             transcript = await jobs.transcript(job.id, job.key)
             if transcript is None:
                 raise InvalidRequest(f"The transcript is {_status(job)}; ask for it when it is completed.")
-            # AssemblyAI's captions name no speakers.
-            nameless = [replace(segment, speaker=None) for segment in transcript.segments]
-            transcript = replace(transcript, segments=tuple(nameless))
+            # AssemblyAI's captions name no speakers; those of one channel share a caption.
+            by_channel = (await jobs.request(job.id, job.key)).options.channels == "speakers"
+            if not by_channel:
+                nameless = [replace(segment, speaker=None) for segment in transcript.segments]
+                transcript = replace(transcript, segments=tuple(nameless))
+            layout = replace(options.layout(), names_speakers=False, speakers_overlap=by_channel)
             write = FORMATS[name].write
             assert write is not None
-            text = await asyncio.to_thread(write, transcript, options.layout())
+            text = await asyncio.to_thread(write, transcript, layout)
             return text_response(text, media_type, transcript)
 
     add_captions("srt")
@@ -147,9 +151,9 @@ def _shown(job: Job, asked: JobRequest, transcript: Transcript | None) -> dict[s
     if transcript is None:
         return shown
     has_speakers = shown["speaker_labels"] or by_channel
-    names = speaker_names(transcript.segments, asked.options)
+    names = speaker_names(transcript, asked.options)
     spoken = [(segment, _words(segment, transcript.language, names)) for segment in transcript.segments]
-    words = [word for _, of_segment in spoken for word in of_segment]
+    words = by_start((of_segment for _, of_segment in spoken), itemgetter("start"))
     return shown | {
         "language_code": shown["language_code"] or transcript.language,
         "text": "".join(text_pieces(transcript.segments, asked.options.task, is_first=True)),

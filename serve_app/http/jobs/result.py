@@ -60,8 +60,9 @@ def rendering(request: Request, submitted: Options) -> Options:
     for name in KEPT_IF_ASKED:
         if getattr(options, name) and not getattr(submitted, name):
             raise conflict(name, f"kept only of a job that was submitted with {name}=true")
-    # What was found out about languages is in the transcript.
-    return options.model_copy(update={"language": submitted.language, "languages": submitted.languages})
+    # What was found out about languages is in the transcript, and so are the channels.
+    heard = {name: getattr(submitted, name) for name in ("language", "languages", "channels")}
+    return options.model_copy(update=heard)
 
 
 def check_shows(transcript: Transcript, options: Options) -> None:

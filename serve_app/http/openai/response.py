@@ -1,7 +1,7 @@
 """A transcript as OpenAI's audio API answers it."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from itertools import product
 from string import ascii_uppercase
 from typing import Annotated, Any, Literal, NotRequired
@@ -10,18 +10,17 @@ from pydantic import Field
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from serve_app.audio import MAX_SPEAKER_CHANNELS
-from serve_app.formats.cue_words import words_of
+from serve_app.formats.cue_words import words_by_start
 from serve_app.http.answer_types import CharacterOut, Embeddings, LogprobOut
 from serve_app.http.openai.request import ParsedForm
-from serve_app.http.responses import chars_out, embeddings_out, logprobs, warnings_out
-from serve_app.languages import LANGUAGES, NO_SPACE_BETWEEN_SENTENCES
+from serve_app.http.responses import UNKNOWN, chars_out, embeddings_out, logprobs, warnings_out
+from serve_app.languages import LANGUAGES
 from serve_app.options import Options
 from serve_app.options.fields import MULTIPLE
 from serve_app.request.language_vote import language_shares
 from serve_app.request.recognition import speaker_of
-from serve_app.transcript import Segment, StageWarning, Task, Transcript
+from serve_app.transcript import StageWarning, Task, Transcript, speakers_of
 
-UNKNOWN = "unknown"  # where OpenAI requires a speaker or a language and there is none
 _LETTERS = [*ascii_uppercase, *map("".join, product(ascii_uppercase, repeat=2))]  # A to Z, AA to ZZ
 
 
@@ -96,15 +95,6 @@ class Transcription(Embeddings):
     segments: NotRequired[list[SegmentItem] | list[DiarizedSegment]]
 
 
-def text_pieces(segments: Iterable[Segment], task: Task, *, is_first: bool) -> Iterator[str]:
-    """The text of each segment, after a space where its language has one between sentences."""
-    for segment in segments:
-        source = segment.source_text
-        language = source.language if source and task == "transcribe" else "en"
-        yield segment.text if is_first or language in NO_SPACE_BETWEEN_SENTENCES else f" {segment.text}"
-        is_first = False
-
-
 def answer(transcript: Transcript, form: ParsedForm, text: str) -> dict[str, Any]:
     """The answer in one of OpenAI's JSON formats. `text` is the whole text in one line."""
     duration_s = round(transcript.duration_s, 3)
@@ -127,10 +117,10 @@ def answer(transcript: Transcript, form: ParsedForm, text: str) -> dict[str, Any
 def extras(transcript: Transcript, form: ParsedForm) -> dict[str, Any]:
     """The fields `languages`, `logprobs`, embeddings and `warnings`, where there are any."""
     is_diarized = form.fields.response_format == "diarized_json"
-    names = speaker_names(transcript.segments, form.options) if is_diarized else None
+    names = speaker_names(transcript, form.options) if is_diarized else None
     found = {
         "languages": [LanguageOut(code=code) for code in language_shares(transcript.segments)],
-        "logprobs": logprobs(transcript) if form.options.logprobs else [],
+        "logprobs": logprobs(transcript, form.options) if form.options.logprobs else [],
         **embeddings_out(transcript, form.options, names),
         "warnings": warnings_out(transcript),
     }
@@ -139,7 +129,7 @@ def extras(transcript: Transcript, form: ParsedForm) -> dict[str, Any]:
 
 
 def diarized(transcript: Transcript, form: ParsedForm) -> list[DiarizedSegment]:
-    names = speaker_names(transcript.segments, form.options)
+    names = speaker_names(transcript, form.options)
     return [
         DiarizedSegment(
             type="transcript.text.segment",
@@ -153,16 +143,17 @@ def diarized(transcript: Transcript, form: ParsedForm) -> list[DiarizedSegment]:
     ]
 
 
-def speaker_names(segments: Sequence[Segment], options: Options) -> dict[str | None, str]:
+def speaker_names(transcript: Transcript, options: Options) -> dict[str | None, str]:
     """Known speakers keep their names; others are A, B, C as they appear, unless a known one is called so.
 
-    Channels that are speakers are A, B, C by their numbers.
+    Speakers of turns without a text come last. Channels that are speakers are A, B, C by their numbers.
     """
     if options.channels == "speakers":
         letters_by_channel = zip(range(MAX_SPEAKER_CHANNELS), _LETTERS, strict=False)
         return {None: UNKNOWN, **{speaker_of(number): letter for number, letter in letters_by_channel}}
     known = options.known_speaker_names
-    others = dict.fromkeys(segment.speaker for segment in segments if segment.speaker not in (None, *known))
+    speakers = [*(segment.speaker for segment in transcript.segments), *speakers_of(transcript.turns)]
+    others = dict.fromkeys(speaker for speaker in speakers if speaker not in (None, *known))
     letters = (name for name in _LETTERS if name not in known)
     return {None: UNKNOWN, **{name: name for name in known}, **dict(zip(others, letters, strict=False))}
 
@@ -194,16 +185,15 @@ def verbose(transcript: Transcript, options: Options) -> Iterator[SegmentItem]:
 
 def _words(transcript: Transcript, options: Options) -> Iterator[WordItem]:
     """All words, also those of segments that were not aligned. A word without times has its segment's."""
-    for segment in transcript.segments:
-        for word in words_of(segment, transcript.language):
-            start_s = segment.start_s if word.start_s is None else word.start_s
-            end_s = segment.end_s if word.end_s is None else word.end_s
-            item = WordItem(word=word.text, start=round(start_s, 3), end=round(end_s, 3))
-            if options.confidence:
-                item["confidence"] = word.confidence
-            if options.char_timestamps:
-                item["chars"] = chars_out(word.chars)
-            yield item
+    for segment, word in words_by_start(transcript):
+        start_s = segment.start_s if word.start_s is None else word.start_s
+        end_s = segment.end_s if word.end_s is None else word.end_s
+        item = WordItem(word=word.text, start=round(start_s, 3), end=round(end_s, 3))
+        if options.confidence:
+            item["confidence"] = word.confidence
+        if options.char_timestamps:
+            item["chars"] = chars_out(word.chars)
+        yield item
 
 
 def _finite(value: float) -> float:

@@ -14,7 +14,8 @@ from starlette.types import Receive, Scope, Send
 
 from serve_app.http.errors import error_body
 from serve_app.http.openai.request import ParsedForm
-from serve_app.http.openai.response import diarized, extras, text_pieces
+from serve_app.http.openai.response import diarized, extras
+from serve_app.http.responses import text_pieces
 from serve_app.request.progress import News
 from serve_app.transcript import Progress, Transcript
 

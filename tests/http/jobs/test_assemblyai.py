@@ -8,6 +8,7 @@ import pytest
 import srt
 import webvtt
 from job_api import ANN, BOB, URL, Service, using
+from transcripts import AT_ONCE, AT_ONCE_WORDS
 
 from serve_app.jobs.store.records import Try
 from serve_app.jobs.stored import dump_transcript
@@ -45,10 +46,11 @@ async def shown(service: Service, job_id: str) -> dict[str, Any]:
     return told
 
 
-async def completed(service: Service, **fields: Any) -> str:
+async def completed(service: Service, transcript: Transcript = TALK, **fields: Any) -> str:
     """The id of a transcript that is there."""
     job_id = await submitted(service, **fields)
-    await service.jobs.store.finish(job_id, (await service.claimed()).job.attempt, dump_transcript(TALK))
+    attempt = (await service.claimed()).job.attempt
+    await service.jobs.store.finish(job_id, attempt, dump_transcript(transcript))
     return job_id
 
 
@@ -239,6 +241,28 @@ def test_captions(tmp_path: Path) -> None:
     using(tmp_path, story)  # fmt: skip
 
 
+def test_two_who_speak_at_once(tmp_path: Path) -> None:
+    """Their words are in order; utterances are whole sentences, and no caption has words of both."""
+
+    async def story(service: Service) -> None:
+        job_id = await completed(service, AT_ONCE, multichannel=True)
+        told = await shown(service, job_id)
+        assert [word["text"] for word in told["words"]] == AT_ONCE_WORDS
+        utterances = [(each["speaker"], each["text"]) for each in told["utterances"]]
+        assert utterances == [
+            ("A", "one two three four five six."),
+            ("B", "uh huh. right sure."),
+            ("A", "seven."),
+        ]
+        for name in ("srt", "vtt"):
+            path = f"/v2/transcript/{job_id}/{name}"
+            text = (await service.ask("GET", path, params={"chars_per_caption": 50})).text
+            captions = [line for line in text.splitlines() if line and line[0].isalpha()]
+            assert captions[name == "vtt" :] == [each.text for each in AT_ONCE.segments]
+
+    using(tmp_path, story)
+
+
 @pytest.mark.usefixtures("each_store")
 def test_deleting(tmp_path: Path) -> None:
     """After it, the transcript is unknown."""
@@ -273,7 +297,7 @@ def test_the_documentation_names_each_field(tmp_path: Path) -> None:
     """It names those of the transcript, of its utterances and of its words."""
 
     async def story(service: Service) -> None:
-        every = {"multichannel": True, "audio_start_from": 1, "audio_end_at": 2000}
+        every: dict[str, Any] = {"multichannel": True, "audio_start_from": 1, "audio_end_at": 2000}
         told = await shown(service, await completed(service, **every))
         schemas = (await service.get("/openapi.json")).json()["components"]["schemas"]
         for name, sent in (

@@ -1,5 +1,6 @@
 """GET /v1/jobs/{id}/result: the one transcript in any format, and nothing asked for is ignored."""
 
+import io
 import json
 import threading
 from dataclasses import replace
@@ -7,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import webvtt
 from job_api import Service, error_of, using
 from starlette.responses import JSONResponse
-from transcripts import FIXED
+from transcripts import AT_ONCE, FIXED
 
 from serve_app.formats.table import FORMATS
 from serve_app.http.responses import transcript_response
@@ -101,6 +103,26 @@ def test_log_probabilities_are_kept_with_the_transcript(tmp_path: Path) -> None:
         ]
         assert "logprobs" not in (await service.get(f"{path}/result?logprobs=false")).json()
         assert (await service.get(f"{path}/result?response_format=srt")).status_code == 200
+
+    using(tmp_path, story)
+
+
+def test_channels_are_kept_with_the_transcript(tmp_path: Path) -> None:
+    """Two that have equal windows keep their tokens, and cues are in order where both speak at once."""
+    window = Window(0.0, 8.0)
+    text = WindowText("x", "en", 0.9, -0.1, 0.0, 1.0, tokens=TOKENS)
+    segments = [replace(each, window=window, source_text=text) for each in AT_ONCE.segments]
+
+    async def story(service: Service) -> None:
+        path = await service.finished(
+            replace(AT_ONCE, segments=tuple(segments)), channels="speakers", logprobs=True
+        )
+        answer = (await service.get(f"{path}/result")).json()
+        assert len(answer["logprobs"]) == 2 * len(TOKENS)
+        layout = {"response_format": "vtt", "max_line_width": "10", "max_line_count": "1"}
+        text = (await service.get(f"{path}/result", params=layout)).text
+        starts = [cue.start for cue in webvtt.from_buffer(io.StringIO(text))]
+        assert starts == sorted(starts)
 
     using(tmp_path, story)
 

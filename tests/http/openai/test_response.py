@@ -1,8 +1,9 @@
 """Segments as OpenAI's clients get them, and what speakers are called."""
 
 from serve_app.http.openai.response import speaker_names, verbose
+from serve_app.http.responses import embeddings_out
 from serve_app.options import Options
-from serve_app.transcript import Segment, Transcript, Window, WindowText
+from serve_app.transcript import Segment, Transcript, Turn, Voices, Window, WindowText
 
 
 def test_seek_is_where_the_window_starts() -> None:
@@ -25,8 +26,24 @@ def test_speakers_have_letters_unless_they_are_known() -> None:
     ]
     segments = [Segment(0.0, 1.0, "x", speaker=speaker) for speaker in speakers]
     names = speaker_names(
-        segments, Options(known_speaker_names=("Ann", "B"), known_speaker_references=("a", "b"))
+        Transcript(tuple(segments), "en", 1.0, "made"),
+        Options(known_speaker_names=("Ann", "B"), known_speaker_references=("a", "b")),
     )
     called = [names[speaker] for speaker in speakers]
     assert called[:5] == ["A", "Ann", "unknown", "C", "D"]
     assert called[-3:] == ["AA", "AB", "A"]
+
+
+def test_speakers_without_a_text_have_letters_too() -> None:
+    """The last ones: those with a text keep the letters of their order, and each has one voice."""
+    transcript = Transcript(
+        (Segment(0.0, 1.0, "Hi.", speaker="SPEAKER_01"),),
+        "en",
+        2.0,
+        "made",
+        turns=(Turn(0.0, 1.0, "SPEAKER_01"), Turn(1.2, 1.6, "SPEAKER_00")),
+        voices=Voices("v", 1, {"SPEAKER_00": (1.0,), "SPEAKER_01": (2.0,)}),
+    )
+    options = Options(diarize=True, embeddings=True)
+    shown = embeddings_out(transcript, options, speaker_names(transcript, options))
+    assert shown["speaker_embeddings"] == {"A": [2.0], "B": [1.0]}

@@ -97,7 +97,7 @@ def test_segments_are_as_short_as_asked_for() -> None:
     for fields in ({"response_format": "srt"}, {"stream": "true"}):
         server = Server()
         assert server.post(max_segment_s="1", align="false", **fields).status_code == 200
-        assert {search.window_s for search in server.fakes.searches} == {0.999}
+        assert {search.window_s for search in server.fakes.searches} == {4.999}
 
 
 def test_words_of_what_could_not_be_aligned() -> None:
