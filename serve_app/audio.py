@@ -104,5 +104,6 @@ class AudioInfo:
     warnings: tuple[StageWarning, ...] = ()  # about the whole file, with its last part
     timings: dict[str, float] = field(default_factory=dict)  # stage -> wall seconds so far
     peaks: bytes = b""  # of the part's waveform: the loudest samples, in 128ths
+    skipped_s: float = 0.0  # of the file, before the selection, that were decoded to find its start
     channels: int = 1  # rows of the samples; 1 where they are mixed
     checksum: int = 0  # CRC-32 of what a URL gave: whether it gives the same when it is fetched again

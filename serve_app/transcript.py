@@ -57,7 +57,7 @@ class Token(NamedTuple):
     end_s: float
     score: float  # its probability
     text_end: int  # characters of the text that are complete after it
-    said: tuple[int, ...] = ()  # its bytes: a character may have several tokens
+    utf8_bytes: tuple[int, ...] = ()  # its bytes: a character may have several tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,7 +103,7 @@ class FakeAudio:
     samples: Samples
     warnings: tuple[StageWarning, ...] = ()
 
-    async def parts(self) -> AsyncIterator[AudioInfo]:
+    async def parts(self) -> AsyncGenerator[AudioInfo]:
         rows = np.atleast_2d(self.samples)
         seconds = rows.shape[1] // SAMPLE_RATE_HZ
         for second in range(seconds):

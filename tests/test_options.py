@@ -333,3 +333,11 @@ def test_a_source_is_read_as_asked(apart: bool, start_s: float | None, end_s: fl
         assert read.selection == Selection(start_s or 0.0, end_s, None, apart)
         assert replace(read, selection=WHOLE) == source
         assert read.selection.length_s > 0
+
+
+@pytest.mark.parametrize("step", [0.004, 0.05, 0.0999])
+def test_a_small_step_of_temperature_is_refused(step: float) -> None:
+    """None is rounded to 0, which is no fallback at all, or up to what is allowed."""
+    with pytest.raises(InvalidRequest, match=r"temperature_inc: .*at least 0\.1"):
+        parse_options({"temperature_inc": step})
+    assert parse_options({"temperature_inc": 0.256}).temperature_inc == 0.26

@@ -20,7 +20,7 @@ from ray.serve.schema import ApplicationStatus, ProxyStatus, ServeDeploySchema, 
 from serve_app.cli import GRACE_S, CommandFailed, note
 from serve_app.cli.config_file import settings_of
 from serve_app.cli.doctor.checks import State
-from serve_app.cli.doctor.devices import Devices
+from serve_app.cli.doctor.devices import Devices, ask_driver
 from serve_app.cli.doctor.weights import memory
 from serve_app.cli.local_ray import local_ray, logs_folder, on_signals
 from serve_app.errors import ModelUnavailable
@@ -119,7 +119,8 @@ def _refuse_missing_models(settings: list[Settings]) -> None:
     try:
         for each in settings:
             _say_what_runs(each, model_names.resolve(each))
-            if each.device == "cpu" and (found := memory(Devices(), each)).state == State.ERROR:
+            is_on_cpu = each.device == "cpu" or (each.device == "auto" and not ask_driver().driver_gpus)
+            if is_on_cpu and (found := memory(Devices(), each)).state == State.ERROR:
                 note.print(found.message)
     except ModelUnavailable as error:
         raise CommandFailed(error.message) from None

@@ -42,8 +42,10 @@ def prefetch(
     """Downloads models ahead of time, so that the service starts without a network."""
     from serve_app.models.store import open_store
 
-    of_config, models_dir = _of_config(config) if config else ([], None)
-    store = open_store(str(to) if to else models_dir)
+    of_config, folders = _of_config(config) if config else ([], {None})
+    if len(folders) > 1 and not to:
+        raise CommandFailed(f"{config}: its services have several models_dir; name each of them with --to.")
+    store = open_store(str(to) if to else folders.pop())
     if show_list:
         Console(width=None if Console().is_terminal else LIST_COLUMNS).print(_table(store))
         return
@@ -62,25 +64,31 @@ def prefetch(
         )
 
 
-def _of_config(config: Path) -> tuple[list[str], str | None]:
-    """The models of the catalogue that the file's services load at start, and their folder."""
+def _of_config(config: Path) -> tuple[list[str], set[str | None]]:
+    """The models of the catalogue and the hub that the file's services load at start, and their folders."""
     from serve_app.cli import config_file
     from serve_app.models import names
-    from serve_app.models.catalogue import catalogue
 
     found: list[str] = []
     settings = config_file.settings_of(config_file.read(config))
     try:
         for each in settings:
             needed = names.resolve(each, may_fetch=False).needed(each.alignment.preload)
-            found += [name for name in needed if catalogue().get(name)]
+            for name in needed:
+                found += [*names.PARTS.get(name, ()), name]
     except ModelUnavailable as error:
         raise CommandFailed(error.message) from None
-    return found, next((each.models_dir for each in settings), None)
+    fetchable = [name for name in found if not Path(name).expanduser().is_dir()]
+    return [*dict.fromkeys(fetchable)], {each.models_dir for each in settings} or {None}
+
+
+def _is_repository(name: str, store: "Store") -> bool:
+    """Whether this is a repository of the hub that the catalogue does not have."""
+    return "/" in name and not store.catalogue.get(name)
 
 
 def _fetch(store: "Store", names: list[str]) -> None:
-    from serve_app.models.prefetch import fetch
+    from serve_app.models.prefetch import fetch, fetch_repository
 
     failures = []
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
@@ -89,7 +97,10 @@ def _fetch(store: "Store", names: list[str]) -> None:
             task = progress.add_task(name, total=None)
             report = partial(_show, progress, task)
             try:
-                place = fetch(name, store, report, reads_all=True)
+                if _is_repository(name, store):
+                    place = fetch_repository(name)
+                else:
+                    place = fetch(name, store, report, reads_all=True)
             except ModelUnavailable as error:
                 failures.append(error.message)
                 progress.remove_task(task)
@@ -106,9 +117,15 @@ def _show(progress: Progress, task: TaskID, done: int, total: int) -> None:
 
 
 def _check(store: "Store", names: list[str]) -> None:
+    from serve_app.models.hub import is_cached
+
     wrong = []
     for name in names:
-        if damaged := store.damaged(name):
+        if _is_repository(name, store):
+            damaged = [] if is_cached(name) else ["not in the hub client's cache"]
+        else:
+            damaged = store.damaged(name)
+        if damaged:
             wrong.append(f"{name} ({', '.join(damaged)})")
         else:
             note.print(f"{name} is complete.", markup=False)

@@ -123,9 +123,9 @@ def logprobs(transcript: Transcript, options: Options) -> list[LogprobOut]:
     }
     return [
         LogprobOut(
-            token=bytes(token.said).decode(errors="replace"),
+            token=bytes(token.utf8_bytes).decode(errors="replace"),
             logprob=math.log(token.score) if token.score > 0 else IMPOSSIBLE,
-            bytes=list(token.said),
+            bytes=list(token.utf8_bytes),
         )
         for text in texts.values()
         for token in (text.tokens if text else ())

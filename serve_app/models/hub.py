@@ -77,6 +77,14 @@ def cached(repository: str, main_file: str) -> Path | None:
     return None
 
 
+def is_cached(repository: str) -> bool:
+    """Whether a snapshot of the repository is in the hub client's own cache."""
+    with suppress(hub.LocalEntryNotFoundError, ValueError):
+        snapshot_download(repository, local_files_only=True)
+        return True
+    return False
+
+
 def how_to_get(repository: str) -> str:
     """The sentence for a gated repository."""
     why = "your token's account has not accepted its conditions" if get_token() else "HF_TOKEN is not set"
@@ -93,8 +101,7 @@ def _ask(repository: str, *, token: str | None) -> None:
 
 def check(repository: str, setting: str) -> None:
     """Raises ModelUnavailable unless the repository is in the local cache or may be downloaded."""
-    with suppress(hub.LocalEntryNotFoundError, ValueError):
-        snapshot_download(repository, local_files_only=True)
+    if is_cached(repository):
         return
     token = get_token()
     if repository in GATED and not token:  # the hub need not be asked

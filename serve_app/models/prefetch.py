@@ -98,6 +98,16 @@ def download_alignment_model(name: str, models_dir: str | None = None) -> str:
     return str(snapshot_download(name, etag_timeout=hub.PROBE_S))
 
 
+def fetch_repository(name: str) -> Path:
+    """A repository that the catalogue does not have, in the hub client's own cache."""
+    try:
+        return Path(download_alignment_model(name))
+    except (HfHubHTTPError, OSError) as error:
+        raise ModelUnavailable(
+            f"{name} cannot be fetched ({type(error).__name__}); check the network and try again."
+        ) from None
+
+
 def _on_this_node(model: Model, store: Store) -> Path | None:
     """The model's directory in the store, or in the hub client's cache if its hashes are not known."""
     if (found := store.find(model.name)) or model.files or not model.hub:

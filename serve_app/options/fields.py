@@ -24,9 +24,8 @@ Prompt = Annotated[
     AfterValidator(lambda text: text if text and text.strip() else None),
 ]
 # A few distinct temperatures let requests share batches, and none is so small that float16 overflows.
-Temperature = Annotated[
-    float, Field(ge=0, le=1, allow_inf_nan=False), AfterValidator(lambda value: round(value, 2))
-]
+_InHundredths = AfterValidator(lambda value: round(value, 2))
+Temperature = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), _InHundredths]
 
 
 def _few_attempts(step: float) -> float:
@@ -35,7 +34,9 @@ def _few_attempts(step: float) -> float:
     return step
 
 
-TemperatureInc = Annotated[Temperature, AfterValidator(_few_attempts)]
+TemperatureInc = Annotated[
+    float, Field(ge=0, le=1, allow_inf_nan=False), AfterValidator(_few_attempts), _InHundredths
+]
 
 
 def _known_languages(values: object) -> tuple[str, ...]:

@@ -4,7 +4,7 @@
 the file that the call is about (`deployments.calls`).
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -20,7 +20,7 @@ from serve_app.transcript import Diarization, KnownSpeaker, Segment, SpeakerBoun
 class Audio(Protocol):
     """What `load` gives: the audio of one file, maybe not decoded yet."""
 
-    def parts(self) -> AsyncIterator[AudioInfo]:
+    def parts(self) -> AsyncGenerator[AudioInfo]:
         """Gives each part as it is decoded; raises what is wrong with the file."""
 
 

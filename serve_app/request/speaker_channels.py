@@ -6,6 +6,7 @@ All channels are loaded together, and lost together; their windows wait in one q
 import asyncio
 from collections import defaultdict
 from collections.abc import Iterable
+from contextlib import aclosing
 from dataclasses import replace
 
 from serve_app.request.calls import Audio
@@ -46,7 +47,8 @@ class SpeakerChannels:
 
     async def segments(self, audio: Audio) -> tuple[Segment, ...]:
         """All segments by their starts."""
-        count = (await anext(audio.parts())).channels
+        async with aclosing(audio.parts()) as parts:
+            count = (await anext(parts)).channels
         self._channels = [Recognition(self.request, number, self._report) for number in range(count)]
         try:
             async with asyncio.TaskGroup() as group:

@@ -9,9 +9,13 @@ import pytest
 from ray.exceptions import ActorDiedError
 
 from serve_app.cli import CommandFailed, launcher
+from serve_app.cli.doctor import weights
+from serve_app.cli.doctor.devices import Devices
 from serve_app.cli.launcher import _drain, _go_offline_if_the_hub_is_silent, _say_if_offline, free_port
 from serve_app.cli.local_ray import SPILL_PREFIX, spill_folder
 from serve_app.models import hub
+from serve_app.models import names as model_names
+from serve_app.settings import Settings
 
 
 def test_spilled_audio_is_private_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,6 +56,25 @@ def test_a_port_that_somebody_listens_on_is_not_free(monkeypatch: pytest.MonkeyP
         with pytest.raises(CommandFailed):
             free_port()
     assert free_port() == port
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "is_said"),
+    [("cpu", (), True), ("auto", (), True), ("auto", ("T4",), False), ("cuda", ("T4",), False)],
+)
+def test_models_that_do_not_fit_in_memory_are_named_at_the_start(
+    device: str,
+    gpus: tuple[str, ...],
+    is_said: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Wherever they run on a CPU; a machine without a GPU needs no setting for that."""
+    monkeypatch.setattr(launcher, "ask_driver", lambda: Devices(driver_gpus=gpus))
+    monkeypatch.setattr(weights, "free_memory", lambda: 1)
+    monkeypatch.setattr(model_names, "resolve", lambda settings: model_names.Models("base", "base", {}, None))
+    launcher._refuse_missing_models([Settings.model_validate({"model": "base", "device": device})])
+    assert ("The weights of the recognisers alone need" in capsys.readouterr().err) == is_said
 
 
 def test_a_silent_hub_is_asked_once(

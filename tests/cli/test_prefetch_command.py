@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from serve_app.__main__ import cli
 from serve_app.cli import CommandFailed
@@ -105,3 +106,62 @@ def test_all_models_of_a_config_file_are_fetched(
     config.write_text(yaml.safe_dump(raw))
     with pytest.raises(CommandFailed, match=r"models\.smal: smal is no model name"):
         run(folder, "--config", str(config))
+
+
+def test_a_repository_of_a_config_file_is_fetched_with_the_hubs_client(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Into the hub client's own cache, where the service looks for it; one that is missing is named."""
+    here: set[str] = set()
+
+    def snapshot_download(repository: str, *, local_files_only: bool = False, **_: object) -> str:
+        if repository not in here:
+            if local_files_only:
+                raise LocalEntryNotFoundError("not here")
+            if repository == "acme/lost":
+                raise ConnectionError
+            here.add(repository)
+        return str(folder)
+
+    monkeypatch.setattr("serve_app.models.hub.snapshot_download", snapshot_download)
+    monkeypatch.setattr("serve_app.models.prefetch.snapshot_download", snapshot_download)
+    monkeypatch.setattr("serve_app.models.hub.answers", lambda url: True)
+    monkeypatch.setattr("serve_app.models.hub._ask", lambda repository, token: None)
+    args: dict[str, object] = {
+        "model": "acme/faster-whisper-x",
+        "alignment": {"method": "attention"},
+        "diarization": {"model": "off"},
+    }
+    config = config_of(tmp_path, args)
+    with pytest.raises(CommandFailed, match=r"acme/faster-whisper-x \(not in the hub client's cache\)"):
+        run(folder, "--config", str(config), "--check")
+    run(folder, "--config", str(config))
+    assert here == {"acme/faster-whisper-x"}
+    run(folder, "--config", str(config), "--check")
+    assert "acme/faster-whisper-x is complete" in capsys.readouterr().err
+    with pytest.raises(CommandFailed, match="acme/lost cannot be fetched"):
+        run(folder, "--config", str(config_of(tmp_path, args | {"models": {"acme/lost": None}})))
+
+
+def test_services_with_several_folders_of_models_are_refused(folder: Path, tmp_path: Path) -> None:
+    """A model of one would be put where the other looks; with --to it is said which."""
+    both = [{"model": str(tmp_path), "models_dir": f"/models/{name}"} for name in "ab"]
+    (tmp_path / "model.bin").touch()
+    args: list[dict[str, object]] = [
+        {**each, "alignment": {"method": "off"}, "diarization": {"model": "off"}} for each in both
+    ]
+    config = config_of(tmp_path, *args)
+    with pytest.raises(CommandFailed, match="several models_dir"):
+        cli(["prefetch", "--config", str(config)], standalone_mode=False)
+    run(folder, "--config", str(config), "--check")
+
+
+def config_of(folder: Path, *args: dict[str, object]) -> Path:
+    """A config file with a service for each of these settings."""
+    applications = [
+        {"name": f"w{n}", "route_prefix": f"/{n}", "import_path": "serve_app.app:build", "args": each}
+        for n, each in enumerate(args)
+    ]
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump({"http_options": {"host": "127.0.0.1"}, "applications": applications}))
+    return path

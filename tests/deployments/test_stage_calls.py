@@ -20,14 +20,14 @@ from ray.exceptions import (
 )
 from tenacity import wait_none
 
-from serve_app.audio import AudioInfo
+from serve_app.audio import AudioInfo, Selection, Source
 from serve_app.batching.batcher import BatcherDied
 from serve_app.deployments.calls import stage_calls
 from serve_app.deployments.calls.audio_ref import MAX_LOADINGS, AudioSlice, LoadedAudio
 from serve_app.deployments.calls.handles import AudioLost
 from serve_app.deployments.calls.stage_calls import MAX_ATTEMPTS, Stage
 from serve_app.deployments.metrics import RequestMetrics, Retries
-from serve_app.errors import ModelCrashed, OutOfMemory, Overloaded, UnusableAudio
+from serve_app.errors import InvalidRequest, ModelCrashed, OutOfMemory, Overloaded, UnusableAudio
 from serve_app.request.admission import Admission
 from serve_app.request.calls import AlignCall, DiarizeCall, StageCall
 from serve_app.transcript import KnownSpeaker, Window, WindowText
@@ -176,7 +176,7 @@ def test_calls_of_another_model_are_counted_as_its_own() -> None:
     async def run() -> None:
         await request.audio.load()
         stage: Stage[Any] = Stage("asr-small", request, request.retries)
-        await stage.about_window(request.call())
+        await stage.call_for_window(request.call())
 
     with pytest.raises(Overloaded, match="The asr-small stage keeps failing") as raised:
         asyncio.run(run())
@@ -494,6 +494,72 @@ def test_a_loader_that_dies_as_it_takes_the_file_again_is_not_the_files_fault() 
     assert request.used == [["1.0"], ["3.0"]]
 
 
+class Handle:
+    """Of any deployment; all its methods are the handle itself, and loading is the loader's."""
+
+    def __init__(self, loader: Loader | None = None) -> None:
+        self._loader = loader
+
+    def __getattr__(self, name: str) -> Any:
+        return self
+
+    def options(self, **_: Any) -> Any:
+        return self
+
+    def remote(self, *_: Any) -> Any:
+        return self._loader
+
+
+def calls_of(handle: Any, admission: Admission) -> stage_calls.StageCalls:
+    return stage_calls.StageCalls(
+        *[handle] * 5,
+        admission=admission,
+        max_audio_s=7200.0,
+        retries=Retries(),
+        metrics=RequestMetrics("request"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("part", "charged_s"),
+    [
+        (AudioInfo(0.0, 30.0, is_last=True), 30.0),
+        (AudioInfo(0.0, 30.0, is_last=True, skipped_s=600.0), 630.0),
+        (AudioInfo(0.0, 30.0, is_last=True, channels=8), 240.0),
+        (AudioInfo(0.0, 30.0, is_last=True, skipped_s=600.0, channels=2), 1260.0),
+    ],
+)
+def test_a_key_is_charged_what_was_decoded(
+    part: AudioInfo, charged_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From where decoding began to the end of the stretch, for each channel that is recognised apart."""
+    charged: list[float] = []
+    monkeypatch.setattr(stage_calls, "charge", charged.append)
+    handle: Any = Handle()
+    calls_of(handle, Admission(1, 1.0))._note_length(handle, part)
+    assert charged == [charged_s]
+
+
+@pytest.mark.parametrize(("start_s", "charged_s"), [(600.0, 600.0), (1e9, 7200.0)])
+def test_a_start_behind_the_end_is_charged(
+    start_s: float, charged_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A decoder had to look for it; other wrong requests cost nothing."""
+    charged: list[float] = []
+    monkeypatch.setattr(stage_calls, "charge", charged.append)
+    source = Source(url="http://example/a.wav", selection=Selection(start_s))
+
+    async def fail(error: Exception) -> None:
+        handle = Handle(Loader())
+        with pytest.raises(InvalidRequest):
+            async with calls_of(handle, Admission(1, 1.0)).load(source):
+                raise error
+
+    asyncio.run(fail(InvalidRequest("start_s: the file ends at 5 s.", "start_s")))
+    asyncio.run(fail(InvalidRequest("track: there is none.", "track")))
+    assert charged == [charged_s]
+
+
 @pytest.mark.parametrize(("is_last", "held_s"), [(False, 7200.0), (True, 30.0)])
 def test_a_file_counts_by_its_declared_length_only_until_it_is_decoded(is_last: bool, held_s: float) -> None:
     """A file of seconds that declares hours keeps nobody else out."""
@@ -503,21 +569,8 @@ def test_a_file_counts_by_its_declared_length_only_until_it_is_decoded(is_last: 
         def hold(self, audio: object, seconds: float) -> None:
             held.append(seconds)
 
-    class Handle:
-        def __getattr__(self, name: str) -> Any:
-            return self
-
-        def options(self, **_: Any) -> Any:
-            return self
-
     handle: Any = Handle()
-    calls = stage_calls.StageCalls(
-        *[handle] * 5,
-        admission=Noting(1, 1.0),
-        max_audio_s=7200.0,
-        retries=Retries(),
-        metrics=RequestMetrics("request"),
-    )
+    calls = calls_of(handle, Noting(1, 1.0))
     part: Any = AudioInfo(0.0, 30.0, is_last=is_last, expected_s=9999.0)
     calls._note_length(handle, part)
     calls._note_length(handle, replace(part, channels=2))  # apart, each takes memory

@@ -62,7 +62,7 @@ def test_tokens_have_the_probabilities_that_the_search_found(sample: Samples, ti
     plain = [request_of(recognizer, sample, window) for window in WINDOWS]
     for text in recognizer.transcribe([replace(each, decoding=Decoding(logprobs=True)) for each in plain]):
         assert isinstance(text, WindowText)
-        assert bytes(byte for token in text.tokens for byte in token.said).decode() == text.text
+        assert bytes(byte for token in text.tokens for byte in token.utf8_bytes).decode() == text.text
         assert all(0.0 < token.score <= 1.0 for token in text.tokens)
         mean = float(np.mean([np.log(token.score) for token in text.tokens]))
         assert mean == pytest.approx(text.avg_logprob, abs=0.05)

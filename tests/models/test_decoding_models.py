@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -91,7 +91,7 @@ class Whole:
 
     samples: Samples
 
-    async def parts(self) -> AsyncIterator[AudioInfo]:
+    async def parts(self) -> AsyncGenerator[AudioInfo]:
         yield AudioInfo(0.0, len(self.samples) / SAMPLE_RATE_HZ, True, peaks=b"")
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -39,7 +39,7 @@ class Decoded:
 
     found: list[tuple[AudioInfo, Samples]]
 
-    async def parts(self) -> AsyncIterator[AudioInfo]:
+    async def parts(self) -> AsyncGenerator[AudioInfo]:
         for info, _ in self.found:
             yield info
 

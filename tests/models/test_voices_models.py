@@ -1,7 +1,7 @@
 """Speakers alone, speech alone and the language alone on real weights and real recordings."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
@@ -57,7 +57,7 @@ def detector() -> SpeechDetector:
 class Recorded(FakeAudio):
     """Real samples in parts."""
 
-    async def parts(self) -> AsyncIterator[AudioInfo]:
+    async def parts(self) -> AsyncGenerator[AudioInfo]:
         end_s = len(self.samples) / SAMPLE_RATE_HZ
         for start_s in np.arange(0.0, end_s, PART_S):
             until_s = min(float(start_s) + PART_S, end_s)

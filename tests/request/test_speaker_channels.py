@@ -1,7 +1,9 @@
 """A file of which each channel is a speaker, and a stretch of a file: both through fake stages."""
 
 import asyncio
+from collections.abc import AsyncGenerator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,10 +12,11 @@ from fakes import FakeStages, recording
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.audio import Source
+from serve_app.audio import AudioInfo, Source
 from serve_app.errors import Overloaded
 from serve_app.http.responses import logprobs
 from serve_app.options import Options
+from serve_app.request import speaker_channels
 from serve_app.request.calls import TranscribeCall
 from serve_app.request.pipeline import transcribe
 from serve_app.request.speaker_channels import turns_of
@@ -42,6 +45,34 @@ def run(fake: FakeStages, report: Any = lambda progress: None, **options: Any) -
 
 def said(transcript: Transcript) -> list[tuple[float, str, str | None]]:
     return [(each.start_s, each.text, each.speaker) for each in transcript.segments]
+
+
+def test_what_counts_the_channels_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before they are recognised, not when the garbage collector runs."""
+    open_before: list[int] = []
+    is_open = 0
+
+    class Noting:
+        def __init__(self, *_: Any) -> None: ...
+
+        async def segments(self, audio: Any) -> tuple[Segment, ...]:
+            open_before.append(is_open)
+            return ()
+
+    class Audio:
+        async def parts(self) -> AsyncGenerator[AudioInfo]:
+            nonlocal is_open
+            is_open += 1
+            try:
+                yield AudioInfo(0.0, 30.0, is_last=False, channels=2)
+                yield AudioInfo(30.0, 60.0, is_last=True, channels=2)
+            finally:
+                is_open -= 1
+
+    monkeypatch.setattr(speaker_channels, "Recognition", Noting)
+    request: Any = SimpleNamespace(options=Options(channels="speakers"))
+    asyncio.run(speaker_channels.SpeakerChannels(request).segments(Audio()))
+    assert open_before == [0, 0]
 
 
 def test_each_channel_is_a_speaker_without_a_diarizer() -> None:

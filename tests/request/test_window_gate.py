@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -94,7 +94,7 @@ class Windows:
 
     windows: int
 
-    async def parts(self) -> AsyncIterator[AudioInfo]:
+    async def parts(self) -> AsyncGenerator[AudioInfo]:
         yield AudioInfo(0.0, float(self.windows), is_last=True)
 
 

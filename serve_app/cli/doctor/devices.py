@@ -61,7 +61,7 @@ def probing() -> Callable[[], Devices]:
 def probe(timeout_s: float = PROBE_S) -> Devices:
     """Asks the driver, and the model packages in a process of their own, which may hang or crash."""
     until_s = monotonic() + timeout_s
-    seen = _ask_driver()
+    seen = ask_driver()
     command = [sys.executable, "-m", "serve_app.stages.devices"]
     try:
         left_s = until_s - monotonic()
@@ -82,7 +82,7 @@ def probe(timeout_s: float = PROBE_S) -> Devices:
     return replace(seen, **answer | {"gpus": gpus, "cpu_types": frozenset(answer["cpu_types"])})
 
 
-def _ask_driver() -> Devices:
+def ask_driver() -> Devices:
     """What NVIDIA's driver says about itself and its GPUs, by its own program."""
     program = which("nvidia-smi")
     if program is None:

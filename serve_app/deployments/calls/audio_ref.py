@@ -8,7 +8,7 @@ import io
 import logging
 import math
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
@@ -100,7 +100,7 @@ class LoadedAudio:
         self._reload_lock = asyncio.Lock()
         self._news = asyncio.Condition()
 
-    async def parts(self) -> AsyncIterator[AudioInfo]:
+    async def parts(self) -> AsyncGenerator[AudioInfo]:
         """Gives the AudioInfo of each part as it is decoded; raises what is wrong with the file."""
         number = 0
         while True:

@@ -55,7 +55,7 @@ class Graph:
         gate = WindowGate(settings.windows_in_flight)
         others = {
             name: OtherModel(
-                Stage[WindowText](f"{ASR}-{name}", handle.transcribe, self.retries).about_window,
+                Stage[WindowText](f"{ASR}-{name}", handle.transcribe, self.retries).call_for_window,
                 WindowGate(settings.windows_in_flight),
             )
             for name, handle in other_transcribers.items()
@@ -100,7 +100,7 @@ class Graph:
         """Runs a request to its end or its deadline. Raises TranscriptionError."""
         begun_s = monotonic()
         work = partial(transcribe, self._stages, source, options, report, self._limit_s)
-        transcript = await self._noted("transcribe", work)
+        transcript = await self._run_observed("transcribe", work)
         self.admission.finished(monotonic() - begun_s)
         self._metrics.succeeded(transcript, monotonic() - begun_s)
         return transcript
@@ -109,26 +109,27 @@ class Graph:
         """The language of the speech in a file, one of these if there are any. Raises TranscriptionError."""
         begun_s = monotonic()
         work = partial(detect_language, self._stages, source, languages)
-        found = await self._noted("detect language", work)
+        found = await self._run_observed("detect language", work)
         self._metrics.succeeded(None, monotonic() - begun_s)
         return found
 
     async def diarize(self, source: Source, options: Options) -> Transcript:
         """Who speaks when in a file, without its text. Raises TranscriptionError."""
         begun_s = monotonic()
-        found = await self._noted("diarize", partial(diarize, self._stages, source, options))
-        self.admission.finished(monotonic() - begun_s)
-        self._metrics.succeeded(found, monotonic() - begun_s)
+        found = await self._run_observed("diarize", partial(diarize, self._stages, source, options))
+        self._metrics.succeeded(None, monotonic() - begun_s)
         return found
 
     async def detect_speech(self, source: Source, options: Options) -> DetectedSpeech:
         """Where speech is in a file. Raises TranscriptionError."""
         begun_s = monotonic()
-        found = await self._noted("detect speech", partial(detect_speech, self._stages, source, options))
+        found = await self._run_observed(
+            "detect speech", partial(detect_speech, self._stages, source, options)
+        )
         self._metrics.succeeded(None, monotonic() - begun_s)
         return found
 
-    async def _noted(self, what: str, work: Callable[[], Awaitable[Result]]) -> Result:
+    async def _run_observed(self, what: str, work: Callable[[], Awaitable[Result]]) -> Result:
         """Does the work in time, with a span, and with its failure in the metrics."""
         try:
             with tracer.start_as_current_span(f"{what} {self._kind}"):  # a job has no other span above

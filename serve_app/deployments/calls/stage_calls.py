@@ -22,7 +22,7 @@ from serve_app.batching.batcher import BatcherDied
 from serve_app.deployments.calls.audio_ref import LoadedAudio, put_upload
 from serve_app.deployments.calls.handles import GONE, AudioLost, invoke
 from serve_app.deployments.metrics import RequestMetrics, Retries
-from serve_app.errors import ModelCrashed, OutOfMemory, Overloaded, TranscriptionError
+from serve_app.errors import InvalidRequest, ModelCrashed, OutOfMemory, Overloaded, TranscriptionError
 from serve_app.http.auth import charge
 from serve_app.request.admission import Admission
 from serve_app.request.calls import AlignCall, DetectCall, DiarizeCall, StageCall, TranscribeCall
@@ -126,7 +126,7 @@ class Stage(Generic[Answer]):
             raise final from None
         raise AssertionError("unreachable")
 
-    async def about_window(self, call: TranscribeCall | AlignCall) -> Answer:
+    async def call_for_window(self, call: TranscribeCall | AlignCall) -> Answer:
         """The answer to a call about one window."""
         return await self.call(call, call.window.start_s, call.window.end_s)
 
@@ -188,13 +188,9 @@ class StageCalls:
     ) -> None:
         self._load = loader.options(stream=True).load
         self._speech: Stage[Speech] = Stage("speech", detector.detect, retries)
-        self.transcribe = Stage[WindowText](ASR, transcriber.transcribe, retries).about_window
-        self._alignment: Stage[tuple[Segment, ...]] | None = (
-            Stage("alignment", aligner.align, retries) if aligner else None
-        )
-        self._diarization: Stage[Diarization] | None = (
-            Stage("diarization", diarizer.diarize, retries) if diarizer else None
-        )
+        self.transcribe = Stage[WindowText](ASR, transcriber.transcribe, retries).call_for_window
+        self._alignment = Stage[tuple[Segment, ...]]("alignment", aligner.align, retries) if aligner else None
+        self._diarization = Stage[Diarization]("diarization", diarizer.diarize, retries) if diarizer else None
         self._admission, self._max_audio_s = admission, max_audio_s
         self._retries, self._metrics = retries, metrics
 
@@ -217,6 +213,10 @@ class StageCalls:
             await audio.load()
             pieces.clear()  # the loader has them
             yield audio
+        except InvalidRequest as error:
+            if error.param == "start_s":  # the file was decoded to its end, which is before it
+                charge(min(source.selection.start_s, self._max_audio_s))
+            raise
         finally:
             pieces.clear()
             self._admission.release(audio)
@@ -226,7 +226,7 @@ class StageCalls:
         """Counts the file by its declared length until it is decoded, so that its room is not given away."""
         declared_s = 0.0 if part.is_last else min(part.expected_s, self._max_audio_s)
         self._admission.hold(audio, part.channels * max(part.end_s, declared_s))
-        charge(part.end_s)
+        charge(part.channels * (part.skipped_s + part.end_s))
         self._metrics.decoded(part)
 
     async def detect(self, call: DetectCall) -> Speech:
@@ -237,7 +237,7 @@ class StageCalls:
     async def align(self, call: AlignCall) -> tuple[Segment, ...]:
         """Finds the times of the words in one window."""
         assert self._alignment is not None
-        return await self._alignment.about_window(call)
+        return await self._alignment.call_for_window(call)
 
     async def diarize(self, call: DiarizeCall) -> Diarization:
         """Tells the speakers of a whole file apart."""

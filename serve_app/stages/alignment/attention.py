@@ -71,7 +71,7 @@ def characters_complete(tokens: Sequence[int], decode: Callable[[Sequence[int]],
 def spelled(tokens: Sequence[Token], names: Iterable[str]) -> tuple[Token, ...]:
     """The tokens with their bytes. A name has a character of GPT-2's alphabet for each of its bytes."""
     return tuple(
-        token._replace(said=tuple(_BYTES[letter] for letter in name))
+        token._replace(utf8_bytes=tuple(_BYTES[letter] for letter in name))
         for token, name in zip(tokens, names, strict=False)  # a very long text has fewer tokens than names
     )
 

@@ -26,9 +26,13 @@ def choose_language(request: AsrRequest, ranking: Ranking) -> tuple[str, Ranking
 
 
 def allowed(request: AsrRequest, ranking: Ranking) -> Ranking:
-    """Those of the languages that the request allows: all, or the ones that it names."""
+    """The languages that the request allows: all, or those that it names, with probabilities among these."""
     named = request.decoding.languages
-    return tuple(each for each in ranking if each[0] in named) if named else ranking
+    if not named:
+        return ranking
+    found = [each for each in ranking if each[0] in named]
+    total = sum(probability for _, probability in found) or 1.0
+    return tuple((language, probability / total) for language, probability in found)
 
 
 def probable(ranking: Ranking) -> Ranking:

@@ -40,7 +40,7 @@ PART_S = 30.0
 PART_SAMPLES = int(PART_S * SAMPLE_RATE_HZ)
 PEAK_SAMPLES = SAMPLE_RATE_HZ // PEAKS_PER_S
 # In these containers ffmpeg finds a time to the sample; from this long before it on, it is decoded.
-SEEKABLE = ("wav", "w64", "flac", "mp3", "ogg")
+SEEKABLE = ("wav", "w64", "flac", "mp3")
 PREROLL_S = 5.0
 MAX_OTHER_TRACKS = 8  # that are searched for sound where the chosen one has none
 
@@ -76,8 +76,8 @@ async def decode(
     Raises InvalidRequest (`raw` cannot be true, or there is no such `selection`) and EncryptedAudio, and
     maybe after some parts EmptyAudio, NoAudioStream, AudioTooLong (over `max_audio_s` of decoded sound),
     AudioTooCostly (too slow, or more memory than a file needs), UnusableAudio, Overloaded (no process or
-    descriptor left). A file that declares to be longer than `max_audio_s` gives no part before its end has
-    shown that this is not true.
+    descriptor left). A file that declares to be longer than `max_audio_s` is decoded twice where that
+    is not true: the first time nothing is kept.
     """
     file.flush()
     size_bytes = os.fstat(file.fileno()).st_size
@@ -90,21 +90,21 @@ async def decode(
         streams = await list_streams(file, timeout_s, limits.until_s, raw)
         if streams.container.startswith("mov,mp4") and await asyncio.to_thread(is_encrypted, file):
             raise errors.EncryptedAudio("The sound track is encrypted; send a file without copy protection.")
-        track = _TrackDecoder(file, streams, streams.track(selection.track), limits)
-        expected_s = _expected_s(streams, selection)
-        held_back, start_s = list[Samples](), 0.0
+        chosen = streams.track(selection.track)
+        expected_s, start_s = _expected_s(streams, selection), 0.0
+        if expected_s > max_audio_s:
+            async with aclosing(_TrackDecoder(file, streams, chosen, limits).parts()) as parts:
+                async for _ in parts:  # AudioTooLong, unless it is not true
+                    pass
+        track = _TrackDecoder(file, streams, chosen, limits)
         async with aclosing(track.parts()) as parts:
-            async for samples, is_last in parts:
-                held_back.append(samples)
-                while held_back and (is_last or expected_s <= max_audio_s):
-                    part = held_back.pop(0)
-                    is_end = is_last and not held_back
-                    end_s = (round(start_s * SAMPLE_RATE_HZ) + part.shape[-1]) / SAMPLE_RATE_HZ
-                    warnings = await _warnings(file, streams, track, limits) if is_end else ()
-                    channels = len(part) if part.ndim > 1 else 1
-                    info = AudioInfo(start_s, end_s, is_end, expected_s, warnings, channels=channels)
-                    yield replace(info, peaks=peaks(part)), part
-                    start_s = end_s
+            async for part, is_last in parts:
+                end_s = (round(start_s * SAMPLE_RATE_HZ) + part.shape[-1]) / SAMPLE_RATE_HZ
+                warnings = await _warnings(file, streams, track, limits) if is_last else ()
+                info = AudioInfo(start_s, end_s, is_last, expected_s, warnings, skipped_s=track.skipped_s)
+                channels = len(part) if part.ndim > 1 else 1
+                yield replace(info, channels=channels, peaks=peaks(part)), part
+                start_s = end_s
     except TimeoutError:
         raise errors.AudioTooCostly(
             f"Decoding took longer than {timeout_s:g} s; send a shorter file or a simpler format such as WAV."
@@ -136,12 +136,8 @@ class _TrackDecoder:
         self._remixed = self._peak = 0
         selection = limits.selection
         self._seek_s = _seek_s(streams, track, selection)
-        begin, end = (
-            at_s - self._seek_s for at_s in (selection.start_s, selection.start_s + selection.length_s)
-        )
-        self._stretch = Stretch(
-            round(begin * SAMPLE_RATE_HZ), math.inf if end == math.inf else round(end * SAMPLE_RATE_HZ)
-        )
+        self.skipped_s = selection.start_s - self._seek_s  # that are decoded, and not wanted
+        self._stretch = Stretch(_samples_in(self.skipped_s), _samples_in(self.skipped_s + selection.length_s))
 
     @property
     def decoded(self) -> Decoded:
@@ -179,10 +175,10 @@ class _TrackDecoder:
         if not stretch.is_over:
             raise_for_failure(self._log, process.returncode)
         if len(pcm) < 2 * timed.channels:
-            if stretch.position:
-                ends_s = self.decoded.duration_s
+            if ends_s := self.decoded.duration_s:
+                ends = "ends at" if stretch.position else "has nothing after"  # nothing where it was sought
                 raise errors.InvalidRequest(
-                    f"start_s: the file ends at {ends_s:.1f} s; choose a start before that.", "start_s"
+                    f"start_s: the file {ends} {ends_s:.1f} s; choose a start before that.", "start_s"
                 )
             raise errors.EmptyAudio("The file holds no audio samples; send a file that holds audio.")
         yield await self._take_part(pcm, timed.channels), True
@@ -202,6 +198,12 @@ class _TrackDecoder:
             self._remixed += is_remixed * count
         self._peak = max(self._peak, int(samples.max()), -int(samples.min()))
         return samples
+
+
+def _samples_in(seconds: float) -> float:
+    """The number of samples of so many seconds, which may be infinite."""
+    count = seconds * SAMPLE_RATE_HZ
+    return count if math.isinf(count) else round(count)
 
 
 def _seek_s(streams: Streams, track: Track, selection: Selection) -> float:

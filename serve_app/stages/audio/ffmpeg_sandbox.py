@@ -158,7 +158,7 @@ async def _start_ffmpeg(
                 *["-protocol_whitelist", "fd", "-format_whitelist", raw.encoding if raw else FORMATS],
                 # Two channels without positions are stereo; more of them are not taken for surround sound.
                 *["-guess_layout_max", "2", *(raw.ffmpeg_input() if raw else ())],
-                *(("-ss", f"{seek_s:g}") if seek_s else ()),
+                *(("-ss", f"{seek_s:.0f}") if seek_s else ()),
                 *["-fd", str(source), "-i", "fd:", *output],
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,

@@ -21,7 +21,7 @@ _BLOCK_HEAD_BYTES = 4
 class Stretch:
     """What is wanted of samples that come one after the other."""
 
-    def __init__(self, begin: int, end: float) -> None:
+    def __init__(self, begin: float, end: float) -> None:
         self._begin, self._end = begin, end
         self.position = 0  # of all that has come, in samples of each channel
 
@@ -33,7 +33,7 @@ class Stretch:
     def cut(self, samples: bytes, frame_bytes: int) -> bytes:
         """Those of the next samples that are wanted; `frame_bytes` has one of each channel."""
         count = len(samples) // frame_bytes
-        first = max(0, self._begin - self.position)
+        first = int(min(count, max(0, self._begin - self.position)))
         stop = int(min(count, self._end - self.position))
         self.position += count
         return samples[first * frame_bytes : max(first, stop) * frame_bytes]

@@ -149,7 +149,7 @@ class _Last(nn.Module):
 class CAMPlusPlus(Model):  # type: ignore[misc]  # pyannote is untyped here
     """Waveforms (batch, 1, samples) at 16 kHz, and which frames count (batch, frames), to (batch, 192)."""
 
-    called = "campplus"
+    network_name = "campplus"
     # Cosine distance at which two voices count as different. Clips of 2 to 10 s of 25 voices: of 661 pairs of
     # one voice in two recordings 11 % are farther apart, most of them clips of 3 s or of one who has a cold;
     # of 19,322 pairs of two voices 0.13 % are nearer.

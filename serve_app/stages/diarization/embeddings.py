@@ -203,7 +203,7 @@ def network_name(pipeline: Any) -> str:
     if isinstance(given, dict):
         given = "/".join(filter(None, [str(given["checkpoint"]), given.get("subfolder")]))
     if not isinstance(given, str | Path):
-        return str(getattr(given, "called", type(given).__name__))
+        return str(getattr(given, "network_name", type(given).__name__))
     return "/".join(Path(given).parts[-2:]) if Path(given).is_absolute() else str(given)
 
 

@@ -166,7 +166,7 @@ def test_tokens_have_the_bytes_of_their_text(text: str) -> None:
     """Whatever GPT-2's tokenizer makes of a text, parts of characters too."""
     ids = TOKENIZER.encode(text, add_special_tokens=False).ids
     tokens = spelled([Token(0, 0, 1, 0)] * len(ids), [TOKENIZER.id_to_token(token) for token in ids])
-    assert bytes(byte for token in tokens for byte in token.said) == text.encode()
+    assert bytes(byte for token in tokens for byte in token.utf8_bytes) == text.encode()
 
 
 class FakeWhisper:

@@ -161,12 +161,28 @@ def test_a_window_has_one_of_the_languages_that_are_allowed(
     request = AsrRequest(FEATURES, named, decoding, certain_at=certain_at if named else None)
     [heard] = recognizer_of(model).transcribe([request])
     assert isinstance(heard, WindowText)
-    likeliest, probability = next(
-        (code.strip("<|>"), p) for code, p in ranking if code.strip("<|>") in allowed
-    )
+    among = [(code.strip("<|>"), p) for code, p in ranking if code.strip("<|>") in allowed]
+    likeliest, probability = among[0][0], among[0][1] / (sum(p for _, p in among) or 1.0)
     assert heard.language == (named if named and probability < certain_at else likeliest)
     assert {code for code, _ in heard.languages} <= allowed
     assert heard.languages
+
+
+@pytest.mark.parametrize("only_language", [False, True])
+def test_probabilities_are_those_among_the_allowed_languages(only_language: bool) -> None:
+    """A third one, which is not spoken, makes a window no less certain of one of the two."""
+    model = FakeCTranslate2(multilingual=True)
+    ranking = [("<|fr|>", 0.55), ("<|en|>", 0.43), ("<|de|>", 0.01)]
+    model.detect_language = lambda encoded: [ranking for _ in encoded]  # type: ignore[method-assign]
+    decoding = Decoding(languages=("en", "de"))
+    request = AsrRequest(FEATURES, "de", decoding, certain_at=0.9, only_language=only_language)
+    [heard] = recognizer_of(model).transcribe([request])
+    assert isinstance(heard, WindowText)
+    assert heard.language == "en"
+    assert dict(heard.languages) == {
+        "en": pytest.approx(0.977, abs=1e-3),
+        "de": pytest.approx(0.023, abs=1e-3),
+    }
 
 
 def test_a_language_that_the_model_lacks_cannot_be_allowed() -> None:
@@ -327,7 +343,7 @@ def test_a_language_alone_is_one_of_those_that_it_may_be(
         [AsrRequest(FEATURES, decoding=each, only_language=True) for each in (english, unknown)]
     )
     assert isinstance(heard, WindowText)
-    assert (heard.language, heard.languages) == ("en", (("en", 0.25),))
+    assert (heard.language, heard.languages) == ("en", (("en", 1.0),))
     assert isinstance(refused, InvalidRequest)
     assert refused.param == "languages"
     assert model.calls == [("encode", 1), ("detect_language", 1)]

@@ -1,6 +1,10 @@
 """A stretch, a track, and channels apart: what is decoded of a file where not all of it is wanted."""
 
 import asyncio
+import os
+import struct
+import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -63,6 +67,59 @@ def test_a_stretch_is_a_cut_of_the_whole(name: str, sound: Samples) -> None:
         assert (info.end_s, info.is_last, info.warnings) == (len(expected) / SAMPLE_RATE_HZ, True, ())
 
 
+def test_a_stretch_of_an_ogg_that_begins_in_the_middle_of_a_stream(sound: Samples) -> None:
+    """As recorders of web radio write it, with the times of the stream: ffmpeg would find another place."""
+    content = encode(sound, 44_100, ".ogg", "-c:a", "flac", "-output_ts_offset", "20")
+    _, everything = whole(content)
+    _, found = whole(content, Selection(17.2371, 24.5))
+    assert np.array_equal(found, everything[round(17.2371 * SAMPLE_RATE_HZ) : round(24.5 * SAMPLE_RATE_HZ)])
+
+
+def test_a_stretch_after_weeks(tmp_path: Path) -> None:
+    """Its start has more digits than a float is usually written with."""
+    rate_hz, start_s = 1000, 1_234_567
+    end = np.random.default_rng(0).integers(0, 256, 20 * rate_hz, np.uint8)
+    path = tmp_path / "weeks.wav"
+    data_bytes = start_s * rate_hz + len(end)
+    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, rate_hz, rate_hz, 1, 8)
+    header = struct.pack("<4sI4s", b"RIFF", 36 + data_bytes, b"WAVE") + form
+    with path.open("w+b") as file:
+        file.write(header + struct.pack("<4sI", b"data", data_bytes))
+        file.seek(start_s * rate_hz, os.SEEK_CUR)  # a hole, which takes no space
+        file.write(end.tobytes())
+        selection = Selection(start_s + 5.0, start_s + 15.0)
+        decoding = decode_whole(file, max_audio_s=100, timeout_s=30, selection=selection)
+        _, found = asyncio.run(decoding)
+    raw = RawAudio("u8", rate_hz)
+    _, expected = asyncio.run(_of_raw(end.tobytes(), raw, Selection(5.0, 15.0)))
+    edge = SAMPLE_RATE_HZ // 10  # the resampler has other sound before it
+    assert len(found) == len(expected)
+    assert np.abs(found[edge:-edge].astype(int) - expected[edge:-edge]).max() < 3
+
+
+async def _of_raw(content: bytes, raw: RawAudio, selection: Selection) -> tuple[AudioInfo, Samples]:
+    with stored(content) as file:
+        return await decode_whole(file, max_audio_s=100, timeout_s=30, raw=raw, selection=selection)
+
+
+@pytest.mark.parametrize(("suffix", "skipped_s"), [(".flac", 5.25), (".m4a", 17.25)])
+def test_what_was_decoded_before_a_stretch_is_told(suffix: str, skipped_s: float) -> None:
+    """A decoder was busy with it, whether it is wanted or not."""
+    content = encode(noise(20.0), SAMPLE_RATE_HZ, suffix)
+    assert whole(content, Selection(17.25))[0].skipped_s == skipped_s
+    assert whole(content)[0].skipped_s == 0.0
+
+
+def test_times_beyond_all_samples() -> None:
+    """No time is too large to be counted in samples."""
+    content = wav(tone(2.0))
+    info, samples = whole(content, Selection(1.0, 1e308))
+    assert len(samples) == SAMPLE_RATE_HZ
+    assert [warning.code for warning in info.warnings] == ["end_s_after_end"]
+    with pytest.raises(InvalidRequest, match=r"the file ends at 2\.0 s"):
+        whole(content, Selection(1e305))
+
+
 def test_what_is_before_a_stretch_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where ffmpeg finds its start, but for a few seconds before it."""
     content = encode(noise(60.0), SAMPLE_RATE_HZ, ".flac")
@@ -107,6 +164,14 @@ def test_a_start_behind_the_end(suffix: str, start_s: float) -> None:
     """A plain error says where the file ends."""
     with pytest.raises(InvalidRequest, match=r"start_s: the file ends at (5\.0|5\.1) s") as error:
         whole(encode(tone(5.0), SAMPLE_RATE_HZ, suffix), Selection(start_s))
+    assert error.value.param == "start_s"
+
+
+def test_a_start_behind_the_end_of_a_file_that_declares_more() -> None:
+    """It is still the start that is wrong, also where ffmpeg finds nothing at the place that it looks for."""
+    content = encode(noise(30.0), SAMPLE_RATE_HZ, ".flac")
+    with pytest.raises(InvalidRequest, match=r"start_s: the file has nothing after 20\.0 s") as error:
+        whole(content[: len(content) // 3], Selection(25.5))
     assert error.value.param == "start_s"
 
 
@@ -186,6 +251,19 @@ def test_each_of_many_channels(count: int) -> None:
     assert info.channels == count
     assert np.array_equal(samples, channels)
     assert info.warnings == ()
+
+
+def test_channels_that_are_too_long_are_not_kept() -> None:
+    """A few bytes of silence in many channels would take gigabytes until the limit is reached."""
+    content = encode(np.zeros((300 * 8000, 8), np.int16), 8000, ".flac")
+    tracemalloc.start()
+    try:
+        with stored(content) as file, pytest.raises(AudioTooLong):
+            asyncio.run(decode_whole(file, max_audio_s=280, timeout_s=60, selection=APART))
+        _, most_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most_bytes < 280 * 8 * 2 * SAMPLE_RATE_HZ / 2
 
 
 def test_opposite_channels_stay_as_they_are() -> None:

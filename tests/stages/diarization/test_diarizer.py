@@ -97,7 +97,7 @@ def test_a_vector_that_says_nothing_is_none() -> None:
         ({"checkpoint": "pyannote/community-1", "subfolder": "embedding"}, "pyannote/community-1/embedding"),
         ({"checkpoint": "/home/ann/models/community-1", "subfolder": "embedding"}, "community-1/embedding"),
         (Path("/srv/nets/embedding/pytorch_model.bin"), "embedding/pytorch_model.bin"),
-        (SimpleNamespace(called="campplus"), "campplus"),
+        (SimpleNamespace(network_name="campplus"), "campplus"),
     ],
 )
 def test_a_network_is_named_without_where_it_is(given: Any, name: str) -> None:
