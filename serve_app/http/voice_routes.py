@@ -28,7 +28,8 @@ from serve_app.http.responses import (
 )
 from serve_app.http.uploads import PredictRequest, received
 from serve_app.options import Options, parse_options
-from serve_app.options.conflicts import KNOWN_SPEAKERS, LISTS, SPEAKER_COUNTS
+from serve_app.options.conflicts import SPEAKER_COUNTS
+from serve_app.options.fields import KNOWN_SPEAKERS, LISTS
 from serve_app.options.validation import conflict
 from serve_app.request.detect_speech import DetectedSpeech
 from serve_app.transcript import StageWarning, Transcript, Turn
@@ -37,6 +38,7 @@ from serve_app.transcript import StageWarning, Transcript, Turn
 OF_AUDIO = ("start_s", "end_s", "track", "encoding", "sample_rate", "channel_count")
 OF_SPEAKERS = (*OF_AUDIO, *SPEAKER_COUNTS, *KNOWN_SPEAKERS, "embeddings", "response_format")
 OF_SPEECH = (*OF_AUDIO, "vad_onset", "vad_offset", "vad_min_silence_s")
+OF_LANGUAGE = (*OF_SPEECH, "languages")
 HAVE_TURNS = ("json", "rttm")
 AUDIO = PredictRequest.model_fields.keys() - Options.model_fields.keys()
 
