@@ -355,7 +355,7 @@ def test_a_source_is_read_as_asked(apart: bool, start_s: float | None, end_s: fl
         options = parse_options(
             {"channels": "speakers" if apart else "mix", "start_s": start_s, "end_s": end_s}
         )
-        read = options.reading(source)
+        read = options.audio_of(source)
         assert read.selection == Selection(start_s or 0.0, end_s, None, apart)
         assert replace(read, selection=WHOLE) == source
         assert read.selection.length_s > 0

@@ -32,7 +32,7 @@ async def detect_language(stages: Stages, source: Source, options: Options) -> D
     request_id = uuid.uuid4().hex
     windows: list[Window] = []
     found: Speech | None = None
-    async with stages.load(options.reading(source)) as audio:
+    async with stages.load(options.audio_of(source)) as audio:
         async for part in audio.parts():
             call = DetectCall(audio=audio, request_id=request_id, part=part, before=found, search=search)
             found = await stages.detect(call)

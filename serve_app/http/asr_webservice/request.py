@@ -15,7 +15,7 @@ from serve_app.errors import InvalidRequest
 from serve_app.http.forms import Field as FormField
 from serve_app.http.forms import collect_fields
 from serve_app.http.openai.aliases import Models, about_model, with_defaults
-from serve_app.http.voice_routes import OF_LANGUAGE, parse_some
+from serve_app.http.voice_routes import LANGUAGE_OPTIONS, parse_some
 from serve_app.options import Options, parse_options
 from serve_app.options.conflicts import SPEAKER_COUNTS
 from serve_app.options.fields import LISTS
@@ -70,11 +70,11 @@ class AsrAsked:
 
     options: Options
     fields: AsrFields
-    of_model: frozenset[str] = frozenset()  # the options that the model's name stands for
+    from_model: frozenset[str] = frozenset()  # the options that the model's name stands for
 
     def explained(self, error: InvalidRequest) -> InvalidRequest:
         """The error, about the model where it is about what that stands for."""
-        return about_model(error, self.fields.model, self.of_model)
+        return about_model(error, self.fields.model, self.from_model)
 
 
 def parse_asr(query: Sequence[FormField], models: Models, form: Sequence[FormField]) -> AsrAsked:
@@ -86,9 +86,9 @@ def parse_asr(query: Sequence[FormField], models: Models, form: Sequence[FormFie
     if "response_format" in sent:
         raise conflict("response_format", "is called output here")
     sent.setdefault("model", models.own)
-    asked, used = with_defaults(models.defaults(sent["model"]), sent, _read)
+    asked, from_model = with_defaults(models.defaults(sent["model"]), sent, _read)
     options = asked.options.model_copy(update={"model": models.option(sent["model"])})
-    return replace(asked, options=options, of_model=used)
+    return replace(asked, options=options, from_model=from_model)
 
 
 def _read(given: Mapping[str, Any]) -> AsrAsked:
@@ -141,7 +141,7 @@ def parse_language(query: Sequence[FormField], models: Models, form: Sequence[Fo
     fields = validate_or_400(LanguageFields, theirs)
     _check_samples(ours, encode=fields.encode)
     model = fields.model or models.own
-    options, _ = with_defaults(models.defaults(model), ours, partial(parse_some, OF_LANGUAGE))
+    options, _ = with_defaults(models.defaults(model), ours, partial(parse_some, LANGUAGE_OPTIONS))
     return LanguageAsked(options.model_copy(update={"model": models.option(model)}), fields)
 
 

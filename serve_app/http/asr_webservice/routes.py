@@ -37,7 +37,7 @@ from serve_app.http.responses import (
     text_response,
 )
 from serve_app.http.uploads import received
-from serve_app.http.voice_routes import OF_LANGUAGE
+from serve_app.http.voice_routes import LANGUAGE_OPTIONS
 from serve_app.languages import LANGUAGES
 from serve_app.options import Options
 from serve_app.request.detect_language import DetectedLanguage
@@ -118,7 +118,7 @@ def asr_routes(
         return await asyncio.to_thread(_response, transcript, asked, source.name)
 
     errors = described_errors(*ERRORS_AT_ONCE, ModelNotFound)
-    query = [*described_query(LanguageFields), *described_query(Options, OF_LANGUAGE)]
+    query = [*described_query(LanguageFields), *described_query(Options, LANGUAGE_OPTIONS)]
     described = described_body({}, part=PART) | {"parameters": query}
 
     @router.post("//detect-language", include_in_schema=False)

@@ -101,10 +101,16 @@ class Fields(BaseModel):
         return is_verbose or self.stream or self.response_format in HAVE_SEGMENTS
 
 
-ELSEWHERE = ("task", "vad_filter", "without_timestamps", "condition_on_previous_text", "word_timestamps")
+OTHER_SERVERS = (
+    "task",
+    "vad_filter",
+    "without_timestamps",
+    "condition_on_previous_text",
+    "word_timestamps",
+)
 FIELDS_OF: Mapping[Task, Sequence[str]] = {
     "transcribe": tuple(Fields.model_fields),
-    "translate": ("model", "response_format", "prompt", *ELSEWHERE),
+    "translate": ("model", "response_format", "prompt", *OTHER_SERVERS),
 }
 OUR_FIELDS = Options.model_fields.keys() - Fields.model_fields.keys()
 
@@ -116,7 +122,7 @@ class ParsedForm:
     options: Options
     fields: Fields
     sent_as: Mapping[str, str]  # our option -> the field that it came from
-    of_model: frozenset[str] = frozenset()  # the options that the model's name stands for
+    from_model: frozenset[str] = frozenset()  # the options that the model's name stands for
 
     def renamed(self, error: InvalidRequest) -> InvalidRequest:
         """The error with the name of the field that the client sent."""
@@ -124,7 +130,7 @@ class ParsedForm:
             return error
         sent = self.sent_as.get(error.param, error.param)
         message = error.message.replace(error.param, sent)
-        return about_model(InvalidRequest(message, sent, error.code), self.fields.model, self.of_model)
+        return about_model(InvalidRequest(message, sent, error.code), self.fields.model, self.from_model)
 
 
 def parse(sent: Sequence[FormField], task: Task, models: Models, deployment: str | None = None) -> ParsedForm:
@@ -143,8 +149,8 @@ def parse(sent: Sequence[FormField], task: Task, models: Models, deployment: str
     chosen = models.option(given["model"]) if "model" in given else None
     if deployment and (models.defaults(deployment), models.option(deployment)) != (defaults, chosen):
         raise conflict("model", f"the path asks for {deployment}, which is another one; leave it out")
-    form, used = with_defaults(defaults, given, partial(_read, task))
-    return replace(form, options=form.options.model_copy(update={"model": chosen}), of_model=used)
+    form, from_model = with_defaults(defaults, given, partial(_read, task))
+    return replace(form, options=form.options.model_copy(update={"model": chosen}), from_model=from_model)
 
 
 def check_aliases(models: Models) -> None:
