@@ -34,8 +34,8 @@ DOCUMENTS = [*READMES, *(PROJECT / "docs").glob("*.md")]
 # words, characters; 550 for vectors of voices on every route, and for speakers and speech without a text: two
 # requests, their routes, handles and calls of the client; 350 for several models: their settings, gates, GPU
 # shares, the command line; 480 for channels as speakers, stretches, tracks and samples without a header; 130
-# for what their review found: limits, errors in the client's words, options of a language alone, jobs of other
-# versions.
+# for what their review found: limits, errors in the client's words, options of a language alone, jobs of
+# other versions.
 MAX_LINES = 23_380
 # Without the packages' own __init__.py: 68, 9 for real models, 12 for files, URLs, clients, 33 for jobs,
 # 12 for client and command line, 2 for the page, 11 for doctor: a subject each,
