@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ class Played:
         jobs = self.jobs()
         access = AccessSettings(keys=self.keys, public_without_keys=self.is_public)
 
-        async def detect_language(_: Source, languages: Sequence[str]) -> DetectedLanguage:
+        async def detect_language(_: Source, options: Options) -> DetectedLanguage:
             return DetectedLanguage("en", 0.9)
 
         async def detect_speech(source: Source, options: Options) -> DetectedSpeech:

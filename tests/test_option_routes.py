@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from serve_app.audio import Source
 from serve_app.http.app import create_app
 from serve_app.http.voice_routes import WithoutText
 from serve_app.options import Options, parse_options
-from serve_app.options.conflicts import LISTS
+from serve_app.options.fields import LISTS
 from serve_app.request import detect_speech, diarize, pipeline
 from serve_app.request.calls import Stages
 from serve_app.request.detect_language import DetectedLanguage
@@ -129,8 +129,8 @@ class Server:
     async def detect_speech(self, source: Source, options: Options) -> DetectedSpeech:
         return await detect_speech.detect_speech(self.stages(options), SOURCE, options)
 
-    async def detect_language(self, source: Source, languages: Sequence[str]) -> DetectedLanguage:
-        raise AssertionError((source, languages))
+    async def detect_language(self, source: Source, options: Options) -> DetectedLanguage:
+        raise AssertionError((source, options))
 
     async def readiness(self) -> dict[str, bool]:
         return {}

@@ -14,7 +14,7 @@ from serve_app.audio import WHOLE, RawAudio, Selection, Source
 from serve_app.errors import InvalidRequest
 from serve_app.formats.table import FORMATS, FormatName
 from serve_app.languages import LANGUAGES, language_code
-from serve_app.options import parse_options
+from serve_app.options import Options, parse_options
 from serve_app.request.warnings import wants_speakers
 from serve_app.stage_requests import Decoding, SpeechSearch
 from serve_app.transcript import SpeakerBounds
@@ -101,6 +101,30 @@ def test_no_language_breaks_the_server(name: str) -> None:
     """Whatever is given, it is a language, none, or refused."""
     with suppress(InvalidRequest):
         assert parse_options({"language": name}).language in (None, *LANGUAGES)
+
+
+def test_a_long_list_of_languages_is_refused_before_any_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name takes up to 0.1 ms, and a text field may have megabytes: the server would do nothing else."""
+
+    def never(name: str) -> str:
+        raise AssertionError(f"{name} was looked up")
+
+    monkeypatch.setattr("serve_app.options.validation.language_code", never)
+    for many in ("portuguese (brazil)," * 200_000, ["de"] * 101, ["de,en"] * 1000):
+        error = refused(languages=many)
+        assert (error.param, error.message) == ("languages", "languages: give at most 100.")
+
+
+def test_all_languages_may_be_allowed() -> None:
+    """Which is as many as may be given."""
+    assert parse_options({"languages": ",".join(LANGUAGES)}).languages == tuple(LANGUAGES)
+    assert refused(languages=[*LANGUAGES, "en"]).param == "languages"
+
+
+def test_null_is_an_option_that_is_left_out() -> None:
+    """Many clients send all of their fields, also those that nobody has filled in."""
+    assert parse_options(dict.fromkeys(Options.model_fields)) == Options()
+    assert refused(nonsense=None).param == "nonsense"
 
 
 def test_known_speakers_are_lists_in_the_same_order() -> None:
@@ -295,6 +319,8 @@ def test_no_list_of_odd_languages_fills_the_memory() -> None:
         ({"channels": "speakers", "response_format": "tsv"}, "channels"),
         ({"start_s": -1}, "start_s"),
         ({"start_s": "nan"}, "start_s"),
+        ({"start_s": 1e306}, "start_s"),
+        ({"end_s": 1e308}, "end_s"),
         ({"end_s": 0}, "end_s"),
         ({"start_s": 3, "end_s": 2.5}, "end_s"),
         ({"start_s": 3, "end_s": 3.00001}, "end_s"),  # less than a sample
@@ -329,7 +355,7 @@ def test_a_source_is_read_as_asked(apart: bool, start_s: float | None, end_s: fl
         options = parse_options(
             {"channels": "speakers" if apart else "mix", "start_s": start_s, "end_s": end_s}
         )
-        read = options.reading(source)
+        read = options.audio_of(source)
         assert read.selection == Selection(start_s or 0.0, end_s, None, apart)
         assert replace(read, selection=WHOLE) == source
         assert read.selection.length_s > 0

@@ -9,9 +9,9 @@ from typer.main import get_command
 from serve_app.__main__ import cli
 from serve_app.http.jobs.assemblyai_request import THEIR_NAMES
 from serve_app.http.openai.request import OUR_FIELDS, Fields
-from serve_app.http.voice_routes import OF_SPEAKERS, OF_SPEECH
+from serve_app.http.voice_routes import DIARIZATION_OPTIONS, SPEECH_OPTIONS
 from serve_app.options import Options
-from serve_app.options.conflicts import LISTS
+from serve_app.options.fields import LISTS
 
 FILE = Path(__file__).parents[1] / "docs" / "options.md"
 
@@ -157,8 +157,8 @@ ROUTES: Mapping[str, Callable[[str], Names]] = {
     "`/inference`": _inference,
     "`/asr`": _asr,
     "AssemblyAI": _assemblyai,
-    "`/v1/audio/diarization`": _one_of(OF_SPEAKERS),
-    "`/v1/audio/speech/timestamps`": _one_of(OF_SPEECH),
+    "`/v1/audio/diarization`": _one_of(DIARIZATION_OPTIONS),
+    "`/v1/audio/speech/timestamps`": _one_of(SPEECH_OPTIONS),
     "command": _flag,
 }
 

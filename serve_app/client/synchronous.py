@@ -58,7 +58,10 @@ class Client:
             return answers.transcript_of(self.send(calls.prediction(), body))
 
     def stream(self, audio: Audio, **options: Any) -> Iterator[str]:
-        """The text of a file, piece by piece, as soon as a sentence and all before it are final."""
+        """The text of a file, piece by piece, as soon as a sentence and all before it are final.
+
+        Options are those of OpenAI's route; its `model` is `whisper-1` unless you name another.
+        """
         with (
             calls.body(audio, calls.streaming(audio, options)) as body,
             closing(self.follow(calls.streamed(), body)) as events,

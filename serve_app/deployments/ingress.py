@@ -3,7 +3,7 @@
 import asyncio
 import io
 import math
-from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import suppress
 from contextvars import Context
 from functools import partial
@@ -28,8 +28,9 @@ from serve_app.http.app import create_app
 from serve_app.http.asr_webservice.routes import language_answer
 from serve_app.http.responses import answer, progress_response
 from serve_app.http.voice_routes import (
-    OF_SPEAKERS,
-    OF_SPEECH,
+    DIARIZATION_OPTIONS,
+    LANGUAGE_OPTIONS,
+    SPEECH_OPTIONS,
     WithoutText,
     parse_some,
     speakers_answer,
@@ -138,29 +139,30 @@ class Ingress:
                 yield await asyncio.to_thread(answer, item.result(), parsed)
 
     async def detect_language(
-        self, source: str | bytes, *, headers: dict[str, str] | None = None, languages: Sequence[str] = ()
+        self, source: str | bytes, *, headers: dict[str, str] | None = None, **options: Any
     ) -> dict[str, Any]:
         """For Python handles: what `POST /detect-language` answers, of a URL or a file's bytes."""
-        where, allowed = _source(source, headers), parse_options({"languages": languages}).languages
+        where, parsed = _source(source, headers), parse_some(("model", *LANGUAGE_OPTIONS), options)
         with self._admission.admit():
-            return {**language_answer(await self._detect_language(where, allowed))}
+            return {**language_answer(await self._detect_language(where, parsed))}
 
     async def diarize(
         self, source: str | bytes, *, headers: dict[str, str] | None = None, **options: Any
     ) -> dict[str, Any] | str:
         """For Python handles: what `POST /v1/audio/diarization` answers, a str for rttm."""
-        where, parsed = _source(source, headers), parse_some(OF_SPEAKERS, options)
+        where, parsed = _source(source, headers), parse_some(DIARIZATION_OPTIONS, options)
         with self._admission.admit():
-            return speakers_answer(await self._without_text.diarize(where, parsed), parsed)
+            found = await self._without_text.diarize(where, parsed)
+            return await asyncio.to_thread(speakers_answer, found, parsed)
 
     async def detect_speech(
         self, source: str | bytes, *, headers: dict[str, str] | None = None, **options: Any
     ) -> list[dict[str, Any]]:
         """For Python handles: what `POST /v1/audio/speech/timestamps` answers."""
-        where, parsed = _source(source, headers), parse_some(OF_SPEECH, options)
+        where, parsed = _source(source, headers), parse_some(SPEECH_OPTIONS, options)
         with self._admission.admit():
             found = await self._without_text.detect_speech(where, parsed)
-            return [{**each} for each in speech_answer(found)]
+            return [{**each} for each in await asyncio.to_thread(speech_answer, found)]
 
     async def check_health(self) -> None:
         """Sets the gauges. Serve calls this every few seconds."""

@@ -112,8 +112,12 @@ def create_app(
         allow_methods=["GET", "HEAD", "POST", "DELETE"],
         allow_headers=["*"],
         expose_headers=[
-            *("Location", "Retry-After", "X-Request-ID", "X-Warnings"),
-            *("X-Error-Code", "X-Error-Message"),
+            "Location",
+            "Retry-After",
+            "X-Request-ID",
+            "X-Warnings",
+            "X-Error-Code",
+            "X-Error-Message",
         ],
     )
     gate = Middleware(Gate, access, receive_timeout_s, admission, on_error)

@@ -29,15 +29,18 @@ logger = logging.getLogger("ray.serve")
 
 # Load balancers have no key; the page and the documentation hold no secrets. "" is "/" without its slash,
 # where there is a prefix.
-OPEN_PATHS = (
-    *("", "/", "/healthz", "/health", "/readyz", "/docs", "/docs/oauth2-redirect", "/redoc"),
-    "/openapi.json",
+OPEN_PATHS = frozenset(
+    ("", "/", "/healthz", "/health", "/readyz", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json")
 )
 OPEN_FOLDERS = ("/page/", "/static-offline-docs/")
 
 KEY_HEADERS = (b"authorization", b"api-key", b"x-api-key")
-# What a proxy adds. From 127.0.0.1 uvicorn believes X-Forwarded-For, which a client may have written.
-FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via")
+# What proxies and content networks add. From 127.0.0.1 uvicorn believes X-Forwarded-For, which a client may
+# have written.
+_FORWARDED = re.compile(
+    rb"forwarded|via|x-forwarded(-.*)?|x-original-(forwarded-for|host|to)|x-(real|client|cluster-client)-ip"
+    rb"|(true|fastly)-client-ip|cf-(connecting-ip(v6)?|ray|visitor)|cdn-loop|x-envoy-.*|x-azure-(client|socket)ip"
+)
 # The names of a local network, which public DNS has not.
 _LOCAL_NAME = re.compile(r"[^.]+|.*\.(local|lan|home|home\.arpa|internal|intranet|localhost|svc)")
 
@@ -179,10 +182,11 @@ class Access:
     def _trusts(self, scope: Scope) -> bool:
         """Whether the request comes straight from a trusted network, and is addressed to this server.
 
-        A proxy's own address says nothing about its clients, so what has come through one is not trusted.
+        A proxy's own address says nothing about its clients, so what says that it came through one is not
+        trusted. One that adds no header cannot be told from a client.
         """
         client = scope.get("client")
-        is_forwarded = any(name in FORWARDED for name, _ in scope["headers"])
+        is_forwarded = any(_FORWARDED.fullmatch(name) for name, _ in scope["headers"])
         if not (self._trusted and client) or is_forwarded or _hides_clients():
             return False
         address, hosts = _address(client[0]), _host_names(scope)

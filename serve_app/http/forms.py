@@ -12,7 +12,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from serve_app.audio import Source
 from serve_app.errors import InvalidRequest, PayloadTooLarge
 from serve_app.options import Options, parse_options
-from serve_app.options.conflicts import LISTS
+from serve_app.options.fields import LISTS
 from serve_app.spool import LimitedFile
 
 Field = tuple[str, str]  # the name as the client sent it, and the value

@@ -70,11 +70,15 @@ def shaped(path: str, status: int, body: dict[str, Any]) -> dict[str, Any] | Non
 
 @contextmanager
 def renaming(names: Mapping[str, str]) -> Iterator[None]:
-    """Raises the InvalidRequest from inside with the field's name as the client sent it: ours -> theirs."""
+    """Raises the InvalidRequest from inside with fields' names as the client sent them: ours -> theirs."""
     try:
         yield
     except InvalidRequest as error:
         ours = error.param or ""
         if (theirs := names.get(ours)) is None:
             raise
-        raise InvalidRequest(error.message.replace(ours, theirs, 1), theirs, error.code) from None
+        message = error.message.replace(ours, theirs, 1)
+        for other in names.keys() - {ours}:  # that it is about, too
+            if "_" in other or "=" in other:  # else it may be a plain word
+                message = re.sub(rf"\b{other}\b", names[other], message)
+        raise InvalidRequest(message, theirs, error.code) from None

@@ -23,7 +23,8 @@ from serve_app.spool import LimitedFile, anonymous_temp_file, decode_base64, dis
 
 Parsed = TypeVar("Parsed")
 
-PIECE_BYTES = MAX_SYNTAX_BYTES = 256 << 10
+PIECE_BYTES = 256 << 10  # that are written at once
+MAX_SYNTAX_BYTES = 256 << 10  # of JSON, but for base64
 
 _BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/-_="
 _SPACE = b" \t\r\n"

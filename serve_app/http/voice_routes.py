@@ -28,15 +28,17 @@ from serve_app.http.responses import (
 )
 from serve_app.http.uploads import PredictRequest, received
 from serve_app.options import Options, parse_options
-from serve_app.options.conflicts import KNOWN_SPEAKERS, LISTS, SPEAKER_COUNTS
+from serve_app.options.conflicts import SPEAKER_COUNTS
+from serve_app.options.fields import KNOWN_SPEAKERS, LISTS
 from serve_app.options.validation import conflict
 from serve_app.request.detect_speech import DetectedSpeech
 from serve_app.transcript import StageWarning, Transcript, Turn
 
 # The options that mean something where there is no text.
-OF_AUDIO = ("start_s", "end_s", "track", "encoding", "sample_rate", "channel_count")
-OF_SPEAKERS = (*OF_AUDIO, *SPEAKER_COUNTS, *KNOWN_SPEAKERS, "embeddings", "response_format")
-OF_SPEECH = (*OF_AUDIO, "vad_onset", "vad_offset", "vad_min_silence_s")
+AUDIO_OPTIONS = ("start_s", "end_s", "track", "encoding", "sample_rate", "channel_count")
+DIARIZATION_OPTIONS = (*AUDIO_OPTIONS, *SPEAKER_COUNTS, *KNOWN_SPEAKERS, "embeddings", "response_format")
+SPEECH_OPTIONS = (*AUDIO_OPTIONS, "vad_onset", "vad_offset", "vad_min_silence_s")
+LANGUAGE_OPTIONS = (*SPEECH_OPTIONS, "languages")
 HAVE_TURNS = ("json", "rttm")
 AUDIO = PredictRequest.model_fields.keys() - Options.model_fields.keys()
 
@@ -100,13 +102,13 @@ def voice_routes(run: WithoutText, models: Models, max_bytes: int, max_json_byte
 
     @router.post(
         "/v1/audio/diarization",
-        openapi_extra=_described(OF_SPEAKERS),
+        openapi_extra=_described(DIARIZATION_OPTIONS),
         responses=answers,
     )
     async def diarization(request: Request) -> Response:
         """Finds who speaks when in one file, which is uploaded or fetched from a URL, without its text."""
         async with received(request, max_bytes, form, max_json_bytes, Body) as (source, given):
-            options = options_of(OF_SPEAKERS, given)
+            options = options_of(DIARIZATION_OPTIONS, given)
             found = await run.diarize(source, options)
         shown = await asyncio.to_thread(speakers_answer, found, options)
         if isinstance(shown, str):
@@ -115,7 +117,7 @@ def voice_routes(run: WithoutText, models: Models, max_bytes: int, max_json_byte
 
     @router.post(
         "/v1/audio/speech/timestamps",
-        openapi_extra=_described(OF_SPEECH),
+        openapi_extra=_described(SPEECH_OPTIONS),
         response_model=list[SpeechOut],
         responses=described_errors(*ERRORS_AT_ONCE, ModelNotFound),
     )
@@ -125,7 +127,7 @@ def voice_routes(run: WithoutText, models: Models, max_bytes: int, max_json_byte
         Warnings are in the header `X-Warnings`.
         """
         async with received(request, max_bytes, form, max_json_bytes, Body) as (source, given):
-            found = await run.detect_speech(source, options_of(OF_SPEECH, given))
+            found = await run.detect_speech(source, options_of(SPEECH_OPTIONS, given))
         return with_warnings(JSONResponse(speech_answer(found)), found.warnings)
 
     return router

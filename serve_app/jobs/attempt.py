@@ -7,12 +7,15 @@ from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import Any, Literal
 
+from pydantic import ValidationError
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
 from serve_app.errors import (
     DeadlineExceeded,
+    InvalidRequest,
     ModelCrashed,
     NoRoom,
+    Overloaded,
     RateLimited,
     StoreBusy,
     TranscriptionError,
@@ -26,8 +29,6 @@ from serve_app.transcript import Progress
 
 logger = logging.getLogger("ray.serve")
 
-# The job does not cause these. It may cause other overload of a stage, such as too little memory.
-NO_ATTEMPT = (NoRoom, RateLimited, StoreBusy, SpoolUnavailable)
 MAX_BEAT_S = 2.0  # between two heartbeats; the progress that clients see is at most this old
 PAUSE = wait_random_exponential(multiplier=0.5, max=5.0)  # seconds, while the store fails
 LOST = "Job %s was given to another worker, or deleted; this attempt is dropped."
@@ -38,6 +39,16 @@ Ending = Callable[[], Awaitable[bool]]  # stores how the attempt ended; False wh
 
 class UploadLost(TranscriptionError, status=404, type="invalid_request_error", code="audio_lost"):
     """The audio of a job is no longer where it was put."""
+
+
+class OtherVersion(Overloaded, code="job_of_other_version"):
+    """A job has options that this version does not know: it is for runners of the version that stored it."""
+
+    retry_after_s = 30
+
+
+# The job does not cause these. It may cause other overload of a stage, such as too little memory.
+NO_ATTEMPT = (NoRoom, RateLimited, StoreBusy, SpoolUnavailable, OtherVersion)
 
 
 class Attempt:
@@ -98,7 +109,10 @@ class Attempt:
                 for each in news.segments
             ]
 
-        options = JobRequest.load(self.claimed.request).to_run
+        try:
+            options = JobRequest.load(self.claimed.request).to_run
+        except (ValidationError, InvalidRequest) as error:
+            raise OtherVersion(f"Its options are another version's: {in_one_line(error)}") from None
         async with AsyncExitStack() as held:
             held.enter_context(self._jobs.audio_quota(self.claimed.job.key))
             try:

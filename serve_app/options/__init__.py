@@ -27,7 +27,7 @@ class Options(OptionFields):
         conflicts.check(self)
         return self
 
-    def reading(self, source: Source) -> Source:
+    def audio_of(self, source: Source) -> Source:
         """The source, with what of it is wanted and how its bytes are to be read."""
         selection = Selection(self.start_s or 0.0, self.end_s, self.track, self.channels == "speakers")
         raw = source.raw

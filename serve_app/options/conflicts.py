@@ -4,11 +4,9 @@ from collections.abc import Callable, Sequence
 
 from serve_app.audio import TELEPHONE_RATES_HZ
 from serve_app.formats.table import FORMATS, Format
-from serve_app.options.fields import MULTIPLE, OptionFields
+from serve_app.options.fields import KNOWN_SPEAKERS, MULTIPLE, OptionFields
 from serve_app.options.validation import conflict
 
-KNOWN_SPEAKERS = ("known_speaker_names", "known_speaker_references")
-LISTS = ("languages", *KNOWN_SPEAKERS)
 SPEAKER_COUNTS = ("num_speakers", "min_speakers", "max_speakers")
 SPEAKER_OPTIONS = ("diarize", *SPEAKER_COUNTS, *KNOWN_SPEAKERS, "embeddings", "split_at_speaker_change")
 LINE_OPTIONS = ("max_line_width", "max_line_count", "highlight_words")
@@ -105,8 +103,7 @@ def _check_format(options: OptionFields) -> None:
     if options.max_line_width is None:
         _refuse(options, ("max_line_count",), "needs max_line_width")
     if not (options.word_timestamps or chosen.needs_words):
-        needing = "word_timestamps, or timestamp_granularities[]=word in OpenAI's verbose_json"
-        _refuse(options, IN_WORDS, f"needs {needing}: it is shown in words")
+        _refuse(options, IN_WORDS, "needs word_timestamps, in whose words it is shown")
 
 
 def _check_segments(options: OptionFields) -> None:

@@ -1,8 +1,16 @@
 """The options themselves, each with its type, its default and the description that callers read."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 from serve_app.audio import Encoding
 from serve_app.formats.cue_words import one_line
@@ -14,6 +22,9 @@ from serve_app.transcript import Task
 MAX_PROMPT_CHARS = 4000  # Whisper keeps 223 tokens, about 1000 letters of English
 MAX_NAME_CHARS = 64
 MULTIPLE = "multiple"  # a language for each window
+KNOWN_SPEAKERS = ("known_speaker_names", "known_speaker_references")
+LISTS = ("languages", *KNOWN_SPEAKERS)
+MAX_FILE_S = 1e9  # 30 years
 
 SpeakerCount = Annotated[int, Field(ge=1, le=50)]
 KnownSpeakers = Annotated[  # at most 4, as in OpenAI's API
@@ -63,10 +74,10 @@ class OptionFields(BaseModel):
     channels: Literal["mix", "speakers"] = Field(
         "mix", description="`speakers`: each of 2 to 8 channels is one speaker, transcribed by itself."
     )
-    start_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
+    start_s: Annotated[float, Field(ge=0, le=MAX_FILE_S, allow_inf_nan=False)] | None = Field(
         None, description="Where to begin in the file, in seconds; all times stay those of the file."
     )
-    end_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+    end_s: Annotated[float, Field(gt=0, le=MAX_FILE_S, allow_inf_nan=False)] | None = Field(
         None, description="Where to end in the file, in seconds."
     )
     track: Annotated[int, Field(ge=0, lt=1000)] | None = Field(
@@ -140,6 +151,16 @@ class OptionFields(BaseModel):
     char_timestamps: bool = Field(
         False, description="Add `chars` with times and scores to words, where wav2vec2 aligns them."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, given: Any) -> Any:
+        """Many clients send all of their fields, and null for those that nobody has filled in."""
+        if not isinstance(given, dict):
+            return given
+        return {
+            name: value for name, value in given.items() if value is not None or name not in cls.model_fields
+        }
 
     @field_validator("language", mode="before")
     @classmethod

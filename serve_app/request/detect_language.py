@@ -6,13 +6,12 @@ titles at its start have no say, and the rest of it costs nothing.
 
 import asyncio
 import uuid
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from serve_app.audio import Source
+from serve_app.options import Options
 from serve_app.request.calls import DetectCall, Stages, TranscribeCall
 from serve_app.request.language_vote import MAX_VOTERS, LanguageVote
-from serve_app.stage_requests import Decoding
 from serve_app.transcript import Speech, Window
 
 
@@ -24,17 +23,18 @@ class DetectedLanguage:
     confidence: float  # its share of the votes: the mean probability, weighted by the length of the windows
 
 
-async def detect_language(stages: Stages, source: Source, languages: Sequence[str] = ()) -> DetectedLanguage:
-    """Has the first windows of speech vote, for one of these `languages` if there are any.
+async def detect_language(stages: Stages, source: Source, options: Options) -> DetectedLanguage:
+    """Has the first windows of speech vote, for one of the option `languages` if there are any.
 
     Raises TranscriptionError, also for a model of English only.
     """
+    stages, search = stages.using(options.model), options.speech_search(has_words=True)
     request_id = uuid.uuid4().hex
     windows: list[Window] = []
     found: Speech | None = None
-    async with stages.load(source) as audio:
+    async with stages.load(options.audio_of(source)) as audio:
         async for part in audio.parts():
-            call = DetectCall(audio=audio, request_id=request_id, part=part, before=found)
+            call = DetectCall(audio=audio, request_id=request_id, part=part, before=found, search=search)
             found = await stages.detect(call)
             windows += found.windows
             if len(windows) >= MAX_VOTERS:
@@ -48,7 +48,7 @@ async def detect_language(stages: Stages, source: Source, languages: Sequence[st
                 audio=audio,
                 request_id=request_id,
                 window=window,
-                decoding=Decoding(languages=tuple(languages)),
+                decoding=options.decoding(),
                 is_first=True,
                 only_language=True,
             )

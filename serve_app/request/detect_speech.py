@@ -25,7 +25,7 @@ async def detect_speech(stages: Stages, source: Source, options: Options) -> Det
     segments: list[Window] = []
     warnings: list[StageWarning] = []
     found: Speech | None = None
-    async with stages.load(options.reading(source)) as audio:
+    async with stages.load(options.audio_of(source)) as audio:
         async for part in audio.parts():
             warnings.extend(part.warnings)
             call = DetectCall(audio=audio, request_id=request_id, part=part, before=found, search=search)

@@ -24,7 +24,7 @@ async def diarize(stages: Stages, source: Source, options: Options) -> Transcrip
     request = RequestState(stages, options, ignore_progress)
     speakers = SpeakerTurns(request)
     begun_s = time.monotonic()
-    async with known_speakers(stages.load, options) as known, stages.load(options.reading(source)) as audio:
+    async with known_speakers(stages.load, options) as known, stages.load(options.audio_of(source)) as audio:
         async for part in audio.parts():
             request.loaded(part)
         found = await speakers.find(audio, known)

@@ -54,7 +54,7 @@ async def transcribe(
     speakers = SpeakerTurns(request)
     begun_s = time.monotonic()
     deadline = Deadline(limit_s)
-    async with known_speakers(stages.load, options) as known, stages.load(options.reading(source)) as audio:
+    async with known_speakers(stages.load, options) as known, stages.load(options.audio_of(source)) as audio:
         recognising = asyncio.create_task(recognition.segments(audio))
         diarizing = asyncio.create_task(speakers.find(audio, known)) if diarize else None
         tasks: list[asyncio.Task[Any]] = [recognising, *([diarizing] if diarizing else [])]

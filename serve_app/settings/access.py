@@ -26,7 +26,9 @@ class AccessSettings(Strict):
     )
     public_without_keys: bool = Field(False, description="Without keys, answer other machines too.")
     trusted_networks: tuple[Network, ...] = Field(
-        (), description="Networks whose clients need no key, such as 192.168.1.0/24; a proxy's clients do."
+        (),
+        description="Networks whose clients need no key, such as 192.168.1.0/24. Do not name a proxy's "
+        "address: one that does not say by a header for whom it asks would let all of its clients in.",
     )
     cors_origins: tuple[Origin, ...] = Field(
         (), description="Web pages of these origins may use the API; * for all of them needs keys."

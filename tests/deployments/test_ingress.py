@@ -8,6 +8,7 @@ import math
 import tempfile
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from dataclasses import replace
 from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
@@ -28,10 +29,12 @@ from serve_app.deployments import ingress as ingress_module
 from serve_app.deployments.calls import audio_ref as loading_module
 from serve_app.deployments.calls import handles as handles_module
 from serve_app.errors import InvalidRequest, Overloaded
+from serve_app.http.voice_routes import WithoutText
 from serve_app.request.calls import DetectCall, DiarizeCall
+from serve_app.request.detect_speech import DetectedSpeech
 from serve_app.settings import IntakeSettings, Settings
 from serve_app.settings.access import AccessSettings, ApiKey
-from serve_app.transcript import Diarization, SpeakerBounds, Speech, Transcript, Turn, Voices
+from serve_app.transcript import Diarization, SpeakerBounds, Speech, Transcript, Turn, Voices, Window
 
 FILE_S = 2.0
 PAGE = "https://page.example"
@@ -252,11 +255,14 @@ def test_a_handle_detects_a_language() -> None:
         assert await server.ingress.detect_language("https://example.com/x.mp3") == silent
         with pytest.raises(InvalidRequest, match="languages: must be"):
             await server.ingress.detect_language(b"x", languages=["klingon"])
+        assert await server.ingress.detect_language(b"x", start_s=1, languages=None) == silent
+        with pytest.raises(InvalidRequest, match="task: unknown option"):
+            await server.ingress.detect_language(b"x", task="translate")
         files = {"audio_file": b"x"}
         assert (await server.http.post("/detect-language", files=files)).json() == silent
         graph.worked.clear()
         first = asyncio.create_task(server.ingress.detect_language(b"x"))
-        await graph.until_loading(4)
+        await graph.until_loading(5)
         with pytest.raises(Overloaded):
             await server.ingress.detect_language(b"x")
         assert (await server.http.post("/asr", files=files)).status_code == 503
@@ -420,6 +426,33 @@ def test_answers_to_handles_are_built_beside_the_event_loop(monkeypatch: pytest.
         (streamed,) = [item async for item in ingress.stream(b"x")]
         assert whole == streamed
         assert whole["duration"] == FIXED.duration_s
+
+    asyncio.run(run())
+    assert threads
+    assert threading.get_ident() not in threads
+
+
+def test_answers_without_a_text_are_built_beside_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may have thousands of turns, or of stretches of speech."""
+    threads: set[int] = set()
+
+    class Noted(tuple[Any, ...]):
+        def __iter__(self) -> Iterator[Any]:
+            threads.add(threading.get_ident())
+            return super().__iter__()
+
+    async def run() -> None:
+        ingress = Server(Graph()).ingress
+
+        async def told_apart(*_: Any) -> Transcript:
+            return replace(FIXED, turns=Noted(FIXED.turns))
+
+        async def searched(*_: Any) -> DetectedSpeech:
+            return DetectedSpeech(Noted([Window(0.5, 2.0)]), ())
+
+        monkeypatch.setattr(ingress, "_without_text", WithoutText(told_apart, searched))
+        assert (await ingress.diarize(b"x"))["segments"]
+        assert await ingress.detect_speech(b"x") == [{"start": 500, "end": 2000}]
 
     asyncio.run(run())
     assert threads

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -49,6 +49,7 @@ class Server:
         self.stages = replace(self.fake.stages(), load=self.load)
         self.sources: list[Source] = []
         self.asked: list[Options] = []
+        self.looked_at: list[Options] = []  # for a language alone
         self.app = create_app(
             self.transcribe,
             self.readiness,
@@ -70,8 +71,9 @@ class Server:
         self.asked.append(options)
         return await pipeline.transcribe(self.stages, source, options)
 
-    async def detect(self, source: Source, languages: Sequence[str]) -> DetectedLanguage:
-        return await detect_language(self.stages, source, languages)
+    async def detect(self, source: Source, options: Options) -> DetectedLanguage:
+        self.looked_at.append(options)
+        return await detect_language(self.stages, source, options)
 
     async def readiness(self) -> dict[str, bool]:
         return {}
@@ -349,6 +351,8 @@ def test_what_is_known_and_not_honoured_is_refused(query: str) -> None:
     message = answer.headers["x-error-message"]
     assert message.split(":")[0] in query
     assert "response_format=" not in message
+    outputs = message.rstrip(".").partition("use one of ")[2].split(", ")
+    assert {*outputs} <= {"", "txt", "text", "vtt", "srt", "tsv", "json"}
 
 
 def test_a_models_name_stands_for_the_same_as_at_openais_routes() -> None:
@@ -409,8 +413,23 @@ def test_a_detected_language_is_one_of_those_that_it_may_be() -> None:
 
     assert detected("").json()["language_code"] == "en"
     assert detected("?languages=German,nl").json()["language_code"] == "de"
+    assert detected("?languages=de&start_s=1&track=1&vad_onset=0.9&model=whisper-1").status_code == 200
+    assert server.looked_at[-1] == Options(languages=("de",), start_s=1, track=1, vad_onset=0.9)
+    assert detected("?model=small").status_code == 404
     refused = detected("?languages=klingon")
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "languages")
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["task=translate", "channels=speakers", "output=srt", "beam_size=2", "encode=false&encoding=mulaw"],
+)
+def test_options_without_a_meaning_for_a_language_are_refused(query: str) -> None:
+    """By name; only names that this server does not know are ignored."""
+    files = {"audio_file": ("a.wav", wav(TALK))}
+    answer = Server().send("POST", f"/detect-language?{query}", files=files)
+    assert answer.status_code == 400
+    assert f"{answer.json()['error']['param']}=" in query
 
 
 @pytest.mark.parametrize("query", ["?languages=de,nl", "?languages=de&languages=Dutch"])

@@ -2,7 +2,7 @@
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -53,8 +53,8 @@ async def transcribe(source: Source, options: Options, report: Report = ignore_p
     return await pipeline.transcribe(STAGES, source, options, report)
 
 
-async def detect_language(source: Source, languages: Sequence[str]) -> DetectedLanguage:
-    raise AssertionError(source, languages)
+async def detect_language(source: Source, options: Options) -> DetectedLanguage:
+    raise AssertionError(source, options)
 
 
 async def readiness() -> dict[str, bool]:

@@ -61,7 +61,7 @@ def test_each_word_has_the_recognisers_confidence() -> None:
         (OWN, {}, "needs word_timestamps"),
         (OWN, {"response_format": "srt"}, "use one of json, words"),
         (OWN, {"task": "translate"}, "which task=translate does not give"),
-        (TRANSCRIBE, {}, "needs word_timestamps"),
+        (TRANSCRIBE, {}, "needs timestamp_granularities[]=word with response_format=verbose_json"),
         (TRANSCRIBE, {"response_format": "srt"}, "use one of json, words"),
     ],
 )

@@ -2,7 +2,7 @@
 
 import asyncio
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -54,8 +54,8 @@ class Server:
         self.asked.append(options)
         return await pipeline.transcribe(self.stages, source, options, report)
 
-    async def detect(self, source: Source, languages: Sequence[str]) -> DetectedLanguage:
-        return await detect_language(self.stages, source, languages)
+    async def detect(self, source: Source, options: Options) -> DetectedLanguage:
+        return await detect_language(self.stages, source, options)
 
     async def readiness(self) -> dict[str, bool]:
         return {}

@@ -78,7 +78,13 @@ def test_with_keys_trusted_networks_need_none() -> None:
     assert [status(OUTSIDE, headers, **access) for headers in ({}, right, wrong)] == [401, 200, 401]
 
 
-@pytest.mark.parametrize("header", ["X-Forwarded-For", "Forwarded", "X-Real-IP", "Via"])
+@pytest.mark.parametrize(
+    "header",
+    [
+        *("X-Forwarded-For", "Forwarded", "X-Real-IP", "Via", "X-Forwarded-Proto", "X-Forwarded-Host"),
+        *("CF-Connecting-IP", "True-Client-IP", "X-Client-IP", "X-Envoy-External-Address", "CDN-Loop"),
+    ],
+)
 @pytest.mark.parametrize("client", [INSIDE, OUTSIDE, "127.0.0.1"])
 def test_what_came_through_a_proxy_is_not_trusted(header: str, client: str) -> None:
     """A proxy's address is not its client's, and what it says of the client, the client may have written."""

@@ -99,6 +99,8 @@ def test_a_url_and_base64_in_json_are_taken() -> None:
     assert (source.url, source.headers) == (asked["audio_file"], {"X-A": "1"})
     assert options == Options(num_speakers=2)
     assert server.post(SPEAKERS, json={"audio_b64": "UklGRg=="}).json()["segments"] == TURNS
+    nulls = {"model": None, "language": None, "languages": None, "embeddings": None}
+    assert server.post(SPEAKERS, json={"audio_b64": "UklGRg==", **nulls}).json()["segments"] == TURNS
     assert server.post(SPEECH, json={"audio_file": "https://example.com/x.mp3"}).status_code == 200
     error = server.post(SPEAKERS, json={"num_speakers": 2}).json()["error"]
     assert "audio_file" in error["message"]

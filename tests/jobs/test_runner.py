@@ -39,11 +39,13 @@ from serve_app.errors import (
 )
 from serve_app.http.responses import answer
 from serve_app.jobs import runner as runner_module
+from serve_app.jobs.attempt import OtherVersion
 from serve_app.jobs.runner import Runner
 from serve_app.jobs.service import Jobs, NoSuchJob, Submission
 from serve_app.jobs.spool import SpoolUnavailable
 from serve_app.jobs.store.job_store import JobStore
 from serve_app.jobs.store.records import SUSPECT_DEATHS, Job, Status
+from serve_app.jobs.stored import JobRequest
 from serve_app.options import Options
 from serve_app.request.progress import Report, ignore_progress
 from serve_app.request.warnings import wants_speakers
@@ -286,6 +288,27 @@ def test_a_full_server_costs_no_attempt(error: Exception, tell: Callable[..., No
         assert graph.begun_s[1] - graph.begun_s[0] >= 1
 
     tell(story, error)
+
+
+def test_a_job_of_another_version_costs_no_attempt(
+    tell: Callable[..., None], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a service is upgraded, old runners may claim jobs whose options only new ones know."""
+    monkeypatch.setattr(OtherVersion, "retry_after_s", 0)
+    dump = JobRequest.dump
+    monkeypatch.setattr(JobRequest, "dump", lambda asked: dump(asked).replace("beam_size", "beam_depth"))
+
+    async def story(service: Service, graph: Graph) -> None:
+        job = await service.submit(options=Options(beam_size=3), max_attempts=1)
+        async with service.runner(graph):
+            again = await service.until(job, lambda now: now.attempt > 2)
+        assert (again.failures, again.error_code) == (0, None)
+        assert not again.is_final
+        assert not graph.heard
+
+    with caplog.at_level("INFO"):
+        tell(story)
+    assert "another version's" in caplog.text
 
 
 def test_a_job_that_always_overloads_a_stage_ends(tell: Callable[..., None]) -> None:

@@ -178,5 +178,5 @@ def test_music_before_the_speech_does_not_decide(detector: SpeechDetector, base:
     assert speech.segments
     assert MUSIC_S - 0.5 < speech.segments[0].start_s < MUSIC_S + 5
     assert all(a.end_s < b.start_s for a, b in pairwise(speech.segments))
-    found = asyncio.run(detect_language(real.stages(), SOURCE))
+    found = asyncio.run(detect_language(real.stages(), SOURCE, Options()))
     assert (found.code, found.confidence > 0.6) == ("de", True)

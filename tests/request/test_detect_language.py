@@ -1,6 +1,7 @@
 """The language of a file alone: which windows vote, what is not done, and what it costs."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,17 +9,18 @@ from fakes import FakeAudio, FakeStages, recording
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve_app.audio import Source
+from serve_app.audio import Selection, Source
 from serve_app.errors import InvalidRequest, UnusableAudio
 from serve_app.options import Options
 from serve_app.request.detect_language import DetectedLanguage, detect_language
 from serve_app.request.pipeline import transcribe
+from serve_app.stage_requests import SpeechSearch
 
 SOURCE = Source(url="http://example/x.mp3")
 
 
 def detect(fake: FakeStages) -> DetectedLanguage:
-    return asyncio.run(detect_language(fake.stages(), SOURCE))
+    return asyncio.run(detect_language(fake.stages(), SOURCE, Options()))
 
 
 def test_windows_of_speech_vote_not_the_beginning() -> None:
@@ -32,7 +34,7 @@ def test_windows_of_speech_vote_not_the_beginning() -> None:
 def test_it_is_one_of_the_languages_that_it_may_be() -> None:
     """However likely another one is."""
     fake = FakeStages(recording(1, 2, 3), languages={0.0: "nl", 1.0: "de", 2.0: "nl"})
-    found = asyncio.run(detect_language(fake.stages(), SOURCE, ("de", "en")))
+    found = asyncio.run(detect_language(fake.stages(), SOURCE, Options(languages=("de", "en"))))
     assert found.code == "de"
     assert found.confidence == pytest.approx((0.1 + 0.8 + 0.1) / 3)
 
@@ -58,6 +60,21 @@ def test_the_rest_of_the_file_is_not_read(monkeypatch: pytest.MonkeyPatch) -> No
     assert detect(fake).code == "en"
     assert fake.calls["language"] == 4
     assert read[-1] == 5.0
+
+
+def test_a_stretch_of_a_file_has_its_own_language() -> None:
+    """The loader is told which; speech is found as it is for a transcription."""
+    fake, read = FakeStages(recording(*range(1, 9))), list[Source]()
+    stages = fake.stages()
+
+    def load(source: Source) -> Any:
+        read.append(source)
+        return stages.load(source)
+
+    asked = Options(start_s=3, end_s=9, track=1, vad_onset=0.9)
+    asyncio.run(detect_language(replace(stages, load=load), SOURCE, asked))
+    assert [source.selection for source in read] == [Selection(3.0, 9.0, 1, False)]
+    assert set(fake.searches) == {SpeechSearch(0.9)}
 
 
 def test_without_speech_there_is_no_language() -> None:

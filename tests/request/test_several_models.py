@@ -110,7 +110,9 @@ def test_a_request_uses_one_model_for_all_it_asks() -> None:
         transcript = await models.run(model="small")
         assert text_of(transcript) == "word1 word1 word2 word2 word3 word3"
         assert transcript.language == "de"
-        found = await detect_language(models.stages, SOURCE)
+        found = await detect_language(models.stages, SOURCE, Options())
         assert found.code == "de"
+        with pytest.raises(InvalidRequest, match="use one of fake, small"):
+            await detect_language(models.stages, SOURCE, Options(model="large"))
 
     asyncio.run(story())

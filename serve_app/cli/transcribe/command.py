@@ -29,8 +29,15 @@ AUDIO = ("channels", "start_s", "end_s", "track", "encoding", "sample_rate", "ch
 DECODING = ("initial_prompt", "hotwords", "temperature", "temperature_inc", "beam_size", "suppress_numerals")
 SEGMENTS = ("vad_onset", "vad_offset", "vad_min_silence_s", "max_segment_s")
 OPTIONS = (
-    *("language", "languages", "task", *AUDIO, "diarize", *SPEAKERS),
-    *(*DECODING, *SEGMENTS, *SHOWN_WITH_WORDS),
+    "language",
+    "languages",
+    "task",
+    *AUDIO,
+    "diarize",
+    *SPEAKERS,
+    *DECODING,
+    *SEGMENTS,
+    *SHOWN_WITH_WORDS,
 )
 
 

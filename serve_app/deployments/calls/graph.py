@@ -1,7 +1,7 @@
 """The graph as one replica has requests run on it."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from functools import partial
 from time import monotonic
 from typing import Any, TypeVar
@@ -105,10 +105,10 @@ class Graph:
         self._metrics.succeeded(transcript, monotonic() - begun_s)
         return transcript
 
-    async def detect_language(self, source: Source, languages: Sequence[str] = ()) -> DetectedLanguage:
-        """The language of the speech in a file, one of these if there are any. Raises TranscriptionError."""
+    async def detect_language(self, source: Source, options: Options) -> DetectedLanguage:
+        """The language of the speech in a file. Raises TranscriptionError."""
         begun_s = monotonic()
-        work = partial(detect_language, self._stages, source, languages)
+        work = partial(detect_language, self._stages, source, options)
         found = await self._run_observed("detect language", work)
         self._metrics.succeeded(None, monotonic() - begun_s)
         return found

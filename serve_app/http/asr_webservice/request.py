@@ -1,12 +1,13 @@
 """What a request to whisper-asr-webservice's routes asks for: its URL and form, made into our options.
 
 Their options are in the URL, which is so nowhere else. Clients add query names of their own and of other
-servers, so unknown ones are left alone; those that are known are honoured or refused, as everywhere.
+servers, so unknown ones are left alone; those that this server knows are honoured or refused, as everywhere.
 """
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from functools import partial
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -14,13 +15,14 @@ from serve_app.errors import InvalidRequest
 from serve_app.http.forms import Field as FormField
 from serve_app.http.forms import collect_fields
 from serve_app.http.openai.aliases import Models, about_model, with_defaults
+from serve_app.http.voice_routes import LANGUAGE_OPTIONS, parse_some
 from serve_app.options import Options, parse_options
-from serve_app.options.conflicts import LISTS
-from serve_app.options.fields import Languages
+from serve_app.options.conflicts import SPEAKER_COUNTS
+from serve_app.options.fields import LISTS
 from serve_app.options.validation import conflict, validate_or_400
 
+Output = Literal["txt", "text", "vtt", "srt", "tsv", "json"]
 NO_SPEAKERS_IN = "tsv"
-BOUNDS = ("min_speakers", "max_speakers", "num_speakers")
 
 Encode = Annotated[
     bool, Field(description="`false`: 16-bit samples, 16 kHz, mono, without a header; WAV is taken too.")
@@ -33,9 +35,7 @@ class AsrFields(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     encode: Encode = True
-    output: Literal["txt", "text", "vtt", "srt", "tsv", "json"] = Field(
-        "txt", description="The format of the answer; `text` is `txt`."
-    )
+    output: Output = Field("txt", description="The format of the answer; `text` is `txt`.")
     vad_filter: bool | None = Field(
         None, description="Speech is always detected first; `false` is taken with a warning."
     )
@@ -48,10 +48,20 @@ class AsrFields(BaseModel):
 
 
 class LanguageFields(BaseModel):
-    """What /detect-language has."""
+    """What /detect-language has besides some of our options."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     encode: Encode = True
-    languages: Languages = Field((), description="The only languages that it may be.")
+    model: str = Field("", description="A model, or a name that stands for one. Empty: the configured one.")
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageAsked:
+    """What a request to /detect-language asks for."""
+
+    options: Options
+    fields: LanguageFields
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +70,11 @@ class AsrAsked:
 
     options: Options
     fields: AsrFields
-    of_model: frozenset[str] = frozenset()  # the options that the model's name stands for
+    from_model: frozenset[str] = frozenset()  # the options that the model's name stands for
 
     def explained(self, error: InvalidRequest) -> InvalidRequest:
         """The error, about the model where it is about what that stands for."""
-        return about_model(error, self.fields.model, self.of_model)
+        return about_model(error, self.fields.model, self.from_model)
 
 
 def parse_asr(query: Sequence[FormField], models: Models, form: Sequence[FormField]) -> AsrAsked:
@@ -72,13 +82,13 @@ def parse_asr(query: Sequence[FormField], models: Models, form: Sequence[FormFie
 
     Raises InvalidRequest naming the field that is wrong, and ModelNotFound.
     """
-    sent = _known(AsrFields.model_fields.keys() | Options.model_fields.keys(), [*query, *form])
+    sent = _known([*query, *form])
     if "response_format" in sent:
         raise conflict("response_format", "is called output here")
     sent.setdefault("model", models.own)
-    asked, used = with_defaults(models.defaults(sent["model"]), sent, _read)
+    asked, from_model = with_defaults(models.defaults(sent["model"]), sent, _read)
     options = asked.options.model_copy(update={"model": models.option(sent["model"])})
-    return replace(asked, options=options, of_model=used)
+    return replace(asked, options=options, from_model=from_model)
 
 
 def _read(given: Mapping[str, Any]) -> AsrAsked:
@@ -90,12 +100,11 @@ def _read(given: Mapping[str, Any]) -> AsrAsked:
     wanted = {fields.diarize, fields.enable_diarization} - {None}
     if len(wanted) > 1:
         raise conflict("enable_diarization", "contradicts diarize, which is the same")
-    if not fields.encode and "encoding" in ours:
-        raise conflict("encoding", "cannot be combined with encode=false, which is s16le, 16000 Hz, mono")
+    _check_samples(ours, encode=fields.encode)
     if True in wanted and fields.output == NO_SPEAKERS_IN:
         raise conflict("diarize", f"{NO_SPEAKERS_IN} shows no speakers; ask for txt, srt, vtt or json")
     if False in wanted:  # Speakr sends its bounds all the same, when there is nothing for them to bound
-        ours = {name: value for name, value in ours.items() if name not in BOUNDS}
+        ours = {name: value for name, value in ours.items() if name not in SPEAKER_COUNTS}
     # A transcription's words always have times, whether the output shows them or not; a translation's never.
     needs_words = fields.word_timestamps and (fields.output == "json" or ours.get("task") == "translate")
     if fields.return_speaker_embeddings:
@@ -109,6 +118,10 @@ def _read(given: Mapping[str, Any]) -> AsrAsked:
         options = parse_options(ours | own)
     except InvalidRequest as error:
         message, param = error.message.replace("response_format=", "output="), error.param
+        what, advice, formats = message.rpartition("use one of ")
+        if advice:
+            outputs = [name for name in formats.rstrip(".").split(", ") if name in get_args(Output)]
+            message = f"{what}{advice}{', '.join(outputs)}."
         if param == "embeddings" and fields.return_speaker_embeddings:
             param = "return_speaker_embeddings"
             message = message.replace("embeddings", param, 1)
@@ -118,11 +131,26 @@ def _read(given: Mapping[str, Any]) -> AsrAsked:
     return AsrAsked(options, fields)
 
 
-def parse_language(query: Sequence[FormField], form: Sequence[FormField]) -> LanguageFields:
-    """Parses the query of /detect-language, with the form's text fields."""
-    return validate_or_400(LanguageFields, _known(LanguageFields.model_fields, [*query, *form]))
+def parse_language(query: Sequence[FormField], models: Models, form: Sequence[FormField]) -> LanguageAsked:
+    """Parses the query of /detect-language, with the form's text fields.
+
+    Raises InvalidRequest naming the field that is wrong, and ModelNotFound.
+    """
+    ours = _known([*query, *form])
+    theirs = {name: ours.pop(name) for name in LanguageFields.model_fields if name in ours}
+    fields = validate_or_400(LanguageFields, theirs)
+    _check_samples(ours, encode=fields.encode)
+    model = fields.model or models.own
+    options, _ = with_defaults(models.defaults(model), ours, partial(parse_some, LANGUAGE_OPTIONS))
+    return LanguageAsked(options.model_copy(update={"model": models.option(model)}), fields)
 
 
-def _known(names: Collection[str], sent: Sequence[FormField]) -> dict[str, Any]:
+def _check_samples(ours: Collection[str], *, encode: bool) -> None:
+    if not encode and "encoding" in ours:
+        raise conflict("encoding", "cannot be combined with encode=false, which is s16le, 16000 Hz, mono")
+
+
+def _known(sent: Sequence[FormField]) -> dict[str, Any]:
+    names = AsrFields.model_fields.keys() | Options.model_fields.keys()
     fields = [(name, value) for name, value in sent if name.partition("[")[0] in names]
     return collect_fields(fields, LISTS)

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, NotRequired
@@ -38,6 +38,7 @@ from serve_app.http.responses import (
     text_response,
 )
 from serve_app.http.uploads import received
+from serve_app.http.voice_routes import LANGUAGE_OPTIONS
 from serve_app.languages import LANGUAGES
 from serve_app.options import Options
 from serve_app.request.detect_language import DetectedLanguage
@@ -55,7 +56,7 @@ ALWAYS_FILTERED = StageWarning(
     "speech", "vad_filter_always", "vad_filter=false has no effect: speech is always detected first."
 )
 
-DetectLanguage = Callable[[Source, Sequence[str]], Awaitable[DetectedLanguage]]
+DetectLanguage = Callable[[Source, Options], Awaitable[DetectedLanguage]]
 
 
 class AsrSegment(TypedDict):
@@ -117,21 +118,22 @@ def asr_routes(
             transcript = replace(transcript, warnings=(*transcript.warnings, ALWAYS_FILTERED))
         return await asyncio.to_thread(_response, transcript, asked, source.name)
 
-    errors = described_errors(*ERRORS_AT_ONCE)
-    described = described_body({}, part=PART) | {"parameters": described_query(LanguageFields)}
+    errors = described_errors(*ERRORS_AT_ONCE, ModelNotFound)
+    query = [*described_query(LanguageFields), *described_query(Options, LANGUAGE_OPTIONS)]
+    described = described_body({}, part=PART) | {"parameters": query}
 
     @router.post("//detect-language", include_in_schema=False)
     @router.post("/detect-language", responses=errors, openapi_extra=described)
     async def language(request: Request) -> LanguageAnswer:
         """Detects the language of an uploaded file by its first windows of speech, without transcribing it.
 
-        With `languages` it is one of those. Query names that are not listed are ignored. `POST
-        //detect-language` is the same.
+        With `languages` it is one of those. Other options of `/asr` are refused, and names that this server
+        does not know are ignored. `POST //detect-language` is the same.
         """
-        parse = partial(parse_language, request.query_params.multi_items())
+        parse = partial(parse_language, request.query_params.multi_items(), models)
         async with received(request, max_bytes, parse, part=PART) as (source, asked):
-            file = _as_said(source, encode=asked.encode)
-            return language_answer(await detect_language(file, asked.languages))
+            file = _as_said(source, encode=asked.fields.encode)
+            return language_answer(await detect_language(file, asked.options))
 
     return router
 

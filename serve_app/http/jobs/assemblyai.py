@@ -31,6 +31,7 @@ from serve_app.jobs.store.records import Job
 from serve_app.jobs.stored import JobRequest
 from serve_app.jobs.webhooks.payloads import ENDS
 from serve_app.options import parse_options
+from serve_app.options.fields import MULTIPLE
 from serve_app.transcript import Segment, Transcript
 
 _STATUSES = {"queued": "queued", "running": "processing", "succeeded": "completed"}  # error: all others
@@ -154,8 +155,9 @@ def _shown(job: Job, asked: JobRequest, transcript: Transcript | None) -> dict[s
     names = speaker_names(transcript, asked.options)
     spoken = [(segment, _words(segment, transcript.language, names)) for segment in transcript.segments]
     words = by_start((of_segment for _, of_segment in spoken), itemgetter("start"))
+    was_detected = asked.options.language in (None, MULTIPLE)
     return shown | {
-        "language_code": shown["language_code"] or transcript.language,
+        "language_code": transcript.language if was_detected else shown["language_code"],
         "text": "".join(text_pieces(transcript.segments, asked.options.task, is_first=True)),
         "words": words,
         "utterances": list(_utterances(spoken, asked, names)) if has_speakers else None,

@@ -10,10 +10,11 @@ from serve_app.errors import InvalidRequest
 from serve_app.http.other_apis import renaming
 from serve_app.jobs.service import Submission
 from serve_app.options import Options, parse_options
-from serve_app.options.fields import SpeakerCount
+from serve_app.options.fields import MAX_FILE_S, SpeakerCount
 from serve_app.options.validation import conflict, validate_or_400
 
 _ALWAYS_ON = ("punctuate", "format_text")
+MAX_FILE_MS = int(MAX_FILE_S * 1000)
 
 
 class TranscriptRequest(BaseModel):
@@ -27,8 +28,12 @@ class TranscriptRequest(BaseModel):
     speaker_labels: bool = Field(False, description="Label speakers.")
     speakers_expected: SpeakerCount | None = Field(None, description="Exact number of speakers, if known.")
     multichannel: bool = Field(False, description="Each of 2 to 8 channels is one speaker.")
-    audio_start_from: Annotated[int, Field(ge=0)] = Field(0, description="Where to begin, in milliseconds.")
-    audio_end_at: Annotated[int, Field(gt=0)] | None = Field(None, description="Where to end, the same.")
+    audio_start_from: Annotated[int, Field(ge=0, le=MAX_FILE_MS)] = Field(
+        0, description="Where to begin, in milliseconds."
+    )
+    audio_end_at: Annotated[int, Field(gt=0, le=MAX_FILE_MS)] | None = Field(
+        None, description="Where to end, the same."
+    )
     keyterms_prompt: tuple[str, ...] = Field((), description="Words and names to expect.")
     word_boost: tuple[str, ...] = Field((), description="The older name of `keyterms_prompt`.")
     boost_param: Literal["default"] = Field("default", description="There is one weight only.")
@@ -92,6 +97,7 @@ THEIR_NAMES = {  # of our fields
     "num_speakers": "speakers_expected",
     "hotwords": "keyterms_prompt",
     "channels": "multichannel",
+    "channels=speakers": "multichannel",
     "start_s": "audio_start_from",
     "end_s": "audio_end_at",
 }

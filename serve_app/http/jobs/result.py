@@ -11,6 +11,7 @@ from serve_app.errors import InvalidRequest, StoreBusy, TranscriptionError
 from serve_app.http.auth import key_name
 from serve_app.http.errors import OTHER_ERRORS, described_errors
 from serve_app.http.forms import collect_fields
+from serve_app.http.openai.aliases import with_defaults
 from serve_app.jobs.service import Jobs, NoSuchJob
 from serve_app.jobs.webhooks.payloads import ENDS
 from serve_app.options import Options, parse_options
@@ -42,7 +43,8 @@ def rendering(request: Request, submitted: Options) -> Options:
     """How to show the transcript: as it was asked for at submission, or as the URL says.
 
     With `response_format` in the URL, all options for rendering are the URL's; without it, those of the URL
-    replace those of the submission. Raises InvalidRequest for what the transcript cannot show.
+    replace those of the submission, of which those go that do not fit the URL's. Raises InvalidRequest for
+    what the transcript cannot show.
     """
     given = request.query_params.multi_items()
     for name, _ in given:
@@ -50,13 +52,15 @@ def rendering(request: Request, submitted: Options) -> Options:
             message = f"{name}: the transcript is made; only {', '.join(RENDERING)} can be chosen now."
             raise InvalidRequest(message, name)
     chosen: dict[str, Any] = collect_fields(given, ())
+    kept: dict[str, Any] = {}
     if "response_format" not in chosen:
-        chosen = {**submitted.model_dump(include=set(RENDERING), exclude_defaults=True), **chosen}
+        kept = submitted.model_dump(include=set(RENDERING), exclude_defaults=True)
+        chosen["response_format"] = submitted.response_format
     # Of the other options only these limit what can be shown: speakers that were wanted may be left out.
     has_no_speakers = submitted.diarize is False and submitted.channels == "mix"
     diarize = False if has_no_speakers else None
     made = {"task": submitted.task, "align": submitted.align, "diarize": diarize}
-    options = parse_options({**chosen, **made})
+    options, _ = with_defaults(kept, chosen, lambda shown: parse_options({**shown, **made}))
     for name in KEPT_IF_ASKED:
         if getattr(options, name) and not getattr(submitted, name):
             raise conflict(name, f"kept only of a job that was submitted with {name}=true")

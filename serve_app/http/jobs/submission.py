@@ -15,7 +15,7 @@ from serve_app.http.forms import Field as FormField
 from serve_app.http.uploads import PredictRequest
 from serve_app.jobs.service import Submission, within
 from serve_app.options import Options
-from serve_app.options.conflicts import LISTS
+from serve_app.options.fields import LISTS
 from serve_app.options.validation import conflict, validate_or_400
 
 IDEMPOTENCY_KEY = "Idempotency-Key"

@@ -67,9 +67,9 @@ def with_defaults(
     return found, frozenset(left)
 
 
-def about_model(error: InvalidRequest, model: str, stands_for: Collection[str]) -> InvalidRequest:
+def about_model(error: InvalidRequest, model: str, from_model: Collection[str]) -> InvalidRequest:
     """The error, or one about the model where it is about an option that the model's name stands for."""
-    if error.param not in stands_for:
+    if error.param not in from_model:
         return error
     option = error.param
     why = f"The model {model} stands for {option}; send another {option}, or another model."

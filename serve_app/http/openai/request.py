@@ -13,8 +13,8 @@ from serve_app.http.forms import Field as FormField
 from serve_app.http.forms import collect_fields
 from serve_app.http.openai.aliases import Models, about_model, with_defaults
 from serve_app.options import Options, parse_options
-from serve_app.options.conflicts import KNOWN_SPEAKERS, LISTS, SPEAKER_OPTIONS
-from serve_app.options.fields import MAX_PROMPT_CHARS
+from serve_app.options.conflicts import SPEAKER_OPTIONS
+from serve_app.options.fields import KNOWN_SPEAKERS, LISTS, MAX_PROMPT_CHARS
 from serve_app.options.validation import conflict, items_of, validate_or_400
 from serve_app.transcript import Task
 
@@ -25,6 +25,7 @@ CAN_BE_STREAMED = ("json", "text", "diarized_json")
 HAVE_SEGMENTS = ("srt", "vtt", "diarized_json")  # with times, besides verbose_json
 
 ARRAYS = ("timestamp_granularities", "include", "keywords", *LISTS)
+WORDS = "timestamp_granularities[]=word with response_format=verbose_json"
 _STRATEGY = re.compile(r'auto|server_vad|\{\s*"type"\s*:\s*"server_vad"\s*\}')
 
 
@@ -78,8 +79,7 @@ class Fields(BaseModel):
         if "timestamp_granularities" in self.model_fields_set and not is_so:
             raise conflict("timestamp_granularities", "needs response_format=verbose_json")
         if self.word_timestamps and not has_words:
-            asked = "timestamp_granularities[]=word with response_format=verbose_json"
-            raise conflict("word_timestamps", f"ask for {asked}")
+            raise conflict("word_timestamps", f"ask for {WORDS}")
         if self.word_timestamps is False and has_words:
             raise conflict("word_timestamps", "timestamp_granularities asks for words")
         if not _STRATEGY.fullmatch(self.chunking_strategy):
@@ -101,10 +101,16 @@ class Fields(BaseModel):
         return is_verbose or self.stream or self.response_format in HAVE_SEGMENTS
 
 
-ELSEWHERE = ("task", "vad_filter", "without_timestamps", "condition_on_previous_text", "word_timestamps")
+OTHER_SERVERS = (
+    "task",
+    "vad_filter",
+    "without_timestamps",
+    "condition_on_previous_text",
+    "word_timestamps",
+)
 FIELDS_OF: Mapping[Task, Sequence[str]] = {
     "transcribe": tuple(Fields.model_fields),
-    "translate": ("model", "response_format", "prompt", *ELSEWHERE),
+    "translate": ("model", "response_format", "prompt", *OTHER_SERVERS),
 }
 OUR_FIELDS = Options.model_fields.keys() - Fields.model_fields.keys()
 
@@ -116,7 +122,7 @@ class ParsedForm:
     options: Options
     fields: Fields
     sent_as: Mapping[str, str]  # our option -> the field that it came from
-    of_model: frozenset[str] = frozenset()  # the options that the model's name stands for
+    from_model: frozenset[str] = frozenset()  # the options that the model's name stands for
 
     def renamed(self, error: InvalidRequest) -> InvalidRequest:
         """The error with the name of the field that the client sent."""
@@ -124,7 +130,7 @@ class ParsedForm:
             return error
         sent = self.sent_as.get(error.param, error.param)
         message = error.message.replace(error.param, sent)
-        return about_model(InvalidRequest(message, sent, error.code), self.fields.model, self.of_model)
+        return about_model(InvalidRequest(message, sent, error.code), self.fields.model, self.from_model)
 
 
 def parse(sent: Sequence[FormField], task: Task, models: Models, deployment: str | None = None) -> ParsedForm:
@@ -143,8 +149,8 @@ def parse(sent: Sequence[FormField], task: Task, models: Models, deployment: str
     chosen = models.option(given["model"]) if "model" in given else None
     if deployment and (models.defaults(deployment), models.option(deployment)) != (defaults, chosen):
         raise conflict("model", f"the path asks for {deployment}, which is another one; leave it out")
-    form, used = with_defaults(defaults, given, partial(_read, task))
-    return replace(form, options=form.options.model_copy(update={"model": chosen}), of_model=used)
+    form, from_model = with_defaults(defaults, given, partial(_read, task))
+    return replace(form, options=form.options.model_copy(update={"model": chosen}), from_model=from_model)
 
 
 def check_aliases(models: Models) -> None:
@@ -187,9 +193,11 @@ def _read(task: Task, given: dict[str, Any]) -> ParsedForm:
             given[option], sent_as[option] = value, name
     own_format = fields.response_format.removeprefix("verbose_").removeprefix("diarized_")
     own = {"task": task, "response_format": own_format, "word_timestamps": fields.has_words()}
-    options = parse_options(given | own)
+    options = _our_options(given | own)
     if options.max_segment_s and not fields.has_segments():
-        raise conflict("max_segment_s", f"{fields.response_format} shows no segments; ask for srt, say")
+        is_verbose = fields.response_format == "verbose_json"
+        instead = "timestamp_granularities[]=segment, too" if is_verbose else "srt, say"
+        raise conflict("max_segment_s", f"no segments are shown; ask for {instead}")
     if options.logprobs and fields.response_format != "json":
         raise conflict("logprobs", "they are in response_format=json only")
     if options.embeddings and fields.response_format not in HAVE_EMBEDDINGS:
@@ -203,6 +211,15 @@ def _read(task: Task, given: dict[str, Any]) -> ParsedForm:
     if fields.response_format == "diarized_json" and not options.diarize:
         raise conflict("diarize", "diarized_json needs it to be true")
     return ParsedForm(options, fields, sent_as)
+
+
+def _our_options(given: dict[str, Any]) -> Options:
+    """The options, or an InvalidRequest that calls word times what OpenAI's clients call them."""
+    try:
+        return parse_options(given)
+    except InvalidRequest as error:
+        param = "timestamp_granularities" if error.param == "word_timestamps" else error.param
+        raise InvalidRequest(error.message.replace("word_timestamps", WORDS), param, error.code) from None
 
 
 def _field_asking_for_speakers(response_format: OpenAIFormat, options: Options) -> str | None:

@@ -105,8 +105,13 @@ def test_what_is_asked_for_becomes_our_options(
         ({"webhook_url": "http://example.com"}, "webhook_url is not https"),
         ({"webhook_auth_header_name": "X"}, "webhook_auth_header_name: not supported here"),
         ({"summarization": True}, "summarization: not supported here"),
-        ({"audio_start_from": 2000, "audio_end_at": 1000}, "audio_end_at: must be after"),
-        ({"multichannel": True, "speaker_labels": True}, "speaker_labels: cannot be combined"),
+        ({"audio_start_from": 2000, "audio_end_at": 1000}, "audio_end_at: must be after audio_start_from"),
+        (
+            {"multichannel": True, "speaker_labels": True},
+            "speaker_labels: cannot be combined with multichannel",
+        ),
+        ({"audio_start_from": 10**400}, "audio_start_from:"),
+        ({"audio_end_at": 10**400}, "audio_end_at:"),
         ({"redact_pii_policies": ["drug"]}, "redact_pii_policies: not supported here"),
     ],
 )
@@ -168,6 +173,17 @@ def test_text_and_words(tmp_path: Path) -> None:
         assert told["confidence"] == pytest.approx(1.8 / 7)
         assert (told["audio_duration"], told["language_code"]) == (64, "de")
         assert (told["speech_model_used"], told["utterances"]) == ("fake", None)
+
+    using(tmp_path, story)
+
+
+@pytest.mark.parametrize("code", ["multiple", "auto"])
+def test_a_language_that_was_detected_is_told(code: str, tmp_path: Path) -> None:
+    """A transcript has the one that was heard, and no word that asked for it."""
+
+    async def story(service: Service) -> None:
+        told = await shown(service, await completed(service, language_code=code))
+        assert told["language_code"] == "de"
 
     using(tmp_path, story)
 

@@ -197,6 +197,8 @@ def test_without_a_format_the_url_changes_that_of_the_submission(tmp_path: Path)
         assert answer.content == predicted(**{**subtitles, "max_line_width": 40})
         path = await service.finished(FIXED, word_timestamps=True)
         assert (await service.get(f"{path}/result?word_timestamps=false")).content == predicted()
+        path = await service.finished(FIXED, word_timestamps=True, confidence=True, char_timestamps=True)
+        assert (await service.get(f"{path}/result?word_timestamps=false")).content == predicted()
 
     using(tmp_path, story)
 
@@ -220,6 +222,12 @@ def test_without_a_format_the_url_changes_that_of_the_submission(tmp_path: Path)
         ({"align": False}, "word_timestamps=true", "word_timestamps", "align=false"),
         ({"align": False}, "response_format=words", "response_format", "align=false"),
         ({"logprobs": True}, "response_format=srt&logprobs=true", "logprobs", "no log-probabilities"),
+        (
+            {"confidence": True, "word_timestamps": True},
+            "word_timestamps=false&confidence=true",
+            "confidence",
+            "needs word_timestamps",
+        ),
         ({}, "embeddings=true", "embeddings", "submitted with embeddings=true"),
         ({"embeddings": True}, "response_format=vtt&embeddings=true", "embeddings", "no embeddings"),
         ({}, "language=de", "language", "only response_format"),

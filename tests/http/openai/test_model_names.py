@@ -160,7 +160,7 @@ def test_no_option_of_a_name_is_lost_without_need(sent: dict[str, Any], defaults
     together, named = parsed({**wanted, **sent}, {"mine": {}}), parsed(sent, {"mine": defaults})
     if isinstance(together, ParsedForm):
         assert isinstance(named, ParsedForm)
-        assert (named.options, named.of_model) == (together.options, frozenset(wanted))
+        assert (named.options, named.from_model) == (together.options, frozenset(wanted))
 
 
 @pytest.mark.parametrize(

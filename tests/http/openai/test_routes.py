@@ -420,7 +420,7 @@ KNOWN = {"known_speaker_names__": "Ann", "known_speaker_references__": "data:aud
         (
             {"max_segment_s": "5", "response_format": "verbose_json", "timestamp_granularities__": "word"},
             "max_segment_s",
-            "no segments",
+            "no segments are shown; ask for timestamp_granularities[]=segment, too.",
         ),
         ({"char_timestamps": "true"}, "char_timestamps", "timestamp_granularities[]=word"),
         (
@@ -430,7 +430,7 @@ KNOWN = {"known_speaker_names__": "Ann", "known_speaker_references__": "data:aud
         ),
         (
             {"align": "false", "response_format": "verbose_json", "timestamp_granularities__": "word"},
-            "word_timestamps",
+            "timestamp_granularities",
             "align=false",
         ),
         ({"beam": "3"}, "beam", "unknown field"),
