@@ -406,10 +406,9 @@ CARDS = ("cards-002.wav", "cards-004.wav")
 
 
 def recorded(name: str) -> Samples:
-    with (PEOPLE / name).open("rb") as file:
-        with ThreadPoolExecutor(1) as thread:  # Playwright leaves a running loop in this one
-            decoding = thread.submit(asyncio.run, decode_whole(file, max_audio_s=600, timeout_s=60))
-            return decoding.result()[1]
+    # In a thread of its own: Playwright leaves a running loop in this one.
+    with (PEOPLE / name).open("rb") as file, ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, decode_whole(file, max_audio_s=600, timeout_s=60)).result()[1]
 
 
 def words_alone(content: bytes, **data: str) -> dict[str, Any]:
