@@ -90,7 +90,10 @@ class Embeddings(TypedDict):
         ]
     ]
     embedding_model: NotRequired[
-        Annotated[EmbeddingModel | None, Field(description="What made them; null where nobody speaks.")]
+        Annotated[
+            EmbeddingModel | None,
+            Field(description="The network that made the vectors; null where there is no speaker."),
+        ]
     ]
 
 

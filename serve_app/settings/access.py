@@ -28,7 +28,7 @@ class AccessSettings(Strict):
     trusted_networks: tuple[Network, ...] = Field(
         (),
         description="Networks whose clients need no key, such as 192.168.1.0/24. Do not name a proxy's "
-        "address: one that does not say by a header for whom it asks would let all of its clients in.",
+        "address: a proxy that sends no header about its client would let in all of its clients.",
     )
     cors_origins: tuple[Origin, ...] = Field(
         (), description="Web pages of these origins may use the API; * for all of them needs keys."
