@@ -100,7 +100,7 @@ def new(before: dict[str, int]) -> dict[str, int]:
 def gates(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gates]:
     gates = Gates(tmp_path_factory.mktemp("gates"))
     deploy(gates, "one")
-    until(is_up, 120)
+    until(is_up, 300)
     yield gates
     serve.delete(NAME)
 
@@ -112,7 +112,7 @@ def pool(gates: Gates) -> Iterator[ThreadPoolExecutor]:
         yield pool
         for left in gates.folder.iterdir():
             left.unlink(missing_ok=True)
-    until(is_up, 120)
+    until(is_up, 300)
 
 
 def post(file: bytes = FILE, **options: Any) -> httpx.Response:
