@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from serve_app.cli import GRACE_S, CommandFailed, ConfigPath, note
+from serve_app.cli import GRACE_S, INSTALL, CommandFailed, ConfigPath, note
 from serve_app.cli.doctor.command import doctor
 from serve_app.cli.jobs import jobs
 from serve_app.cli.prefetch import prefetch
@@ -200,8 +200,7 @@ def main() -> None:
         if find_spec("ray"):
             raise
         note.print(
-            f"error: this command needs the server's packages ({error.name} is missing): "
-            "pip install 'whisperx-serve[server]'.",
+            f"error: this command needs the server's packages ({error.name} is missing): {INSTALL}.",
             markup=False,
         )
     sys.exit(exit_code)

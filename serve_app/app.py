@@ -1,7 +1,8 @@
 """The graph on one screen: `serve run serve_config.yaml` builds what stands here.
 
-Reading order: deployments.ingress -> http.app -> request.pipeline -> stages/audio, speech, asr, alignment,
-diarization -> request.assign_speakers. `deployments` says where each stage runs.
+Reading order: deployments.ingress -> http.app -> deployments.calls.graph -> request.pipeline ->
+deployments.calls.stage_calls -> stages/audio, speech, asr, alignment, diarization -> request.assign_speakers.
+`deployments` says where each stage runs, docs/architecture.md what each is called.
 """
 # No `from __future__ import annotations` here: Ray validates `args:` only when the annotation is a class.
 

@@ -15,7 +15,7 @@ Encoding = Literal[
     "s16le", "s16be", "s24le", "s32le", "f32le", "u8", "mulaw", "alaw", "g722", "g726", "g726le", "g729"
 ]
 
-# The names are those of ffmpeg's demuxers: encodings of samples, and the bytes of one,
+# Encodings of samples, by the names of ffmpeg's demuxers, and the bytes of one sample.
 ENCODINGS: dict[Encoding, int] = {
     "s16le": 2,
     "s16be": 2,
@@ -26,7 +26,7 @@ ENCODINGS: dict[Encoding, int] = {
     "mulaw": 1,
     "alaw": 1,
 }
-# and codecs of telephones, which have one channel and one rate.
+# Codecs of telephones, which have one channel and one rate; the names are ffmpeg's, too.
 TELEPHONE_RATES_HZ: dict[Encoding, int] = {"g722": 16_000, "g726": 8_000, "g726le": 8_000, "g729": 8_000}
 
 

@@ -1,6 +1,6 @@
 """Switches on the patches of Serve, in its HTTP proxy and in the Ingress, where PROXY_HOOK is set.
 
-Serve's proxy calls the function that PROXY_HOOK names when it starts. `python -m serve_app serve` sets it; an
+Serve's proxy calls the function that PROXY_HOOK names when it starts. `whisperx-serve serve` sets it; an
 operator may set it on every node of a cluster (docs/deploy.md). The patches use private names of Serve: any
 other Ray than the one that they were tried on stays as it is.
 """

@@ -53,7 +53,7 @@ class AsrRequest:
     features: npt.NDArray[np.float32]  # log-mel, (n_mels, 3000)
     language: str | None = None
     decoding: Decoding = Decoding()
-    certain_at: float | None = None  # another language that is at least so probable is taken instead
+    certain_at: float | None = None  # a detected language at least this probable replaces `language`
     times_until_s: float = 0.0  # the window's length where its tokens are wanted, else 0
     only_language: bool = False  # the language is detected, and nothing recognised
 

@@ -121,7 +121,7 @@ def test_a_stream_can_be_printed_as_documented(name: str, capsys: pytest.Capture
     """Also while a report has no segments yet, since an earlier window is missing."""
     loop = re.search(r"^for item in .*\n(?: .*\n)+", (PROJECT / name).read_text(), re.MULTILINE)
     assert loop
-    exec(loop[0], {"handle": Streaming()})
+    exec(loop[0], {"handle": Streaming(), "audio": b""})
     nothing, one, answer = capsys.readouterr().out.splitlines()
     assert (nothing, answer) == ("[]", "['all of it']")
     assert "Hello." in one

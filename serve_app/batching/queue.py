@@ -43,7 +43,7 @@ class FairQueue(Generic[Item, Result]):
     def __init__(self, audio_s: Callable[[Item], float]) -> None:
         self._audio_s = audio_s
         self._queues: OrderedDict[Hashable, deque[Waiting[Item, Result]]] = OrderedDict()  # next one first
-        self._first_items_led = False  # the last batch for which both first and other items waited
+        self._first_items_led = False  # when both first and other items last waited
 
     def __iter__(self) -> Iterator[Waiting[Item, Result]]:
         return (waiting for queue in self._queues.values() for waiting in queue)

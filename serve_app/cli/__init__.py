@@ -10,6 +10,9 @@ ConfigPath = Annotated[Path, typer.Argument(help="Config file of the service, su
 
 note = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
+# For commands that lack the server's packages; no package index has this project.
+INSTALL = "pip install '.[server]' in a checkout, or 'FILE.whl[server]'"
+
 GRACE_S = 30.0  # how long running requests may take to end after SIGTERM
 
 

@@ -99,7 +99,7 @@ def _refuse_wrong_host(host: str, access: AccessSettings, path: Path) -> None:
     if not (access.keys or access.trusted_networks or access.public_without_keys or is_loopback(host)):
         raise CommandFailed(
             f"{path}: http_options.host {host} lets other machines in, and there are no API keys. Set it to "
-            "127.0.0.1, or add args.access.keys (python -m serve_app key NAME makes one) or "
+            "127.0.0.1, or add args.access.keys (whisperx-serve key NAME makes one) or "
             "args.access.trusted_networks, or, to let everybody in, set "
             "args.access.public_without_keys: true."
         )

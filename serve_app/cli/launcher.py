@@ -14,7 +14,6 @@ from typing import Any
 
 from ray import serve
 from ray.exceptions import RayError
-from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus, ProxyStatus, ServeDeploySchema, TracingConfig
 
 from serve_app.cli import GRACE_S, CommandFailed, note
@@ -23,6 +22,7 @@ from serve_app.cli.doctor.checks import State
 from serve_app.cli.doctor.devices import Devices, ask_driver
 from serve_app.cli.doctor.weights import memory
 from serve_app.cli.local_ray import local_ray, logs_folder, on_signals
+from serve_app.deployments.calls import ray_private
 from serve_app.errors import ModelUnavailable
 from serve_app.jobs.places import JobsUnusable, kept_from_others, prepare
 from serve_app.models import hub
@@ -65,6 +65,7 @@ def running(
     raw.setdefault("logging_config", {"log_level": "WARNING"})  # at INFO Serve logs every inner call
     schema = ServeDeploySchema.model_validate(raw)
     names = [application.name for application in schema.applications]
+    _refuse_unknown_ray()
     _refuse_taken_port(schema.http_options.host, schema.http_options.port, "http_options.port")
     _refuse_taken_port("", metrics_port, "--metrics-port")
     _go_offline_if_the_hub_is_silent()
@@ -110,8 +111,7 @@ def _start_serve(schema: ServeDeploySchema) -> None:
             f"Serve or its HTTP proxy did not start: {last_line}; its logs are in {logs_folder()}/serve."
         )
         raise CommandFailed(message) from error
-    client: Any = _get_global_client()
-    client.deploy_apps(schema)
+    ray_private.deploy(schema)
 
 
 def _refuse_missing_models(settings: list[Settings]) -> None:
@@ -156,6 +156,13 @@ def _go_offline_if_the_hub_is_silent() -> None:
 def _say_if_offline() -> None:
     if not hub.answers(hub.endpoint()):
         note.print(f"Offline: {hub.endpoint()} does not answer, so only models on this machine are used.")
+
+
+def _refuse_unknown_ray() -> None:
+    try:
+        ray_private.check()
+    except ray_private.UnknownRay as error:
+        raise CommandFailed(str(error)) from None
 
 
 def _refuse_taken_port(host: str, port: int, setting: str) -> None:

@@ -29,7 +29,7 @@ RETRY_AFTER_S = 60  # a queue of minutes is not gone in seconds
 
 @serve.deployment(**OPTIONS)
 class AudioLoader:
-    """URLs and uploads to samples. CPU only; hostile bytes stay in its child processes."""
+    """URLs and uploads to samples. CPU only; what is hostile in a file is decoded in child processes."""
 
     def __init__(self, intake: IntakeSettings) -> None:
         log_errors_in_one_line()

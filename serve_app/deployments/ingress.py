@@ -129,7 +129,7 @@ class Ingress:
         """The same for `handle.options(stream=True)`: progress as windows are done, then the answer.
 
         Every item but the last has `windows_done`, `windows_found`, `all_found` and `segments`: those that
-        have become final, in order, without speakers. The last one is the answer.
+        have become final, in order, without speakers unless channels are speakers. The last is the answer.
         """
         where, parsed = _source(source, headers), parse_options(options)
         with self._admission.admit():

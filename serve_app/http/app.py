@@ -96,13 +96,12 @@ def create_app(
 ) -> FastAPI:
     """The application.
 
-    `transcribe` runs a request; `readiness` says for each stage whether its models are loaded. OpenAI's
-    clients call the model `model`, or by a name of `openai`, and the others beside it by theirs. `max_bytes`
-    limits the file in any kind of body.
-    `admission` counts requests and refuses too many. Without `detect_language` there are no routes of
-    whisper-asr-webservice, and without `without_text` none of speakers and speech alone. Without `jobs`
-    their routes say that there are none; `jobs_reachable` raises the
-    error of a node that cannot reach them. `on_error` hears the code and status of every error that is
+    `transcribe` runs a request; `readiness` says for each stage whether its models are loaded. `model` is the
+    configured model's name, `other_models` are those of the setting `models`, and `openai` has the aliases.
+    `max_bytes` limits the file in any kind of body. `admission` counts requests and refuses too many. Without
+    `detect_language` there are no routes of whisper-asr-webservice, and without `without_text` none of
+    speakers and speech alone. Without `jobs` their routes say that there are none; `jobs_reachable` raises
+    the error of a node that cannot reach them. `on_error` hears the code and status of every error that is
     answered. Serve adds request ids itself: behind it, `outermost` has the middlewares that need the
     `receive` that Serve gives.
     """

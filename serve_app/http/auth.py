@@ -230,7 +230,7 @@ def _refuse_strangers(scope: Scope) -> None:
         raise NoApiKeys(
             "This server has no API keys and answers its own machine only, asked for as 127.0.0.1, [::1] or "
             "localhost, and access.trusted_networks, asked for by an address or a local name, without a "
-            "proxy. Its operator can add those, or keys (python -m serve_app key NAME), or set "
+            "proxy. Its operator can add those, or keys (whisperx-serve key NAME), or set "
             f"access.public_without_keys. This request came from {client[0] if client else 'nowhere'}."
         )
 

@@ -115,7 +115,7 @@ def _aligners(settings: AlignmentSettings, store: Store) -> dict[str, str]:
         raise ModelUnavailable(
             f"alignment.preload: the wav2vec2 model of {', '.join(missing)} is not on this machine, and its "
             "source does not answer; prefetch it where there is a network "
-            f"(python -m serve_app prefetch --language {missing[0]}), or set alignment.method: auto."
+            f"(whisperx-serve prefetch --language {missing[0]}), or set alignment.method: auto."
         )
     return found
 

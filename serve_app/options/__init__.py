@@ -13,7 +13,7 @@ from serve_app.options.validation import validate_or_400
 from serve_app.stage_requests import Decoding, SpeechSearch
 from serve_app.transcript import SpeakerBounds
 
-ROUNDING_S = 0.001  # by which a segment is longer than its window at most
+ROUNDING_S = 0.001  # a segment can be this much longer than its window
 # A window takes the same time however short it is, while callers are charged by the second.
 MIN_WINDOW_S = 5.0
 MULTIPLE_WINDOW_S = 10.0  # a window has one language, and what is said in another one in it is lost

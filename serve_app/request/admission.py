@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from serve_app.errors import NoRoom
 
-SHORT_FILE_S = 600.0  # a file of at most this length is short,
-RESERVED_SHARE = 0.1  # and this share of the audio is reserved for short files
+SHORT_FILE_S = 600.0  # a file up to this long counts as short
+RESERVED_SHARE = 0.1  # of the audio, kept for short files
 MIN_RETRY_AFTER_S, MAX_RETRY_AFTER_S = 1, 600
 USUAL_REQUEST_S = 10.0  # before any has ended
 NEWEST_WEIGHT = 0.2  # of the newest request in the moving average

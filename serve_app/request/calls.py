@@ -50,7 +50,7 @@ class TranscribeCall(StageCall):
     window: Window
     decoding: Decoding
     language: str | None = None
-    certain_at: float | None = None  # another language that is at least so probable is taken instead
+    certain_at: float | None = None  # a detected language at least this probable replaces `language`
     is_first: bool = False  # the request's first window, or one that votes on the language: it goes first
     word_times: bool = False  # the text is to have sentences with the times of their words
     only_language: bool = False  # detect the language and recognise nothing: the text is empty

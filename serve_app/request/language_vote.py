@@ -42,7 +42,7 @@ class LanguageVote:
             self._decided.set_result(named)
 
     def asks(self, number: int) -> bool:
-        """Whether the window with this number, from 0, votes: its text has the language that it detects."""
+        """Whether the window with this number, from 0, votes: it has the language detected on it."""
         return number < MAX_VOTERS and not self._decided.done()
 
     def vote(self, window: Window, text: WindowText) -> StageWarning | None:

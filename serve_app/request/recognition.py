@@ -38,8 +38,8 @@ def spoken_by(segment: Segment, speaker: str | None) -> Segment:
 class Recognition:
     """The windows of one file, from the search for speech to their segments.
 
-    Of a channel that is a speaker, its segments have that speaker, and its progress goes to `report`. Stages
-    count times from where decoding begins, callers from the start of the file.
+    With `channel` it recognises that channel alone, names its speaker, and reports to `report`. Stages count
+    times from where decoding begins, callers from the start of the file.
     """
 
     def __init__(

@@ -47,7 +47,7 @@ class RequestState:
         self.duration_s, self.peaks = 0.0, b""
 
     def loaded(self, part: AudioInfo) -> None:
-        """Notes what is known of the file with this part, once, although each channel has all of them."""
+        """Records what is known of a part, once: with channels apart, every channel meets each part."""
         if part.start_s < self.duration_s:
             return
         self.duration_s = part.end_s

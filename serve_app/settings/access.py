@@ -8,7 +8,7 @@ from serve_app.settings.types import Network, Origin, Seconds, Strict
 
 
 class ApiKey(Strict):
-    """A client. The key itself stands nowhere; `python -m serve_app key NAME` makes one."""
+    """A client. The key itself stands nowhere; `whisperx-serve key NAME` makes one."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")  # shown in logs
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")  # of the key, in hex

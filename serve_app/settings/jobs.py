@@ -22,7 +22,7 @@ class WebhookSettings(Strict):
     secrets_file: str | None = Field(
         None,
         description="File of the secrets that sign webhooks, one a line, the newest first. Empty: those in "
-        "$WEBHOOK_SECRETS, with spaces between them. `python -m serve_app webhook-secret` makes one.",
+        "$WEBHOOK_SECRETS, with spaces between them. `whisperx-serve webhook-secret` makes one.",
     )
     timeout_s: float = Field(20, gt=0, le=30, description="Longest time of a try, until the answer's status.")
     retry_delays_s: tuple[Annotated[float, Field(gt=0, le=MAX_DELAY_S)], ...] = Field(

@@ -94,7 +94,7 @@ def python(wheel: Path, folder: Path, *arguments: str) -> subprocess.CompletedPr
 
 
 def test_only_the_extra_server_brings_ray_and_torch(wheel: Path) -> None:
-    """`pip install whisperx-serve[client]` is small."""
+    """`pip install .` is small."""
     (metadata,) = wheel.glob("*.dist-info/METADATA")
     listed = Parser().parsestr(metadata.read_text()).get_all("Requires-Dist", [])
     needed = [Requirement(each) for each in listed]
@@ -115,10 +115,10 @@ def test_the_demo_has_its_config(wheel: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["demo"], "pip install 'whisperx-serve[server]'"),
-        (["serve", "config.yaml"], "pip install 'whisperx-serve[server]'"),
-        (["doctor"], "pip install 'whisperx-serve[server]'"),
-        (["prefetch", "base"], "pip install 'whisperx-serve[server]'"),
+        (["demo"], "pip install '.[server]'"),
+        (["serve", "config.yaml"], "pip install '.[server]'"),
+        (["doctor"], "pip install '.[server]'"),
+        (["prefetch", "base"], "pip install '.[server]'"),
         (["transcribe", "talk.mp3"], "--server URL"),
     ],
 )

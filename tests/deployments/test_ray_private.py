@@ -1,5 +1,6 @@
 """What the service leans on inside Ray: the installed one has it, another one is refused in one sentence."""
 
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,14 +9,19 @@ import pytest
 import ray
 from fakes import FakeAligner, FakeRecognizer, FakeSpeechModel
 from ray import ObjectRefGenerator
+from ray.serve import context
+from ray.serve._private.client import ServeControllerClient
 from ray.serve.handle import DeploymentResponseGenerator
 
 from serve_app import proxy
 from serve_app.app import graph
+from serve_app.cli import CommandFailed, config_file
+from serve_app.cli.launcher import running
 from serve_app.deployments.calls import ray_private
 from serve_app.models.loaders import Loaders
 from serve_app.settings import Settings
 
+PACKAGE = Path(proxy.__file__).parent
 GENERATOR = r"DeploymentResponseGenerator\._to_object_ref_gen\(\)"
 LOADERS = Loaders(FakeSpeechModel, partial(FakeRecognizer, Path("gate")), FakeAligner, None)
 
@@ -43,10 +49,12 @@ class OtherRay:
         (DeploymentResponseGenerator, "_to_object_ref_gen", None, GENERATOR),
         (DeploymentResponseGenerator, "_to_object_ref_gen", OtherRay.more, GENERATOR),
         (DeploymentResponseGenerator, "_to_object_ref_gen", OtherRay.at_once, GENERATOR),
+        (context, "_get_global_client", None, r"_get_global_client\(\)"),
+        (ServeControllerClient, "deploy_apps", None, r"ServeControllerClient\.deploy_apps\(schema\)"),
     ],
 )
 def test_another_ray_is_refused_when_the_graph_is_built(
-    monkeypatch: pytest.MonkeyPatch, owner: type, name: str, other: Any, missing: str
+    monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, other: Any, missing: str
 ) -> None:
     """Not by the first request, whether a method has gone, takes other arguments or is not awaited."""
     built()
@@ -58,6 +66,27 @@ def test_another_ray_is_refused_when_the_graph_is_built(
     sentence = rf"^Ray 2\.61\.0 has no {missing}; this service was tried with Ray 2\.60\.0\.$"
     with pytest.raises(ray_private.UnknownRay, match=sentence):
         built()
+
+
+def test_another_ray_is_refused_before_it_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`whisperx-serve serve` says so in one sentence, at once."""
+    monkeypatch.delattr(context, "_get_global_client")
+    raw = config_file.read(config_file.DEMO_CONFIG)
+    with (
+        pytest.raises(CommandFailed, match=r"has no _get_global_client\(\); this service was tried with Ray"),
+        running(raw, show_logs=False),
+    ):
+        pytest.fail("It was started.")
+
+
+def test_all_private_names_are_checked() -> None:
+    """They are used in ray_private.py alone, but for the patches, which are off with another Ray."""
+    private = re.compile(r"^ *(?:from|import) ray\b.*\._|^ *from ray\b.* import .*\b_[a-z]", re.MULTILINE)
+    using = {path for path in PACKAGE.rglob("*.py") if private.search(path.read_text())}
+    assert {path.relative_to(PACKAGE).parts[0] for path in using} == {"proxy.py", "ray_patches"}
+    used = set(re.findall(r"\.(_[a-z]\w+)\(", Path(ray_private.__file__).read_text()))
+    checked = {name.rpartition(".")[2].rpartition(":")[2] for name, _, _ in ray_private.LEANS_ON}
+    assert used == {name for name in checked if name.startswith("_")}
 
 
 def test_the_ray_it_was_tried_with_is_the_installed_one() -> None:

@@ -49,23 +49,23 @@ _OWN_SERVICE = "starts a service of its own: tests/cli/test_transcribe.py"
 _GPU_CHECK = "tests/benchmarks/test_gpu_check.py"
 _OTHERS = "another service or program, from which one migrates"
 ELSEWHERE = {  # document and first line -> a test, or a reason
-    ("README.md", "make demo "): _COMMANDS,
+    ("README.md", "git clone"): f"downloads 3 GB; the demo and the service: {_COMMANDS}",
     ("README.md", '{"model_output": ['): "shortened; docs/api.md has a whole answer",
-    ("README.md", ". .venv/bin/activate"): f"starts a Ray: {_COMMANDS} and tests/cli/test_launcher.py",
+    ("README.md", "whisperx-serve serve"): f"starts a Ray: {_COMMANDS} and tests/cli/test_launcher.py",
     ("README.md", "import ray"): _COMMANDS,
     ("docs/api.md", "import ray"): _COMMANDS,
     ("docs/api.md", "for item in handle.options"): f"{_COMMANDS} and tests/test_project.py",
-    ("docs/deploy.md", "python -m serve_app serve serve_config.yaml"): _COMMANDS,
+    ("docs/deploy.md", "whisperx-serve serve serve_config.yaml"): _COMMANDS,
     ("docs/deploy.md", "export RAY_AUTH_MODE=token"): "a cluster; up to Ray's start: tests/test_project.py",
     ("docs/jobs.md", "import base64, hmac, json, os, time"): _RECEIVERS,
     ("docs/jobs.md", "import os"): _RECEIVERS,
     ("docs/jobs.md", "const { createHmac, timingSafeEqual }"): _RECEIVERS,
     ("docs/jobs.md", "import hmac, os"): _RECEIVERS,
-    ("docs/models.md", "python -m serve_app prefetch base"): _DOWNLOADS,
-    ("docs/howto.md", "python -m serve_app prefetch base"): _DOWNLOADS,
+    ("docs/models.md", "whisperx-serve prefetch base"): _DOWNLOADS,
+    ("docs/howto.md", "whisperx-serve prefetch base"): _DOWNLOADS,
     ("docs/howto.md", "whisperx-serve serve"): _COMMANDS,
     ("docs/operations.md", "make gpu-check"): _GPU_CHECK,
-    ("docs/operations.md", "python -m serve_app serve serve_config.yaml --metrics-port"): _METRICS,
+    ("docs/operations.md", "whisperx-serve serve serve_config.yaml --metrics-port"): _METRICS,
     ("docs/operations.md", "ray start --head"): "a cluster of several nodes",
     ("docs/operations.md", "export OTEL_EXPORTER_OTLP_ENDPOINT"): _METRICS,
     ("docs/tutorial.md", "sudo apt-get update"): "needs root",
@@ -214,7 +214,6 @@ def here(text: str, services: Services, environment: dict[str, str]) -> str:
     for written, real in {
         "http://127.0.0.1:8000": environment["WHISPERX_URL"],
         "https://example.com/hook": services.hook,
-        "/v1/jobs/ID/": f"/v1/jobs/{environment['ID']}/",
     }.items():
         text = text.replace(written, real)
     return text

@@ -7,6 +7,8 @@ from enum import StrEnum
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from serve_app.cli import INSTALL
+
 if TYPE_CHECKING:
     from serve_app.cli.doctor.devices import Devices
     from serve_app.settings import Settings
@@ -144,4 +146,4 @@ def _finding(check: Check) -> Finding:
 
 def missing_package(error: ImportError) -> Finding:
     name = (error.name or "a package").partition(".")[0]
-    return wrong(f"{name} cannot be imported; install it again with pip install 'whisperx-serve[server]'.")
+    return wrong(f"{name} cannot be imported; install it again: {INSTALL}.")

@@ -7,11 +7,11 @@ from importlib import metadata
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from serve_app.cli import INSTALL
 from serve_app.cli.doctor.checks import Check, Finding, Subject, fine, skipped, warning, wrong
 from serve_app.cli.doctor.devices import Devices
 
 DISTRIBUTION = "whisperx-serve"
-INSTALL = f"pip install '{DISTRIBUTION}[server]'"
 NOT_INSTALLED = f"{DISTRIBUTION} is not installed as a package, so what it needs is not known here."
 
 
@@ -49,7 +49,7 @@ def packages(required: list[str] | None) -> Finding:
     asked = [Requirement(each) for each in required]
     needed = [each for each in asked if each.marker is None or each.marker.evaluate({"extra": "server"})]
     if unfit := [*_unfit(needed)]:
-        return wrong(f"{'; '.join(unfit)}; install what is asked for with {INSTALL}.")
+        return wrong(f"{'; '.join(unfit)}; install what is asked for: {INSTALL}.")
     pinned = [f"{each.name} {metadata.version(each.name)}" for each in needed if "==" in str(each.specifier)]
     return fine(f"{len(needed)} packages are as asked for, among them {', '.join(pinned) or 'none pinned'}.")
 
@@ -72,7 +72,7 @@ def model_packages(devices: Devices) -> Finding:
     failures = {"torch": devices.torch_error, "CTranslate2": devices.ctranslate2_error}
     said = [f"{name} cannot be used ({why})" for name, why in failures.items() if why]
     if said:
-        return wrong(f"{', '.join(said)}; install them again with {INSTALL}.")
+        return wrong(f"{', '.join(said)}; install them again: {INSTALL}.")
     return fine(f"torch {devices.torch} and CTranslate2 {devices.ctranslate2} can be imported.")
 
 

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from serve_app.cli import CommandFailed
+from serve_app.cli import INSTALL, CommandFailed
 
 # Flags for the service that this command starts, and their keys in the args of its config.
 SETTINGS = {
@@ -41,8 +41,7 @@ def own_service(
     """
     if find_spec("ray") is None:
         raise CommandFailed(
-            "a service cannot be started here: pip install 'whisperx-serve[server]', or name one that runs "
-            "with --server URL."
+            f"a service cannot be started here; name one that runs with --server URL, or {INSTALL}."
         )
     from serve_app.cli import config_file
     from serve_app.cli.launcher import free_port, running, url_of

@@ -15,6 +15,7 @@ from typing import Any
 
 import ray
 from ray.serve import context
+from ray.serve.schema import ServeDeploySchema
 
 from serve_app.proxy import TRIED
 
@@ -22,10 +23,12 @@ logger = logging.getLogger("ray.serve")
 
 # Each with the arguments that it is given here, and whether it is awaited.
 LEANS_ON: list[tuple[str, tuple[str, ...], bool]] = [
-    ("ray:ObjectRefGenerator._get_next_ref_n", ("int",), False),
-    ("ray:ObjectRef._on_ready", ("callback",), False),
-    ("ray.serve.handle:DeploymentResponseGenerator._to_object_ref_gen", (), True),
-    ("ray.serve.context:_set_request_context", ("request_id",), False),
+    ("ray:ObjectRefGenerator._get_next_ref_n", ("self", "int"), False),
+    ("ray:ObjectRef._on_ready", ("self", "callback"), False),
+    ("ray.serve.handle:DeploymentResponseGenerator._to_object_ref_gen", ("self",), True),
+    ("ray.serve.context:_set_request_context", ("route", "request_id"), False),
+    ("ray.serve.context:_get_global_client", (), False),
+    ("ray.serve._private.client:ServeControllerClient.deploy_apps", ("self", "schema"), False),
 ]
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")  # in every pod of Kubernetes
@@ -69,6 +72,12 @@ def log_as(request_id: str) -> None:
     context._set_request_context("", request_id)
 
 
+def deploy(schema: ServeDeploySchema) -> None:
+    """Has Serve start the applications of a config file, as `serve deploy` does over HTTP."""
+    client: Any = context._get_global_client()
+    client.deploy_apps(schema)
+
+
 def gpus_may_join() -> bool | None:
     """Whether KubeRay may add a node with a GPU; None where that is not known."""
     name = os.environ.get("RAY_CLUSTER_NAME")  # KubeRay's operator sets it in every pod
@@ -101,8 +110,9 @@ def check() -> None:
     for name, arguments, is_async in LEANS_ON:
         with suppress(ImportError, AttributeError, TypeError, ValueError):
             function = pkgutil.resolve_name(name)
-            inspect.signature(function).bind("self", *arguments)
+            inspect.signature(function).bind(*arguments)
             if inspect.iscoroutinefunction(function) == is_async:
                 continue
-        wanted = f"{name.partition(':')[2]}({', '.join(arguments)})"
+        given = ", ".join(argument for argument in arguments if argument != "self")
+        wanted = f"{name.partition(':')[2]}({given})"
         raise UnknownRay(f"Ray {ray.__version__} has no {wanted}; this service was tried with Ray {TRIED}.")

@@ -43,8 +43,8 @@ def with_defaults(
 ) -> tuple[Read, frozenset[str]]:
     """What `read` makes of the fields sent and of those defaults that fit them, and the names of the latter.
 
-    A request that is valid by itself is valid with any defaults: the one that `read` says is wrong gives
-    way, or the one without which it would be right, and if there is none, the last.
+    Defaults never make a valid request invalid. While `read` fails, one default is dropped: the one that its
+    error names, else one whose removal helps, else the last.
     """
     taken = sent.keys() | {name for group in GROUPS if group & sent.keys() for name in group}
     left = {name: value for name, value in defaults.items() if name not in taken}

@@ -57,7 +57,7 @@ class Search:
         """The likeliest of an item's samples that is not repetitive, else the likeliest; and its tokens.
 
         faster-whisper takes the likeliest in any case, which is a loop if there is one among them: repeated
-        words are always likely. Of a beam search there is only one. `known` has other fields of the text.
+        words are always likely. A beam search gives one text. `known` has other fields of the text.
         """
         # CTranslate2 divides the sum of log-probabilities by the tokens alone, whisperx counts the end token.
         texts = []
