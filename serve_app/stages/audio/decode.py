@@ -123,8 +123,6 @@ def peaks(part: Samples) -> bytes:
 
 def _expected_s(streams: Streams, selection: Selection) -> float:
     """How much sound is to come; 0 where it is not known."""
-    if not streams.duration_s:
-        return 0.0 if selection.end_s is None else selection.length_s
     return max(0.0, min(streams.duration_s - selection.start_s, selection.length_s))
 
 
