@@ -105,10 +105,7 @@ class IntakeSettings(Strict):
     max_json_bytes: int = Field(
         64 << 20, gt=0, description="Largest JSON body, in bytes; send larger files as multipart or by URL."
     )
-    max_audio_s: Seconds = Field(
-        4 * 3600,
-        description="Longest audio, in decoded seconds; of channels that are speakers, all together.",
-    )
+    max_audio_s: Seconds = Field(4 * 3600, description="Longest audio, in decoded seconds.")
     receive_timeout_s: Seconds = Field(600, description="Longest time to receive a request's body.")
     fetch_timeout_s: Seconds = Field(300, description="Longest time to fetch an audio URL.")
     decode_timeout_s: Seconds = Field(600, description="Longest time to decode one file.")

@@ -16,7 +16,7 @@ from typing import BinaryIO
 import numpy as np
 
 from serve_app import errors
-from serve_app.audio import MAX_SPEAKER_CHANNELS, PEAKS_PER_S, WHOLE, AudioInfo, RawAudio, Selection
+from serve_app.audio import PEAKS_PER_S, WHOLE, AudioInfo, RawAudio, Selection
 from serve_app.stages.audio.channels import (
     apart,
     filter_graph,
@@ -75,10 +75,10 @@ async def decode(
     position of `file` is neither used nor changed. A file without a header is read as `raw` says.
 
     Raises InvalidRequest (`raw` cannot be true, or there is no such `selection`) and EncryptedAudio, and
-    maybe after some parts EmptyAudio, NoAudioStream, AudioTooLong (over `max_audio_s` of decoded sound, all
-    wanted channels together), AudioTooCostly (too slow, or more memory than a file needs), UnusableAudio,
-    Overloaded (no process or descriptor left). A file that declares to be longer than `max_audio_s` is
-    decoded twice where that is not true: the first time nothing is kept.
+    maybe after some parts EmptyAudio, NoAudioStream, AudioTooLong (over `max_audio_s` of decoded sound),
+    AudioTooCostly (too slow, or more memory than a file needs), UnusableAudio, Overloaded (no process or
+    descriptor left). A file that declares to be longer than `max_audio_s` is decoded twice where that
+    is not true: the first time nothing is kept.
     """
     file.flush()
     size_bytes = os.fstat(file.fileno()).st_size
@@ -93,18 +93,18 @@ async def decode(
             raise errors.EncryptedAudio("The sound track is encrypted; send a file without copy protection.")
         chosen = streams.track(selection.track)
         expected_s, start_s = _expected_s(streams, selection), 0.0
-        if expected_s * (MAX_SPEAKER_CHANNELS if selection.channels_apart else 1) > max_audio_s:
+        if expected_s > max_audio_s:
             async with aclosing(_TrackDecoder(file, streams, chosen, limits).parts()) as parts:
-                async for part, _ in parts:  # AudioTooLong, unless it is not true
-                    if len(np.atleast_2d(part)) * expected_s <= max_audio_s:
-                        break
+                async for _ in parts:  # AudioTooLong, unless it is not true
+                    pass
         track = _TrackDecoder(file, streams, chosen, limits)
         async with aclosing(track.parts()) as parts:
             async for part, is_last in parts:
                 end_s = (round(start_s * SAMPLE_RATE_HZ) + part.shape[-1]) / SAMPLE_RATE_HZ
                 warnings = await _warnings(file, streams, track, limits) if is_last else ()
                 info = AudioInfo(start_s, end_s, is_last, expected_s, warnings, skipped_s=track.skipped_s)
-                yield replace(info, channels=len(np.atleast_2d(part)), peaks=peaks(part)), part
+                channels = len(part) if part.ndim > 1 else 1
+                yield replace(info, channels=channels, peaks=peaks(part)), part
                 start_s = end_s
     except TimeoutError:
         raise errors.AudioTooCostly(
@@ -162,12 +162,10 @@ class _TrackDecoder:
                 for wanted in chain.from_iterable(cuts):
                     pcm += wanted
                     total += len(wanted) // (2 * timed.channels)
-                    count = timed.channels if limits.selection.channels_apart else 1
-                    if total * count > limits.max_audio_s * SAMPLE_RATE_HZ:
-                        what = f"The {count} channels together are" if count > 1 else "The audio is"
+                    if total > limits.max_audio_s * SAMPLE_RATE_HZ:
                         raise errors.AudioTooLong(
-                            f"{what} longer than {limits.max_audio_s:g} s, the most this server takes; "
-                            "send the file in shorter parts."
+                            f"The audio is longer than {limits.max_audio_s:g} s, the most this server takes; "
+                            "send it in shorter parts."
                         )
                     while len(pcm) > 2 * timed.channels * PART_SAMPLES:
                         yield await self._take_part(pcm, timed.channels), False
