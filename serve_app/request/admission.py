@@ -27,8 +27,8 @@ class Admission:
     """The requests that are being received, worked on or answered, and the audio they hold.
 
     How long a file is shows only as it is decoded, so the last one let in may pass `max_audio_s`. Long files
-    share all but the reserved tenth (one may take more alone), so that short ones, which are done in
-    seconds, still come in.
+    share all but the reserved tenth, so that short ones, which are done in seconds, still come in. One alone
+    may take more, and counts as all but that tenth.
     """
 
     def __init__(self, max_requests: int, max_audio_s: float) -> None:
@@ -94,6 +94,7 @@ class Admission:
 
         Raises NoRoom where it has grown, and there is no room for more.
         """
+        seconds = min(seconds, self._max_audio_s * (1 - RESERVED_SHARE))
         before_s = self._held_s.pop(audio, 0.0)
         if seconds > before_s:
             self._refuse_when_full(seconds)

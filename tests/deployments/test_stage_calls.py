@@ -525,6 +525,7 @@ def calls_of(handle: Any, admission: Admission) -> stage_calls.StageCalls:
     [
         (AudioInfo(0.0, 30.0, is_last=True), 30.0),
         (AudioInfo(0.0, 30.0, is_last=True, skipped_s=600.0), 630.0),
+        (AudioInfo(0.0, 30.0, is_last=True, skipped_s=1e9), 7230.0),  # a gap, of which nothing was decoded
         (AudioInfo(0.0, 30.0, is_last=True, channels=8), 240.0),
         (AudioInfo(0.0, 30.0, is_last=True, skipped_s=600.0, channels=2), 1260.0),
     ],

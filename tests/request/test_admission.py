@@ -57,14 +57,18 @@ def test_a_file_is_counted_by_what_is_known_of_its_length() -> None:
 
 
 def test_short_files_have_a_tenth_for_themselves() -> None:
-    """Long files together leave it free; one alone may take more."""
+    """Long files together leave it free; one alone, however long, counts as all that they may have."""
     admission = Admission(100, 10 * HOUR_S)
     admission.hold("long", 8 * HOUR_S)
     retry_after_s(admission.hold, "another", 1.5 * HOUR_S)
     admission.hold("short", 600.0)
     alone = Admission(100, HOUR_S)
-    alone.hold("long", 4 * HOUR_S)
-    retry_after_s(alone.hold, "short", 1.0)
+    alone.hold("long", 30.0)
+    alone.hold("long", 8 * 4 * HOUR_S)
+    retry_after_s(alone.hold, "another", 601.0)
+    alone.refuse_new()
+    alone.hold("short", 600.0)
+    retry_after_s(alone.hold, "third", 1.0)
 
 
 def test_a_server_that_is_shutting_down_says_so() -> None:

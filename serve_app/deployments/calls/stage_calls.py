@@ -226,7 +226,7 @@ class StageCalls:
         """Counts the file by its declared length until it is decoded, so that its room is not given away."""
         declared_s = 0.0 if part.is_last else min(part.expected_s, self._max_audio_s)
         self._admission.hold(audio, part.channels * max(part.end_s, declared_s))
-        charge(part.channels * (part.skipped_s + part.end_s))
+        charge(part.channels * (min(part.skipped_s, self._max_audio_s) + part.end_s))
         self._metrics.decoded(part)
 
     async def detect(self, call: DetectCall) -> Speech:

@@ -10,6 +10,7 @@ import os
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import BinaryIO
 
 import numpy as np
@@ -122,8 +123,6 @@ def peaks(part: Samples) -> bytes:
 
 def _expected_s(streams: Streams, selection: Selection) -> float:
     """How much sound is to come; 0 where it is not known."""
-    if not streams.duration_s:
-        return 0.0 if selection.end_s is None else selection.length_s
     return max(0.0, min(streams.duration_s - selection.start_s, selection.length_s))
 
 
@@ -159,8 +158,8 @@ class _TrackDecoder:
         ffmpeg = running_ffmpeg(self._file, limits.timeout_s, *arguments, raw=limits.raw, seek_s=self._seek_s)
         async with ffmpeg as (process, self._log):
             async for chunk in output_of(process, limits.until_s):
-                for samples in timed.feed(chunk):
-                    wanted = stretch.cut(samples, 2 * timed.channels)
+                cuts = (stretch.cut(samples, 2 * timed.channels) for samples in timed.feed(chunk))
+                for wanted in chain.from_iterable(cuts):
                     pcm += wanted
                     total += len(wanted) // (2 * timed.channels)
                     if total > limits.max_audio_s * SAMPLE_RATE_HZ:
@@ -184,7 +183,12 @@ class _TrackDecoder:
         yield await self._take_part(pcm, timed.channels), True
 
     async def _take_part(self, pcm: bytearray, channels: int) -> Samples:
-        """Cuts a part off the beginning of `pcm`, or takes all of it if there is no more."""
+        """Cuts a part off the beginning of `pcm`, or takes all of it if there is no more.
+
+        Others get their turn first, because nothing is waited for while silence is made. Raises TimeoutError.
+        """
+        async with asyncio.timeout_at(self._limits.until_s):
+            await asyncio.sleep(0)
         part = bytes(pcm[: 2 * channels * PART_SAMPLES])
         del pcm[: len(part)]
         count = len(part) // (2 * channels)

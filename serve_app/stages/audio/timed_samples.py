@@ -30,13 +30,20 @@ class Stretch:
         """Whether nothing that is still to come is wanted."""
         return self.position >= self._end
 
-    def cut(self, samples: bytes, frame_bytes: int) -> bytes:
-        """Those of the next samples that are wanted; `frame_bytes` has one of each channel."""
-        count = len(samples) // frame_bytes
+    def cut(self, samples: bytes | int, frame_bytes: int) -> Iterator[bytes]:
+        """Those of the next samples that are wanted; `frame_bytes` has one of each channel.
+
+        A number stands for so many samples of silence. Only what is wanted of it is made, second by second.
+        """
+        count = samples if isinstance(samples, int) else len(samples) // frame_bytes
         first = int(min(count, max(0, self._begin - self.position)))
         stop = int(min(count, self._end - self.position))
         self.position += count
-        return samples[first * frame_bytes : max(first, stop) * frame_bytes]
+        if not isinstance(samples, int):
+            yield samples[first * frame_bytes : max(first, stop) * frame_bytes]
+            return
+        for at in range(first, stop, SAMPLE_RATE_HZ):
+            yield bytes(min(SAMPLE_RATE_HZ, stop - at) * frame_bytes)
 
 
 class TimedSamples:
@@ -57,8 +64,11 @@ class TimedSamples:
         self._block_bytes = 0  # of samples that are still to come of a block
         self._position = 0  # in samples of each channel
 
-    def feed(self, chunk: bytes) -> Iterator[bytes]:
-        """Takes what comes next and gives the samples in it, after the silence before them."""
+    def feed(self, chunk: bytes) -> Iterator[bytes | int]:
+        """Takes what comes next and gives the samples in it, after the silence before them.
+
+        Silence is the number of its samples: a few bytes of a file can declare years of it.
+        """
         self._buffer += chunk
         at = 0
         while True:
@@ -87,24 +97,23 @@ class TimedSamples:
                 self._cluster_ms = int.from_bytes(self._buffer[start:end])
             elif is_block:  # the track's number, 16 bits of time, flags
                 time_ms = self._cluster_ms + int.from_bytes(self._buffer[start + 1 : start + 3], signed=True)
-                yield from self._silence_until(time_ms / 1000)
+                if gap := self._gap_until(time_ms / 1000):
+                    yield gap
                 self._block_bytes = end - start - _BLOCK_HEAD_BYTES
                 end = start + _BLOCK_HEAD_BYTES
             at = end
         del self._buffer[:at]
 
-    def _silence_until(self, time_s: float) -> Iterator[bytes]:
+    def _gap_until(self, time_s: float) -> int:
         if self._start_s is not None:
             self._shift_s, self._start_s = max(0.0, self._start_s - time_s), None
         time_s += self._shift_s
         gap = round(time_s * SAMPLE_RATE_HZ) - self._position
         is_credible = not self._declared_s or time_s < self._declared_s + 1.0
-        if is_credible and gap >= LEAST_GAP_S * SAMPLE_RATE_HZ:
-            self._position += gap
-            while gap > 0:  # a few bytes of a file can declare hours
-                step = min(gap, SAMPLE_RATE_HZ)
-                yield bytes(2 * self.channels * step)
-                gap -= step
+        if not is_credible or gap < LEAST_GAP_S * SAMPLE_RATE_HZ:
+            return 0
+        self._position += gap
+        return gap
 
     def _element(self, at: int) -> tuple[int, int, int] | None:
         """Name, start and end of the content of the element at `at`; None until its header has come."""

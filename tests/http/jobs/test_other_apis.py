@@ -59,6 +59,7 @@ def test_a_server_that_is_full_of_transcriptions_takes_jobs(tmp_path: Path) -> N
     async def story(service: Service) -> None:
         with admission.admit():
             admission.hold("a long file", HOUR_S)
+            admission.hold("a short one", 600.0)
             assert error_of(await service.post("/predict", files=FILE))[0] == 503
             await all_calls_pass(service)
         assert admission.idle.is_set()

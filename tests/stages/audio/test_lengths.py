@@ -11,7 +11,8 @@ import pytest
 from decoding import decoded, stored
 from sounds import encode, noise, tone, wav
 
-from serve_app.audio import AudioInfo
+from benchmarks.decoding import decode_whole
+from serve_app.audio import AudioInfo, Selection
 from serve_app.stages.audio.decode import decode
 
 # Of the data, as sox, arecord, ffmpeg, GStreamer, mpg123, web services and others write it to pipes.
@@ -62,6 +63,14 @@ def test_parts_of_a_pipe_come_while_it_is_decoded(size: int) -> None:
     info = asyncio.run(first())
     assert (info.end_s, info.is_last) == (30.0, False)
     assert info.expected_s < 600.0
+
+
+def test_the_end_of_a_stretch_is_not_the_length_of_a_file() -> None:
+    """A browser's recording declares none, and what may be asked for takes no room from other requests."""
+    with stored(with_data_size(wav(noise(2.0)), 0x7FFFFFFF)) as file:
+        selection = Selection(0.0, 14_400.0)
+        info, _ = asyncio.run(decode_whole(file, max_audio_s=60.0, timeout_s=30.0, selection=selection))
+    assert (info.end_s, info.expected_s) == (2.0, 0.0)
 
 
 @pytest.mark.parametrize(

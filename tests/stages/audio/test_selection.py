@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from decoding import decoded, stored
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sounds import Samples, encode, noise, silence, tone, wav
 
 from benchmarks.decoding import decode_whole
@@ -65,6 +67,27 @@ def test_a_stretch_is_a_cut_of_the_whole(name: str, sound: Samples) -> None:
         expected = everything[round(start_s * SAMPLE_RATE_HZ) : stop]
         assert np.array_equal(found, expected), start_s
         assert (info.end_s, info.is_last, info.warnings) == (len(expected) / SAMPLE_RATE_HZ, True, ())
+
+
+@pytest.fixture(scope="module")
+def sound_with_gaps() -> tuple[bytes, Samples]:
+    """Noise at 0 to 1, 3 to 4, 6 to 7 s and so on, as a file and decoded."""
+    gaps = ("-af", "asetpts='PTS+floor(T)*2/TB'", "-c:a", "pcm_s16le")
+    content = encode(noise(20.0), SAMPLE_RATE_HZ, ".mka", *gaps)
+    return content, whole(content)[1]
+
+
+@settings(max_examples=10, deadline=None)
+@given(start_s=st.floats(0.0, 57.0), length_s=st.floats(0.1, 60.0))
+def test_a_stretch_of_sound_with_gaps(
+    sound_with_gaps: tuple[bytes, Samples], start_s: float, length_s: float
+) -> None:
+    """Wherever it begins and ends, in the sound or in the silence between."""
+    content, everything = sound_with_gaps
+    assert len(everything) == pytest.approx(58 * SAMPLE_RATE_HZ, abs=SAMPLE_RATE_HZ // 10)
+    _, found = whole(content, Selection(start_s, start_s + length_s))
+    first, last = round(start_s * SAMPLE_RATE_HZ), round((start_s + length_s) * SAMPLE_RATE_HZ)
+    assert np.array_equal(found, everything[first:last])
 
 
 def test_a_stretch_of_an_ogg_that_begins_in_the_middle_of_a_stream(sound: Samples) -> None:

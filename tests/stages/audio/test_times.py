@@ -3,14 +3,18 @@
 import asyncio
 import re
 import tempfile
+import time
+from contextlib import aclosing
 from pathlib import Path
 
 import numpy as np
 import pytest
-from decoding import decoded
+from decoding import Decoded, decoded, stored
 from sounds import encode, ffmpeg, noise, silence, tone
 
-from serve_app.errors import AudioTooLong
+from serve_app.audio import Selection
+from serve_app.errors import AudioTooCostly, AudioTooLong
+from serve_app.stages.audio.decode import decode
 from serve_app.stages.audio.timed_samples import TimedSamples
 
 FILM = ("-f", "lavfi", "-i", "color=size=64x64:rate=10:duration=18")
@@ -153,6 +157,63 @@ def test_hours_declared_in_a_small_file_are_stopped() -> None:
     assert len(content) < 100_000
     with pytest.raises(AudioTooLong):
         asyncio.run(decoded(content, max_audio_s=3600.0))
+
+
+def sound_and_gaps(sound_s: int, gap_s: int) -> bytes:
+    """A small file whose times jump after each second of sound but the last."""
+    gaps = ("-af", f"asetpts='PTS+floor(T)*{gap_s}/TB'", "-c:a", "libopus", "-b:a", "6k")
+    return made("gaps.mka", *beep(1000, sound_s), *gaps)
+
+
+def test_weeks_declared_in_a_small_file_cost_no_time() -> None:
+    """Nothing is done for a gap before the stretch that is wanted, and others go on meanwhile."""
+    content, latest_s = sound_and_gaps(20, 100_000), 0.0
+    assert len(content) < 25_000
+
+    async def work() -> Decoded:
+        beating = asyncio.create_task(beat())
+        try:
+            return await decoded(content, selection=Selection(1_800_000.0, 1_800_050.0))
+        finally:
+            beating.cancel()
+
+    async def beat() -> None:
+        nonlocal latest_s
+        while True:
+            before_s = time.monotonic()
+            await asyncio.sleep(0.01)
+            latest_s = max(latest_s, time.monotonic() - before_s)
+
+    audio = asyncio.run(work())
+    assert audio.hears(1000) == pytest.approx((18.0, 19.0), abs=0.2)
+    assert audio.duration_s == 50.0
+    assert latest_s < 2.0
+
+
+def test_others_get_their_turn_while_silence_is_made() -> None:
+    """And a decoder that has no time left ends, though it does not wait for ffmpeg."""
+
+    async def work() -> None:
+        loop, turns = asyncio.get_running_loop(), 0
+
+        def turn() -> None:
+            nonlocal turns
+            turns += 1
+            loop.call_soon(turn)
+
+        turn()
+        with stored(sound_and_gaps(2, 3600)) as file:
+            async with aclosing(decode(file, max_audio_s=4000.0, timeout_s=60.0)) as parts:
+                for _ in range(20):
+                    before = turns
+                    await anext(parts)
+                    assert turns > before
+                late_s = loop.time() + 60.0
+                loop.time = lambda: late_s  # type: ignore[method-assign]
+                with pytest.raises(AudioTooCostly):
+                    await anext(parts)
+
+    asyncio.run(work())
 
 
 def test_a_time_after_the_declared_end_is_not_believed() -> None:
