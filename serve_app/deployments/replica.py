@@ -140,6 +140,7 @@ class ModelReplica:
         self._watchdog.check()
         for batcher in self._batchers:
             batcher.check()
+            self._metrics.worked(batcher.name, batcher.busy_s)
         queued, unfinished_s = self._workload()
         self._metrics.holds(queued, unfinished_s, devices.gpu_memory_bytes())
 

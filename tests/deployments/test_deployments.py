@@ -219,6 +219,29 @@ def test_the_threads_of_a_diarizer_count_their_busy_time_apart() -> None:
     assert asyncio.run(run()) == {f"{BUSY_S}diarization_short"}
 
 
+def test_a_batch_counts_as_busy_time_while_it_runs(measured: dict[str, float]) -> None:
+    """A Diarizer that works on one file for minutes is no idle one; in the end each second counted once."""
+    model = HeldDiarizer()
+
+    async def run() -> list[float]:
+        diarizer = replica("Diarizer", model)
+        call = DiarizeCall(audio=audio(recording(1)), request_id="short")
+        found = asyncio.create_task(diarizer.diarize(call))
+        await asyncio.to_thread(model.begun.wait, 10)
+        shown = []
+        for _ in range(3):
+            await diarizer.check_health()
+            shown.append(measured["whisperx_stage_busy_seconds"])
+            if len(shown) == 2:
+                model.release.set()
+                await found
+        return shown
+
+    first, second, last = asyncio.run(run())
+    assert 0 < first < second < last
+    assert last == pytest.approx(measured["whisperx_stage_run_seconds"])
+
+
 class TokenRecognizer(FakeRecognizer):
     """Gives a token where the window's tokens are wanted, and a sentence of it."""
 
