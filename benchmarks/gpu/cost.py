@@ -53,11 +53,10 @@ def seconds(check: Check, run: Callable[[], Any], rounds: int = ROUNDS) -> float
 @contextmanager
 def memory_of(check: Check, name: str, stage: str) -> Iterator[None]:
     """Reports what memory the models and batches inside take; on a CPU without a limit."""
-    before_mib = meter.now_mib(check.device)
     with meter.usage(check.device) as used:
         yield
     limit = share_mib(stage) if check.device == "cuda" else None
-    check.report(f"{name}: memory", used.peak_mib - before_mib, "MiB", at_most=limit)
+    check.report(f"{name}: memory", used.grown_mib, "MiB", at_most=limit)
 
 
 def busy_while(check: Check, name: str, run: Callable[[], Any], at_least_s: float = 1.5) -> None:
