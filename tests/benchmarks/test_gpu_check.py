@@ -28,7 +28,7 @@ from benchmarks.gpu.figures import SIMULATED, Figure, Report, read
 from benchmarks.gpu.machine import cublas_13_as_12, environment, install_missing, machine_name
 from benchmarks.gpu.meter import MIB, Nvml, usage
 from benchmarks.gpu.pack import LOCK, PACKAGES, pins
-from benchmarks.gpu.stages import BATCH
+from benchmarks.gpu.stages import BATCH, Check
 from serve_app.app import MAX_BATCH_SIZE
 from serve_app.transcript import Diarization, Turn, Window, Word
 
@@ -185,6 +185,19 @@ def test_what_is_unknown_is_within_its_limits_and_says_so(tmp_path: Path) -> Non
     figures = read(tmp_path / "figures.jsonl")
     assert [(figure.shown, figure.has_limit) for figure in figures] == [("unknown", False)] * 2
     assert all_well([Outcome("cost.aligner", "done", figures=tuple(figures))])
+
+
+@pytest.mark.parametrize(
+    ("device", "is_tiny", "goal"), [("cuda", False, 3), ("cuda", True, None), ("cpu", False, None)]
+)
+def test_speed_has_goals_where_it_is_a_services(
+    tmp_path: Path, device: str, is_tiny: bool, goal: float | None
+) -> None:
+    """On a GPU, with models of true dimensions; elsewhere it is measured to try the command."""
+    report = Report(tmp_path / "figures.jsonl", MACHINE)
+    report("whisperx's time over ours", 2.9, at_least=Check(device, is_tiny, tmp_path, report).goal(3))
+    [figure] = read(tmp_path / "figures.jsonl")
+    assert (figure.at_least, figure.is_within) == (goal, goal is None)
 
 
 def driver(mib_in_use: dict[int, int]) -> Any:
