@@ -1,6 +1,7 @@
 """gpu-check: no step runs over its time, what hangs is killed, and all of it runs on a CPU."""
 
 import ast
+import io
 import json
 import subprocess
 import sys
@@ -18,8 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from rich.console import Console
 
-from benchmarks.gpu.__main__ import STEPS, all_well
+from benchmarks.gpu.__main__ import STEPS, all_well, table
 from benchmarks.gpu.budget import KILL_S, NOT_POSSIBLE, Outcome, Step, chosen, run_child, run_within
 from benchmarks.gpu.child import RUN
 from benchmarks.gpu.compare import compare_words, speakers_differ_percent, window_edges_apart_s
@@ -151,6 +153,25 @@ def test_the_end_of_a_step_is_explained(tmp_path: Path, code: str, state: str, r
     outcome = run_child(Step("ends", "", 0, 60), 60, command, tmp_path, tmp_path / "log")
     assert outcome.state == state
     assert reason in outcome.reason
+
+
+FAILS = """
+    import sys, typer
+    from benchmarks.gpu import child
+    def fail(check):
+        raise RuntimeError("CUDA error: unspecified launch failure\\nCompile with TORCH_USE_CUDA_DSA.")
+    child.RUN["machine"] = fail
+    sys.argv[1:] = ["machine", "--device", "cpu", "--folder", ".", "--machine-name", "", "--limit-s", "60"]
+    typer.run(child.main)
+"""
+
+
+def test_an_error_of_several_lines_is_explained_by_its_first(tmp_path: Path) -> None:
+    """CUDA's end with the same advice, whatever has happened."""
+    command = [sys.executable, "-c", textwrap.dedent(FAILS)]
+    outcome = run_child(Step("machine", "", 0, 60), 60, command, tmp_path, tmp_path / "log", PROJECT)
+    assert outcome.state == "failed"
+    assert outcome.reason == "RuntimeError: CUDA error: unspecified launch failure"
 
 
 def test_a_figure_is_labelled_and_a_torn_line_is_left_out(tmp_path: Path) -> None:
@@ -318,6 +339,16 @@ def test_figures_name_the_gpu_in_use(
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert machine_name("cuda").partition(",")[0] == name
+
+
+def test_the_table_shows_errors_as_they_are() -> None:
+    """Their brackets are no markup, which could be broken."""
+    reason = "ImportError: libcudnn.so.9 [/usr/lib] [red]missing"
+    console = Console(file=io.StringIO(), width=200)
+    console.print(table([Outcome("graph", "failed", reason, figures=(Figure("error", "[/x]"),))], "title"))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert reason in shown
+    assert "[/x]" in shown
 
 
 def test_words_are_compared_by_text_and_time() -> None:
