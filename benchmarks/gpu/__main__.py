@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from benchmarks.gpu.budget import Outcome, Step, chosen, run_child, run_within
@@ -44,7 +45,7 @@ STEPS = (
 
 SLOWER_ON_CPU = 4  # limits; the machines on which the command is tried are small and busy
 
-say = Console(stderr=True, highlight=False, soft_wrap=True)
+say = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)  # errors have brackets
 
 
 def main(
@@ -132,9 +133,9 @@ def table(outcomes: Iterable[Outcome], title: str) -> Table:
         for number, figure in enumerate(outcome.figures):
             verdict = "" if not figure.has_limit else "ok" if figure.is_within else "[bold red]outside[/]"
             step = "" if number else outcome.step
-            found.add_row(step, figure.name, figure.shown, figure.limit_shown, verdict)
+            found.add_row(step, figure.name, escape(figure.shown), figure.limit_shown, verdict)
         if outcome.state != "done":
-            found.add_row(outcome.step, f"[yellow]{outcome.state}[/]: {outcome.reason}")
+            found.add_row(outcome.step, f"[yellow]{outcome.state}[/]: {escape(outcome.reason)}")
         found.add_section()
     return found
 

@@ -2,6 +2,7 @@
 
 import faulthandler
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -50,6 +51,11 @@ def main(
     except NotPossible as error:
         print(error, file=sys.stderr)
         raise typer.Exit(NOT_POSSIBLE) from None
+    except Exception as error:  # noqa: BLE001  (whatever a kernel or a library raises)
+        traceback.print_exc()
+        # Last, for the table: what CUDA's errors say beyond their first line is the same for all of them.
+        print(f"{type(error).__name__}: {error}".partition("\n")[0], file=sys.stderr)
+        raise typer.Exit(1) from None
 
 
 if __name__ == "__main__":

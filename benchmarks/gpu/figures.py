@@ -55,12 +55,15 @@ class Report:
     def __call__(
         self,
         name: str,
-        value: float | str,
+        value: float | str | None,
         unit: str = "",
         *,
         at_most: float | None = None,
         at_least: float | None = None,
     ) -> None:
+        """Without a value it is unknown, which is within all limits."""
+        if value is None:
+            value, unit, at_most, at_least = "unknown", "", None, None
         value = value if isinstance(value, str) else float(value)  # numpy's are not JSON
         figure = Figure(name, value, unit, at_most, at_least, machine=self.machine)
         with self.path.open("a") as file:

@@ -3,7 +3,6 @@
 import time
 from typing import Any
 
-import httpx
 import psutil
 
 from benchmarks import people
@@ -19,8 +18,10 @@ def whole_graph(check: Check) -> None:
         raise NotPossible(
             f"there are no weights of {', '.join(missing)}: python -m serve_app prefetch base speakers"
         )
-    if any(process.name() == "raylet" for process in psutil.process_iter()):
+    if any(process.info["name"] == "raylet" for process in psutil.process_iter(["name"])):
         raise NotPossible("a Ray runs on this machine")
+    import httpx
+
     from benchmarks.systems import service, wav
     from serve_app.cli import config_file
     from serve_app.cli.launcher import free_port

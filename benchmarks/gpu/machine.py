@@ -46,24 +46,39 @@ PACKAGES = (
     "pyannote-audio",
 )
 STAND_IN = "# Stands in for PyAV, with which faster-whisper decodes files: nothing here does that.\n"
+SLICE = "MIG-"  # what the UUID of a part of a GPU begins with
 SIDE = 8192  # of the square matrices that are multiplied
 
 
+def gpu_in_use() -> str:
+    """The first GPU that CUDA sees: its number in the order of the bus, or its UUID; empty: none.
+
+    `environment` leaves the steps this one, by that number.
+    """
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0].strip()
+
+
 def gpu_of(field: str) -> str | None:
-    """One field of nvidia-smi about the first GPU; None where there is no GPU."""
-    command = ("nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader", "--id=0")
+    """One field of nvidia-smi about this GPU; None where there is none."""
+    gpu = gpu_in_use()
+    if gpu in ("", "-1"):
+        return None
+    command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader"]
+    command += [] if gpu.startswith(SLICE) else [f"--id={gpu}"]  # it takes no slice's UUID
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip() or None
+    found = {line.strip() for line in done.stdout.splitlines()} - {""}
+    return "unknown" if len(found) > 1 else next(iter(found), None)  # which of them has the slice?
 
 
 def machine_name(device: str) -> str:
     """What figures are labelled with."""
     cores = f"{len(os.sched_getaffinity(0))} cores"
     if device == "cuda":
-        return f"{gpu_of('name')}, {cores}"
+        part = "a slice of " if gpu_in_use().startswith(SLICE) else ""
+        return f"{part}{gpu_of('name') or 'unknown GPU'}, {cores}"
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return f"{models[0] if models else platform.machine()}, {cores}, no GPU"
@@ -87,7 +102,7 @@ def _is_installed(package: str) -> bool:
 
 
 def environment(site: Path, libraries: Path) -> dict[str, str]:
-    """The environment of the steps: packages in `site`, and libraries that CTranslate2 asks for by name."""
+    """The steps' environment: a GPU, packages in `site`, libraries that CTranslate2 asks for by name."""
     site.mkdir(exist_ok=True)
     if find_spec("av") is None and not (site / "av").exists():
         (site / "av").mkdir()
@@ -95,6 +110,8 @@ def environment(site: Path, libraries: Path) -> dict[str, str]:
     return os.environ | {
         "PYTHONPATH": _joined(site, os.environ.get("PYTHONPATH", "")),
         "LD_LIBRARY_PATH": _joined(*cublas_13_as_12(libraries), os.environ.get("LD_LIBRARY_PATH", "")),
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as NVIDIA's tools count; else CUDA's number 0 is the fastest
+        "CUDA_VISIBLE_DEVICES": gpu_in_use(),
         "PYANNOTE_METRICS_ENABLED": "0",
         "PYTHONUNBUFFERED": "1",
         "HF_HUB_OFFLINE": "1",  # nothing is fetched while the clock runs

@@ -39,6 +39,10 @@ class Check:
         """Windows in a batch of the recogniser."""
         return BATCH[self.device]
 
+    def goal(self, value: float) -> float | None:
+        """A limit of speed: only on a GPU, and with models of true dimensions."""
+        return value if self.device == "cuda" and not self.is_tiny else None
+
     def synchronize(self) -> None:
         """Waits until the GPU has done all that it was told to."""
         if self.device == "cuda":

@@ -72,6 +72,7 @@ class Batcher(Generic[Item, Result]):
         name: str = "device",
         on_run: Callable[[BatchRun], None] = ignore_run,
     ) -> None:
+        self.name = name
         self.max_batch_size = max_batch_size
         self.max_batch_audio_s = max_batch_audio_s
         self.counters = BatchCounters()

@@ -4,11 +4,12 @@ Serve's own policy counts calls, but a call may be a window of a second or a fil
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ray.serve.config import AutoscalingContext
 
+BUSY_S = "busy_s_"  # what the names of a replica's counters of busy time begin with, one for each batcher
 BUSY = 0.9  # the part of its time in which a full replica runs batches; with more its queue grows
 
 
@@ -33,15 +34,25 @@ class ByAudio:
             return max(target, min(1, math.ceil(calls))), {}
         unfinished_s: dict[Any, float] = (state.aggregated_metrics or {}).get("unfinished_audio_s", {})
         needed = math.ceil(sum(unfinished_s.values()) / self.audio_s_per_replica)
-        counter, full = ("busy_s", BUSY) if self.speed is None else ("done_audio_s", self.speed)
-        work: dict[Any, Any] = (state.raw_metrics or {}).get(counter, {})
-        needed = max(needed, min(target, math.ceil(sum(map(_per_s, work.values())) / full)))
+        counter, full = (BUSY_S, BUSY) if self.speed is None else ("done_audio_s", self.speed)
+        work_per_s = _largest_slopes(state.raw_metrics or {}, counter)
+        needed = max(needed, min(target, math.ceil(sum(work_per_s.values()) / full)))
         needed = min(needed, math.ceil(calls)) if calls else needed  # a call runs on one replica
         if calls or any(unfinished_s.values()):
             needed = max(needed, 1)
         if len(unfinished_s) < state.current_num_replicas:  # one has not reported yet, and may have work
             needed = max(needed, target)
         return needed, {}
+
+
+def _largest_slopes(counters: Mapping[str, Mapping[Any, Sequence[Any]]], prefix: str) -> dict[Any, float]:
+    """For each replica the largest slope of its counters whose names begin with this."""
+    found: dict[Any, float] = {}
+    for name, of_replicas in counters.items():
+        if name.startswith(prefix):
+            for replica, samples in of_replicas.items():
+                found[replica] = max(found.get(replica, 0.0), _per_s(samples))
+    return found
 
 
 def _per_s(samples: Sequence[Any]) -> float:

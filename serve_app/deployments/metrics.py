@@ -167,6 +167,7 @@ class StageMetrics:
 
     def __init__(self, stage: str) -> None:
         self._stage, self._loading_s = stage, 0.0
+        self._counted_s: dict[str, float] = {}  # busy time, by batcher
         self._wait_s = _histogram(
             "stage_wait_seconds", "How long a call waited in a replica.", SECONDS, "stage"
         )
@@ -182,14 +183,18 @@ class StageMetrics:
         self._fallbacks = _counter("fallbacks", "Those that were decoded again at higher temperatures.")
 
     def ran(self, name: str, run: BatchRun) -> None:
-        """Notes a batch; `name` is the batcher's, of which a stage may have several."""
+        """Notes a batch that has run; `name` is the batcher's, of which a stage may have several."""
         tags = {"stage": name}
         for wait_s in run.waits_s:
             self._wait_s.observe(wait_s, tags)
         self._run_s.observe(run.run_s, tags)
-        _add(self._busy_s, run.run_s, tags)
         self._items.inc(len(run.waits_s), tags)
         self._slots.inc(run.slots, tags)
+
+    def worked(self, name: str, busy_s: float) -> None:
+        """Counts up to what a batcher has worked in all, so that a batch of minutes counts while it runs."""
+        _add(self._busy_s, busy_s - self._counted_s.get(name, 0.0), {"stage": name})
+        self._counted_s[name] = busy_s
 
     def waited(self, seconds: float) -> None:
         self._wait_s.observe(seconds, {"stage": self._stage})

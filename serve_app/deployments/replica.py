@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray.serve.config import RequestRouterConfig
 
 from serve_app.batching.batcher import Batcher
+from serve_app.deployments.autoscaling import BUSY_S
 from serve_app.deployments.metrics import Retries, StageMetrics, log_errors_in_one_line
 from serve_app.deployments.watchdog import CallTimeout, Watchdog, with_halved_batches
 from serve_app.jobs.webhooks.signatures import VARIABLE
@@ -139,6 +140,7 @@ class ModelReplica:
         self._watchdog.check()
         for batcher in self._batchers:
             batcher.check()
+            self._metrics.worked(batcher.name, batcher.busy_s)
         queued, unfinished_s = self._workload()
         self._metrics.holds(queued, unfinished_s, devices.gpu_memory_bytes())
 
@@ -147,7 +149,8 @@ class ModelReplica:
         return {
             "unfinished_audio_s": self._workload()[1],
             "done_audio_s": sum(each.counters.audio_s for each in self._batchers),
-            "busy_s": max(each.busy_s for each in self._batchers),  # each has a thread of its own
+            # A counter for each, as each has a thread of its own: the slope is that of the busiest.
+            **{BUSY_S + each.name: each.busy_s for each in self._batchers},
         }
 
     def _workload(self) -> tuple[int, float]:

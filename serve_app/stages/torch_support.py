@@ -51,6 +51,10 @@ class Precision:
             compute_type = "float16" if device == "cuda" else "float32"
         self.dtype = None if compute_type == "float32" else getattr(torch, compute_type)
         self._device = device
+        if device == "cuda":
+            # From Ampere on torch lets cuDNN round to TensorFloat-32, with 10 bits, unless it is told not to;
+            # cuBLAS only if it is told to, as in NVIDIA's containers. It holds for the whole process.
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
     def run(self, network: Callable[[], torch.Tensor]) -> torch.Tensor:
         """What `network` returns, as float32; on overflow it is computed again in float32."""

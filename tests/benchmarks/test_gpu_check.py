@@ -1,12 +1,16 @@
 """gpu-check: no step runs over its time, what hangs is killed, and all of it runs on a CPU."""
 
 import ast
+import io
 import json
 import subprocess
 import sys
 import textwrap
+import time
 from importlib.metadata import requires
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from zipfile import ZipFile
 
 import psutil
@@ -15,16 +19,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from rich.console import Console
 
-from benchmarks.gpu.__main__ import STEPS, all_well
+from benchmarks.gpu.__main__ import STEPS, all_well, table
 from benchmarks.gpu.budget import KILL_S, NOT_POSSIBLE, Outcome, Step, chosen, run_child, run_within
 from benchmarks.gpu.child import RUN
 from benchmarks.gpu.compare import compare_words, speakers_differ_percent, window_edges_apart_s
 from benchmarks.gpu.constants import FILE, corrected, diff
 from benchmarks.gpu.figures import SIMULATED, Figure, Report, read
-from benchmarks.gpu.machine import cublas_13_as_12, environment, install_missing
+from benchmarks.gpu.machine import cublas_13_as_12, environment, install_missing, machine_name
+from benchmarks.gpu.meter import MIB, Nvml, usage
 from benchmarks.gpu.pack import LOCK, PACKAGES, pins
-from benchmarks.gpu.stages import BATCH
+from benchmarks.gpu.stages import BATCH, Check
 from serve_app.app import MAX_BATCH_SIZE
 from serve_app.transcript import Diarization, Turn, Window, Word
 
@@ -149,6 +155,25 @@ def test_the_end_of_a_step_is_explained(tmp_path: Path, code: str, state: str, r
     assert reason in outcome.reason
 
 
+FAILS = """
+    import sys, typer
+    from benchmarks.gpu import child
+    def fail(check):
+        raise RuntimeError("CUDA error: unspecified launch failure\\nCompile with TORCH_USE_CUDA_DSA.")
+    child.RUN["machine"] = fail
+    sys.argv[1:] = ["machine", "--device", "cpu", "--folder", ".", "--machine-name", "", "--limit-s", "60"]
+    typer.run(child.main)
+"""
+
+
+def test_an_error_of_several_lines_is_explained_by_its_first(tmp_path: Path) -> None:
+    """CUDA's end with the same advice, whatever has happened."""
+    command = [sys.executable, "-c", textwrap.dedent(FAILS)]
+    outcome = run_child(Step("machine", "", 0, 60), 60, command, tmp_path, tmp_path / "log", PROJECT)
+    assert outcome.state == "failed"
+    assert outcome.reason == "RuntimeError: CUDA error: unspecified launch failure"
+
+
 def test_a_figure_is_labelled_and_a_torn_line_is_left_out(tmp_path: Path) -> None:
     """Each figure says that it is measured, and on which machine."""
     path = tmp_path / "figures.jsonl"
@@ -171,6 +196,159 @@ def test_a_figure_is_labelled_and_a_torn_line_is_left_out(tmp_path: Path) -> Non
 def test_a_figure_outside_of_its_limit_is_an_error(figure: Figure, is_well: bool) -> None:
     """A model that gives nan is one, too."""
     assert all_well([Outcome("cost.aligner", "done", figures=(figure,))]) is is_well
+
+
+def test_what_is_unknown_is_within_its_limits_and_says_so(tmp_path: Path) -> None:
+    """0 MiB would be within them, too, and 0 % busy outside."""
+    report = Report(tmp_path / "figures.jsonl", MACHINE)
+    report("memory", None, "MiB", at_most=100)
+    report("busy", None, "%", at_least=90)
+    figures = read(tmp_path / "figures.jsonl")
+    assert [(figure.shown, figure.has_limit) for figure in figures] == [("unknown", False)] * 2
+    assert all_well([Outcome("cost.aligner", "done", figures=tuple(figures))])
+
+
+@pytest.mark.parametrize(
+    ("device", "is_tiny", "goal"), [("cuda", False, 3), ("cuda", True, None), ("cpu", False, None)]
+)
+def test_speed_has_goals_where_it_is_a_services(
+    tmp_path: Path, device: str, is_tiny: bool, goal: float | None
+) -> None:
+    """On a GPU, with models of true dimensions; elsewhere it is measured to try the command."""
+    report = Report(tmp_path / "figures.jsonl", MACHINE)
+    report("whisperx's time over ours", 2.9, at_least=Check(device, is_tiny, tmp_path, report).goal(3))
+    [figure] = read(tmp_path / "figures.jsonl")
+    assert (figure.at_least, figure.is_within) == (goal, goal is None)
+
+
+def driver(mib_in_use: dict[int, int]) -> Any:
+    """NVML of two GPUs, of which the second has a slice; `_obj` is what ctypes.byref points to."""
+    uuids = {b"GPU-one": 1, b"GPU-two": 2, b"MIG-of-two": 3}
+
+    def by_number(number: Any, gpu: Any) -> int:
+        gpu._obj.value = number.value + 1
+        return 0 if number.value < 2 else 2
+
+    def by_uuid(uuid: bytes, gpu: Any) -> int:
+        gpu._obj.value = uuids.get(uuid)
+        return 0 if uuid in uuids else 6
+
+    def memory(gpu: Any, found: Any) -> int:
+        found._obj.used = mib_in_use[gpu.value] * MIB
+        return 0
+
+    def load(gpu: Any, found: Any) -> int:
+        found._obj.gpu = 10 * gpu.value
+        return 0 if gpu.value < 3 else 3  # not supported
+
+    return SimpleNamespace(
+        nvmlInit_v2=lambda: 0,
+        nvmlDeviceGetHandleByIndex_v2=by_number,
+        nvmlDeviceGetHandleByUUID=by_uuid,
+        nvmlDeviceGetMemoryInfo=memory,
+        nvmlDeviceGetUtilizationRates=load,
+    )
+
+
+@pytest.mark.parametrize(
+    ("visible", "memory_mib", "busy_percent"),
+    [
+        (None, 100, 10),
+        ("1", 200, 20),
+        ("1,0", 200, 20),
+        ("GPU-two", 200, 20),
+        ("MIG-of-two", 300, None),
+        ("7", None, None),
+        ("", None, None),
+        ("-1", None, None),
+    ],
+)
+def test_the_gpu_that_is_watched_is_the_one_in_use(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    visible: str | None,
+    memory_mib: float | None,
+    busy_percent: float | None,
+) -> None:
+    """By number or by name, in this process and in the steps; what the driver does not say is unknown."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    for _ in range(2):
+        gpu = Nvml(driver({1: 100, 2: 200, 3: 300}))
+        assert (gpu.memory_mib(), gpu.busy_percent()) == (memory_mib, busy_percent)
+        of_steps = environment(tmp_path / "site", tmp_path / "libraries")
+        assert of_steps["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", of_steps["CUDA_VISIBLE_DEVICES"])
+
+
+@pytest.mark.parametrize(
+    ("visible", "grown_mib", "busy_percent"), [("1", 50, 20), ("MIG-of-two", 50, None), ("7", None, None)]
+)
+def test_memory_is_watched_to_the_end(
+    monkeypatch: pytest.MonkeyPatch, visible: str, grown_mib: float | None, busy_percent: float | None
+) -> None:
+    """Also where the load is unknown: the peak between two samples of the same height is found."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    in_use = {1: 100, 2: 200, 3: 300}
+    with usage("cuda", driver(in_use)) as seen:
+        await_samples(seen.busy_percent, 2)
+        for gpu in in_use:
+            in_use[gpu] += 50
+        await_samples(seen.memory_mib, len(seen.memory_mib) + 2)
+        for gpu in in_use:
+            in_use[gpu] -= 50
+    assert (seen.grown_mib, seen.mean_busy_percent) == (grown_mib, busy_percent)
+
+
+def await_samples(samples: list[float | None], count: int) -> None:
+    """Waits until the thread that watches has taken so many."""
+    until_s = time.monotonic() + 10
+    while len(samples) < count:
+        assert time.monotonic() < until_s
+        time.sleep(0.01)
+
+
+SMI = """#!/bin/sh
+case "$*" in
+    *--id=0) echo 'Tesla T4' ;;
+    *--id=1) echo 'NVIDIA L4' ;;
+    *--id=*) echo 'No devices were found'; exit 6 ;;
+    *) printf 'Tesla T4\nNVIDIA L4\n' ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("visible", "name"),
+    [
+        ("0", "Tesla T4"),
+        ("1", "NVIDIA L4"),
+        ("MIG-x", "a slice of unknown"),
+        ("7", "unknown GPU"),
+        ("", "unknown GPU"),
+    ],
+)
+def test_figures_name_the_gpu_in_use(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, visible: str, name: str
+) -> None:
+    """A T4's figures under an L4's name would be worse than none."""
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text(SMI)
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert machine_name("cuda").partition(",")[0] == name
+
+
+def test_the_table_shows_errors_as_they_are() -> None:
+    """Their brackets are no markup, which could be broken."""
+    reason = "ImportError: libcudnn.so.9 [/usr/lib] [red]missing"
+    console = Console(file=io.StringIO(), width=200)
+    console.print(table([Outcome("graph", "failed", reason, figures=(Figure("error", "[/x]"),))], "title"))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert reason in shown
+    assert "[/x]" in shown
 
 
 def test_words_are_compared_by_text_and_time() -> None:

@@ -32,6 +32,7 @@ def state(
     calls: float = 0.0,
     speeds: Sequence[float] = (),
     busy: Sequence[float] = (),
+    busy_beside: Sequence[float] = (),
     config: AutoscalingConfig | None = None,
     kept: dict[str, Any] | None = None,
 ) -> AutoscalingContext:
@@ -42,7 +43,11 @@ def state(
             number: [TimeStampedValue(0.0, 5.0), TimeStampedValue(WINDOW_S, 5.0 + WINDOW_S * per_s)]
             for number, per_s in enumerate(slopes)
         }
-        for name, slopes in (("done_audio_s", speeds), ("busy_s", busy))
+        for name, slopes in (
+            ("done_audio_s", speeds),
+            ("busy_s_diarization_long", busy),
+            ("busy_s_diarization_short", busy_beside),
+        )
     }
     return AutoscalingContext(
         deployment_id=DeploymentID("Transcriber", "whisperx"),
@@ -110,6 +115,20 @@ def test_without_a_known_speed_busy_replicas_stay(busy: list[float]) -> None:
     found = wanted(ByAudio(PER_REPLICA_S), idle, target=len(idle), calls=1e9, busy=busy)
     assert found >= sum(busy) * (1 - 1e-9)
     assert wanted(ByAudio(PER_REPLICA_S), idle, target=len(idle), busy=idle) == 0
+
+
+@pytest.mark.parametrize(
+    ("long", "short"),
+    [
+        ([1.0, 1.0, 1.0], [0.0, 0.0, 0.0]),
+        ([0.0, 0.0, 0.0], [1.0, 1.0, 1.0]),
+        ([1.0, 1.0, 0.0], [0.0, 0.0, 1.0]),
+    ],
+)
+def test_a_replica_is_as_busy_as_its_busiest_thread(long: list[float], short: list[float]) -> None:
+    """A Diarizer has two: one may idle while short files keep the other busy."""
+    found = wanted(ByAudio(3600.0), [300.0] * 3, target=3, calls=3.0, busy=long, busy_beside=short)
+    assert found == 3
 
 
 @given(counts, st.integers(1, 20))

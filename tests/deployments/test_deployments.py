@@ -25,6 +25,7 @@ from pydantic import ValidationError
 
 from serve_app import deployments
 from serve_app.audio import AudioInfo
+from serve_app.deployments.autoscaling import BUSY_S
 from serve_app.deployments.calls.audio_ref import AudioSlice
 from serve_app.request.calls import AlignCall, DetectCall, DiarizeCall, TranscribeCall
 from serve_app.settings import AsrSettings
@@ -166,9 +167,10 @@ class HeldDiarizer(FakeDiarizer):
     """Gives no answer before `release` is set."""
 
     def __init__(self) -> None:
-        self.release = threading.Event()
+        self.begun, self.release = threading.Event(), threading.Event()
 
     def diarize(self, samples: Samples, **options: Any) -> Diarization:
+        self.begun.set()
         assert self.release.wait(10)
         return super().diarize(samples, **options)
 
@@ -197,6 +199,47 @@ def test_a_short_file_does_not_wait_for_the_speakers_of_a_long_one() -> None:
     waited, short, long = asyncio.run(both())
     assert waited
     assert (len(short.turns), len(long.turns)) == (10, 61)
+
+
+def test_the_threads_of_a_diarizer_count_their_busy_time_apart() -> None:
+    """For autoscaling: an hour's work on a long file would hide that a short one runs now."""
+    model = HeldDiarizer()
+
+    async def run() -> set[str]:
+        diarizer = replica("Diarizer", model)
+        diarizer._long.counters.busy_s = 3600.0
+        call = DiarizeCall(audio=audio(recording(1)), request_id="short")
+        short = asyncio.create_task(diarizer.diarize(call))
+        await asyncio.to_thread(model.begun.wait, 10)
+        before, later = [await diarizer.record_autoscaling_stats() for _ in range(2)]
+        model.release.set()
+        await short
+        return {name for name in before if later[name] > before[name]}
+
+    assert asyncio.run(run()) == {f"{BUSY_S}diarization_short"}
+
+
+def test_a_batch_counts_as_busy_time_while_it_runs(measured: dict[str, float]) -> None:
+    """A Diarizer that works on one file for minutes is no idle one; in the end each second counted once."""
+    model = HeldDiarizer()
+
+    async def run() -> list[float]:
+        diarizer = replica("Diarizer", model)
+        call = DiarizeCall(audio=audio(recording(1)), request_id="short")
+        found = asyncio.create_task(diarizer.diarize(call))
+        await asyncio.to_thread(model.begun.wait, 10)
+        shown = []
+        for _ in range(3):
+            await diarizer.check_health()
+            shown.append(measured["whisperx_stage_busy_seconds"])
+            if len(shown) == 2:
+                model.release.set()
+                await found
+        return shown
+
+    first, second, last = asyncio.run(run())
+    assert 0 < first < second < last
+    assert last == pytest.approx(measured["whisperx_stage_run_seconds"])
 
 
 class TokenRecognizer(FakeRecognizer):

@@ -180,6 +180,14 @@ def test_only_gpus_compute_in_half_precision_unasked(device: str, dtype: torch.d
     assert Precision("auto", device).dtype is dtype
 
 
+def test_float32_on_a_gpu_is_not_tensorfloat_32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its 10 bits of mantissa words would move; also what overflows in float16 is computed without."""
+    for backend in (torch.backends.cudnn, torch.backends.cuda.matmul):
+        monkeypatch.setattr(backend, "allow_tf32", True)
+    Precision("float32", "cuda")
+    assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == (False, False)
+
+
 @pytest.mark.parametrize(
     "load",
     [
