@@ -12,12 +12,17 @@ import pytest
 import yaml
 from deploy_files import (
     DEPLOY,
+    KUBERNETES,
     PROJECT,
+    SOURCES,
+    all_documents,
     application,
+    cluster,
     documents,
     kustomized,
     of_kind,
     pod_templates,
+    serve_config,
     size_bytes,
     with_key,
 )
@@ -30,39 +35,12 @@ from serve_app.cli import CommandFailed
 from serve_app.cli.config_file import check, least_replicas, settings_of
 from serve_app.cli.jobs import CannotMigrateNow
 
-FOLDER = DEPLOY / "kubernetes"
-OVERLAY = DEPLOY / "kustomize" / "cpu"
 SCHEMA = yaml.safe_load(Path(__file__).with_name("rayservice.schema.yaml").read_text())
 OWN = {"access", "jobs", "placement"}  # settings that only a cluster has
 
 OBJECT_STORE_SHARE = ray_constants.DEFAULT_OBJECT_STORE_MEMORY_PROPORTION  # of a node's memory
 RESTRICTED = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 ALLOCATABLE_CPUS, ALLOCATABLE_MEMORY = 3.9, "12.3Gi"  # of GKE's n1-standard-4, the smallest machine with a T4
-
-
-def all_documents(source: str) -> list[dict[str, Any]]:
-    """The manifests as files, or as kubectl makes them for GPUs or without."""
-    if source == "files":
-        (kustomization,) = documents(FOLDER / "kustomization.yaml")
-        return [each for name in kustomization["resources"] for each in documents(FOLDER / name)]
-    return kustomized({"gpu": FOLDER, "cpu": OVERLAY}[source])
-
-
-def cluster(source: str) -> dict[str, Any]:
-    """The RayService's cluster."""
-    found = of_kind("RayService", all_documents(source))["spec"]["rayClusterConfig"]
-    assert isinstance(found, dict)
-    return found
-
-
-def serve_config(source: str) -> dict[str, Any]:
-    """What KubeRay sends to Serve."""
-    config = yaml.safe_load(of_kind("RayService", all_documents(source))["spec"]["serveConfigV2"])
-    assert isinstance(config, dict)
-    return config
-
-
-SOURCES = pytest.mark.parametrize("source", ["files", "gpu", "cpu"])
 
 
 @SOURCES
@@ -238,7 +216,7 @@ def test_only_the_operator_and_the_pods_reach_rays_own_ports(source: str) -> Non
 
 def test_alerts_are_those_of_prometheus() -> None:
     """The Prometheus operator loads the same rules: `make docs` writes them."""
-    (rule,) = documents(FOLDER / "prometheusrule.yaml")
+    (rule,) = documents(KUBERNETES / "prometheusrule.yaml")
     (alerts,) = documents(DEPLOY / "prometheus" / "alerts.yml")
     assert rule["spec"] == alerts, "run `make docs`"
 
@@ -331,7 +309,7 @@ def test_pods_have_the_environment_of_the_documents(source: str) -> None:
 @SOURCES
 def test_metrics_are_where_the_monitor_looks(source: str) -> None:
     """One port, by number for Ray and by name for the PodMonitor, on the head and on every worker."""
-    (monitor,) = documents(FOLDER / "podmonitor.yaml")
+    (monitor,) = documents(KUBERNETES / "podmonitor.yaml")
     (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
     groups = [cluster(source)["headGroupSpec"], *cluster(source)["workerGroupSpecs"]]
     for group in groups:
