@@ -289,6 +289,21 @@ def test_everything_that_is_written_has_a_volume(source: str) -> None:
 
 
 @SOURCES
+def test_audio_without_room_in_memory_goes_to_the_large_volume(source: str) -> None:
+    """Ray would spill into its folder in /tmp, and the kubelet would evict a pod whose /tmp is full.
+
+    Workers take the head's folder, and Ray makes it.
+    """
+    folder = Path(cluster(source)["headGroupSpec"]["rayStartParams"]["object-spilling-directory"])
+    for template in pod_templates(cluster(source)):
+        (container,) = template["spec"]["containers"]
+        mounts = {Path(mount["mountPath"]): mount["name"] for mount in container["volumeMounts"]}
+        assert mounts[next(each for each in folder.parents if each in mounts)] == "scratch"
+    for group in cluster(source)["workerGroupSpecs"]:
+        assert "object-spilling-directory" not in group["rayStartParams"]
+
+
+@SOURCES
 def test_pods_have_the_environment_of_the_documents(source: str) -> None:
     """docs/deploy.md has a table of variables that every node needs; the token's mode is KubeRay's to set."""
     found = all_documents(source)
