@@ -232,9 +232,16 @@ def test_a_worker_takes_requests_once_its_proxy_answers(source: str) -> None:
 
 @SOURCES
 def test_labels_by_which_kuberay_finds_pods_are_its_own(source: str) -> None:
-    """common/pod.go: labelPod would take other values of all but three of these from us, silently."""
+    """common/pod.go: labelPod would take other values of all but three of them from us, silently.
+
+    The service whisperx-head-svc selects `app.kubernetes.io/name: kuberay` whatever the pods have
+    (common/service.go, BuildHeadServiceForRayService), and would have no endpoints.
+    """
+    kuberays = {"app.kubernetes.io/name", "app.kubernetes.io/created-by"}
     for group in groups(source):
         labels = group["template"]["metadata"]["labels"]
+        assert labels
+        assert not kuberays & set(labels)
         assert not any(name.startswith("ray.io/") for name in labels)
 
 
