@@ -415,6 +415,9 @@ def test_bfloat16_on_an_old_gpu() -> None:
 
 
 SHIPPED = yaml.safe_load((PROJECT / "serve_config.yaml").read_text())["applications"][0]["args"]
+TWO_OF_EACH = {
+    stage: {"num_replicas": 2} for stage in ("Transcriber", "SpeechDetector", "Aligner", "Diarizer")
+}
 SMALL = replace(T4, name="GTX 1650", memory_bytes=4 * GB, free_bytes=4 * GB)
 
 
@@ -447,7 +450,16 @@ SMALL = replace(T4, name="GTX 1650", memory_bytes=4 * GB, free_bytes=4 * GB)
             "max_batch_size of the Transcriber lower",
         ),
         (with_gpus(replace(T4, free_bytes=3 * GB)), {}, {}, State.WARNING, "only 3.0 of 15.8 GB are free"),
-        (WITH_T4, {"models": {"large-v3": None}}, {}, State.ERROR, "about 17.2 GB"),
+        (WITH_T4, {}, TWO_OF_EACH, State.WARNING, "book 2.00 GPUs"),
+        (with_gpus(SMALL), {}, TWO_OF_EACH, State.ERROR, "about 10.8 GB"),
+        (WITH_T4, {"models": {"large-v3": None}}, {}, State.WARNING, "book 1.45 GPUs and this machine has 1"),
+        (
+            WITH_T4,
+            {"models": {"large-v3": {"gpu_share": 0.1}}, "asr": {"gpu_share": 0.35}},
+            {},
+            State.ERROR,
+            "about 17.2 GB",
+        ),
         (WITH_T4, {"models": {"base": None}}, {}, State.WARNING, "book 1.45 GPUs and this machine has 1"),
         (
             with_gpus(T4, T4),
