@@ -783,6 +783,18 @@ def test_low_limits(limit: str, value: int, state: str, says: str) -> None:
     assert says in done.stdout
 
 
+def test_few_threads_in_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """podman allows 2048 where nothing else is said, and a kubelet may have a limit; `max` is none."""
+    allowed = tmp_path / "pids.max"
+    monkeypatch.setattr(machine, "CGROUP_THREADS", allowed)
+    without_a_file = machine.limits()
+    allowed.write_text("2048\n")
+    expect(machine.limits(), State.WARNING, "container may have 2048 threads", "--pids-limit", "podPidsLimit")
+    for enough in ("max", "8192"):
+        allowed.write_text(f"{enough}\n")
+        assert machine.limits() == without_a_file
+
+
 def test_shared_memory() -> None:
     """Too little of it, and more audio than it holds; /proc is a file system that has no room."""
     few = settings(intake={"audio_in_flight_s": 60})
