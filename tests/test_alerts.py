@@ -61,6 +61,14 @@ def shows(panel: str, samples: dict[str, float]) -> dict[str, Any]:
     }
 
 
+def waits(stage: str, calls: dict[str, int]) -> dict[str, str]:
+    """How many calls a minute have waited for at most so many seconds, in all."""
+    bucket = 'ray_whisperx_stage_wait_seconds_bucket{stage="%s", le="%s"}'
+    return {
+        bucket % (stage, le): f"0+{count}x60" for le, count in (*calls.items(), ("+Inf", max(calls.values())))
+    }
+
+
 @pytest.mark.parametrize(
     ("series", "expected"),
     [
@@ -85,6 +93,8 @@ def shows(panel: str, samples: dict[str, float]) -> dict[str, Any]:
             },
             [firing(30)],
         ),
+        (waits("asr", {"30": 0, "60": 60}) | waits("diarization_long", {"180": 0, "600": 60}), [firing(30)]),
+        (waits("asr", {"60": 0, "180": 60}), [firing(30, "WhisperxQueueWait")]),
         (
             {OK: "0+60x60", WARNINGS % ("diarization", "model_crashed"): "0+6x60"},
             [firing(30, "WhisperxDegraded")],
@@ -99,6 +109,8 @@ def shows(panel: str, samples: dict[str, float]) -> dict[str, Any]:
         "the store failed once",
         "the store is away",
         "clients ask for what their audio or model does not have",
+        "a backlog of windows_in_flight on a T4, and long files",
+        "a stage is too slow for what comes",
         "a tenth of the transcripts has no speakers",
     ],
 )
