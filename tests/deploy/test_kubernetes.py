@@ -403,6 +403,30 @@ def test_the_secrets_that_pods_read_are_made_as_documented() -> None:
         assert f"--from-literal={key}=" in command[1]
 
 
+@pytest.mark.parametrize("has_image", [True, False])
+def test_webhooks_are_signed_or_the_secret_is_not_made(has_image: bool, tmp_path: Path) -> None:
+    """The commands of deploy/README.md need no package of ours on the operator's machine. Where the image
+    cannot be run, an empty secret would leave webhooks unsigned without a word.
+    """
+    section = (DEPLOY / "README.md").read_text().partition("\n## Kubernetes\n")[2]
+    commands = section.partition("```bash\n")[2].partition("kubectl apply")[0]
+    exit_code = 0 if has_image else 125
+    programs = {
+        "docker": f'[ {exit_code} = 0 ] && [ "$4" = webhook-secret ] && echo whsec_made; exit {exit_code}',
+        "openssl": "echo a password",
+        "kubectl": f'echo "$@" >> {tmp_path}/said',
+    }
+    for name, does in programs.items():
+        program = tmp_path / name
+        program.write_text(f"#!/bin/sh\n{does}\n")
+        program.chmod(0o755)
+    subprocess.run(["/bin/sh", "-c", commands], env={"PATH": str(tmp_path)}, check=True, capture_output=True)
+    made = (tmp_path / "said").read_text().splitlines()
+    assert any("generic whisperx-redis " in line for line in made)
+    signed = [line for line in made if "generic whisperx " in line]
+    assert ["WEBHOOK_SECRETS=whsec_made" in line for line in signed] == ([True] if has_image else [])
+
+
 def test_ray_is_the_version_that_is_installed() -> None:
     """KubeRay is told the version of Ray in the image."""
     pinned = re.search(r"^ray==(\S+)", (PROJECT / "requirements.lock").read_text(), re.MULTILINE)
