@@ -18,7 +18,7 @@ from serve_app.stage_requests import AlignRequest, AsrRequest
 from serve_app.transcript import Samples, WindowText
 
 CLIPS = 32
-BATCH_AUDIO_S = 30.0  # of the aligner, on a GPU: serve_app.app's ALIGN_BATCH
+BATCH_AUDIO_S = 30.0  # of the aligner, on a GPU: serve_app.app's ALIGN_BATCH, which needs Serve
 
 
 class Ours:
