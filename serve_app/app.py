@@ -38,7 +38,7 @@ from serve_app.stages.asr.fallback import Fallback
 
 deployments: Any = untyped_deployments  # Serve decorators turn classes into Deployments, unknown to mypy
 
-# CPU decoding gains nothing from more windows; on a T4 16 give 90 % of what 32 would (computed).
+# CPU decoding gains nothing from more windows; on a T4 16 give 95 % of what 32 would (computed).
 MAX_BATCH_SIZE = {"cpu": 4, "cuda": 16}
 # wav2vec2 gains nothing from batches on a CPU; 30 s fill a T4, and more would keep others waiting.
 ALIGN_BATCH: dict[str, dict[str, float]] = {

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from serve_app.http.auth import new_key
 
 PROJECT = Path(__file__).parents[1]
 DEPLOY = PROJECT / "deploy"
+KUBERNETES = DEPLOY / "kubernetes"
 APPLICATION = "whisperx"
+SOURCES = pytest.mark.parametrize("source", ["files", "gpu", "cpu"])  # of all_documents
 
 
 def documents(path: Path) -> list[dict[str, Any]]:
@@ -27,15 +30,42 @@ def kustomized(folder: Path) -> list[dict[str, Any]]:
     """What `kubectl apply -k` would send. The test is skipped where there is no kubectl."""
     if not shutil.which("kubectl"):
         pytest.skip("kubectl is not installed")
+    return [*yaml.safe_load_all(_kustomized_text(folder))]
+
+
+@cache
+def _kustomized_text(folder: Path) -> str:
     done = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return [*yaml.safe_load_all(done.stdout)]
+    return done.stdout
 
 
 def of_kind(kind: str, found: list[dict[str, Any]], name: str = APPLICATION) -> dict[str, Any]:
     """The document of this kind and name."""
     (document,) = (each for each in found if each["kind"] == kind and each["metadata"]["name"] == name)
     return document
+
+
+def all_documents(source: str) -> list[dict[str, Any]]:
+    """The manifests as files, or as kubectl makes them for GPUs or without."""
+    if source == "files":
+        (kustomization,) = documents(KUBERNETES / "kustomization.yaml")
+        return [each for name in kustomization["resources"] for each in documents(KUBERNETES / name)]
+    return kustomized({"gpu": KUBERNETES, "cpu": DEPLOY / "kustomize" / "cpu"}[source])
+
+
+def cluster(source: str) -> dict[str, Any]:
+    """The RayService's cluster."""
+    found = of_kind("RayService", all_documents(source))["spec"]["rayClusterConfig"]
+    assert isinstance(found, dict)
+    return found
+
+
+def serve_config(source: str) -> dict[str, Any]:
+    """What KubeRay sends to Serve."""
+    config = yaml.safe_load(of_kind("RayService", all_documents(source))["spec"]["serveConfigV2"])
+    assert isinstance(config, dict)
+    return config
 
 
 def pod_templates(value: Any) -> Iterator[dict[str, Any]]:

@@ -18,6 +18,8 @@ WELL = {  # two nodes, an Ingress on one of them, and a Transcriber
     'ray_serve_autoscaling_target_replicas{application="app", deployment="Transcriber"}': "1x60",
     'ray_serve_deployment_replica_healthy{application="app", deployment="Transcriber"}': "1x60",
 }
+OK = 'ray_whisperx_requests_total{kind="request", outcome="ok", status="200"}'
+WARNINGS = 'ray_whisperx_warnings_total{stage="%s", code="%s"}'
 UP_TWO, OPEN, STATUS, _, HEALTHY = [*WELL][1:]
 
 pytestmark = pytest.mark.skipif(
@@ -59,6 +61,14 @@ def shows(panel: str, samples: dict[str, float]) -> dict[str, Any]:
     }
 
 
+def waits(stage: str, calls: dict[str, int]) -> dict[str, str]:
+    """How many calls a minute have waited for at most so many seconds, in all."""
+    bucket = 'ray_whisperx_stage_wait_seconds_bucket{stage="%s", le="%s"}'
+    return {
+        bucket % (stage, le): f"0+{count}x60" for le, count in (*calls.items(), ("+Inf", max(calls.values())))
+    }
+
+
 @pytest.mark.parametrize(
     ("series", "expected"),
     [
@@ -75,6 +85,20 @@ def shows(panel: str, samples: dict[str, float]) -> dict[str, Any]:
             },
             [firing(20, "WhisperxJobStoreDown", "WhisperxJobsWaiting")],
         ),
+        (
+            {
+                OK: "0+60x60",
+                WARNINGS % ("alignment", "char_timestamps_missing"): "0+60x60",
+                WARNINGS % ("diarization", "embeddings_missing"): "0+60x60",
+            },
+            [firing(30)],
+        ),
+        (waits("asr", {"30": 0, "60": 60}) | waits("diarization_long", {"180": 0, "600": 60}), [firing(30)]),
+        (waits("asr", {"60": 0, "180": 60}), [firing(30, "WhisperxQueueWait")]),
+        (
+            {OK: "0+60x60", WARNINGS % ("diarization", "model_crashed"): "0+6x60"},
+            [firing(30, "WhisperxDegraded")],
+        ),
     ],
     ids=[
         "all is well",
@@ -84,6 +108,10 @@ def shows(panel: str, samples: dict[str, float]) -> dict[str, Any]:
         "a deployment is broken",
         "the store failed once",
         "the store is away",
+        "clients ask for what their audio or model does not have",
+        "a backlog of windows_in_flight on a T4, and long files",
+        "a stage is too slow for what comes",
+        "a tenth of the transcripts has no speakers",
     ],
 )
 def test_what_fires_and_when(series: dict[str, str], expected: list[dict[str, Any]], tmp_path: Path) -> None:

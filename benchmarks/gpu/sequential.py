@@ -19,7 +19,7 @@ from serve_app.transcript import Samples, WindowText
 
 CLIPS = 32
 MIN_SPEED_UP = 3  # what batches must be worth, with speakers
-BATCH_AUDIO_S = 30.0  # of the aligner, on a GPU: serve_app.app's ALIGN_BATCH
+BATCH_AUDIO_S = 30.0  # of the aligner, on a GPU: serve_app.app's ALIGN_BATCH, which needs Serve
 
 
 class Ours:

@@ -30,8 +30,9 @@ from benchmarks.gpu.figures import SIMULATED, Figure, Report, read
 from benchmarks.gpu.machine import cublas_13_as_12, environment, install_missing, machine_name
 from benchmarks.gpu.meter import MIB, Nvml, usage
 from benchmarks.gpu.pack import LOCK, PACKAGES, pins
+from benchmarks.gpu.sequential import BATCH_AUDIO_S
 from benchmarks.gpu.stages import BATCH, Check
-from serve_app.app import MAX_BATCH_SIZE
+from serve_app.app import ALIGN_BATCH, MAX_BATCH_SIZE
 from serve_app.transcript import Diarization, Turn, Window, Word
 
 PROJECT = Path(__file__).parents[2]
@@ -100,6 +101,7 @@ def test_every_step_can_be_run() -> None:
     """The plan and the program of a child agree; so do the batches and the service's."""
     assert [step.name for step in STEPS] == list(RUN)
     assert BATCH == MAX_BATCH_SIZE
+    assert ALIGN_BATCH["cuda"]["max_batch_audio_s"] == BATCH_AUDIO_S
 
 
 def test_the_command_itself_needs_next_to_nothing() -> None:

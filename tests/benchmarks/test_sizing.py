@@ -1,5 +1,7 @@
 """The tables on GPUs in docs/operations.md, which benchmarks/sizing.py computes."""
 
+from dataclasses import replace
+
 import pytest
 import yaml
 
@@ -10,6 +12,8 @@ from serve_app.cli.doctor.checks import State
 from serve_app.cli.doctor.devices import Devices, Gpu
 from serve_app.cli.doctor.gpu_memory import memory, recognizer_gb
 from serve_app.settings import Settings
+
+PROJECT = FILE.parents[1]
 
 
 @pytest.mark.parametrize("name", tables())
@@ -23,6 +27,15 @@ def test_a_t4_is_as_fast_as_the_simulated_one() -> None:
     card = CARDS["T4"]
     simulated = card.batch * WINDOW_S / asr_s([WINDOW_S] * card.batch)
     assert card.recognizer_speed(MODELS["large-v2"]) == pytest.approx(simulated, rel=0.01)
+
+
+def test_batches_of_16_are_nearly_as_fast_as_of_32_on_a_t4() -> None:
+    """The page and the service's default say the same percentage, and it is what is computed."""
+    card, model = CARDS["T4"], MODELS["large-v2"]
+    percent = round(100 * card.recognizer_speed(model) / replace(card, batch=32).recognizer_speed(model))
+    assert f"On a T4 16 windows reach {percent} % of the speed of 32" in FILE.read_text()
+    source = (PROJECT / "serve_app" / "app.py").read_text()
+    assert f"on a T4 16 give {percent} % of what 32 would" in source
 
 
 @pytest.mark.parametrize("name", CARDS)

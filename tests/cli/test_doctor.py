@@ -415,6 +415,9 @@ def test_bfloat16_on_an_old_gpu() -> None:
 
 
 SHIPPED = yaml.safe_load((PROJECT / "serve_config.yaml").read_text())["applications"][0]["args"]
+TWO_OF_EACH = {
+    stage: {"num_replicas": 2} for stage in ("Transcriber", "SpeechDetector", "Aligner", "Diarizer")
+}
 SMALL = replace(T4, name="GTX 1650", memory_bytes=4 * GB, free_bytes=4 * GB)
 
 
@@ -447,7 +450,16 @@ SMALL = replace(T4, name="GTX 1650", memory_bytes=4 * GB, free_bytes=4 * GB)
             "max_batch_size of the Transcriber lower",
         ),
         (with_gpus(replace(T4, free_bytes=3 * GB)), {}, {}, State.WARNING, "only 3.0 of 15.8 GB are free"),
-        (WITH_T4, {"models": {"large-v3": None}}, {}, State.ERROR, "about 17.2 GB"),
+        (WITH_T4, {}, TWO_OF_EACH, State.WARNING, "book 2.00 GPUs"),
+        (with_gpus(SMALL), {}, TWO_OF_EACH, State.ERROR, "about 10.8 GB"),
+        (WITH_T4, {"models": {"large-v3": None}}, {}, State.WARNING, "book 1.45 GPUs and this machine has 1"),
+        (
+            WITH_T4,
+            {"models": {"large-v3": {"gpu_share": 0.1}}, "asr": {"gpu_share": 0.35}},
+            {},
+            State.ERROR,
+            "about 17.2 GB",
+        ),
         (WITH_T4, {"models": {"base": None}}, {}, State.WARNING, "book 1.45 GPUs and this machine has 1"),
         (
             with_gpus(T4, T4),
@@ -769,6 +781,18 @@ def test_low_limits(limit: str, value: int, state: str, says: str) -> None:
     )
     assert done.stdout.startswith(state), done.stdout + done.stderr
     assert says in done.stdout
+
+
+def test_few_threads_in_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """podman allows 2048 where nothing else is said, and a kubelet may have a limit; `max` is none."""
+    allowed = tmp_path / "pids.max"
+    monkeypatch.setattr(machine, "CGROUP_THREADS", allowed)
+    without_a_file = machine.limits()
+    allowed.write_text("2048\n")
+    expect(machine.limits(), State.WARNING, "container may have 2048 threads", "--pids-limit", "podPidsLimit")
+    for enough in ("max", "8192"):
+        allowed.write_text(f"{enough}\n")
+        assert machine.limits() == without_a_file
 
 
 def test_shared_memory() -> None:

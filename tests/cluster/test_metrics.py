@@ -203,7 +203,7 @@ def prometheus_of(config: str, metrics_port: int, folder: Path) -> Iterator[Prom
     (folder / "prometheus.yml").write_text(text)
     rules = (DEPLOY / "prometheus" / "alerts.yml").read_text()
     rules = re.sub(r"\bfor: \d+m", "for: 15s", rules)
-    rules, waits = re.subn(r"(stage_wait_seconds.*) > 30$", r"\1 > 5", rules, flags=re.MULTILINE)
+    rules, waits = re.subn(r"(stage_wait_seconds.*) > 120$", r"\1 > 5", rules, flags=re.MULTILINE)
     assert waits == 1
     (folder / "alerts.yml").write_text(rules)
     port = free_port()

@@ -12,12 +12,17 @@ import pytest
 import yaml
 from deploy_files import (
     DEPLOY,
+    KUBERNETES,
     PROJECT,
+    SOURCES,
+    all_documents,
     application,
+    cluster,
     documents,
     kustomized,
     of_kind,
     pod_templates,
+    serve_config,
     size_bytes,
     with_key,
 )
@@ -30,39 +35,12 @@ from serve_app.cli import CommandFailed
 from serve_app.cli.config_file import check, least_replicas, settings_of
 from serve_app.cli.jobs import CannotMigrateNow
 
-FOLDER = DEPLOY / "kubernetes"
-OVERLAY = DEPLOY / "kustomize" / "cpu"
 SCHEMA = yaml.safe_load(Path(__file__).with_name("rayservice.schema.yaml").read_text())
 OWN = {"access", "jobs", "placement"}  # settings that only a cluster has
 
 OBJECT_STORE_SHARE = ray_constants.DEFAULT_OBJECT_STORE_MEMORY_PROPORTION  # of a node's memory
 RESTRICTED = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 ALLOCATABLE_CPUS, ALLOCATABLE_MEMORY = 3.9, "12.3Gi"  # of GKE's n1-standard-4, the smallest machine with a T4
-
-
-def all_documents(source: str) -> list[dict[str, Any]]:
-    """The manifests as files, or as kubectl makes them for GPUs or without."""
-    if source == "files":
-        (kustomization,) = documents(FOLDER / "kustomization.yaml")
-        return [each for name in kustomization["resources"] for each in documents(FOLDER / name)]
-    return kustomized({"gpu": FOLDER, "cpu": OVERLAY}[source])
-
-
-def cluster(source: str) -> dict[str, Any]:
-    """The RayService's cluster."""
-    found = of_kind("RayService", all_documents(source))["spec"]["rayClusterConfig"]
-    assert isinstance(found, dict)
-    return found
-
-
-def serve_config(source: str) -> dict[str, Any]:
-    """What KubeRay sends to Serve."""
-    config = yaml.safe_load(of_kind("RayService", all_documents(source))["spec"]["serveConfigV2"])
-    assert isinstance(config, dict)
-    return config
-
-
-SOURCES = pytest.mark.parametrize("source", ["files", "gpu", "cpu"])
 
 
 @SOURCES
@@ -238,7 +216,7 @@ def test_only_the_operator_and_the_pods_reach_rays_own_ports(source: str) -> Non
 
 def test_alerts_are_those_of_prometheus() -> None:
     """The Prometheus operator loads the same rules: `make docs` writes them."""
-    (rule,) = documents(FOLDER / "prometheusrule.yaml")
+    (rule,) = documents(KUBERNETES / "prometheusrule.yaml")
     (alerts,) = documents(DEPLOY / "prometheus" / "alerts.yml")
     assert rule["spec"] == alerts, "run `make docs`"
 
@@ -311,6 +289,21 @@ def test_everything_that_is_written_has_a_volume(source: str) -> None:
 
 
 @SOURCES
+def test_audio_without_room_in_memory_goes_to_the_large_volume(source: str) -> None:
+    """Ray would spill into its folder in /tmp, and the kubelet would evict a pod whose /tmp is full.
+
+    Workers take the head's folder, and Ray makes it.
+    """
+    folder = Path(cluster(source)["headGroupSpec"]["rayStartParams"]["object-spilling-directory"])
+    for template in pod_templates(cluster(source)):
+        (container,) = template["spec"]["containers"]
+        mounts = {Path(mount["mountPath"]): mount["name"] for mount in container["volumeMounts"]}
+        assert mounts[next(each for each in folder.parents if each in mounts)] == "scratch"
+    for group in cluster(source)["workerGroupSpecs"]:
+        assert "object-spilling-directory" not in group["rayStartParams"]
+
+
+@SOURCES
 def test_pods_have_the_environment_of_the_documents(source: str) -> None:
     """docs/deploy.md has a table of variables that every node needs; the token's mode is KubeRay's to set."""
     found = all_documents(source)
@@ -331,7 +324,7 @@ def test_pods_have_the_environment_of_the_documents(source: str) -> None:
 @SOURCES
 def test_metrics_are_where_the_monitor_looks(source: str) -> None:
     """One port, by number for Ray and by name for the PodMonitor, on the head and on every worker."""
-    (monitor,) = documents(FOLDER / "podmonitor.yaml")
+    (monitor,) = documents(KUBERNETES / "podmonitor.yaml")
     (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
     groups = [cluster(source)["headGroupSpec"], *cluster(source)["workerGroupSpecs"]]
     for group in groups:
@@ -408,6 +401,30 @@ def test_the_secrets_that_pods_read_are_made_as_documented() -> None:
         command = re.search(rf"kubectl create secret generic {name} ((?:.*\\\n)*.*)", readme)
         assert command, name
         assert f"--from-literal={key}=" in command[1]
+
+
+@pytest.mark.parametrize("has_image", [True, False])
+def test_webhooks_are_signed_or_the_secret_is_not_made(has_image: bool, tmp_path: Path) -> None:
+    """The commands of deploy/README.md need no package of ours on the operator's machine. Where the image
+    cannot be run, an empty secret would leave webhooks unsigned without a word.
+    """
+    section = (DEPLOY / "README.md").read_text().partition("\n## Kubernetes\n")[2]
+    commands = section.partition("```bash\n")[2].partition("kubectl apply")[0]
+    exit_code = 0 if has_image else 125
+    programs = {
+        "docker": f'[ {exit_code} = 0 ] && [ "$4" = webhook-secret ] && echo whsec_made; exit {exit_code}',
+        "openssl": "echo a password",
+        "kubectl": f'echo "$@" >> {tmp_path}/said',
+    }
+    for name, does in programs.items():
+        program = tmp_path / name
+        program.write_text(f"#!/bin/sh\n{does}\n")
+        program.chmod(0o755)
+    subprocess.run(["/bin/sh", "-c", commands], env={"PATH": str(tmp_path)}, check=True, capture_output=True)
+    made = (tmp_path / "said").read_text().splitlines()
+    assert any("generic whisperx-redis " in line for line in made)
+    signed = [line for line in made if "generic whisperx " in line]
+    assert ["WEBHOOK_SECRETS=whsec_made" in line for line in signed] == ([True] if has_image else [])
 
 
 def test_ray_is_the_version_that_is_installed() -> None:

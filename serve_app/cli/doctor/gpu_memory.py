@@ -52,7 +52,10 @@ def memory(devices: Devices, settings: Settings, deployments: dict[str, dict[str
         return skipped("No GPU can be used here.")
     smallest = min(devices.gpus, key=lambda gpu: gpu.memory_bytes)
     needs = needs_of(settings, deployments, smallest.compute_types)
-    total_gb = sum(need.memory_gb * need.replicas for need in needs)
+    booked = sum(need.share * need.replicas for need in needs)
+    # On a cluster the file's replicas are spread over so many machines like this one.
+    nodes = max(1.0, booked / len(devices.gpus))
+    total_gb = sum(need.memory_gb * need.replicas for need in needs) / nodes
     all_gb = sum(gpu.memory_bytes for gpu in devices.gpus) / GB
     asked = f"The models need about {total_gb:.1f} GB (computed, not measured)"
     tight = [need for need in needs if need.memory_gb > need.share * smallest.memory_bytes / GB]
@@ -61,7 +64,6 @@ def memory(devices: Devices, settings: Settings, deployments: dict[str, dict[str
             f"{asked}, and {_named(devices.gpus)} has {all_gb:.1f} GB; choose a smaller model, set "
             "user_config.max_batch_size of the Transcriber lower, or use a larger GPU."
         )
-    booked = sum(need.share * need.replicas for need in needs)
     if booked > len(devices.gpus) + 1e-6:
         return warning(
             f"All replicas book {booked:.2f} GPUs and this machine has {len(devices.gpus)}, so some wait for "

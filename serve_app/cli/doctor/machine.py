@@ -20,6 +20,7 @@ GB = 1e9
 
 SHM = "/dev/shm"  # noqa: S108  (where Ray keeps its object store)
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+CGROUP_THREADS = Path("/sys/fs/cgroup/pids.max")  # it counts threads, too
 
 # Ray 2.60: the part of the free memory that its object store takes, and how far /dev/shm limits that.
 OBJECT_STORE_PART, LEAST_CAP_BYTES = 0.3, 10_000_000_000
@@ -61,6 +62,12 @@ def limits() -> Finding:
         return wrong(f"A process may open {files} files, too few for Ray and 256 requests; {remedy}.")
     if files < GOOD_OPEN_FILES:
         return warning(f"A process may open {files} files, and Ray wants {GOOD_OPEN_FILES}; {remedy}.")
+    with suppress(OSError, ValueError):  # no limit, which reads "max"
+        if (allowed := int(CGROUP_THREADS.read_text())) < GOOD_THREADS:
+            return warning(
+                f"This container may have {allowed} threads, and a service has thousands; give it "
+                f"{GOOD_THREADS} or more (--pids-limit, on Kubernetes the kubelet's podPidsLimit)."
+            )
     if threads < GOOD_THREADS:
         return warning(
             f"This user may have {threads} threads (ulimit -u), and a service has thousands; raise it to "
