@@ -7,9 +7,8 @@ from serve_app.options import Options
 from serve_app.request.calls import Stages
 from serve_app.request.known_speakers import known_speakers
 from serve_app.request.progress import ignore_progress
-from serve_app.request.speaker_turns import SpeakerTurns
+from serve_app.request.speaker_turns import SpeakerTurns, no_diarizer
 from serve_app.request.state import RequestState
-from serve_app.request.warnings import no_diarizer
 from serve_app.transcript import Transcript
 
 

@@ -20,16 +20,9 @@ from serve_app.request.known_speakers import known_speakers
 from serve_app.request.progress import Report, ignore_progress
 from serve_app.request.recognition import Recognition
 from serve_app.request.speaker_channels import SpeakerChannels, turns_of
-from serve_app.request.speaker_turns import SpeakerTurns
-from serve_app.request.state import RequestState
-from serve_app.request.warnings import (
-    NO_SPEAKERS_FOUND,
-    Deadline,
-    decoding_warnings,
-    diarization_timeout,
-    wants_speakers,
-    without_chars,
-)
+from serve_app.request.speaker_turns import SpeakerTurns, diarization_timeout, wants_speakers
+from serve_app.request.state import Deadline, RequestState
+from serve_app.request.warnings import NO_SPEAKERS_FOUND, decoding_warnings, without_chars
 from serve_app.transcript import Transcript
 
 

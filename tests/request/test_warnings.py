@@ -7,7 +7,9 @@ import pytest
 
 from serve_app.errors import InvalidRequest
 from serve_app.options import parse_options
-from serve_app.request.warnings import Deadline, decoding_warnings, wants_speakers
+from serve_app.request.speaker_turns import wants_speakers
+from serve_app.request.state import Deadline
+from serve_app.request.warnings import decoding_warnings
 from serve_app.transcript import Window, WindowText
 
 TEXT = WindowText(" all of it was heard well", "en", None, -0.2, 0.0, 1.0)
