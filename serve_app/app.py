@@ -26,7 +26,7 @@ from serve_app.deployments.replica import (
     actor_options,
 )
 from serve_app.errors import ModelUnavailable
-from serve_app.http.openai.aliases import Models
+from serve_app.http.model_names import Models
 from serve_app.http.openai.request import check_aliases
 from serve_app.jobs.places import prepare, store_url
 from serve_app.models import names as model_names

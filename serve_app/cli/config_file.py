@@ -17,7 +17,7 @@ from serve_app.deployments import USER_CONFIGS
 from serve_app.deployments.transcriber import PADDED_S
 from serve_app.errors import InvalidRequest
 from serve_app.http.auth import is_loopback
-from serve_app.http.openai.aliases import Models
+from serve_app.http.model_names import Models
 from serve_app.http.openai.request import check_aliases
 from serve_app.settings import Settings
 from serve_app.settings.access import AccessSettings

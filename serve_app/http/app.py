@@ -21,7 +21,7 @@ from typing_extensions import TypedDict  # pydantic needs this one before Python
 from serve_app import __version__
 from serve_app.errors import InvalidRequest, Unauthorized
 from serve_app.formats.table import FORMATS
-from serve_app.http.answer_types import PredictResponse, WordsResponse
+from serve_app.http.answer_types import PredictResponse, WordsResponse, described_answers
 from serve_app.http.asr_webservice.request import AsrFields
 from serve_app.http.asr_webservice.routes import DetectLanguage, asr_routes
 from serve_app.http.errors import ERRORS_AT_ONCE, described_errors, error_body, shaped_response
@@ -32,11 +32,11 @@ from serve_app.http.jobs.result import peaks_routes
 from serve_app.http.jobs.routes import job_routes, routes_without_jobs
 from serve_app.http.jobs.submission import JobBody
 from serve_app.http.middleware import Gate, RequestId
-from serve_app.http.openai.aliases import Models
+from serve_app.http.model_names import Models
 from serve_app.http.openai.request import Fields
 from serve_app.http.openai.routes import answering, azure_routes, openai_routes
 from serve_app.http.other_apis import ASSEMBLYAI_HAS, BASETEN_PREFIXES, path_of, vendor_of
-from serve_app.http.responses import described_answers, transcript_response
+from serve_app.http.responses import transcript_response
 from serve_app.http.uploads import PredictRequest, options_in_body_only, received
 from serve_app.http.voice_routes import WithoutText, voice_routes
 from serve_app.jobs.service import Jobs

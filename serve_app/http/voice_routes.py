@@ -14,12 +14,11 @@ from typing_extensions import TypedDict  # pydantic needs this one before Python
 from serve_app.audio import Source
 from serve_app.errors import ModelNotFound
 from serve_app.formats.table import FORMATS
-from serve_app.http.answer_types import Embeddings
+from serve_app.http.answer_types import Embeddings, described_answers
 from serve_app.http.errors import ERRORS_AT_ONCE, OTHER_ERRORS, described_errors
 from serve_app.http.forms import collect_fields, described_body
-from serve_app.http.openai.aliases import Models, with_defaults
+from serve_app.http.model_names import Models, with_defaults
 from serve_app.http.responses import (
-    described_answers,
     embeddings_out,
     text_response,
     timings_out,

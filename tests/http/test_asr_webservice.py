@@ -20,7 +20,7 @@ from serve_app.audio import Source
 from serve_app.errors import InvalidRequest, Overloaded
 from serve_app.http.app import create_app
 from serve_app.http.asr_webservice.request import AsrFields, parse_asr
-from serve_app.http.openai.aliases import Models
+from serve_app.http.model_names import Models
 from serve_app.options import Options
 from serve_app.request import pipeline
 from serve_app.request.detect_language import DetectedLanguage, detect_language

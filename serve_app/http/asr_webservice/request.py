@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from serve_app.errors import InvalidRequest
 from serve_app.http.forms import Field as FormField
 from serve_app.http.forms import collect_fields
-from serve_app.http.openai.aliases import Models, about_model, with_defaults
+from serve_app.http.model_names import Models, about_model, with_defaults
 from serve_app.http.voice_routes import LANGUAGE_OPTIONS, parse_some
 from serve_app.options import Options, parse_options
 from serve_app.options.conflicts import SPEAKER_COUNTS

@@ -16,7 +16,7 @@ from typing_extensions import TypedDict  # pydantic needs this one before Python
 from serve_app.audio import RawAudio, Source
 from serve_app.errors import InvalidRequest, ModelNotFound
 from serve_app.formats.table import FORMATS
-from serve_app.http.answer_types import Embeddings, LanguageShare, LogprobOut
+from serve_app.http.answer_types import Embeddings, LanguageShare, LogprobOut, described_answers
 from serve_app.http.asr_webservice.request import (
     AsrAsked,
     AsrFields,
@@ -26,10 +26,9 @@ from serve_app.http.asr_webservice.request import (
 )
 from serve_app.http.errors import ERRORS_AT_ONCE, OTHER_ERRORS, described_errors
 from serve_app.http.forms import described_body, described_query
-from serve_app.http.openai.aliases import Models
+from serve_app.http.model_names import Models
 from serve_app.http.responses import (
     UNKNOWN,
-    described_answers,
     embeddings_out,
     languages_out,
     logprobs,

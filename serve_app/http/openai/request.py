@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from serve_app.errors import InvalidRequest
 from serve_app.http.forms import Field as FormField
 from serve_app.http.forms import collect_fields
-from serve_app.http.openai.aliases import Models, about_model, with_defaults
+from serve_app.http.model_names import Models, about_model, with_defaults
 from serve_app.options import Options, parse_options
 from serve_app.options.conflicts import SPEAKER_OPTIONS
 from serve_app.options.fields import KNOWN_SPEAKERS, LISTS, MAX_PROMPT_CHARS

@@ -15,15 +15,16 @@ from typing_extensions import TypedDict  # pydantic needs this one before Python
 
 from serve_app.errors import InvalidRequest, ModelNotFound
 from serve_app.formats.table import FORMATS
+from serve_app.http.answer_types import described_answers
 from serve_app.http.errors import ERRORS_AT_ONCE, OTHER_ERRORS, described_errors
 from serve_app.http.forms import Field as FormField
 from serve_app.http.forms import described_body
-from serve_app.http.openai.aliases import Models
+from serve_app.http.model_names import Models
 from serve_app.http.openai.request import FIELDS_OF, OUR_FIELDS, Fields, ParsedForm, parse
 from serve_app.http.openai.response import Transcription, answer
-from serve_app.http.openai.stream import EventStream, events
+from serve_app.http.openai.stream import events
 from serve_app.http.openai.whisper_cpp import InferenceFields, parse_inference
-from serve_app.http.responses import described_answers, text_pieces, text_response
+from serve_app.http.responses import EventStream, text_pieces, text_response
 from serve_app.http.uploads import received
 from serve_app.options import Options
 from serve_app.options.validation import conflict

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from serve_app.http.forms import Field as FormField
 from serve_app.http.forms import collect_fields
-from serve_app.http.openai.aliases import Models
+from serve_app.http.model_names import Models
 from serve_app.http.openai.request import ParsedForm, parse
 from serve_app.options.validation import conflict, validate_or_400
 from serve_app.transcript import Task

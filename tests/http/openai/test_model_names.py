@@ -10,7 +10,7 @@ from openai_api import TEXT, TRANSCRIBE, TRANSLATE, Server
 from pydantic import ValidationError
 
 from serve_app.errors import InvalidRequest, ModelNotFound
-from serve_app.http.openai.aliases import Models
+from serve_app.http.model_names import Models
 from serve_app.http.openai.request import ParsedForm, check_aliases, parse
 from serve_app.request.admission import WindowGate
 from serve_app.request.calls import OtherModel
