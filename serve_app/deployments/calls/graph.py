@@ -12,7 +12,6 @@ from serve_app.audio import Source
 from serve_app.deployments.calls.stage_calls import ASR, Stage, StageCalls
 from serve_app.deployments.metrics import RequestMetrics, Retries
 from serve_app.errors import AudioTooCostly, AudioTooLong, DeadlineExceeded
-from serve_app.http.auth import charge
 from serve_app.options import Options
 from serve_app.request.admission import Admission, WindowGate
 from serve_app.request.calls import OtherModel, Stages
@@ -21,6 +20,7 @@ from serve_app.request.detect_speech import DetectedSpeech, detect_speech
 from serve_app.request.diarize import diarize
 from serve_app.request.pipeline import transcribe
 from serve_app.request.progress import Report, ignore_progress
+from serve_app.request.quotas import charge
 from serve_app.settings import Settings
 from serve_app.tracing import tracer
 from serve_app.transcript import Transcript, WindowText
