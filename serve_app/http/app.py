@@ -32,13 +32,13 @@ from serve_app.http.jobs.result import peaks_routes
 from serve_app.http.jobs.routes import job_routes, routes_without_jobs
 from serve_app.http.jobs.submission import JobBody
 from serve_app.http.middleware import Gate, RequestId
-from serve_app.http.model_names import Models
+from serve_app.http.model_names import ModelNames
 from serve_app.http.openai.request import Fields
 from serve_app.http.openai.routes import answering, azure_routes, openai_routes
 from serve_app.http.other_apis import ASSEMBLYAI_HAS, BASETEN_PREFIXES, path_of, vendor_of
 from serve_app.http.responses import transcript_response
 from serve_app.http.uploads import PredictRequest, options_in_body_only, received
-from serve_app.http.voice_routes import WithoutText, voice_routes
+from serve_app.http.without_text import WithoutText, without_text_routes
 from serve_app.jobs.service import Jobs
 from serve_app.options import Options
 from serve_app.page.routes import page_routes
@@ -175,7 +175,7 @@ def create_app(
         return JSONResponse({"status": status, "stages": stages}, 200 if is_ready else 503)
 
     refused = described_errors(Unauthorized) if access.keys else {}
-    answer_to, models = answering(transcribe, max_bytes), Models(model, openai.names(), other_models)
+    answer_to, models = answering(transcribe, max_bytes), ModelNames(model, openai.names(), other_models)
     for routes, in_url in (
         (openai_routes(answer_to, models), ()),
         (azure_routes(answer_to, models), ("api-version",)),
@@ -185,7 +185,7 @@ def create_app(
 
     if without_text is not None:
         checked = [Depends(options_in_body_only(PredictRequest)), *key_field]
-        routes = voice_routes(without_text, models, max_bytes, max_json_bytes)
+        routes = without_text_routes(without_text, models, max_bytes, max_json_bytes)
         app.include_router(routes, dependencies=checked, responses=refused)
 
     if detect_language is not None:

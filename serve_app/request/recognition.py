@@ -46,7 +46,7 @@ class Recognition:
         self, request: RequestState, channel: int | None = None, report: Report | None = None
     ) -> None:
         self.request = request
-        self._channel, self._told = channel, report or request.report
+        self._channel, self._on_progress = channel, report or request.report
         self._speaker = None if channel is None else speaker_of(channel)
         self._begin_s = request.options.start_s or 0.0
         self.final_until_s = 0.0  # no segment that is still to be reported starts before
@@ -197,4 +197,4 @@ class Recognition:
             segments += self.done[self.windows_reported]
             self.final_until_s = self.texts[self.windows_reported][0].end_s
             self.windows_reported += 1
-        self._told(Progress(len(self.done), self.windows_found, self.all_found, tuple(segments)))
+        self._on_progress(Progress(len(self.done), self.windows_found, self.all_found, tuple(segments)))

@@ -35,7 +35,7 @@ class Timings:
         return {name: end_s - begun_s for name, (begun_s, end_s) in self._spans_s.items()}
 
 
-class Deadline:
+class RequestDeadline:
     """The end of a request's time, counted from now, less what is kept for writing its answer."""
 
     def __init__(self, limit_s: float) -> None:

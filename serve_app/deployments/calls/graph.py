@@ -15,12 +15,16 @@ from serve_app.errors import AudioTooCostly, AudioTooLong, DeadlineExceeded
 from serve_app.options import Options
 from serve_app.request.admission import Admission, WindowGate
 from serve_app.request.calls import OtherModel, Stages
-from serve_app.request.detect_language import DetectedLanguage, detect_language
-from serve_app.request.detect_speech import DetectedSpeech, detect_speech
-from serve_app.request.diarize import diarize
 from serve_app.request.pipeline import transcribe
 from serve_app.request.progress import Report, ignore_progress
 from serve_app.request.quotas import charge
+from serve_app.request.without_text import (
+    DetectedLanguage,
+    DetectedSpeech,
+    detect_language,
+    detect_speech,
+    diarize,
+)
 from serve_app.settings import Settings
 from serve_app.tracing import tracer
 from serve_app.transcript import Transcript, WindowText

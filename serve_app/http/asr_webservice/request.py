@@ -12,10 +12,9 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field
 
 from serve_app.errors import InvalidRequest
-from serve_app.http.forms import Field as FormField
-from serve_app.http.forms import collect_fields
-from serve_app.http.model_names import Models, about_model, with_defaults
-from serve_app.http.voice_routes import LANGUAGE_OPTIONS, parse_some
+from serve_app.http.forms import FormField, collect_fields
+from serve_app.http.model_names import ModelNames, about_model, with_defaults
+from serve_app.http.without_text import LANGUAGE_OPTIONS, parse_some
 from serve_app.options import Options, parse_options
 from serve_app.options.conflicts import SPEAKER_COUNTS
 from serve_app.options.fields import LISTS
@@ -77,7 +76,7 @@ class AsrAsked:
         return about_model(error, self.fields.model, self.from_model)
 
 
-def parse_asr(query: Sequence[FormField], models: Models, form: Sequence[FormField]) -> AsrAsked:
+def parse_asr(query: Sequence[FormField], models: ModelNames, form: Sequence[FormField]) -> AsrAsked:
     """Parses the query, with the form's text fields, in which some clients send options too.
 
     Raises InvalidRequest naming the field that is wrong, and ModelNotFound.
@@ -131,7 +130,9 @@ def _read(given: Mapping[str, Any]) -> AsrAsked:
     return AsrAsked(options, fields)
 
 
-def parse_language(query: Sequence[FormField], models: Models, form: Sequence[FormField]) -> LanguageAsked:
+def parse_language(
+    query: Sequence[FormField], models: ModelNames, form: Sequence[FormField]
+) -> LanguageAsked:
     """Parses the query of /detect-language, with the form's text fields.
 
     Raises InvalidRequest naming the field that is wrong, and ModelNotFound.
