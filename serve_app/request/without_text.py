@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 
 from serve_app.audio import Source
 from serve_app.options import Options
-from serve_app.request.calls import DetectCall, Stages, TranscribeCall
+from serve_app.request.calls import Stages, TranscribeCall
 from serve_app.request.file_times import moved_window
 from serve_app.request.known_speakers import known_speakers
 from serve_app.request.language_vote import MAX_VOTERS, LanguageVote
 from serve_app.request.progress import ignore_progress
 from serve_app.request.speaker_turns import SpeakerTurns, no_diarizer
 from serve_app.request.state import RequestState
-from serve_app.transcript import Speech, StageWarning, Transcript, Window
+from serve_app.transcript import StageWarning, Transcript, Window
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +43,8 @@ async def detect_language(stages: Stages, source: Source, options: Options) -> D
     stages, search = stages.using(options.model), options.speech_search(has_words=True)
     request_id = uuid.uuid4().hex
     windows: list[Window] = []
-    found: Speech | None = None
     async with stages.load(options.audio_of(source)) as audio:
-        async for part in audio.parts():
-            call = DetectCall(audio=audio, request_id=request_id, part=part, before=found, search=search)
-            found = await stages.detect(call)
+        async for _, found in stages.search(audio, request_id, search):
             windows += found.windows
             if len(windows) >= MAX_VOTERS:
                 break
@@ -110,16 +107,12 @@ async def diarize(stages: Stages, source: Source, options: Options) -> Transcrip
 
 async def detect_speech(stages: Stages, source: Source, options: Options) -> DetectedSpeech:
     """Searches part after part, as the file is decoded. Raises TranscriptionError."""
-    request_id, begin_s = uuid.uuid4().hex, options.start_s or 0.0
-    search = options.speech_search(has_words=True)
+    search, begin_s = options.speech_search(has_words=True), options.start_s or 0.0
     segments: list[Window] = []
     warnings: list[StageWarning] = []
-    found: Speech | None = None
     async with stages.load(options.audio_of(source)) as audio:
-        async for part in audio.parts():
+        async for part, found in stages.search(audio, uuid.uuid4().hex, search):
             warnings.extend(part.warnings)
-            call = DetectCall(audio=audio, request_id=request_id, part=part, before=found, search=search)
-            found = await stages.detect(call)
             for segment in found.segments:
                 append_or_join(segments, moved_window(segment, begin_s))
     return DetectedSpeech(tuple(segments), tuple(warnings))
