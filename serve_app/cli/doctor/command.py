@@ -106,7 +106,7 @@ def _read(config: Path | None) -> tuple[Finding, dict[str, Application]]:
         return wrong(str(error)), {}
     except ImportError as error:
         return missing_package(error), {}
-    ours = [each for each in raw.get("applications") or () if each["import_path"] == config_file.IMPORT_PATH]
+    ours = config_file.own_applications(raw)
     if not ours:
         return wrong(f"{path} has no application of this service ({config_file.IMPORT_PATH})."), {}
     http = raw.get("http_options") or {}
