@@ -159,10 +159,9 @@ def _load_diarizer(settings: Settings, model: str, device: str) -> Any:
     diarization = settings.diarization
     # The memory that a call needs grows with the length of its file, so it is not kept.
     prepare_process(threads_on(device, diarization.threads), keep_memory=False)
-    from serve_app.stages.diarization.diarizer import LOADERS, load_pyannote
+    from serve_app.stages.diarization.diarizer import load_pyannote
     from serve_app.stages.torch_support import limit_gpu_memory
 
     limit_gpu_memory(diarization.gpu_share, device)
-    load = LOADERS.get(model, load_pyannote)
     directory = directory_of(model, settings.models_dir)
-    return load(directory, device=device, token=get_token(), settings=diarization)
+    return load_pyannote(directory, device=device, token=get_token(), settings=diarization)
