@@ -27,7 +27,7 @@ from serve_app.deployments.replica import (
     actor_options,
 )
 from serve_app.errors import ModelUnavailable
-from serve_app.http.openai.aliases import Models
+from serve_app.http.model_names import ModelNames
 from serve_app.http.openai.request import check_aliases
 from serve_app.jobs.places import prepare, store_url
 from serve_app.models import names as model_names
@@ -55,7 +55,7 @@ def build(settings: Settings) -> Application:
     Raises ModelUnavailable for a model that cannot be had, JobsUnusable where jobs could not be kept,
     InvalidRequest for the options of an alias.
     """
-    check_aliases(Models(settings.model, settings.openai.names(), settings.models))
+    check_aliases(ModelNames(settings.model, settings.openai.names(), settings.models))
     asyncio.run(prepare(settings.jobs))
     device = choose_device(settings)
     load = loaders(settings, model_names.resolve(settings), device)

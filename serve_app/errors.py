@@ -1,4 +1,4 @@
-"""Every error a caller can meet, with its HTTP status, type and code.
+"""The errors a caller can meet, with HTTP status, type and code. Those of jobs stand beside their code.
 
 All arguments are positional: an exception with keyword-only arguments does not survive the way from one Ray
 replica to another. `str()` of an error that crossed replicas is a remote traceback, so answers are built from

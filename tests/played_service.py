@@ -16,15 +16,14 @@ from serve_app.errors import TranscriptionError
 from serve_app.http.app import create_app
 from serve_app.http.jobs import events
 from serve_app.http.responses import answer
-from serve_app.http.voice_routes import WithoutText
+from serve_app.http.without_text import WithoutText
 from serve_app.jobs import runner as runner_module
 from serve_app.jobs.runner import Runner
 from serve_app.jobs.service import Jobs
 from serve_app.jobs.store.migration import migrate
 from serve_app.options import Options
-from serve_app.request.detect_language import DetectedLanguage
-from serve_app.request.detect_speech import DetectedSpeech
 from serve_app.request.progress import Report, ignore_progress
+from serve_app.request.without_text import DetectedLanguage, DetectedSpeech
 from serve_app.settings import IntakeSettings
 from serve_app.settings.access import AccessSettings, ApiKey
 from serve_app.settings.jobs import JobsSettings, WebhookSettings

@@ -19,14 +19,13 @@ from job_api import Service, arrived, using
 
 from serve_app.audio import Source
 from serve_app.http.app import create_app
-from serve_app.http.voice_routes import WithoutText
+from serve_app.http.without_text import WithoutText
 from serve_app.options import Options, parse_options
 from serve_app.options.fields import LISTS
-from serve_app.request import detect_speech, diarize, pipeline
+from serve_app.request import pipeline, without_text
 from serve_app.request.calls import Stages
-from serve_app.request.detect_language import DetectedLanguage
-from serve_app.request.detect_speech import DetectedSpeech
 from serve_app.request.progress import Report, ignore_progress
+from serve_app.request.without_text import DetectedLanguage, DetectedSpeech
 from serve_app.transcript import Transcript
 from tools.options import ALWAYS, FILE, ROUTES, TESTS, THE_PATH, page
 
@@ -124,10 +123,10 @@ class Server:
         return await pipeline.transcribe(stages, SOURCE, options.model_copy(update={"model": None}), report)
 
     async def diarize(self, source: Source, options: Options) -> Transcript:
-        return await diarize.diarize(self.stages(options), SOURCE, options)
+        return await without_text.diarize(self.stages(options), SOURCE, options)
 
     async def detect_speech(self, source: Source, options: Options) -> DetectedSpeech:
-        return await detect_speech.detect_speech(self.stages(options), SOURCE, options)
+        return await without_text.detect_speech(self.stages(options), SOURCE, options)
 
     async def detect_language(self, source: Source, options: Options) -> DetectedLanguage:
         raise AssertionError((source, options))

@@ -15,7 +15,7 @@ from serve_app.errors import InvalidRequest
 from serve_app.formats.table import FORMATS, FormatName
 from serve_app.languages import LANGUAGES, language_code
 from serve_app.options import Options, parse_options
-from serve_app.request.warnings import wants_speakers
+from serve_app.request.speaker_turns import wants_speakers
 from serve_app.stage_requests import Decoding, SpeechSearch
 from serve_app.transcript import SpeakerBounds
 

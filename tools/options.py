@@ -9,7 +9,7 @@ from typer.main import get_command
 from serve_app.__main__ import cli
 from serve_app.http.jobs.assemblyai_request import THEIR_NAMES
 from serve_app.http.openai.request import OUR_FIELDS, Fields
-from serve_app.http.voice_routes import DIARIZATION_OPTIONS, SPEECH_OPTIONS
+from serve_app.http.without_text import DIARIZATION_OPTIONS, SPEECH_OPTIONS
 from serve_app.options import Options
 from serve_app.options.fields import LISTS
 

@@ -11,7 +11,7 @@ from typer.main import get_command
 
 from serve_app.__main__ import cli
 from serve_app.http.app import create_app
-from serve_app.http.voice_routes import WithoutText
+from serve_app.http.without_text import WithoutText
 from serve_app.jobs.service import Jobs
 from serve_app.options import Options
 from serve_app.settings import IntakeSettings

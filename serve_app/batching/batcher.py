@@ -35,7 +35,6 @@ class BatchCounters:
     items: int = 0
     slots: int = 0  # places that these batches had: see `BatchRun`
     dropped: int = 0  # items whose callers had gone
-    wait_s: float = 0.0  # of all items together, in the queue
     busy_s: float = 0.0
     audio_s: float = 0.0  # of all items together that did not fail
 
@@ -134,12 +133,6 @@ class Batcher(Generic[Item, Result]):
         """For how long batches have run so far, the present one included."""
         return self.counters.busy_s + (time.monotonic() - self._batch_since_s if self._batch else 0.0)
 
-    def close(self) -> None:
-        """Stops cutting batches, and frees the thread once the present batch is done."""
-        if self._loop_task is not None:
-            self._loop_task.cancel()
-        self._thread.shutdown(wait=False)
-
     def _note_death(self, task: "asyncio.Task[None]") -> None:
         """Tells all callers, so that none waits for ever for a loop that an error has ended."""
         if task.cancelled() or (error := task.exception()) is None:
@@ -166,7 +159,7 @@ class Batcher(Generic[Item, Result]):
         self._batch, self._batch_since_s = batch, (begun_s := time.monotonic())
         try:
             results = await asyncio.get_running_loop().run_in_executor(self._thread, self._run_batch, batch)
-        except asyncio.CancelledError:  # `close`, or the event loop is ending
+        except asyncio.CancelledError:  # the event loop is ending
             for waiting in batch:
                 waiting.answer.cancel()
             raise
@@ -182,7 +175,6 @@ class Batcher(Generic[Item, Result]):
         counters.batches += 1
         counters.items += len(batch)
         counters.slots += run.slots
-        counters.wait_s += sum(run.waits_s)
         counters.busy_s += run.run_s
         counters.audio_s += sum(
             length_s

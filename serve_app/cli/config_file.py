@@ -17,7 +17,7 @@ from serve_app.deployments import USER_CONFIGS
 from serve_app.deployments.transcriber import PADDED_S
 from serve_app.errors import InvalidRequest
 from serve_app.http.auth import is_loopback
-from serve_app.http.openai.aliases import Models
+from serve_app.http.model_names import ModelNames
 from serve_app.http.openai.request import check_aliases
 from serve_app.settings import Settings
 from serve_app.settings.access import AccessSettings
@@ -84,7 +84,7 @@ def own_applications(raw: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _check_aliases(settings: Settings, place: str) -> None:
     try:
-        check_aliases(Models(settings.model, settings.openai.names(), settings.models))
+        check_aliases(ModelNames(settings.model, settings.openai.names(), settings.models))
     except InvalidRequest as error:
         raise CommandFailed(f"{place}.args.{error.message}") from None
 

@@ -27,7 +27,7 @@ from serve_app.errors import InvalidRequest
 from serve_app.http.app import create_app
 from serve_app.http.asr_webservice.routes import language_answer
 from serve_app.http.responses import answer, progress_response
-from serve_app.http.voice_routes import (
+from serve_app.http.without_text import (
     DIARIZATION_OPTIONS,
     LANGUAGE_OPTIONS,
     SPEECH_OPTIONS,

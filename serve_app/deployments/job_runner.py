@@ -18,12 +18,12 @@ from serve_app.deployments.calls.ray_private import log_as
 from serve_app.deployments.metrics import JobMetrics, log_errors_in_one_line
 from serve_app.deployments.replica import OPTIONS
 from serve_app.errors import Overloaded
-from serve_app.http.auth import AudioQuotas
 from serve_app.http.responses import answer
 from serve_app.jobs.places import prepare
 from serve_app.jobs.runner import Runner
 from serve_app.jobs.service import Jobs
 from serve_app.jobs.store.database import Database
+from serve_app.request.quotas import AudioQuotas
 from serve_app.settings import Settings
 
 logger = logging.getLogger("ray.serve")

@@ -87,11 +87,11 @@ class RequestMetrics:
         """Counts a part of a file, once, even if it has to be loaded again."""
         _add(self._in_s, part.end_s - part.start_s, self._kind)
 
-    def succeeded(self, transcript: Transcript | None, wall_s: float) -> None:
-        """Without a transcript the request was for less than that, and tells nothing about speed."""
+    def succeeded(self) -> None:
         self._ended.inc(1, self._kind | {"outcome": "ok", "status": "200"})
-        if transcript is None:
-            return
+
+    def transcribed(self, transcript: Transcript, wall_s: float) -> None:
+        """What only requests for a transcript tell: how fast they were, and what went wrong in them."""
         if transcript.duration_s > 0:
             self._done_s.inc(transcript.duration_s, self._kind)
             self._rtf.observe(wall_s / transcript.duration_s, self._kind)

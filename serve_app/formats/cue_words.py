@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from operator import itemgetter
 from typing import TypeVar
 
@@ -52,6 +52,23 @@ def words_of(segment: Segment, language: str | None) -> tuple[Word, ...]:
     return tuple(Word(text, speaker=segment.speaker) for text in texts)
 
 
+def word_starts(text: str, words: Iterable[Word]) -> list[int]:
+    """Where each word begins in the text, one after the other; -1 for one that it does not have there."""
+    starts, end = list[int](), 0
+    for word in words:
+        starts.append(text.find(word.text, end))
+        if starts[-1] >= 0:
+            end = starts[-1] + len(word.text)
+    return starts
+
+
+def times_by_length(segment: Segment, words: Iterable[Word | CueWord]) -> list[tuple[float, float]]:
+    """The segment's time, divided by the lengths of these words."""
+    ends = list(accumulate(len(word.text) for word in words))
+    length_s = segment.end_s - segment.start_s
+    return list(pairwise(segment.start_s + length_s / ends[-1] * end for end in (0, *ends)))
+
+
 def by_start(runs: Iterable[Iterable[_Item]], start: Callable[[_Item], float]) -> list[_Item]:
     """The items of all runs by their starts: two people may speak at once, in a run each.
 
@@ -84,11 +101,9 @@ def words_to_show(segment: Segment, language: str | None) -> list[CueWord]:
     A word has a space before it if the segment's text has one, or where it is not found there, by language.
     """
     language = segment.source_text.language if segment.source_text else language
-    words: list[CueWord] = []
-    at = 0
-    for word in words_of(segment, language):
+    spoken, words, at = words_of(segment, language), list[CueWord](), 0
+    for word, found in zip(spoken, word_starts(segment.text, spoken), strict=True):
         has_space = language not in (NO_SPACE_BETWEEN_WORDS if at else NO_SPACE_BETWEEN_SENTENCES)
-        found = segment.text.find(word.text, at)
         between = segment.text[at:found]
         if found >= 0 and at > 0 and not between.strip():
             has_space = bool(between)
@@ -99,11 +114,9 @@ def words_to_show(segment: Segment, language: str | None) -> list[CueWord]:
     words = _with_breaks(words)
     if is_aligned(segment) or not words:
         return words
-    ends = list(accumulate(len(word.text) for word in words))
-    times_s = [segment.start_s + (segment.end_s - segment.start_s) / ends[-1] * end for end in (0, *ends)]
     return [
         replace(word, start_s=start_s, end_s=end_s)
-        for word, start_s, end_s in zip(words, times_s[:-1], times_s[1:], strict=True)
+        for word, (start_s, end_s) in zip(words, times_by_length(segment, words), strict=True)
     ]
 
 

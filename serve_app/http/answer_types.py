@@ -1,10 +1,13 @@
 """The JSON of our own answers, as their readers see it in the documentation."""
 
-from typing import Annotated, NotRequired
+from collections.abc import Iterable
+from typing import Annotated, Any, NotRequired
 
 from pydantic import Field
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
+from serve_app.errors import TranscriptionError
+from serve_app.http.errors import described_errors
 from serve_app.transcript import StageWarning
 
 
@@ -108,3 +111,20 @@ class WordsResponse(About):
     """The answer with `response_format` words: those of all segments, in order; times in seconds."""
 
     words: list[WordOut]
+
+
+def described_answers(
+    model: Any, media_types: Iterable[str], *known: type[TranscriptionError]
+) -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI description of transcripts in JSON and in formats that are text, and of these errors."""
+    text = {"schema": {"type": "string"}}
+    warnings = {"description": "In text formats: what JSON has as `warnings`, as ASCII JSON.", **text}
+    return {
+        200: {
+            "model": model,
+            "description": "The transcript in the `response_format` asked for.",
+            "content": {media_type.partition(";")[0]: text for media_type in media_types},
+            "headers": {"X-Warnings": warnings},
+        },
+        **described_errors(*known),
+    }

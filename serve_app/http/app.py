@@ -21,7 +21,7 @@ from typing_extensions import TypedDict  # pydantic needs this one before Python
 from serve_app import __version__
 from serve_app.errors import InvalidRequest, Unauthorized
 from serve_app.formats.table import FORMATS
-from serve_app.http.answer_types import PredictResponse, WordsResponse
+from serve_app.http.answer_types import PredictResponse, WordsResponse, described_answers
 from serve_app.http.asr_webservice.request import AsrFields
 from serve_app.http.asr_webservice.routes import DetectLanguage, asr_routes
 from serve_app.http.errors import ERRORS_AT_ONCE, described_errors, error_body, shaped_response
@@ -32,13 +32,13 @@ from serve_app.http.jobs.result import peaks_routes
 from serve_app.http.jobs.routes import job_routes, routes_without_jobs
 from serve_app.http.jobs.submission import JobBody
 from serve_app.http.middleware import Gate, RequestId
-from serve_app.http.openai.aliases import Models
+from serve_app.http.model_names import ModelNames
 from serve_app.http.openai.request import Fields
 from serve_app.http.openai.routes import answering, azure_routes, openai_routes
 from serve_app.http.other_apis import ASSEMBLYAI_HAS, BASETEN_PREFIXES, path_of, vendor_of
-from serve_app.http.responses import described_answers, transcript_response
+from serve_app.http.responses import transcript_response
 from serve_app.http.uploads import PredictRequest, options_in_body_only, received
-from serve_app.http.voice_routes import WithoutText, voice_routes
+from serve_app.http.without_text import WithoutText, without_text_routes
 from serve_app.jobs.service import Jobs
 from serve_app.options import Options
 from serve_app.page.routes import page_routes
@@ -174,7 +174,7 @@ def create_app(
         return JSONResponse({"status": status, "stages": stages}, 200 if is_ready else 503)
 
     refused = described_errors(Unauthorized) if access.keys else {}
-    answer_to, models = answering(transcribe, max_bytes), Models(model, openai.names(), other_models)
+    answer_to, models = answering(transcribe, max_bytes), ModelNames(model, openai.names(), other_models)
     for routes, in_url in (
         (openai_routes(answer_to, models), ()),
         (azure_routes(answer_to, models), ("api-version",)),
@@ -184,7 +184,7 @@ def create_app(
 
     if without_text is not None:
         checked = [Depends(options_in_body_only(PredictRequest)), *key_field]
-        routes = voice_routes(without_text, models, max_bytes, max_json_bytes)
+        routes = without_text_routes(without_text, models, max_bytes, max_json_bytes)
         app.include_router(routes, dependencies=checked, responses=refused)
 
     if detect_language is not None:

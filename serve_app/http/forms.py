@@ -15,7 +15,7 @@ from serve_app.options import Options, parse_options
 from serve_app.options.fields import LISTS
 from serve_app.spool import LimitedFile
 
-Field = tuple[str, str]  # the name as the client sent it, and the value
+FormField = tuple[str, str]  # the name as the client sent it, and the value
 
 MAX_TEXT_BYTES = 8 << 20  # of a body without its file; recordings of known speakers are the largest part
 MAX_FIELDS = 1000
@@ -49,7 +49,7 @@ class FormBody:
         self.max_bytes = max_file_bytes + MAX_TEXT_BYTES
         self._part, self._file_name = part, ""
         self._file = LimitedFile(file, max_file_bytes, part)
-        self._fields: list[Field] = []
+        self._fields: list[FormField] = []
         self._received_bytes, self._or_json = 0, or_json
         self._header_name, self._header_value = bytearray(), bytearray()
         self._headers: dict[str, str] = {}  # of the current part, like the next three
@@ -89,7 +89,7 @@ class FormBody:
         if self._received_bytes - self._file.size > MAX_TEXT_BYTES:
             raise too_much_text()
 
-    def finish(self) -> tuple[Source, list[Field]]:
+    def finish(self) -> tuple[Source, list[FormField]]:
         """The file and the text fields. Raises InvalidRequest."""
         del self._parser  # it calls this object's methods: a cycle, which would keep the text for long
         if not self._is_complete:
@@ -146,12 +146,12 @@ class FormBody:
             raise InvalidRequest(f"The form has more than {MAX_FIELDS} fields.")
 
 
-def form_options(fields: Sequence[Field]) -> Options:
+def form_options(fields: Sequence[FormField]) -> Options:
     """The options of /predict, or InvalidRequest naming the one that is wrong."""
     return parse_options(collect_fields(fields, LISTS))
 
 
-def collect_fields(fields: Sequence[Field], arrays: Collection[str]) -> dict[str, Any]:
+def collect_fields(fields: Sequence[FormField], arrays: Collection[str]) -> dict[str, Any]:
     """One entry per name; those in `arrays` are lists, sent as `name[]`, as `name` repeated, or as `name[0]`.
 
     Empty values are left out, because a browser also sends its empty inputs; in an array that has other

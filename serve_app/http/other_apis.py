@@ -70,7 +70,10 @@ def shaped(path: str, status: int, body: dict[str, Any]) -> dict[str, Any] | Non
 
 @contextmanager
 def renaming(names: Mapping[str, str]) -> Iterator[None]:
-    """Raises the InvalidRequest from inside with fields' names as the client sent them: ours -> theirs."""
+    """Raises the InvalidRequest from inside with fields' names as the client sent them: ours -> theirs.
+
+    `jobs.service.within` names fields of an object in a body; `ParsedForm.renamed`, options of OpenAI's form.
+    """
     try:
         yield
     except InvalidRequest as error:

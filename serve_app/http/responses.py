@@ -1,14 +1,18 @@
-"""Transcripts as answers: the JSON of our own API, and the formats that are text."""
+"""Transcripts as answers: the JSON of our own API, the formats that are text, and streams of events."""
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import asdict
+from itertools import product
+from string import ascii_uppercase
 from typing import Any
 
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
-from serve_app.errors import TranscriptionError
+from serve_app.audio import MAX_SPEAKER_CHANNELS
 from serve_app.formats.cue_words import words_by_start
 from serve_app.formats.table import FORMATS
 from serve_app.http.answer_types import (
@@ -20,10 +24,10 @@ from serve_app.http.answer_types import (
     SegmentOut,
     WordOut,
 )
-from serve_app.http.errors import described_errors
 from serve_app.languages import NO_SPACE_BETWEEN_SENTENCES
 from serve_app.options import Options
 from serve_app.request.language_vote import language_shares
+from serve_app.request.recognition import speaker_of
 from serve_app.transcript import (
     Character,
     Progress,
@@ -37,23 +41,8 @@ from serve_app.transcript import (
 
 IMPOSSIBLE = -9999.0
 UNKNOWN = "unknown"  # where an API requires a speaker or a language and there is none
-
-
-def described_answers(
-    model: Any, media_types: Iterable[str], *known: type[TranscriptionError]
-) -> dict[int | str, dict[str, Any]]:
-    """The OpenAPI description of transcripts in JSON and in formats that are text, and of these errors."""
-    text = {"schema": {"type": "string"}}
-    warnings = {"description": "In text formats: what JSON has as `warnings`, as ASCII JSON.", **text}
-    return {
-        200: {
-            "model": model,
-            "description": "The transcript in the `response_format` asked for.",
-            "content": {media_type.partition(";")[0]: text for media_type in media_types},
-            "headers": {"X-Warnings": warnings},
-        },
-        **described_errors(*known),
-    }
+KEEP_ALIVE_S = 15.0  # proxies cut a silent connection after 30 to 60
+_LETTERS = [*ascii_uppercase, *map("".join, product(ascii_uppercase, repeat=2))]  # A to Z, AA to ZZ
 
 
 def answer(transcript: Transcript, options: Options) -> dict[str, Any] | str:
@@ -132,6 +121,21 @@ def logprobs(transcript: Transcript, options: Options) -> list[LogprobOut]:
     ]
 
 
+def speaker_names(transcript: Transcript, options: Options) -> dict[str | None, str]:
+    """Known speakers keep their names; others are A, B, C as they appear, unless a known one is called so.
+
+    Speakers of turns without a text come last. Channels that are speakers are A, B, C by their numbers.
+    """
+    if options.channels == "speakers":
+        letters_by_channel = zip(range(MAX_SPEAKER_CHANNELS), _LETTERS, strict=False)
+        return {None: UNKNOWN, **{speaker_of(number): letter for number, letter in letters_by_channel}}
+    known = options.known_speaker_names
+    speakers = [*(segment.speaker for segment in transcript.segments), *speakers_of(transcript.turns)]
+    others = dict.fromkeys(speaker for speaker in speakers if speaker not in (None, *known))
+    letters = (name for name in _LETTERS if name not in known)
+    return {None: UNKNOWN, **{name: name for name in known}, **dict(zip(others, letters, strict=False))}
+
+
 def languages_out(transcript: Transcript) -> list[LanguageShare]:
     """The languages that were heard, the one of most speech first."""
     shares = language_shares(transcript.segments)
@@ -206,3 +210,27 @@ def _word_out(word: Word, options: Options) -> WordOut:
 
 def _finite(score: float | None) -> float | None:
     return score if math.isfinite(score or 0.0) else None  # JSON has no NaN
+
+
+class EventStream(StreamingResponse):
+    """Sends `first` and then `rest`, ends when its client leaves, and closes `held` in any case.
+
+    Starlette's StreamingResponse alone would not do: if a client leaves while an event is sent, its generator
+    stays open, and so does the run. FastAPI's events send status 200 before a bad file can be refused.
+    """
+
+    def __init__(self, first: bytes, rest: AsyncGenerator[bytes, None], held: AsyncExitStack) -> None:
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # the latter is for nginx
+        super().__init__(_chained(first, rest), headers=headers, media_type="text/event-stream")
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._held:
+            # From 2.4 on, `send` has to fail once the client has left. Serve's does not, so this one listens.
+            await super().__call__({**scope, "asgi": {"spec_version": "2.3"}}, receive, send)
+
+
+async def _chained(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
+    yield first
+    async for event in rest:
+        yield event

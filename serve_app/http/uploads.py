@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from serve_app.audio import Source
 from serve_app.errors import EncodedBody, InvalidRequest, PayloadTooLarge
-from serve_app.http.forms import MAX_TEXT_BYTES, Field, FormBody, too_much_text
+from serve_app.http.forms import MAX_TEXT_BYTES, FormBody, FormField, too_much_text
 from serve_app.options import Options
 from serve_app.options.validation import validate_or_400
 from serve_app.spool import LimitedFile, anonymous_temp_file, decode_base64, disk_full_error
@@ -97,7 +97,7 @@ class JsonBody:
 async def received(
     request: Request,
     max_file_bytes: int,
-    parse: Callable[[list[Field]], Parsed],
+    parse: Callable[[list[FormField]], Parsed],
     max_json_bytes: int = 0,
     json_model: type[PredictRequest] = PredictRequest,
     part: str = "file",

@@ -19,7 +19,7 @@ from serve_app.jobs.stored import JobRequest, load_transcript
 from serve_app.jobs.webhooks.sending import checked_url
 from serve_app.options import Options
 from serve_app.request.calls import check_model
-from serve_app.request.warnings import wants_speakers
+from serve_app.request.speaker_turns import wants_speakers
 from serve_app.settings import IntakeSettings
 from serve_app.settings.jobs import JobsSettings
 from serve_app.stages.audio import address, fetch

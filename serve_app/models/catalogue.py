@@ -49,8 +49,6 @@ class Model(Strict):
     hub: str | None = None  # the repository
     revision: str | None = None
     url: str | None = None  # of the only file
-    bundle: str | None = None  # torchaudio's name for that file
-    gated: bool = False  # the hub wants a token
     files: dict[str, File] = Field(default_factory=dict)
     wheels: tuple[Wheel, ...] = ()
     size_mb: int = 0  # roughly, where the files are not known

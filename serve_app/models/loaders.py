@@ -102,14 +102,6 @@ def load_cublas() -> None:
                     ctypes.CDLL(f"{folder}/lib/{name}", ctypes.RTLD_GLOBAL)
 
 
-def limit_gpu_memory(gpu_share: float, device: str) -> None:
-    """Bounds torch's memory in this process to its share of a GPU; does nothing on "cpu"."""
-    if device == "cuda":
-        from serve_app.stages import torch_support
-
-        torch_support.limit_gpu_memory(gpu_share)
-
-
 def _load_detector(settings: Settings, device: str) -> Any:
     speech = settings.speech
     # Half of the cores: its steps are small, and threads wait for each other after each.
@@ -118,6 +110,8 @@ def _load_detector(settings: Settings, device: str) -> Any:
 
     if speech.method == "silero":
         return detector.load_silero_detector(speech, settings.asr.window_s)
+    from serve_app.stages.torch_support import limit_gpu_memory
+
     limit_gpu_memory(speech.gpu_share, device)
     return detector.load_pyannote_detector(speech, settings.asr.window_s, device)
 
@@ -144,6 +138,7 @@ def _load_aligner(settings: Settings, models: dict[str, str], device: str) -> An
     alignment = settings.alignment
     prepare_process(threads_on(device, alignment.threads), keep_memory=device == "cpu")
     from serve_app.stages.alignment.aligner import Aligner
+    from serve_app.stages.torch_support import limit_gpu_memory
 
     limit_gpu_memory(alignment.gpu_share, device)
     here = {language: alignment_model(name, settings.models_dir) for language, name in models.items()}
@@ -164,9 +159,9 @@ def _load_diarizer(settings: Settings, model: str, device: str) -> Any:
     diarization = settings.diarization
     # The memory that a call needs grows with the length of its file, so it is not kept.
     prepare_process(threads_on(device, diarization.threads), keep_memory=False)
-    from serve_app.stages.diarization.diarizer import LOADERS, load_pyannote
+    from serve_app.stages.diarization.diarizer import load_pyannote
+    from serve_app.stages.torch_support import limit_gpu_memory
 
     limit_gpu_memory(diarization.gpu_share, device)
-    load = LOADERS.get(model, load_pyannote)
     directory = directory_of(model, settings.models_dir)
-    return load(directory, device=device, token=get_token(), settings=diarization)
+    return load_pyannote(directory, device=device, token=get_token(), settings=diarization)

@@ -18,7 +18,6 @@ from serve_app.models.hub import COMMUNITY
 from serve_app.models.prefetch import fetch
 from serve_app.models.store import Store, open_store
 from serve_app.settings import AlignmentSettings, Settings
-from serve_app.stages.diarization.diarizer import LOADERS as DIARIZERS
 from serve_app.stages.diarization.pipeline import CAMPPLUS
 
 logger = logging.getLogger("ray.serve")
@@ -125,8 +124,6 @@ def _diarization(model: str, store: Store, may_fetch: bool) -> str | None:
         model = _diarization_by_default(store)
     if model == "off":
         return None
-    if model in DIARIZERS:
-        return model
     if directory := _directory(model, "diarization.model"):
         if not any((directory / name).is_file() for name in ("config.yaml", CAMPPLUS)):
             raise ModelUnavailable(

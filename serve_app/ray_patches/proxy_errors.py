@@ -6,6 +6,7 @@ read the application's answers can read the proxy's, too.
 Tried on Ray 2.60.0.
 """
 
+from functools import partial
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -14,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve_app.errors import Overloaded
 from serve_app.http.errors import error_response
 from serve_app.http.middleware import RequestId
+from serve_app.http.other_apis import path_of
 
 OUR_ROUTE = "/v1/models/whisperx:predict"  # no other application has it
 ALLOWED_ORIGIN = "Access-Control-Allow-Origin"
@@ -29,22 +31,27 @@ class RewriteServe503:
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
-        self._rewriting = RequestId(self._rewrite)
         self._router = _find_router(app)
         # The proxy does not know the settings. It learns them: a page asks before it sends a key or JSON.
         self._allowed_origins: set[str] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await (self._rewriting if self._is_ours(scope) else self.app)(scope, receive, send)
+        path = self._our_path(scope)
+        app = self.app if path is None else RequestId(partial(self._rewrite, path))
+        await app(scope, receive, send)
 
-    def _is_ours(self, scope: Scope) -> bool:
+    def _our_path(self, scope: Scope) -> str | None:
+        """The request's path in our application, without the route_prefix; None if it goes elsewhere."""
         if self._router is None or scope["type"] != "http":
-            return False
-        matched = self._router.match_route(scope["path"].removeprefix(scope.get("root_path", "")))
-        patterns = self._router.route_patterns.get(matched[0], ()) if matched else ()
-        return any(pattern.path == OUR_ROUTE for pattern in patterns)
+            return None
+        path = path_of(scope)
+        if (matched := self._router.match_route(path)) is None:
+            return None
+        prefix = matched[0]
+        is_ours = any(each.path == OUR_ROUTE for each in self._router.route_patterns.get(prefix, ()))
+        return path.removeprefix(prefix.rstrip("/")) if is_ours else None
 
-    async def _rewrite(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _rewrite(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         started = rewritten = False
         origin = Headers(scope=scope).get("Origin", "")
 
@@ -63,14 +70,14 @@ class RewriteServe503:
             nonlocal started, rewritten
             if message["type"] == "http.response.start" and _is_serves_own(message):
                 started = rewritten = True
-                await _answer(scope)(scope, receive, send_readable)
+                await _answer(path)(scope, receive, send_readable)
             elif not rewritten:
                 started = True
                 await send_readable(message)
 
         await self.app(scope, receive, send_or_rewrite)
         if not started:
-            await _answer(scope)(scope, receive, send_readable)
+            await _answer(path)(scope, receive, send_readable)
 
 
 def _find_router(app: Any) -> Any:
@@ -86,7 +93,7 @@ def _is_serves_own(message: Message) -> bool:
     return message["status"] == 503 and is_plain_text and b"retry-after" not in headers
 
 
-def _answer(scope: Scope) -> ASGIApp:
-    """In the shape of the path. By its last part: the proxy does not know the route_prefix."""
+def _answer(path: str) -> ASGIApp:
+    """In the shape of the path's API."""
     message = "The process that worked on this request ended, or none can take the request; send it again."
-    return error_response(Overloaded(message, None, "ingress_lost"), "/" + scope["path"].rpartition("/")[2])
+    return error_response(Overloaded(message, None, "ingress_lost"), path)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
+from serve_app.formats.cue_words import word_starts
 from serve_app.transcript import Diarization, Segment, Turn, Word
 
 Span = tuple[float, float]  # start and end in seconds
@@ -78,7 +79,7 @@ def split_at_speaker_change(segments: Sequence[Segment]) -> tuple[Segment, ...]:
 
 def _parts(segment: Segment) -> list[Segment]:
     runs = _runs(segment.words) if any(map(_span, segment.words)) else []
-    starts = _starts(segment)
+    starts = word_starts(segment.text, segment.words)
     if len(runs) < 2 or -1 in starts:
         return [segment]
     edges = [0, *(starts[run.start] for _, run in runs[1:]), len(segment.text)]
@@ -118,15 +119,6 @@ def _runs(words: Sequence[Word]) -> list[tuple[str | None, range]]:
     # A word without times belongs to the run before it.
     bounds = [0, *(timed[run[0]] for run in runs[1:]), len(words)]
     return [(speakers[run[0]], range(*bound)) for run, bound in zip(runs, pairwise(bounds), strict=True)]
-
-
-def _starts(segment: Segment) -> list[int]:
-    """The position of each word in the text; -1 where the text does not have the word."""
-    starts, end = [], 0
-    for word in segment.words:
-        starts.append(segment.text.find(word.text, end))
-        end = starts[-1] + len(word.text)
-    return starts
 
 
 def _span(word: Word) -> Span | None:

@@ -109,6 +109,24 @@ class Stages:
             return self
         return replace(self, model=model, **vars(self.other_models[model]))
 
+    async def search(
+        self, audio: Audio, request_id: str, search: SpeechSearch, channel: int | None = None
+    ) -> AsyncGenerator[tuple[AudioInfo, Speech]]:
+        """Searches part after part for speech, as the file is decoded; gives each with what was found."""
+        found: Speech | None = None
+        async for part in audio.parts():
+            found = await self.detect(
+                DetectCall(
+                    audio=audio,
+                    request_id=request_id,
+                    channel=channel,
+                    part=part,
+                    before=found,
+                    search=search,
+                )
+            )
+            yield part, found
+
 
 def check_model(model: str | None, names: Collection[str]) -> None:
     """Raises InvalidRequest for a name that is none of these."""

@@ -20,16 +20,9 @@ from serve_app.request.known_speakers import known_speakers
 from serve_app.request.progress import Report, ignore_progress
 from serve_app.request.recognition import Recognition
 from serve_app.request.speaker_channels import SpeakerChannels, turns_of
-from serve_app.request.speaker_turns import SpeakerTurns
-from serve_app.request.state import RequestState
-from serve_app.request.warnings import (
-    NO_SPEAKERS_FOUND,
-    Deadline,
-    decoding_warnings,
-    diarization_timeout,
-    wants_speakers,
-    without_chars,
-)
+from serve_app.request.speaker_turns import SpeakerTurns, diarization_timeout, wants_speakers
+from serve_app.request.state import RequestDeadline, RequestState
+from serve_app.request.warnings import NO_SPEAKERS_FOUND, decoding_warnings, without_chars
 from serve_app.transcript import Transcript
 
 
@@ -53,7 +46,7 @@ async def transcribe(
     recognition = SpeakerChannels(request) if by_channel else Recognition(request)
     speakers = SpeakerTurns(request)
     begun_s = time.monotonic()
-    deadline = Deadline(limit_s)
+    deadline = RequestDeadline(limit_s)
     async with known_speakers(stages.load, options) as known, stages.load(options.audio_of(source)) as audio:
         recognising = asyncio.create_task(recognition.segments(audio))
         diarizing = asyncio.create_task(speakers.find(audio, known)) if diarize else None

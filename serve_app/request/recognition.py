@@ -8,7 +8,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from serve_app.request.calls import AlignCall, Audio, DetectCall, TranscribeCall
+from serve_app.request.calls import AlignCall, Audio, TranscribeCall
 from serve_app.request.file_times import moved_segment, moved_window
 from serve_app.request.language_vote import LanguageVote, language_shares
 from serve_app.request.progress import Report
@@ -16,7 +16,7 @@ from serve_app.request.segment_length import shortened
 from serve_app.request.state import RequestState
 from serve_app.request.warnings import CONFIDENCE_MISSING, degraded
 from serve_app.request.word_confidence import with_confidence
-from serve_app.transcript import Progress, Segment, Speech, Window, WindowText
+from serve_app.transcript import Progress, Segment, Window, WindowText
 
 # Why a language may have no wav2vec2 model: nothing to warn about where attention gives the times.
 NO_ALIGNER_YET = ("alignment_unavailable", "alignment_downloading")
@@ -46,7 +46,7 @@ class Recognition:
         self, request: RequestState, channel: int | None = None, report: Report | None = None
     ) -> None:
         self.request = request
-        self._channel, self._told = channel, report or request.report
+        self._channel, self._on_progress = channel, report or request.report
         self._speaker = None if channel is None else speaker_of(channel)
         self._begin_s = request.options.start_s or 0.0
         self.final_until_s = 0.0  # no segment that is still to be reported starts before
@@ -90,20 +90,11 @@ class Recognition:
         return self._all_done()
 
     async def _search(self, audio: Audio, windows: asyncio.TaskGroup) -> None:
-        """Searches part after part for speech, as the file is decoded, and starts a task for each window."""
-        found: Speech | None = None
-        with self.request.timings.stage("speech"):
-            async for part in audio.parts():
-                self.request.loaded(part)
-                call = DetectCall(
-                    audio=audio,
-                    request_id=self.request.id,
-                    channel=self._channel,
-                    part=part,
-                    before=found,
-                    search=self.search,
-                )
-                found = await self.request.stages.detect(call)
+        """Starts a task for each window of speech as it is found."""
+        request = self.request
+        with request.timings.stage("speech"):
+            async for part, found in request.stages.search(audio, request.id, self.search, self._channel):
+                request.loaded(part)
                 for window in found.windows:
                     windows.create_task(self._window(audio, window, self.windows_found))
                     self.windows_found += 1
@@ -197,4 +188,4 @@ class Recognition:
             segments += self.done[self.windows_reported]
             self.final_until_s = self.texts[self.windows_reported][0].end_s
             self.windows_reported += 1
-        self._told(Progress(len(self.done), self.windows_found, self.all_found, tuple(segments)))
+        self._on_progress(Progress(len(self.done), self.windows_found, self.all_found, tuple(segments)))

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
+from itertools import pairwise
 
-from serve_app.formats.cue_words import words_of
+from serve_app.formats.cue_words import times_by_length, word_starts, words_of
 from serve_app.formats.subtitles import COMMA
 from serve_app.languages import NO_SPACE_BETWEEN_WORDS
 from serve_app.transcript import Segment, Word
@@ -52,9 +52,7 @@ def _units(segment: Segment) -> list[_Unit]:
     spoken = words_of(segment, None)
     spans = [(word.start_s, word.end_s) for word in spoken]
     if all(None in span for span in spans):
-        ends = list(accumulate(len(word.text) for word in spoken))
-        length_s = segment.end_s - segment.start_s
-        spans = list(pairwise(segment.start_s + length_s / ends[-1] * end for end in (0, *ends)))
+        spans = [*times_by_length(segment, spoken)]
     units: list[_Unit] = []
     before: tuple[str, tuple[Word, ...]] = ("", ())  # words without times, before the first that has some
     for word, (start_s, end_s), text in zip(spoken, spans, _with_spaces(segment, spoken), strict=True):
@@ -71,13 +69,10 @@ def _units(segment: Segment) -> list[_Unit]:
 
 def _with_spaces(segment: Segment, words: Sequence[Word]) -> list[str]:
     """Each word with what is behind it in the text; with a space, by language, where the text has it not."""
-    starts, end = list[int](), 0
-    for word in words:
-        starts.append(segment.text.find(word.text, end))
-        if starts[-1] < 0:
-            language = segment.source_text.language if segment.source_text else None
-            return [f"{each.text}{'' if language in NO_SPACE_BETWEEN_WORDS else ' '}" for each in words]
-        end = starts[-1] + len(word.text)
+    starts = word_starts(segment.text, words)
+    if -1 in starts:
+        language = segment.source_text.language if segment.source_text else None
+        return [f"{each.text}{'' if language in NO_SPACE_BETWEEN_WORDS else ' '}" for each in words]
     edges = [0, *starts[1:], len(segment.text)]
     return [segment.text[first:last] for first, last in pairwise(edges)] if words else []
 

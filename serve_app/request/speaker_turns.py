@@ -1,5 +1,9 @@
 """Who speaks when in one file, and what happens to the request where that cannot be found out."""
 
+from serve_app.errors import DeadlineExceeded, InvalidRequest
+from serve_app.formats.table import FORMATS
+from serve_app.options import Options
+from serve_app.options.conflicts import SPEAKER_OPTIONS
 from serve_app.request.calls import Audio, DiarizeCall
 from serve_app.request.file_times import moved_turns
 from serve_app.request.known_speakers import check_clips, not_heard
@@ -7,6 +11,32 @@ from serve_app.request.state import RequestState
 from serve_app.request.warnings import degraded, embeddings_missing
 from serve_app.stages.diarization.diarizer import REFERENCES
 from serve_app.transcript import Diarization, KnownSpeaker
+
+
+def no_diarizer(remedy: str, param: str | None) -> InvalidRequest:
+    """The error for a request that a server without diarization cannot answer."""
+    message = f"This server does not tell speakers apart (its diarization.model is off): {remedy}."
+    return InvalidRequest(message, param, "diarization_unavailable")
+
+
+def wants_speakers(options: Options, *, available: bool) -> bool:
+    """Whether a request needs diarization; raises InvalidRequest if it insists on it and there is none."""
+    if options.channels == "speakers":
+        return False
+    form = FORMATS[options.response_format]
+    demanded = next((name for name in SPEAKER_OPTIONS if getattr(options, name)), None)
+    remedy = f"leave out {demanded}"
+    if form.needs_speakers:
+        demanded, remedy = "response_format", "ask for another response_format"
+    if demanded and not available:
+        raise no_diarizer(remedy, demanded)
+    return available and options.diarize is not False and form.has_speakers
+
+
+def diarization_timeout() -> DeadlineExceeded:
+    return DeadlineExceeded(
+        "Telling the speakers apart took too long; send a shorter file.", None, "diarization_timeout"
+    )
 
 
 class SpeakerTurns:

@@ -1,9 +1,11 @@
-"""What the steps of one request share: what was asked for, warnings, and how long its stages take."""
+"""What the steps of one request share: what was asked for, its deadline, warnings, and times of stages."""
 
+import asyncio
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from serve_app.audio import AudioInfo
 from serve_app.options import Options
@@ -31,6 +33,19 @@ class Timings:
     def wall_s(self) -> dict[str, float]:
         """Seconds per stage."""
         return {name: end_s - begun_s for name, (begun_s, end_s) in self._spans_s.items()}
+
+
+class RequestDeadline:
+    """The end of a request's time, counted from now, less what is kept for writing its answer."""
+
+    def __init__(self, limit_s: float) -> None:
+        self._until_s = asyncio.get_running_loop().time() + limit_s - min(0.05 * limit_s, 30.0)
+
+    async def comes_in_time(self, task: asyncio.Task[Any]) -> bool:
+        """Waits for the task until the deadline; True if the task has ended."""
+        left_s = max(0.0, self._until_s - asyncio.get_running_loop().time())
+        done, _ = await asyncio.wait({task}, timeout=None if left_s == float("inf") else left_s)
+        return bool(done)
 
 
 class RequestState:

@@ -1,17 +1,12 @@
-"""What a caller is told about a request that succeeded, and what a request does without.
+"""What a caller is told about a request that succeeded.
 
 Alignment and diarization may fail without costing the text: their error becomes a warning.
 """
 
-import asyncio
 import logging
 from collections.abc import Sequence
-from typing import Any
 
-from serve_app.errors import DeadlineExceeded, InvalidRequest, TranscriptionError
-from serve_app.formats.table import FORMATS
-from serve_app.options import Options
-from serve_app.options.conflicts import SPEAKER_OPTIONS
+from serve_app.errors import TranscriptionError
 from serve_app.transcript import Diarization, Segment, StageWarning, Window, WindowText, speakers_of
 
 logger = logging.getLogger("ray.serve")  # Serve's logger adds the request id to every line
@@ -108,51 +103,12 @@ def without_chars(segments: Sequence[Segment]) -> StageWarning | None:
     return StageWarning("alignment", "char_timestamps_missing", message)
 
 
-def no_diarizer(remedy: str, param: str | None) -> InvalidRequest:
-    """The error for a request that a server without diarization cannot answer."""
-    message = f"This server does not tell speakers apart (its diarization.model is off): {remedy}."
-    return InvalidRequest(message, param, "diarization_unavailable")
-
-
 def embeddings_missing(diarization: Diarization) -> StageWarning | None:
     """The warning about speakers whose voice has no vector, if there are any."""
     vectors = diarization.voices.vectors if diarization.voices else {}
     missing = [name for name in speakers_of(diarization.turns) if vectors.get(name) is None]
     message = f"There is no embedding of {', '.join(missing)}: nothing said alone was long enough for one."
     return StageWarning("diarization", "embeddings_missing", message) if missing else None
-
-
-def wants_speakers(options: Options, *, available: bool) -> bool:
-    """Whether a request needs diarization; raises InvalidRequest if it insists on it and there is none."""
-    if options.channels == "speakers":
-        return False
-    form = FORMATS[options.response_format]
-    demanded = next((name for name in SPEAKER_OPTIONS if getattr(options, name)), None)
-    remedy = f"leave out {demanded}"
-    if form.needs_speakers:
-        demanded, remedy = "response_format", "ask for another response_format"
-    if demanded and not available:
-        raise no_diarizer(remedy, demanded)
-    return available and options.diarize is not False and form.has_speakers
-
-
-class Deadline:
-    """The end of a request's time, counted from now, less what is kept for writing its answer."""
-
-    def __init__(self, limit_s: float) -> None:
-        self._until_s = asyncio.get_running_loop().time() + limit_s - min(0.05 * limit_s, 30.0)
-
-    async def comes_in_time(self, task: asyncio.Task[Any]) -> bool:
-        """Waits for the task until the deadline; True if the task has ended."""
-        left_s = max(0.0, self._until_s - asyncio.get_running_loop().time())
-        done, _ = await asyncio.wait({task}, timeout=None if left_s == float("inf") else left_s)
-        return bool(done)
-
-
-def diarization_timeout() -> DeadlineExceeded:
-    return DeadlineExceeded(
-        "Telling the speakers apart took too long; send a shorter file.", None, "diarization_timeout"
-    )
 
 
 def degraded(stage: str, error: Exception, consequence: str) -> StageWarning:

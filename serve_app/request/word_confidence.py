@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from serve_app.formats.cue_words import word_starts
 from serve_app.stages.alignment.unspelled import SPOKEN
 from serve_app.transcript import Segment, WindowText
 
@@ -19,13 +20,13 @@ def with_confidence(segments: Sequence[Segment], text: WindowText) -> tuple[Segm
     As in the scores of word times by attention, each letter counts, so a long token counts more than a comma
     of its own. A word has None where the text has no tokens for it.
     """
-    letters, at, found = letter_probabilities(text), 0, []
+    letters, found = letter_probabilities(text), []
+    starts = iter(word_starts(text.text, (word for segment in segments for word in segment.words)))
     for segment in segments:
         words = []
         for word in segment.words:
-            begin = text.text.find(word.text, at)
-            at = begin + len(word.text) if begin >= 0 else at
-            places = range(begin, at) if begin >= 0 else ()
+            begin = next(starts)
+            places = range(begin, begin + len(word.text)) if begin >= 0 else ()
             heard = [place for place in places if SPOKEN.match(text.text[place])] or places
             known = [letters[place] for place in heard if place in letters]
             words.append(replace(word, confidence=round(float(np.mean(known)), 3) if known else None))

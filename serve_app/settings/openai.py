@@ -1,4 +1,4 @@
-"""Which names of models OpenAI's clients may send, and what each stands for."""
+"""Which names of models clients may send, OpenAI's among them, and what each stands for."""
 
 from collections.abc import Collection, Mapping
 
@@ -24,7 +24,7 @@ SHIPPED: Mapping[str, Defaults] = {
 
 
 class OpenAISettings(Strict):
-    """OpenAI's routes."""
+    """Names of models, on every route that takes one."""
 
     aliases: dict[str, dict[str, bool | int | float | str | tuple[str, ...]] | None] = Field(
         default_factory=dict,

@@ -27,14 +27,15 @@ def import_pyannote() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # it advises to upgrade others' files
 
 
-def limit_gpu_memory(gpu_share: float) -> None:
-    """Bounds torch's memory in this process to its share of the GPU.
+def limit_gpu_memory(gpu_share: float, device: str) -> None:
+    """Bounds torch's memory in this process to its share of a GPU; does nothing on "cpu".
 
     Ray books shares of a GPU and enforces none. A stage that outgrows its share then runs out of memory
     itself, which it survives, and takes nothing from the others. CUDA's own context, some 0.4 GB a process,
     and CTranslate2 are not bounded by this.
     """
-    torch.cuda.set_per_process_memory_fraction(gpu_share)
+    if device == "cuda":
+        torch.cuda.set_per_process_memory_fraction(gpu_share)
 
 
 class Precision:

@@ -168,7 +168,6 @@ def test_items_that_arrive_while_the_device_is_busy_share_the_next_batch() -> No
         device.free(2)
         assert await asyncio.gather(*first, *others) == [f"<{n}>" for n in range(8)]
         assert (batcher.counters.batches, batcher.counters.items, batcher.counters.slots) == (2, 8, 16)
-        batcher.close()
         return device.batches
 
     assert asyncio.run(scenario()) == [[0], [1, 2, 3, 4, 5, 6, 7]]
@@ -193,7 +192,6 @@ def test_every_batch_is_told_with_what_waited_for_it() -> None:
         assert [(len(run.waits_s), run.slots) for run in runs] == [(1, 4), (2, 4)]
         assert all(0 <= wait_s <= runs[0].run_s for wait_s in runs[1].waits_s)
         assert batcher.unfinished_audio_s == 0
-        batcher.close()
 
     asyncio.run(scenario())
 
@@ -212,7 +210,6 @@ def test_a_batch_that_holds_all_the_audio_it_may_is_full(lengths_s: list[float],
         device.free()
         await asyncio.gather(*await submitted(batcher, *lengths_s))
         assert [(len(run.waits_s), run.slots) for run in runs] == [(len(lengths_s), slots)]
-        batcher.close()
 
     asyncio.run(scenario())
 
@@ -226,7 +223,6 @@ def test_a_metric_that_fails_ends_no_transcription(caplog: pytest.LogCaptureFixt
         device.free(2)
         assert await asyncio.gather(*await submitted(batcher, 1, 2)) == ["<1>", "<2>"]
         batcher.check()
-        batcher.close()
 
     asyncio.run(scenario())
     assert "ZeroDivisionError" in caplog.text
@@ -247,7 +243,6 @@ def test_an_error_belongs_to_its_item_alone() -> None:
         assert isinstance(results[2], ValueError)
         assert results[3] == "<c>"
         assert len(device.batches) == 2
-        batcher.close()
 
     asyncio.run(scenario())
 
@@ -266,7 +261,6 @@ def test_a_failing_model_call_fails_its_batch_and_not_the_batcher(error: Excepti
         with pytest.raises(RuntimeError):
             await batcher.submit(-1, "a")
         assert await batcher.submit(1, "a") == 1
-        batcher.close()
 
     asyncio.run(scenario())
 
@@ -278,7 +272,6 @@ def test_a_wrong_number_of_results_is_an_error_for_each_item() -> None:
         batcher: Batcher[int, int] = Batcher(lambda items: [], max_batch_size=8)
         with pytest.raises(RuntimeError, match="0 results for 1 items"):
             await batcher.submit(1, "a")
-        batcher.close()
 
     asyncio.run(scenario())
 
@@ -296,7 +289,6 @@ def test_items_whose_callers_have_gone_are_not_run() -> None:
         device.free(2)
         await asyncio.gather(*first, stays)
         assert batcher.counters.dropped == 1
-        batcher.close()
         return device.batches
 
     assert asyncio.run(scenario()) == [[0], [2]]
@@ -315,7 +307,6 @@ def test_a_call_that_runs_alone_shares_no_batch() -> None:
         others += await submitted(batcher, 3)
         device.free(5)
         await asyncio.gather(*first, *others)
-        batcher.close()
         return device.batches
 
     batches = asyncio.run(scenario())
@@ -354,7 +345,6 @@ def test_a_batcher_outlives_the_request_that_started_it() -> None:
         await asyncio.sleep(0)
         starting.cancel()
         assert await batcher.submit(2, "b") == 2
-        batcher.close()
 
     asyncio.run(scenario())
 
@@ -372,7 +362,6 @@ def test_a_closed_batcher_ends_quietly(ticks: int, caplog: pytest.LogCaptureFixt
         device.free(2)
         for _ in range(ticks):
             await asyncio.sleep(0)
-        batcher.close()
         await asyncio.wait(first, timeout=10)
         batcher.check()
         for task in second:
@@ -394,7 +383,6 @@ def test_only_audio_that_did_not_fail_is_done() -> None:
         answers = [batcher.submit(length_s, 1) for length_s in (3.0, 20.0, 4.0)]
         assert len(await asyncio.gather(*answers, return_exceptions=True)) == 3
         assert batcher.counters.audio_s == 7.0
-        batcher.close()
 
     asyncio.run(main())
 
@@ -419,6 +407,5 @@ def test_a_batch_that_runs_is_busy_time_already() -> None:
         release.set()
         await answer
         assert batcher.busy_s == batcher.counters.busy_s > first
-        batcher.close()
 
     asyncio.run(main())

@@ -29,9 +29,9 @@ from serve_app.deployments import ingress as ingress_module
 from serve_app.deployments.calls import audio_ref as loading_module
 from serve_app.deployments.calls import handles as handles_module
 from serve_app.errors import InvalidRequest, Overloaded
-from serve_app.http.voice_routes import WithoutText
+from serve_app.http.without_text import WithoutText
 from serve_app.request.calls import DetectCall, DiarizeCall
-from serve_app.request.detect_speech import DetectedSpeech
+from serve_app.request.without_text import DetectedSpeech
 from serve_app.settings import IntakeSettings, Settings
 from serve_app.settings.access import AccessSettings, ApiKey
 from serve_app.transcript import Diarization, SpeakerBounds, Speech, Transcript, Turn, Voices, Window

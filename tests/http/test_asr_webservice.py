@@ -20,10 +20,10 @@ from serve_app.audio import Source
 from serve_app.errors import InvalidRequest, Overloaded
 from serve_app.http.app import create_app
 from serve_app.http.asr_webservice.request import AsrFields, parse_asr
-from serve_app.http.openai.aliases import Models
+from serve_app.http.model_names import ModelNames
 from serve_app.options import Options
 from serve_app.request import pipeline
-from serve_app.request.detect_language import DetectedLanguage, detect_language
+from serve_app.request.without_text import DetectedLanguage, detect_language
 from serve_app.settings.access import AccessSettings
 from serve_app.settings.openai import OpenAISettings
 from serve_app.transcript import Transcript
@@ -38,7 +38,7 @@ SRT = (
 BAZARR = {"User-Agent": "Subliminal/2.2.1", "Accept-Encoding": "gzip, deflate", "Accept": "*/*"}
 
 
-MODELS = Models("large-v2", OpenAISettings().names())
+MODELS = ModelNames("large-v2", OpenAISettings().names())
 
 
 class Server:

@@ -21,8 +21,8 @@ from serve_app.http.app import create_app
 from serve_app.jobs.stored import JobRequest
 from serve_app.options import Options
 from serve_app.request import pipeline
-from serve_app.request.detect_language import DetectedLanguage
 from serve_app.request.progress import Report, ignore_progress
+from serve_app.request.without_text import DetectedLanguage
 from serve_app.transcript import Segment, Transcript, Turn
 
 CALL = np.stack([recording(1, 0, 3, 0, 5), recording(0, 2, 4, 0, 0)], axis=1)

@@ -26,10 +26,11 @@ from serve_app.errors import (
     SourceUnavailable,
     UploadTooSlow,
 )
-from serve_app.http import auth, middleware
+from serve_app.http import middleware
 from serve_app.http.app import create_app
 from serve_app.http.middleware import Gate, in_time
 from serve_app.options import Options
+from serve_app.request import quotas
 from serve_app.request.admission import Admission
 from serve_app.settings import Settings
 from serve_app.settings.access import AccessSettings, ApiKey
@@ -62,7 +63,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(auth, "monotonic", clock)
+    monkeypatch.setattr(quotas, "monotonic", clock)
     return clock
 
 
@@ -94,8 +95,8 @@ class Server:
         )
 
     async def transcribe(self, source: Source, options: Options, report: object = None) -> Transcript:
-        auth.charge(self.audio_s)
-        auth.charge(self.audio_s)  # a stage that is tried again says so again
+        quotas.charge(self.audio_s)
+        quotas.charge(self.audio_s)  # a stage that is tried again says so again
         self.started.set()
         await self.gate.wait()
         if self.error is not None:

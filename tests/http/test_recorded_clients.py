@@ -18,8 +18,8 @@ from serve_app.audio import Source
 from serve_app.http.app import create_app
 from serve_app.options import Options
 from serve_app.request import pipeline
-from serve_app.request.detect_language import DetectedLanguage, detect_language
 from serve_app.request.progress import Report, ignore_progress
+from serve_app.request.without_text import DetectedLanguage, detect_language
 from serve_app.transcript import SAMPLE_RATE_HZ, Transcript
 
 PROJECT = Path(__file__).parents[2]

@@ -48,7 +48,7 @@ from serve_app.jobs.store.records import SUSPECT_DEATHS, Job, Status
 from serve_app.jobs.stored import JobRequest
 from serve_app.options import Options
 from serve_app.request.progress import Report, ignore_progress
-from serve_app.request.warnings import wants_speakers
+from serve_app.request.speaker_turns import wants_speakers
 from serve_app.settings import IntakeSettings
 from serve_app.settings.jobs import JobsSettings, WebhookSettings
 from serve_app.transcript import Progress, Transcript

@@ -19,10 +19,8 @@ from serve_app.audio import AudioInfo, Source
 from serve_app.formats.table import FORMATS
 from serve_app.options import Options
 from serve_app.request.calls import DetectCall, DiarizeCall, Stages, TranscribeCall
-from serve_app.request.detect_language import detect_language
-from serve_app.request.detect_speech import detect_speech
-from serve_app.request.diarize import diarize
 from serve_app.request.pipeline import transcribe
+from serve_app.request.without_text import detect_language, detect_speech, diarize
 from serve_app.settings import AsrSettings, SpeechSettings
 from serve_app.stage_requests import AsrRequest, SpeechRequest
 from serve_app.stages.asr.recognizer import load_recognizer

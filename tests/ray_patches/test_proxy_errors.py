@@ -175,6 +175,29 @@ def test_bazarr_keeps_no_sentence_as_subtitles(answer: Any, path: str) -> None:
     assert "retry-after" in refused.headers
 
 
+@pytest.mark.parametrize("answer", [DIED, nothing], ids=["503", "silence"])
+@pytest.mark.parametrize("prefix", ["", "/speech", "/v2"])
+@pytest.mark.parametrize(
+    ("path", "keys"),
+    [
+        ("/v2/transcript", {"error"}),
+        ("/v2/transcript/7/srt", {"error"}),
+        ("/async_request/7", {"error", "error_code", "detail"}),
+        ("/environments/production/async_predict", {"error", "error_code", "detail"}),
+    ],
+)
+def test_clients_of_other_apis_can_read_it(answer: Any, prefix: str, path: str, keys: set[str]) -> None:
+    """AssemblyAI's and Baseten's want a sentence as `error`, wherever the application is."""
+    body = through(answer, prefix + path, {prefix or "/": OURS}).json()
+    assert body.keys() == keys
+    assert "send it again" in body["error"]
+
+
+def test_our_own_clients_can_read_it_behind_a_prefix_like_assemblyais() -> None:
+    """The prefix is no part of the path that decides."""
+    assert through(DIED, "/v2/predict", {"/v2": OURS}).json()["error"]["code"] == "ingress_lost"
+
+
 def test_a_request_id_that_serve_cannot_read_is_replaced() -> None:
     """Serve decodes it as UTF-8, outside of all error handling."""
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from serve_app.audio import Selection, Source
 from serve_app.errors import InvalidRequest, UnusableAudio
 from serve_app.options import Options
-from serve_app.request.detect_language import DetectedLanguage, detect_language
 from serve_app.request.pipeline import transcribe
+from serve_app.request.without_text import DetectedLanguage, detect_language
 from serve_app.stage_requests import SpeechSearch
 
 SOURCE = Source(url="http://example/x.mp3")

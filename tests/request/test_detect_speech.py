@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from serve_app.audio import Selection, Source
 from serve_app.errors import Overloaded, UnusableAudio
 from serve_app.options import Options
-from serve_app.request.detect_speech import DetectedSpeech, append_or_join, detect_speech
+from serve_app.request.without_text import DetectedSpeech, append_or_join, detect_speech
 from serve_app.transcript import Window
 
 SOURCE = Source(url="http://example/x.mp3")

@@ -12,8 +12,8 @@ from serve_app.audio import Selection, Source
 from serve_app.errors import InvalidRequest, Overloaded, UnusableAudio
 from serve_app.formats.table import FORMATS
 from serve_app.options import Options
-from serve_app.request.diarize import diarize
 from serve_app.request.pipeline import transcribe
+from serve_app.request.without_text import diarize
 from serve_app.transcript import Transcript, Voices
 
 SOURCE = Source(url="http://example/x.mp3")

@@ -14,8 +14,8 @@ from serve_app.errors import InvalidRequest
 from serve_app.options import Options, parse_options
 from serve_app.request.admission import WindowGate
 from serve_app.request.calls import OtherModel, Stages, TranscribeCall
-from serve_app.request.detect_language import detect_language
 from serve_app.request.pipeline import transcribe
+from serve_app.request.without_text import detect_language
 from serve_app.transcript import Transcript, WindowText
 
 SOURCE = Source(url="http://audio")

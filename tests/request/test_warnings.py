@@ -7,7 +7,9 @@ import pytest
 
 from serve_app.errors import InvalidRequest
 from serve_app.options import parse_options
-from serve_app.request.warnings import Deadline, decoding_warnings, wants_speakers
+from serve_app.request.speaker_turns import wants_speakers
+from serve_app.request.state import RequestDeadline
+from serve_app.request.warnings import decoding_warnings
 from serve_app.transcript import Window, WindowText
 
 TEXT = WindowText(" all of it was heard well", "en", None, -0.2, 0.0, 1.0)
@@ -94,7 +96,7 @@ def test_the_deadline_leaves_time_for_the_answer() -> None:
         loop = asyncio.get_running_loop()
         never = asyncio.create_task(asyncio.Event().wait())
         begun_s = loop.time()
-        deadline = Deadline(0.2)
+        deadline = RequestDeadline(0.2)
         missed = await deadline.comes_in_time(never)
         waited_s = loop.time() - begun_s
         ended = asyncio.create_task(asyncio.sleep(0))

@@ -82,7 +82,6 @@ def test_a_clip_behind_twenty_long_files_waits_for_three_batches_at_most() -> No
             file.cancel()
         device.step.release(1000)
         await asyncio.gather(*files, return_exceptions=True)
-        batcher.close()
         return waited
 
     assert asyncio.run(run()) <= 3

@@ -13,9 +13,10 @@ import torch
 from fakes import FakeAligner, FakeDiarizer, FakeRecognizer, FakeSpeechModel
 
 from serve_app.app import graph
-from serve_app.models.loaders import Loaders, limit_gpu_memory
+from serve_app.models.loaders import Loaders
 from serve_app.settings import Settings
 from serve_app.stage_requests import Decoding
+from serve_app.stages.torch_support import limit_gpu_memory
 
 LOADERS = Loaders(FakeSpeechModel, partial(FakeRecognizer, Path("gate")), FakeAligner, FakeDiarizer)
 

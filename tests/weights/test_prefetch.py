@@ -95,7 +95,7 @@ def store(sources: Sources, tmp_path: Path) -> Store:
                 "files": catalogue_entry({"model.bin": LARGE}),
             },
         },
-        speakers={"noted": {"hub": "org/noted"}, "closed": {"hub": "org/closed", "gated": True}},
+        speakers={"noted": {"hub": "org/noted"}, "closed": {"hub": hub.COMMUNITY}},
         wav2vec2={"xx": {"url": f"{sources.url}/aligner.pt"}},
     )
     return Store(tmp_path / "models", Catalogue(path))
@@ -246,7 +246,7 @@ def test_a_damaged_file_is_found_and_mended(store: Store) -> None:
 
 def test_a_gated_model_without_a_token_asks_nobody(store: Store, sources: Sources) -> None:
     """The sentence says how to get one."""
-    with pytest.raises(ModelUnavailable, match="org/closed is gated and HF_TOKEN is not set"):
+    with pytest.raises(ModelUnavailable, match=f"{hub.COMMUNITY} is gated and HF_TOKEN is not set"):
         fetch("closed", store)
     assert sources.asked == []
 

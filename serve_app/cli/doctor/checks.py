@@ -58,7 +58,7 @@ class Check:
     run: Callable[[], Finding]
 
 
-def known(name: str, finding: Finding) -> Check:
+def known_finding(name: str, finding: Finding) -> Check:
     """A check whose finding is known already."""
     return Check(name, lambda: finding)
 

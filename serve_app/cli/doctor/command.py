@@ -24,7 +24,7 @@ from serve_app.cli.doctor.checks import (
     State,
     Subject,
     fine,
-    known,
+    known_finding,
     missing_package,
     run_all,
     wrong,
@@ -76,7 +76,7 @@ def examine(config: Path | None, clock_url: str | None = None, metrics_port: int
     devices = probing()  # first, because it takes longest
     finding, applications = _read(config)
     subjects = [Subject(devices, clock_url, found, metrics_port) for found in applications.values() or [None]]
-    checks = [known("Config file", finding), *_checks(OF_MACHINE, subjects[0])]
+    checks = [known_finding("Config file", finding), *_checks(OF_MACHINE, subjects[0])]
     for name, subject in zip(applications or [""], subjects, strict=True):
         prefix = f"{name}: " if len(applications) > 1 else ""
         checks += [Check(prefix + check.name, check.run) for check in _checks(OF_APPLICATION, subject)]
@@ -90,7 +90,7 @@ def _checks(modules: Sequence[str], subject: Subject) -> list[Check]:
         try:
             found += import_module(f"serve_app.cli.doctor.{name}").checks(subject)
         except ImportError as error:
-            found.append(known(name.replace("_", " ").capitalize(), missing_package(error)))
+            found.append(known_finding(name.replace("_", " ").capitalize(), missing_package(error)))
     return found
 
 
@@ -106,7 +106,7 @@ def _read(config: Path | None) -> tuple[Finding, dict[str, Application]]:
         return wrong(str(error)), {}
     except ImportError as error:
         return missing_package(error), {}
-    ours = [each for each in raw.get("applications") or () if each["import_path"] == config_file.IMPORT_PATH]
+    ours = config_file.own_applications(raw)
     if not ours:
         return wrong(f"{path} has no application of this service ({config_file.IMPORT_PATH})."), {}
     http = raw.get("http_options") or {}

@@ -15,6 +15,7 @@ import psutil
 
 from serve_app.cli.doctor.checks import Application, Check, Finding, Subject, fine, skipped, warning, wrong
 from serve_app.settings import Settings
+from serve_app.stages.audio.ffmpeg_sandbox import tried_namespace_command
 
 GB = 1e9
 
@@ -124,9 +125,8 @@ def decoder() -> Finding:
     except (OSError, subprocess.SubprocessError) as error:
         return wrong(f"{program} does not start ({type(error).__name__}); {remedy}.")
     version = " ".join(done.stdout.split(maxsplit=3)[:3])
-    alone = ["unshare", "--user", "--net", program, "-version"]
     try:
-        subprocess.run(alone, env={}, capture_output=True, timeout=FFMPEG_S, check=True)  # noqa: S603
+        tried_namespace_command()
     except (OSError, subprocess.SubprocessError):
         return fine(f"{version}; this kernel or container does not let it run without a network.")
     return fine(f"{version}; it runs without a network.")

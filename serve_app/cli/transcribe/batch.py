@@ -17,7 +17,7 @@ from typing import Any
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from serve_app.cli import CommandFailed, note
-from serve_app.cli.transcribe.inputs import Done, Input, Inputs, hash_of, said
+from serve_app.cli.transcribe.inputs import Done, Input, Inputs, hash_of, in_words
 from serve_app.cli.transcribe.wanted import SHOWN_WITH_WORDS, Tally, Wanted
 from serve_app.cli.transcribe.writers import WRITERS, whisperx_result
 from serve_app.client import AsyncClient, Unreachable
@@ -128,7 +128,7 @@ class Batch:
                 return
             raise CommandFailed(error.message) from None
         except (TranscriptionError, OSError) as error:
-            self._failed(each, error.message if isinstance(error, TranscriptionError) else said(error))
+            self._failed(each, error.message if isinstance(error, TranscriptionError) else in_words(error))
         else:
             self.tally.transcribed += 1
             self._say(each, ", ".join(str(path) for path in paths))
@@ -190,7 +190,7 @@ class Batch:
 
     def _unreadable(self, error: OSError) -> None:
         self.tally.failed += 1
-        self._print(said(error))
+        self._print(in_words(error))
 
     def _failed(self, each: Input, reason: str) -> None:
         self.tally.failed += 1

@@ -8,7 +8,7 @@ from typing import Any
 import typer
 
 from serve_app.cli import CommandFailed
-from serve_app.cli.transcribe.inputs import hash_of, said, url_name
+from serve_app.cli.transcribe.inputs import hash_of, in_words, url_name
 from serve_app.cli.transcribe.wanted import SHOWN_WITH_WORDS
 from serve_app.cli.transcribe.writers import ALL, WRITERS
 from serve_app.client.calls import is_url
@@ -40,7 +40,7 @@ def make_folder(output_dir: Path) -> None:
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CommandFailed(f"--output_dir: the folder cannot be made ({said(error)}).") from None
+        raise CommandFailed(f"--output_dir: the folder cannot be made ({in_words(error)}).") from None
     if not os.access(output_dir, os.W_OK):
         raise CommandFailed(f"--output_dir: nothing can be written to {output_dir}.")
 

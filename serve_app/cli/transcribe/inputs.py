@@ -52,7 +52,7 @@ def hash_of(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def said(error: OSError) -> str:
+def in_words(error: OSError) -> str:
     """The error in words, with its file."""
     return f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
 
@@ -152,7 +152,7 @@ class Done:
         except FileNotFoundError:
             text = ""
         except OSError as error:
-            raise CommandFailed(f"the record of earlier runs cannot be read: {said(error)}.") from None
+            raise CommandFailed(f"the record of earlier runs cannot be read: {in_words(error)}.") from None
         for line in text.splitlines():
             with suppress(ValueError, TypeError):  # a line that was cut off
                 output, mark = json.loads(line)

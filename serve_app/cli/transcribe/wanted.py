@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from serve_app.cli import CommandFailed
-from serve_app.cli.transcribe.inputs import Done, Input, Inputs, hash_of, said
+from serve_app.cli.transcribe.inputs import Done, Input, Inputs, hash_of, in_words
 from serve_app.cli.transcribe.writers import Layout
 
 SHOWN_WITH_WORDS = ("confidence", "char_timestamps")  # options that add something to each word
@@ -61,7 +61,7 @@ def done_before(wanted: Wanted, paths: Sequence[str]) -> Tally | None:
     unreadable: list[OSError] = []
     done, files = Done(wanted.folder), [*Inputs(unreadable.append).found(paths)]
     if not files:
-        reasons = [f" {said(error)}." for error in unreadable]
+        reasons = [f" {in_words(error)}." for error in unreadable]
         raise CommandFailed(f"there is no audio or video file in {', '.join(paths)}.{''.join(reasons)}")
     try:
         is_done = not unreadable and all(wanted.is_done(each, wanted.mark(each), done) for each in files)

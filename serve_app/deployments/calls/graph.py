@@ -12,15 +12,19 @@ from serve_app.audio import Source
 from serve_app.deployments.calls.stage_calls import ASR, Stage, StageCalls
 from serve_app.deployments.metrics import RequestMetrics, Retries
 from serve_app.errors import AudioTooCostly, AudioTooLong, DeadlineExceeded
-from serve_app.http.auth import charge
 from serve_app.options import Options
 from serve_app.request.admission import Admission, WindowGate
 from serve_app.request.calls import OtherModel, Stages
-from serve_app.request.detect_language import DetectedLanguage, detect_language
-from serve_app.request.detect_speech import DetectedSpeech, detect_speech
-from serve_app.request.diarize import diarize
 from serve_app.request.pipeline import transcribe
 from serve_app.request.progress import Report, ignore_progress
+from serve_app.request.quotas import charge
+from serve_app.request.without_text import (
+    DetectedLanguage,
+    DetectedSpeech,
+    detect_language,
+    detect_speech,
+    diarize,
+)
 from serve_app.settings import Settings
 from serve_app.tracing import tracer
 from serve_app.transcript import Transcript, WindowText
@@ -102,41 +106,35 @@ class Graph:
         work = partial(transcribe, self._stages, source, options, report, self._limit_s)
         transcript = await self._run_observed("transcribe", work)
         self.admission.finished(monotonic() - begun_s)
-        self._metrics.succeeded(transcript, monotonic() - begun_s)
+        self._metrics.transcribed(transcript, monotonic() - begun_s)
         return transcript
 
     async def detect_language(self, source: Source, options: Options) -> DetectedLanguage:
         """The language of the speech in a file. Raises TranscriptionError."""
-        begun_s = monotonic()
         work = partial(detect_language, self._stages, source, options)
-        found = await self._run_observed("detect language", work)
-        self._metrics.succeeded(None, monotonic() - begun_s)
-        return found
+        return await self._run_observed("detect language", work)
 
     async def diarize(self, source: Source, options: Options) -> Transcript:
         """Who speaks when in a file, without its text. Raises TranscriptionError."""
-        begun_s = monotonic()
-        found = await self._run_observed("diarize", partial(diarize, self._stages, source, options))
-        self._metrics.succeeded(None, monotonic() - begun_s)
-        return found
+        work = partial(diarize, self._stages, source, options)
+        return await self._run_observed("diarize", work)
 
     async def detect_speech(self, source: Source, options: Options) -> DetectedSpeech:
         """Where speech is in a file. Raises TranscriptionError."""
-        begun_s = monotonic()
-        found = await self._run_observed(
+        return await self._run_observed(
             "detect speech", partial(detect_speech, self._stages, source, options)
         )
-        self._metrics.succeeded(None, monotonic() - begun_s)
-        return found
 
     async def _run_observed(self, what: str, work: Callable[[], Awaitable[Result]]) -> Result:
-        """Does the work in time, with a span, and with its failure in the metrics."""
+        """Does the work in time, with a span, and counts how it ended."""
         try:
             with tracer.start_as_current_span(f"{what} {self._kind}"):  # a job has no other span above
-                return await self._in_time(work)
+                result = await self._in_time(work)
         except BaseException as error:
             self._metrics.failed(error)
             raise
+        self._metrics.succeeded()
+        return result
 
     async def _in_time(self, work: Callable[[], Awaitable[Result]]) -> Result:
         self.admission.refuse_new()  # receiving its body may have taken a while

@@ -23,9 +23,9 @@ from serve_app.deployments.calls.audio_ref import LoadedAudio, put_upload
 from serve_app.deployments.calls.handles import GONE, AudioLost, invoke
 from serve_app.deployments.metrics import RequestMetrics, Retries
 from serve_app.errors import InvalidRequest, ModelCrashed, OutOfMemory, Overloaded, TranscriptionError
-from serve_app.http.auth import charge
 from serve_app.request.admission import Admission
 from serve_app.request.calls import AlignCall, DetectCall, DiarizeCall, StageCall, TranscribeCall
+from serve_app.request.quotas import charge
 from serve_app.transcript import Diarization, Segment, Speech, WindowText
 
 Answer = TypeVar("Answer")

@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field
 
 from serve_app.errors import InvalidRequest
-from serve_app.http.forms import Field as FormField
-from serve_app.http.forms import collect_fields
-from serve_app.http.openai.aliases import Models, about_model, with_defaults
-from serve_app.http.voice_routes import LANGUAGE_OPTIONS, parse_some
+from serve_app.http.forms import FormField, collect_fields
+from serve_app.http.model_names import ModelNames, about_model, with_defaults
+from serve_app.http.other_apis import renaming
+from serve_app.http.without_text import LANGUAGE_OPTIONS, parse_some
 from serve_app.options import Options, parse_options
 from serve_app.options.conflicts import SPEAKER_COUNTS
 from serve_app.options.fields import LISTS
@@ -77,7 +77,7 @@ class AsrAsked:
         return about_model(error, self.fields.model, self.from_model)
 
 
-def parse_asr(query: Sequence[FormField], models: Models, form: Sequence[FormField]) -> AsrAsked:
+def parse_asr(query: Sequence[FormField], models: ModelNames, form: Sequence[FormField]) -> AsrAsked:
     """Parses the query, with the form's text fields, in which some clients send options too.
 
     Raises InvalidRequest naming the field that is wrong, and ModelNotFound.
@@ -114,24 +114,25 @@ def _read(given: Mapping[str, Any]) -> AsrAsked:
         "response_format": "text" if fields.output == "txt" else fields.output,
         "word_timestamps": needs_words,
     }
+    sent_as = {"embeddings": "return_speaker_embeddings"} if fields.return_speaker_embeddings else {}
     try:
-        options = parse_options(ours | own)
+        with renaming(sent_as):
+            options = parse_options(ours | own)
     except InvalidRequest as error:
-        message, param = error.message.replace("response_format=", "output="), error.param
+        message = error.message.replace("response_format=", "output=")
         what, advice, formats = message.rpartition("use one of ")
         if advice:
             outputs = [name for name in formats.rstrip(".").split(", ") if name in get_args(Output)]
             message = f"{what}{advice}{', '.join(outputs)}."
-        if param == "embeddings" and fields.return_speaker_embeddings:
-            param = "return_speaker_embeddings"
-            message = message.replace("embeddings", param, 1)
-        raise InvalidRequest(message, param, error.code) from None
+        raise InvalidRequest(message, error.param, error.code) from None
     if fields.word_timestamps and not options.wants_words():
         raise conflict("word_timestamps", "needs align to be true")
     return AsrAsked(options, fields)
 
 
-def parse_language(query: Sequence[FormField], models: Models, form: Sequence[FormField]) -> LanguageAsked:
+def parse_language(
+    query: Sequence[FormField], models: ModelNames, form: Sequence[FormField]
+) -> LanguageAsked:
     """Parses the query of /detect-language, with the form's text fields.
 
     Raises InvalidRequest naming the field that is wrong, and ModelNotFound.

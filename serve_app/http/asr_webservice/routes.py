@@ -16,7 +16,7 @@ from typing_extensions import TypedDict  # pydantic needs this one before Python
 from serve_app.audio import RawAudio, Source
 from serve_app.errors import InvalidRequest, ModelNotFound
 from serve_app.formats.table import FORMATS
-from serve_app.http.answer_types import Embeddings, LanguageShare, LogprobOut
+from serve_app.http.answer_types import Embeddings, LanguageShare, LogprobOut, described_answers
 from serve_app.http.asr_webservice.request import (
     AsrAsked,
     AsrFields,
@@ -26,10 +26,9 @@ from serve_app.http.asr_webservice.request import (
 )
 from serve_app.http.errors import ERRORS_AT_ONCE, OTHER_ERRORS, described_errors
 from serve_app.http.forms import described_body, described_query
-from serve_app.http.openai.aliases import Models
+from serve_app.http.model_names import ModelNames
 from serve_app.http.responses import (
     UNKNOWN,
-    described_answers,
     embeddings_out,
     languages_out,
     logprobs,
@@ -38,11 +37,11 @@ from serve_app.http.responses import (
     text_response,
 )
 from serve_app.http.uploads import received
-from serve_app.http.voice_routes import LANGUAGE_OPTIONS
+from serve_app.http.without_text import LANGUAGE_OPTIONS
 from serve_app.languages import LANGUAGES
 from serve_app.options import Options
-from serve_app.request.detect_language import DetectedLanguage
 from serve_app.request.progress import Transcribe
+from serve_app.request.without_text import DetectedLanguage
 from serve_app.transcript import StageWarning, Transcript
 
 PART = "audio_file"
@@ -95,7 +94,7 @@ class LanguageAnswer(TypedDict):
 
 
 def asr_routes(
-    transcribe: Transcribe, detect_language: DetectLanguage, models: Models, max_bytes: int
+    transcribe: Transcribe, detect_language: DetectLanguage, models: ModelNames, max_bytes: int
 ) -> APIRouter:
     """The routes; each has a second path, for clients whose address of the server ends with a slash."""
     router = APIRouter(tags=["whisper-asr-webservice"], responses=OTHER_ERRORS)

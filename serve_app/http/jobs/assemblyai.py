@@ -22,9 +22,8 @@ from serve_app.http.jobs.assemblyai_request import (
     submission,
 )
 from serve_app.http.jobs.submission import described_json, idempotency_key
-from serve_app.http.openai.response import speaker_names
 from serve_app.http.other_apis import MAX_BODY_BYTES, renaming
-from serve_app.http.responses import text_pieces, text_response
+from serve_app.http.responses import speaker_names, text_pieces, text_response
 from serve_app.http.uploads import options_in_body_only, received_json
 from serve_app.jobs.service import Jobs
 from serve_app.jobs.store.records import Job

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from serve_app.errors import StoreBusy
 from serve_app.http.errors import error_body
 from serve_app.http.jobs.shown import JobOut
-from serve_app.http.openai import stream
+from serve_app.http.responses import KEEP_ALIVE_S, EventStream
 from serve_app.jobs.service import NoSuchJob
 from serve_app.jobs.store.records import Job, SegmentBatch
 
@@ -35,7 +35,7 @@ async def event_stream(request: Request, read: Read, show: Show, read_segments: 
         events = await held.enter_async_context(aclosing(_events(job, seen, read, show, read_segments)))
         if request.scope.get("is_head"):
             await events.aclose()  # the headers are the whole answer
-        return stream.EventStream(b"", events, held.pop_all())
+        return EventStream(b"", events, held.pop_all())
 
 
 async def _events(
@@ -62,7 +62,7 @@ async def _events(
         except NoSuchJob as error:  # it was deleted
             yield b"event: error\ndata: " + json.dumps(error_body(error)).encode() + b"\n\n"
             return
-        if monotonic() - sent_at_s >= stream.KEEP_ALIVE_S:
+        if monotonic() - sent_at_s >= KEEP_ALIVE_S:
             yield b": still there\n\n"
             sent_at_s = monotonic()
 

@@ -11,7 +11,7 @@ from serve_app.errors import InvalidRequest, StoreBusy, TranscriptionError
 from serve_app.http.auth import key_name
 from serve_app.http.errors import OTHER_ERRORS, described_errors
 from serve_app.http.forms import collect_fields
-from serve_app.http.openai.aliases import with_defaults
+from serve_app.http.model_names import with_defaults
 from serve_app.jobs.service import Jobs, NoSuchJob
 from serve_app.jobs.webhooks.payloads import ENDS
 from serve_app.options import Options, parse_options

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from serve_app import errors
 from serve_app.formats.table import FORMATS
-from serve_app.http.answer_types import PredictResponse, WordsResponse
+from serve_app.http.answer_types import PredictResponse, WordsResponse, described_answers
 from serve_app.http.auth import key_name
 from serve_app.http.errors import OTHER_ERRORS, described_errors
 from serve_app.http.forms import collect_fields, described_body, described_query
@@ -25,7 +25,7 @@ from serve_app.http.jobs.submission import (
     idempotency_key,
 )
 from serve_app.http.other_apis import BASETEN_PREFIXES, JOBS
-from serve_app.http.responses import described_answers, transcript_response
+from serve_app.http.responses import transcript_response
 from serve_app.http.uploads import received
 from serve_app.jobs.service import Jobs, NoSuchJob
 from serve_app.jobs.spool import SpoolUnavailable

@@ -10,8 +10,7 @@ from starlette.requests import Request
 
 from serve_app.audio import Source
 from serve_app.errors import InvalidRequest
-from serve_app.http.forms import MAX_TEXT_BYTES, collect_fields, too_much_text
-from serve_app.http.forms import Field as FormField
+from serve_app.http.forms import MAX_TEXT_BYTES, FormField, collect_fields, too_much_text
 from serve_app.http.uploads import PredictRequest
 from serve_app.jobs.service import Submission, within
 from serve_app.options import Options

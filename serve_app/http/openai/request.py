@@ -9,9 +9,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from serve_app.errors import InvalidRequest
-from serve_app.http.forms import Field as FormField
-from serve_app.http.forms import collect_fields
-from serve_app.http.openai.aliases import Models, about_model, with_defaults
+from serve_app.http.forms import FormField, collect_fields
+from serve_app.http.model_names import ModelNames, about_model, with_defaults
 from serve_app.options import Options, parse_options
 from serve_app.options.conflicts import SPEAKER_OPTIONS
 from serve_app.options.fields import KNOWN_SPEAKERS, LISTS, MAX_PROMPT_CHARS
@@ -133,7 +132,9 @@ class ParsedForm:
         return about_model(InvalidRequest(message, sent, error.code), self.fields.model, self.from_model)
 
 
-def parse(sent: Sequence[FormField], task: Task, models: Models, deployment: str | None = None) -> ParsedForm:
+def parse(
+    sent: Sequence[FormField], task: Task, models: ModelNames, deployment: str | None = None
+) -> ParsedForm:
     """Parses the fields of a form that asks one of `models` for this task.
 
     `deployment` is the one that the path names, if it does. Raises InvalidRequest naming the field that is
@@ -153,7 +154,7 @@ def parse(sent: Sequence[FormField], task: Task, models: Models, deployment: str
     return replace(form, options=form.options.model_copy(update={"model": chosen}), from_model=from_model)
 
 
-def check_aliases(models: Models) -> None:
+def check_aliases(models: ModelNames) -> None:
     """Raises InvalidRequest naming the first option of an alias that no request could have."""
     for name in models.aliases:
         wrong, defaults = [], models.defaults(name)

@@ -2,26 +2,27 @@
 
 import math
 from collections.abc import Iterator
-from itertools import product
-from string import ascii_uppercase
 from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import Field
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
-from serve_app.audio import MAX_SPEAKER_CHANNELS
 from serve_app.formats.cue_words import words_by_start
 from serve_app.http.answer_types import CharacterOut, Embeddings, LogprobOut
 from serve_app.http.openai.request import ParsedForm
-from serve_app.http.responses import UNKNOWN, chars_out, embeddings_out, logprobs, warnings_out
+from serve_app.http.responses import (
+    UNKNOWN,
+    chars_out,
+    embeddings_out,
+    logprobs,
+    speaker_names,
+    warnings_out,
+)
 from serve_app.languages import LANGUAGES
 from serve_app.options import Options
 from serve_app.options.fields import MULTIPLE
 from serve_app.request.language_vote import language_shares
-from serve_app.request.recognition import speaker_of
-from serve_app.transcript import StageWarning, Task, Transcript, speakers_of
-
-_LETTERS = [*ascii_uppercase, *map("".join, product(ascii_uppercase, repeat=2))]  # A to Z, AA to ZZ
+from serve_app.transcript import StageWarning, Task, Transcript
 
 
 class WordItem(TypedDict):
@@ -141,21 +142,6 @@ def diarized(transcript: Transcript, form: ParsedForm) -> list[DiarizedSegment]:
         )
         for number, segment in enumerate(transcript.segments, start=1)
     ]
-
-
-def speaker_names(transcript: Transcript, options: Options) -> dict[str | None, str]:
-    """Known speakers keep their names; others are A, B, C as they appear, unless a known one is called so.
-
-    Speakers of turns without a text come last. Channels that are speakers are A, B, C by their numbers.
-    """
-    if options.channels == "speakers":
-        letters_by_channel = zip(range(MAX_SPEAKER_CHANNELS), _LETTERS, strict=False)
-        return {None: UNKNOWN, **{speaker_of(number): letter for number, letter in letters_by_channel}}
-    known = options.known_speaker_names
-    speakers = [*(segment.speaker for segment in transcript.segments), *speakers_of(transcript.turns)]
-    others = dict.fromkeys(speaker for speaker in speakers if speaker not in (None, *known))
-    letters = (name for name in _LETTERS if name not in known)
-    return {None: UNKNOWN, **{name: name for name in known}, **dict(zip(others, letters, strict=False))}
 
 
 def verbose(transcript: Transcript, options: Options) -> Iterator[SegmentItem]:

@@ -15,15 +15,15 @@ from typing_extensions import TypedDict  # pydantic needs this one before Python
 
 from serve_app.errors import InvalidRequest, ModelNotFound
 from serve_app.formats.table import FORMATS
+from serve_app.http.answer_types import described_answers
 from serve_app.http.errors import ERRORS_AT_ONCE, OTHER_ERRORS, described_errors
-from serve_app.http.forms import Field as FormField
-from serve_app.http.forms import described_body
-from serve_app.http.openai.aliases import Models
+from serve_app.http.forms import FormField, described_body
+from serve_app.http.model_names import ModelNames
 from serve_app.http.openai.request import FIELDS_OF, OUR_FIELDS, Fields, ParsedForm, parse
 from serve_app.http.openai.response import Transcription, answer
-from serve_app.http.openai.stream import EventStream, events
+from serve_app.http.openai.stream import events
 from serve_app.http.openai.whisper_cpp import InferenceFields, parse_inference
-from serve_app.http.responses import described_answers, text_pieces, text_response
+from serve_app.http.responses import EventStream, text_pieces, text_response
 from serve_app.http.uploads import received
 from serve_app.options import Options
 from serve_app.options.validation import conflict
@@ -82,7 +82,7 @@ def answering(transcribe: Transcribe, max_bytes: int) -> AnswerTo:
     return answer_to
 
 
-def openai_routes(answer_to: AnswerTo, models: Models) -> APIRouter:
+def openai_routes(answer_to: AnswerTo, models: ModelNames) -> APIRouter:
     """OpenAI's routes, and whisper.cpp's one, for requests that name one of these models."""
     shown: dict[str, ModelOut] = {name: _model_out(name) for name in models.names}
     router = APIRouter(tags=["OpenAI"], responses=OTHER_ERRORS)
@@ -116,7 +116,7 @@ def openai_routes(answer_to: AnswerTo, models: Models) -> APIRouter:
     return router
 
 
-def azure_routes(answer_to: AnswerTo, models: Models) -> APIRouter:
+def azure_routes(answer_to: AnswerTo, models: ModelNames) -> APIRouter:
     """Azure's paths of OpenAI's routes, where a deployment is one of these models."""
     prefix = "/openai/deployments/{name}/audio"
     router = APIRouter(prefix=prefix, tags=["OpenAI"], responses=OTHER_ERRORS)

@@ -1,25 +1,15 @@
-"""A transcription as server-sent events, while it runs.
-
-Starlette's StreamingResponse alone would not do: if a client leaves while an event is sent, its generator
-stays open, and so does the run. FastAPI's events send status 200 before a bad file can be refused.
-"""
+"""A transcription as server-sent events, while it runs."""
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import AsyncExitStack
-
-from starlette.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
+from collections.abc import AsyncGenerator, Mapping
 
 from serve_app.http.errors import error_body
 from serve_app.http.openai.request import ParsedForm
 from serve_app.http.openai.response import diarized, extras
-from serve_app.http.responses import text_pieces
+from serve_app.http.responses import KEEP_ALIVE_S, text_pieces
 from serve_app.request.progress import News
 from serve_app.transcript import Progress, Transcript
-
-KEEP_ALIVE_S = 15.0  # proxies cut a silent connection after 30 to 60
 
 
 async def events(news: News, form: ParsedForm) -> AsyncGenerator[bytes, None]:
@@ -59,26 +49,6 @@ def _last_events(transcript: Transcript, form: ParsedForm, text: str) -> bytes:
     # Without `usage`: OpenAI's type for this event takes only tokens.
     done = {"type": "transcript.text.done", "text": text, **extras(transcript, form)}
     return b"".join(_event(item) for item in (*segments, done))
-
-
-class EventStream(StreamingResponse):
-    """Sends `first` and then `rest`, ends when its client leaves, and closes `held` in any case."""
-
-    def __init__(self, first: bytes, rest: AsyncGenerator[bytes, None], held: AsyncExitStack) -> None:
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # the latter is for nginx
-        super().__init__(_chained(first, rest), headers=headers, media_type="text/event-stream")
-        self._held = held
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with self._held:
-            # From 2.4 on, `send` has to fail once the client has left. Serve's does not, so this one listens.
-            await super().__call__({**scope, "asgi": {"spec_version": "2.3"}}, receive, send)
-
-
-async def _chained(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
-    yield first
-    async for event in rest:
-        yield event
 
 
 def _event(item: Mapping[str, object]) -> bytes:

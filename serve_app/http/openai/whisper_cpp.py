@@ -4,9 +4,8 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from serve_app.http.forms import Field as FormField
-from serve_app.http.forms import collect_fields
-from serve_app.http.openai.aliases import Models
+from serve_app.http.forms import FormField, collect_fields
+from serve_app.http.model_names import ModelNames
 from serve_app.http.openai.request import ParsedForm, parse
 from serve_app.options.validation import conflict, validate_or_400
 from serve_app.transcript import Task
@@ -26,7 +25,7 @@ class InferenceFields(BaseModel):
     )
 
 
-def parse_inference(sent: Sequence[FormField], models: Models) -> ParsedForm:
+def parse_inference(sent: Sequence[FormField], models: ModelNames) -> ParsedForm:
     """Parses the fields of a form for `/inference`, which needs no model.
 
     Raises InvalidRequest naming the field that is wrong, and ModelNotFound.

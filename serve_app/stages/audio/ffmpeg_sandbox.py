@@ -75,14 +75,15 @@ def network_namespace_command() -> tuple[str, ...]:
     a moment's lack of something, so the kernel is asked again for the next file. It may block for seconds.
     """
     try:
-        return _tried_namespace_command()
+        return tried_namespace_command()
     except (OSError, subprocess.SubprocessError) as error:
         _warn_once(f"Decoders keep the network, which only ffmpeg's whitelist forbids: {error}")
         return ()
 
 
 @cache  # keeps no exceptions
-def _tried_namespace_command() -> tuple[str, ...]:
+def tried_namespace_command() -> tuple[str, ...]:
+    """The command, tried on this machine. Raises OSError or SubprocessError where it may not be used."""
     # No user is mapped there: not even root keeps a capability. To files it is the same user as before.
     command = ("unshare", "--user", "--net")
     trial = [*command, imageio_ffmpeg.get_ffmpeg_exe(), "-version"]

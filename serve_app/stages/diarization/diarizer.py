@@ -6,7 +6,7 @@ Pipelines get waveforms in memory, never paths. Importing this module is cheap: 
 
 import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import count
 from typing import Any, Protocol
@@ -37,7 +37,7 @@ _DEFAULTS, _ANY_NUMBER = DiarizationSettings(), SpeakerBounds()
 
 
 class DiarizationModel(Protocol):
-    """A diarization model: to use another one, implement this and name its loader in `LOADERS`.
+    """A diarization model: to use another one, implement this and load it in `models/loaders.py`.
 
     A replica loads it twice, so that short files need not wait for long ones.
     """
@@ -182,8 +182,3 @@ def load_pyannote(
     """A pipeline by its directory or hub name; raises ModelUnavailable."""
     pipeline = load_pipeline(model, device=device, token=token)
     return PyannoteDiarizer(pipeline, device=device, settings=settings)
-
-
-# Models that `diarization.model` can name, apart from a pyannote pipeline's directory or hub name, and their
-# loaders: called as `load(model, device=, token=, settings=)`, with a DiarizationSettings.
-LOADERS: dict[str, Callable[..., DiarizationModel]] = {}

@@ -11,7 +11,6 @@ from transcripts import FIXED
 
 from serve_app.errors import StoreBusy
 from serve_app.http.jobs import events
-from serve_app.http.openai import stream
 from serve_app.jobs.store.records import SegmentBatch
 from serve_app.jobs.stored import dump_transcript
 
@@ -169,7 +168,7 @@ def test_an_id_that_is_none_of_ours_changes_nothing(seen: str, tmp_path: Path) -
 
 def test_silence_is_broken_by_comments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Proxies cut a connection on which nothing comes."""
-    monkeypatch.setattr(stream, "KEEP_ALIVE_S", 0.02)
+    monkeypatch.setattr(events, "KEEP_ALIVE_S", 0.02)
 
     async def story(service: Service) -> None:
         client = await begun(service, await service.submitted())

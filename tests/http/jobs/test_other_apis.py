@@ -10,9 +10,9 @@ import pytest
 from job_api import ANN, URL, Service, arrived, error_of, using
 from transcripts import FIXED
 
-from serve_app.http import auth
 from serve_app.http.app import create_app
 from serve_app.request.admission import Admission
+from serve_app.request.quotas import charge
 from serve_app.transcript import Transcript
 
 JOBS, BASETEN, ASSEMBLYAI = "/v1/jobs", "/async_predict", "/v2/transcript"
@@ -89,7 +89,7 @@ def test_the_limits_of_a_key_are_not_for_jobs(tmp_path: Path) -> None:
     is_running, may_end = asyncio.Event(), asyncio.Event()
 
     async def transcribe(*_: object) -> Transcript:
-        auth.charge(HOUR_S)
+        charge(HOUR_S)
         is_running.set()
         await may_end.wait()
         return FIXED

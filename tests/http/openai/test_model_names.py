@@ -10,7 +10,7 @@ from openai_api import TEXT, TRANSCRIBE, TRANSLATE, Server
 from pydantic import ValidationError
 
 from serve_app.errors import InvalidRequest, ModelNotFound
-from serve_app.http.openai.aliases import Models
+from serve_app.http.model_names import ModelNames
 from serve_app.http.openai.request import ParsedForm, check_aliases, parse
 from serve_app.request.admission import WindowGate
 from serve_app.request.calls import OtherModel
@@ -130,7 +130,7 @@ def parsed(fields: dict[str, Any], aliases: dict[str, Any]) -> ParsedForm | str 
         values = value if isinstance(value, list) else [value]
         sent += [(f"{name}[]" if isinstance(value, list) else name, str(each)) for each in values]
     try:
-        return parse(sent, "transcribe", Models("large-v2", aliases))
+        return parse(sent, "transcribe", ModelNames("large-v2", aliases))
     except InvalidRequest as error:
         return error.param
 
@@ -177,7 +177,7 @@ def test_a_name_that_no_request_could_use_is_refused_at_start(options: dict[str,
     """The message has the alias and the option."""
     settings = OpenAISettings.model_validate(aliased(**options))
     with pytest.raises(InvalidRequest, match=f"openai.aliases: mine: {says}"):
-        check_aliases(Models("large-v2", settings.names()))
+        check_aliases(ModelNames("large-v2", settings.names()))
 
 
 def test_options_of_every_format_can_be_those_of_a_name() -> None:
@@ -190,7 +190,7 @@ def test_options_of_every_format_can_be_those_of_a_name() -> None:
         {"confidence": True},
         {"language": "multiple", "beam_size": 1},
     ):
-        check_aliases(Models("large-v2", OpenAISettings.model_validate(aliased(**options)).names()))
+        check_aliases(ModelNames("large-v2", OpenAISettings.model_validate(aliased(**options)).names()))
 
 
 @pytest.mark.parametrize("aliases", [{"": {}}, {"mine": {"model": True}}, {"mine": ["diarize"]}])
@@ -261,7 +261,7 @@ def test_a_star_takes_no_model_s_name() -> None:
 def test_no_name_is_known_without_a_star() -> None:
     """The error lists what can be used."""
     with pytest.raises(ModelNotFound, match="large-v2, a"):
-        Models("large-v2", {"a": {}}).defaults("b")
+        ModelNames("large-v2", {"a": {}}).defaults("b")
 
 
 @pytest.mark.parametrize(

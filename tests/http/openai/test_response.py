@@ -1,7 +1,7 @@
 """Segments as OpenAI's clients get them, and what speakers are called."""
 
-from serve_app.http.openai.response import speaker_names, verbose
-from serve_app.http.responses import embeddings_out
+from serve_app.http.openai.response import verbose
+from serve_app.http.responses import embeddings_out, speaker_names
 from serve_app.options import Options
 from serve_app.transcript import Segment, Transcript, Turn, Voices, Window, WindowText
 

@@ -532,7 +532,7 @@ def test_decoder_has_no_network() -> None:
 @pytest.fixture
 def fresh_sandbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Nothing is known yet about namespaces, and afterwards as little; warnings can be captured."""
-    caches = (sandbox._tried_namespace_command, sandbox._warn_once)
+    caches = (sandbox.tried_namespace_command, sandbox._warn_once)
     monkeypatch.setattr(sandbox, "logger", logging.getLogger("decode"))  # Serve's own is not captured
     for cached in caches:
         cached.cache_clear()

@@ -1,4 +1,4 @@
-"""Names for diarized speakers, and a diarization model of one's own; nothing here loads pyannote."""
+"""Names for diarized speakers; nothing here loads pyannote."""
 
 import tomllib
 from dataclasses import replace
@@ -11,10 +11,7 @@ import numpy as np
 import pytest
 
 from serve_app.errors import ModelUnavailable
-from serve_app.models import names as model_names
-from serve_app.models.loaders import loaders
-from serve_app.settings import AlignmentSettings, DiarizationSettings, Settings
-from serve_app.stages.diarization.diarizer import LOADERS, rename_speakers
+from serve_app.stages.diarization.diarizer import rename_speakers
 from serve_app.stages.diarization.embeddings import match_voices, network_name, voices_of
 from serve_app.stages.diarization.pipeline import PYANNOTE, load_pipeline
 from serve_app.transcript import Diarization, Turn, Voices
@@ -125,26 +122,3 @@ def test_the_pyannote_that_is_installed_is_the_one_that_is_known() -> None:
     assert metadata.version("pyannote.audio") == PYANNOTE
     dependencies = tomllib.loads(PYPROJECT.read_text())["project"]["optional-dependencies"]["server"]
     assert f"pyannote-audio=={PYANNOTE}" in dependencies
-
-
-def test_another_model_needs_only_a_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The settings take the name of a loader, without asking a hub, and the model is loaded by it."""
-    asked: list[object] = []
-
-    def load_mine(model: str, **wishes: object) -> object:
-        asked.append((model, wishes["device"]))
-        return "my model"
-
-    monkeypatch.setitem(LOADERS, "mine", load_mine)
-    (tmp_path / "model.bin").touch()
-    settings = Settings(
-        model=str(tmp_path),
-        alignment=AlignmentSettings(method="off"),
-        diarization=DiarizationSettings(model="mine"),
-    )
-    names = model_names.resolve(settings)
-    assert names.diarization == "mine"
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # loading sets it for its process
-    load = loaders(settings, names, "cpu").diarizer
-    assert load is not None
-    assert (load(), asked) == ("my model", [("mine", "cpu")])

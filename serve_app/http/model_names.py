@@ -12,7 +12,7 @@ Read = TypeVar("Read")
 GROUPS = ({"prompt", "initial_prompt"}, {"keywords", "hotwords"}, {"language", "languages"})
 
 
-class Models:
+class ModelNames:
     """The configured model, others beside it, and what else they are called."""
 
     def __init__(self, own: str, aliases: Mapping[str, Defaults], others: Collection[str] = ()) -> None:

@@ -10,11 +10,10 @@ from fakes import FakeStages, data_url, recording
 
 from serve_app.audio import Source
 from serve_app.http.app import create_app
-from serve_app.http.voice_routes import WithoutText
+from serve_app.http.without_text import WithoutText
 from serve_app.options import Options
 from serve_app.request.admission import Admission
-from serve_app.request.detect_speech import DetectedSpeech, detect_speech
-from serve_app.request.diarize import diarize
+from serve_app.request.without_text import DetectedSpeech, detect_speech, diarize
 from serve_app.settings.access import AccessSettings
 from serve_app.settings.openai import OpenAISettings
 from serve_app.transcript import StageWarning, Transcript

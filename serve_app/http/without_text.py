@@ -14,12 +14,11 @@ from typing_extensions import TypedDict  # pydantic needs this one before Python
 from serve_app.audio import Source
 from serve_app.errors import ModelNotFound
 from serve_app.formats.table import FORMATS
-from serve_app.http.answer_types import Embeddings
+from serve_app.http.answer_types import Embeddings, described_answers
 from serve_app.http.errors import ERRORS_AT_ONCE, OTHER_ERRORS, described_errors
 from serve_app.http.forms import collect_fields, described_body
-from serve_app.http.openai.aliases import Models, with_defaults
+from serve_app.http.model_names import ModelNames, with_defaults
 from serve_app.http.responses import (
-    described_answers,
     embeddings_out,
     text_response,
     timings_out,
@@ -31,7 +30,7 @@ from serve_app.options import Options, parse_options
 from serve_app.options.conflicts import SPEAKER_COUNTS
 from serve_app.options.fields import KNOWN_SPEAKERS, LISTS
 from serve_app.options.validation import conflict
-from serve_app.request.detect_speech import DetectedSpeech
+from serve_app.request.without_text import DetectedSpeech
 from serve_app.transcript import StageWarning, Transcript, Turn
 
 # The options that mean something where there is no text.
@@ -40,7 +39,7 @@ DIARIZATION_OPTIONS = (*AUDIO_OPTIONS, *SPEAKER_COUNTS, *KNOWN_SPEAKERS, "embedd
 SPEECH_OPTIONS = (*AUDIO_OPTIONS, "vad_onset", "vad_offset", "vad_min_silence_s")
 LANGUAGE_OPTIONS = (*SPEECH_OPTIONS, "languages")
 HAVE_TURNS = ("json", "rttm")
-AUDIO = PredictRequest.model_fields.keys() - Options.model_fields.keys()
+SOURCE_FIELDS = PredictRequest.model_fields.keys() - Options.model_fields.keys()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +59,7 @@ class Body(PredictRequest):
 
     def asked(self) -> dict[str, Any]:
         """The fields that were sent, but for the audio's."""
-        return {name: getattr(self, name) for name in self.model_fields_set - AUDIO}
+        return {name: getattr(self, name) for name in self.model_fields_set - SOURCE_FIELDS}
 
 
 class TurnOut(TypedDict):
@@ -88,7 +87,9 @@ class SpeechOut(TypedDict):
     end: int
 
 
-def voice_routes(run: WithoutText, models: Models, max_bytes: int, max_json_bytes: int) -> APIRouter:
+def without_text_routes(
+    run: WithoutText, models: ModelNames, max_bytes: int, max_json_bytes: int
+) -> APIRouter:
     """The routes, for requests that name one of these models or none."""
     router = APIRouter(tags=["Voices"], responses=OTHER_ERRORS)
     form = partial(collect_fields, arrays=LISTS)
@@ -172,6 +173,6 @@ def _described(names: Sequence[str]) -> dict[str, Any]:
     known = Body.model_json_schema()["properties"]
     described = described_body({name: known[name] for name in ("model", *names)}, json_model=Body)
     schema = described["requestBody"]["content"]["application/json"]["schema"]
-    taken = {*AUDIO, "model", *names}
+    taken = {*SOURCE_FIELDS, "model", *names}
     schema["properties"] = {name: field for name, field in known.items() if name in taken}
     return described
