@@ -146,6 +146,8 @@ def test_confidence_and_languages_are_kept_with_the_transcript(tmp_path: Path) -
         refused = await service.get(f"{path}/result?confidence=true")
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, "confidence")
 
+    using(tmp_path, story)
+
 
 def test_characters_are_kept_with_the_transcript(tmp_path: Path) -> None:
     """With all their times, in the formats that have words."""
@@ -165,6 +167,8 @@ def test_characters_are_kept_with_the_transcript(tmp_path: Path) -> None:
         assert words["words"] == shown["words"]
         plain = (await service.get(f"{path}/result?response_format=words")).json()
         assert "chars" not in plain["words"][0]
+
+    using(tmp_path, story)
 
 
 def test_embeddings_are_kept_with_the_transcript(tmp_path: Path) -> None:
