@@ -15,6 +15,7 @@ from transcripts import AT_ONCE, FIXED
 
 from serve_app.formats.table import FORMATS
 from serve_app.http.responses import transcript_response
+from serve_app.jobs.stored import dump_transcript
 from serve_app.options import Options
 from serve_app.transcript import Character, Segment, Token, Transcript, Voices, Window, WindowText, Word
 
@@ -303,6 +304,32 @@ def test_a_job_without_a_transcript_says_why(tmp_path: Path) -> None:
         path = await service.submitted(max_queue_s=1e-6)
         await store.sweep()
         await refused(path, "job_expired", "expired")
+
+    using(tmp_path, story)
+
+
+@pytest.mark.parametrize("read", ["get", "result"])
+def test_a_job_may_succeed_while_its_result_is_asked_for(
+    read: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that polls is told to ask again, or gets the transcript."""
+
+    async def story(service: Service) -> None:
+        path, store = await service.submitted(), service.jobs.store
+        held = await service.claimed()
+        original = getattr(store, read)
+
+        async def then_finished(*asked: Any) -> Any:
+            found = await original(*asked)
+            await store.finish(held.job.id, held.job.attempt, dump_transcript(FIXED))
+            return found
+
+        monkeypatch.setattr(store, read, then_finished)
+        answer = await service.get(f"{path}/result")
+        assert error_of(answer) == (409, None, "job_not_finished")
+        monkeypatch.undo()
+        await store.finish(held.job.id, held.job.attempt, dump_transcript(FIXED))
+        assert (await service.get(f"{path}/result")).content == predicted()
 
     using(tmp_path, story)
 
