@@ -32,6 +32,7 @@ from serve_app.jobs.stored import JobRequest
 from serve_app.jobs.webhooks.payloads import ENDS
 from serve_app.options import parse_options
 from serve_app.options.fields import MULTIPLE
+from serve_app.stages.audio import address
 from serve_app.transcript import Segment, Transcript
 
 _STATUSES = {"queued": "queued", "running": "processing", "succeeded": "completed"}  # error: all others
@@ -132,7 +133,7 @@ def _shown(job: Job, asked: JobRequest, transcript: Transcript | None) -> dict[s
         "speakers_expected": asked.options.num_speakers,
         "punctuate": True,
         "format_text": True,
-        "webhook_url": job.webhook_url,
+        "webhook_url": job.webhook_url and address.without_secrets(address.parse(job.webhook_url)),
         "webhook_status_code": tries[-1].status if tries else None,
         "webhook_auth": False,
         "text": None,
