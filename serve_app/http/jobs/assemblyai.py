@@ -61,7 +61,7 @@ def assemblyai_routes(jobs: Jobs) -> APIRouter:
         asked = await received_json(request, MAX_BODY_BYTES, submission)
         with renaming(THEIR_NAMES):
             [(job, _)] = await jobs.submit(key_name(request), [asked], unique)
-        return JSONResponse(_shown(job, await jobs.request(job.id, job.key), None))
+        return JSONResponse(_shown(job, JobRequest(asked.options, job.audio or "", asked.echo), None))
 
     @router.get("/{transcript_id}", **_TRANSCRIPT)
     async def get(transcript_id: str, request: Request) -> Response:

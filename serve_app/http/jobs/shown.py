@@ -1,10 +1,12 @@
 """Jobs as clients see them."""
 
+from contextlib import suppress
 from typing import Annotated, NotRequired, cast
 
 from pydantic import Field
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
+from serve_app.errors import StoreBusy
 from serve_app.jobs.service import Jobs
 from serve_app.jobs.store.records import Job, Status, WebhookStatus
 from serve_app.jobs.store.schema import WEBHOOK_ID_PREFIX
@@ -115,9 +117,15 @@ def shown(job: Job, root_path: str) -> JobOut:
 
 
 async def shown_with_place(jobs: Jobs, job: Job, root_path: str) -> JobOut:
-    """The job, JSON-ready, with its place in the queue while it waits."""
+    """The job, JSON-ready, with its place in the queue while it waits, if the store tells it.
+
+    Without its place the answer is still true. A job that was stored just now must not look as if it were not.
+    """
     out = shown(job, root_path)
-    return {**out, "jobs_ahead": await jobs.jobs_ahead(job)} if job.status == "queued" else out
+    if job.status == "queued":
+        with suppress(StoreBusy):
+            out["jobs_ahead"] = await jobs.jobs_ahead(job)
+    return out
 
 
 def _webhook(job: Job) -> WebhookOut | None:
