@@ -104,7 +104,7 @@ def shown(job: Job, root_path: str) -> JobOut:
         "created_at": iso(job.created_at_s),
         "started_at": _iso_or_none(job.started_at_s),
         "finished_at": _iso_or_none(job.finished_at_s),
-        "expires_at": _iso_or_none(job.expires_at_s),
+        "expires_at": None if is_running else _iso_or_none(job.expires_at_s),
         "delete_at": _iso_or_none(job.delete_at_s),
         "attempts": job.attempt,
         "failures": job.failures,

@@ -60,7 +60,8 @@ class Claims(Outbox):
                 await end_jobs(connection, now, "failed", is_dead, is_last_death, error=CRASHED)
                 dead = orphans(now).where(queue.c.id.not_in(held))
                 may_take = sa.or_(sa.literal(not held), queue.c.deaths + 1 < SUSPECT_DEATHS)
-                orphan = await _take(connection, dead.where(may_take), deaths=jobs.c.deaths + 1, **lease)
+                died = {"deaths": jobs.c.deaths + 1, "expires_at_s": None}
+                orphan = await _take(connection, dead.where(may_take), **died, **lease)
                 if orphan is not None or only_orphans or (held and (await connection.execute(dead)).first()):
                     return orphan
             for priority in PRIORITIES:
@@ -102,13 +103,16 @@ class Claims(Outbox):
 
     @to_the_end
     async def release(self, job_id: str, attempt: int, delay_s: float | None = None) -> bool:
-        """Gives the job back without counting an attempt; it keeps its place, or waits for `delay_s`."""
+        """Gives the job back without counting an attempt; it keeps its place, or waits for `delay_s`.
+
+        With a delay no work was done, so the job can still expire.
+        """
         is_held, now = _is_held(job_id, attempt), self.now()
         async with self.write() as connection:
             if await end_jobs(connection, now, "canceled", is_held, jobs.c.is_cancel_requested):
                 return True
-            run_at_s = jobs.c.run_at_s if delay_s is None else now + delay_s
-            return await _queue_again(connection, is_held, run_at_s=run_at_s)
+            changes = {"expires_at_s": None} if delay_s is None else {"run_at_s": now + delay_s}
+            return await _queue_again(connection, is_held, **changes)
 
     @to_the_end
     async def finish(self, job_id: str, attempt: int, result: bytes) -> bool:
@@ -144,7 +148,7 @@ class Claims(Outbox):
             else:
                 delay_s = min(row.max_delay_s, row.initial_delay_s * 2.0 ** min(row.failures, 100))
                 error = {"error_code": error_code, "error_message": message}
-                await _queue_again(connection, is_held, run_at_s=now + delay_s, **error)
+                await _queue_again(connection, is_held, run_at_s=now + delay_s, expires_at_s=None, **error)
         return True
 
 
@@ -158,7 +162,6 @@ async def _take(connection: AsyncConnection, pick: sa.Select[str], **changes: An
             status="running",
             version=jobs.c.version + 1,
             attempt=jobs.c.attempt + 1,
-            expires_at_s=None,
             progress="{}",
             **changes,
         )

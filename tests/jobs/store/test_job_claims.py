@@ -222,6 +222,47 @@ def test_a_released_job_costs_no_attempt_and_keeps_its_place(store_url: str, clo
     using(store_url, story, clock)
 
 
+def test_a_job_that_no_worker_could_begin_expires(store_url: str, clock: Clock) -> None:
+    """One was claimed and given back, because there was no room or its key's quota was used up."""
+
+    async def story(store: JobStore) -> Status:
+        await submit(store, new_job(max_queue_s=10))
+        held = (await claimed(store)).job
+        clock.advance(11)
+        await store.sweep()  # while a worker holds it, it does not expire
+        assert await store.release(held.id, held.attempt, delay_s=5)
+        clock.advance(6)
+        assert await store.claim("worker", LEASE_S) is None
+        await store.sweep()
+        job = await store.get(held.id, "alice")
+        assert job is not None
+        return job.status
+
+    assert using(store_url, story, clock) == "expired"
+
+
+@pytest.mark.parametrize("how", ["dies", "fails", "drains"])
+def test_a_job_that_was_begun_does_not_expire(store_url: str, clock: Clock, how: str) -> None:
+    """It is begun again, also if there is no room for it at first."""
+
+    async def story(store: JobStore) -> None:
+        await submit(store, new_job(max_queue_s=10))
+        held = (await claimed(store)).job
+        clock.advance(LEASE_S + 1)
+        if how == "fails":
+            assert await store.fail(held.id, held.attempt, "overloaded", "Too busy.", retry=True)
+        elif how == "drains":
+            assert await store.release(held.id, held.attempt)
+        clock.advance(10)
+        again = (await claimed(store)).job
+        assert await store.release(again.id, again.attempt, delay_s=5)
+        await store.sweep()
+        clock.advance(10)
+        assert (await claimed(store)).job.id == held.id
+
+    using(store_url, story, clock)
+
+
 def test_a_running_job_learns_of_its_cancellation_by_heartbeat(store_url: str, clock: Clock) -> None:
     """The worker stops, says so, and the job ends as canceled; a queued one ends at once."""
 
