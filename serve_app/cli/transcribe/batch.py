@@ -181,7 +181,7 @@ class Batch:
     def _show(self, task: TaskID, job: dict[str, Any]) -> None:
         state = job["status"]
         if state == "queued":
-            state = f"waiting, {job['jobs_ahead']} ahead"
+            state = f"waiting, {job['jobs_ahead']} ahead" if "jobs_ahead" in job else "waiting"
         if progress := job["progress"]:
             found = progress["windows_found"] if progress["all_found"] else None
             self._progress.update(task, total=found, completed=progress["windows_done"])
