@@ -54,10 +54,17 @@ NO_ATTEMPT = (NoRoom, RateLimited, StoreBusy, SpoolUnavailable, OtherVersion)
 class Attempt:
     """The work on a job that this process has claimed."""
 
-    def __init__(self, jobs: Jobs, transcribe: Transcribe, claimed: ClaimedJob) -> None:
+    def __init__(
+        self,
+        jobs: Jobs,
+        transcribe: Transcribe,
+        claimed: ClaimedJob,
+        on_wait: Callable[[TranscriptionError], None] = lambda why: None,
+    ) -> None:
+        """`on_wait` gets the reason where the job has to wait for something that it does not cause."""
         self._jobs, self._store, self._lease_s = jobs, jobs.store, jobs.settings.lease_s
         self._transcribe = transcribe
-        self.claimed = claimed
+        self.claimed, self._on_wait = claimed, on_wait
         self._held = claimed.job.id, claimed.job.attempt
         self._progress: dict[str, Any] = {}
         self._segments: list[dict[str, Any]] = []  # as they become final
@@ -158,6 +165,7 @@ class Attempt:
             return partial(self._finish, working.result())
         if isinstance(error, NO_ATTEMPT):
             logger.info("Job %s has to wait: %s", self._held[0], error.message)
+            self._on_wait(error)
             return partial(self._store.release, *self._held, error.retry_after_s)
         return partial(self._fail, error)
 

@@ -33,6 +33,7 @@ from serve_app.errors import (
     NoRoom,
     OutOfMemory,
     Overloaded,
+    RateLimited,
     SourceUnavailable,
     StoreBusy,
     UnusableAudio,
@@ -74,8 +75,7 @@ class Graph:
     async def transcribe(
         self, source: Source, options: Options, report: Report = ignore_progress
     ) -> Transcript:
-        assert source.file is not None
-        self.heard.append(source.file.read())
+        self.heard.append(source.file.read() if source.file else b"")
         self.asked.append(options)
         self.begun_s.append(time.monotonic())
         await self._now_run(self.running + 1)
@@ -123,17 +123,16 @@ class Service:
         """What lies in the spool."""
         return [file.read_bytes() for file in (self.folder / "uploads").glob("*")]
 
-    async def submit(self, audio: bytes = b"audio", **asked: Any) -> Job:
-        source = Source(file=io.BytesIO(audio))
-        wanted = Submission(source=source, **{"options": Options(), "initial_delay_s": 0.01, **asked})
-        ((job, _),) = await self.jobs.submit(KEY, [wanted])
+    async def submit(self, audio: bytes = b"audio", key: str = KEY, **asked: Any) -> Job:
+        usual = {"source": Source(file=io.BytesIO(audio)), "options": Options(), "initial_delay_s": 0.01}
+        ((job, _),) = await self.jobs.submit(key, [Submission(**{**usual, **asked})])
         return job
 
     async def until(self, job: Job, holds: Callable[[Job], Any]) -> Job:
         """The job, once `holds` is true of it."""
         again = retry_if_not_result(holds) | retry_if_exception_type(StoreBusy)
         asking = AsyncRetrying(retry=again, wait=wait_fixed(0.02), stop=stop_after_delay(60), reraise=True)
-        return await asking(self.jobs.get, job.id, KEY)
+        return await asking(self.jobs.get, job.id, job.key)
 
     async def ended(self, job: Job, status: Status) -> Job:
         job = await self.until(job, lambda now: now.is_final)
@@ -288,6 +287,28 @@ def test_a_full_server_costs_no_attempt(error: Exception, tell: Callable[..., No
         assert graph.begun_s[1] - graph.begun_s[0] >= 1
 
     tell(story, error)
+
+
+@pytest.mark.parametrize(
+    ("error", "other"),
+    [
+        (RateLimited("Wait.", None, "audio_limit_reached", 60), {"key": "another"}),
+        (SpoolUnavailable("No bucket.", None, None, 60), {"source": Source(url="https://example.com/a.mp3")}),
+    ],
+)
+def test_what_could_not_begin_is_left_in_the_queue(
+    error: Exception, other: dict[str, Any], tell: Callable[..., None]
+) -> None:
+    """Where a key's audio is used up or the spool is away, its jobs are not taken in a circle: others run."""
+
+    async def story(service: Service, graph: Graph) -> None:
+        waiting = [await service.submit() for _ in range(5)]
+        last = await service.submit(priority=2, **other)
+        async with service.runner(graph):
+            await service.ended(last, "succeeded")
+        assert [(await service.jobs.get(job.id, KEY)).attempt for job in waiting] == [1, 0, 0, 0, 0]
+
+    tell(story, error, concurrency=1)
 
 
 def test_a_job_of_another_version_costs_no_attempt(

@@ -119,7 +119,7 @@ def shown(job: Job, root_path: str) -> JobOut:
 async def shown_with_place(jobs: Jobs, job: Job, root_path: str) -> JobOut:
     """The job, JSON-ready, with its place in the queue while it waits, if the store tells it.
 
-    Without its place the answer is still true. A job that was stored just now must not look as if it were not.
+    Without its place the answer is still true: a job that is stored must not look as if it were not.
     """
     out = shown(job, root_path)
     if job.status == "queued":

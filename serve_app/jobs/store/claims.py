@@ -35,6 +35,8 @@ class Claims(Outbox):
         *,
         held: Collection[str] = (),
         only_orphans: bool = False,
+        busy_keys: Collection[str] = (),
+        with_uploads: bool = True,
     ) -> ClaimedJob | None:
         """The next job: first those whose worker died, then the highest priority, API keys in turn.
 
@@ -42,10 +44,17 @@ class Claims(Outbox):
         `held` are the ids of the jobs that the worker runs: it is not given them again, although an outage
         of the store may have let their leases run out. A job that several workers died of would take others
         with it, so only a worker that holds none gets it. While it waits, workers that hold jobs get nothing:
-        else, under load, no worker would ever be free.
+        else, under load, no worker would ever be free. Due jobs of `busy_keys`, or all those `with_uploads`,
+        are left in the queue where the worker could not begin them.
         """
         now = self.now()
-        questions = [sa.exists().where(is_so(jobs, now)) for is_so in (is_due, is_orphaned)]
+        wanted = [queue.c.key.not_in(busy_keys)]
+        if not with_uploads:
+            wanted.append(queue.c.input_ref.is_(None))
+        questions = [
+            sa.exists().where(is_due(queue, now), *wanted),
+            sa.exists().where(is_orphaned(queue, now)),
+        ]
         async with self.read() as connection:  # a worker with nothing to do takes no lock
             any_due, any_orphaned = tuple((await connection.execute(sa.select(*questions))).one())
         if not (any_orphaned or (any_due and not only_orphans)):
@@ -65,8 +74,8 @@ class Claims(Outbox):
                 if orphan is not None or only_orphans or (held and (await connection.execute(dead)).first()):
                     return orphan
             for priority in PRIORITIES:
-                for key in (await connection.execute(waiting_keys(priority, now))).scalars().all():
-                    taken = await _take(connection, next_of(key, priority, now), **lease)
+                for key in (await connection.execute(waiting_keys(priority, now, *wanted))).scalars().all():
+                    taken = await _take(connection, next_of(key, priority, now).where(*wanted), **lease)
                     if taken is not None:  # else other workers were faster
                         return taken
         return None

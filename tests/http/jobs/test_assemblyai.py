@@ -132,7 +132,11 @@ def test_the_life_of_a_transcript(tmp_path: Path) -> None:
     """It is queued, processing, completed; no answer shows the query of a URL, which may be a password."""
 
     async def story(service: Service) -> None:
-        body = {"audio_url": f"{URL}?token=hidden", "webhook_url": f"{HOOK}?token=hidden", "language_code": "en_us"}
+        body = {
+            "audio_url": f"{URL}?token=hidden",
+            "webhook_url": f"{HOOK}?token=hidden",
+            "language_code": "en_us",
+        }
         first = await service.ask("POST", "/v2/transcript", json=body)
         assert "hidden" not in first.text
         told = first.json()
