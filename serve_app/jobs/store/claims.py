@@ -62,22 +62,27 @@ class Claims(Outbox):
 
         async with self.write() as connection:
             lease = {"worker": worker, "lease_until_s": now + lease_s, "started_at_s": now}
+            may_take = sa.or_(sa.literal(not held), jobs.c.deaths < SUSPECT_DEATHS)
             if any_orphaned:
                 is_dead = sa.and_(is_orphaned(jobs, now), jobs.c.id.not_in(held))
                 is_last_death = jobs.c.deaths + 1 >= max_deaths
                 await end_jobs(connection, now, "canceled", is_dead, jobs.c.is_cancel_requested)
                 await end_jobs(connection, now, "failed", is_dead, is_last_death, error=CRASHED)
                 dead = orphans(now).where(queue.c.id.not_in(held))
-                may_take = sa.or_(sa.literal(not held), queue.c.deaths + 1 < SUSPECT_DEATHS)
+                may_take_dead = sa.or_(sa.literal(not held), queue.c.deaths + 1 < SUSPECT_DEATHS)
                 died = {"deaths": jobs.c.deaths + 1, "expires_at_s": None}
-                orphan = await _take(connection, dead.where(may_take), **died, **lease)
+                orphan = await _take(connection, dead.where(may_take_dead), **died, **lease)
                 if orphan is not None or only_orphans or (held and (await connection.execute(dead)).first()):
                     return orphan
             for priority in PRIORITIES:
                 for key in (await connection.execute(waiting_keys(priority, now, *wanted))).scalars().all():
-                    taken = await _take(connection, next_of(key, priority, now).where(*wanted), **lease)
-                    if taken is not None:  # else other workers were faster
+                    jobs_of_key = next_of(key, priority, now).where(*wanted)
+                    taken = await _take(connection, jobs_of_key, may_take, **lease)
+                    if taken is not None:
                         return taken
+                    suspect = jobs_of_key.where(queue.c.deaths >= SUSPECT_DEATHS)
+                    if held and (await connection.execute(suspect)).first():  # else other workers were faster
+                        return None
         return None
 
     @to_the_end
@@ -161,12 +166,14 @@ class Claims(Outbox):
         return True
 
 
-async def _take(connection: AsyncConnection, pick: sa.Select[str], **changes: Any) -> ClaimedJob | None:
-    """Claims the first job of `pick` that no other transaction is about to claim."""
+async def _take(
+    connection: AsyncConnection, pick: sa.Select[str], *which: sa.ColumnElement[bool], **changes: Any
+) -> ClaimedJob | None:
+    """Claims the first job of `pick` that no other transaction is about to claim, if it is one of `which`."""
     picked = pick.limit(1).with_for_update(skip_locked=True).scalar_subquery()
     taken = await connection.execute(
         jobs.update()
-        .where(jobs.c.id == picked)
+        .where(jobs.c.id == picked, *which)
         .values(
             status="running",
             version=jobs.c.version + 1,

@@ -143,7 +143,10 @@ def test_a_worker_is_not_given_what_it_runs(store_url: str, clock: Clock) -> Non
     using(store_url, story, clock)
 
 
-def test_a_job_that_workers_died_of_waits_for_one_that_holds_none(store_url: str, clock: Clock) -> None:
+@pytest.mark.parametrize("how", ["its worker died", "it was given back"])
+def test_a_job_that_workers_died_of_waits_for_one_that_holds_none(
+    store_url: str, clock: Clock, how: str
+) -> None:
     """It does not wait for ever: busy workers get no new job until one of them is free."""
 
     async def story(store: JobStore) -> None:
@@ -151,6 +154,9 @@ def test_a_job_that_workers_died_of_waits_for_one_that_holds_none(store_url: str
         for _ in range(SUSPECT_DEATHS):
             await claimed(store)
             clock.advance(LEASE_S + 1)
+        if how == "it was given back":
+            held = (await claimed(store)).job
+            assert await store.release(held.id, held.attempt)
         await submit(store, new_job(priority=0))
         assert await store.claim("busy", LEASE_S, held=["another"]) is None
         alone = await store.claim("free", LEASE_S)
