@@ -118,8 +118,8 @@ class Runner:
 
     async def _sweep(self) -> None:
         while not self._draining.is_set():
-            await self._persistently(self._jobs.sweep)
-            await self._pause(SWEEP_S)
+            if not await self._persistently(self._jobs.sweep):  # else there may be more of it
+                await self._pause(SWEEP_S)
 
     async def _count(self) -> None:
         while self._on_count and not self._draining.is_set():

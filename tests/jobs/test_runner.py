@@ -418,6 +418,19 @@ def test_an_upload_goes_with_a_canceled_job(tell: Callable[..., None]) -> None:
     tell(story, held=True, concurrency=1)
 
 
+def test_an_upload_goes_with_an_expired_job(tell: Callable[..., None]) -> None:
+    """The sweep that ends the job removes it; other uploads stay."""
+
+    async def story(service: Service, graph: Graph) -> None:
+        job = await service.submit(max_queue_s=1e-6)
+        await service.submit(b"waits")
+        await service.jobs.sweep()
+        await service.ended(job, "expired")
+        assert service.uploads() == [b"waits"]
+
+    tell(story)
+
+
 def test_a_running_job_is_canceled(tell: Callable[..., None]) -> None:
     """The transcription is given up, and the runner takes the next job."""
 
@@ -567,16 +580,20 @@ def test_progress_is_told(tell: Callable[..., None]) -> None:
     tell(story, held=True)
 
 
-def test_old_jobs_are_erased(tell: Callable[..., None]) -> None:
-    """The next runner that looks erases them, with their audio."""
+def test_old_jobs_are_erased(tell: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next runner that looks erases them, with their audio: all of them, also if there are many."""
+    for module in ("service", "store.job_store"):
+        monkeypatch.setattr(f"serve_app.jobs.{module}.MAX_DELETED", 1)
 
     async def story(service: Service, graph: Graph) -> None:
-        job = await service.submit()
+        jobs = [await service.submit() for _ in range(3)]
         async with service.runner(graph):
-            await service.ended(job, "succeeded")
+            for job in jobs:
+                await service.ended(job, "succeeded")
         async with service.runner(graph):
-            with pytest.raises(NoSuchJob):
-                await service.until(job, lambda _: False)
+            for job in jobs:
+                with pytest.raises(NoSuchJob):
+                    await service.until(job, lambda _: False)
         assert service.uploads() == []
 
     tell(story, keep_s=0.001)

@@ -142,7 +142,7 @@ class Claims(Outbox):
     async def canceled(self, job_id: str, attempt: int) -> bool:
         """Ends the job whose work was stopped because a heartbeat said so."""
         async with self.write() as connection:
-            return await end_jobs(connection, self.now(), "canceled", _is_held(job_id, attempt)) == 1
+            return bool(await end_jobs(connection, self.now(), "canceled", _is_held(job_id, attempt)))
 
     @to_the_end
     async def fail(self, job_id: str, attempt: int, error_code: str, message: str, *, retry: bool) -> bool:
