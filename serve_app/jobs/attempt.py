@@ -7,15 +7,12 @@ from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import Any, Literal
 
-from pydantic import ValidationError
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
 from serve_app.errors import (
     DeadlineExceeded,
-    InvalidRequest,
     ModelCrashed,
     NoRoom,
-    Overloaded,
     RateLimited,
     StoreBusy,
     TranscriptionError,
@@ -23,7 +20,7 @@ from serve_app.errors import (
 from serve_app.jobs.service import Jobs, NoSuchJob
 from serve_app.jobs.spool import SpoolUnavailable
 from serve_app.jobs.store.records import ClaimedJob, SegmentBatch
-from serve_app.jobs.stored import JobRequest, dump_transcript
+from serve_app.jobs.stored import JobRequest, OtherVersion, dump_transcript
 from serve_app.request.progress import Transcribe
 from serve_app.transcript import Progress
 
@@ -39,12 +36,6 @@ Ending = Callable[[], Awaitable[bool]]  # stores how the attempt ended; False wh
 
 class UploadLost(TranscriptionError, status=404, type="invalid_request_error", code="audio_lost"):
     """The audio of a job is no longer where it was put."""
-
-
-class OtherVersion(Overloaded, code="job_of_other_version"):
-    """A job has options that this version does not know: it is for runners of the version that stored it."""
-
-    retry_after_s = 30
 
 
 # The job does not cause these. It may cause other overload of a stage, such as too little memory.
@@ -116,10 +107,7 @@ class Attempt:
                 for each in news.segments
             ]
 
-        try:
-            options = JobRequest.load(self.claimed.request).to_run
-        except (ValidationError, InvalidRequest) as error:
-            raise OtherVersion(f"Its options are another version's: {in_one_line(error)}") from None
+        options = JobRequest.load(self.claimed.request).to_run
         async with AsyncExitStack() as held:
             held.enter_context(self._jobs.audio_quota(self.claimed.job.key))
             try:
@@ -164,9 +152,11 @@ class Attempt:
         if error is None:
             return partial(self._finish, working.result())
         if isinstance(error, NO_ATTEMPT):
-            logger.info("Job %s has to wait: %s", self._held[0], error.message)
+            level = logging.WARNING if isinstance(error, OtherVersion) else logging.INFO
+            logger.log(level, "Job %s has to wait: %s", self._held[0], error.message)
             self._on_wait(error)
-            return partial(self._store.release, *self._held, error.retry_after_s)
+            why = error.code, error.message
+            return partial(self._store.release, *self._held, error.retry_after_s, why)
         return partial(self._fail, error)
 
     async def _finish(self, result: bytes) -> bool:

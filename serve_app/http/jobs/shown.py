@@ -23,7 +23,7 @@ class ProgressOut(TypedDict):
 
 
 class JobErrorOut(TypedDict):
-    """Why a job failed, or its last attempt."""
+    """Why a job failed, or its last attempt, or why it waits."""
 
     code: str | None
     message: str | None
@@ -68,7 +68,9 @@ class JobOut(TypedDict):
         Annotated[int, Field(description="While it waits: about how many begin before it. Not in lists.")]
     ]
     progress: Annotated[ProgressOut | None, Field(description="While it runs.")]
-    error: Annotated[JobErrorOut | None, Field(description="Why it, or its last attempt, failed.")]
+    error: Annotated[
+        JobErrorOut | None, Field(description="Why it, or its last attempt, failed; or why it waits.")
+    ]
     webhook: Annotated[WebhookOut | None, Field(description="If it has one.")]
     result_url: Annotated[str | None, Field(description="Once it has succeeded.")]
 

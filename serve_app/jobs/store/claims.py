@@ -116,16 +116,22 @@ class Claims(Outbox):
         return "cancel" if is_cancel_requested else "ok"
 
     @to_the_end
-    async def release(self, job_id: str, attempt: int, delay_s: float | None = None) -> bool:
+    async def release(
+        self, job_id: str, attempt: int, delay_s: float | None = None, why: tuple[str, str] | None = None
+    ) -> bool:
         """Gives the job back without counting an attempt; it keeps its place, or waits for `delay_s`.
 
-        With a delay no work was done, so the job can still expire.
+        With a delay no work was done, so the job can still expire. `why` it waits is a code and a message.
         """
         is_held, now = _is_held(job_id, attempt), self.now()
         async with self.write() as connection:
             if await end_jobs(connection, now, "canceled", is_held, jobs.c.is_cancel_requested):
                 return True
-            changes = {"expires_at_s": None} if delay_s is None else {"run_at_s": now + delay_s}
+            changes: dict[str, Any] = {"expires_at_s": None}
+            if delay_s is not None:
+                changes = {"run_at_s": now + delay_s}
+            if why is not None:
+                changes |= {"error_code": why[0], "error_message": why[1]}
             return await _queue_again(connection, is_held, **changes)
 
     @to_the_end

@@ -15,7 +15,7 @@ from transcripts import AT_ONCE, FIXED
 
 from serve_app.formats.table import FORMATS
 from serve_app.http.responses import transcript_response
-from serve_app.jobs.stored import dump_transcript
+from serve_app.jobs.stored import JobRequest, dump_transcript
 from serve_app.options import Options
 from serve_app.transcript import Character, Segment, Token, Transcript, Voices, Window, WindowText, Word
 
@@ -330,6 +330,24 @@ def test_a_job_may_succeed_while_its_result_is_asked_for(
         monkeypatch.undo()
         await store.finish(held.job.id, held.job.attempt, dump_transcript(FIXED))
         assert (await service.get(f"{path}/result")).content == predicted()
+
+    using(tmp_path, story)
+
+
+def test_a_job_of_another_version_is_no_error_of_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a service is upgraded, an old server is asked for jobs whose options only new ones know."""
+    dump = JobRequest.dump
+    monkeypatch.setattr(JobRequest, "dump", lambda asked: dump(asked).replace("beam_size", "beam_depth"))
+
+    async def story(service: Service) -> None:
+        path = await service.submitted(beam_size=3)
+        for asked in (f"{path}/result", path.replace("v1/jobs", "v2/transcript")):
+            answer = await service.get(asked)
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "30")
+            assert "another version" in answer.text
+        await service.ask("GET", path)
 
     using(tmp_path, story)
 
