@@ -183,7 +183,8 @@ async def _until_stored(ending: Ending) -> bool:
 def _may_pass(error: TranscriptionError) -> bool:
     """Whether another attempt may succeed."""
     is_ours = error.status >= 500 and not isinstance(error, ModelCrashed | DeadlineExceeded)
-    return is_ours or error.type == "source_error"
+    # Another node may have the audio that is not here.
+    return is_ours or error.type == "source_error" or isinstance(error, UploadLost)
 
 
 def in_one_line(error: BaseException | None) -> str:
