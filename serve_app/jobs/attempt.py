@@ -7,8 +7,6 @@ from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import Any, Literal
 
-from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
-
 from serve_app.errors import (
     DeadlineExceeded,
     ModelCrashed,
@@ -19,6 +17,7 @@ from serve_app.errors import (
 )
 from serve_app.jobs.service import Jobs, NoSuchJob
 from serve_app.jobs.spool import SpoolUnavailable
+from serve_app.jobs.store.database import until_stored
 from serve_app.jobs.store.records import ClaimedJob, SegmentBatch
 from serve_app.jobs.stored import JobRequest, OtherVersion, dump_transcript
 from serve_app.request.progress import Transcribe
@@ -27,7 +26,6 @@ from serve_app.transcript import Progress
 logger = logging.getLogger("ray.serve")
 
 MAX_BEAT_S = 2.0  # between two heartbeats; the progress that clients see is at most this old
-PAUSE = wait_random_exponential(multiplier=0.5, max=5.0)  # seconds, while the store fails
 LOST = "Job %s was given to another worker, or deleted; this attempt is dropped."
 
 Interruption = Literal["cancel", "lost", "drain"]
@@ -82,7 +80,7 @@ class Attempt:
                 await asyncio.wait([working])
                 ending = self._interrupted(self._interruption.result())
             if ending is not None:
-                tasks.append(told := asyncio.create_task(_until_stored(ending)))
+                tasks.append(told := asyncio.create_task(until_stored(ending)))
                 await asyncio.wait([told, beating], return_when=asyncio.FIRST_COMPLETED)
                 if told.done() and not told.result():
                     logger.warning(LOST, self._held[0])
@@ -173,11 +171,6 @@ class Attempt:
             error = TranscriptionError("The server failed; the operator's log has the details.")
         retry = _may_pass(error)
         return await self._store.fail(*self._held, error.code, error.message, retry=retry)
-
-
-async def _until_stored(ending: Ending) -> bool:
-    """Whether the end was stored, once the store answers; False where the lease was lost."""
-    return await AsyncRetrying(retry=retry_if_exception_type(StoreBusy), wait=PAUSE, reraise=True)(ending)
 
 
 def _may_pass(error: TranscriptionError) -> bool:

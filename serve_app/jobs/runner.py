@@ -15,11 +15,13 @@ from typing import Any, TypeVar
 from tenacity import AsyncRetrying, RetryCallState
 
 from serve_app.errors import RateLimited, TranscriptionError
-from serve_app.jobs.attempt import PAUSE, Attempt, in_one_line
+from serve_app.jobs.attempt import Attempt, in_one_line
 from serve_app.jobs.service import Jobs
 from serve_app.jobs.spool import SpoolUnavailable
+from serve_app.jobs.store.database import PAUSE
 from serve_app.jobs.store.records import Delivery, Job
 from serve_app.jobs.webhooks import sending
+from serve_app.jobs.webhooks.signatures import UnusableSecrets
 from serve_app.options import Options
 from serve_app.request.progress import Transcribe
 from serve_app.transcript import Transcript
@@ -139,8 +141,11 @@ class Runner:
         return await retrying(call)
 
     def _note_failure(self, failed: RetryCallState) -> None:
-        self._on_store_error()
         error = failed.outcome.exception() if failed.outcome else None
+        if isinstance(error, UnusableSecrets):
+            logger.warning("Webhooks wait: %s", error)
+            return
+        self._on_store_error()
         logger.warning("Jobs wait: %s", in_one_line(error))
 
     async def _pause(self, seconds: float) -> None:

@@ -691,6 +691,33 @@ def test_operators_learn_why_the_store_is_busy(tmp_path: Path, caplog: pytest.Lo
     assert "hidden" not in caplog.text
 
 
+def test_unreadable_webhook_secrets_are_no_failure_of_the_store(
+    tell: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Webhooks wait and the log says for what; jobs run, and no alert sends the operator to the database."""
+
+    async def story(service: Service, graph: Graph) -> None:
+        store_errors: list[None] = []
+        runner = Runner(
+            service.new_jobs(),
+            graph.transcribe,
+            answer,
+            "runner",
+            on_store_error=lambda: store_errors.append(None),
+        )
+        running = asyncio.create_task(runner.run())
+        await service.ended(await service.submit(), "succeeded")
+        async for attempt in AsyncRetrying(wait=wait_fixed(0.02), stop=stop_after_delay(20)):
+            with attempt:
+                assert "Webhooks wait: /nowhere (jobs.webhooks.secrets_file) cannot be read" in caplog.text
+        await asyncio.wait_for(runner.drain(), 30)
+        await running
+        assert not store_errors
+        assert "Jobs wait" not in caplog.text
+
+    tell(story, webhooks=WebhookSettings(secrets_file="/nowhere").model_dump())
+
+
 def test_the_database_is_restarted(postgres: Postgres, tmp_path: Path) -> None:
     """Jobs whose work ends meanwhile are stored later, by the same attempt, and others go on being taken."""
 
