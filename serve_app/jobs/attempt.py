@@ -99,6 +99,7 @@ class Attempt:
                 "windows_done": news.windows_done,
                 "windows_found": news.windows_found,
                 "all_found": news.all_found,
+                "stage": news.stage,
             }
             self._segments += [
                 {"start": round(each.start_s, 3), "end": round(each.end_s, 3), "text": each.text}

@@ -30,7 +30,7 @@ from serve_app.request.warnings import (
     wants_speakers,
     without_chars,
 )
-from serve_app.transcript import Transcript
+from serve_app.transcript import Progress, Transcript
 
 
 async def transcribe(
@@ -64,7 +64,10 @@ async def transcribe(
                 diarizing.result()  # a reference that cannot be used is known long before the text
             segments = await recognising
             diarization = None
-            if diarizing and (recognition.windows_found or known):  # who is known and silent is warned about
+            windows = recognition.windows_found
+            if diarizing and (windows or known):  # who is known and silent is warned about
+                if not diarizing.done():
+                    report(Progress(windows, windows, all_found=True, segments=(), stage="diarization"))
                 if await deadline.comes_in_time(diarizing):
                     diarization = diarizing.result()
                 else:

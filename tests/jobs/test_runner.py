@@ -577,7 +577,8 @@ def test_progress_is_told(tell: Callable[..., None]) -> None:
         async with service.runner(graph):
             job = await service.submit()
             running = await service.until(job, lambda now: now.progress)
-            assert running.progress == {"windows_done": 1, "windows_found": 3, "all_found": False}
+            windows = {"windows_done": 1, "windows_found": 3, "all_found": False}
+            assert running.progress == {**windows, "stage": "recognition"}
             graph.opened.set()
             await service.ended(job, "succeeded")
 

@@ -1,7 +1,7 @@
 """Jobs as clients see them."""
 
 from contextlib import suppress
-from typing import Annotated, NotRequired, cast
+from typing import Annotated, Literal, NotRequired, cast
 
 from pydantic import Field
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
@@ -20,6 +20,10 @@ class ProgressOut(TypedDict):
     windows_done: Annotated[int, Field(description="Windows of speech whose text and word times are known.")]
     windows_found: int
     all_found: Annotated[bool, Field(description="The whole file has been searched for speech.")]
+    stage: Annotated[
+        Literal["recognition", "diarization"],
+        Field(description="What is waited for: the windows, or at last the speakers alone."),
+    ]
 
 
 class JobErrorOut(TypedDict):
@@ -97,6 +101,8 @@ def shown(job: Job, root_path: str) -> JobOut:
     """The job, JSON-ready, without its place in the queue."""
     is_running = job.status == "running"
     has_error = job.error_code or job.error_message
+    # A runner of an older version does not tell the stage.
+    progress = cast(ProgressOut, {"stage": "recognition", **job.progress})
     return {
         "id": job.id,
         "status": job.status,
@@ -111,7 +117,7 @@ def shown(job: Job, root_path: str) -> JobOut:
         "attempts": job.attempt,
         "failures": job.failures,
         "deaths": job.deaths,
-        "progress": cast(ProgressOut, job.progress) if is_running and job.progress else None,
+        "progress": progress if is_running and job.progress else None,
         "error": {"code": job.error_code, "message": job.error_message} if has_error else None,
         "webhook": _webhook(job),
         "result_url": f"{job_path(job, root_path)}/result" if job.status == "succeeded" else None,
