@@ -117,7 +117,7 @@ def test_what_could_not_be_begun_stays_in_the_queue(store_url: str, clock: Clock
 
         async def claim(**limits: Any) -> tuple[str, int] | None:
             held = await store.claim("worker", LEASE_S, **limits)
-            return held and names[held.job.id]
+            return None if held is None else names[held.job.id]
 
         assert await claim(busy_keys=["busy"], with_uploads=False) == ("free", 2)
         assert await claim(busy_keys=["busy", "free"]) is None
