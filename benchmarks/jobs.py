@@ -166,7 +166,7 @@ def _submit(client: httpx.Client, clip: bytes) -> str:
 def _wait_for_status(client: httpx.Client, job_id: str, status: str) -> None:
     with suppress(httpx.RemoteProtocolError), client.stream("GET", f"/v1/jobs/{job_id}/events") as events:
         for line in events.iter_lines():
-            if line.startswith("data: ") and json.loads(line.removeprefix("data: "))["status"] == status:
+            if line.startswith("data: ") and json.loads(line.removeprefix("data: ")).get("status") == status:
                 return
     raise RuntimeError(f"the job never was {status}")
 

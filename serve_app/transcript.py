@@ -177,6 +177,7 @@ class Progress:
     windows_found: int
     all_found: bool  # the whole file has been searched for speech
     segments: tuple[Segment, ...]
+    stage: Literal["recognition", "diarization"] = "recognition"  # at last only the speakers are waited for
 
 
 @dataclass(frozen=True, slots=True)

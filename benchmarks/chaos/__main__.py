@@ -153,7 +153,6 @@ JOB_GOALS = (
     Goal("not_succeeded", at_most=0),
     Goal("changed_transcripts", at_most=0),
     Goal("results_missing", at_most=0),
-    Goal("kills_that_met_jobs", at_least=1),
     Goal("taken_again_max_s", at_most=60),
     Goal("webhooks_missing", at_most=0),
     Goal("webhooks_of_other_ids", at_most=0),
@@ -228,9 +227,13 @@ SCENARIOS = {
         Goal("spooled_bytes", at_most=0),
         Goal("object_store_grown_mib", at_most=1),
     )),
-    "jobs": (run_jobs, JOB_GOALS),
-    "jobs_postgresql": (run_jobs_postgresql, JOB_GOALS),
-    "jobs_hang": (run_jobs_hang, (*JOB_GOALS, Goal("writes_refused", at_least=1))),
+    "jobs": (run_jobs, (*JOB_GOALS, Goal("kills_that_stopped_jobs", at_least=3))),
+    "jobs_postgresql": (run_jobs_postgresql, (*JOB_GOALS, Goal("kills_that_stopped_jobs", at_least=3))),
+    "jobs_hang": (run_jobs_hang, (
+        *JOB_GOALS,
+        Goal("kills_that_stopped_jobs", at_least=1),
+        Goal("writes_refused", at_least=1),
+    )),
 }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ children. Its models give checksums of what they hear.
 """
 
 import asyncio
+import math
 import os
 import random
 import signal
@@ -349,11 +350,6 @@ def _figures(scene: Scene, blows: list[Killed]) -> dict[str, Any]:
             result = load.client.get(f"{load.url}/v1/jobs/{job_id}/result").json()
             expected = load.expected[clip.name]
             changed += {name: result[name] for name in expected} != expected
-    # A job that one blow has not interrupted may be met by the next one; the last one counts.
-    last_s = {
-        met: blow.again_s for blow in blows if blow.part in STOPS_JOBS for met in blow.met.items()
-    }  # in the order of the blows
-    waits_s = [at_s - last_s[met] for met in last_s for at_s in watcher.taken_again(dict([met]))]
     ids = [f"msg_{job_id}" for job_id, _ in scene.submitted]
     return {
         "jobs": len(jobs),
@@ -362,13 +358,21 @@ def _figures(scene: Scene, blows: list[Killed]) -> dict[str, Any]:
         "results_missing": len(jobs) - asyncio.run(_results(scene.url)),
         "attempts": sum(job["attempts"] for job in jobs),
         "kills": len(blows),
-        "kills_that_met_jobs": sum(bool(blow.met) for blow in blows),
-        "taken_again_max_s": max(waits_s, default=0.0),
+        **interruptions(blows, watcher),
         "webhooks_missing": sum(name not in receiver.accepted for name in ids),
         "webhooks_of_other_ids": sum(name not in ids for name in receiver.accepted),
         "webhooks_twice": sum(times > 1 for times in receiver.accepted.values()),
         "webhooks_not_genuine": receiver.not_genuine,
     }
+
+
+def interruptions(blows: list[Killed], watcher: Watcher) -> dict[str, float]:
+    """How many blows interrupted jobs, and the longest wait of such a job; NaN where none was taken again."""
+    stopping = [blow for blow in blows if blow.part in STOPS_JOBS and blow.met]
+    # A job that one blow has not interrupted may be met by the next one; the last one counts.
+    last_s = {met: blow.again_s for blow in stopping for met in blow.met.items()}  # in the order of the blows
+    waits_s = [at_s - last_s[met] for met in last_s for at_s in watcher.taken_again(dict([met]))]
+    return {"kills_that_stopped_jobs": len(stopping), "taken_again_max_s": max(waits_s, default=math.nan)}
 
 
 async def _all_jobs(store: JobStore) -> list[Job]:

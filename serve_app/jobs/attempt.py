@@ -7,30 +7,25 @@ from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import Any, Literal
 
-from pydantic import ValidationError
-from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
-
 from serve_app.errors import (
     DeadlineExceeded,
-    InvalidRequest,
     ModelCrashed,
     NoRoom,
-    Overloaded,
     RateLimited,
     StoreBusy,
     TranscriptionError,
 )
 from serve_app.jobs.service import Jobs, NoSuchJob
 from serve_app.jobs.spool import SpoolUnavailable
+from serve_app.jobs.store.database import until_stored
 from serve_app.jobs.store.records import ClaimedJob, SegmentBatch
-from serve_app.jobs.stored import JobRequest, dump_transcript
+from serve_app.jobs.stored import JobRequest, OtherVersion, dump_transcript
 from serve_app.request.progress import Transcribe
 from serve_app.transcript import Progress
 
 logger = logging.getLogger("ray.serve")
 
 MAX_BEAT_S = 2.0  # between two heartbeats; the progress that clients see is at most this old
-PAUSE = wait_random_exponential(multiplier=0.5, max=5.0)  # seconds, while the store fails
 LOST = "Job %s was given to another worker, or deleted; this attempt is dropped."
 
 Interruption = Literal["cancel", "lost", "drain"]
@@ -41,12 +36,6 @@ class UploadLost(TranscriptionError, status=404, type="invalid_request_error", c
     """The audio of a job is no longer where it was put."""
 
 
-class OtherVersion(Overloaded, code="job_of_other_version"):
-    """A job has options that this version does not know: it is for runners of the version that stored it."""
-
-    retry_after_s = 30
-
-
 # The job does not cause these. It may cause other overload of a stage, such as too little memory.
 NO_ATTEMPT = (NoRoom, RateLimited, StoreBusy, SpoolUnavailable, OtherVersion)
 
@@ -54,10 +43,17 @@ NO_ATTEMPT = (NoRoom, RateLimited, StoreBusy, SpoolUnavailable, OtherVersion)
 class Attempt:
     """The work on a job that this process has claimed."""
 
-    def __init__(self, jobs: Jobs, transcribe: Transcribe, claimed: ClaimedJob) -> None:
+    def __init__(
+        self,
+        jobs: Jobs,
+        transcribe: Transcribe,
+        claimed: ClaimedJob,
+        on_wait: Callable[[TranscriptionError], None] = lambda why: None,
+    ) -> None:
+        """`on_wait` gets the reason where the job has to wait for something that it does not cause."""
         self._jobs, self._store, self._lease_s = jobs, jobs.store, jobs.settings.lease_s
         self._transcribe = transcribe
-        self.claimed = claimed
+        self.claimed, self._on_wait = claimed, on_wait
         self._held = claimed.job.id, claimed.job.attempt
         self._progress: dict[str, Any] = {}
         self._segments: list[dict[str, Any]] = []  # as they become final
@@ -84,7 +80,7 @@ class Attempt:
                 await asyncio.wait([working])
                 ending = self._interrupted(self._interruption.result())
             if ending is not None:
-                tasks.append(told := asyncio.create_task(_until_stored(ending)))
+                tasks.append(told := asyncio.create_task(until_stored(ending)))
                 await asyncio.wait([told, beating], return_when=asyncio.FIRST_COMPLETED)
                 if told.done() and not told.result():
                     logger.warning(LOST, self._held[0])
@@ -103,16 +99,14 @@ class Attempt:
                 "windows_done": news.windows_done,
                 "windows_found": news.windows_found,
                 "all_found": news.all_found,
+                "stage": news.stage,
             }
             self._segments += [
                 {"start": round(each.start_s, 3), "end": round(each.end_s, 3), "text": each.text}
                 for each in news.segments
             ]
 
-        try:
-            options = JobRequest.load(self.claimed.request).to_run
-        except (ValidationError, InvalidRequest) as error:
-            raise OtherVersion(f"Its options are another version's: {in_one_line(error)}") from None
+        options = JobRequest.load(self.claimed.request).to_run
         async with AsyncExitStack() as held:
             held.enter_context(self._jobs.audio_quota(self.claimed.job.key))
             try:
@@ -157,8 +151,11 @@ class Attempt:
         if error is None:
             return partial(self._finish, working.result())
         if isinstance(error, NO_ATTEMPT):
-            logger.info("Job %s has to wait: %s", self._held[0], error.message)
-            return partial(self._store.release, *self._held, error.retry_after_s)
+            level = logging.WARNING if isinstance(error, OtherVersion) else logging.INFO
+            logger.log(level, "Job %s has to wait: %s", self._held[0], error.message)
+            self._on_wait(error)
+            why = error.code, error.message
+            return partial(self._store.release, *self._held, error.retry_after_s, why)
         return partial(self._fail, error)
 
     async def _finish(self, result: bytes) -> bool:
@@ -177,15 +174,11 @@ class Attempt:
         return await self._store.fail(*self._held, error.code, error.message, retry=retry)
 
 
-async def _until_stored(ending: Ending) -> bool:
-    """Whether the end was stored, once the store answers; False where the lease was lost."""
-    return await AsyncRetrying(retry=retry_if_exception_type(StoreBusy), wait=PAUSE, reraise=True)(ending)
-
-
 def _may_pass(error: TranscriptionError) -> bool:
     """Whether another attempt may succeed."""
     is_ours = error.status >= 500 and not isinstance(error, ModelCrashed | DeadlineExceeded)
-    return is_ours or error.type == "source_error"
+    # Another node may have the audio that is not here.
+    return is_ours or error.type == "source_error" or isinstance(error, UploadLost)
 
 
 def in_one_line(error: BaseException | None) -> str:

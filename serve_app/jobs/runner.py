@@ -8,14 +8,20 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from functools import partial
+from time import monotonic
 from typing import Any, TypeVar
 
 from tenacity import AsyncRetrying, RetryCallState
 
-from serve_app.jobs.attempt import PAUSE, Attempt, in_one_line
+from serve_app.errors import RateLimited, TranscriptionError
+from serve_app.jobs.attempt import Attempt, in_one_line
 from serve_app.jobs.service import Jobs
+from serve_app.jobs.spool import SpoolUnavailable
+from serve_app.jobs.store.database import PAUSE
 from serve_app.jobs.store.records import Delivery, Job
 from serve_app.jobs.webhooks import sending
+from serve_app.jobs.webhooks.signatures import UnusableSecrets
 from serve_app.options import Options
 from serve_app.request.progress import Transcribe
 from serve_app.transcript import Transcript
@@ -59,6 +65,9 @@ class Runner:
         self._drained = asyncio.Event()
         self._attempts: set[Attempt] = set()  # one for each job that is held
         self._sending = Counter[str]()  # webhooks, by API key
+        # When other jobs of an API key, or with uploads, can be begun again; until then they would only wait.
+        self._busy_until_s: dict[str, float] = {}
+        self._no_uploads_until_s = 0.0
 
     async def run(self) -> None:
         """Works until `drain`."""
@@ -111,8 +120,8 @@ class Runner:
 
     async def _sweep(self) -> None:
         while not self._draining.is_set():
-            await self._persistently(self._jobs.sweep)
-            await self._pause(SWEEP_S)
+            if not await self._persistently(self._jobs.sweep):  # else there may be more of it
+                await self._pause(SWEEP_S)
 
     async def _count(self) -> None:
         while self._on_count and not self._draining.is_set():
@@ -132,8 +141,11 @@ class Runner:
         return await retrying(call)
 
     def _note_failure(self, failed: RetryCallState) -> None:
-        self._on_store_error()
         error = failed.outcome.exception() if failed.outcome else None
+        if isinstance(error, UnusableSecrets):
+            logger.warning("Webhooks wait: %s", error)
+            return
+        self._on_store_error()
         logger.warning("Jobs wait: %s", in_one_line(error))
 
     async def _pause(self, seconds: float) -> None:
@@ -145,17 +157,27 @@ class Runner:
         if any(attempt.claimed.runs_alone for attempt in self._attempts):
             return None
         held = [attempt.claimed.job.id for attempt in self._attempts]
+        now_s = monotonic()
         claimed = await self._store.claim(
             self._worker,
             self._settings.lease_s,
             held=held,
             only_orphans=len(held) >= self._settings.concurrency,
+            busy_keys=[key for key, until_s in self._busy_until_s.items() if until_s > now_s],
+            with_uploads=self._no_uploads_until_s <= now_s,
         )
         if claimed is None:
             return None
-        attempt = Attempt(self._jobs, self._transcribe, claimed)
+        attempt = Attempt(self._jobs, self._transcribe, claimed, partial(self._note_wait, claimed.job.key))
         self._attempts.add(attempt)
         return attempt
+
+    def _note_wait(self, key: str, why: TranscriptionError) -> None:
+        until_s = monotonic() + (why.retry_after_s or 0.0)
+        if isinstance(why, RateLimited):
+            self._busy_until_s[key] = until_s
+        elif isinstance(why, SpoolUnavailable):
+            self._no_uploads_until_s = until_s
 
     async def _work_on(self, attempt: Attempt) -> None:
         self._on_begin(attempt.claimed.job.id)

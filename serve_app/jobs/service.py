@@ -13,7 +13,7 @@ from serve_app.errors import InvalidRequest, StoreBusy, TranscriptionError
 from serve_app.jobs.places import key_file, spool_url, store_url
 from serve_app.jobs.secrets import FetchSecrets
 from serve_app.jobs.spool import Spool
-from serve_app.jobs.store.job_store import JobStore
+from serve_app.jobs.store.job_store import MAX_DELETED, JobStore
 from serve_app.jobs.store.records import ClaimedJob, Job, NewJob, Status, WebhookStyle
 from serve_app.jobs.stored import JobRequest, load_transcript
 from serve_app.jobs.webhooks.sending import checked_url
@@ -206,10 +206,12 @@ class Jobs:
             async with self.spool.opened(claimed.job.input_ref) as file:
                 yield Source(file=file)
 
-    async def sweep(self) -> None:
-        """Erases what was kept long enough, and old uploads that no job needs any more."""
-        await self.spool.remove(*await self.store.sweep())
+    async def sweep(self) -> bool:
+        """Erases what was kept long enough, and uploads that no job needs any more; whether it found much."""
+        swept = await self.store.sweep()
+        await self.spool.remove(*(ref for ref in swept if ref is not None))
         await self.spool.sweep(await self.store.input_refs())
+        return len(swept) >= MAX_DELETED
 
 
 @contextmanager

@@ -100,6 +100,8 @@ class Spool:
 
     def _open(self, name: str) -> BinaryIO:
         if self._is_local:
+            if not os.path.isdir(self._folder):  # not mounted here, perhaps: that says nothing of the file
+                raise NotADirectoryError(self._folder)
             return open(self._path(name), "rb")
         with self._files.open(self._path(name), "rb") as kept:
             copy = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115  (the caller closes it)

@@ -8,11 +8,19 @@ from typing import Any
 from pydantic import TypeAdapter
 from pydantic_core import to_jsonable_python
 
+from serve_app.errors import InvalidRequest, Overloaded
 from serve_app.formats.table import FORMATS
 from serve_app.options import Options
+from serve_app.options.validation import validate_or_400
 from serve_app.transcript import Transcript
 
 _TRANSCRIPT: TypeAdapter[Transcript] = TypeAdapter(Transcript)
+
+
+class OtherVersion(Overloaded, code="job_of_other_version"):
+    """A job has options that this version does not know: it is for runners of the version that stored it."""
+
+    retry_after_s = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +45,13 @@ class JobRequest:
 
     @classmethod
     def load(cls, text: str) -> "JobRequest":
-        """What `dump` gave, also of an older version."""
+        """What `dump` gave, also of an older version. Raises OtherVersion."""
         kept = json.loads(text)
-        return cls(Options.model_validate(kept["options"]), kept["audio"], kept["echo"])
+        try:
+            options = validate_or_400(Options, kept["options"])
+        except InvalidRequest as error:
+            raise OtherVersion(f"The job's options are of another version: {error.message}") from None
+        return cls(options, kept["audio"], kept["echo"])
 
 
 def dump_transcript(transcript: Transcript) -> bytes:

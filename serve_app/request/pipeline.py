@@ -23,7 +23,7 @@ from serve_app.request.speaker_channels import SpeakerChannels, turns_of
 from serve_app.request.speaker_turns import SpeakerTurns, diarization_timeout, wants_speakers
 from serve_app.request.state import RequestDeadline, RequestState
 from serve_app.request.warnings import NO_SPEAKERS_FOUND, decoding_warnings, without_chars
-from serve_app.transcript import Transcript
+from serve_app.transcript import Progress, Transcript
 
 
 async def transcribe(
@@ -57,7 +57,10 @@ async def transcribe(
                 diarizing.result()  # a reference that cannot be used is known long before the text
             segments = await recognising
             diarization = None
-            if diarizing and (recognition.windows_found or known):  # who is known and silent is warned about
+            windows = recognition.windows_found
+            if diarizing and (windows or known):  # who is known and silent is warned about
+                if not diarizing.done():
+                    report(Progress(windows, windows, all_found=True, segments=(), stage="diarization"))
                 if await deadline.comes_in_time(diarizing):
                     diarization = diarizing.result()
                 else:

@@ -33,19 +33,19 @@ from serve_app.errors import (
     NoRoom,
     OutOfMemory,
     Overloaded,
+    RateLimited,
     SourceUnavailable,
     StoreBusy,
     UnusableAudio,
 )
 from serve_app.http.responses import answer
 from serve_app.jobs import runner as runner_module
-from serve_app.jobs.attempt import OtherVersion
 from serve_app.jobs.runner import Runner
 from serve_app.jobs.service import Jobs, NoSuchJob, Submission
 from serve_app.jobs.spool import SpoolUnavailable
 from serve_app.jobs.store.job_store import JobStore
 from serve_app.jobs.store.records import SUSPECT_DEATHS, Job, Status
-from serve_app.jobs.stored import JobRequest
+from serve_app.jobs.stored import JobRequest, OtherVersion
 from serve_app.options import Options
 from serve_app.request.progress import Report, ignore_progress
 from serve_app.request.speaker_turns import wants_speakers
@@ -74,8 +74,7 @@ class Graph:
     async def transcribe(
         self, source: Source, options: Options, report: Report = ignore_progress
     ) -> Transcript:
-        assert source.file is not None
-        self.heard.append(source.file.read())
+        self.heard.append(source.file.read() if source.file else b"")
         self.asked.append(options)
         self.begun_s.append(time.monotonic())
         await self._now_run(self.running + 1)
@@ -123,17 +122,16 @@ class Service:
         """What lies in the spool."""
         return [file.read_bytes() for file in (self.folder / "uploads").glob("*")]
 
-    async def submit(self, audio: bytes = b"audio", **asked: Any) -> Job:
-        source = Source(file=io.BytesIO(audio))
-        wanted = Submission(source=source, **{"options": Options(), "initial_delay_s": 0.01, **asked})
-        ((job, _),) = await self.jobs.submit(KEY, [wanted])
+    async def submit(self, audio: bytes = b"audio", key: str = KEY, **asked: Any) -> Job:
+        usual = {"source": Source(file=io.BytesIO(audio)), "options": Options(), "initial_delay_s": 0.01}
+        ((job, _),) = await self.jobs.submit(key, [Submission(**{**usual, **asked})])
         return job
 
     async def until(self, job: Job, holds: Callable[[Job], Any]) -> Job:
         """The job, once `holds` is true of it."""
         again = retry_if_not_result(holds) | retry_if_exception_type(StoreBusy)
         asking = AsyncRetrying(retry=again, wait=wait_fixed(0.02), stop=stop_after_delay(60), reraise=True)
-        return await asking(self.jobs.get, job.id, KEY)
+        return await asking(self.jobs.get, job.id, job.key)
 
     async def ended(self, job: Job, status: Status) -> Job:
         job = await self.until(job, lambda now: now.is_final)
@@ -290,10 +288,37 @@ def test_a_full_server_costs_no_attempt(error: Exception, tell: Callable[..., No
     tell(story, error)
 
 
+@pytest.mark.parametrize(
+    ("error", "other"),
+    [
+        (RateLimited("Wait.", None, "audio_limit_reached", 60), {"key": "another"}),
+        (SpoolUnavailable("No bucket.", None, None, 60), {"source": Source(url="https://example.com/a.mp3")}),
+    ],
+)
+def test_what_could_not_begin_is_left_in_the_queue(
+    error: Exception, other: dict[str, Any], tell: Callable[..., None]
+) -> None:
+    """Where a key's audio is used up or the spool is away, its jobs are not taken in a circle: others run."""
+
+    async def story(service: Service, graph: Graph) -> None:
+        waiting = [await service.submit() for _ in range(5)]
+        last = await service.submit(priority=2, **other)
+        async with service.runner(graph):
+            await service.ended(last, "succeeded")
+        first, *others = [await service.jobs.get(job.id, KEY) for job in waiting]
+        assert (first.attempt, first.error_message) == (1, str(error))
+        assert {job.attempt for job in others} == {0}
+
+    tell(story, error, concurrency=1)
+
+
 def test_a_job_of_another_version_costs_no_attempt(
     tell: Callable[..., None], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While a service is upgraded, old runners may claim jobs whose options only new ones know."""
+    """While a service is upgraded, old runners may claim jobs whose options only new ones know.
+
+    The job says why it waits, and the log warns: after a step back it would wait for ever.
+    """
     monkeypatch.setattr(OtherVersion, "retry_after_s", 0)
     dump = JobRequest.dump
     monkeypatch.setattr(JobRequest, "dump", lambda asked: dump(asked).replace("beam_size", "beam_depth"))
@@ -302,13 +327,13 @@ def test_a_job_of_another_version_costs_no_attempt(
         job = await service.submit(options=Options(beam_size=3), max_attempts=1)
         async with service.runner(graph):
             again = await service.until(job, lambda now: now.attempt > 2)
-        assert (again.failures, again.error_code) == (0, None)
+        assert (again.failures, again.error_code) == (0, "job_of_other_version")
         assert not again.is_final
         assert not graph.heard
 
-    with caplog.at_level("INFO"):
+    with caplog.at_level("WARNING"):
         tell(story)
-    assert "another version's" in caplog.text
+    assert "beam_depth: unknown option" in caplog.text
 
 
 def test_a_job_that_always_overloads_a_stage_ends(tell: Callable[..., None]) -> None:
@@ -330,7 +355,7 @@ def test_a_job_that_always_overloads_a_stage_ends(tell: Callable[..., None]) -> 
 
 
 def test_audio_that_is_gone_from_the_spool(tell: Callable[..., None]) -> None:
-    """The job fails at once and says what to do."""
+    """Another node may have it, so the job is tried again; then it fails and says what to do."""
 
     async def story(service: Service, graph: Graph) -> None:
         job = await service.submit()
@@ -338,7 +363,7 @@ def test_audio_that_is_gone_from_the_spool(tell: Callable[..., None]) -> None:
         await service.jobs.spool.remove(job.input_ref)
         async with service.runner(graph):
             done = await service.ended(job, "failed")
-        assert (done.error_code, done.attempt) == ("audio_lost", 1)
+        assert (done.error_code, done.attempt) == ("audio_lost", 3)
         assert graph.heard == []
 
     tell(story)
@@ -395,6 +420,19 @@ def test_an_upload_goes_with_a_canceled_job(tell: Callable[..., None]) -> None:
         assert service.uploads() == []
 
     tell(story, held=True, concurrency=1)
+
+
+def test_an_upload_goes_with_an_expired_job(tell: Callable[..., None]) -> None:
+    """The sweep that ends the job removes it; other uploads stay."""
+
+    async def story(service: Service, graph: Graph) -> None:
+        job = await service.submit(max_queue_s=1e-6)
+        await service.submit(b"waits")
+        await service.jobs.sweep()
+        await service.ended(job, "expired")
+        assert service.uploads() == [b"waits"]
+
+    tell(story)
 
 
 def test_a_running_job_is_canceled(tell: Callable[..., None]) -> None:
@@ -539,23 +577,28 @@ def test_progress_is_told(tell: Callable[..., None]) -> None:
         async with service.runner(graph):
             job = await service.submit()
             running = await service.until(job, lambda now: now.progress)
-            assert running.progress == {"windows_done": 1, "windows_found": 3, "all_found": False}
+            windows = {"windows_done": 1, "windows_found": 3, "all_found": False}
+            assert running.progress == {**windows, "stage": "recognition"}
             graph.opened.set()
             await service.ended(job, "succeeded")
 
     tell(story, held=True)
 
 
-def test_old_jobs_are_erased(tell: Callable[..., None]) -> None:
-    """The next runner that looks erases them, with their audio."""
+def test_old_jobs_are_erased(tell: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next runner that looks erases them, with their audio: all of them, also if there are many."""
+    for module in ("service", "store.job_store"):
+        monkeypatch.setattr(f"serve_app.jobs.{module}.MAX_DELETED", 1)
 
     async def story(service: Service, graph: Graph) -> None:
-        job = await service.submit()
+        jobs = [await service.submit() for _ in range(3)]
         async with service.runner(graph):
-            await service.ended(job, "succeeded")
+            for job in jobs:
+                await service.ended(job, "succeeded")
         async with service.runner(graph):
-            with pytest.raises(NoSuchJob):
-                await service.until(job, lambda _: False)
+            for job in jobs:
+                with pytest.raises(NoSuchJob):
+                    await service.until(job, lambda _: False)
         assert service.uploads() == []
 
     tell(story, keep_s=0.001)
@@ -647,6 +690,33 @@ def test_operators_learn_why_the_store_is_busy(tmp_path: Path, caplog: pytest.Lo
     assert "No such file" in line
     assert "\n" not in line
     assert "hidden" not in caplog.text
+
+
+def test_unreadable_webhook_secrets_are_no_failure_of_the_store(
+    tell: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Webhooks wait and the log says for what; jobs run, and no alert sends the operator to the database."""
+
+    async def story(service: Service, graph: Graph) -> None:
+        store_errors: list[None] = []
+        runner = Runner(
+            service.new_jobs(),
+            graph.transcribe,
+            answer,
+            "runner",
+            on_store_error=lambda: store_errors.append(None),
+        )
+        running = asyncio.create_task(runner.run())
+        await service.ended(await service.submit(), "succeeded")
+        async for attempt in AsyncRetrying(wait=wait_fixed(0.02), stop=stop_after_delay(20)):
+            with attempt:
+                assert "Webhooks wait: /nowhere (jobs.webhooks.secrets_file) cannot be read" in caplog.text
+        await asyncio.wait_for(runner.drain(), 30)
+        await running
+        assert not store_errors
+        assert "Jobs wait" not in caplog.text
+
+    tell(story, webhooks=WebhookSettings(secrets_file="/nowhere").model_dump())
 
 
 def test_the_database_is_restarted(postgres: Postgres, tmp_path: Path) -> None:

@@ -58,6 +58,24 @@ def test_a_file_of_another_process_is_found_after_a_sweep() -> None:
     asyncio.run(run())
 
 
+def test_a_folder_that_is_away_is_no_lost_file(tmp_path: Path) -> None:
+    """It may not be mounted yet; a file that is missing in a folder that is there is lost."""
+
+    async def run() -> None:
+        spool = Spool(str(tmp_path / "spool"))
+        name = await put(spool)
+        os.rename(tmp_path / "spool", tmp_path / "away")
+        with pytest.raises(SpoolUnavailable):
+            await read(spool, name)
+        os.rename(tmp_path / "away", tmp_path / "spool")
+        assert await read(spool, name) == b"audio"
+        await spool.remove(name)
+        with pytest.raises(FileNotFoundError):
+            await read(spool, name)
+
+    asyncio.run(run())
+
+
 def test_only_our_own_old_uploads_are_swept(tmp_path: Path) -> None:
     """An operator's files, files that a job needs and new files stay."""
 

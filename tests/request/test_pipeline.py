@@ -587,6 +587,31 @@ def test_windows_are_transcribed_while_the_search_goes_on() -> None:
     assert [segment.text for segment in transcript.segments] == ["word1", "word2"]
 
 
+def test_a_request_that_waits_for_its_speakers_alone_says_so() -> None:
+    """They take minutes for a long file; until they come, it must not look as if it hung."""
+    stages, found = FakeStages(recording(1, 2)).stages(), asyncio.Event()
+    diarize = stages.diarize
+    assert diarize is not None
+
+    async def late(call: DiarizeCall) -> Diarization:
+        await found.wait()
+        return await diarize(call)
+
+    reports: list[Progress] = []
+
+    def report(news: Progress) -> None:
+        reports.append(news)
+        if news.stage == "diarization":
+            found.set()
+
+    transcript = asyncio.run(
+        asyncio.wait_for(transcribe(replace(stages, diarize=late), SOURCE, Options(), report), 60)
+    )
+    assert reports[-1] == Progress(2, 2, True, (), "diarization")
+    assert {news.stage for news in reports[:-1]} == {"recognition"}
+    assert {segment.speaker for segment in transcript.segments} == {"SPEAKER_00", "SPEAKER_01"}
+
+
 def test_progress_is_reported_window_by_window_and_in_order() -> None:
     """Reported segments are the transcript's, in order and each once, although later windows end first."""
     stages = FakeStages(recording(1, 2, 3, 4)).stages(diarizes=False)

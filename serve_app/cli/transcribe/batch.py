@@ -181,11 +181,11 @@ class Batch:
     def _show(self, task: TaskID, job: dict[str, Any]) -> None:
         state = job["status"]
         if state == "queued":
-            state = f"waiting, {job['jobs_ahead']} ahead"
+            state = f"waiting, {job['jobs_ahead']} ahead" if "jobs_ahead" in job else "waiting"
         if progress := job["progress"]:
-            found = progress["windows_found"] if progress["all_found"] else None
-            self._progress.update(task, total=found, completed=progress["windows_done"])
-            state = f"{progress['windows_done']} of {progress['windows_found']} windows"
+            done, found = progress["windows_done"], progress["windows_found"]
+            self._progress.update(task, total=found if progress["all_found"] else None, completed=done)
+            state = "speakers" if progress.get("stage") == "diarization" else f"{done} of {found} windows"
         self._progress.update(task, state=state)
 
     def _unreadable(self, error: OSError) -> None:

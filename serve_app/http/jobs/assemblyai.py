@@ -31,6 +31,7 @@ from serve_app.jobs.stored import JobRequest
 from serve_app.jobs.webhooks.payloads import ENDS
 from serve_app.options import parse_options
 from serve_app.options.fields import MULTIPLE
+from serve_app.stages.audio import address
 from serve_app.transcript import Segment, Transcript
 
 _STATUSES = {"queued": "queued", "running": "processing", "succeeded": "completed"}  # error: all others
@@ -59,7 +60,7 @@ def assemblyai_routes(jobs: Jobs) -> APIRouter:
         asked = await received_json(request, MAX_BODY_BYTES, submission)
         with renaming(THEIR_NAMES):
             [(job, _)] = await jobs.submit(key_name(request), [asked], unique)
-        return JSONResponse(_shown(job, await jobs.request(job.id, job.key), None))
+        return JSONResponse(_shown(job, JobRequest(asked.options, job.audio or "", asked.echo), None))
 
     @router.get("/{transcript_id}", **_TRANSCRIPT)
     async def get(transcript_id: str, request: Request) -> Response:
@@ -131,7 +132,7 @@ def _shown(job: Job, asked: JobRequest, transcript: Transcript | None) -> dict[s
         "speakers_expected": asked.options.num_speakers,
         "punctuate": True,
         "format_text": True,
-        "webhook_url": job.webhook_url,
+        "webhook_url": job.webhook_url and address.without_secrets(address.parse(job.webhook_url)),
         "webhook_status_code": tries[-1].status if tries else None,
         "webhook_auth": False,
         "text": None,

@@ -29,12 +29,13 @@ class WrongState(TranscriptionError, status=409, type="invalid_request_error", c
 
 async def transcript_of(jobs: Jobs, job_id: str, key: str) -> Transcript:
     """The transcript of a job. Raises WrongState where there is none, with the reason."""
-    transcript = await jobs.transcript(job_id, key)
-    if transcript is not None:
-        return transcript
-    job = await jobs.get(job_id, key)
+    job = await jobs.get(job_id, key)  # before its transcript: a job that is not done now may be done then
     if not job.is_final:
         raise WrongState(f"The job is {job.status}; ask again when it has succeeded, or follow its events.")
+    if job.status == "succeeded":
+        if (transcript := await jobs.transcript(job_id, key)) is None:
+            raise NoSuchJob("The job was deleted.")
+        return transcript
     why = f": {job.error_message}" if job.error_message else "; there is no transcript."
     raise WrongState(f"The job {ENDS[job.status]}{why}", None, f"job_{job.status}")
 

@@ -1,10 +1,12 @@
 """Jobs as clients see them."""
 
-from typing import Annotated, NotRequired, cast
+from contextlib import suppress
+from typing import Annotated, Literal, NotRequired, cast
 
 from pydantic import Field
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
+from serve_app.errors import StoreBusy
 from serve_app.jobs.service import Jobs
 from serve_app.jobs.store.records import Job, Status, WebhookStatus
 from serve_app.jobs.store.schema import WEBHOOK_ID_PREFIX
@@ -18,10 +20,14 @@ class ProgressOut(TypedDict):
     windows_done: Annotated[int, Field(description="Windows of speech whose text and word times are known.")]
     windows_found: int
     all_found: Annotated[bool, Field(description="The whole file has been searched for speech.")]
+    stage: Annotated[
+        Literal["recognition", "diarization"],
+        Field(description="What is waited for: the windows, or at last the speakers alone."),
+    ]
 
 
 class JobErrorOut(TypedDict):
-    """Why a job failed, or its last attempt."""
+    """Why a job failed, or its last attempt, or why it waits."""
 
     code: str | None
     message: str | None
@@ -66,7 +72,9 @@ class JobOut(TypedDict):
         Annotated[int, Field(description="While it waits: about how many begin before it. Not in lists.")]
     ]
     progress: Annotated[ProgressOut | None, Field(description="While it runs.")]
-    error: Annotated[JobErrorOut | None, Field(description="Why it, or its last attempt, failed.")]
+    error: Annotated[
+        JobErrorOut | None, Field(description="Why it, or its last attempt, failed; or why it waits.")
+    ]
     webhook: Annotated[WebhookOut | None, Field(description="If it has one.")]
     result_url: Annotated[str | None, Field(description="Once it has succeeded.")]
 
@@ -93,6 +101,8 @@ def shown(job: Job, root_path: str) -> JobOut:
     """The job, JSON-ready, without its place in the queue."""
     is_running = job.status == "running"
     has_error = job.error_code or job.error_message
+    # A runner of an older version does not tell the stage.
+    progress = cast(ProgressOut, {"stage": "recognition", **job.progress})
     return {
         "id": job.id,
         "status": job.status,
@@ -102,12 +112,12 @@ def shown(job: Job, root_path: str) -> JobOut:
         "created_at": iso(job.created_at_s),
         "started_at": _iso_or_none(job.started_at_s),
         "finished_at": _iso_or_none(job.finished_at_s),
-        "expires_at": _iso_or_none(job.expires_at_s),
+        "expires_at": None if is_running else _iso_or_none(job.expires_at_s),
         "delete_at": _iso_or_none(job.delete_at_s),
         "attempts": job.attempt,
         "failures": job.failures,
         "deaths": job.deaths,
-        "progress": cast(ProgressOut, job.progress) if is_running and job.progress else None,
+        "progress": progress if is_running and job.progress else None,
         "error": {"code": job.error_code, "message": job.error_message} if has_error else None,
         "webhook": _webhook(job),
         "result_url": f"{job_path(job, root_path)}/result" if job.status == "succeeded" else None,
@@ -115,9 +125,15 @@ def shown(job: Job, root_path: str) -> JobOut:
 
 
 async def shown_with_place(jobs: Jobs, job: Job, root_path: str) -> JobOut:
-    """The job, JSON-ready, with its place in the queue while it waits."""
+    """The job, JSON-ready, with its place in the queue while it waits, if the store tells it.
+
+    Without its place the answer is still true: a job that is stored must not look as if it were not.
+    """
     out = shown(job, root_path)
-    return {**out, "jobs_ahead": await jobs.jobs_ahead(job)} if job.status == "queued" else out
+    if job.status == "queued":
+        with suppress(StoreBusy):
+            out["jobs_ahead"] = await jobs.jobs_ahead(job)
+    return out
 
 
 def _webhook(job: Job) -> WebhookOut | None:

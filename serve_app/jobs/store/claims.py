@@ -35,6 +35,8 @@ class Claims(Outbox):
         *,
         held: Collection[str] = (),
         only_orphans: bool = False,
+        busy_keys: Collection[str] = (),
+        with_uploads: bool = True,
     ) -> ClaimedJob | None:
         """The next job: first those whose worker died, then the highest priority, API keys in turn.
 
@@ -42,10 +44,17 @@ class Claims(Outbox):
         `held` are the ids of the jobs that the worker runs: it is not given them again, although an outage
         of the store may have let their leases run out. A job that several workers died of would take others
         with it, so only a worker that holds none gets it. While it waits, workers that hold jobs get nothing:
-        else, under load, no worker would ever be free.
+        else, under load, no worker would ever be free. Due jobs of `busy_keys`, or all those `with_uploads`,
+        are left in the queue where the worker could not begin them.
         """
         now = self.now()
-        questions = [sa.exists().where(is_so(jobs, now)) for is_so in (is_due, is_orphaned)]
+        wanted = [queue.c.key.not_in(busy_keys)]
+        if not with_uploads:
+            wanted.append(queue.c.input_ref.is_(None))
+        questions = [
+            sa.exists().where(is_due(queue, now), *wanted),
+            sa.exists().where(is_orphaned(queue, now)),
+        ]
         async with self.read() as connection:  # a worker with nothing to do takes no lock
             any_due, any_orphaned = tuple((await connection.execute(sa.select(*questions))).one())
         if not (any_orphaned or (any_due and not only_orphans)):
@@ -53,21 +62,27 @@ class Claims(Outbox):
 
         async with self.write() as connection:
             lease = {"worker": worker, "lease_until_s": now + lease_s, "started_at_s": now}
+            may_take = sa.or_(sa.literal(not held), jobs.c.deaths < SUSPECT_DEATHS)
             if any_orphaned:
                 is_dead = sa.and_(is_orphaned(jobs, now), jobs.c.id.not_in(held))
                 is_last_death = jobs.c.deaths + 1 >= max_deaths
                 await end_jobs(connection, now, "canceled", is_dead, jobs.c.is_cancel_requested)
                 await end_jobs(connection, now, "failed", is_dead, is_last_death, error=CRASHED)
                 dead = orphans(now).where(queue.c.id.not_in(held))
-                may_take = sa.or_(sa.literal(not held), queue.c.deaths + 1 < SUSPECT_DEATHS)
-                orphan = await _take(connection, dead.where(may_take), deaths=jobs.c.deaths + 1, **lease)
+                may_take_dead = sa.or_(sa.literal(not held), queue.c.deaths + 1 < SUSPECT_DEATHS)
+                died = {"deaths": jobs.c.deaths + 1, "expires_at_s": None}
+                orphan = await _take(connection, dead.where(may_take_dead), **died, **lease)
                 if orphan is not None or only_orphans or (held and (await connection.execute(dead)).first()):
                     return orphan
             for priority in PRIORITIES:
-                for key in (await connection.execute(waiting_keys(priority, now))).scalars().all():
-                    taken = await _take(connection, next_of(key, priority, now), **lease)
-                    if taken is not None:  # else other workers were faster
+                for key in (await connection.execute(waiting_keys(priority, now, *wanted))).scalars().all():
+                    jobs_of_key = next_of(key, priority, now).where(*wanted)
+                    taken = await _take(connection, jobs_of_key, may_take, **lease)
+                    if taken is not None:
                         return taken
+                    suspect = jobs_of_key.where(queue.c.deaths >= SUSPECT_DEATHS)
+                    if held and (await connection.execute(suspect)).first():  # else other workers were faster
+                        return None
         return None
 
     @to_the_end
@@ -101,14 +116,23 @@ class Claims(Outbox):
         return "cancel" if is_cancel_requested else "ok"
 
     @to_the_end
-    async def release(self, job_id: str, attempt: int, delay_s: float | None = None) -> bool:
-        """Gives the job back without counting an attempt; it keeps its place, or waits for `delay_s`."""
+    async def release(
+        self, job_id: str, attempt: int, delay_s: float | None = None, why: tuple[str, str] | None = None
+    ) -> bool:
+        """Gives the job back without counting an attempt; it keeps its place, or waits for `delay_s`.
+
+        With a delay no work was done, so the job can still expire. `why` it waits is a code and a message.
+        """
         is_held, now = _is_held(job_id, attempt), self.now()
         async with self.write() as connection:
             if await end_jobs(connection, now, "canceled", is_held, jobs.c.is_cancel_requested):
                 return True
-            run_at_s = jobs.c.run_at_s if delay_s is None else now + delay_s
-            return await _queue_again(connection, is_held, run_at_s=run_at_s)
+            changes: dict[str, Any] = {"expires_at_s": None}
+            if delay_s is not None:
+                changes = {"run_at_s": now + delay_s}
+            if why is not None:
+                changes |= {"error_code": why[0], "error_message": why[1]}
+            return await _queue_again(connection, is_held, **changes)
 
     @to_the_end
     async def finish(self, job_id: str, attempt: int, result: bytes) -> bool:
@@ -124,7 +148,7 @@ class Claims(Outbox):
     async def canceled(self, job_id: str, attempt: int) -> bool:
         """Ends the job whose work was stopped because a heartbeat said so."""
         async with self.write() as connection:
-            return await end_jobs(connection, self.now(), "canceled", _is_held(job_id, attempt)) == 1
+            return bool(await end_jobs(connection, self.now(), "canceled", _is_held(job_id, attempt)))
 
     @to_the_end
     async def fail(self, job_id: str, attempt: int, error_code: str, message: str, *, retry: bool) -> bool:
@@ -144,21 +168,22 @@ class Claims(Outbox):
             else:
                 delay_s = min(row.max_delay_s, row.initial_delay_s * 2.0 ** min(row.failures, 100))
                 error = {"error_code": error_code, "error_message": message}
-                await _queue_again(connection, is_held, run_at_s=now + delay_s, **error)
+                await _queue_again(connection, is_held, run_at_s=now + delay_s, expires_at_s=None, **error)
         return True
 
 
-async def _take(connection: AsyncConnection, pick: sa.Select[str], **changes: Any) -> ClaimedJob | None:
-    """Claims the first job of `pick` that no other transaction is about to claim."""
+async def _take(
+    connection: AsyncConnection, pick: sa.Select[str], *which: sa.ColumnElement[bool], **changes: Any
+) -> ClaimedJob | None:
+    """Claims the first job of `pick` that no other transaction is about to claim, if it is one of `which`."""
     picked = pick.limit(1).with_for_update(skip_locked=True).scalar_subquery()
     taken = await connection.execute(
         jobs.update()
-        .where(jobs.c.id == picked)
+        .where(jobs.c.id == picked, *which)
         .values(
             status="running",
             version=jobs.c.version + 1,
             attempt=jobs.c.attempt + 1,
-            expires_at_s=None,
             progress="{}",
             **changes,
         )

@@ -3,7 +3,7 @@
 import asyncio
 import contextvars
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import wraps
 from pathlib import Path
@@ -11,12 +11,15 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
 from serve_app.errors import StoreBusy
 
 READERS = 4  # connections; SQLite has one writer at a time, so one more is for writes
 CONNECTIONS = 8  # to PostgreSQL, of one process
 COMMAND_TIMEOUT_S = 60.0  # of one statement; else one would wait for hours for a host that has gone
+
+PAUSE = wait_random_exponential(multiplier=0.5, max=5.0)  # seconds, while the store fails
 
 DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
 
@@ -49,6 +52,11 @@ def to_the_end(
         return await asyncio.shield(task)
 
     return run
+
+
+async def until_stored(write: Callable[[], Awaitable[T]]) -> T:
+    """The result of a write that must not be lost, once the store answers."""
+    return await AsyncRetrying(retry=retry_if_exception_type(StoreBusy), wait=PAUSE, reraise=True)(write)
 
 
 def parsed_url(url: str) -> sa.URL:

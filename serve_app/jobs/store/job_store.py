@@ -183,10 +183,10 @@ class JobStore(Claims):
         return None if row is None else job_of(row)
 
     @to_the_end
-    async def sweep(self) -> list[str]:
-        """Ends jobs that waited too long, erases some of those that were kept long enough.
+    async def sweep(self) -> list[str | None]:
+        """Ends jobs that waited too long, erases up to MAX_DELETED of those that were kept long enough.
 
-        Gives the `input_ref` of what it erased. Jobs whose webhook is still to be delivered are kept.
+        Gives the `input_ref` of each. Jobs whose webhook is still to be delivered are kept.
         """
         now = self.now()
         has_webhook_due = sa.exists().where(webhooks.c.job_id == jobs.c.id, webhooks.c.status == "pending")
@@ -196,11 +196,11 @@ class JobStore(Claims):
             if not any((await connection.execute(sa.select(any_overdue, sa.exists(old)))).one()):
                 return []
         async with self.write() as connection:
-            await end_jobs(connection, now, "expired", is_overdue(jobs, now))
+            ended = await end_jobs(connection, now, "expired", is_overdue(jobs, now))
             erased = await connection.execute(
                 jobs.delete().where(jobs.c.id.in_(old)).returning(jobs.c.input_ref)
             )
-            return [ref for ref in erased.scalars() if ref is not None]
+            return [*ended, *erased.scalars()]
 
     @to_the_end
     async def counts(self) -> tuple[dict[str, int], dict[str, int], float]:

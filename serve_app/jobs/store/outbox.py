@@ -20,8 +20,11 @@ async def end_jobs(
     status: Status,
     *which: sa.ColumnElement[bool],
     error: tuple[str, str] | None = None,
-) -> int:
-    """Ends these jobs, makes their webhooks due, and gives their number. `error` is code and message."""
+) -> list[str | None]:
+    """Ends these jobs, and makes their webhooks due. `error` is code and message.
+
+    Gives the `input_ref` of each, which is None for those without an upload.
+    """
     code, message = error or (None, None)
     ended = await connection.execute(
         jobs.update()
@@ -36,7 +39,7 @@ async def end_jobs(
             secrets=None,
             lease_until_s=None,
         )
-        .returning(jobs.c.id, jobs.c.key, jobs.c.webhook_url, jobs.c.finished_at_s)
+        .returning(jobs.c.id, jobs.c.key, jobs.c.webhook_url, jobs.c.finished_at_s, jobs.c.input_ref)
     )
     rows = ended.all()
     due = [
@@ -47,7 +50,7 @@ async def end_jobs(
     if due:
         await connection.execute(webhooks.insert(), due)
     await connection.execute(segments.delete().where(segments.c.job_id.in_([row.id for row in rows])))
-    return len(rows)
+    return [row.input_ref for row in rows]
 
 
 class Outbox(Database):

@@ -31,8 +31,8 @@ def is_orphaned(table: sa.FromClause, now: Time) -> sa.ColumnElement[bool]:
     return sa.and_(table.c.status == "running", table.c.lease_until_s < now)
 
 
-def waiting_keys(priority: int, now: Time) -> sa.Select[str]:
-    """The keys that have a due job of this priority, in the order of their turns.
+def waiting_keys(priority: int, now: Time, *wanted: sa.ColumnElement[bool]) -> sa.Select[str]:
+    """The keys that have a due and `wanted` job of this priority, in the order of their turns.
 
     Each key is found by one seek of the index ("loose index scan" in PostgreSQL's wiki), so the cost grows
     with the keys that wait, not with their jobs, except for jobs that wait for another attempt.
@@ -49,7 +49,7 @@ def waiting_keys(priority: int, now: Time) -> sa.Select[str]:
     keys = keys.union_all(more_keys)
 
     of_key = queue.c.key == keys.c.key
-    first = next_of(keys.c.key, priority, now).limit(1).scalar_subquery()
+    first = next_of(keys.c.key, priority, now).where(*wanted).limit(1).scalar_subquery()
     running = sa.select(sa.func.count()).where(queue.c.status == "running", of_key).scalar_subquery()
     served_at_s = sa.select(sa.func.max(queue.c.started_at_s)).where(of_key).scalar_subquery()
     return (

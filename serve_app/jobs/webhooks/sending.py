@@ -14,6 +14,7 @@ from asyncio import timeout
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import UTC
 from email.utils import parsedate_to_datetime
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -21,6 +22,7 @@ import aiohttp
 from yarl import URL
 
 from serve_app.errors import InvalidRequest
+from serve_app.jobs.store.database import until_stored
 from serve_app.jobs.store.outbox import Outbox
 from serve_app.jobs.store.records import Delivery, Job, Try
 from serve_app.jobs.webhooks.payloads import assemblyai_body, baseten_body, standard_body
@@ -64,7 +66,8 @@ async def deliver(
     """Sends a claimed webhook once and records the try."""
     asked_s = retry_in_s = None
     try:
-        answer = await answer_of(delivery.job) if delivery.job.status == "succeeded" else None
+        has_answer = delivery.job.status == "succeeded" and delivery.job.webhook_style != "assemblyai"
+        answer = await answer_of(delivery.job) if has_answer else None
         made, asked_s = await send(delivery, answer, signers, settings, clock)
     except Exception:  # it must wait like others, else it would be claimed again and again
         logger.exception("The webhook of job %s could not be made.", delivery.job.id)
@@ -72,7 +75,8 @@ async def deliver(
     if made.error is not None and made.status != HTTPStatus.GONE:
         jitter = random.random()  # noqa: S311  (it spreads load and protects nothing)
         retry_in_s = next_try_in_s(delivery.tries, settings, asked_s, jitter)
-    if not await outbox.record_try(delivery.id, delivery.claim_no, made, retry_in_s):
+    # Where it is not recorded, it is sent again.
+    if not await until_stored(partial(outbox.record_try, delivery.id, delivery.claim_no, made, retry_in_s)):
         logger.warning("Webhook %s was sent by another worker in the meantime.", delivery.id)
 
 

@@ -129,10 +129,14 @@ def test_what_cannot_be_honoured_is_a_400(changes: dict[str, Any], names: str, t
 
 @pytest.mark.usefixtures("each_store")
 def test_the_life_of_a_transcript(tmp_path: Path) -> None:
-    """It is queued, processing, completed; no answer shows the query of its URL, which may be a password."""
+    """It is queued, processing, completed; no answer shows the query of a URL, which may be a password."""
 
     async def story(service: Service) -> None:
-        body = {"audio_url": f"{URL}?token=hidden", "webhook_url": HOOK, "language_code": "en_us"}
+        body = {
+            "audio_url": f"{URL}?token=hidden",
+            "webhook_url": f"{HOOK}?token=hidden",
+            "language_code": "en_us",
+        }
         first = await service.ask("POST", "/v2/transcript", json=body)
         assert "hidden" not in first.text
         told = first.json()
@@ -145,6 +149,7 @@ def test_the_life_of_a_transcript(tmp_path: Path) -> None:
         await service.jobs.store.finish(told["id"], claimed.job.attempt, dump_transcript(TALK))
         ended = await shown(service, told["id"])
         assert (ended["status"], ended["error"], ended["language_code"]) == ("completed", None, "en_us")
+        assert "hidden" not in str(ended)
         assert ended["webhook_status_code"] is None
         due = await service.jobs.store.claim_delivery(60)
         assert due is not None

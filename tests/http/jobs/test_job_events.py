@@ -104,7 +104,7 @@ def test_each_change_is_an_event(tmp_path: Path) -> None:
         version, status, job = await client.next_event()
         assert (version, status, job) == (2, "running", (await service.get(path)).json())
 
-        progress = {"windows_done": 1, "windows_found": 3, "all_found": False}
+        progress = {"windows_done": 1, "windows_found": 3, "all_found": False, "stage": "diarization"}
         await store.heartbeat(held.job.id, 1, LEASE_S, progress)
         version, status, job = await client.next_event()
         assert (version, status, job["progress"]) == (3, "running", progress)

@@ -15,6 +15,7 @@ from transcripts import AT_ONCE, FIXED
 
 from serve_app.formats.table import FORMATS
 from serve_app.http.responses import transcript_response
+from serve_app.jobs.stored import JobRequest, dump_transcript
 from serve_app.options import Options
 from serve_app.transcript import Character, Segment, Token, Transcript, Voices, Window, WindowText, Word
 
@@ -146,6 +147,8 @@ def test_confidence_and_languages_are_kept_with_the_transcript(tmp_path: Path) -
         refused = await service.get(f"{path}/result?confidence=true")
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, "confidence")
 
+    using(tmp_path, story)
+
 
 def test_characters_are_kept_with_the_transcript(tmp_path: Path) -> None:
     """With all their times, in the formats that have words."""
@@ -165,6 +168,8 @@ def test_characters_are_kept_with_the_transcript(tmp_path: Path) -> None:
         assert words["words"] == shown["words"]
         plain = (await service.get(f"{path}/result?response_format=words")).json()
         assert "chars" not in plain["words"][0]
+
+    using(tmp_path, story)
 
 
 def test_embeddings_are_kept_with_the_transcript(tmp_path: Path) -> None:
@@ -299,6 +304,50 @@ def test_a_job_without_a_transcript_says_why(tmp_path: Path) -> None:
         path = await service.submitted(max_queue_s=1e-6)
         await store.sweep()
         await refused(path, "job_expired", "expired")
+
+    using(tmp_path, story)
+
+
+@pytest.mark.parametrize("read", ["get", "result"])
+def test_a_job_may_succeed_while_its_result_is_asked_for(
+    read: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that polls is told to ask again, or gets the transcript."""
+
+    async def story(service: Service) -> None:
+        path, store = await service.submitted(), service.jobs.store
+        held = await service.claimed()
+        original = getattr(store, read)
+
+        async def then_finished(*asked: Any) -> Any:
+            found = await original(*asked)
+            await store.finish(held.job.id, held.job.attempt, dump_transcript(FIXED))
+            return found
+
+        monkeypatch.setattr(store, read, then_finished)
+        answer = await service.get(f"{path}/result")
+        assert error_of(answer) == (409, None, "job_not_finished")
+        monkeypatch.undo()
+        await store.finish(held.job.id, held.job.attempt, dump_transcript(FIXED))
+        assert (await service.get(f"{path}/result")).content == predicted()
+
+    using(tmp_path, story)
+
+
+def test_a_job_of_another_version_is_no_error_of_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a service is upgraded, an old server is asked for jobs whose options only new ones know."""
+    dump = JobRequest.dump
+    monkeypatch.setattr(JobRequest, "dump", lambda asked: dump(asked).replace("beam_size", "beam_depth"))
+
+    async def story(service: Service) -> None:
+        path = await service.submitted(beam_size=3)
+        for asked in (f"{path}/result", path.replace("v1/jobs", "v2/transcript")):
+            answer = await service.get(asked)
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "30")
+            assert "another version" in answer.text
+        await service.ask("GET", path)
 
     using(tmp_path, story)
 

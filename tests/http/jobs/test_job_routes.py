@@ -52,7 +52,7 @@ def test_a_job_s_life(tmp_path: Path) -> None:
         assert running["started_at"] >= running["created_at"]
         assert running["expires_at"] is None
         assert "jobs_ahead" not in running
-        progress = {"windows_done": 1, "windows_found": 3, "all_found": False}
+        progress = {"windows_done": 1, "windows_found": 3, "all_found": False, "stage": "diarization"}
         await store.heartbeat(held.job.id, held.job.attempt, LEASE_S, progress)
         assert (await job())["progress"] == progress
 

@@ -12,6 +12,7 @@ import pytest
 from job_api import ANN, BOB, MAX_BYTES, URL, Service, arrived, error_of, using
 
 from serve_app.audio import Source
+from serve_app.errors import StoreBusy
 from serve_app.http.forms import MAX_TEXT_BYTES
 from serve_app.options import Options
 
@@ -301,6 +302,25 @@ def test_a_locked_store_is_a_503_that_says_when_to_come_back(tmp_path: Path) -> 
         assert (await service.get(path)).status_code == 200  # reading waits for nobody
         other.close()
         assert (await service.post(files=FILE)).status_code == 201
+
+    using(tmp_path, story)
+
+
+@pytest.mark.parametrize(("path", "body"), [("/v1/jobs", PLAIN), ("/v2/transcript", {"audio_url": URL})])
+def test_a_store_that_is_busy_after_the_commit_is_no_error(
+    path: str, body: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job is stored: told to try again, the client would submit it twice."""
+
+    async def story(service: Service) -> None:
+        async def busy(*asked: Any) -> Any:
+            raise StoreBusy("Busy.")
+
+        for read in ("get", "request", "jobs_ahead"):
+            monkeypatch.setattr(service.jobs.store, read, busy)
+        answer = await service.post(path, json=body)
+        assert answer.is_success, answer.text
+        assert answer.json()["id"] == (await service.claimed()).job.id
 
     using(tmp_path, story)
 

@@ -143,7 +143,10 @@ def test_a_worker_is_not_given_what_it_runs(store_url: str, clock: Clock) -> Non
     using(store_url, story, clock)
 
 
-def test_a_job_that_workers_died_of_waits_for_one_that_holds_none(store_url: str, clock: Clock) -> None:
+@pytest.mark.parametrize("how", ["its worker died", "it was given back"])
+def test_a_job_that_workers_died_of_waits_for_one_that_holds_none(
+    store_url: str, clock: Clock, how: str
+) -> None:
     """It does not wait for ever: busy workers get no new job until one of them is free."""
 
     async def story(store: JobStore) -> None:
@@ -151,6 +154,9 @@ def test_a_job_that_workers_died_of_waits_for_one_that_holds_none(store_url: str
         for _ in range(SUSPECT_DEATHS):
             await claimed(store)
             clock.advance(LEASE_S + 1)
+        if how == "it was given back":
+            held = (await claimed(store)).job
+            assert await store.release(held.id, held.attempt)
         await submit(store, new_job(priority=0))
         assert await store.claim("busy", LEASE_S, held=["another"]) is None
         alone = await store.claim("free", LEASE_S)
@@ -218,6 +224,47 @@ def test_a_released_job_costs_no_attempt_and_keeps_its_place(store_url: str, clo
         assert await store.release(again.id, again.attempt, delay_s=30)
         assert (await claimed(store)).job.id != first.id
         assert await store.claim("worker", LEASE_S) is None
+
+    using(store_url, story, clock)
+
+
+def test_a_job_that_no_worker_could_begin_expires(store_url: str, clock: Clock) -> None:
+    """One was claimed and given back, because there was no room or its key's quota was used up."""
+
+    async def story(store: JobStore) -> Status:
+        await submit(store, new_job(max_queue_s=10))
+        held = (await claimed(store)).job
+        clock.advance(11)
+        await store.sweep()  # while a worker holds it, it does not expire
+        assert await store.release(held.id, held.attempt, delay_s=5)
+        clock.advance(6)
+        assert await store.claim("worker", LEASE_S) is None
+        await store.sweep()
+        job = await store.get(held.id, "alice")
+        assert job is not None
+        return job.status
+
+    assert using(store_url, story, clock) == "expired"
+
+
+@pytest.mark.parametrize("how", ["dies", "fails", "drains"])
+def test_a_job_that_was_begun_does_not_expire(store_url: str, clock: Clock, how: str) -> None:
+    """It is begun again, also if there is no room for it at first."""
+
+    async def story(store: JobStore) -> None:
+        await submit(store, new_job(max_queue_s=10))
+        held = (await claimed(store)).job
+        clock.advance(LEASE_S + 1)
+        if how == "fails":
+            assert await store.fail(held.id, held.attempt, "overloaded", "Too busy.", retry=True)
+        elif how == "drains":
+            assert await store.release(held.id, held.attempt)
+        clock.advance(10)
+        again = (await claimed(store)).job
+        assert await store.release(again.id, again.attempt, delay_s=5)
+        await store.sweep()
+        clock.advance(10)
+        assert (await claimed(store)).job.id == held.id
 
     using(store_url, story, clock)
 

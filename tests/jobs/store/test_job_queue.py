@@ -1,6 +1,7 @@
 """The order in which jobs are claimed."""
 
 from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -96,6 +97,34 @@ def test_a_job_keeps_its_place(store_url: str, clock: Clock, how: str) -> None:
         assert again is not None
         assert await store.jobs_ahead(again) == 0
         assert (await claimed(store)).job.id == ids[0]
+
+    using(store_url, story, clock)
+
+
+def test_what_could_not_be_begun_stays_in_the_queue(store_url: str, clock: Clock) -> None:
+    """Jobs of other keys and without uploads are claimed, whatever their priority."""
+
+    async def story(store: JobStore) -> None:
+        names = {}
+        for key, priority, upload in (
+            ("busy", 0, None),
+            ("free", 0, "file"),
+            ("busy", 1, "file"),
+            ("free", 2, None),
+        ):
+            job, _ = await submit(store, new_job(key=key, priority=priority, input_ref=upload))
+            names[job.id] = key, priority
+
+        async def claim(**limits: Any) -> tuple[str, int] | None:
+            held = await store.claim("worker", LEASE_S, **limits)
+            return None if held is None else names[held.job.id]
+
+        assert await claim(busy_keys=["busy"], with_uploads=False) == ("free", 2)
+        assert await claim(busy_keys=["busy", "free"]) is None
+        assert await claim(busy_keys=["busy"]) == ("free", 0)
+        assert await claim(with_uploads=False) == ("busy", 0)
+        assert await claim(with_uploads=False) is None
+        assert await claim() == ("busy", 1)
 
     using(store_url, story, clock)
 

@@ -84,7 +84,10 @@ def test_in_the_style_of_baseten(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_example_is_one() -> None:
-    """The page's event has the keys of a real one, in their order."""
-    shown, real = json.loads(EXAMPLE), json.loads(signed(delivery(), {}, (), 0.0)[1])
+    """The page's event has the keys of a real one, in their order, and its times have the same form."""
+    body = signed(delivery(), {}, (), 0.0)[1].decode()
+    shown, real = json.loads(EXAMPLE), json.loads(body)
     assert [*shown] == [*real]
+    shown_times, times = (re.findall(r'"[-0-9]+T[^"]*"', text) for text in (EXAMPLE, body))
+    assert [re.sub(r"\d", "0", at) for at in shown_times] == [re.sub(r"\d", "0", at) for at in times]
     assert [*shown["data"]] == [*real["data"]]

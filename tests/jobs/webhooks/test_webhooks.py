@@ -19,7 +19,7 @@ from loopback import Canary, answering, raw_serving, recording, resolving, servi
 from standardwebhooks import Webhook
 from test_ssrf import CONFUSING, LOOPBACK, NAMES, NOT_HTTP, PRIVATE, REDIRECTS, in_url, reached
 
-from serve_app.errors import InvalidRequest
+from serve_app.errors import InvalidRequest, StoreBusy
 from serve_app.jobs.store.job_store import JobStore
 from serve_app.jobs.store.records import Job, Try
 from serve_app.jobs.store.records import Webhook as Sent
@@ -207,6 +207,57 @@ def test_a_webhook_that_cannot_be_made(store_url: str, secrets_file: str, clock:
     sent = using(store_url, story, clock)
     assert sent.due_at_s >= clock() + 5
     assert [made.error for made in sent.log] == ["The server could not make the webhook; its log says why."]
+
+
+def test_a_try_is_recorded_once_the_store_answers(
+    store_url: str, secrets_file: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The receiver has the webhook, so that a busy store does not have it sent again."""
+    bodies: list[bytes] = []
+
+    async def accept(request: web.Request) -> web.StreamResponse:
+        bodies.append(await request.read())
+        return web.Response()
+
+    async def story(store: JobStore) -> Sent:
+        record_try, busy = store.record_try, [StoreBusy("Busy.")]
+
+        async def record(*made: Any) -> bool:
+            if busy:
+                raise busy.pop()
+            return await record_try(*made)
+
+        monkeypatch.setattr(store, "record_try", record)
+        async with serving(accept) as port:
+            job_id = await finished(store, webhook_url=f"http://127.0.0.1:{port}/")
+            assert await deliver_due(store, no_answer, settings(secrets_file=secrets_file), clock)
+            clock.advance(60)
+            assert not await deliver_due(store, no_answer, settings(secrets_file=secrets_file), clock)
+        return await webhook_of(store, job_id)
+
+    sent = using(store_url, story, clock)
+    assert (sent.status, len(sent.log), len(bodies)) == ("succeeded", 1, 1)
+
+
+def test_a_webhook_without_the_answer_does_not_need_it(
+    store_url: str, secrets_file: str, clock: Clock
+) -> None:
+    """AssemblyAI's clients fetch the transcript themselves."""
+
+    async def broken(job: Job) -> Any:
+        raise OSError("the result cannot be read")
+
+    async def accept(request: web.Request) -> web.StreamResponse:
+        return web.Response()
+
+    async def story(store: JobStore) -> Sent:
+        async with serving(accept) as port:
+            url = f"http://127.0.0.1:{port}/"
+            job_id = await finished(store, webhook_url=url, webhook_style="assemblyai")
+            assert await deliver_due(store, broken, settings(secrets_file=secrets_file), clock)
+        return await webhook_of(store, job_id)
+
+    assert using(store_url, story, clock).status == "succeeded"
 
 
 @pytest.mark.parametrize(
