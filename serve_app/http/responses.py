@@ -72,7 +72,7 @@ def answer(transcript: Transcript, options: Options) -> dict[str, Any] | str:
             segment_out(each, options, words=options.word_timestamps) for each in transcript.segments
         ]
     if options.logprobs:
-        shown["logprobs"] = logprobs(transcript, options)
+        shown["logprobs"] = logprobs(transcript)
     if options.tells_languages:
         shown["languages"] = languages_out(transcript)
     return shown | {
@@ -115,20 +115,15 @@ def text_pieces(segments: Iterable[Segment], task: Task, *, is_first: bool) -> I
         is_first = False
 
 
-def logprobs(transcript: Transcript, options: Options) -> list[LogprobOut]:
-    """The tokens of the text of each window, in order. Of a token that cannot be, OpenAI says -9999."""
-    by_channel = options.channels == "speakers"  # each has windows of its own, which may have equal times
-    texts = {  # segments share their window's
-        (each.window, each.speaker if by_channel else None): each.source_text for each in transcript.segments
-    }
+def logprobs(transcript: Transcript) -> list[LogprobOut]:
+    """The tokens of the text, in order. Of a token that cannot be, OpenAI says -9999."""
     return [
         LogprobOut(
             token=bytes(token.utf8_bytes).decode(errors="replace"),
             logprob=math.log(token.score) if token.score > 0 else IMPOSSIBLE,
             bytes=list(token.utf8_bytes),
         )
-        for text in texts.values()
-        for token in (text.tokens if text else ())
+        for token in transcript.tokens
     ]
 
 

@@ -101,4 +101,5 @@ async def transcribe(
         timings={**request.load_timings, **request.timings.wall_s(), "total": time.monotonic() - begun_s},
         peaks=b64encode(request.peaks).decode(),
         voices=diarization.voices if diarization and options.embeddings else None,
+        tokens=tuple(token for _, text in recognition.heard for token in text.tokens),
     )

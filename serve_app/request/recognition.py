@@ -127,7 +127,7 @@ class Recognition:
         if self.request.options.confidence and text.text.strip():
             self.request.warn(None if text.tokens else CONFIDENCE_MISSING)
             segments = with_confidence(segments, text)
-        about: dict[str, Any] = {"window": in_file, "source_text": self.texts[number][1]}
+        about: dict[str, Any] = {"window": in_file, "source_text": replace(text, sentences=(), tokens=())}
         found = tuple(
             replace(spoken_by(moved_segment(segment, self._begin_s), self._speaker), text=said, **about)
             for segment in segments

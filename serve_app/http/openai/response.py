@@ -120,7 +120,7 @@ def extras(transcript: Transcript, form: ParsedForm) -> dict[str, Any]:
     names = speaker_names(transcript, form.options) if is_diarized else None
     found = {
         "languages": [LanguageOut(code=code) for code in language_shares(transcript.segments)],
-        "logprobs": logprobs(transcript, form.options) if form.options.logprobs else [],
+        "logprobs": logprobs(transcript) if form.options.logprobs else [],
         **embeddings_out(transcript, form.options, names),
         "warnings": warnings_out(transcript),
     }
