@@ -17,7 +17,7 @@ from serve_app.http.forms import collect_fields
 from serve_app.http.openai.aliases import Models, about_model, with_defaults
 from serve_app.http.voice_routes import LANGUAGE_OPTIONS, parse_some
 from serve_app.options import Options, parse_options
-from serve_app.options.conflicts import SPEAKER_COUNTS
+from serve_app.options.conflicts import SPEAKER_COUNTS, in_their_formats
 from serve_app.options.fields import LISTS
 from serve_app.options.validation import conflict, validate_or_400
 
@@ -117,11 +117,8 @@ def _read(given: Mapping[str, Any]) -> AsrAsked:
     try:
         options = parse_options(ours | own)
     except InvalidRequest as error:
-        message, param = error.message.replace("response_format=", "output="), error.param
-        what, advice, formats = message.rpartition("use one of ")
-        if advice:
-            outputs = [name for name in formats.rstrip(".").split(", ") if name in get_args(Output)]
-            message = f"{what}{advice}{', '.join(outputs)}."
+        told = in_their_formats(error, f"output={fields.output}", get_args(Output))
+        message, param = told.message, told.param
         if param == "embeddings" and fields.return_speaker_embeddings:
             param = "return_speaker_embeddings"
             message = message.replace("embeddings", param, 1)

@@ -219,7 +219,7 @@ def test_without_a_format_the_url_changes_that_of_the_submission(tmp_path: Path)
             {"confidence": True, "word_timestamps": True},
             "word_timestamps=false&confidence=true",
             "confidence",
-            "needs word_timestamps",
+            "send word_timestamps",
         ),
         ({}, "embeddings=true", "embeddings", "submitted with embeddings=true"),
         ({"embeddings": True}, "response_format=vtt&embeddings=true", "embeddings", "no embeddings"),
