@@ -91,7 +91,7 @@ class LanguageVote:
         if seconds < MIN_ENGLISH_S or avg_logprob >= IMPROBABLE_ENGLISH:
             return None
         message = (
-            "The model knows English only, and its text is improbable. If another language is spoken, use a "
-            "server with a multilingual model."
+            "The model knows English only, and its text is improbable. If another language is spoken, choose "
+            "a multilingual model."
         )
         return StageWarning("asr", "language_uncertain", message)

@@ -108,13 +108,13 @@ class Recognizer:
         if request.decoding.task == "translate" and not self.multilingual:
             return InvalidRequest(
                 f"The model {self._name} is English-only and cannot translate: have it transcribed, "
-                "or use a server with a multilingual model.",
+                "or choose a multilingual model.",
                 "task",
             )
         if (request.only_language or request.decoding.own_languages) and not self.multilingual:
             return InvalidRequest(
-                f"The model {self._name} is English-only and cannot tell languages apart: use a server with "
-                "a multilingual model.",
+                f"The model {self._name} is English-only and cannot tell languages apart: choose a "
+                "multilingual model.",
                 None if request.only_language else "language",
             )
         asked = request.decoding.languages or ((request.language,) if request.language else ())
