@@ -133,10 +133,10 @@ def voice_routes(run: WithoutText, models: Models, max_bytes: int, max_json_byte
     return router
 
 
-def parse_some(names: Sequence[str], given: Mapping[str, Any]) -> Options:
-    """These options of a request without text. Raises InvalidRequest for any other."""
+def parse_some(names: Sequence[str], given: Mapping[str, Any], more: Sequence[str] = ("model",)) -> Options:
+    """These options of a request without text, which has `more` fields. Raises InvalidRequest for others."""
     if unknown := sorted(given.keys() - set(names)):
-        raise conflict(unknown[0], f"unknown option; this request has only {', '.join(names)}")
+        raise conflict(unknown[0], f"unknown option; this request has only {', '.join((*more, *names))}")
     if given.get("response_format") not in (None, *HAVE_TURNS):
         raise conflict("response_format", f"without text it can be {' or '.join(HAVE_TURNS)}")
     return parse_options({**given})

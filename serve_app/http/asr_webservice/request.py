@@ -1,6 +1,6 @@
 """What a request to whisper-asr-webservice's routes asks for: its URL and form, made into our options.
 
-Their options are in the URL, which is so nowhere else. Clients add query names of their own and of other
+Their options are in the URL, unlike other routes'. Clients add query names of their own and of other
 servers, so unknown ones are left alone; those that this server knows are honoured or refused, as everywhere.
 """
 
@@ -138,7 +138,8 @@ def parse_language(query: Sequence[FormField], models: Models, form: Sequence[Fo
     fields = validate_or_400(LanguageFields, theirs)
     _check_samples(ours, encode=fields.encode)
     model = fields.model or models.own
-    options, _ = with_defaults(models.defaults(model), ours, partial(parse_some, LANGUAGE_OPTIONS))
+    read = partial(parse_some, LANGUAGE_OPTIONS, more=tuple(LanguageFields.model_fields))
+    options, _ = with_defaults(models.defaults(model), ours, read)
     return LanguageAsked(options.model_copy(update={"model": models.option(model)}), fields)
 
 
