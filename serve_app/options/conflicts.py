@@ -75,9 +75,9 @@ def _check_audio(options: OptionFields) -> None:
 
 def _check_languages(options: OptionFields) -> None:
     if options.languages and options.language not in (None, MULTIPLE):
-        raise conflict("languages", "cannot be combined with language, which is the only one then")
+        raise conflict("languages", "send language for one, or languages for several, not both")
     if len(options.languages) == 1 and options.language == MULTIPLE:
-        raise conflict("languages", f"one language is not {MULTIPLE}; give several, or none")
+        raise conflict("languages", f"language={MULTIPLE} needs several, or none")
     if options.temperature:
         _refuse(options, ("beam_size",), "at a temperature above 0 text is sampled, not searched for")
 

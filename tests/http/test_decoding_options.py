@@ -101,7 +101,7 @@ def test_openais_answer_has_the_language_of_each_segment() -> None:
 
 @pytest.mark.parametrize(
     ("fields", "says"),
-    [({"languages": "de"}, "one language is not multiple"), ({"language": "multi"}, "or multiple")],
+    [({"languages": "de"}, "language=multiple needs several"), ({"language": "multi"}, "or multiple")],
 )
 def test_what_multiple_cannot_mean_is_refused(fields: dict[str, str], says: str) -> None:
     """A single language, and names that other services have for it."""
