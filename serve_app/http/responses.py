@@ -184,13 +184,13 @@ def segment_out(segment: Segment, options: Options, *, words: bool) -> SegmentOu
 def chars_out(chars: Iterable[Character]) -> list[CharacterOut]:
     """The characters of a word, JSON-ready."""
     return [
-        CharacterOut(char=each.text, start=each.start_s, end=each.end_s, score=_finite(each.score))
+        CharacterOut(char=each.text, start=each.start_s, end=each.end_s, score=none_if_nan(each.score))
         for each in chars
     ]
 
 
 def _word_out(word: Word, options: Options) -> WordOut:
-    score = _finite(word.score)
+    score = none_if_nan(word.score)
     out = WordOut(word=word.text, start=word.start_s, end=word.end_s, score=score, speaker=word.speaker)
     if options.confidence:
         out["confidence"] = word.confidence
@@ -199,5 +199,5 @@ def _word_out(word: Word, options: Options) -> WordOut:
     return out
 
 
-def _finite(score: float | None) -> float | None:
+def none_if_nan(score: float | None) -> float | None:
     return score if math.isfinite(score or 0.0) else None  # JSON has no NaN

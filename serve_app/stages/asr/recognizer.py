@@ -141,10 +141,10 @@ class Recognizer:
 
     def _recognise(self, requests: list[AsrRequest]) -> list[WindowText]:
         encoded = self._encoded(requests)
-        heard = list(zip(requests, self._languages(encoded, requests), strict=True))
+        chosen = list(zip(requests, self._languages(encoded, requests), strict=True))
         results = self._model.generate(
             encoded,
-            [self._prompts.prompt(language, request.decoding) for request, (language, _) in heard],
+            [self._prompts.prompt(language, request.decoding) for request, (language, _) in chosen],
             max_length=self._whisper.max_length,
             **self._search.options(requests[0].decoding),
         )
@@ -157,7 +157,7 @@ class Recognizer:
                 languages=probable(ranking),
                 prompt_tokens_cut=self._prompts.context(request.decoding)[1],
             )
-            for result, (request, (language, ranking)) in zip(results, heard, strict=True)
+            for result, (request, (language, ranking)) in zip(results, chosen, strict=True)
         ]
         tokens = self._token_times(encoded, requests, found)
         return [replace(text, tokens=times) for (text, _), times in zip(found, tokens, strict=True)]
