@@ -194,3 +194,4 @@ class Transcript:
     peaks: str = ""  # of the waveform, as base64
     voices: Voices | None = None  # where embeddings were asked for
     exclusive_turns: tuple[Turn, ...] = ()  # where speakers alone were asked for
+    tokens: tuple[Token, ...] = ()  # of all windows, where log-probabilities were asked for

@@ -63,14 +63,14 @@ class Transcriber(ModelReplica):
         features = await self._features.submit(samples, call.request_id, is_first=call.is_first)
         if call.only_language:
             request = AsrRequest(features, decoding=call.decoding, only_language=True)
-            return await self._heard(request, call)
+            return await self._recognised(request, call)
         has_tokens = call.word_times or call.decoding.logprobs
         times_until_s = call.window.end_s - call.window.start_s if has_tokens else 0.0
         language, certain_at, attempts = call.language, call.certain_at, list[WindowText]()
         for temperature in self._fallback.schedule(call.decoding):
             decoding = replace(call.decoding, temperature=temperature)
             request = AsrRequest(features, language, decoding, certain_at, times_until_s)
-            text = await self._heard(request, call)
+            text = await self._recognised(request, call)
             attempts.append(text)
             if self._fallback.is_believable(text):
                 break
@@ -83,7 +83,7 @@ class Transcriber(ModelReplica):
             found = await asyncio.to_thread(self._model.sentences, best, call.window, features)
         return replace(best, tokens=tokens if call.decoding.logprobs else (), sentences=found)
 
-    async def _heard(self, request: AsrRequest, call: TranscribeCall) -> WindowText:
+    async def _recognised(self, request: AsrRequest, call: TranscribeCall) -> WindowText:
         text: WindowText = await self._windows.submit(
             request, call.request_id, is_first=call.is_first, runs_alone=call.runs_alone
         )

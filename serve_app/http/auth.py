@@ -35,7 +35,7 @@ _FORWARDED = re.compile(
     rb"forwarded|via|x-forwarded(-.*)?|x-original-(forwarded-for|host|to)|x-(real|client|cluster-client)-ip"
     rb"|(true|fastly)-client-ip|cf-(connecting-ip(v6)?|ray|visitor)|cdn-loop|x-envoy-.*|x-azure-(client|socket)ip"
 )
-# The names of a local network, which public DNS has not.
+# The names of a local network, which are not in public DNS.
 _LOCAL_NAME = re.compile(r"[^.]+|.*\.(local|lan|home|home\.arpa|internal|intranet|localhost|svc)")
 
 
@@ -100,8 +100,7 @@ class Access:
         trusted. One that adds no header cannot be told from a client.
         """
         client = scope.get("client")
-        is_forwarded = any(_FORWARDED.fullmatch(name) for name, _ in scope["headers"])
-        if not (self._trusted and client) or is_forwarded or _hides_clients():
+        if not (self._trusted and client) or _hides_clients(scope["headers"]):
             return False
         address, hosts = _address(client[0]), _host_names(scope)
         is_local_name = all(_address(host) or _LOCAL_NAME.fullmatch(host) for host in hosts)
@@ -142,16 +141,18 @@ def _refuse_strangers(scope: Scope) -> None:
     client, names = scope.get("client"), _host_names(scope)
     if _hides_clients() or not client or len(names) != 1 or not all(map(is_loopback, (client[0], *names))):
         raise NoApiKeys(
-            "This server has no API keys and answers its own machine only, asked for as 127.0.0.1, [::1] or "
-            "localhost, and access.trusted_networks, asked for by an address or a local name, without a "
-            "proxy. Its operator can add those, or keys (whisperx-serve key NAME), or set "
-            f"access.public_without_keys. This request came from {client[0] if client else 'nowhere'}."
+            "This server has no API keys. Without one it answers this machine (as 127.0.0.1, [::1] or "
+            "localhost), and clients of access.trusted_networks that ask directly, by an address or a local "
+            f"name. This request came from {client[0] if client else 'nowhere'} for {', '.join(names) or '?'}"
+            f"{', by a proxy' * _hides_clients(scope['headers'])}. The operator can name networks, or make "
+            "keys (whisperx-serve key NAME), or set access.public_without_keys."
         )
 
 
-def _hides_clients() -> bool:
-    """Whether Serve's HAProxy is used: it runs on this machine, so all clients look like this machine."""
-    return os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1"
+def _hides_clients(headers: Iterable[tuple[bytes, bytes]] = ()) -> bool:
+    """Whether these are of a proxy, or Serve's HAProxy is used: all clients look like this machine then."""
+    is_haproxy = os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1"  # it runs on this machine
+    return is_haproxy or any(_FORWARDED.fullmatch(name) for name, _ in headers)
 
 
 def _host_names(scope: Scope) -> list[str]:

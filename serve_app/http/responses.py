@@ -61,7 +61,7 @@ def answer(transcript: Transcript, options: Options) -> dict[str, Any] | str:
             segment_out(each, options, words=options.word_timestamps) for each in transcript.segments
         ]
     if options.logprobs:
-        shown["logprobs"] = logprobs(transcript, options)
+        shown["logprobs"] = logprobs(transcript)
     if options.tells_languages:
         shown["languages"] = languages_out(transcript)
     return shown | {
@@ -104,20 +104,15 @@ def text_pieces(segments: Iterable[Segment], task: Task, *, is_first: bool) -> I
         is_first = False
 
 
-def logprobs(transcript: Transcript, options: Options) -> list[LogprobOut]:
-    """The tokens of the text of each window, in order. Of a token that cannot be, OpenAI says -9999."""
-    by_channel = options.channels == "speakers"  # each has windows of its own, which may have equal times
-    texts = {  # segments share their window's
-        (each.window, each.speaker if by_channel else None): each.source_text for each in transcript.segments
-    }
+def logprobs(transcript: Transcript) -> list[LogprobOut]:
+    """The tokens of the text, in order. Of a token that cannot be, OpenAI says -9999."""
     return [
         LogprobOut(
             token=bytes(token.utf8_bytes).decode(errors="replace"),
             logprob=math.log(token.score) if token.score > 0 else IMPOSSIBLE,
             bytes=list(token.utf8_bytes),
         )
-        for text in texts.values()
-        for token in (text.tokens if text else ())
+        for token in transcript.tokens
     ]
 
 
@@ -193,13 +188,13 @@ def segment_out(segment: Segment, options: Options, *, words: bool) -> SegmentOu
 def chars_out(chars: Iterable[Character]) -> list[CharacterOut]:
     """The characters of a word, JSON-ready."""
     return [
-        CharacterOut(char=each.text, start=each.start_s, end=each.end_s, score=_finite(each.score))
+        CharacterOut(char=each.text, start=each.start_s, end=each.end_s, score=none_if_nan(each.score))
         for each in chars
     ]
 
 
 def _word_out(word: Word, options: Options) -> WordOut:
-    score = _finite(word.score)
+    score = none_if_nan(word.score)
     out = WordOut(word=word.text, start=word.start_s, end=word.end_s, score=score, speaker=word.speaker)
     if options.confidence:
         out["confidence"] = word.confidence
@@ -208,7 +203,7 @@ def _word_out(word: Word, options: Options) -> WordOut:
     return out
 
 
-def _finite(score: float | None) -> float | None:
+def none_if_nan(score: float | None) -> float | None:
     return score if math.isfinite(score or 0.0) else None  # JSON has no NaN
 
 

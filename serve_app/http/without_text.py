@@ -134,14 +134,13 @@ def without_text_routes(
     return router
 
 
-def parse_some(names: Sequence[str], given: Mapping[str, Any]) -> Options:
-    """These options of a request without text. Raises InvalidRequest for any other."""
+def parse_some(names: Sequence[str], given: Mapping[str, Any], more: Sequence[str] = ("model",)) -> Options:
+    """These options of a request without text, which has `more` fields. Raises InvalidRequest for others."""
     if unknown := sorted(given.keys() - set(names)):
-        raise conflict(unknown[0], f"unknown option; this request has only {', '.join(names)}")
-    options = parse_options({**given})
-    if options.response_format not in HAVE_TURNS:
+        raise conflict(unknown[0], f"unknown option; this request has only {', '.join((*more, *names))}")
+    if given.get("response_format") not in (None, *HAVE_TURNS):
         raise conflict("response_format", f"without text it can be {' or '.join(HAVE_TURNS)}")
-    return options
+    return parse_options({**given})
 
 
 def speakers_answer(found: Transcript, options: Options) -> dict[str, Any] | str:

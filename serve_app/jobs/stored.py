@@ -62,4 +62,12 @@ def dump_transcript(transcript: Transcript) -> bytes:
 
 def load_transcript(stored: bytes) -> Transcript:
     """The transcript that `dump_transcript` gave, also of an older version."""
-    return _TRANSCRIPT.validate_python(json.loads(stored))
+    kept = json.loads(stored)
+    if "tokens" not in kept:  # each segment had those of its whole window
+        windows: dict[str, list[Any]] = {}  # of two channels, equal windows have a text each
+        for segment in kept["segments"]:
+            tokens = (segment["source_text"] or {}).pop("tokens", [])
+            if tokens not in (texts := windows.setdefault(str(segment["window"]), [])):
+                texts.append(tokens)
+        kept["tokens"] = [token for texts in windows.values() for tokens in texts for token in tokens]
+    return _TRANSCRIPT.validate_python(kept)

@@ -18,7 +18,7 @@ from huggingface_hub import get_token
 
 from serve_app.languages import LANGUAGES
 from serve_app.models.names import Models, Whisper
-from serve_app.models.prefetch import alignment_model, directory_of, download_alignment_model
+from serve_app.models.prefetch import alignment_model, directory_of, download_repository
 from serve_app.settings import MAX_DEFAULT_THREADS, Settings
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's numbers for mallopt
@@ -148,7 +148,7 @@ def _load_aligner(settings: Settings, models: dict[str, str], device: str) -> An
         max_padded_s=max_padded_s(settings, device),
         settings=alignment,
         downloads={
-            language: partial(download_alignment_model, models[language], settings.models_dir)
+            language: partial(download_repository, models[language], settings.models_dir)
             for language, place in here.items()
             if not place
         },

@@ -89,8 +89,8 @@ def alignment_model(name: str, models_dir: str | None = None) -> str | None:
     return str(found) if found else None
 
 
-def download_alignment_model(name: str, models_dir: str | None = None) -> str:
-    """The directory of a wav2vec2 model, of the catalogue or another of the hub; raises ModelUnavailable."""
+def download_repository(name: str, models_dir: str | None = None) -> str:
+    """The directory of a model of the catalogue or of another repository; raises ModelUnavailable."""
     if open_store(models_dir).catalogue.get(name):
         return directory_of(name, models_dir)
     if not hub.answers(hub.endpoint()):
@@ -101,7 +101,7 @@ def download_alignment_model(name: str, models_dir: str | None = None) -> str:
 def fetch_repository(name: str) -> Path:
     """A repository that the catalogue does not have, in the hub client's own cache."""
     try:
-        return Path(download_alignment_model(name))
+        return Path(download_repository(name))
     except (HfHubHTTPError, OSError) as error:
         raise ModelUnavailable(
             f"{name} cannot be fetched ({type(error).__name__}); check the network and try again."

@@ -1,8 +1,10 @@
 """Which options contradict each other, so that none is accepted and ignored."""
 
+import re
 from collections.abc import Callable, Sequence
 
 from serve_app.audio import TELEPHONE_RATES_HZ
+from serve_app.errors import InvalidRequest
 from serve_app.formats.table import FORMATS, Format
 from serve_app.options.fields import KNOWN_SPEAKERS, MULTIPLE, OptionFields
 from serve_app.options.validation import conflict
@@ -15,12 +17,12 @@ IN_WORDS = ("confidence", "char_timestamps")
 
 # Options, what they ask a format to show, and whether it can.
 _SHOWN: tuple[tuple[Sequence[str], str, Callable[[Format], bool]], ...] = (
+    (("embeddings",), "embeddings of speakers", lambda form: form.name == "json"),
     (SPEAKER_OPTIONS, "speakers", lambda form: form.has_speakers),
     (LINE_OPTIONS, "subtitle lines", lambda form: form.has_lines),
     (("word_timestamps", *IN_WORDS), "words with times", lambda form: form.has_words),
     (("max_segment_s",), "segments", lambda form: form.has_segments),
     (("logprobs",), "log-probabilities of tokens", lambda form: form.name == "json"),
-    (("embeddings",), "embeddings of speakers", lambda form: form.name == "json"),
 )
 
 
@@ -32,6 +34,21 @@ def check(options: OptionFields) -> None:
     _check_words(options)
     _check_format(options)
     _check_segments(options)
+
+
+def in_their_formats(
+    error: InvalidRequest, sent: str, known: Sequence[str], able: Sequence[str] = ()
+) -> InvalidRequest:
+    """The error as another API has it, of which one format was `sent`, and those `known` may be advised.
+
+    `able` are its formats that can show what was asked for, where they are not ours.
+    """
+    message = re.sub(r"response_format=\w+ has no", f"{sent} has no", error.message)
+    what, advice, ours = message.partition("; use one of ")
+    if advice:
+        names = [name for name in able or ours.rstrip(".").split(", ") if name in known]
+        message = f"{what}{advice}{', '.join(names)}."
+    return InvalidRequest(message, error.param, error.code)
 
 
 def _refuse(options: OptionFields, names: Sequence[str], why: str) -> None:
@@ -58,9 +75,9 @@ def _check_audio(options: OptionFields) -> None:
 
 def _check_languages(options: OptionFields) -> None:
     if options.languages and options.language not in (None, MULTIPLE):
-        raise conflict("languages", "cannot be combined with language, which is the only one then")
+        raise conflict("languages", "send language for one, or languages for several, not both")
     if len(options.languages) == 1 and options.language == MULTIPLE:
-        raise conflict("languages", f"one language is not {MULTIPLE}; give several, or none")
+        raise conflict("languages", f"language={MULTIPLE} needs several, or none")
     if options.temperature:
         _refuse(options, ("beam_size",), "at a temperature above 0 text is sampled, not searched for")
 
@@ -103,7 +120,7 @@ def _check_format(options: OptionFields) -> None:
     if options.max_line_width is None:
         _refuse(options, ("max_line_count",), "needs max_line_width")
     if not (options.word_timestamps or chosen.needs_words):
-        _refuse(options, IN_WORDS, "needs word_timestamps, in whose words it is shown")
+        _refuse(options, IN_WORDS, "is shown in words: send word_timestamps")
 
 
 def _check_segments(options: OptionFields) -> None:

@@ -41,7 +41,7 @@ class LanguageVote:
         if named is not None or each_its_own:
             self._decided.set_result(named)
 
-    def asks(self, number: int) -> bool:
+    def is_voter(self, number: int) -> bool:
         """Whether the window with this number, from 0, votes: it has the language detected on it."""
         return number < MAX_VOTERS and not self._decided.done()
 
@@ -59,7 +59,7 @@ class LanguageVote:
         """The language to recognise windows in; None: each in its own."""
         return await asyncio.shield(self._decided)
 
-    def accepts(self, text: WindowText) -> bool:
+    def fits(self, text: WindowText) -> bool:
         """Whether a voter's text stays: it has the file's language, or is certain of its own."""
         own = dict(text.languages).get(text.language, 0.0)
         return text.language == self._decided.result() or own >= CERTAIN_AT
@@ -91,7 +91,7 @@ class LanguageVote:
         if seconds < MIN_ENGLISH_S or avg_logprob >= IMPROBABLE_ENGLISH:
             return None
         message = (
-            "The model knows English only, and its text is improbable. If another language is spoken, use a "
-            "server with a multilingual model."
+            "The model knows English only, and its text is improbable. If another language is spoken, choose "
+            "a multilingual model."
         )
         return StageWarning("asr", "language_uncertain", message)

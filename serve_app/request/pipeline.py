@@ -70,7 +70,7 @@ async def transcribe(
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
     request.warnings += decoding_warnings(
-        recognition.heard,
+        recognition.texts,
         recognition.spoken_language,
         logprobs=options.logprobs,
         may_mix=options.decoding().own_languages,
@@ -97,4 +97,5 @@ async def transcribe(
         timings={**request.load_timings, **request.timings.wall_s(), "total": time.monotonic() - begun_s},
         peaks=b64encode(request.peaks).decode(),
         voices=diarization.voices if diarization and options.embeddings else None,
+        tokens=tuple(token for _, text in recognition.texts for token in text.tokens),
     )

@@ -57,13 +57,13 @@ class Recognition:
         each_its_own = request.options.decoding().own_languages
         self.language = LanguageVote(request.options.named_language(), each_its_own=each_its_own)
         self.done: dict[int, tuple[Segment, ...]] = {}  # number of the window -> its segments
-        self.texts: dict[int, tuple[Window, WindowText]] = {}
+        self._texts: dict[int, tuple[Window, WindowText]] = {}
         self.windows_reported = 0
 
     @property
-    def heard(self) -> list[tuple[Window, WindowText]]:
+    def texts(self) -> list[tuple[Window, WindowText]]:
         """The windows and their texts, in order."""
-        return [self.texts[number] for number in sorted(self.texts)]
+        return [self._texts[number] for number in sorted(self._texts)]
 
     @property
     def spoken_language(self) -> str | None:
@@ -75,7 +75,7 @@ class Recognition:
     @property
     def speech_s(self) -> float:
         """Seconds of speech that came to a text."""
-        return sum(window.end_s - window.start_s for window, text in self.texts.values() if text.text.strip())
+        return sum(window.end_s - window.start_s for window, text in self.texts if text.text.strip())
 
     async def segments(self, audio: Audio) -> tuple[Segment, ...]:
         """All segments in order; windows are worked on side by side as soon as they are found."""
@@ -103,22 +103,22 @@ class Recognition:
 
     async def _window(self, audio: Audio, window: Window, number: int) -> None:
         text = None
-        if self.language.asks(number):
+        if self.language.is_voter(number):
             async with self.request.stages.window_gate.place(self.request.id):
                 text = await self._transcribe(audio, window, None, is_first=True)
             self.request.warn(self.language.vote(window, text))
         language = await self.language.decided()
         async with self.request.stages.window_gate.place(self.request.id):
-            if text is None or not self.language.accepts(text):
+            if text is None or not self.language.fits(text):
                 text = await self._transcribe(audio, window, language, is_first=number == 0)
             tokens = text.tokens if self.request.options.logprobs else ()
             in_file = moved_window(window, self._begin_s)
-            self.texts[number] = in_file, replace(text, sentences=(), tokens=tokens)
+            self._texts[number] = in_file, replace(text, sentences=(), tokens=tokens)
             segments = await self._align(audio, window, text, is_first=number == 0)
         if self.request.options.confidence and text.text.strip():
             self.request.warn(None if text.tokens else CONFIDENCE_MISSING)
             segments = with_confidence(segments, text)
-        about: dict[str, Any] = {"window": in_file, "source_text": self.texts[number][1]}
+        about: dict[str, Any] = {"window": in_file, "source_text": replace(text, sentences=(), tokens=())}
         found = tuple(
             replace(spoken_by(moved_segment(segment, self._begin_s), self._speaker), text=said, **about)
             for segment in segments
@@ -186,6 +186,6 @@ class Recognition:
         segments: list[Segment] = []
         while self.windows_reported in self.done:
             segments += self.done[self.windows_reported]
-            self.final_until_s = self.texts[self.windows_reported][0].end_s
+            self.final_until_s = self._texts[self.windows_reported][0].end_s
             self.windows_reported += 1
         self._on_progress(Progress(len(self.done), self.windows_found, self.all_found, tuple(segments)))

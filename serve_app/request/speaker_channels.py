@@ -31,10 +31,10 @@ class SpeakerChannels:
         return sum(channel.windows_found for channel in self._channels)
 
     @property
-    def heard(self) -> list[tuple[Window, WindowText]]:
+    def texts(self) -> list[tuple[Window, WindowText]]:
         """The windows of all channels and their texts, by their starts."""
-        heard = [each for channel in self._channels for each in channel.heard]
-        return sorted(heard, key=lambda each: each[0].start_s)
+        texts = [each for channel in self._channels for each in channel.texts]
+        return sorted(texts, key=lambda each: each[0].start_s)
 
     @property
     def spoken_language(self) -> str | None:

@@ -22,7 +22,7 @@ UNCERTAIN_BELOW = 0.5  # a window's probability for its own language
 
 
 def decoding_warnings(
-    heard: Sequence[tuple[Window, WindowText]],
+    texts: Sequence[tuple[Window, WindowText]],
     language: str | None,
     *,
     logprobs: bool = False,
@@ -34,20 +34,20 @@ def decoding_warnings(
     And one if more speech has no text than noise would explain, or tokens are missing whose `logprobs` are
     wanted. Where languages `may_mix`, other languages are no news, but one that is a guess is.
     """
-    cut = max((text.prompt_tokens_cut for _, text in heard), default=0)
-    retried = [window for window, text in heard if text.attempts > 1]
-    repetitive = [window for window, text in heard if text.is_repetitive]
-    invented = [window for window, text in heard if text.is_over_silence]
-    silent = [window for window, text in heard if text.was_silence]
-    speech_s = sum(window.end_s - window.start_s for window, _ in heard)
-    lost_s = sum(window.end_s - window.start_s for window, text in heard if not text.text.strip())
+    cut = max((text.prompt_tokens_cut for _, text in texts), default=0)
+    retried = [window for window, text in texts if text.attempts > 1]
+    repetitive = [window for window, text in texts if text.is_repetitive]
+    invented = [window for window, text in texts if text.is_over_silence]
+    silent = [window for window, text in texts if text.was_silence]
+    speech_s = sum(window.end_s - window.start_s for window, _ in texts)
+    lost_s = sum(window.end_s - window.start_s for window, text in texts if not text.text.strip())
     uncertain = [
         window
-        for window, text in heard
+        for window, text in texts
         if may_mix and text.text.strip() and (text.language_probability or 0.0) < UNCERTAIN_BELOW
     ]
     foreign: dict[str, list[Window]] = {}
-    for window, text in heard:
+    for window, text in texts:
         if not may_mix and text.language != language and text.text.strip():
             foreign.setdefault(text.language, []).append(window)
     languages = ", and ".join(f"{code} in {_windows(windows)}" for code, windows in foreign.items())
@@ -70,7 +70,7 @@ def decoding_warnings(
         "no_speech": silent
         and f"Unlikely text over what sounds like silence was left out, in {_windows(silent)}.",
         "logprobs_missing": logprobs
-        and any(text.text.strip() and not text.tokens for _, text in heard)
+        and any(text.text.strip() and not text.tokens for _, text in texts)
         and "The recogniser's model gives no log-probabilities of tokens.",
         # Less is often noise or music that was taken for speech.
         "speech_without_text": lost_s >= max(5.0, 0.2 * speech_s)

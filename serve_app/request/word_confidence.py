@@ -27,8 +27,8 @@ def with_confidence(segments: Sequence[Segment], text: WindowText) -> tuple[Segm
         for word in segment.words:
             begin = next(starts)
             places = range(begin, begin + len(word.text)) if begin >= 0 else ()
-            heard = [place for place in places if SPOKEN.match(text.text[place])] or places
-            known = [letters[place] for place in heard if place in letters]
+            spoken = [place for place in places if SPOKEN.match(text.text[place])] or places
+            known = [letters[place] for place in spoken if place in letters]
             words.append(replace(word, confidence=round(float(np.mean(known)), 3) if known else None))
         found.append(replace(segment, words=tuple(words)))
     return tuple(found)

@@ -27,6 +27,7 @@ from whisperx.utils import get_writer
 from serve_app.__main__ import cli
 from serve_app.cli import CommandFailed, launcher
 from serve_app.cli.transcribe.flags import REFUSED
+from serve_app.cli.transcribe.inputs import hash_of
 from serve_app.cli.transcribe.writers import ALL, whisperx_result
 from serve_app.errors import NoRoom, UnusableAudio
 from serve_app.http.responses import answer
@@ -153,6 +154,17 @@ def test_a_killed_run_goes_on(service: Played, folder: Path, tmp_path: Path) -> 
     assert len(service.heard) == len(set(service.heard)) == FILES
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert len(outputs(out)) == FILES * 2 + 1
+
+
+def test_what_an_earlier_version_has_done_is_skipped(service: Played, talk: Path, tmp_path: Path) -> None:
+    """Flags that are new and not given change nothing of the request, as f1d296c recorded it."""
+    status = talk.stat()
+    version = [str(talk), status.st_size, status.st_mtime_ns]
+    mark = hash_of(version, {"task": "transcribe", "diarize": False}, [None, None, False], True, {})
+    (tmp_path / "talk.srt").write_text("1")
+    (tmp_path / ".whisperx-serve").write_text(f"{json.dumps(['talk.srt', mark])}\n")
+    assert "1 done before" in run(service, talk, "-o", tmp_path, "-f", "srt").output
+    assert service.heard == []
 
 
 def test_done_is_what_was_asked_for_of_this_audio(service: Played, tmp_path: Path) -> None:

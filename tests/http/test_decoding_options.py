@@ -58,11 +58,11 @@ def test_each_word_has_the_recognisers_confidence() -> None:
 @pytest.mark.parametrize(
     ("path", "fields", "says"),
     [
-        (OWN, {}, "needs word_timestamps"),
+        (OWN, {}, "send word_timestamps"),
         (OWN, {"response_format": "srt"}, "use one of json, words"),
         (OWN, {"task": "translate"}, "which task=translate does not give"),
-        (TRANSCRIBE, {}, "needs timestamp_granularities[]=word with response_format=verbose_json"),
-        (TRANSCRIBE, {"response_format": "srt"}, "use one of json, words"),
+        (TRANSCRIBE, {}, "send timestamp_granularities[]=word with response_format=verbose_json"),
+        (TRANSCRIBE, {"response_format": "srt"}, "use one of verbose_json"),
     ],
 )
 def test_confidence_without_words_is_refused(path: str, fields: dict[str, str], says: str) -> None:
@@ -101,7 +101,7 @@ def test_openais_answer_has_the_language_of_each_segment() -> None:
 
 @pytest.mark.parametrize(
     ("fields", "says"),
-    [({"languages": "de"}, "one language is not multiple"), ({"language": "multi"}, "or multiple")],
+    [({"languages": "de"}, "language=multiple needs several"), ({"language": "multi"}, "or multiple")],
 )
 def test_what_multiple_cannot_mean_is_refused(fields: dict[str, str], says: str) -> None:
     """A single language, and names that other services have for it."""

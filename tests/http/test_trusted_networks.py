@@ -70,6 +70,16 @@ def test_without_keys_others_are_refused(client: str) -> None:
     assert "trusted_networks" in refused.json()["error"]["message"]
 
 
+def test_the_refusal_says_how_the_request_came() -> None:
+    """So a client of a trusted network sees which condition it does not meet: the name, or the proxy."""
+    messages = [
+        answer(INSIDE, headers, host, trusted_networks=(LAN,)).json()["error"]["message"]
+        for headers, host in ((None, "whisper.example.com:80"), ({"X-Forwarded-For": INSIDE}, "192.168.1.5"))
+    ]
+    assert f"came from {INSIDE} for whisper.example.com." in messages[0]
+    assert f"came from {INSIDE} for 192.168.1.5, by a proxy." in messages[1]
+
+
 def test_with_keys_trusted_networks_need_none() -> None:
     """Others do. A key that is sent all the same counts: a wrong one is an error, not a guest."""
     access = {"keys": KEYS, "trusted_networks": (LAN,)}

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from typing import Any
 
 import httpx
@@ -160,6 +161,14 @@ def test_what_the_request_does_not_have_is_refused_by_name(
     answer = server.post(path, **given)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, field)
     assert not server.asked
+
+
+@pytest.mark.parametrize("path", [SPEAKERS, SPEECH])
+def test_a_refusal_lists_all_that_the_request_has(path: str) -> None:
+    """Also `model`, so that a client that leaves out the rest keeps what it needs."""
+    server = Server()
+    message = server.post(path, files=FILE, data={"threshold": "0.5"}).json()["error"]["message"]
+    assert {"model", "start_s", "track"} <= set(re.findall(r"\w+", message.partition("has only")[2]))
 
 
 @pytest.mark.parametrize(

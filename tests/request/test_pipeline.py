@@ -175,12 +175,12 @@ def test_only_allowed_languages_are_written() -> None:
 
 
 def test_log_probabilities_that_are_missing_are_a_warning() -> None:
-    """They stay with the text of their window; a model may have none."""
-    transcript = run(FakeStages(recording(1)), logprobs=True)
-    [segment] = transcript.segments
-    assert segment.source_text
-    assert len(segment.source_text.tokens) == len(" word1")
+    """A model may have none. A transcript has them once, however many segments a window has."""
+    transcript = run(FakeStages(recording(1, 0, 2)), logprobs=True)
+    assert "".join(bytes(token.utf8_bytes).decode() for token in transcript.tokens) == " word1 word2"
+    assert [segment.source_text and segment.source_text.tokens for segment in transcript.segments] == [(), ()]
     assert transcript.warnings == ()
+    assert run(FakeStages(recording(1)), confidence=True, word_timestamps=True).tokens == ()
 
     async def without(call: TranscribeCall) -> WindowText:
         return window_text(1, "en")

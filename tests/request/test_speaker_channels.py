@@ -283,5 +283,5 @@ def test_channels_with_equal_windows_keep_their_tokens() -> None:
         fake = FakeStages(call_of(*channels))
         transcript = asyncio.run(transcribe(fake.stages(), SOURCE, Options(**options)))
         text = " ".join(segment.text for segment in transcript.segments)
-        tokens = "".join(each["token"] for each in logprobs(transcript, Options(**options)))
+        tokens = "".join(each["token"] for each in logprobs(transcript))
         assert tokens.split() == text.split()

@@ -55,9 +55,9 @@ def checks(subject: Subject) -> list[Check]:
 
 def limits() -> Finding:
     """Enough open files and threads. Ray raises the soft limit of open files as far as it may."""
-    soft, hard = (_finite(limit) for limit in resource.getrlimit(resource.RLIMIT_NOFILE))
+    soft, hard = (_number(limit) for limit in resource.getrlimit(resource.RLIMIT_NOFILE))
     files = max(soft, min(hard, RAY_RAISES_TO))
-    threads = _finite(resource.getrlimit(resource.RLIMIT_NPROC)[0])
+    threads = _number(resource.getrlimit(resource.RLIMIT_NPROC)[0])
     remedy = "raise it (ulimit -n 65536; in containers --ulimit nofile=65536:65536)"
     if files < LEAST_OPEN_FILES:
         return wrong(f"A process may open {files} files, too few for Ray and 256 requests; {remedy}.")
@@ -77,7 +77,7 @@ def limits() -> Finding:
     return fine(f"A process may open {files} files.")
 
 
-def _finite(limit: int) -> int:
+def _number(limit: int) -> int:
     return 1 << 31 if limit == resource.RLIM_INFINITY else limit
 
 

@@ -66,7 +66,7 @@ def refuse_contradictions(given: dict[str, Any], formats: tuple[str, ...]) -> No
     if given["embeddings"] and not (given["diarize"] and "json" in formats):
         raise typer.BadParameter("--speaker_embeddings needs --diarize, and json among the formats.")
     if given["languages"] and (given["language"] or "auto").strip().lower() not in SEVERAL_LANGUAGES:
-        raise typer.BadParameter("--languages: leave it out, --language is the only one then.")
+        raise typer.BadParameter("give --language for one, or --languages for several, not both.")
     if "rttm" in formats and not (given["diarize"] or given["channels"] == "speakers"):
         raise typer.BadParameter("--output_format rttm needs --diarize, or --channels speakers.")
     if given["max_line_count"] and not given["max_line_width"]:

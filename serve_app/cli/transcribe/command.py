@@ -154,11 +154,11 @@ def transcribe(
     ] = None,
     no_align: Annotated[bool, _speech("--no_align", help="Leave out word times, which is faster.")] = False,
     char_timestamps: Annotated[
-        bool,
+        bool | None,
         _speech(
             "--char_timestamps", "--return_char_alignments", help="Times of characters, as `chars` in json."
         ),
-    ] = False,
+    ] = None,
     max_line_width: Annotated[
         int | None, _subtitles("--max_line_width", min=1, help="Longest line, in characters.")
     ] = None,

@@ -1,6 +1,6 @@
 """What a request to whisper-asr-webservice's routes asks for: its URL and form, made into our options.
 
-Their options are in the URL, which is so nowhere else. Clients add query names of their own and of other
+Their options are in the URL, unlike other routes'. Clients add query names of their own and of other
 servers, so unknown ones are left alone; those that this server knows are honoured or refused, as everywhere.
 """
 
@@ -17,7 +17,7 @@ from serve_app.http.model_names import ModelNames, about_model, with_defaults
 from serve_app.http.other_apis import renaming
 from serve_app.http.without_text import LANGUAGE_OPTIONS, parse_some
 from serve_app.options import Options, parse_options
-from serve_app.options.conflicts import SPEAKER_COUNTS
+from serve_app.options.conflicts import SPEAKER_COUNTS, in_their_formats
 from serve_app.options.fields import LISTS
 from serve_app.options.validation import conflict, validate_or_400
 
@@ -119,12 +119,7 @@ def _read(given: Mapping[str, Any]) -> AsrAsked:
         with renaming(sent_as):
             options = parse_options(ours | own)
     except InvalidRequest as error:
-        message = error.message.replace("response_format=", "output=")
-        what, advice, formats = message.rpartition("use one of ")
-        if advice:
-            outputs = [name for name in formats.rstrip(".").split(", ") if name in get_args(Output)]
-            message = f"{what}{advice}{', '.join(outputs)}."
-        raise InvalidRequest(message, error.param, error.code) from None
+        raise in_their_formats(error, f"output={fields.output}", get_args(Output)) from None
     if fields.word_timestamps and not options.wants_words():
         raise conflict("word_timestamps", "needs align to be true")
     return AsrAsked(options, fields)
@@ -142,7 +137,8 @@ def parse_language(
     fields = validate_or_400(LanguageFields, theirs)
     _check_samples(ours, encode=fields.encode)
     model = fields.model or models.own
-    options, _ = with_defaults(models.defaults(model), ours, partial(parse_some, LANGUAGE_OPTIONS))
+    read = partial(parse_some, LANGUAGE_OPTIONS, more=tuple(LanguageFields.model_fields))
+    options, _ = with_defaults(models.defaults(model), ours, read)
     return LanguageAsked(options.model_copy(update={"model": models.option(model)}), fields)
 
 

@@ -175,7 +175,7 @@ def _answer(transcript: Transcript, asked: AsrAsked) -> AsrAnswer:
     text = "".join(text_pieces(transcript.segments, options.task, is_first=True))
     answer = AsrAnswer(text=text, segments=segments, language=transcript.language)
     if options.logprobs:
-        answer["logprobs"] = logprobs(transcript, options)
+        answer["logprobs"] = logprobs(transcript)
     if options.tells_languages:
         answer["languages"] = languages_out(transcript)
     return {**answer, **embeddings_out(transcript, options)}

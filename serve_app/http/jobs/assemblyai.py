@@ -148,7 +148,8 @@ def _shown(job: Job, asked: JobRequest, transcript: Transcript | None) -> dict[s
     for name, at_s in (("audio_start_from", asked.options.start_s), ("audio_end_at", asked.options.end_s)):
         shown |= {} if at_s is None else {name: _ms(at_s)}
     if shown["status"] == "error":
-        shown["error"] = job.error_message or f"The transcript {ENDS[job.status]}."
+        field, colon, why = (job.error_message or f"The transcript {ENDS[job.status]}.").partition(": ")
+        shown["error"] = f"{THEIR_NAMES.get(field, field)}{colon}{why}"
     if transcript is None:
         return shown
     has_speakers = shown["speaker_labels"] or by_channel

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -12,7 +12,7 @@ from serve_app.errors import InvalidRequest
 from serve_app.http.forms import FormField, collect_fields
 from serve_app.http.model_names import ModelNames, about_model, with_defaults
 from serve_app.options import Options, parse_options
-from serve_app.options.conflicts import SPEAKER_OPTIONS
+from serve_app.options.conflicts import IN_WORDS, SPEAKER_OPTIONS, in_their_formats
 from serve_app.options.fields import KNOWN_SPEAKERS, LISTS, MAX_PROMPT_CHARS
 from serve_app.options.validation import conflict, items_of, validate_or_400
 from serve_app.transcript import Task
@@ -20,6 +20,7 @@ from serve_app.transcript import Task
 OpenAIFormat = Literal["json", "text", "srt", "vtt", "verbose_json", "diarized_json"]
 SHOW_SPEAKERS = ("diarized_json", "verbose_json", "srt", "vtt")
 HAVE_EMBEDDINGS = ("diarized_json", "verbose_json")
+ABLE = {"embeddings": HAVE_EMBEDDINGS, **dict.fromkeys(IN_WORDS, ("verbose_json",))}
 CAN_BE_STREAMED = ("json", "text", "diarized_json")
 HAVE_SEGMENTS = ("srt", "vtt", "diarized_json")  # with times, besides verbose_json
 
@@ -78,7 +79,8 @@ class Fields(BaseModel):
         if "timestamp_granularities" in self.model_fields_set and not is_so:
             raise conflict("timestamp_granularities", "needs response_format=verbose_json")
         if self.word_timestamps and not has_words:
-            raise conflict("word_timestamps", f"ask for {WORDS}")
+            is_possible = self.task == "transcribe"
+            raise conflict("word_timestamps", f"ask for {WORDS}" if is_possible else "a translation has none")
         if self.word_timestamps is False and has_words:
             raise conflict("word_timestamps", "timestamp_granularities asks for words")
         if not _STRATEGY.fullmatch(self.chunking_strategy):
@@ -175,11 +177,12 @@ def _read(task: Task, given: dict[str, Any]) -> ParsedForm:
         raise conflict(
             unknown[0], f"unknown field; known are {', '.join(sorted({'file', *theirs, *OUR_FIELDS}))}"
         )
-    fields = validate_or_400(Fields, {name: given.pop(name) for name in theirs if name in given})
+    sent = {name: given.pop(name) for name in theirs if name in given}
+    fields = validate_or_400(Fields, {"task": task, **sent})
     if fields.task not in (None, task):
         raise conflict("task", f"this path is for task={task}")
-    if task == "translate" and fields.response_format == "diarized_json":
-        raise conflict("response_format", "translations are json, text, srt, vtt or verbose_json")
+    if fields.response_format not in _formats(task):
+        raise conflict("response_format", f"translations are {', '.join(_formats(task))}")
     # The client did not send a task: a model that cannot translate is the wrong choice of model.
     sent_as = {"task": "model"} if task == "translate" else {}
     for name, option, value in (
@@ -194,15 +197,13 @@ def _read(task: Task, given: dict[str, Any]) -> ParsedForm:
             given[option], sent_as[option] = value, name
     own_format = fields.response_format.removeprefix("verbose_").removeprefix("diarized_")
     own = {"task": task, "response_format": own_format, "word_timestamps": fields.has_words()}
-    options = _our_options(given | own)
+    options = _our_options(given | own, fields.response_format)
     if options.max_segment_s and not fields.has_segments():
         is_verbose = fields.response_format == "verbose_json"
         instead = "timestamp_granularities[]=segment, too" if is_verbose else "srt, say"
         raise conflict("max_segment_s", f"no segments are shown; ask for {instead}")
     if options.logprobs and fields.response_format != "json":
         raise conflict("logprobs", "they are in response_format=json only")
-    if options.embeddings and fields.response_format not in HAVE_EMBEDDINGS:
-        raise conflict("embeddings", f"they are in response_format={' and '.join(HAVE_EMBEDDINGS)} only")
     asking = _field_asking_for_speakers(fields.response_format, options)
     if options.channels == "speakers":
         return ParsedForm(options, fields, sent_as)  # the speakers are known without diarization
@@ -214,11 +215,18 @@ def _read(task: Task, given: dict[str, Any]) -> ParsedForm:
     return ParsedForm(options, fields, sent_as)
 
 
-def _our_options(given: dict[str, Any]) -> Options:
-    """The options, or an InvalidRequest that calls word times what OpenAI's clients call them."""
+def _formats(task: Task, names: Sequence[str] = get_args(OpenAIFormat)) -> list[str]:
+    """Those of these formats that the task has."""
+    return [name for name in names if task == "transcribe" or name != "diarized_json"]
+
+
+def _our_options(given: dict[str, Any], chosen: OpenAIFormat) -> Options:
+    """The options, or an InvalidRequest that calls formats and word times what OpenAI's clients call them."""
     try:
         return parse_options(given)
-    except InvalidRequest as error:
+    except InvalidRequest as ours:
+        able = ABLE.get(ours.param or "", ())
+        error = in_their_formats(ours, f"response_format={chosen}", _formats(given["task"]), able)
         param = "timestamp_granularities" if error.param == "word_timestamps" else error.param
         raise InvalidRequest(error.message.replace("word_timestamps", WORDS), param, error.code) from None
 
@@ -232,8 +240,11 @@ def _field_asking_for_speakers(response_format: OpenAIFormat, options: Options) 
     asking = [name for name in SPEAKER_OPTIONS if getattr(options, name)]
     asking += ["channels"] if options.channels == "speakers" else []
     for name in asking:
-        if response_format not in SHOW_SPEAKERS:
-            raise conflict(name, f"{response_format} shows no speakers; ask for {', '.join(SHOW_SPEAKERS)}")
         if name in KNOWN_SPEAKERS and not (is_diarized or options.diarize):
-            raise conflict(name, "needs response_format=diarized_json, or diarize=true")
+            diarized = "response_format=diarized_json, or " if options.task == "transcribe" else ""
+            raise conflict(name, f"needs {diarized}diarize=true")
+        able = _formats(options.task, ABLE.get(name, SHOW_SPEAKERS))
+        if response_format not in able:
+            what = "embeddings" if name == "embeddings" else "speakers"
+            raise conflict(name, f"{response_format} shows no {what}; ask for {', '.join(able)}")
     return "response_format" if is_diarized else next(iter(asking), None)

@@ -121,7 +121,7 @@ def extras(transcript: Transcript, form: ParsedForm) -> dict[str, Any]:
     names = speaker_names(transcript, form.options) if is_diarized else None
     found = {
         "languages": [LanguageOut(code=code) for code in language_shares(transcript.segments)],
-        "logprobs": logprobs(transcript, form.options) if form.options.logprobs else [],
+        "logprobs": logprobs(transcript) if form.options.logprobs else [],
         **embeddings_out(transcript, form.options, names),
         "warnings": warnings_out(transcript),
     }
@@ -158,9 +158,9 @@ def verbose(transcript: Transcript, options: Options) -> Iterator[SegmentItem]:
             text=segment.text,
             tokens=[],
             temperature=source.temperature,
-            avg_logprob=_finite(source.avg_logprob),
-            compression_ratio=_finite(source.compression_ratio),
-            no_speech_prob=_finite(source.no_speech_prob),
+            avg_logprob=zero_if_nan(source.avg_logprob),
+            compression_ratio=zero_if_nan(source.compression_ratio),
+            no_speech_prob=zero_if_nan(source.no_speech_prob),
         )
         if segment.speaker is not None:
             item["speaker"] = segment.speaker
@@ -182,5 +182,5 @@ def _words(transcript: Transcript, options: Options) -> Iterator[WordItem]:
         yield item
 
 
-def _finite(value: float) -> float:
+def zero_if_nan(value: float) -> float:
     return value if math.isfinite(value) else 0.0  # JSON has no NaN, and OpenAI's clients allow no null here

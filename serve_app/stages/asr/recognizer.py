@@ -108,13 +108,13 @@ class Recognizer:
         if request.decoding.task == "translate" and not self.multilingual:
             return InvalidRequest(
                 f"The model {self._name} is English-only and cannot translate: have it transcribed, "
-                "or use a server with a multilingual model.",
+                "or choose a multilingual model.",
                 "task",
             )
         if (request.only_language or request.decoding.own_languages) and not self.multilingual:
             return InvalidRequest(
-                f"The model {self._name} is English-only and cannot tell languages apart: use a server with "
-                "a multilingual model.",
+                f"The model {self._name} is English-only and cannot tell languages apart: choose a "
+                "multilingual model.",
                 None if request.only_language else "language",
             )
         asked = request.decoding.languages or ((request.language,) if request.language else ())
@@ -141,10 +141,10 @@ class Recognizer:
 
     def _recognise(self, requests: list[AsrRequest]) -> list[WindowText]:
         encoded = self._encoded(requests)
-        heard = list(zip(requests, self._languages(encoded, requests), strict=True))
+        chosen = list(zip(requests, self._languages(encoded, requests), strict=True))
         results = self._model.generate(
             encoded,
-            [self._prompts.prompt(language, request.decoding) for request, (language, _) in heard],
+            [self._prompts.prompt(language, request.decoding) for request, (language, _) in chosen],
             max_length=self._whisper.max_length,
             **self._search.options(requests[0].decoding),
         )
@@ -157,7 +157,7 @@ class Recognizer:
                 languages=probable(ranking),
                 prompt_tokens_cut=self._prompts.context(request.decoding)[1],
             )
-            for result, (request, (language, ranking)) in zip(results, heard, strict=True)
+            for result, (request, (language, ranking)) in zip(results, chosen, strict=True)
         ]
         tokens = self._token_times(encoded, requests, found)
         return [replace(text, tokens=times) for (text, _), times in zip(found, tokens, strict=True)]

@@ -29,8 +29,8 @@ class Search:
         """What must be equal in a batch, because CTranslate2 takes one of each for all of its items.
 
         Its cost: windows with a value of their own wait for a batch of their own, which holds fewer windows
-        and is a whole pass of the model all the same. So the server's beam by its number, and any beam where
-        nothing is searched, split no batch.
+        and is a whole pass of the model all the same. A beam_size that equals the server's, or one at a
+        temperature above 0, does not split a batch.
         """
         temperature = decoding.temperature or 0.0
         beam_size = 0 if temperature else self._beam_size(decoding)

@@ -105,10 +105,10 @@ def _remixed(track: Track, decoded: Decoded) -> str:
 def _silent_track(streams: Streams, sounding: Sequence[Track]) -> str:
     if not sounding:
         return ""
-    others = ", ".join(str(track.number) for track in sounding)
+    others = " or ".join(str(track.number - 1) for track in sounding)  # as the option `track` counts them
     return (
-        f"Sound track {streams.chosen.number} of {len(streams.tracks)}, which players play, is silent or "
-        f"very quiet; there is sound in track {others}. Send a file with that track alone."
+        f"Sound track {streams.chosen.number - 1} of {len(streams.tracks)}, counted from 0, which players "
+        f"play, is silent or very quiet; there is sound in others: ask for one with `track`: {others}."
     )
 
 

@@ -133,8 +133,8 @@ class SpeechDetector:
         windows = merger.feed(segments)
         if request.is_last:
             windows += merger.finish()
-        heard = clip([Window(*segment) for segment in segments], end_s)
-        return Speech(clip(windows, end_s), (scan, merger), scan.resume_s, heard)
+        spoken = clip([Window(*segment) for segment in segments], end_s)
+        return Speech(clip(windows, end_s), (scan, merger), scan.resume_s, spoken)
 
     def _criteria(self, search: SpeechSearch) -> Criteria | InvalidRequest:
         """What a request asks for, and otherwise what is configured."""

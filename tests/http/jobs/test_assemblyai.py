@@ -229,6 +229,10 @@ def test_a_transcript_that_failed(tmp_path: Path) -> None:
         told = await shown(service, job_id)
         assert (told["status"], told["error"], told["text"]) == ("error", "It is no audio.", None)
         job_id = await submitted(service)
+        attempt, ends = (await service.claimed()).job.attempt, "the file ends at 10.0 s."
+        await service.jobs.store.fail(job_id, attempt, "invalid_request", f"start_s: {ends}", retry=False)
+        assert (await shown(service, job_id))["error"] == f"audio_start_from: {ends}"
+        job_id = await submitted(service)
         await service.jobs.cancel(job_id, "")
         told = await shown(service, job_id)
         assert (told["status"], told["error"]) == ("error", "The transcript was canceled.")

@@ -372,7 +372,7 @@ KNOWN = {"known_speaker_names__": "Ann", "known_speaker_references__": "data:aud
         ({"include__": "usage"}, "include", "logprobs"),
         ({"logprobs": "true", "response_format": "verbose_json"}, "logprobs", "json"),
         ({"include__": "logprobs", "logprobs": "true"}, "include", "same"),
-        ({"embeddings": "true"}, "embeddings", "diarized_json and verbose_json"),
+        ({"embeddings": "true"}, "embeddings", "ask for diarized_json, verbose_json"),
         ({"embeddings": "true", "response_format": "srt"}, "embeddings", "no embeddings"),
         (
             {"embeddings": "true", "diarize": "false", "response_format": "verbose_json"},

@@ -18,13 +18,14 @@ from tenacity import AsyncRetrying, stop_after_delay, wait_fixed
 
 from serve_app.audio import Source
 from serve_app.errors import StoreBusy
-from serve_app.http.responses import answer
+from serve_app.http.responses import answer, logprobs
 from serve_app.jobs.runner import Runner
 from serve_app.jobs.service import Jobs
 from serve_app.jobs.store.job_store import JobStore
 from serve_app.jobs.store.migration import VERSION_TABLE, NotMigrated, SchemaTooNew, check, migrate
 from serve_app.jobs.store.records import FINAL
 from serve_app.jobs.store.schema import WEBHOOK_ID_PREFIX, metadata
+from serve_app.jobs.stored import dump_transcript, load_transcript
 from serve_app.options import Options
 from serve_app.request.progress import Report, ignore_progress
 from serve_app.settings import IntakeSettings
@@ -56,6 +57,26 @@ TRANSCRIPT = (
     b'"turns": [{"start_s": 0.4, "end_s": 1.6, "speaker": "SPEAKER_00"}], '
     b'"warnings": [{"stage": "alignment", "code": "alignment_failed", "message": "It failed."}], '
     b'"timings": {"total": 1.5}}'
+)
+# As b90fd1c wrote it: each segment has the tokens of its whole window.
+SOURCE_TEXT = (
+    '{"text": " Hm. Ja.", "language": "de", "language_probability": 0.9, "avg_logprob": NaN, '
+    '"no_speech_prob": 0.0, "compression_ratio": 1.0, "temperature": 0.0, "attempts": 1, '
+    '"is_repetitive": false, "was_silence": false, "is_over_silence": false, "prompt_tokens_cut": 0, '
+    '"languages": [["de", 0.9]], "tokens": [[0.0, 0.5, 0.9, 4, [32, 72, 109, 46]], '
+    '[0.5, 1.0, 0.8, 8, [32, 74, 97, 46]]], "sentences": []}'
+)
+WITH_TOKENS = (
+    '{"segments": ['
+    + ", ".join(
+        f'{{"start_s": {start_s}, "end_s": {start_s + 1}, "text": "Hm.", "words": [], '
+        f'"speaker": "{speaker}", "avg_logprob": -0.1, '
+        f'"window": {{"start_s": {window_s}, "end_s": {window_s + 2}}}, '
+        f'"source_text": {SOURCE_TEXT}}}'
+        for start_s, window_s, speaker in ((0.0, 0.0, "A"), (1.0, 0.0, "B"), (9.0, 9.0, "A"))
+    )
+    + '], "language": "de", "duration_s": 12.0, "model": "tiny", "turns": [], "warnings": [], '
+    '"timings": {}, "peaks": "", "voices": null, "exclusive_turns": []}'
 )
 DEFAULTS = {
     "attempt": 0,
@@ -181,6 +202,14 @@ def test_jobs_of_the_first_version_finish(empty_url: str, tmp_path: Path) -> Non
         assert {job_id: job.status for job_id, job in found.items()} == ended
 
     asyncio.run(story())
+
+
+def test_tokens_of_an_earlier_version_are_shown_once() -> None:
+    """It kept those of a window with each of the window's segments."""
+    transcript = load_transcript(WITH_TOKENS.encode())
+    assert [segment.start_s for segment in transcript.segments] == [0.0, 1.0, 9.0]
+    assert "".join(each["token"] for each in logprobs(transcript)) == 2 * " Hm. Ja."
+    assert load_transcript(dump_transcript(transcript)).tokens == transcript.tokens
 
 
 def test_a_newer_database_is_refused(empty_url: str) -> None:

@@ -455,4 +455,5 @@ def test_a_model_of_one_language_tells_none() -> None:
     (refused,) = recognizer_of(model).transcribe([AsrRequest(FEATURES, only_language=True)])
     assert isinstance(refused, InvalidRequest)
     assert "English-only" in str(refused)
+    assert str(refused).endswith("choose a multilingual model.")
     assert model.calls == []

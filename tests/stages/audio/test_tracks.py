@@ -1,6 +1,7 @@
 """Of several sound tracks, the one is decoded that a player plays."""
 
 import asyncio
+import re
 import tempfile
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from decoding import Decoded, decoded
 from sounds import VIDEO, encode, ffmpeg, silence, tone
 
+from serve_app.audio import Selection
 from serve_app.errors import UnusableAudio
 
 SECOND = ("-f", "lavfi", "-i", "sine=frequency=2000:duration=2:sample_rate=16000")
@@ -51,14 +53,18 @@ def test_a_track_that_cannot_be_decoded_is_passed_over() -> None:
 
 @pytest.mark.parametrize("suffix", [".mkv", ".mp4", ".ts"])
 def test_a_silent_track_beside_others_is_warned_of(suffix: str) -> None:
-    """A screen recording with a muted microphone: the caller learns which tracks have sound."""
+    """A screen recording with a muted microphone: the caller learns how to ask for those that have sound."""
     codec = ("-c:a", "mp2") if suffix == ".ts" else ()
     every = ("-map", "0", "-map", "1", "-map", "2", "-map", "3")
     content = encode(silence(2.0), 16_000, suffix, *SECOND, *SILENT, *THIRD, *every, *codec)
     audio = asyncio.run(decoded(content))
     assert audio.codes == ["silent_track"]
-    assert "track 1 of 4" in audio.warnings[0].message
-    assert "in track 2, 4." in audio.warnings[0].message
+    assert "track 0 of 4" in audio.warnings[0].message
+    named = re.search(r"with `track`: (\d) or (\d)\.", audio.warnings[0].message)
+    assert named
+    for index, frequency_hz in zip(named.groups(), (2000, 3000), strict=True):
+        asked = asyncio.run(decoded(content, selection=Selection(track=int(index))))
+        assert asked.hears(frequency_hz) == pytest.approx((0.0, 2.0), abs=0.1)
 
 
 def test_a_quiet_track_counts_as_silent_beside_a_loud_one() -> None:
