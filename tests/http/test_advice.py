@@ -7,17 +7,17 @@ from typing import Any
 
 import pytest
 from fakes import data_url, recording
-from serve_app.http.openai.aliases import Models
-from serve_app.http.voice_routes import DIARIZATION_OPTIONS, parse_some
 
 from serve_app.errors import InvalidRequest
 from serve_app.formats.table import FORMATS
 from serve_app.http.asr_webservice.request import parse_asr
+from serve_app.http.model_names import ModelNames
 from serve_app.http.openai import request as openai_request
+from serve_app.http.without_text import DIARIZATION_OPTIONS, parse_some
 from serve_app.options import Options, parse_options
 
 Sent = Mapping[str, Any]
-MODELS = Models("large-v2", {}, ("small",))
+MODELS = ModelNames("large-v2", {}, ("small",))
 CLIP = data_url(recording(1, 1).tobytes())
 KNOWN = {"known_speaker_names[]": "Ada", "known_speaker_references[]": CLIP}
 
