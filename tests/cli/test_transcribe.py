@@ -473,7 +473,7 @@ def test_how_segments_are_made_reaches_the_service(service: Played, talk: Path, 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--language", "de", "--languages", "de,en", "."], "--language is the only one"),
+        (["--language", "de", "--languages", "de,en", "."], "--languages for several, not both"),
         (["--confidence", "-f", "srt", "."], "--confidence needs json or words among the formats"),
         (["--char_timestamps", "-f", "srt,txt", "."], "--char_timestamps needs json or words"),
         ([], "name files, URLs or folders"),
