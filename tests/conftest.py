@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 import ray
@@ -54,6 +55,8 @@ def pytest_report_header() -> str:
 
 # Where tests are started in the background SIGINT is ignored, and what they start would ignore it too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+hypothesis.settings.register_profile("project", deadline=None)  # other work on the machine is no fault
+hypothesis.settings.load_profile("project")
 os.environ["OMP_NUM_THREADS"] = "1"  # on a busy machine more threads only wait for each other
 os.environ["PYANNOTE_METRICS_ENABLED"] = "0"  # for the whole session: pyannote fails when it is unset later
 

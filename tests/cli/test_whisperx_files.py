@@ -46,7 +46,7 @@ def test_a_file_is_whisperx_own(form: str, has_words: bool, tmp_path: Path) -> N
         assert WRITERS[form](result, layout) == by_whisperx(form, result, layout, tmp_path)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(transcripts(unaligned=True), st.sampled_from(LAYOUTS), st.booleans())
 def test_any_transcript(
     tmp_path_factory: pytest.TempPathFactory, transcript: Transcript, layout: Layout, has_words: bool

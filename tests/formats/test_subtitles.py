@@ -7,7 +7,7 @@ from itertools import accumulate, groupby
 
 import pytest
 import whisperx.utils
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from icu4py.breakers import LineBreaker
 from transcripts import AT_ONCE, FIXED, transcripts
@@ -57,7 +57,6 @@ def by_whisperx(transcript: Transcript, layout: SubtitleLayout) -> list[Cue]:
     return found
 
 
-@settings(deadline=None)  # other work on the machine is no fault
 @given(transcripts(plain=True), UNCOUNTED)
 def test_cues_are_those_of_whisperx(transcript: Transcript, layout: SubtitleLayout) -> None:
     """Same words, lines and times for any width and highlighting, where lines are not counted.
@@ -67,7 +66,6 @@ def test_cues_are_those_of_whisperx(transcript: Transcript, layout: SubtitleLayo
     assert list(cues(transcript, layout)) == by_whisperx(transcript, layout)
 
 
-@settings(deadline=None)  # other work on the machine is no fault
 @given(transcripts(unaligned=True), LAYOUTS)
 def test_nothing_said_is_missing_and_cues_can_be_shown(
     transcript: Transcript, layout: SubtitleLayout
@@ -84,7 +82,6 @@ def has_no_break(line: str) -> bool:
     return not any(part.endswith(" ") for part in list(LineBreaker(line, "root"))[:-1])
 
 
-@settings(deadline=None)  # other work on the machine is no fault
 @given(transcripts(unaligned=True), st.integers(1, 40), st.integers(1, 4))
 def test_lines_are_as_long_and_as_many_as_asked_for(transcript: Transcript, width: int, count: int) -> None:
     """Spaces count; only what is itself too long and has no place for a break stands on a line that is."""
@@ -94,7 +91,6 @@ def test_lines_are_as_long_and_as_many_as_asked_for(transcript: Transcript, widt
         assert all(len(line) <= width or " " not in line or has_no_break(line) for line in lines)
 
 
-@settings(deadline=None)  # other work on the machine is no fault
 @given(transcripts(unaligned=True))
 def test_times_stay_within_the_segment(transcript: Transcript) -> None:
     """One cue for each segment, not before it and not after it."""
@@ -104,7 +100,6 @@ def test_times_stay_within_the_segment(transcript: Transcript) -> None:
         assert round(segment.start_s * 1000) <= cue.start_ms < cue.end_ms <= round(segment.end_s * 1000) + 1
 
 
-@settings(deadline=None)  # other work on the machine is no fault
 @given(transcripts(unaligned=True), st.integers(1, 40), st.integers(1, 4))
 def test_no_cue_has_two_speakers(transcript: Transcript, width: int, count: int) -> None:
     """Each speaker's cues are that speaker's segments, in order."""
@@ -120,7 +115,6 @@ def test_no_cue_has_two_speakers(transcript: Transcript, width: int, count: int)
     assert shown == said
 
 
-@settings(deadline=None)  # other work on the machine is no fault
 @given(st.lists(st.lists(st.sampled_from(["so", "it", "was", "said,"]), max_size=9), min_size=1, max_size=6))
 def test_a_sentence_that_fits_is_in_one_cue(sentences: list[list[str]]) -> None:
     """No cue holds the end of a sentence and the beginning of one that goes on in the next."""
@@ -287,7 +281,6 @@ CHINESE = st.text("你好吗了はいがっーゃ々、。，．！？：；「�
 SPACED = st.text(" .,!?;:«»“”()/-–—…%$€aéñ9؟،।शाम한국", min_size=1)
 
 
-@settings(deadline=None)  # other work on the machine is no fault
 @given(
     st.tuples(st.just("zh"), CHINESE) | st.tuples(st.just("ja"), CHINESE) | st.tuples(st.just("fr"), SPACED),
     st.booleans(),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import srt
 import webvtt
-from hypothesis import given, settings
+from hypothesis import given
 from transcripts import FIXED, transcripts
 
 from serve_app.formats.subtitles import SubtitleLayout
@@ -42,7 +42,6 @@ def expected(transcript: Transcript) -> list[Shown]:
     return found
 
 
-@settings(deadline=None)  # other work on the machine is no fault
 @given(transcripts(unaligned=True))
 def test_srt_is_read_back_as_it_was(transcript: Transcript) -> None:
     """Times to the millisecond, texts and speakers; only the arrow, which SRT cannot escape, is shorter."""
@@ -53,7 +52,6 @@ def test_srt_is_read_back_as_it_was(transcript: Transcript) -> None:
     ]
 
 
-@settings(deadline=None)  # other work on the machine is no fault
 @given(transcripts(unaligned=True))
 def test_vtt_is_read_back_as_it_was(transcript: Transcript) -> None:
     """Times to the millisecond, texts and speakers, whatever characters they have."""
@@ -69,7 +67,6 @@ def test_vtt_is_read_back_as_it_was(transcript: Transcript) -> None:
     assert read == expected(transcript)
 
 
-@settings(deadline=None)  # other work on the machine is no fault
 @given(transcripts(unaligned=True))
 def test_tsv_and_text_are_read_back_as_they_were(transcript: Transcript) -> None:
     """A line for each segment: whole milliseconds in TSV, the speaker in text."""

@@ -481,7 +481,7 @@ KNOWN = {*Options.model_fields, *AsrFields.model_fields}
 
 
 @given(st.lists(st.tuples(TEXT.filter(lambda name: name.partition("[")[0] not in KNOWN), TEXT), max_size=5))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_unknown_names_change_nothing(others: list[tuple[str, str]]) -> None:
     """Clients add names of other servers, once or twice; the request is what it is without them."""
     query = [("language", "de"), ("output", "srt")]
@@ -500,7 +500,7 @@ def test_unknown_names_change_nothing(others: list[tuple[str, str]]) -> None:
         },
     )
 )
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_our_own_options_mean_the_same_here(sent: dict[str, str]) -> None:
     """Each option has one meaning, whichever route it comes by."""
     asked = parse_asr([*sent.items(), ("output", "json")], MODELS, [])

@@ -134,7 +134,7 @@ networks = st.builds(
 
 
 @given(addresses, st.lists(networks, min_size=1, max_size=3), st.booleans(), st.booleans())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_the_address_decides_alone(address: Any, trusted: list[Any], has_keys: bool, is_near: bool) -> None:
     """Any address is let in where it is in one of the networks, and nowhere else."""
     if is_near:  # the last address of a network

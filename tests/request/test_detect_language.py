@@ -97,7 +97,7 @@ voice = st.tuples(st.sampled_from(["de", "en", "fr"]), st.floats(0.1, 0.89))
 
 
 @given(st.lists(voice, min_size=1, max_size=6))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_a_transcription_would_take_the_same_language(heard: list[tuple[str, float]]) -> None:
     """What is detected alone is what a request without `language` is transcribed in."""
     fake = FakeStages(recording(*range(1, len(heard) + 1)))

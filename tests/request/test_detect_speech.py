@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from fakes import FakeStages, recording
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.audio import Selection, Source
@@ -53,7 +53,6 @@ def test_errors_are_raised_as_they_are(stage: str, error: Exception) -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 9)), max_size=12))
-@settings(deadline=None)
 def test_joined_stretches_cover_the_same_time_with_a_pause_between_any_two(
     spans: list[tuple[int, int]],
 ) -> None:

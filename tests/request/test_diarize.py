@@ -42,7 +42,7 @@ def test_no_window_is_looked_for_or_transcribed() -> None:
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=8), st.booleans())
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_the_turns_are_those_of_a_transcription(spoken: list[int], knows: bool) -> None:
     """The same RTTM as `/predict` has for the file, with and without a known speaker."""
     options = Options(response_format="rttm", **(KNOWN if knows else {}))

@@ -69,7 +69,7 @@ def test_silence_has_no_language() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from(["de", "en", "fr"]), st.floats(0.01, 1)), min_size=1, max_size=7))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_the_transcripts_language_is_that_of_most_speech(heard: list[tuple[str, float]]) -> None:
     """Whatever the windows are and however certain; the shares are of all speech."""
     fake = FakeStages(recording(*range(1, len(heard) + 1)))

@@ -101,7 +101,7 @@ def segments(draw: st.DrawFn) -> Segment:
     return Segment(start_s, end_s, text, words if has_words else (), source_text=heard(language))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(found=st.lists(segments(), max_size=4), longest_s=st.floats(1.0, 60.0))
 def test_no_segment_is_longer_and_no_word_is_lost(found: list[Segment], longest_s: float) -> None:
     """Whatever is transcribed: words and text are the same, in the same order."""

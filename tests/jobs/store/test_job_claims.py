@@ -89,7 +89,7 @@ def test_a_job_that_kills_every_worker_fails(store_url: str, clock: Clock) -> No
     using(store_url, story, clock)
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @example(["a", "b", "poison", "c"], 3, 4)
 @given(st.permutations(["poison", "a", "b", "c"]), st.integers(0, 3), st.integers(1, 4))
 def test_a_job_that_kills_its_worker_takes_no_others_with_it(

@@ -172,7 +172,7 @@ ARRIVALS = st.lists(st.tuples(st.integers(0, 2), st.sampled_from("abcd")), min_s
 def test_claims_are_fair_in_any_queue(store_url: str, clock: Clock) -> None:
     """Each claim takes the first priority that waits, and there a key with the fewest running jobs."""
 
-    @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow])
     @given(ARRIVALS)
     def check(arrivals: list[tuple[int, str]]) -> None:
         async def story(store: JobStore) -> None:

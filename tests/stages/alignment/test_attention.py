@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import ctranslate2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.random_whisper import whisper_tokenizer
@@ -160,7 +160,6 @@ def test_a_character_of_several_tokens_is_complete_after_the_last() -> None:
     assert characters_complete([1, 2, 3, 4], decode) == [1, 1, 2, 3]
 
 
-@settings(deadline=None)  # other work on the machine is no fault
 @given(st.text(max_size=8))
 def test_tokens_have_the_bytes_of_their_text(text: str) -> None:
     """Whatever GPT-2's tokenizer makes of a text, parts of characters too."""

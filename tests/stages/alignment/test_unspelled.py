@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 from emissions import ENGLISH, RUSSIAN, spoken
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 NEAR_S = 0.2
@@ -72,7 +72,6 @@ TEXTS = st.text(st.sampled_from("ab 1250%$é你♪.,'- "), max_size=30)
 SAID = st.lists(st.sampled_from(["_", "go", "hello", "ten+dollars"]), max_size=4).map(" ".join)
 
 
-@settings(deadline=None)  # other work on the machine is no fault
 @given(TEXTS.filter(lambda text: any(map(str.isalnum, text))), SAID, st.integers(0, 3))
 def test_no_text_over_no_sound_breaks_the_batch(text: str, said: str, seed: int) -> None:
     """Numbers over silence, notes over nothing: every word has some time, none before the one before it."""

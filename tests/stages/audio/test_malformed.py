@@ -89,7 +89,7 @@ def test_accidents_end_typed(nothing_left: None, trap: Trap) -> None:
     """Intact files after any accident (bits flipped, cut, spliced) are audio or a typed 4xx."""
     sources = list(whole_files().values())
 
-    @settings(max_examples=60, deadline=None, database=None)
+    @settings(max_examples=60, database=None)
     @given(st.randoms(use_true_random=False))
     def accident(random: Random) -> None:
         (found,) = asyncio.run(outcomes([("accident", mutated(sources, random))], **LIMITS))

@@ -77,7 +77,7 @@ def sound_with_gaps() -> tuple[bytes, Samples]:
     return content, whole(content)[1]
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(start_s=st.floats(0.0, 57.0), length_s=st.floats(0.1, 60.0))
 def test_a_stretch_of_sound_with_gaps(
     sound_with_gaps: tuple[bytes, Samples], start_s: float, length_s: float

@@ -229,7 +229,7 @@ SILERO = SpeechDetector(runs, partial(SileroScan, context=1_024), CRITERIA)
 
 
 @pytest.mark.parametrize("detector", [PYANNOTE, SILERO], ids=["pyannote", "silero"])
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 1000),
     seconds=st.integers(1, 60),
