@@ -25,6 +25,7 @@ from serve_app.transcript import Progress
 
 logger = logging.getLogger("ray.serve")
 
+MAX_WAIT_S = 30  # of a job that could not be begun, until it is tried again
 MAX_BEAT_S = 2.0  # between two heartbeats; the progress that clients see is at most this old
 LOST = "Job %s was given to another worker, or deleted; this attempt is dropped."
 
@@ -154,8 +155,10 @@ class Attempt:
             level = logging.WARNING if isinstance(error, OtherVersion) else logging.INFO
             logger.log(level, "Job %s has to wait: %s", self._held[0], error.message)
             self._on_wait(error)
-            why = error.code, error.message
-            return partial(self._store.release, *self._held, error.retry_after_s, why)
+            is_known = isinstance(error, RateLimited)  # when a key has audio left; room may come at any time
+            delay_s = error.retry_after_s if is_known else min(error.retry_after_s, MAX_WAIT_S)
+            why, has_begun = (error.code, error.message), bool(self._progress)
+            return partial(self._store.release, *self._held, delay_s, why, has_begun=has_begun)
         return partial(self._fail, error)
 
     async def _finish(self, result: bytes) -> bool:

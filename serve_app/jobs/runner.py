@@ -17,7 +17,7 @@ from tenacity import AsyncRetrying, RetryCallState
 from serve_app.errors import RateLimited, TranscriptionError
 from serve_app.jobs.attempt import Attempt, in_one_line
 from serve_app.jobs.service import Jobs
-from serve_app.jobs.spool import SpoolUnavailable
+from serve_app.jobs.spool import SpoolAway
 from serve_app.jobs.store.database import PAUSE
 from serve_app.jobs.store.records import Delivery, Job
 from serve_app.jobs.webhooks import sending
@@ -176,7 +176,7 @@ class Runner:
         until_s = monotonic() + (why.retry_after_s or 0.0)
         if isinstance(why, RateLimited):
             self._busy_until_s[key] = until_s
-        elif isinstance(why, SpoolUnavailable):
+        elif isinstance(why, SpoolAway):
             self._no_uploads_until_s = until_s
 
     async def _work_on(self, attempt: Attempt) -> None:

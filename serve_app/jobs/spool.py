@@ -29,6 +29,10 @@ class SpoolUnavailable(Overloaded, code="job_spool_unavailable"):
     """The audio of jobs cannot be written or read now."""
 
 
+class SpoolAway(SpoolUnavailable):
+    """The folder is not there, so no upload can be read."""
+
+
 class Spool:
     """The files of one folder. A file that `put` has stored survives a power cut."""
 
@@ -62,6 +66,10 @@ class Spool:
             raise
         except BaseException as error:
             opening.add_done_callback(_close)
+            if isinstance(error, NotADirectoryError):
+                raise SpoolAway(
+                    f"The folder {self._folder} (jobs.spool) is not there; try again later."
+                ) from error
             if isinstance(error, Exception):
                 raise _unavailable("read") from error
             raise

@@ -37,6 +37,7 @@ class Admission:
         self.idle.set()
         self._max_requests = max_requests
         self._max_audio_s = max_audio_s
+        self._max_long_s = max_audio_s * (1 - RESERVED_SHARE)  # of long files
         self._inside: Counter[Kind] = Counter()
         self._held_s: dict[Any, float] = {}  # audio -> its seconds
         self._usual_request_s = USUAL_REQUEST_S  # moving average
@@ -82,10 +83,11 @@ class Admission:
             raise NoRoom("The server is shutting down; try again.", None, "shutting_down")
 
     def _refuse_when_full(self, audio_s: float) -> None:
-        is_full = self.held_s >= self._max_audio_s
+        counted_s = sum(min(seconds, self._max_long_s) for seconds in self._held_s.values())
+        is_full = counted_s >= self._max_audio_s
         if audio_s > SHORT_FILE_S:
             long_s = sum(seconds for seconds in self._held_s.values() if seconds > SHORT_FILE_S)
-            is_full |= long_s > 0 and long_s + audio_s > self._max_audio_s * (1 - RESERVED_SHARE)
+            is_full |= long_s > 0 and long_s + audio_s > self._max_long_s
         if is_full:
             raise self._overloaded("The server holds as much audio as it takes; try again later.")
 
@@ -94,7 +96,6 @@ class Admission:
 
         Raises NoRoom where it has grown, and there is no room for more.
         """
-        seconds = min(seconds, self._max_audio_s * (1 - RESERVED_SHARE))
         before_s = self._held_s.pop(audio, 0.0)
         if seconds > before_s:
             self._refuse_when_full(seconds)

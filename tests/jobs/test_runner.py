@@ -39,10 +39,11 @@ from serve_app.errors import (
     UnusableAudio,
 )
 from serve_app.http.responses import answer
+from serve_app.jobs import attempt as attempt_module
 from serve_app.jobs import runner as runner_module
 from serve_app.jobs.runner import Runner
 from serve_app.jobs.service import Jobs, NoSuchJob, Submission
-from serve_app.jobs.spool import SpoolUnavailable
+from serve_app.jobs.spool import SpoolAway, SpoolUnavailable
 from serve_app.jobs.store.job_store import JobStore
 from serve_app.jobs.store.records import SUSPECT_DEATHS, Job, Status
 from serve_app.jobs.stored import JobRequest, OtherVersion
@@ -288,11 +289,50 @@ def test_a_full_server_costs_no_attempt(error: Exception, tell: Callable[..., No
     tell(story, error)
 
 
+def test_room_is_asked_for_again_before_a_job_expires(
+    tell: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half the time that a job takes may be more than a job is to wait.
+
+    One that has been worked on, as here, does not expire any more.
+    """
+    monkeypatch.setattr(attempt_module, "MAX_WAIT_S", 1)
+
+    async def story(service: Service, graph: Graph) -> None:
+        job = await service.submit(max_queue_s=600)
+        async with service.runner(graph):
+            waiting = await service.until(job, lambda now: now.error_code)
+            assert (waiting.status, waiting.expires_at_s) == ("queued", None)
+            await service.ended(job, "succeeded")
+
+    tell(story, NoRoom("The server is full.", None, None, 600))
+
+
+def test_an_upload_that_cannot_be_read_holds_up_no_other(tell: Callable[..., None]) -> None:
+    """It stays in the queue, and may expire there."""
+
+    async def story(service: Service, graph: Graph) -> None:
+        bad = await service.submit(max_queue_s=600)
+        assert bad.input_ref
+        place = service.folder / "uploads" / bad.input_ref
+        place.unlink()
+        place.mkdir()
+        others = [await service.submit() for _ in range(3)]
+        async with service.runner(graph):
+            for job in others:
+                await service.ended(job, "succeeded")
+            bad = await service.until(bad, lambda now: now.error_code)
+        assert (bad.status, bad.error_code) == ("queued", "job_spool_unavailable")
+        assert bad.expires_at_s is not None
+
+    tell(story, concurrency=1)
+
+
 @pytest.mark.parametrize(
     ("error", "other"),
     [
         (RateLimited("Wait.", None, "audio_limit_reached", 60), {"key": "another"}),
-        (SpoolUnavailable("No bucket.", None, None, 60), {"source": Source(url="https://example.com/a.mp3")}),
+        (SpoolAway("No folder.", None, None, 60), {"source": Source(url="https://example.com/a.mp3")}),
     ],
 )
 def test_what_could_not_begin_is_left_in_the_queue(

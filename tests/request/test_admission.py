@@ -69,6 +69,10 @@ def test_short_files_have_a_tenth_for_themselves() -> None:
     alone.refuse_new()
     alone.hold("short", 600.0)
     retry_after_s(alone.hold, "third", 1.0)
+    small = Admission(100, 600.0)
+    small.hold("long", 4 * HOUR_S)
+    retry_after_s(small.hold, "another", 4 * HOUR_S)
+    assert small.held_s == 4 * HOUR_S
 
 
 def test_a_server_that_is_shutting_down_says_so() -> None:

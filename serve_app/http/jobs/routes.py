@@ -91,7 +91,7 @@ def job_routes(jobs: Jobs, max_bytes: int, max_json_bytes: int, *, has_list: boo
         if not has_list:
             raise errors.NoApiKeys(
                 "This server is open to everybody, so it does not list jobs; ask for a job by its id. Its "
-                "operator can add API keys (python -m serve_app key NAME); each key lists its own jobs."
+                "operator can add API keys (whisperx-serve key NAME); each key lists its own jobs."
             )
         query = _list_query(request)
         found = await jobs.page(key_name(request), query.status, query.after, query.limit + 1)

@@ -100,7 +100,7 @@ def job_path(job: Job, root_path: str) -> str:
 def shown(job: Job, root_path: str) -> JobOut:
     """The job, JSON-ready, without its place in the queue."""
     is_running = job.status == "running"
-    has_error = job.error_code or job.error_message
+    has_error = not is_running and (job.error_code or job.error_message)
     # A runner of an older version does not tell the stage.
     progress = cast(ProgressOut, {"stage": "recognition", **job.progress})
     return {

@@ -117,19 +117,25 @@ class Claims(Outbox):
 
     @to_the_end
     async def release(
-        self, job_id: str, attempt: int, delay_s: float | None = None, why: tuple[str, str] | None = None
+        self,
+        job_id: str,
+        attempt: int,
+        delay_s: float | None = None,
+        why: tuple[str, str] | None = None,
+        *,
+        has_begun: bool = True,
     ) -> bool:
         """Gives the job back without counting an attempt; it keeps its place, or waits for `delay_s`.
 
-        With a delay no work was done, so the job can still expire. `why` it waits is a code and a message.
+        `why` it waits is a code and a message. A job on which no work has begun can still expire.
         """
         is_held, now = _is_held(job_id, attempt), self.now()
         async with self.write() as connection:
             if await end_jobs(connection, now, "canceled", is_held, jobs.c.is_cancel_requested):
                 return True
-            changes: dict[str, Any] = {"expires_at_s": None}
+            changes: dict[str, Any] = {"expires_at_s": None} if has_begun else {}
             if delay_s is not None:
-                changes = {"run_at_s": now + delay_s}
+                changes["run_at_s"] = now + delay_s
             if why is not None:
                 changes |= {"error_code": why[0], "error_message": why[1]}
             return await _queue_again(connection, is_held, **changes)

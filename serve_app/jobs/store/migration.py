@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 VERSION_TABLE = "job_store_version"  # not Alembic's default: other users of Alembic may share the database
-MIGRATE = "python -m serve_app jobs migrate CONFIG"
+MIGRATE = "whisperx-serve jobs migrate CONFIG"
 LOCK_ID = 0x77686A6F  # of PostgreSQL's advisory lock: two processes that migrate do it one after the other
 
 T = TypeVar("T")

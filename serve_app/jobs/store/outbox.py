@@ -3,6 +3,7 @@
 import json
 from collections.abc import Collection
 from dataclasses import asdict
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -19,9 +20,9 @@ async def end_jobs(
     now: sa.ColumnElement[float],
     status: Status,
     *which: sa.ColumnElement[bool],
-    error: tuple[str, str] | None = None,
+    error: tuple[Any, Any] | None = None,
 ) -> list[str | None]:
-    """Ends these jobs, and makes their webhooks due. `error` is code and message.
+    """Ends these jobs, and makes their webhooks due. `error` is code and message, or their columns.
 
     Gives the `input_ref` of each, which is None for those without an upload.
     """

@@ -41,7 +41,7 @@ def read_secrets(file: str | None) -> tuple[str, ...]:
         if not is_usable:
             raise UnusableSecrets(
                 f"Secret {number} of {place} is not whsec_ and the base64 of 24 to 64 bytes; "
-                "python -m serve_app webhook-secret makes one."
+                "whisperx-serve webhook-secret makes one."
             )
     if file and not found:
         raise UnusableSecrets(f"{place} (jobs.webhooks.secrets_file) holds no secret.")

@@ -240,6 +240,21 @@ def test_deleting_a_running_job_leaves_nothing(tmp_path: Path) -> None:
     using(tmp_path, story)
 
 
+def test_a_job_says_why_it_waits_until_it_runs(tmp_path: Path) -> None:
+    """Then the error would look like the running attempt's."""
+
+    async def story(service: Service) -> None:
+        path = await service.submitted()
+        held = await service.claimed()
+        why = ("overloaded", "The server is full.")
+        await service.jobs.store.release(held.job.id, held.job.attempt, 0, why, has_begun=False)
+        assert (await service.get(path)).json()["error"] == {"code": why[0], "message": why[1]}
+        await service.claimed()
+        assert (await service.get(path)).json()["error"] is None
+
+    using(tmp_path, story)
+
+
 def test_a_webhook_s_tries_are_shown(tmp_path: Path) -> None:
     """The URL has no query, which may be a password; the id is that of the header webhook-id."""
 

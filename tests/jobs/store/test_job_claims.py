@@ -236,18 +236,20 @@ def test_a_job_that_no_worker_could_begin_expires(store_url: str, clock: Clock) 
         held = (await claimed(store)).job
         clock.advance(11)
         await store.sweep()  # while a worker holds it, it does not expire
-        assert await store.release(held.id, held.attempt, delay_s=5)
+        why = ("overloaded", "The server is full.")
+        assert await store.release(held.id, held.attempt, 5, why, has_begun=False)
         clock.advance(6)
         assert await store.claim("worker", LEASE_S) is None
         await store.sweep()
         job = await store.get(held.id, "alice")
         assert job is not None
+        assert (job.error_code, job.error_message) == why
         return job.status
 
     assert using(store_url, story, clock) == "expired"
 
 
-@pytest.mark.parametrize("how", ["dies", "fails", "drains"])
+@pytest.mark.parametrize("how", ["dies", "fails", "drains", "finds no room"])
 def test_a_job_that_was_begun_does_not_expire(store_url: str, clock: Clock, how: str) -> None:
     """It is begun again, also if there is no room for it at first."""
 
@@ -259,9 +261,11 @@ def test_a_job_that_was_begun_does_not_expire(store_url: str, clock: Clock, how:
             assert await store.fail(held.id, held.attempt, "overloaded", "Too busy.", retry=True)
         elif how == "drains":
             assert await store.release(held.id, held.attempt)
+        elif how == "finds no room":
+            assert await store.release(held.id, held.attempt, delay_s=5)
         clock.advance(10)
         again = (await claimed(store)).job
-        assert await store.release(again.id, again.attempt, delay_s=5)
+        assert await store.release(again.id, again.attempt, delay_s=5, has_begun=False)
         await store.sweep()
         clock.advance(10)
         assert (await claimed(store)).job.id == held.id
