@@ -180,12 +180,18 @@ def test_only_gpus_compute_in_half_precision_unasked(device: str, dtype: torch.d
     assert Precision("auto", device).dtype is dtype
 
 
-def test_float32_on_a_gpu_is_not_tensorfloat_32(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_float32_on_a_gpu_is_not_tensorfloat_32() -> None:
     """With its 10 bits of mantissa words would move; also what overflows in float16 is computed without."""
-    for backend in (torch.backends.cudnn, torch.backends.cuda.matmul):
-        monkeypatch.setattr(backend, "allow_tf32", True)
-    Precision("float32", "cuda")
-    assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == (False, False)
+    backends: tuple[Any, Any] = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        for backend in backends:
+            backend.allow_tf32 = True
+        Precision("float32", "cuda")
+        assert [backend.allow_tf32 for backend in backends] == [False, False]
+    finally:
+        for backend, was in zip(backends, before, strict=True):
+            backend.allow_tf32 = was
 
 
 @pytest.mark.parametrize(
