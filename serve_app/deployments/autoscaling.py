@@ -9,7 +9,7 @@ from typing import Any
 
 from ray.serve.config import AutoscalingContext
 
-BUSY_S = "busy_s_"  # what the names of a replica's counters of busy time begin with, one for each batcher
+BUSY_S = "busy_s_"  # a replica reports one counter for each batcher: this, and the batcher's name
 BUSY = 0.9  # the part of its time in which a full replica runs batches; with more its queue grows
 
 
@@ -46,7 +46,7 @@ class ByAudio:
 
 
 def _largest_slopes(counters: Mapping[str, Mapping[Any, Sequence[Any]]], prefix: str) -> dict[Any, float]:
-    """For each replica the largest slope of its counters whose names begin with this."""
+    """For each replica the slope of its fastest counter, of those whose names begin with `prefix`."""
     found: dict[Any, float] = {}
     for name, of_replicas in counters.items():
         if name.startswith(prefix):

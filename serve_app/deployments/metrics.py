@@ -192,7 +192,7 @@ class StageMetrics:
         self._slots.inc(run.slots, tags)
 
     def worked(self, name: str, busy_s: float) -> None:
-        """Counts up to what a batcher has worked in all, so that a batch of minutes counts while it runs."""
+        """Notes a batcher's busy time since it started, so that a batch of minutes counts while it runs."""
         _add(self._busy_s, busy_s - self._counted_s.get(name, 0.0), {"stage": name})
         self._counted_s[name] = busy_s
 

@@ -149,7 +149,7 @@ class ModelReplica:
         return {
             "unfinished_audio_s": self._workload()[1],
             "done_audio_s": sum(each.counters.audio_s for each in self._batchers),
-            # A counter for each, as each has a thread of its own: the slope is that of the busiest.
+            # One for each thread: autoscaling looks at the busiest.
             **{BUSY_S + each.name: each.busy_s for each in self._batchers},
         }
 

@@ -150,7 +150,7 @@ def _refuse_strangers(scope: Scope) -> None:
 
 
 def _hides_clients(headers: Iterable[tuple[bytes, bytes]] = ()) -> bool:
-    """Whether these are of a proxy, or Serve's HAProxy is used: all clients look like this machine then."""
+    """Whether the connection comes from a proxy, by these headers, or from Serve's HAProxy."""
     is_haproxy = os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1"  # it runs on this machine
     return is_haproxy or any(_FORWARDED.fullmatch(name) for name, _ in headers)
 

@@ -65,7 +65,7 @@ class Runner:
         self._drained = asyncio.Event()
         self._attempts: set[Attempt] = set()  # one for each job that is held
         self._sending = Counter[str]()  # webhooks, by API key
-        # When other jobs of an API key, or with uploads, can be begun again; until then they would only wait.
+        # Until when no job of an API key, and no job with an upload, is taken, because it could not begin.
         self._busy_until_s: dict[str, float] = {}
         self._no_uploads_until_s = 0.0
 

@@ -39,9 +39,10 @@ def check(options: OptionFields) -> None:
 def in_their_formats(
     error: InvalidRequest, sent: str, known: Sequence[str], able: Sequence[str] = ()
 ) -> InvalidRequest:
-    """The error as another API has it, of which one format was `sent`, and those `known` may be advised.
+    """The error in the words of an API with other formats.
 
-    `able` are its formats that can show what was asked for, where they are not ours.
+    `sent` is what the client asked for there, such as `output=srt`. Of the formats that the error advises only
+    those stay that the API has (`known`); `able` replaces them where that API shows the same in other formats.
     """
     message = re.sub(r"response_format=\w+ has no", f"{sent} has no", error.message)
     what, advice, ours = message.partition("; use one of ")

@@ -37,7 +37,7 @@ class Admission:
         self.idle.set()
         self._max_requests = max_requests
         self._max_audio_s = max_audio_s
-        self._max_long_s = max_audio_s * (1 - RESERVED_SHARE)  # of long files
+        self._max_long_s = max_audio_s * (1 - RESERVED_SHARE)  # what long files may hold together
         self._inside: Counter[Kind] = Counter()
         self._held_s: dict[Any, float] = {}  # audio -> its seconds
         self._usual_request_s = USUAL_REQUEST_S  # moving average

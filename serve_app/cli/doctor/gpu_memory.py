@@ -53,7 +53,7 @@ def memory(devices: Devices, settings: Settings, deployments: dict[str, dict[str
     smallest = min(devices.gpus, key=lambda gpu: gpu.memory_bytes)
     needs = needs_of(settings, deployments, smallest.compute_types)
     booked = sum(need.share * need.replicas for need in needs)
-    # On a cluster the file's replicas are spread over so many machines like this one.
+    # A file for a cluster has more replicas than fit here; this machine is judged by its share of them.
     nodes = max(1.0, booked / len(devices.gpus))
     total_gb = sum(need.memory_gb * need.replicas for need in needs) / nodes
     all_gb = sum(gpu.memory_bytes for gpu in devices.gpus) / GB

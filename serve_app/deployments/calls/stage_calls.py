@@ -31,8 +31,8 @@ from serve_app.transcript import Diarization, Segment, Speech, WindowText
 Answer = TypeVar("Answer")
 ASR = "asr"  # the stage of the configured model; that of another one has its name behind it
 MAX_ATTEMPTS = 5
-MAX_CRASHES_IN_SHARED_BATCH = 2  # after so many deaths of replicas a call is quarantined
-MAX_CRASHES_ALONE = 3  # in quarantine, then it is given up; with 2 a kill every 8 s blamed one of 1,400 calls
+MAX_CRASHES_IN_SHARED_BATCH = 2  # a call during which this many replicas died runs alone from then on
+MAX_CRASHES_ALONE = 3  # then it is given up; with 2, kills every 8 s made one of 1,400 calls fail
 QUARANTINE_TIMEOUT_S = 300.0  # how long one quarantined call waits for those before it
 PAUSE = wait_random_exponential(multiplier=1.0, max=8.0)  # seconds, where the trouble may pass by itself
 

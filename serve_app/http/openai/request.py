@@ -216,7 +216,7 @@ def _read(task: Task, given: dict[str, Any]) -> ParsedForm:
 
 
 def _formats(task: Task, names: Sequence[str] = get_args(OpenAIFormat)) -> list[str]:
-    """Those of these formats that the task has."""
+    """The formats among `names` that the task can answer in: a translation has no diarized_json."""
     return [name for name in names if task == "transcribe" or name != "diarized_json"]
 
 

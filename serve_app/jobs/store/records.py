@@ -76,7 +76,7 @@ class Job:
     priority: int
     created_at_s: float
     run_at_s: float  # not before: back-off after a failed attempt
-    expires_at_s: float | None  # if it waits then; None once an attempt has failed or was broken off
+    expires_at_s: float | None  # it expires if it waits then; None when it is queued again after some work
     started_at_s: float | None  # of the last attempt
     finished_at_s: float | None
     delete_at_s: float | None

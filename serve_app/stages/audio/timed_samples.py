@@ -33,7 +33,7 @@ class Stretch:
     def cut(self, samples: bytes | int, frame_bytes: int) -> Iterator[bytes]:
         """Those of the next samples that are wanted; `frame_bytes` has one of each channel.
 
-        A number stands for so many samples of silence. Only what is wanted of it is made, second by second.
+        A number means that many samples of silence; only those that are wanted are made, a second at a time.
         """
         count = samples if isinstance(samples, int) else len(samples) // frame_bytes
         first = int(min(count, max(0, self._begin - self.position)))
@@ -67,7 +67,7 @@ class TimedSamples:
     def feed(self, chunk: bytes) -> Iterator[bytes | int]:
         """Takes what comes next and gives the samples in it, after the silence before them.
 
-        Silence is the number of its samples: a few bytes of a file can declare years of it.
+        Silence is given as a number of samples, because a few bytes of a file can declare years of it.
         """
         self._buffer += chunk
         at = 0
