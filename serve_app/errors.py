@@ -1,4 +1,4 @@
-"""The errors a caller can meet, with HTTP status, type and code. Those of jobs stand beside their code.
+"""The errors a caller can meet, with HTTP status, type and code. Those of jobs are in `jobs` and `http.jobs`.
 
 All arguments are positional: an exception with keyword-only arguments does not survive the way from one Ray
 replica to another. `str()` of an error that crossed replicas is a remote traceback, so answers are built from

@@ -99,9 +99,8 @@ def _fetch(store: "Store", names: list[str]) -> None:
             try:
                 if _is_repository(name, store):
                     place = fetch_repository(name)
-                    outside = (
-                        f"{name} is in the hub client's cache (HF_HOME), not in {store.root}: copy both."
-                    )
+                    outside = f"{name} is in the hub client's cache (HF_HOME), not in {store.root}: "
+                    outside += "to move the models, copy both folders."
                     progress.console.print(outside, markup=False)
                 else:
                     place = fetch(name, store, report, reads_all=True)

@@ -142,7 +142,7 @@ class Ingress:
         self, source: str | bytes, *, headers: dict[str, str] | None = None, **options: Any
     ) -> dict[str, Any]:
         """For Python handles: what `POST /detect-language` answers, of a URL or a file's bytes."""
-        where, parsed = _source(source, headers), parse_some(("model", *LANGUAGE_OPTIONS), options)
+        where, parsed = _source(source, headers), parse_some(("model", *LANGUAGE_OPTIONS), options, more=())
         with self._admission.admit():
             return {**language_answer(await self._detect_language(where, parsed))}
 
@@ -150,7 +150,7 @@ class Ingress:
         self, source: str | bytes, *, headers: dict[str, str] | None = None, **options: Any
     ) -> dict[str, Any] | str:
         """For Python handles: what `POST /v1/audio/diarization` answers, a str for rttm."""
-        where, parsed = _source(source, headers), parse_some(DIARIZATION_OPTIONS, options)
+        where, parsed = _source(source, headers), parse_some(DIARIZATION_OPTIONS, options, more=())
         with self._admission.admit():
             found = await self._without_text.diarize(where, parsed)
             return await asyncio.to_thread(speakers_answer, found, parsed)
@@ -159,7 +159,7 @@ class Ingress:
         self, source: str | bytes, *, headers: dict[str, str] | None = None, **options: Any
     ) -> list[dict[str, Any]]:
         """For Python handles: what `POST /v1/audio/speech/timestamps` answers."""
-        where, parsed = _source(source, headers), parse_some(SPEECH_OPTIONS, options)
+        where, parsed = _source(source, headers), parse_some(SPEECH_OPTIONS, options, more=())
         with self._admission.admit():
             found = await self._without_text.detect_speech(where, parsed)
             return [{**each} for each in await asyncio.to_thread(speech_answer, found)]

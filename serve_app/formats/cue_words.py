@@ -53,7 +53,7 @@ def words_of(segment: Segment, language: str | None) -> tuple[Word, ...]:
 
 
 def word_starts(text: str, words: Iterable[Word]) -> list[int]:
-    """Where each word begins in the text, one after the other; -1 for one that it does not have there."""
+    """Where each word begins in the text, one after the other; -1 where it is not found."""
     starts, end = list[int](), 0
     for word in words:
         starts.append(text.find(word.text, end))
@@ -63,7 +63,7 @@ def word_starts(text: str, words: Iterable[Word]) -> list[int]:
 
 
 def times_by_length(segment: Segment, words: Iterable[Word | CueWord]) -> list[tuple[float, float]]:
-    """The segment's time, divided by the lengths of these words."""
+    """Times for these words: the segment's time, shared out by their lengths."""
     ends = list(accumulate(len(word.text) for word in words))
     length_s = segment.end_s - segment.start_s
     return list(pairwise(segment.start_s + length_s / ends[-1] * end for end in (0, *ends)))

@@ -143,9 +143,9 @@ def _refuse_strangers(scope: Scope) -> None:
         raise NoApiKeys(
             "This server has no API keys. Without one it answers this machine (as 127.0.0.1, [::1] or "
             "localhost), and clients of access.trusted_networks that ask directly, by an address or a local "
-            f"name. This request came from {client[0] if client else 'nowhere'} for {', '.join(names) or '?'}"
-            f"{', by a proxy' * _hides_clients(scope['headers'])}. The operator can name networks, or make "
-            "keys (whisperx-serve key NAME), or set access.public_without_keys."
+            f"name. This request came from {client[0] if client else 'nowhere'}, to {', '.join(names) or '?'}"
+            f"{', through a proxy' * _hides_clients(scope['headers'])}. The operator can name networks, or "
+            "make keys (whisperx-serve key NAME), or set access.public_without_keys."
         )
 
 

@@ -72,7 +72,7 @@ def shaped(path: str, status: int, body: dict[str, Any]) -> dict[str, Any] | Non
 def renaming(names: Mapping[str, str]) -> Iterator[None]:
     """Raises the InvalidRequest from inside with fields' names as the client sent them: ours -> theirs.
 
-    `jobs.service.within` names fields of an object in a body; `ParsedForm.renamed`, options of OpenAI's form.
+    See also `jobs.service.within` and, for OpenAI's form, `ParsedForm.renamed`.
     """
     try:
         yield

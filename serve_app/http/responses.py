@@ -105,7 +105,7 @@ def text_pieces(segments: Iterable[Segment], task: Task, *, is_first: bool) -> I
 
 
 def logprobs(transcript: Transcript) -> list[LogprobOut]:
-    """The tokens of the text, in order. Of a token that cannot be, OpenAI says -9999."""
+    """The tokens of the text, in order. A token of probability 0 has -9999, as OpenAI's."""
     return [
         LogprobOut(
             token=bytes(token.utf8_bytes).decode(errors="replace"),

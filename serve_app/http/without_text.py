@@ -135,7 +135,7 @@ def without_text_routes(
 
 
 def parse_some(names: Sequence[str], given: Mapping[str, Any], more: Sequence[str] = ("model",)) -> Options:
-    """These options of a request without text, which has `more` fields. Raises InvalidRequest for others."""
+    """The options `names` of a request without a text; the error for any other lists `more` fields, too."""
     if unknown := sorted(given.keys() - set(names)):
         raise conflict(unknown[0], f"unknown option; this request has only {', '.join((*more, *names))}")
     if given.get("response_format") not in (None, *HAVE_TURNS):

@@ -25,7 +25,7 @@ from serve_app.transcript import Progress
 
 logger = logging.getLogger("ray.serve")
 
-MAX_WAIT_S = 30  # of a job that could not be begun, until it is tried again
+MAX_WAIT_S = 30  # until a job that could not begin is tried again
 MAX_BEAT_S = 2.0  # between two heartbeats; the progress that clients see is at most this old
 LOST = "Job %s was given to another worker, or deleted; this attempt is dropped."
 

@@ -120,7 +120,7 @@ class Runner:
 
     async def _sweep(self) -> None:
         while not self._draining.is_set():
-            if not await self._persistently(self._jobs.sweep):  # else there may be more of it
+            if not await self._persistently(self._jobs.sweep):  # else more may be left
                 await self._pause(SWEEP_S)
 
     async def _count(self) -> None:

@@ -207,7 +207,7 @@ class Jobs:
                 yield Source(file=file)
 
     async def sweep(self) -> bool:
-        """Erases what was kept long enough, and uploads that no job needs any more; whether it found much."""
+        """Erases what was kept long enough and uploads without a job. True if more may be left."""
         swept = await self.store.sweep()
         await self.spool.remove(*(ref for ref in swept if ref is not None))
         await self.spool.sweep(await self.store.input_refs())

@@ -64,7 +64,7 @@ def load_transcript(stored: bytes) -> Transcript:
     """The transcript that `dump_transcript` gave, also of an older version."""
     kept = json.loads(stored)
     if "tokens" not in kept:  # each segment had those of its whole window
-        windows: dict[str, list[Any]] = {}  # of two channels, equal windows have a text each
+        windows: dict[str, list[Any]] = {}  # two channels may have equal windows, with other tokens
         for segment in kept["segments"]:
             tokens = (segment["source_text"] or {}).pop("tokens", [])
             if tokens not in (texts := windows.setdefault(str(segment["window"]), [])):

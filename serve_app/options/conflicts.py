@@ -41,8 +41,8 @@ def in_their_formats(
 ) -> InvalidRequest:
     """The error in the words of an API with other formats.
 
-    `sent` is what the client asked for there, such as `output=srt`. Of the formats that the error advises only
-    those stay that the API has (`known`); `able` replaces them where that API shows the same in other formats.
+    `sent` is what the client asked for there, such as `output=srt`. Of the formats that the error advises,
+    only those that the API has (`known`) stay; `able`, if given, are its formats that can show the same.
     """
     message = re.sub(r"response_format=\w+ has no", f"{sent} has no", error.message)
     what, advice, ours = message.partition("; use one of ")

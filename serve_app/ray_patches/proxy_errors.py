@@ -94,6 +94,6 @@ def _is_serves_own(message: Message) -> bool:
 
 
 def _answer(path: str) -> ASGIApp:
-    """In the shape of the path's API."""
+    """The 503, in the shape of the path's API."""
     message = "The process that worked on this request ended, or none can take the request; send it again."
     return error_response(Overloaded(message, None, "ingress_lost"), path)

@@ -138,7 +138,10 @@ def test_a_repository_of_a_config_file_is_fetched_with_the_hubs_client(
     run(folder, "--config", str(config))
     assert here == {"acme/faster-whisper-x"}
     said = " ".join(capsys.readouterr().err.split())
-    assert f"in the hub client's cache (HF_HOME), not in {folder}: copy both." in said
+    assert (
+        f"in the hub client's cache (HF_HOME), not in {folder}: to move the models, copy both folders."
+        in said
+    )
     run(folder, "--config", str(config), "--check")
     assert "acme/faster-whisper-x is complete" in capsys.readouterr().err
     with pytest.raises(CommandFailed, match="acme/lost cannot be fetched"):

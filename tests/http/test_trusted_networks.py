@@ -76,8 +76,8 @@ def test_the_refusal_says_how_the_request_came() -> None:
         answer(INSIDE, headers, host, trusted_networks=(LAN,)).json()["error"]["message"]
         for headers, host in ((None, "whisper.example.com:80"), ({"X-Forwarded-For": INSIDE}, "192.168.1.5"))
     ]
-    assert f"came from {INSIDE} for whisper.example.com." in messages[0]
-    assert f"came from {INSIDE} for 192.168.1.5, by a proxy." in messages[1]
+    assert f"came from {INSIDE}, to whisper.example.com." in messages[0]
+    assert f"came from {INSIDE}, to 192.168.1.5, through a proxy." in messages[1]
 
 
 def test_with_keys_trusted_networks_need_none() -> None:

@@ -57,7 +57,7 @@ def memory(devices: Devices, settings: Settings, deployments: dict[str, dict[str
     nodes = max(1.0, booked / len(devices.gpus))
     total_gb = sum(need.memory_gb * need.replicas for need in needs) / nodes
     all_gb = sum(gpu.memory_bytes for gpu in devices.gpus) / GB
-    asked = f"The models need about {total_gb:.1f} GB (computed, not measured)"
+    asked = f"The models here need about {total_gb:.1f} GB (computed, not measured)"
     tight = [need for need in needs if need.memory_gb > need.share * smallest.memory_bytes / GB]
     if total_gb > all_gb:
         return wrong(

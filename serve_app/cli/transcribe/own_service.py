@@ -41,7 +41,7 @@ def own_service(
     """
     if find_spec("ray") is None:
         raise CommandFailed(
-            f"a service cannot be started here; name one that runs with --server URL, or {INSTALL}."
+            f"a service cannot be started here; name a running one by --server URL, or {INSTALL}."
         )
     from serve_app.cli import config_file
     from serve_app.cli.launcher import free_port, running, url_of

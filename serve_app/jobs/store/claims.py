@@ -44,8 +44,8 @@ class Claims(Outbox):
         `held` are the ids of the jobs that the worker runs: it is not given them again, although an outage
         of the store may have let their leases run out. A job that several workers died of would take others
         with it, so only a worker that holds none gets it. While it waits, workers that hold jobs get nothing:
-        else, under load, no worker would ever be free. Due jobs of `busy_keys`, or all those `with_uploads`,
-        are left in the queue where the worker could not begin them.
+        else, under load, no worker would ever be free. Due jobs of `busy_keys` stay in the queue; without
+        `with_uploads` so do jobs with uploads.
         """
         now = self.now()
         wanted = [queue.c.key.not_in(busy_keys)]
@@ -181,7 +181,7 @@ class Claims(Outbox):
 async def _take(
     connection: AsyncConnection, pick: sa.Select[str], *which: sa.ColumnElement[bool], **changes: Any
 ) -> ClaimedJob | None:
-    """Claims the first job of `pick` that no other transaction is about to claim, if it is one of `which`."""
+    """Claims the first job of `pick` that no other transaction is about to claim, if it meets `which`."""
     picked = pick.limit(1).with_for_update(skip_locked=True).scalar_subquery()
     taken = await connection.execute(
         jobs.update()

@@ -196,7 +196,7 @@ class JobStore(Claims):
             if not any((await connection.execute(sa.select(any_overdue, sa.exists(old)))).one()):
                 return []
         async with self.write() as connection:
-            why = (jobs.c.error_code, jobs.c.error_message)  # each waited
+            why = (jobs.c.error_code, jobs.c.error_message)  # why each waited
             ended = await end_jobs(connection, now, "expired", is_overdue(jobs, now), error=why)
             erased = await connection.execute(
                 jobs.delete().where(jobs.c.id.in_(old)).returning(jobs.c.input_ref)

@@ -75,7 +75,7 @@ async def deliver(
     if made.error is not None and made.status != HTTPStatus.GONE:
         jitter = random.random()  # noqa: S311  (it spreads load and protects nothing)
         retry_in_s = next_try_in_s(delivery.tries, settings, asked_s, jitter)
-    # Where it is not recorded, it is sent again.
+    # A try that is not recorded would be made again.
     if not await until_stored(partial(outbox.record_try, delivery.id, delivery.claim_no, made, retry_in_s)):
         logger.warning("Webhook %s was sent by another worker in the meantime.", delivery.id)
 

@@ -185,7 +185,7 @@ class _TrackDecoder:
     async def _take_part(self, pcm: bytearray, channels: int) -> Samples:
         """Cuts a part off the beginning of `pcm`, or takes all of it if there is no more.
 
-        Others get their turn first, because nothing is waited for while silence is made. Raises TimeoutError.
+        Other tasks run first, as making silence awaits nothing. Raises TimeoutError.
         """
         async with asyncio.timeout_at(self._limits.until_s):
             await asyncio.sleep(0)
