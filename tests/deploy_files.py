@@ -61,6 +61,12 @@ def cluster(source: str) -> dict[str, Any]:
     return found
 
 
+def groups(source: str) -> list[dict[str, Any]]:
+    """The head's group, then those of the workers."""
+    found = cluster(source)
+    return [found["headGroupSpec"], *found["workerGroupSpecs"]]
+
+
 def serve_config(source: str) -> dict[str, Any]:
     """What KubeRay sends to Serve."""
     config = yaml.safe_load(of_kind("RayService", all_documents(source))["spec"]["serveConfigV2"])

@@ -62,7 +62,7 @@ def shows(panel: str, samples: dict[str, float]) -> dict[str, Any]:
 
 
 def waits(stage: str, calls: dict[str, int]) -> dict[str, str]:
-    """How many calls a minute have waited for at most so many seconds, in all."""
+    """A stage's waits: for each limit in seconds, how many calls a minute waited no longer than that."""
     bucket = 'ray_whisperx_stage_wait_seconds_bucket{stage="%s", le="%s"}'
     return {
         bucket % (stage, le): f"0+{count}x60" for le, count in (*calls.items(), ("+Inf", max(calls.values())))

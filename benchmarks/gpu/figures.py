@@ -61,7 +61,7 @@ class Report:
         at_most: float | None = None,
         at_least: float | None = None,
     ) -> None:
-        """Without a value it is unknown, which is within all limits."""
+        """A figure without a value is shown as unknown, and has no limits."""
         if value is None:
             value, unit, at_most, at_least = "unknown", "", None, None
         value = value if isinstance(value, str) else float(value)  # numpy's are not JSON

@@ -77,8 +77,8 @@ def machine_name(device: str) -> str:
     """What figures are labelled with."""
     cores = f"{len(os.sched_getaffinity(0))} cores"
     if device == "cuda":
-        part = "a slice of " if gpu_in_use().startswith(SLICE) else ""
-        return f"{part}{gpu_of('name') or 'unknown GPU'}, {cores}"
+        part, name = "a slice of " if gpu_in_use().startswith(SLICE) else "", gpu_of("name")
+        return f"{part}{'an unknown GPU' if name in (None, 'unknown') else name}, {cores}"
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return f"{models[0] if models else platform.machine()}, {cores}, no GPU"

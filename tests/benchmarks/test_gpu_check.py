@@ -169,7 +169,7 @@ FAILS = """
 
 
 def test_an_error_of_several_lines_is_explained_by_its_first(tmp_path: Path) -> None:
-    """CUDA's end with the same advice, whatever has happened."""
+    """CUDA's errors end with the same advice, whatever has happened."""
     command = [sys.executable, "-c", textwrap.dedent(FAILS)]
     outcome = run_child(Step("machine", "", 0, 60), 60, command, tmp_path, tmp_path / "log", PROJECT)
     assert outcome.state == "failed"
@@ -213,7 +213,7 @@ def test_what_is_unknown_is_within_its_limits_and_says_so(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("device", "is_tiny", "goal"), [("cuda", False, 3), ("cuda", True, None), ("cpu", False, None)]
 )
-def test_speed_has_goals_where_it_is_a_services(
+def test_only_full_models_on_a_gpu_have_goals_of_speed(
     tmp_path: Path, device: str, is_tiny: bool, goal: float | None
 ) -> None:
     """On a GPU, with models of true dimensions; elsewhere it is measured to try the command."""
@@ -290,7 +290,7 @@ def test_the_gpu_that_is_watched_is_the_one_in_use(
 def test_memory_is_watched_to_the_end(
     monkeypatch: pytest.MonkeyPatch, visible: str, grown_mib: float | None, busy_percent: float | None
 ) -> None:
-    """Also where the load is unknown: the peak between two samples of the same height is found."""
+    """Memory that is taken and given back is found, also on a GPU whose load is unknown."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     in_use = {1: 100, 2: 200, 3: 300}
     with usage("cuda", driver(in_use)) as seen:
@@ -326,9 +326,9 @@ esac
     [
         ("0", "Tesla T4"),
         ("1", "NVIDIA L4"),
-        ("MIG-x", "a slice of unknown"),
-        ("7", "unknown GPU"),
-        ("", "unknown GPU"),
+        ("MIG-x", "a slice of an unknown GPU"),
+        ("7", "an unknown GPU"),
+        ("", "an unknown GPU"),
     ],
 )
 def test_figures_name_the_gpu_in_use(

@@ -1,6 +1,7 @@
 """`whisperx-serve transcribe` on the whole HTTP API: what it writes, skips, resumes, says and returns."""
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -27,7 +28,6 @@ from whisperx.utils import get_writer
 from serve_app.__main__ import cli
 from serve_app.cli import CommandFailed, launcher
 from serve_app.cli.transcribe.flags import REFUSED
-from serve_app.cli.transcribe.inputs import hash_of
 from serve_app.cli.transcribe.writers import ALL, whisperx_result
 from serve_app.errors import NoRoom, UnusableAudio
 from serve_app.http.responses import answer
@@ -160,7 +160,8 @@ def test_what_an_earlier_version_has_done_is_skipped(service: Played, talk: Path
     """Flags that are new and not given change nothing of the request, as f1d296c recorded it."""
     status = talk.stat()
     version = [str(talk), status.st_size, status.st_mtime_ns]
-    mark = hash_of(version, {"task": "transcribe", "diarize": False}, [None, None, False], True, {})
+    asked = [version, {"task": "transcribe", "diarize": False}, [None, None, False], True, {}]
+    mark = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
     (tmp_path / "talk.srt").write_text("1")
     (tmp_path / ".whisperx-serve").write_text(f"{json.dumps(['talk.srt', mark])}\n")
     assert "1 done before" in run(service, talk, "-o", tmp_path, "-f", "srt").output

@@ -8,16 +8,10 @@ operator's log.
 import re
 from typing import Any
 
-from deploy_files import DEPLOY, SOURCES, all_documents, cluster, of_kind, serve_config
+from deploy_files import DEPLOY, SOURCES, all_documents, cluster, groups, of_kind, serve_config
 
 # The ports of a head that names none: common/service.go, getDefaultPorts.
 DEFAULT_PORTS = {"client": 10001, "dashboard": 8265, "gcs-server": 6379, "metrics": 8080, "serve": 8000}
-
-
-def groups(source: str) -> list[dict[str, Any]]:
-    """The head's group, then those of the workers."""
-    found = cluster(source)
-    return [found["headGroupSpec"], *found["workerGroupSpecs"]]
 
 
 def ray_container(group: dict[str, Any]) -> dict[str, Any]:
@@ -199,7 +193,7 @@ def test_the_name_is_short_enough_for_all_that_is_made_of_it(source: str) -> Non
 
 
 @SOURCES
-def test_the_way_to_upgrade_is_one_that_there_is(source: str) -> None:
+def test_the_upgrade_strategy_is_one_that_we_can_use(source: str) -> None:
     """utils/validation.go: ValidateRayServiceSpec. `NewClusterWithIncrementalUpgrade` needs more than we
     have.
     """
@@ -212,9 +206,9 @@ def test_the_way_to_upgrade_is_one_that_there_is(source: str) -> None:
 @SOURCES
 def test_a_worker_takes_requests_once_its_proxy_answers(source: str) -> None:
     """KubeRay adds both probes where there is none, and changes none of ours: common/pod.go,
-    initLivenessAndReadinessProbe. All workers are in the service for clients, so that their readiness alone
-    keeps clients away from one without a proxy; that of a head says that Ray is there, or no application is
-    sent (rayservice_controller.go, reconcileServe).
+    initLivenessAndReadinessProbe. The service for clients has all workers, so a worker may be ready only when
+    its proxy answers. A head must be ready as soon as Ray runs: before that no application is sent
+    (rayservice_controller.go, reconcileServe).
     """
     head, *workers = groups(source)
     for group in workers:
@@ -232,7 +226,7 @@ def test_a_worker_takes_requests_once_its_proxy_answers(source: str) -> None:
 
 @SOURCES
 def test_labels_by_which_kuberay_finds_pods_are_its_own(source: str) -> None:
-    """common/pod.go: labelPod would take other values of all but three of them from us, silently.
+    """common/pod.go: labelPod lets our values win, without a word, for all of KubeRay's labels but three.
 
     The service whisperx-head-svc selects `app.kubernetes.io/name: kuberay` whatever the pods have
     (common/service.go, BuildHeadServiceForRayService), and would have no endpoints.

@@ -19,6 +19,7 @@ from deploy_files import (
     application,
     cluster,
     documents,
+    groups,
     kustomized,
     of_kind,
     pod_templates,
@@ -326,8 +327,7 @@ def test_metrics_are_where_the_monitor_looks(source: str) -> None:
     """One port, by number for Ray and by name for the PodMonitor, on the head and on every worker."""
     (monitor,) = documents(KUBERNETES / "podmonitor.yaml")
     (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
-    groups = [cluster(source)["headGroupSpec"], *cluster(source)["workerGroupSpecs"]]
-    for group in groups:
+    for group in groups(source):
         (container,) = group["template"]["spec"]["containers"]
         ports = {port["name"]: str(port["containerPort"]) for port in container["ports"]}
         assert ports[endpoint["port"]] == group["rayStartParams"]["metrics-export-port"]

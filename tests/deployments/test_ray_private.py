@@ -80,13 +80,15 @@ def test_another_ray_is_refused_before_it_is_started(monkeypatch: pytest.MonkeyP
 
 
 def test_all_private_names_are_checked() -> None:
-    """They are used in ray_private.py alone, but for the patches, which are off with another Ray."""
+    """Only ray_private.py uses any of Ray's, and checks them; the patches are off with another Ray."""
     private = re.compile(r"^ *(?:from|import) ray\b.*\._|^ *from ray\b.* import .*\b_[a-z]", re.MULTILINE)
     using = {path for path in PACKAGE.rglob("*.py") if private.search(path.read_text())}
     assert {path.relative_to(PACKAGE).parts[0] for path in using} == {"proxy.py", "ray_patches"}
     used = set(re.findall(r"\.(_[a-z]\w+)\(", Path(ray_private.__file__).read_text()))
     checked = {name.rpartition(".")[2].rpartition(":")[2] for name, _, _ in ray_private.LEANS_ON}
     assert used == {name for name in checked if name.startswith("_")}
+    others = {path for path in PACKAGE.rglob("*.py") if path != Path(ray_private.__file__)} - using
+    assert not [path for path in others if any(f".{name}(" in path.read_text() for name in used)]
 
 
 def test_the_ray_it_was_tried_with_is_the_installed_one() -> None:

@@ -3,16 +3,17 @@
 import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from fakes import data_url, recording
 
 from serve_app.errors import InvalidRequest
 from serve_app.formats.table import FORMATS
-from serve_app.http.asr_webservice.request import parse_asr
+from serve_app.http.asr_webservice.request import Output, parse_asr
 from serve_app.http.model_names import ModelNames
 from serve_app.http.openai import request as openai_request
+from serve_app.http.openai.request import OpenAIFormat
 from serve_app.http.without_text import DIARIZATION_OPTIONS, parse_some
 from serve_app.options import Options, parse_options
 
@@ -47,17 +48,17 @@ ROUTES: Mapping[str, tuple[Callable[[Sent], object], str, tuple[str, ...]]] = {
     "/v1/audio/transcriptions": (
         partial(_openai, "transcribe"),
         "response_format",
-        ("json", "text", "srt", "vtt", "verbose_json", "diarized_json"),
+        get_args(OpenAIFormat),
     ),
     "/v1/audio/translations": (
         partial(_openai, "translate"),
         "response_format",
-        ("json", "text", "srt", "vtt", "verbose_json", "diarized_json"),
+        get_args(OpenAIFormat),
     ),
     "/asr": (
         lambda sent: parse_asr(_fields(sent), MODELS, ()),
         "output",
-        ("txt", "text", "vtt", "srt", "tsv", "json"),
+        get_args(Output),
     ),
 }
 
@@ -114,6 +115,23 @@ def advised(message: str, field: str, formats: tuple[str, ...]) -> Iterator[Sent
         yield {option: 40 if option == "max_line_width" else True}
     elif pairs and not names:
         yield pairs
+
+
+@pytest.mark.parametrize(
+    ("route", "sent", "advice"),
+    [
+        ("/predict", {"confidence": True, "response_format": "json"}, {"word_timestamps": True}),
+        ("/predict", {"embeddings": True, "response_format": "srt"}, {"response_format": "json"}),
+        ("/asr", {"max_line_width": 30, "output": "json"}, {"output": "vtt"}),
+        ("/v1/audio/translations", {"diarize": True}, {"response_format": "verbose_json"}),
+    ],
+)
+def test_advice_is_found_in_errors(route: str, sent: Sent, advice: Sent) -> None:
+    """Else the next test would have nothing to follow."""
+    parse, field, formats = ROUTES[route]
+    error = refusal(parse, sent)
+    assert error is not None
+    assert advice in advised(error.message, field, formats)
 
 
 @pytest.mark.parametrize("option", OPTIONS, ids="+".join)

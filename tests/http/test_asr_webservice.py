@@ -432,8 +432,9 @@ def test_options_without_a_meaning_for_a_language_are_refused(query: str) -> Non
     assert answer.status_code == 400
     error = answer.json()["error"]
     assert f"{error['param']}=" in query
-    listed = error["message"].partition("has only")[2]
-    assert not listed or {"encode", "model", "languages"} <= set(re.findall(r"\w+", listed))
+    if error["param"] != "encoding":  # which is an option, but not of samples that have a header
+        listed = error["message"].partition("has only")[2]
+        assert {"encode", "model", "languages"} <= set(re.findall(r"\w+", listed))
 
 
 @pytest.mark.parametrize("query", ["?languages=de,nl", "?languages=de&languages=Dutch"])

@@ -289,12 +289,12 @@ def test_a_full_server_costs_no_attempt(error: Exception, tell: Callable[..., No
     tell(story, error)
 
 
-def test_room_is_asked_for_again_before_a_job_expires(
+def test_room_is_asked_for_again_within_seconds(
     tell: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Half the time that a job takes may be more than a job is to wait.
+    """A full server may say to come back in ten minutes, but room may come sooner.
 
-    One that has been worked on, as here, does not expire any more.
+    A job that was begun, as here, does not expire meanwhile.
     """
     monkeypatch.setattr(attempt_module, "MAX_WAIT_S", 1)
 

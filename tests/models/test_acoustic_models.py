@@ -181,10 +181,10 @@ def test_only_gpus_compute_in_half_precision_unasked(device: str, dtype: torch.d
 
 
 def test_float32_on_a_gpu_is_not_tensorfloat_32() -> None:
-    """With its 10 bits of mantissa words would move; also what overflows in float16 is computed without."""
+    """Its 10 bits of mantissa would move words. After an overflow in float16 the same float32 is used."""
     backends: tuple[Any, Any] = (torch.backends.cudnn, torch.backends.cuda.matmul)
     before = [backend.allow_tf32 for backend in backends]
-    try:
+    try:  # by hand: monkeypatch would delete these flags, which are in no dictionary
         for backend in backends:
             backend.allow_tf32 = True
         Precision("float32", "cuda")
